@@ -1,0 +1,2902 @@
+#!/usr/bin/env python3
+"""clinvk: run many prompts through AI command-line programs, several at a time.
+
+    clinvk parallel --file tasks.json            results as text, a table at the end
+    generate | clinvk parallel --jsonl | jq ...  one JSON line per task as it ends
+
+One file, Python 3.8 or newer, the standard library only (orjson is used where it
+can be imported and changes nothing but speed).  How a batch flows through it:
+
+    file or stdin --> Tasks ------------> Pool --------------> Sinks --> stdout
+                      one Task at a time   |   ^                |
+                                           v   |                v
+                                          Worker             Summary --> verdict
+                                          one backend        table,      exit status
+                                          process a task     totals
+
+Data flows down the file: a section uses only what stands above it.
+
+     1. Types          what travels: Task, Result; statuses, exit codes, errors
+     2. Text and JSON  dumps, loads, display width, durations, one-line cuts
+     3. Platform       processes, files, locks, terminals; every platform difference
+     4. Backends       a row each: how to ask a program, how to read its answer
+     5. Tasks          JSON from a file or a pipe --> validated Tasks, lazily
+     6. Worker         run_task: one task, one process; the only place that launches
+     7. Pool           run_pool: a generator, exactly one Result per task
+     8. Sinks          text, JSON Lines, JSON, directory, progress
+     9. Summary        the ordered table, the totals, the verdict
+    10. Commands       options --> tasks --> pool --> sinks --> verdict
+    11. Command line   build_parser, main
+
+What holds everywhere:
+
+  * Every task is answered by exactly one Result, whatever dies.
+  * Nothing that a run started outlives it.
+  * Only sinks and main write to stdout or stderr; only main knows exit statuses.
+  * Importing the module starts nothing, and loads little: modules that only some
+    commands need are imported by the function that needs them (`clinvk --version`
+    costs about what `python3 -c pass` costs).
+"""
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import namedtuple
+from functools import lru_cache
+
+__version__ = "0.1.0"
+__all__ = ["Control", "Result", "Task", "UserError", "main", "run_pool", "run_task"]
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    import threading
+    from types import FrameType, ModuleType
+    from typing import (Any, Callable, Dict, FrozenSet, IO, Iterable, Iterator, List, NamedTuple, Optional,
+                        Sequence, Set, Tuple, Type, Union)
+else:
+    class _RecordType(type):
+        """Makes `class X(NamedTuple)` mean what it means with typing.NamedTuple.
+
+        Importing typing or dataclasses takes as long as starting Python (9 and 15 ms
+        beside 10, CPython 3.11), which a program for shell pipelines should not spend on every call.
+        """
+
+        def __new__(mcs, name, bases, body):
+            if not bases:
+                return super().__new__(mcs, name, bases, body)
+            fields = list(body.get("__annotations__", ()))
+            defaults = [body.pop(field) for field in fields if field in body]
+            record = namedtuple(name, fields, defaults=defaults, module=body["__module__"])
+            return type(name, (record,), dict(body, __slots__=()))
+
+    class NamedTuple(metaclass=_RecordType):
+        pass
+
+
+# --- 1. Types ----------------------------------------------------------------
+
+STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
+
+ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid", "context_length",
+               "max_turns", "budget", "timeout", "signal", "not_found", "no_output", "backend", "worker_lost", "canceled")
+
+# clinvk's own exit statuses; the man page's EXIT STATUS section is held against this table.
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BUG, EXIT_OUTPUT = 0, 1, 2, 70, 74
+EXIT_HANGUP, EXIT_INTERRUPT, EXIT_PIPE, EXIT_TERMINATE = 129, 130, 141, 143
+
+APPROVAL_MODES = ("default", "auto", "none", "always")
+SANDBOX_MODES = ("default", "read-only", "workspace", "full")
+
+
+class UserError(Exception):
+    """Something its user can put right: bad usage or bad input.  The message says what and where."""
+
+
+class OutputError(Exception):
+    """Results could not be written.  `broken_pipe` says that it was because the reader went away."""
+
+    def __init__(self, message: str, broken_pipe: bool = False) -> None:
+        super().__init__(message)
+        self.broken_pipe = broken_pipe
+
+
+class Interrupted(BaseException):
+    """A signal asked clinvk to stop while no task was running."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+class Task(NamedTuple):
+    """One prompt for one backend: complete and validated, defaults merged.  Immutable.
+
+    `timeout` is in seconds; None, 0 and () mean "not given".  `invalid` holds the reason
+    why what stood in the task's place in the input is not a task; such a task is answered
+    by a failed result without anything being launched.
+    """
+
+    index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
+    backend: str
+    prompt: str
+    model: str = ""
+    workdir: str = ""
+    approval_mode: str = "default"
+    sandbox_mode: str = "default"
+    system_prompt: str = ""
+    max_turns: int = 0
+    max_tokens: int = 0
+    timeout: float = 0.0
+    extra: Tuple[str, ...] = ()
+    verbose: bool = False
+    dry_run: bool = False
+    id: str = ""
+    name: str = ""
+    tags: Tuple[str, ...] = ()
+    meta: Optional[Dict[str, Any]] = None
+    invalid: str = ""
+
+
+class Result(NamedTuple):
+    """What became of one task.  Immutable; all that a worker returns.
+
+    `exit_code` is the backend's own; 1 where it said 0 and failed all the same, 124 after a
+    timeout, 126/127 where it could not be started, 128+n where signal n ended it, -1 for a
+    task that was canceled or lost.  Times are seconds since the epoch.
+    `answer` is the backend's answer, or a TextFile where it is large: read `output`.
+    """
+
+    index: int  # type: ignore[assignment]
+    backend: str
+    status: str
+    exit_code: int
+    answer: Union[str, TextFile] = ""
+    error: str = ""
+    error_kind: str = ""
+    retry_after_seconds: Optional[float] = None
+    warnings: Tuple[str, ...] = ()
+    model: str = ""
+    session_id: str = ""
+    usage: Optional[Dict[str, int]] = None
+    cost_usd: Optional[float] = None
+    num_turns: Optional[int] = None
+    attempts: int = 1
+    start_time: float = 0.0
+    end_time: float = 0.0
+    task: Optional[Task] = None  # not sent back by a worker: who fed the task still has it
+
+    @property
+    def output(self) -> str:
+        """The backend's answer as text; bytes that are not UTF-8 are kept as lone surrogates."""
+        return self.answer if isinstance(self.answer, str) else "".join(self.answer)
+
+    @property
+    def duration_seconds(self) -> float:
+        return max(0.0, self.end_time - self.start_time)
+
+
+def unfinished(task: Task, status: str, error: str, error_kind: str, *, exit_code: int = -1, attempts: int = 0,
+               start_time: Optional[float] = None) -> Result:
+    """The Result of a task that no backend answered."""
+    now = time.time()
+    return Result(task.index, task.backend, status, exit_code, error=error, error_kind=error_kind, model=task.model,
+                  attempts=attempts, start_time=now if start_time is None else start_time, end_time=now)
+
+
+# --- 2. Text and JSON --------------------------------------------------------
+
+CHUNK = 1 << 16  # characters or bytes that are held at a time of a text of any size
+LOSSLESS = "clinvk-lossless"  # codec error handler, registered below
+
+
+@lru_cache(maxsize=None)
+def _json_modules() -> Tuple[ModuleType, Optional[ModuleType]]:
+    import json
+    try:
+        import orjson
+    except ImportError:
+        return json, None
+    return json, orjson
+
+
+@lru_cache(maxsize=None)
+def _register_lossless() -> None:
+    """Registers LOSSLESS: undecodable input becomes lone surrogates, and goes back to the same bytes.
+
+    Python has a handler for encoded surrogates and one for stray bytes; a program's output may hold both.
+    """
+    import codecs
+
+    def lossless(error: UnicodeError) -> Tuple[Union[str, bytes], int]:
+        if isinstance(error, UnicodeEncodeError):
+            text = error.object[error.start:error.end]
+            return b"".join(bytes([ord(c) - 0xDC00]) if 0xDC80 <= ord(c) <= 0xDCFF
+                            else c.encode("utf-8", "surrogatepass") for c in text), error.end
+        if not isinstance(error, UnicodeDecodeError):
+            raise error
+        three = bytes(error.object[error.start:error.start + 3])
+        if len(three) == 3 and three[0] == 0xED and 0xA0 <= three[1] <= 0xBF and 0x80 <= three[2] <= 0xBF:
+            return three.decode("utf-8", "surrogatepass"), error.start + 3
+        return chr(0xDC00 + three[0]), error.start + 1
+
+    codecs.register_error(LOSSLESS, lossless)
+
+
+def to_bytes(text: str) -> bytes:
+    _register_lossless()
+    return text.encode("utf-8", LOSSLESS)
+
+
+def to_text(data: bytes) -> str:
+    _register_lossless()
+    return data.decode("utf-8", LOSSLESS)
+
+
+def text_chunks(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Decodes a text that arrives in pieces, which may part a character."""
+    import codecs
+    _register_lossless()
+    decoder = codecs.getincrementaldecoder("utf-8")(LOSSLESS)
+    for piece in pieces:
+        text = decoder.decode(piece)
+        if text:
+            yield text
+    rest = decoder.decode(b"", True)
+    if rest:
+        yield rest
+
+
+def dumps(value: Any) -> bytes:
+    """`value` as compact JSON, always valid UTF-8: lone surrogates are written as escapes."""
+    json, orjson = _json_modules()
+    if orjson is not None:
+        try:
+            encoded: bytes = orjson.dumps(value)
+            return encoded
+        except TypeError:  # a lone surrogate, a number past 64 bits, NaN: the slow way knows them
+            pass
+    try:
+        text: str = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        ascii_text: str = json.dumps(value, separators=(",", ":"), allow_nan=False)
+        return ascii_text.encode("ascii")
+
+
+@lru_cache(maxsize=None)
+def _long_number() -> Callable[[bytes], Any]:
+    import re
+    return re.compile(rb"[0-9]{16}|[0-9][eE]").search
+
+
+def loads(data: bytes) -> Any:
+    """The JSON value in `data` (UTF-8).  Raises ValueError; of json.JSONDecodeError, where it is not JSON."""
+    json, orjson = _json_modules()
+    # orjson rounds integers past 64 bits to floats; whatever may hold one, and every error, goes the slow way.
+    if orjson is not None and not _long_number()(data):
+        try:
+            return orjson.loads(data)
+        except ValueError:
+            pass
+    return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError("%s is not JSON" % name)
+
+
+def utc(seconds: float) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    milliseconds = int(round(seconds * 1000))
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000)) + ".%03dZ" % (milliseconds % 1000)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in `90`, `90s`, `1.5m`, `15m` or `2h`.  Raises ValueError."""
+    factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    number = text[:-1] if factor else text
+    if not number.replace(".", "", 1).isdigit() or not number.isascii():
+        raise ValueError("expected a duration such as 90, 90s, 15m or 2h, got %s" % quoted(text))
+    seconds = float(number) * (factor or 1)
+    if seconds <= 0:
+        raise ValueError("expected a duration above 0, got %s" % quoted(text))
+    return seconds
+
+
+def clock(seconds: float) -> str:
+    """`00:42`, or `1:02:03` from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "%d:%02d:%02d" % (hours, minutes, rest) if hours else "%02d:%02d" % (minutes, rest)
+
+
+def quoted(value: Any) -> str:
+    """A value as it stands in an error message: JSON, cut to a readable length."""
+    text = dumps(value).decode("utf-8")
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean "prompt"?)`, or nothing where no known word is near."""
+    import difflib
+    near = difflib.get_close_matches(word, list(known), 1)
+    return ' (did you mean "%s"?)' % near[0] if near else ""
+
+
+@lru_cache(maxsize=None)
+def _controls() -> Dict[int, str]:
+    """What a terminal could take for a command, as something to look at (tab and newline are left)."""
+    table = {code: "^" + chr(code ^ 0x40) for code in range(0x20) if code not in (9, 10)}
+    table[0x7F] = "^?"
+    for code in list(range(0x80, 0xA0)) + list(range(0x202A, 0x202F)) + list(range(0x2066, 0x206A)):
+        table[code] = "<U+%04X>" % code
+    return table
+
+
+def visible(text: str) -> str:
+    """`text` with control characters neutralised, safe to show on a terminal."""
+    return text.translate(_controls())
+
+
+def one_line(text: str) -> str:
+    """The first line of `text` that is not blank, white space folded, safe to show on a terminal."""
+    for line in text[:CHUNK].splitlines():
+        if line.strip():
+            return visible(" ".join(line.split()))
+    return ""
+
+
+def columns_of(character: str) -> int:
+    """How many terminal columns a character takes: 0, 1 or 2 (Unicode annex 11)."""
+    if character.isascii():
+        return 1
+    import unicodedata
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
+
+
+def cut(text: str, columns: int) -> str:
+    """`text`, cut to that many terminal columns (4 at least); a cut is shown by `...`."""
+    width, kept = 0, 0
+    for position, character in enumerate(text):
+        width += columns_of(character)
+        if width <= columns - 3:
+            kept = position + 1
+        if width > max(columns, 3):
+            return text[:kept] + "..."
+    return text
+
+
+def shell_quoted(text: str) -> str:
+    """`text` as one word for bash, ksh and zsh, on one line."""
+    import shlex
+    if text.isprintable():
+        return shlex.quote(text)
+    escapes = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", "'": "\\'"}
+    return "$'%s'" % "".join(
+        escapes.get(c) or (c if c.isprintable() else "".join("\\x%02x" % byte for byte in to_bytes(c))) for c in text)
+
+
+# --- 3. Platform -------------------------------------------------------------
+
+
+def send_signal(process_group: int, signal_number: int) -> bool:
+    """Signals a process group; False where there is none (any more)."""
+    try:
+        os.killpg(process_group, signal_number)
+        return True
+    except (ProcessLookupError, PermissionError):
+        return False
+
+
+if hasattr(os, "waitid"):
+    def wait_for_end(pid: int) -> None:
+        """Blocks until the child has ended and leaves it a zombie, so that its pid and group stay its own."""
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+else:
+    def wait_for_end(pid: int) -> None:
+        """Returns at once where waiting without reaping is not to be had (macOS before Python 3.13)."""
+
+
+if sys.platform.startswith("linux"):
+    def marked_processes(*marks: str) -> List[int]:
+        """The processes whose environment holds all of `marks` (`NAME=value`).
+
+        Only /proc tells; it shows the environment a process started with, which a child inherits
+        even where it has left its session and group.
+        """
+        wanted = [mark.encode() + b"\0" for mark in marks]
+        found = []
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit():
+                continue
+            try:
+                with open("/proc/%s/environ" % entry, "rb", buffering=0) as file:
+                    environment = b"\0" + (file.read() or b"") + b"\0"
+            except OSError:  # ended meanwhile, or another user's
+                continue
+            if all(b"\0" + mark in environment for mark in wanted) and int(entry) != os.getpid():
+                found.append(int(entry))
+        return found
+else:
+    def marked_processes(*marks: str) -> List[int]:
+        """Nothing here tells a process's environment: what left its group cannot be found."""
+        return []
+
+
+def sweep(*marks: str) -> None:
+    """SIGKILLs every process that carries the marks, until none is left that can be killed."""
+    import signal
+    for _ in range(100):
+        killed = False
+        for pid in marked_processes(*marks):
+            try:
+                os.kill(pid, signal.SIGKILL)
+                killed = True
+            except OSError:
+                continue
+        if not killed:
+            return
+        time.sleep(0.002)  # a killed process keeps its environment until it is torn down
+
+
+def default_start_method() -> str:
+    """`fork` where it is sound; elsewhere (macOS: system libraries break in a forked child) `spawn`."""
+    return "fork" if sys.platform.startswith("linux") else "spawn"
+
+
+class KernelLock:
+    """A lock between processes that the kernel releases when its holder dies.
+
+    multiprocessing's own locks are semaphores: one whose holder is SIGKILLed stays locked for
+    ever and blocks every other worker (an idle worker of a Pool waits for its next task *inside* such a lock), and they need
+    /dev/shm.  This is a record lock on one byte of a file, and has as much of the interface
+    of multiprocessing.Lock as its queues use.
+    """
+
+    def __init__(self, path: str, position: int) -> None:
+        self._path, self._position = path, position
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def __reduce__(self) -> Tuple[Type[KernelLock], Tuple[str, int]]:
+        return KernelLock, (self._path, self._position)
+
+    def acquire(self) -> bool:
+        import fcntl
+        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, self._position)
+        return True
+
+    def release(self) -> None:
+        import fcntl
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, self._position)
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def write_all(file: int, data: bytes) -> None:
+    """Writes all of `data`, in one `write` wherever the system takes it so.
+
+    Raises OSError; a regular file is then cut back, so that it does not end in half a record.
+    """
+    view, done = memoryview(data), 0
+    while done < len(view):
+        try:
+            done += os.write(file, view[done:])
+        except BlockingIOError:  # whoever shares the pipe made it non-blocking
+            import select
+            select.select([], [file], [])
+        except OSError:
+            if done and _is_regular(file):
+                os.ftruncate(file, os.lseek(file, 0, os.SEEK_CUR) - done)
+                os.lseek(file, 0, os.SEEK_END)
+            raise
+
+
+def _is_regular(file: int) -> bool:
+    import stat
+    return stat.S_ISREG(os.fstat(file).st_mode)
+
+
+def nameless_file(directory: str) -> int:
+    """A new private file without a name (nothing to clean up, whatever dies), open for both ways."""
+    flag = getattr(os, "O_TMPFILE", 0)
+    if flag:
+        try:
+            return os.open(directory, flag | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            import errno
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):  # not on this kind of file system
+                raise
+    import tempfile
+    file, path = tempfile.mkstemp(dir=directory)
+    os.unlink(path)
+    return file
+
+
+def file_chunks(file: int, start: int = 0, end: Optional[int] = None) -> Iterator[bytes]:
+    """The bytes of an open file in pieces; the file's own position is neither used nor moved."""
+    while end is None or start < end:
+        piece = os.pread(file, CHUNK if end is None else min(CHUNK, end - start), start)
+        if not piece:
+            return
+        start += len(piece)
+        yield piece
+
+
+class TextFile:
+    """A text on disk, read in chunks of str.
+
+    It travels between processes by its path.  Whoever keeps it takes it: from then on the file has no name, and ends
+    with this object.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path, self._file = path, -1
+
+    def __reduce__(self) -> Tuple[Type[TextFile], Tuple[str]]:
+        return TextFile, (self._path,)
+
+    def take(self) -> TextFile:
+        self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        os.unlink(self._path)
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        return text_chunks(self.pieces())
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes as the backend wrote them."""
+        return file_chunks(self._file)
+
+    def __del__(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+
+def remove_tree(path: str) -> None:
+    """Removes a directory and all in it, as far as that can be done."""
+    try:
+        os.rmdir(path)
+    except OSError:
+        import shutil
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def make_private_directory() -> str:
+    """A new directory of mode 0700 under TMPDIR.  Raises OSError where there is nowhere to write."""
+    import tempfile
+    return tempfile.mkdtemp(prefix="clinvk-")
+
+
+def write_whole(path: str, pieces: Iterable[bytes]) -> None:
+    """Puts a file of mode 0600 in place, whole or not at all.  Raises OSError."""
+    draft = "%s.%d.tmp" % (path, os.getpid())
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            for piece in pieces:
+                write_all(file, piece)
+        finally:
+            os.close(file)
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def is_terminal(file: int) -> bool:
+    try:
+        return os.isatty(file)
+    except OSError:
+        return False
+
+
+def terminal_columns(file: int) -> int:
+    """The width of the terminal behind `file`; of an imaginary one of 80 columns where it is none."""
+    try:
+        return os.get_terminal_size(file).columns or 80
+    except OSError:
+        return 80
+
+
+def reader_is_gone(file: int) -> bool:
+    """Whether `file` is a pipe or socket that nobody can read any more."""
+    import select
+    poll = select.poll()
+    poll.register(file, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def open_standard_streams() -> None:
+    """Fills closed standard descriptors, so that no file of ours becomes somebody's stdout.
+
+    A closed stdout stays one that cannot be written.
+    """
+    for file in (0, 1, 2):
+        try:
+            os.fstat(file)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY if file == 2 else os.O_RDONLY)
+
+
+class stop_signals:
+    """While the block runs, SIGINT, SIGTERM and SIGHUP call `react(signal_number)`.
+
+    A signal that was ignored from the start stays so (nohup, a shell's `&`).  Outside the
+    main thread, where Python allows no handlers, nothing is changed.
+    """
+
+    def __init__(self, react: Callable[[int], None]) -> None:
+        self._react = react
+        self._former: Dict[int, Any] = {}
+
+    def __enter__(self) -> stop_signals:
+        import signal
+        import threading
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._former[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+        self._react(number)
+
+    def __exit__(self, *_: object) -> None:
+        import signal
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+
+def die_of(signal_number: int) -> None:
+    """Ends this process by the signal, so that the shell that called it sees that.
+
+    Returns where that is not possible: PID 1 of a container is not killed by its own signals.
+    """
+    import signal
+    signal.signal(signal_number, signal.SIG_DFL)
+    os.kill(os.getpid(), signal_number)
+
+
+# --- 4. Backends -------------------------------------------------------------
+
+
+class Command(NamedTuple):
+    """How to say a task to a program.  The prompt is not in it: it goes in by stdin.
+
+    `text_environment` are variables that name a file which holds the given text.
+    """
+
+    argv: Tuple[str, ...]
+    environment: Dict[str, str] = {}
+    text_environment: Dict[str, str] = {}
+
+
+class Capture:
+    """What a program printed, in a file that stays open while it is read."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._size = os.fstat(file).st_size  # what a left-over process writes from now on is nobody's answer
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read(self) -> bytes:
+        return b"".join(file_chunks(self._file, 0, self._size))
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines one at a time, of whatever length, without their ends; blank ones are left out."""
+        begun: List[bytes] = []
+        for piece in file_chunks(self._file, 0, self._size):
+            *ended, rest = piece.split(b"\n")
+            for line in ended:
+                whole = b"".join(begun) + line
+                begun.clear()
+                if whole.strip():
+                    yield whole
+            begun.append(rest)
+        if b"".join(begun).strip():
+            yield b"".join(begun)
+
+    def is_blank(self) -> bool:
+        return not any(piece.strip() for piece in file_chunks(self._file, 0, self._size))
+
+    def tail(self) -> str:
+        """The last 64 KiB as text."""
+        return to_text(b"".join(file_chunks(self._file, max(0, self._size - CHUNK), self._size)))
+
+
+class Reply(NamedTuple):
+    """What a program's output says.  `output` None: all of its stdout is the answer.  `error`: it failed."""
+
+    output: Optional[str] = ""
+    error: str = ""
+    error_kind: str = ""
+    retry_after_seconds: Optional[float] = None
+    warnings: Tuple[str, ...] = ()
+    model: str = ""
+    session_id: str = ""
+    usage: Optional[Dict[str, int]] = None
+    cost_usd: Optional[float] = None
+    num_turns: Optional[int] = None
+
+
+class Backend(NamedTuple):
+    """One program: what to call, how to read it, what it can do.  It launches nothing.
+
+    `honours` are the optional task fields that have an effect; for any other that is given the result carries a warning.
+    `refuse` says why a combination of sandbox and approval mode cannot be kept, or nothing.
+    """
+
+    name: str
+    command: Callable[[Task], Command]
+    read: Callable[[Capture, str, int], Reply]
+    honours: FrozenSet[str]
+    refuse: Callable[[str, str], str]
+    stop_signal: str = "SIGTERM"
+    limit: int = 0
+    limit_unit: str = ""
+
+
+def prompt_too_large(backend: Backend, prompt: str) -> str:
+    """Why the program could not take the prompt whole; nothing where it can."""
+    size = len(prompt) if backend.limit_unit == "characters" else len(to_bytes(prompt)) if backend.limit else 0
+    if size <= backend.limit or not backend.limit:
+        return ""
+    return "the prompt has {:,} {}; {} takes {:,} at most".format(size, backend.limit_unit, backend.name, backend.limit)
+
+
+def option_warnings(task: Task) -> Tuple[str, ...]:
+    """A warning for each option of the task that its backend has no way to honour."""
+    backend = BACKENDS[task.backend]
+    return tuple("%s has no %s; it was not applied" % (backend.name, field)
+                 for field in ("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")
+                 if getattr(task, field) and field not in backend.honours)
+
+
+# Errors, by what the three APIs and their clients say.  Looked for only in error texts of runs that failed: the words
+# occur in good answers too.  The first that fits counts: what is stated more exactly stands first.
+_KIND_PATTERNS = (
+    ("quota", r"credit balance|quota|out of (extra )?usage|usage limit|hit your .*limit|insufficient_quota|billing"),
+    ("rate_limit", r"\b429\b|rate.?limit|too many requests|resource.?exhausted"),
+    ("overloaded", r"\b(529|503)\b|overloaded|high demand|unavailable"),
+    ("context_length", r"context (length|window)|prompt is too long|exceeds the maximum length|input exceeds"),
+    ("max_turns", r"maximum number of turns|max turns|max session turns"),
+    ("budget", r"maximum budget"),
+    ("auth", r"\b401\b|api.key|not logged in|authenticat|unauthorized|missing environment variable"),
+    ("permission", r"\b403\b|forbidden|permission|trusted directory"),
+    ("network", r"econn|connection|network|enotfound|getaddrinfo|stream disconnected|timed out"),
+    ("invalid", r"\b40[04]\b|does not exist|not found|invalid|unexpected argument|unknown option"),
+)
+_KIND_BY_STATUS = {400: "invalid", 401: "auth", 403: "permission", 404: "invalid", 413: "context_length",
+                   429: "rate_limit", 500: "backend", 502: "overloaded", 503: "overloaded", 529: "overloaded"}
+
+
+def error_kind(text: str, status: Any = None) -> str:
+    """The class of an error, from its HTTP status where one is stated, else from its words."""
+    import re
+    lowered = text.lower()
+    quota = re.search(_KIND_PATTERNS[0][1], lowered)  # said by 400 and 429 alike
+    if quota and status in (None, 400, 402, 403, 429) and "per minute" not in lowered:
+        return "quota"
+    if status in _KIND_BY_STATUS:
+        return _KIND_BY_STATUS[status]
+    return next((kind for kind, pattern in _KIND_PATTERNS if re.search(pattern, lowered)), "backend")
+
+
+def retry_after(text: str) -> Optional[float]:
+    """The seconds to wait that an error text states, as in `Please try again in 6.379s`, `Resets in 2h39m52s`."""
+    import re
+    found = re.search(r"(?:try again|retry|retry after|resets?|reset after) (?:in |after )?((?:[0-9.]+(?:h|m|s))+)\b", text, re.I)
+    if not found:
+        return None
+    factor = {"h": 3600, "m": 60, "s": 1}
+    try:
+        return sum(float(number) * factor[unit] for number, unit in re.findall(r"([0-9.]+)([hms])", found.group(1).lower()))
+    except ValueError:
+        return None
+
+
+def _failure(error: str, status: Any = None, kind: str = "") -> Dict[str, Any]:
+    return {"error": error.strip()[:CHUNK], "error_kind": kind or error_kind(error, status),
+            "retry_after_seconds": retry_after(error)}
+
+
+def _usage(fresh_input: Any, cached: Any, output: Any, reasoning: Any) -> Optional[Dict[str, int]]:
+    """Token counts in one shape: input holds the cached ones too, output the reasoning ones."""
+    counts = [n if isinstance(n, int) else 0 for n in (fresh_input, cached, output, reasoning)]
+    if not any(counts):
+        return None
+    return {"input_tokens": counts[0] + counts[1], "cached_input_tokens": counts[1], "output_tokens": counts[2],
+            "reasoning_output_tokens": counts[3], "total_tokens": counts[0] + counts[1] + counts[2]}
+
+
+def _parsed(data: bytes) -> Any:
+    """The JSON value in `data`, None where it is none."""
+    try:
+        return loads(data)
+    except ValueError:
+        return None
+
+
+def _mapping(value: Any) -> Dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _no_answer(stderr: str, exit_code: int, what: str) -> Reply:
+    """For output that is not what the program prints when all is well."""
+    return Reply(output=None, **_failure(last_words(stderr) or what, kind="" if exit_code else "backend"))
+
+
+def last_words(stderr: str) -> str:
+    """The last paragraph of what a failing program wrote to stderr: the reason mostly stands there."""
+    paragraphs = [part.strip() for part in stderr.replace("\r\n", "\n").split("\n\n") if part.strip()]
+    return visible(paragraphs[-1][-2000:]) if paragraphs else ""
+
+
+def _permissions(plan: str, none: str, auto: str, default: str) -> Callable[[Task], str]:
+    """The permission mode of a program that has one scale for both sandbox and approval."""
+    def mode(task: Task) -> str:
+        if task.sandbox_mode == "read-only":
+            return plan
+        return {"none": none, "auto": auto}.get(task.approval_mode, default)
+    return mode
+
+
+def _refuse_unconfined(sandbox: str, approval: str) -> str:
+    if sandbox == "workspace" and approval == "none":
+        return ("without approval nothing would keep it in the workspace: "
+                'use approval_mode "auto", or sandbox_mode "full"')
+    return ""
+
+
+_claude_permission = _permissions("plan", "bypassPermissions", "acceptEdits", "default")
+
+
+def _claude_command(task: Task) -> Command:
+    mode = _claude_permission(task)
+    argv = ["claude", "-p", "--output-format", "json", "--no-session-persistence", "--permission-mode", mode]
+    if mode == "plan":  # planning alone is an instruction; without these tools nothing can be changed
+        argv += ["--disallowedTools", "Bash,Edit,Write,NotebookEdit"]
+    for option, value in (("--model", task.model), ("--max-turns", str(task.max_turns or "")),
+                          ("--append-system-prompt", task.system_prompt)):
+        if value:
+            argv += [option, value]
+    if task.verbose:
+        argv.append("--verbose")
+    environment = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1"}
+    if task.max_tokens:
+        environment["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(task.max_tokens)
+    if mode == "bypassPermissions" and os.geteuid() == 0:  # as root it refuses to bypass unless told so
+        environment["IS_SANDBOX"] = "1"
+    return Command(tuple(argv) + task.extra, environment)
+
+
+def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
+    """One JSON object, or with --verbose an array of events that ends with it.
+
+    `is_error` decides, not `subtype` (API errors have subtype "success"), nor the exit code.
+    """
+    value = _parsed(stdout.read())
+    if isinstance(value, list):
+        value = next((event for event in reversed(value) if _mapping(event).get("type") == "result"), None)
+    if not isinstance(value, dict):
+        return _no_answer(stderr, exit_code, last_words(stdout.tail()) or "claude printed no result")
+    usage = _mapping(value.get("usage"))
+    cached = usage.get("cache_read_input_tokens") or 0
+    fresh = (usage.get("input_tokens") or 0) + (usage.get("cache_creation_input_tokens") or 0)
+    cost = value.get("total_cost_usd")
+    denied = value.get("permission_denials")
+    said: Dict[str, Any] = {
+        "output": _string(value.get("result")), "session_id": _string(value.get("session_id")),
+        "usage": _usage(fresh, cached, usage.get("output_tokens"),
+                        _mapping(usage.get("output_tokens_details")).get("thinking_tokens")),
+        "cost_usd": float(cost) if isinstance(cost, (int, float)) else None,
+        "num_turns": value.get("num_turns") if isinstance(value.get("num_turns"), int) else None,
+        "model": next(iter(_mapping(value.get("modelUsage"))), ""),
+        "warnings": tuple("permission denied: %s" % _string(_mapping(item).get("tool_name"))
+                          for item in (denied if isinstance(denied, list) else ())),
+    }
+    if value.get("is_error") or exit_code:
+        errors = value.get("errors")
+        listed = "; ".join(str(error) for error in errors) if isinstance(errors, list) else ""
+        kind = {"max_turns": "max_turns", "budget_exhausted": "budget"}.get(_string(value.get("terminal_reason")), "")
+        error = said.pop("output") or listed or last_words(stderr) or "claude failed: %s" % _string(value.get("subtype"))
+        return Reply(**dict(said, **_failure(error, value.get("api_error_status"), kind)))
+    return Reply(**said)
+
+
+_CODEX_SANDBOX = {"read-only": "read-only", "workspace": "workspace-write", "full": "danger-full-access"}
+
+
+def _codex_command(task: Task) -> Command:
+    argv = ["codex", "exec", "--json", "--skip-git-repo-check", "--ephemeral", "--color", "never"]
+    sandbox = task.sandbox_mode
+    if sandbox == "default" and task.approval_mode == "always":
+        sandbox = "read-only"
+    if sandbox != "default":
+        argv += ["-s", _CODEX_SANDBOX[sandbox]]
+    if task.model:
+        argv += ["-m", task.model]
+    if task.system_prompt:  # the value is TOML; a JSON string is a TOML string, once it holds no surrogate pairs
+        argv += ["-c", "developer_instructions=" + dumps(task.system_prompt).decode("utf-8")]
+    return Command(tuple(argv) + task.extra + ("-",))
+
+
+def _refuse_unasked(sandbox: str, approval: str) -> str:
+    if approval == "always" and sandbox in ("workspace", "full"):
+        return ('codex exec never asks, so with sandbox_mode "%s" it would write unasked: '
+                'use sandbox_mode "read-only", or another approval_mode' % sandbox)
+    return ""
+
+
+def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
+    """JSON Lines.  Only `turn.failed` and the exit code are final; `error` events are mostly progress."""
+    answer, session, failed, progress = "", "", "", ""
+    usage: Dict[str, Any] = {}
+    warnings: List[str] = []
+    completed = False
+    for line in stdout.lines():
+        event = _mapping(_parsed(line))
+        kind, item = event.get("type"), _mapping(event.get("item"))
+        if kind == "thread.started":
+            session = _string(event.get("thread_id"))
+        elif kind == "item.completed" and item.get("type") == "agent_message":
+            answer = _string(item.get("text"))
+        elif kind == "item.completed" and item.get("type") == "error":
+            warnings.append(one_line(_string(item.get("message"))))
+        elif kind == "turn.completed":
+            completed, usage = True, _mapping(event.get("usage"))
+        elif kind == "turn.failed":
+            failed = _string(_mapping(event.get("error")).get("message")) or "codex: the turn failed"
+        elif kind == "error":
+            progress = _string(event.get("message"))
+    cached = usage.get("cached_input_tokens") or 0
+    said: Dict[str, Any] = {
+        "output": answer, "session_id": session, "warnings": tuple(warnings[:20]),
+        "usage": _usage((usage.get("input_tokens") or 0) - cached, cached, usage.get("output_tokens"),
+                        usage.get("reasoning_output_tokens"))}
+    if failed or exit_code or not completed:
+        error = failed or progress or last_words(stderr) or "codex ended before its turn was complete"
+        return Reply(**dict(said, **_failure(error)))
+    return Reply(**said)
+
+
+_gemini_approval = _permissions("plan", "yolo", "auto_edit", "default")
+
+
+def _gemini_command(task: Task) -> Command:
+    argv = ["gemini", "--skip-trust", "-o", "json", "--approval-mode", _gemini_approval(task)]
+    if task.model:
+        argv += ["-m", task.model]
+    # Without a relaunch it is one process, which heeds signals; the relaunching parent swallows them.
+    return Command(tuple(argv) + task.extra, {"GEMINI_CLI_NO_RELAUNCH": "1"},
+                   {"GEMINI_SYSTEM_MD": task.system_prompt} if task.system_prompt else {})
+
+
+_GEMINI_EXIT_KINDS = {41: "auth", 42: "invalid", 44: "backend", 52: "invalid", 53: "max_turns", 55: "permission"}
+
+
+def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
+    """One JSON object on stdout; after a failure one at the end of stderr (its exit code is the HTTP status mod 256)."""
+    value = _mapping(_parsed(stdout.read()))
+    if exit_code or "error" in value:
+        start = len(stderr) if stderr.startswith("{") else stderr.rfind("\n{")
+        block = _mapping(_parsed(to_bytes(stderr[max(start, 0):] if start < len(stderr) else stderr)))
+        error = _mapping(block.get("error") or value.get("error"))
+        message = _string(error.get("message")) or last_words(stderr) or "gemini failed"
+        inner = _mapping(_mapping(_parsed(to_bytes(message))).get("error"))  # sometimes JSON in a string
+        return Reply(session_id=_string(block.get("session_id")),
+                     **_failure(_string(inner.get("message")) or message, error.get("code"),
+                                _GEMINI_EXIT_KINDS.get(exit_code, "")))
+    if "response" not in value:
+        return _no_answer(stderr, exit_code, last_words(stdout.tail()) or "gemini printed no result")
+    models = _mapping(_mapping(value.get("stats")).get("models"))
+    tokens = [_mapping(_mapping(model).get("tokens")) for model in models.values()]
+
+    def total(name: str) -> int:
+        return sum(count.get(name) or 0 for count in tokens)
+
+    return Reply(_string(value.get("response")), session_id=_string(value.get("session_id")),
+                 usage=_usage(total("prompt") - total("cached"), total("cached"), total("candidates") + total("thoughts"),
+                              total("thoughts")),
+                 model=max(models, key=lambda name: _mapping(_mapping(models[name]).get("tokens")).get("total") or 0, default=""))
+
+
+def _read_text(stdout: Capture, stderr: str, exit_code: int) -> Reply:
+    """A plain command: its stdout is the answer, its exit code the verdict."""
+    if exit_code:
+        return Reply(output=None, **_failure(last_words(stderr) or "exit status %d" % exit_code))
+    return Reply(output=None)
+
+
+BACKENDS = {backend.name: backend for backend in (
+    Backend("claude", _claude_command, _read_claude,
+            frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")), _refuse_unconfined,
+            limit=10 * 1000 * 1000, limit_unit="bytes"),
+    Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")), _refuse_unasked,
+            stop_signal="SIGINT", limit=1 << 20, limit_unit="characters"),
+    Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")), _refuse_unconfined,
+            limit=8 << 20, limit_unit="bytes"),
+    # For trying, testing and showing pipelines on a machine without any AI program: a real process that answers with its prompt.
+    Backend("echo", lambda task: Command(("cat",)), _read_text, frozenset(), lambda sandbox, approval: ""),
+)}
+
+# What makes a program believe that it runs inside another agent's session, and refuse to start.
+NESTING_VARIABLES = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ACCESS_TOKEN")
+
+
+def command_line(task: Task) -> str:
+    """What `--dry-run` prints: one line for bash or zsh that does what the task would do."""
+    command = BACKENDS[task.backend].command(task)
+    words = ["env"] + [word for name in NESTING_VARIABLES if name in os.environ for word in ("-u", name)]
+    words += ["%s=%s" % (name, shell_quoted(value)) for name, value in sorted(dict(command.environment, NO_COLOR="1").items())]
+    words += ["%s=<(printf %%s %s)" % (name, shell_quoted(value)) for name, value in sorted(command.text_environment.items())]
+    words += [shell_quoted(word) for word in command.argv]
+    line = "%s <<< %s" % (" ".join(words), shell_quoted(task.prompt))
+    return "(cd %s && %s)" % (shell_quoted(task.workdir), line) if task.workdir else line
+
+
+# --- 5. Tasks ----------------------------------------------------------------
+
+
+def _some_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected a string, got %s" % quoted(value))
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+def _argument(value: Any) -> str:
+    """A text that becomes part of a command line, an environment or a path."""
+    text = _some_text(value)
+    if "\0" in text:
+        raise ValueError("must not contain NUL")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError("holds a character that cannot be passed to a program") from None
+    return text
+
+
+def _whole_number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("expected a whole number, got %s" % quoted(value))
+    if value < 1:
+        raise ValueError("expected a whole number from 1 on, got %d" % value)
+    return value
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, str):
+        return parse_duration(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError("expected seconds above 0 or a duration such as \"15m\", got %s" % quoted(value))
+    return float(value)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("expected true or false, got %s" % quoted(value))
+    return value
+
+
+def _one_of(words: Iterable[str], what: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        known = list(words)
+        if value not in known:
+            raise ValueError("unknown %s %s%s; known are %s" % (
+                what, quoted(value), nearest(value, known) if isinstance(value, str) else "", ", ".join(known)))
+        return str(value)
+    return check
+
+
+def _list_of(element: Callable[[Any], str]) -> Callable[[Any], Tuple[str, ...]]:
+    def check(value: Any) -> Tuple[str, ...]:
+        if not isinstance(value, list):
+            raise ValueError("expected a list of strings, got %s" % quoted(value))
+        for position, item in enumerate(value):
+            with _at(position):
+                element(item)
+        return tuple(value)
+    return check
+
+
+def _free_object(value: Any) -> Dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("expected an object, got %s" % quoted(value))
+    return value
+
+
+def _known_string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected a string, got %s" % quoted(value))
+    return value
+
+
+# What a task may say, and how each field is checked.  Raises ValueError with what was expected.
+TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
+    "backend": _one_of(BACKENDS, "backend"), "prompt": _some_text, "model": _argument, "workdir": _argument,
+    "approval_mode": _one_of(APPROVAL_MODES, "approval mode"), "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"),
+    "output_format": _known_string, "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
+    "timeout": _seconds, "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "id": _some_text,
+    "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
+}
+DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items() if name not in ("prompt", "id", "name")}
+RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {"max_parallel": _whole_number, "fail_fast": _truth, "output_dir": _argument}
+BATCH_FIELDS = ("tasks", "defaults") + tuple(RUN_FIELDS)
+
+
+class _Misfit(ValueError):
+    """A value that does not fit, with the path to it (`("tasks", 3, "max_turns")`)."""
+
+    def __init__(self, message: str, path: Tuple[Union[str, int], ...] = ()) -> None:
+        super().__init__(message)
+        self.message, self.path = message, path
+
+
+class _at:
+    """Says where in a value the block is: a ValueError that leaves it learns its path on the way."""
+
+    def __init__(self, *steps: Union[str, int]) -> None:
+        self._steps = steps
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, ValueError):
+            inner = error.path if isinstance(error, _Misfit) else ()
+            message = error.message if isinstance(error, _Misfit) else str(error)
+            raise _Misfit(message, self._steps + inner) from None
+
+
+def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> Dict[str, Any]:
+    """The fields of an object, each checked; None is the same as leaving a field out.  Raises _Misfit."""
+    if not isinstance(value, dict):
+        raise _Misfit("expected %s, got %s" % (what, quoted(value)))
+    checked = {}
+    for name, item in value.items():
+        with _at(name):
+            if name not in fields:
+                raise _Misfit("unknown field%s; free data goes into \"meta\"" % nearest(name, fields))
+            if item is not None:
+                checked[name] = fields[name](item)
+    return checked
+
+
+def _task(value: Any, defaults: Dict[str, Any], overrides: Dict[str, Any], environment: Dict[str, str]) -> Task:
+    """One task, complete.  What counts first: its own field, the command line, the batch's defaults, the environment."""
+    own = _checked(value, TASK_FIELDS, "a task (an object)")
+    if "prompt" not in own:
+        raise _Misfit("a task needs a prompt", () if "prompt" not in value else ("prompt",))
+    merged = dict(defaults, **overrides)
+    merged.update(own)
+    if "backend" not in merged:
+        merged["backend"] = environment.get("CLINVK_BACKEND") or "claude"
+    backend = BACKENDS[merged["backend"]]
+    model = environment.get("CLINVK_%s_MODEL" % backend.name.upper(), "")
+    if model and "model" not in merged:
+        merged["model"] = model
+    merged.pop("output_format", None)  # reserved: what a backend prints is ours to choose
+    task = Task(index=-1, **merged)
+    for problem, field in ((backend.refuse(task.sandbox_mode, task.approval_mode), "sandbox_mode"),
+                           (prompt_too_large(backend, task.prompt), "prompt")):
+        if problem:
+            raise _Misfit("%s: %s" % (backend.name, problem) if field == "sandbox_mode" else problem,
+                          (field,) if field in own else ())
+    return task
+
+
+def _batch(value: Any, overrides: Dict[str, Any], environment: Dict[str, str]) -> Tuple[List[Task], Dict[str, Any]]:
+    """The tasks of one JSON value (a batch, an array of tasks, a task) and what it says of the run.  Raises _Misfit."""
+    defaults: Dict[str, Any] = {}
+    run: Dict[str, Any] = {}
+    where: Tuple[str, ...] = ()
+    if isinstance(value, dict) and "tasks" in value:
+        for name in value:
+            if name not in BATCH_FIELDS:
+                raise _Misfit("unknown field%s" % nearest(name, BATCH_FIELDS), (name,))
+        run = _checked({name: value[name] for name in RUN_FIELDS if name in value}, RUN_FIELDS, "a batch")
+        if value.get("defaults") is not None:
+            with _at("defaults"):
+                defaults = _checked(value["defaults"], DEFAULTS_FIELDS, "an object")
+        where, items = ("tasks",), value["tasks"]
+        if not isinstance(items, list):
+            raise _Misfit("expected a list of tasks, got %s" % quoted(items), where)
+    elif isinstance(value, list):
+        items = value
+    else:
+        known = dict.fromkeys(BATCH_FIELDS)
+        near = isinstance(value, dict) and "prompt" not in value and next((n for n in value if nearest(n, known)), None)
+        if near:
+            raise _Misfit("unknown field%s" % nearest(near, known), (near,))
+        return [_task(value, defaults, overrides, environment)], run
+    if not items:
+        raise _Misfit("no tasks: the list is empty", where)
+    tasks = []
+    for position, item in enumerate(items):
+        with _at(*where, position):
+            tasks.append(_task(item, defaults, overrides, environment))
+    return tasks, run
+
+
+def _path_text(path: Sequence[Union[str, int]]) -> str:
+    text = ""
+    for step in path:
+        text += "[%d]" % step if isinstance(step, int) else ("." if text else "") + step
+    return text
+
+
+def _line_of(data: bytes, path: Sequence[Union[str, int]]) -> int:
+    """On which line (from 0) of a valid JSON text the value at `path` stands."""
+    import json
+    text, position = data.decode("utf-8"), 0
+    decoder = json.JSONDecoder()
+
+    def skip(position: int, characters: str = " \t\r\n") -> int:
+        while position < len(text) and text[position] in characters:
+            position += 1
+        return position
+
+    position = skip(position)
+    for step in path:
+        closed, count = text[position] == "]", 0
+        position = skip(position + 1)
+        while not closed:
+            key: Any = count
+            if isinstance(step, str):
+                key, position = decoder.raw_decode(text, position)
+                position = skip(position, " \t\r\n:")
+            if key == step:
+                break
+            _, position = decoder.raw_decode(text, position)
+            position = skip(position, " \t\r\n,")
+            count += 1
+    return text.count("\n", 0, position)
+
+
+class _Piece(NamedTuple):
+    """The bytes of one top-level JSON value, or of what stood in its place; `line` counts from 1."""
+
+    line: int
+    data: bytes
+    is_value: bool = True
+
+
+class _Splitter:
+    """Cuts a stream of JSON values, fed in chunks of any size, into pieces.
+
+    It looks at brackets and strings alone, and at each byte once, so that a value of any size costs linear time and is
+    handed out as soon as its last byte is there.  After something that cannot be JSON it goes on at the next line that
+    starts with `{` or `[`: a torn line of JSON Lines costs that line and nothing more.
+    """
+
+    def __init__(self) -> None:
+        import re
+        self._content = re.compile(rb"[^ \t\r\n]").search
+        self._token = re.compile(rb'["{}\[\],:]|[^ \t\r\n"{}\[\],:]+').search
+        self._in_string = re.compile(rb'["\\\n]').search
+        self._buffer = bytearray()
+        self._line = 1            # of the buffer's first byte
+        self._position = 0        # up to where the value was looked at
+        self._open = bytearray()  # the brackets that are open in it
+        self._last = b""          # its last token outside strings
+        self._string = False
+        self._skipping = False    # up to a line that starts a value
+        self._fresh = True        # nothing was looked at yet: a byte order mark may come
+
+    def feed(self, chunk: bytes, at_end: bool = False) -> Iterator[_Piece]:
+        """The pieces that end in this chunk.  With `at_end` also what is left then."""
+        self._buffer += chunk
+        if self._fresh and (len(self._buffer) >= 3 or at_end):
+            self._fresh = False
+            if self._buffer.startswith(b"\xef\xbb\xbf"):
+                del self._buffer[:3]
+        while not self._fresh:
+            if not self._open:
+                if self._skipping:
+                    self._skip()
+                    if self._skipping:
+                        return
+                content = self._content(self._buffer)
+                self._drop(content.start() if content else len(self._buffer))
+                if not content:
+                    return
+                if self._buffer[0] not in b"{[":
+                    end = self._buffer.find(b"\n")
+                    if end < 0 and not at_end:
+                        return
+                    self._skipping = True
+                    yield self._take(len(self._buffer) if end < 0 else end, False)
+                    continue
+            end, whole = self._end_of_value()
+            if end < 0:
+                if at_end:  # torn off: nothing in it may pass for a value of its own
+                    yield self._take(len(self._buffer))
+                return
+            self._skipping = not whole
+            yield self._take(end)
+
+    def _drop(self, count: int) -> None:
+        self._line += self._buffer.count(b"\n", 0, count)
+        del self._buffer[:count]
+        self._position = 0
+
+    def _take(self, count: int, is_value: bool = True) -> _Piece:
+        piece = _Piece(self._line, bytes(self._buffer[:count]), is_value)
+        self._drop(count)
+        self._open.clear()
+        self._last, self._string = b"", False
+        return piece
+
+    def _skip(self) -> None:
+        """Drops lines up to one that starts a value.  The buffer starts inside the line to leave, or with a newline."""
+        while self._buffer:
+            newline = self._buffer.find(b"\n")
+            if newline < 0:
+                self._drop(len(self._buffer) - 1)
+                return
+            self._drop(newline)
+            if len(self._buffer) < 2:
+                return
+            if self._buffer[1] in b"{[":
+                self._skipping = False
+                return
+            self._drop(1)
+
+    def _end_of_value(self) -> Tuple[int, bool]:
+        """Where the value ends that the buffer starts with, -1 if further on; and whether it is whole so far as one can see."""
+        buffer = self._buffer
+        while True:
+            if self._string:
+                found = self._in_string(buffer, self._position)
+                if found is None or buffer[found.start()] == 0x5C and found.end() == len(buffer):
+                    self._position = len(buffer) if found is None else found.start()
+                    return -1, False
+                if buffer[found.start()] == 0x0A:
+                    return found.start(), False
+                escape = buffer[found.start()] == 0x5C
+                self._position = found.end() + escape
+                self._string = escape
+                continue
+            found = self._token(buffer, self._position)
+            if found is None:
+                self._position = len(buffer)
+                return -1, False
+            token, self._position = found.group(), found.end()
+            if token in (b"{", b"["):
+                inside = self._open[-1:]
+                if inside and self._last != b":" and not (inside[0] == 0x5B and self._last in (b"[", b",")):
+                    start = found.start()  # nothing can start here: the value was torn, this is the next one
+                    return (start - 1, False) if buffer[start - 1] == 0x0A else (found.end(), False)
+                self._open += token
+            elif token in (b"}", b"]"):
+                if self._open[-1] != (0x7B if token == b"}" else 0x5B):
+                    return found.end(), False
+                del self._open[-1]
+                if not self._open:
+                    return found.end(), True
+            elif token == b'"':
+                self._string = True
+            self._last = token
+
+
+class _Identifiers:
+    """Which ids a run has seen.  8 to 16 bytes an id: what is kept is a 64-bit hash, keyed anew in every run."""
+
+    def __init__(self) -> None:
+        from array import array
+        self._table = array("q", bytes(8 << 10))
+        self._count = 0
+
+    def _place(self, identifier_hash: int) -> int:
+        mask = len(self._table) - 1
+        place = identifier_hash & mask
+        while self._table[place] not in (0, identifier_hash):
+            place = (place + 1) & mask
+        return place
+
+    def __contains__(self, identifier: str) -> bool:
+        return self._table[self._place(hash(identifier) or 1)] != 0
+
+    def add(self, identifier: str) -> None:
+        self._insert(hash(identifier) or 1)
+
+    def _insert(self, identifier_hash: int) -> None:
+        self._table[self._place(identifier_hash)] = identifier_hash
+        self._count += 1
+        if self._count * 3 > len(self._table) * 2:
+            former, self._count = self._table, 0
+            self._table = type(former)("q", bytes(16 * len(former)))
+            for kept in former:
+                if kept:
+                    self._insert(kept)
+
+
+class TaskStream:
+    """The tasks of a file or a pipe, in order: an iterator of Task.
+
+    A regular file is read twice: once to validate all of it, then, task by task, to run it; so `total` is known, and
+    memory does not grow with it.  From a pipe tasks come as their values arrive: `next` gives None where none is
+    ready yet, and `on_ready` is called, from another thread, when one is.  A bad value on a pipe becomes a task with
+    `invalid` set.  Before the first task both raise UserError instead.
+
+    `run` is what the input says of the run as a whole (`max_parallel`, `fail_fast`, `output_dir`): its first word counts.
+    """
+
+    def __init__(self, file: int, name: str, overrides: Dict[str, Any], environment: Dict[str, str],
+                 warn: Callable[[str], None]) -> None:
+        import queue
+        self.total: Optional[int] = None
+        self.run: Dict[str, Any] = {}
+        self.on_ready: Callable[[], None] = lambda: None
+        self._file, self._name, self._warn = file, name, warn
+        self._overrides, self._environment = overrides, environment
+        self._waiting: queue.Queue[Any] = queue.Queue(4)
+        self._thread: Optional[threading.Thread] = None
+        if _is_regular(file):
+            start = os.lseek(file, 0, os.SEEK_CUR)
+            self.total = sum(1 for _ in self._tasks(file_chunks(file, start), strict=True))
+            self._source = self._tasks(file_chunks(file, start), strict=False)
+        else:
+            self._source = self._tasks(iter(lambda: os.read(file, CHUNK), b""), strict=False)
+        self._first = next(self._source, None)
+        if self._first is None:
+            raise UserError("%s: no tasks: the input is empty" % name)
+
+    def in_turn(self) -> Iterator[Task]:
+        """The tasks one after the other, each waited for; for a caller that has nothing to do meanwhile."""
+        if self._first is not None:
+            yield self._first
+        yield from self._source
+
+    def __iter__(self) -> TaskStream:
+        return self
+
+    def __next__(self) -> Optional[Task]:
+        if self._first is not None:
+            task, self._first = self._first, None
+            return task
+        if self.total is not None:
+            return next(self._source)
+        import queue
+        import threading
+        if self._thread is None:  # not before it is needed: a process should fork its workers before it has threads
+            self._thread = threading.Thread(target=self._read_ahead, name="clinvk-reader", daemon=True)
+            self._thread.start()
+        try:
+            item = self._waiting.get_nowait()
+        except queue.Empty:
+            return None
+        if item is None:
+            self._waiting.put(None)
+            raise StopIteration
+        if isinstance(item, OSError):
+            raise item
+        return item  # type: ignore[no-any-return]
+
+    def _read_ahead(self) -> None:
+        try:
+            for task in self._source:
+                self._waiting.put(task)
+                self.on_ready()
+        except OSError as error:
+            self._waiting.put(error)
+        self._waiting.put(None)
+        self.on_ready()
+
+    def _tasks(self, chunks: Iterable[bytes], strict: bool) -> Iterator[Task]:
+        splitter, identifiers, index = _Splitter(), _Identifiers(), 0
+
+        def pieces() -> Iterator[_Piece]:
+            for chunk in chunks:
+                yield from splitter.feed(chunk)
+            yield from splitter.feed(b"", at_end=True)
+
+        for piece in pieces():
+            try:
+                tasks, run = self._read(piece, identifiers)
+            except UserError as error:
+                if strict or index == 0:
+                    raise
+                tasks, run = [Task(-1, "", "", invalid=str(error))], {}
+            for name, value in run.items():
+                if self.run.setdefault(name, value) != value and not strict:
+                    self._warn("%s:%d: %s: %s is not applied: an earlier batch of this run said %s"
+                               % (self._name, piece.line, name, quoted(value), quoted(self.run[name])))
+            for task in tasks:
+                yield task._replace(index=index)
+                index += 1
+
+    def _read(self, piece: _Piece, identifiers: _Identifiers) -> Tuple[List[Task], Dict[str, Any]]:
+        """What a piece of the input says.  Raises UserError, with file, line and path, and has then changed nothing."""
+        try:
+            if not piece.is_value:
+                raise _Misfit("expected a JSON object or array, got %s" % quoted(to_text(piece.data[:200]).strip()))
+            tasks, run = _batch(loads(piece.data), self._overrides, self._environment)
+            own: Set[str] = set()
+            for position, task in enumerate(tasks):
+                if task.id:
+                    if task.id in identifiers or task.id in own:
+                        path = ("tasks", position, "id") if run or piece.data[:1] == b"{" and len(tasks) > 1 else (position, "id")
+                        raise _Misfit("another task of this run has the id %s" % quoted(task.id), path)
+                    own.add(task.id)
+        except _Misfit as error:
+            line = _line_of(piece.data, error.path) if error.path else 0
+            path_text = _path_text(error.path) + ": " if error.path else ""
+            raise UserError("%s:%d: %s%s" % (self._name, piece.line + line, path_text, error.message)) from None
+        except UnicodeDecodeError as problem:
+            line = piece.data.count(b"\n", 0, problem.start)
+            raise UserError("%s:%d: not valid UTF-8 (byte 0x%02x)"
+                            % (self._name, piece.line + line, piece.data[problem.start])) from None
+        except ValueError as problem:  # of json
+            line = getattr(problem, "lineno", 1)
+            column = getattr(problem, "colno", 0)
+            raise UserError("%s:%d: not valid JSON: %s%s" % (
+                self._name, piece.line + line - 1, getattr(problem, "msg", str(problem)),
+                " (column %d)" % column if column else "")) from None
+        except RecursionError:
+            raise UserError("%s:%d: nested too deep" % (self._name, piece.line)) from None
+        for identifier in own:
+            identifiers.add(identifier)
+        return tasks, run
+
+
+def open_tasks(path: Optional[str], overrides: Dict[str, Any], environment: Dict[str, str],
+               warn: Callable[[str], None]) -> TaskStream:
+    """The tasks in a file, or on stdin where `path` is None or `-`.
+
+    `overrides` are task fields given on the command line; `environment` is where CLINVK_BACKEND and CLINVK_*_MODEL are
+    looked up; `warn` is called with what should be said to the user.  Raises UserError.
+    """
+    import errno
+    backend = environment.get("CLINVK_BACKEND")
+    if backend and backend not in BACKENDS:
+        raise UserError("CLINVK_BACKEND: unknown backend %s%s" % (quoted(backend), nearest(backend, BACKENDS)))
+    if path in (None, "-"):
+        if is_terminal(0):
+            raise UserError("no input: stdin is a terminal; give a task file with --file, or pipe tasks in "
+                            "(`clinvk parallel --help` shows how)")
+        file, name = 0, "stdin"
+    else:
+        name = str(path)
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError("%s: %s" % (name, error.strerror)) from None
+    try:
+        return TaskStream(file, name, overrides, environment, warn)
+    except OSError as error:
+        raise UserError("%s: %s" % (name, "no input: stdin is closed" if error.errno == errno.EBADF and file == 0
+                                    else error.strerror)) from None
+
+
+# --- 6. Worker ---------------------------------------------------------------
+
+GRACE_SECONDS = 5.0     # between asking a backend to end and killing it
+INLINE_BYTES = 1024     # an answer up to here travels in the Result, a larger one as a file
+SWEEP_AFTER_SECONDS = 1.0  # a shorter task's stray processes are left to the sweep at the end of the run: a sweep costs
+                           # milliseconds, which a task of an agent's length does not feel and one of `cat` would
+
+
+class Station:
+    """Where one worker works: whose run it is, where files go, and what runs now.
+
+    `note(task index, process group)` is called before a task may launch anything (with 0) and again with the group: so
+    that whoever finds the worker dead knows what it held.
+    """
+
+    def __init__(self, run_id: str, directory: str, note: Callable[[int, int], None] = lambda index, group: None,
+                 grace: float = GRACE_SECONDS) -> None:
+        import threading
+        self.run_id, self.directory, self.note, self.grace = run_id, directory, note, grace
+        self.canceled = False
+        self.running: Optional[_BackendProcess] = None
+        self.lock = threading.Lock()
+        self.environment = {name: value for name, value in os.environ.items() if name not in NESTING_VARIABLES}
+        self.environment.update(NO_COLOR="1", CLINVK_RUN=run_id)
+
+    def cancel(self) -> None:
+        """No more launches here; what runs is stopped.  Returns when it has ended."""
+        with self.lock:
+            self.canceled = True
+            running = self.running
+        if running is not None:
+            running.stop("canceled")
+
+
+class _BackendProcess:
+    """A backend that was launched, in a session of its own, and what we did to it."""
+
+    def __init__(self, process: IO[bytes], stop_signal: int, grace: float) -> None:
+        import threading
+        self.process: Any = process
+        self.verdict = ""  # "timeout" or "canceled", once we stopped it
+        self._stop_signal, self._grace = stop_signal, grace
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    def stop(self, verdict: str) -> None:
+        """Ends the group: first politely, and after the grace for good.  For another thread than the one that waits."""
+        import signal
+        for attempt, number in (("polite", self._stop_signal), ("final", signal.SIGKILL)):
+            with self._lock:  # while it has not ended its group cannot be anybody else's
+                if self._ended.is_set():
+                    return
+                self.verdict = self.verdict or verdict
+                send_signal(self.process.pid, number)
+                send_signal(self.process.pid, signal.SIGCONT)
+            self._ended.wait(self._grace if attempt == "polite" else None)
+
+    def wait(self) -> int:
+        """Waits for the end of the process, not of what it left behind; kills that.  Returns as subprocess does."""
+        import signal
+        wait_for_end(self.process.pid)
+        with self._lock:
+            self._ended.set()
+        send_signal(self.process.pid, signal.SIGKILL)
+        return int(self.process.wait())
+
+
+def run_task(task: Task, station: Optional[Station] = None) -> Result:
+    """Runs one task to its end.  Never raises: whatever goes wrong is a Result that says so.
+
+    Without a station it makes one for itself, and leaves nothing running and no file behind.
+    """
+    if station is None:
+        directory = make_private_directory()
+        try:
+            result = run_task(task, Station(new_run_id(), directory))
+            if isinstance(result.answer, TextFile):
+                result.answer.take()
+            return result._replace(task=task)
+        finally:
+            remove_tree(directory)
+    if task.invalid:
+        return unfinished(task, "failed", task.invalid, "invalid", exit_code=1)
+    if task.dry_run:
+        now = time.time()
+        return Result(task.index, task.backend, "skipped", 0, command_line(task), model=task.model, attempts=0,
+                      start_time=now, end_time=now)
+    started = time.time()
+    clock_started = time.monotonic()
+    try:
+        result = _run(task, station)
+    except Exception:  # whatever it is, it is this task's failure and no other's
+        import traceback
+        result = unfinished(task, "failed", "clinvk failed: " + traceback.format_exc().strip(), "backend", exit_code=1,
+                            attempts=1)
+    # by the clock that is not set back and forth
+    return result._replace(start_time=started, end_time=started + time.monotonic() - clock_started)
+
+
+def new_run_id() -> str:
+    return "%d-%s" % (os.getpid(), os.urandom(6).hex())
+
+
+def _run(task: Task, station: Station) -> Result:
+    """One launch, from its files to its verdict."""
+    directory = os.path.join(station.directory, str(task.index))
+    files: List[int] = []
+    result: Optional[Result] = None
+    try:
+        try:
+            os.mkdir(directory, 0o700)
+            for _ in ("stdin", "stderr"):
+                files.append(nameless_file(station.directory))
+            files.append(os.open(directory + ".out", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            stdin, stderr, stdout = files
+            write_all(stdin, to_bytes(task.prompt))
+            os.lseek(stdin, 0, os.SEEK_SET)
+            with station.lock:
+                if station.canceled:
+                    return unfinished(task, "canceled", "canceled before it started", "canceled")
+                running = _launch(task, station, directory, stdin, stdout, stderr)
+                station.running = running
+        except OSError as error:
+            return _not_started(task, error)
+        station.note(task.index, running.process.pid)
+        code = _await(task, running, station)
+        station.running = None
+        station.note(task.index, 0)
+        try:
+            result = _judge(task, code, running.verdict, directory + ".out", stdout, stderr)
+        except OSError as error:
+            return unfinished(task, "failed", "the answer could not be kept: %s" % error, "backend", exit_code=1, attempts=1)
+        return result
+    finally:
+        for file in files:
+            os.close(file)
+        if len(files) == 3 and not (result and isinstance(result.answer, TextFile)):
+            os.unlink(directory + ".out")
+        remove_tree(directory)
+
+
+def _launch(task: Task, station: Station, directory: str, stdin: int, stdout: int, stderr: int) -> _BackendProcess:
+    """Starts the backend.  The only place in the program that starts anything; raises OSError."""
+    import signal
+    import subprocess
+    backend = BACKENDS[task.backend]
+    command = backend.command(task)
+    environment = dict(station.environment, TMPDIR=directory, CLINVK_TASK=str(task.index), **command.environment)
+    for name, text in command.text_environment.items():
+        environment[name] = os.path.join(directory, name)
+        write_whole(environment[name], [to_bytes(text)])
+    if task.workdir:
+        os.stat(os.path.join(task.workdir, "."))
+        environment["PWD"] = os.path.abspath(task.workdir)
+    process: Any = subprocess.Popen(command.argv, stdin=stdin, stdout=stdout, stderr=stderr, cwd=task.workdir or None,
+                                    env=environment, start_new_session=True)
+    return _BackendProcess(process, getattr(signal, backend.stop_signal), station.grace)
+
+
+def _await(task: Task, running: _BackendProcess, station: Station) -> int:
+    """Waits for the end, bounded by the task's timeout, and clears away what the backend left behind."""
+    import threading
+    began = time.monotonic()
+    timer = threading.Timer(task.timeout, running.stop, ("timeout",)) if task.timeout else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        return running.wait()
+    finally:
+        if timer:
+            timer.cancel()
+        if running.verdict or time.monotonic() - began >= SWEEP_AFTER_SECONDS:
+            sweep("CLINVK_RUN=" + station.run_id, "CLINVK_TASK=%d" % task.index)
+
+
+def _not_started(task: Task, error: OSError) -> Result:
+    """The Result of a launch that failed: which file, and why."""
+    import errno
+    kinds = {errno.EACCES: "permission", errno.EPERM: "permission", errno.ENOENT: "not_found", errno.E2BIG: "invalid"}
+    program = BACKENDS[task.backend].command(task).argv[0]
+    reason = error.strerror or str(error)
+    of_workdir = task.workdir and str(error.filename or "").startswith(task.workdir)
+    if of_workdir:
+        text, code, kind = "workdir %s: %s" % (task.workdir, reason), 1, "invalid"
+    elif error.filename not in (None, program):
+        text, code, kind = "%s: %s" % (error.filename, reason), 1, "backend"
+    elif error.errno == errno.ENOENT and not any(os.path.exists(os.path.join(entry, program)) for entry in os.get_exec_path()):
+        text, code, kind = "%s: not found: it is not installed, or not on the PATH" % program, 127, "not_found"
+    elif error.errno == errno.ENOENT:
+        text, code, kind = "%s: cannot be executed: the interpreter it names does not exist" % program, 126, "not_found"
+    else:
+        text, code, kind = "%s: cannot be started: %s" % (program, reason), 126, kinds.get(error.errno or 0, "backend")
+    return unfinished(task, "failed", text, kind, exit_code=code, attempts=1)
+
+
+def _judge(task: Task, code: int, stopped: str, path: str, stdout: int, stderr: int) -> Result:
+    """The verdict on a backend that ended: by what we did to it, else by what it said, else by its exit code."""
+    backend, capture = BACKENDS[task.backend], Capture(stdout)
+    reply = backend.read(capture, Capture(stderr).tail(), code)
+    exit_code = 128 - code if code < 0 else code
+    status, error, kind = "ok", reply.error, reply.error_kind
+    blank = capture.is_blank() if reply.output is None else not reply.output.strip()
+    if stopped == "timeout":
+        status, exit_code, error, kind = "timeout", 124, "timed out after %gs" % task.timeout, "timeout"
+    elif stopped:
+        status, exit_code, error, kind = "canceled", -1, "canceled while it ran", "canceled"
+    elif code < 0:
+        status, error, kind = "failed", "ended by signal %d (%s)" % (-code, signal_name(-code)), "signal"
+    elif error:
+        status, exit_code = "failed", exit_code or 1
+    elif blank:
+        status, exit_code, error, kind = "failed", 1, "%s ended well but gave no answer" % backend.name, "no_output"
+    return Result(task.index, task.backend, status, exit_code, _store(reply.output, capture, path), error, kind,
+                  None if stopped else reply.retry_after_seconds, option_warnings(task) + reply.warnings,
+                  reply.model or task.model, reply.session_id, reply.usage, reply.cost_usd, reply.num_turns)
+
+
+def signal_name(number: int) -> str:
+    import signal
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def _store(output: Optional[str], capture: Capture, path: str) -> Union[str, TextFile]:
+    """The answer as it travels.  `path` is the captured stdout, which stays in place where it is a large answer itself."""
+    if output is None and len(capture) > INLINE_BYTES:
+        return TextFile(path)
+    if output is not None and len(output) > INLINE_BYTES:
+        write_whole(path, (to_bytes(output[start:start + CHUNK]) for start in range(0, len(output), CHUNK)))
+        return TextFile(path)
+    return to_text(capture.read()) if output is None else output
+
+
+# --- 7. Pool -----------------------------------------------------------------
+#
+# multiprocessing.Pool gives the workers and carries the messages.  What it leaves to its user:
+#
+#  * A worker that is killed takes its task with it, and Pool waits for that task for ever (cpython#66587).  So each
+#    worker notes in a ledger in shared memory (Seats) which task it holds and which process group it launched, *before*
+#    anyone can kill it; who finds it dead ends the group and answers the task.
+#  * A worker killed inside a lock of one of Pool's queues blocks all the others.  So the locks are KernelLocks; and
+#    what goes through a queue is one small atomic write, anything larger a file (_pack).  Should a pool stand still
+#    after a death all the same, it is retired: it finishes what it holds, and another goes on.
+#  * If the parent dies, workers and backends live on.  So there is a lifeline: a pipe whose only write end is the
+#    parent's.  Its end means that the parent cancels or is gone; each worker then stops its backend.
+#  * Pool takes all tasks that it can get.  So it is fed by hand: never more in flight than there are jobs, which makes
+#    stopping, and keeping the order, a matter of not feeding.
+
+TICK_SECONDS = 0.25     # how often a waiting run looks after its workers and its caller's on_tick
+HANDOVER_SECONDS = 0.5  # how long after a worker's death a result that it had sent may still be under way
+STALL_SECONDS = 5.0     # how long after a worker's death a task may lie unclaimed before its pool counts as damaged
+MESSAGE_BYTES = 3500    # with what Pool adds it stays below 4096 bytes, which a pipe takes in one piece
+
+START_METHODS = ("fork", "spawn", "thread")
+
+
+class Control:
+    """Stops a run from outside its loop.  Its methods may be called from a signal handler or another thread."""
+
+    def __init__(self) -> None:
+        self.level = 0  # 1: start nothing more, stop what runs; 2: kill what runs
+        self.wake: Callable[[], None] = lambda: None
+
+    def cancel(self) -> None:
+        self.level = max(self.level, 1)
+        self.wake()
+
+    def kill(self) -> None:
+        self.level = 2
+        self.wake()
+
+
+class Seats:
+    """The ledger: a seat for each worker, in memory that all processes share.
+
+    A seat has one writer (its worker; once that is dead, the parent), so that no lock is needed to write in it.
+    """
+
+    _WIDTH = 3  # pid; 1 + index of the task held last; its process group while that runs
+
+    def __init__(self, path: str, count: int = 0) -> None:
+        import mmap
+        if count:  # written, not just extended: a full disk should fail here and not as SIGBUS later
+            write_whole(path, [bytes(8 * (1 + self._WIDTH * count))])
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._words = memoryview(mmap.mmap(file, os.fstat(file).st_size)).cast("q")
+        finally:
+            os.close(file)
+
+    def __iter__(self) -> Iterator[Tuple[int, int, int, int]]:
+        """(seat, pid, task index or -1, process group or 0) for each seat that is taken."""
+        for seat in range(1, len(self._words), self._WIDTH):
+            pid, index, group = self._words[seat:seat + self._WIDTH]
+            if pid:
+                yield seat, pid, index - 1, group
+
+    def take(self) -> int:
+        """The caller takes a free seat, under the lock between workers."""
+        for seat in range(1, len(self._words), self._WIDTH):
+            if not self._words[seat]:
+                self._words[seat] = os.getpid()
+                return seat
+        raise OSError("no free seat")
+
+    def note(self, seat: int, index: int, group: int) -> None:
+        self._words[seat + 1] = index + 1
+        self._words[seat + 2] = group
+
+    def free(self, seat: int) -> None:
+        self._words[seat + 1] = self._words[seat + 2] = 0
+        self._words[seat] = 0
+
+    @property
+    def retired(self) -> bool:
+        return bool(self._words[0])
+
+    def retire(self) -> None:
+        self._words[0] = 1
+
+
+class _Terms(NamedTuple):
+    """What a worker is told when it starts.  Picklable."""
+
+    run_id: str
+    directory: str
+    seats_path: str
+    lock: KernelLock
+    lifeline: Any
+    parent: int
+    grace: float
+
+
+_desks: Dict[int, Tuple[Station, Seats]] = {}  # of this process's workers, by thread
+_lifelines: List[Any] = []  # the write ends that this process holds; a forked worker closes its copies
+
+
+def _enter_process(terms: _Terms) -> None:
+    """Makes a fresh process a worker."""
+    import signal
+    import threading
+    while _lifelines:
+        _lifelines.pop().close()
+    os.setpgid(0, 0)  # ^C, and what else is meant for the parent's group, is the parent's to act on
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            # not SIG_IGN: a backend would inherit that, and could not be interrupted
+            signal.signal(number, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with a handler of ours Pool.terminate would hang now and then
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)  # so that only the parent keeps the reader of its stdout waiting
+    os.close(null)
+    with terms.lock:
+        station = _sit_down(terms)
+    threading.Thread(target=_hold_lifeline, args=(terms, station), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _sit_down(terms: _Terms) -> Station:
+    from _thread import get_ident
+    seats = Seats(terms.seats_path)
+    seat = seats.take()
+    station = Station(terms.run_id, terms.directory, lambda index, group: seats.note(seat, index, group), terms.grace)
+    _desks[get_ident()] = station, seats
+    return station
+
+
+def _hold_lifeline(terms: _Terms, station: Station) -> None:
+    """Waits in a thread of each worker for the end of the run or of the parent."""
+    os.read(terms.lifeline.fileno(), 1)
+    station.cancel()
+    while os.getppid() == terms.parent:
+        time.sleep(0.1)
+    sweep("CLINVK_RUN=" + terms.run_id)
+    remove_tree(terms.directory)
+    os._exit(EXIT_FAILED)
+
+
+def _pack(value: Any, path: str) -> Union[bytes, str]:
+    """`value` as a message of at most MESSAGE_BYTES: pickled, or the path of a file that holds it so."""
+    import pickle
+    data = pickle.dumps(value, 4)
+    if len(data) <= MESSAGE_BYTES:
+        return data
+    write_whole(path, [data])
+    return path
+
+
+def _unpack(message: Union[bytes, str]) -> Any:
+    import pickle
+    if isinstance(message, bytes):
+        return pickle.loads(message)
+    with open(message, "rb") as file:
+        os.unlink(message)
+        return pickle.load(file)
+
+
+def _serve(message: Union[bytes, str]) -> Optional[Union[bytes, str]]:
+    """What a worker does with a message: the task is run, its Result is the answer."""
+    from _thread import get_ident
+    station, seats = _desks[get_ident()]
+    task = _unpack(message)
+    station.note(task.index, 0)
+    if seats.retired:  # read after the claim is noted, as the parent looks for claims after it retires the pool
+        return None
+    return _pack(run_task(task, station), os.path.join(station.directory, "%d.result" % task.index))
+
+
+class _Crew:
+    """One multiprocessing.Pool with its ledger."""
+
+    def __init__(self, directory: str, number: int, jobs: int, method: str, terms: Callable[[str, KernelLock], _Terms]) -> None:
+        import multiprocessing
+        import multiprocessing.pool
+        import signal
+        from itertools import count
+        self.jobs = jobs
+        self.last_death = 0.0
+        self.processes: Dict[int, Any] = {}
+        path = os.path.join(directory, "seats-%d" % number)
+        self.seats = Seats(path, 2 * jobs + 16)
+        locks = map(KernelLock, iter(lambda: os.path.join(directory, "locks-%d" % number), ""), count())
+        self.terms = terms(path, next(locks))
+        if method == "thread":
+            self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _sit_down, (self.terms,))
+            return
+
+        class Context(type(multiprocessing.get_context(method))):  # type: ignore[misc]
+            """Makes the locks of Pool's queues: they call no other factory."""
+
+            def Lock(self) -> KernelLock:
+                return next(locks)
+
+        # A signal that comes between fork and _enter_process waits until the worker knows what to do with it; Pool's own threads
+        # never take one.
+        former = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        try:
+            self.pool = Context().Pool(jobs, _enter_process, (self.terms,))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+    def claimed(self) -> Set[int]:
+        """The indexes of the tasks that live workers have begun."""
+        return {index for _, _, index, _ in self.seats}
+
+    def dead_seats(self) -> List[Tuple[int, int, int, int]]:
+        import multiprocessing
+        for process in multiprocessing.active_children():
+            self.processes[process.pid or 0] = process
+        return [seat for seat in self.seats if seat[1] in self.processes and not self.processes[seat[1]].is_alive()]
+
+    def close(self) -> None:
+        self.pool.terminate()
+        self.pool.join()
+
+
+class _Run:
+    """One batch under way: the crew that gets the tasks, crews that were retired, and every task in flight."""
+
+    def __init__(self, jobs: int, method: str, grace: float, notice: Callable[[str], None]) -> None:
+        import multiprocessing
+        import queue
+        self.run_id, self.grace, self.jobs, self.method = new_run_id(), grace, jobs, method
+        self.directory = make_private_directory()
+        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.in_flight: Dict[int, Tuple[Task, _Crew, float]] = {}
+        self.bereaved: Dict[int, Tuple[float, str]] = {}  # task index: until when its result may come, why it may not
+        self.crews: List[_Crew] = []
+        self.canceled = self.killed = False
+        self._next_look = time.monotonic() + TICK_SECONDS
+        self._reader, self._lifeline = multiprocessing.Pipe(duplex=False)
+        _lifelines.append(self._lifeline)
+        try:
+            try:
+                self._hire()
+            except (ImportError, OSError) as error:
+                if method == "thread":
+                    raise
+                notice("worker processes cannot be had here (%s): tasks run in threads, and if clinvk itself is killed "
+                       "with SIGKILL its backends live on" % error)
+                self.method = "thread"
+                self._hire()
+        except BaseException:
+            self.close()
+            raise
+
+    def _hire(self) -> None:
+        self.crews.append(_Crew(
+            self.directory, len(self.crews), self.jobs, self.method,
+            lambda path, lock: _Terms(self.run_id, self.directory, path, lock, self._reader, os.getpid(), self.grace)))
+
+    def start(self, task: Task) -> None:
+        crew = self.crews[-1]
+        self.in_flight[task.index] = task, crew, time.monotonic()
+        try:  # what only describes the task stays here
+            message = _pack(task._replace(name="", id="", tags=(), meta=None),
+                            os.path.join(self.directory, "%d.task" % task.index))
+        except OSError as error:
+            self.events.put(unfinished(task, "failed", "cannot hand the task over: %s" % error, "backend", exit_code=1))
+            return
+        crew.pool.apply_async(_serve, (message,), callback=self.events.put, error_callback=lambda error: self.events.put(
+            unfinished(task, "failed", "its result could not be handed over: %s" % error, "backend", exit_code=1, attempts=1)))
+
+    def cancel(self) -> None:
+        """Stops what runs, politely at first.  Its results come as they would have."""
+        if self.canceled:
+            return
+        self.canceled = True
+        _lifelines.remove(self._lifeline)
+        self._lifeline.close()
+        if self.method == "thread":
+            import threading
+            own = [station for station, _ in _desks.values() if station.run_id == self.run_id]
+            for station in own:
+                threading.Thread(target=station.cancel, daemon=True).start()
+
+    def kill(self) -> None:
+        """Ends what runs at once."""
+        import signal
+        self.killed = True
+        for crew in self.crews:
+            for _, _, _, group in crew.seats:
+                if group:
+                    send_signal(group, signal.SIGKILL)
+        sweep("CLINVK_RUN=" + self.run_id)
+
+    def wait(self) -> List[Result]:
+        """The next results, after a tick at the latest."""
+        import queue
+        results = []
+        try:
+            event = self.events.get(timeout=TICK_SECONDS)
+            result = event if event is None or isinstance(event, Result) else _unpack(event)
+            if result is not None and result.index in self.in_flight:
+                results.append(self._answer(result))
+        except queue.Empty:
+            pass
+        if time.monotonic() >= self._next_look and self.method != "thread":
+            self._next_look = time.monotonic() + TICK_SECONDS
+            results += [self._answer(result) for crew in self.crews for result in self._look_after(crew)]
+        return results
+
+    def _answer(self, result: Result) -> Result:
+        task = self.in_flight.pop(result.index)[0]
+        self.bereaved.pop(result.index, None)
+        if isinstance(result.answer, TextFile):
+            result.answer.take()
+        return result._replace(task=task)
+
+    def _look_after(self, crew: _Crew) -> List[Result]:
+        """Buries a crew's dead workers and answers for what cannot be answered any more."""
+        import signal
+        now = time.monotonic()
+        for seat, pid, index, group in crew.dead_seats():
+            if group:
+                send_signal(group, signal.SIGKILL)
+            sweep("CLINVK_RUN=" + self.run_id, "CLINVK_TASK=%d" % index)
+            code = crew.processes.pop(pid).exitcode
+            crew.seats.free(seat)
+            crew.last_death = now
+            if index in self.in_flight:
+                how = "killed by signal %d (%s)" % (-code, signal_name(-code)) if code and code < 0 else "gone"
+                self.bereaved[index] = now + HANDOVER_SECONDS, "its worker process was %s" % how
+        lost = [(index, why) for index, (deadline, why) in self.bereaved.items() if now >= deadline]
+        own = {index for index, (_, its_crew, since) in self.in_flight.items() if its_crew is crew
+               and now - max(since, crew.last_death) > STALL_SECONDS}
+        if crew.last_death and own - crew.claimed():
+            crew.seats.retire()
+            lost += [(index, "its worker process was killed before it began") for index in own - crew.claimed()]
+            if crew is self.crews[-1]:
+                self._hire()
+        return [self._lost(index, why) for index, why in dict(lost).items()]
+
+    def _lost(self, index: int, why: str) -> Result:
+        task, _, since = self.in_flight[index]
+        started = time.time() - (time.monotonic() - since)
+        if self.canceled:
+            return unfinished(task, "canceled", "canceled while it ran", "canceled", attempts=1, start_time=started)
+        return unfinished(task, "lost", why, "worker_lost", attempts=1, start_time=started)
+
+    def close(self) -> None:
+        """Stops whatever still runs, and clears away all that the run made."""
+        self.cancel()
+        deadline = time.monotonic() + self.grace + 2
+        while self.in_flight and time.monotonic() < deadline:
+            self.wait()
+        if self.in_flight:
+            self.kill()
+        for crew in self.crews:
+            crew.close()
+        for ident in [ident for ident, (station, _) in _desks.items() if station.run_id == self.run_id]:
+            del _desks[ident]
+        self._reader.close()
+        sweep("CLINVK_RUN=" + self.run_id)
+        remove_tree(self.directory)
+
+
+def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool = False, control: Optional[Control] = None,
+             on_tick: Callable[[int], None] = lambda running: None, notice: Callable[[str], None] = lambda text: None,
+             start_method: str = "", grace: float = GRACE_SECONDS) -> Iterator[Result]:
+    """Runs tasks, at most `jobs` at a time; yields exactly one Result for each, as they end.
+
+    `tasks` is advanced in the caller's thread, only when there is room for a task, so that a generator can make the next
+    task from the last result.  It may yield None for "none ready yet"; if it has an attribute `on_ready`, that is set to
+    what it must call when there is one.  Indexes must differ.
+
+    After the first failure (`fail_fast`) or `control.cancel()` nothing more is started, what runs is stopped (SIGTERM,
+    `grace` seconds, SIGKILL), and each task not begun is answered as canceled.  Closing the generator stops what runs,
+    too; when it is closed or exhausted nothing of the run is left: no process, no file.
+
+    `on_tick` is called with the number of running tasks about four times a second while there is nothing else to do;
+    `notice` with what a user should know.  `start_method` is one of START_METHODS; by default `fork` on Linux.
+
+    Raises OSError where there is nowhere to put temporary files; what `tasks` and `on_tick` raise passes through.
+    """
+    import warnings
+    control = control or Control()
+    supply = iter(tasks)
+    method = start_method or default_start_method()
+    failed = exhausted = False
+    if method == "fork" and sys.version_info >= (3, 12):
+        # Pool replaces a dead worker from a thread; the child runs nothing but _enter_process and _serve
+        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+    run = _Run(jobs, method, grace, notice)
+    try:
+        control.wake = lambda: run.events.put(None)
+        if hasattr(supply, "on_ready"):
+            supply.on_ready = control.wake
+        while True:
+            stopping = failed or control.level
+            while not stopping and not exhausted and len(run.in_flight) < jobs:
+                task = next(supply, run)
+                if task is run:
+                    exhausted = True
+                elif task is None:
+                    break
+                else:
+                    run.start(task)  # type: ignore[arg-type]
+            if stopping:
+                run.cancel()
+            if control.level > 1 and not run.killed:
+                run.kill()
+            if not run.in_flight and (exhausted or stopping):
+                break
+            for result in run.wait():
+                failed = failed or fail_fast and result.status not in ("ok", "skipped")
+                yield result
+            on_tick(len(run.in_flight))
+    finally:
+        run.close()
+    if not exhausted:
+        why = "canceled before it started (%s)" % ("fail-fast" if failed else "interrupted")
+        for rest in supply:
+            if rest is None:
+                break
+            yield unfinished(rest, "canceled", why, "canceled")._replace(task=rest)
+
+
+# --- 8. Sinks ----------------------------------------------------------------
+#
+# A sink is fed one Result at a time, in the order in which tasks end: `write(result)`.  Nothing else in the program
+# writes results.  A sink raises OutputError when it cannot write.
+
+ONE_WRITE_BYTES = 1 << 20  # a line up to here is one write; a larger one goes out in pieces rather than into memory
+
+
+class Output:
+    """A descriptor to write to.  `terminal`: it shows what it is given to a person."""
+
+    def __init__(self, file: int, name: str) -> None:
+        self.file, self._name = file, name
+        self.terminal = is_terminal(file)
+
+    def write(self, data: bytes) -> None:
+        try:
+            write_all(self.file, data)
+        except OSError as error:
+            raise OutputError("cannot write to %s: %s" % (self._name, error.strerror), isinstance(error, BrokenPipeError)) from None
+
+    def text(self, text: str) -> None:
+        self.write(to_bytes(visible(text) if self.terminal else text))
+
+
+def result_fields(result: Result) -> Dict[str, Any]:
+    """The result as it stands in JSON, but for `output`, which is put after `exit_code`.  Empty optional fields are left out."""
+    fields: Dict[str, Any] = {"index": result.index}
+    for name, key in (("id", "task_id"), ("name", "task_name"), ("tags", "tags"), ("meta", "meta")):
+        value = getattr(result.task, name, None)
+        if value:
+            fields[key] = value
+    fields["backend"] = result.backend
+    if result.model:
+        fields["model"] = result.model
+    fields.update(status=result.status, exit_code=result.exit_code, output=None)
+    for name in ("error", "error_kind", "retry_after_seconds", "warnings", "session_id", "usage", "cost_usd", "num_turns"):
+        value = getattr(result, name)
+        if value not in ("", None, (), {}):
+            fields[name] = value
+    fields.update(attempts=result.attempts, start_time=utc(result.start_time), end_time=utc(result.end_time),
+                  duration_seconds=round(result.duration_seconds, 3))
+    return fields
+
+
+def encoded(result: Result) -> Iterator[bytes]:
+    """The result as one JSON object, in pieces of bounded size."""
+    fields = result_fields(result)
+    if isinstance(result.answer, str):
+        fields["output"] = result.answer
+        yield dumps(fields)
+        return
+    names = list(fields)
+    place = names.index("output")
+    yield dumps({name: fields[name] for name in names[:place]})[:-1] + b',"output":"'
+    for chunk in result.answer:
+        yield dumps(chunk)[1:-1]
+    yield b'",' + dumps({name: fields[name] for name in names[place + 1:]})[1:]
+
+
+def in_one_write(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Joins pieces up to ONE_WRITE_BYTES; passes on what is larger."""
+    held: List[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size > ONE_WRITE_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
+
+
+class Spool:
+    """Records on disk, by task index: what must wait for the end of the run does not wait in memory."""
+
+    def __init__(self) -> None:
+        import tempfile
+        from array import array
+        self._places = array("q")  # 1 + offset of each record, 0 where there is none
+        self._sizes = array("q")
+        self._end = 0
+        try:
+            self._file = nameless_file(tempfile.gettempdir())
+        except OSError as error:
+            raise OutputError("cannot keep results: %s: %s" % (tempfile.gettempdir(), error.strerror)) from None
+
+    def add(self, index: int, pieces: Iterable[bytes]) -> None:
+        if index >= len(self._places):
+            more = bytes(8 * (index + 1 - len(self._places)))
+            self._places.frombytes(more)
+            self._sizes.frombytes(more)
+        start = self._end
+        try:
+            for piece in in_one_write(pieces):
+                write_all(self._file, piece)
+                self._end += len(piece)
+        except OSError as error:
+            os.ftruncate(self._file, start)
+            self._end = start
+            raise OutputError("cannot keep results: %s" % error.strerror) from None
+        self._places[index], self._sizes[index] = start + 1, self._end - start
+
+    def __iter__(self) -> Iterator[Iterator[bytes]]:
+        """The records in index order, each in pieces."""
+        for place, size in zip(self._places, self._sizes):
+            if place:
+                yield file_chunks(self._file, place - 1, place - 1 + size)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+
+class JsonLines:
+    """`--jsonl`: a line for each result as it ends, written at once."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def write(self, result: Result) -> None:
+        for piece in in_one_write(_line(encoded(result))):
+            self._output.write(piece)
+
+
+def _line(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    yield from pieces
+    yield b"\n"
+
+
+class Report:
+    """`--json`: one object at the end.  `pieces` is also what summary.json holds."""
+
+    def __init__(self) -> None:
+        self._spool = Spool()
+
+    def write(self, result: Result) -> None:
+        self._spool.add(result.index, encoded(result))
+
+    def pieces(self, totals: Dict[str, Any]) -> Iterator[bytes]:
+        """The object, a result a line; `totals` are its other fields."""
+        yield dumps(totals)[:-1] + b',"results":['
+        separator = b"\n"
+        for record in self._spool:
+            yield separator
+            yield from record
+            separator = b",\n"
+        yield b"\n]}\n"
+
+
+class Text:
+    """The default: `[2] the answer`, as each task ends."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def write(self, result: Result) -> None:
+        answer = result.answer
+        if isinstance(answer, str):
+            if answer:
+                self._output.text("[%d] %s%s" % (result.index + 1, answer, "" if answer.endswith("\n") else "\n"))
+            return
+        last = ""
+        self._output.text("[%d] " % (result.index + 1))
+        for chunk in answer:
+            self._output.text(chunk)
+            last = chunk
+        if not last.endswith("\n"):
+            self._output.text("\n")
+
+
+class CommandLines:
+    """`--dry-run`: the command lines, to read or to paste."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def write(self, result: Result) -> None:
+        if result.status == "skipped":
+            self._output.text(result.output + "\n")
+
+
+class Directory:
+    """`output_dir`: a file for each task as it ends, `NNN_NAME.json`, and summary.json at the end.  Mode 0600, never half a file."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._report = Report()
+        try:
+            os.makedirs(path, 0o700, exist_ok=True)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(0, "Permission denied")
+        except OSError as error:
+            raise OutputError("cannot write to output_dir %s: %s" % (path, error.strerror)) from None
+
+    def write(self, result: Result) -> None:
+        self._put("%03d_%s.json" % (result.index + 1, _safe_name(result)), _task_and_result(result))
+        self._report.write(result)
+
+    def finish(self, totals: Dict[str, Any]) -> None:
+        self._put("summary.json", self._report.pieces(totals))
+
+    def _put(self, name: str, pieces: Iterable[bytes]) -> None:
+        try:
+            write_whole(os.path.join(self._path, name), in_one_write(pieces))
+        except OSError as error:
+            raise OutputError("cannot write %s: %s" % (os.path.join(self._path, name), error.strerror)) from None
+
+
+def _safe_name(result: Result) -> str:
+    """A file name made of the task's id or name that is one everywhere, and no path."""
+    task = result.task
+    word = (task.id or task.name) if task else ""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in word[:64]).strip("_")
+    return plain or "task-%d" % (result.index + 1)
+
+
+def _task_and_result(result: Result) -> Iterator[bytes]:
+    task = result.task._asdict() if result.task else {}
+    given = {name: value for name, value in task.items() if value not in ("", 0, None, False, (), {}) and name != "index"}
+    yield b'{"task":' + dumps(given) + b',\n"result":'
+    yield from encoded(result)
+    yield b"}\n"
+
+
+class Progress:
+    """A status line on the terminal's stderr while a run is under way; elsewhere, if it is wanted, a line for each result."""
+
+    def __init__(self, output: Output, total: Optional[int]) -> None:
+        self._output, self._total = output, total
+        self._done = self._failed = self._running = 0
+        self._began = time.monotonic()
+        self._shown = ""
+        self._next = 0.0
+
+    def write(self, result: Result) -> None:
+        self._done += 1
+        self._failed += result.status in ("failed", "timeout", "lost")
+        if not self._output.terminal:
+            self._output.text(self._line() + "\n")
+
+    def show(self, running: int) -> None:
+        """Draws the line anew, at most ten times a second."""
+        self._running = running
+        if self._output.terminal and time.monotonic() >= self._next:
+            self._next = time.monotonic() + 0.1
+            self.hide()
+            self._shown = cut(self._line(), terminal_columns(self._output.file) - 1)
+            self._output.write(self._shown.encode())
+
+    def hide(self) -> None:
+        """Clears the line, for whatever else is written to the terminal."""
+        if self._shown:
+            self._output.write(b"\r\033[K")
+            self._shown, self._next = "", 0.0
+
+    def _line(self) -> str:
+        of = "/%d" % self._total if self._total is not None else ""
+        failed = ", %d failed" % self._failed if self._failed else ""
+        return "[%d%s] %d running%s, %s" % (self._done, of, self._running, failed, clock(time.monotonic() - self._began))
+
+
+# --- 9. Summary --------------------------------------------------------------
+
+
+class Totals:
+    """What is added up over a run.  completed + failed + canceled + skipped is the number of tasks, always."""
+
+    def __init__(self) -> None:
+        self.total = self.completed = self.failed = self.canceled = self.skipped = 0
+        self.usage: Dict[str, int] = {}
+        self.cost_usd: Optional[float] = None  # of the tasks whose backend states it: unknown is not 0
+        self.start_time = time.time()
+        self._began = time.monotonic()
+        self.duration_seconds = 0.0
+
+    def write(self, result: Result) -> None:
+        self.total += 1
+        column = {"ok": "completed", "canceled": "canceled", "skipped": "skipped"}.get(result.status, "failed")
+        setattr(self, column, getattr(self, column) + 1)
+        for name, count in (result.usage or {}).items():
+            self.usage[name] = self.usage.get(name, 0) + count
+        if result.cost_usd is not None:
+            self.cost_usd = (self.cost_usd or 0.0) + result.cost_usd
+
+    def stop(self) -> None:
+        self.duration_seconds = time.monotonic() - self._began
+
+    def fields(self) -> Dict[str, Any]:
+        """The fields of the `--json` object, `results` aside."""
+        fields: Dict[str, Any] = {
+            "total_tasks": self.total, "completed": self.completed, "failed": self.failed, "canceled": self.canceled,
+            "skipped": self.skipped, "total_duration_seconds": round(self.duration_seconds, 3),
+            "start_time": utc(self.start_time), "end_time": utc(self.start_time + self.duration_seconds)}
+        if self.usage:
+            fields["usage"] = self.usage
+        if self.cost_usd is not None:
+            fields["cost_usd"] = round(self.cost_usd, 6)
+        return fields
+
+    def line(self) -> str:
+        """The last line of the summary.  It always says `tasks`, so that it can be matched."""
+        parts = ["%d tasks, %d completed, %d failed" % (self.total, self.completed, self.failed)]
+        parts += ["%d %s" % (count, word) for count, word in ((self.canceled, "canceled"), (self.skipped, "skipped")) if count]
+        if self.usage.get("total_tokens"):
+            parts.append("{:,} tokens".format(self.usage["total_tokens"]))
+        if self.cost_usd is not None:
+            parts.append("$%.4f" % self.cost_usd)
+        return "Total: %s (%.2fs)" % (", ".join(parts), self.duration_seconds)
+
+
+def verdict(totals: Totals) -> int:
+    """The exit status that the results call for."""
+    return EXIT_FAILED if totals.failed or totals.canceled else EXIT_OK
+
+
+class Table:
+    """The results in the order of their tasks, at the end."""
+
+    def __init__(self) -> None:
+        self._rows = Spool()
+
+    def write(self, result: Result) -> None:
+        task = result.task
+        label = one_line(task.name or task.prompt or task.invalid) if task else ""
+        row = (result.index + 1, result.backend, "OK" if result.status == "ok" else result.status.upper(),
+               "%.2fs" % result.duration_seconds, label[:400], one_line(result.error)[:400])
+        self._rows.add(result.index, [dumps(row)])
+
+    def print(self, output: Output, totals: Totals, color: bool) -> None:
+        width = max(terminal_columns(output.file), 60)
+        lines = ["", "Results", "=" * 60, "%-4s %-12s %-10s %-10s %s" % ("#", "BACKEND", "STATUS", "DURATION", "TASK"), "-" * 60]
+        output.text("\n".join(lines) + "\n")
+        for record in self._rows:
+            number, backend, status, duration, label, error = loads(b"".join(record))
+            cell = "%-10s" % status
+            if color:
+                cell = {"OK": "\033[32m%s\033[m", "SKIPPED": "%s", "CANCELED": "\033[33m%s\033[m"}.get(status, "\033[31m%s\033[m") % cell
+            start = "%-4d %-12s " % (number, backend)
+            rest = " %-10s %s" % (duration, cut(label, width - 41))
+            output.write(to_bytes(start + cell + rest.rstrip() + "\n"))
+            if error and status != "CANCELED":
+                output.text(cut("     error: " + error, width) + "\n")
+        output.text("-" * 60 + "\n" + totals.line() + "\n")
+
+
+# --- 10. Commands ------------------------------------------------------------
+
+
+class Settings(NamedTuple):
+    """The validated options of `parallel`.  Values only."""
+
+    file: Optional[str]
+    task: Dict[str, Any]  # task fields given on the command line
+    jobs: Optional[int]
+    fail_fast: bool
+    output_dir: str
+    dry_run: bool
+    form: str             # text, json or jsonl
+    quiet: bool
+    progress: str
+    color: str
+    start_method: str
+
+
+DEFAULT_JOBS = 3
+
+
+def wanted(choice: str, terminal: bool) -> bool:
+    """What `auto`, `always` or `never` comes to."""
+    return choice == "always" or choice == "auto" and terminal
+
+
+def use_color(choice: str, output: Output) -> bool:
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    return wanted(choice, output.terminal and not plain)
+
+
+class _Feed:
+    """Hands each result to every sink that can still take it, and remembers what could not be written.
+
+    Where the first sink, the one whose output was asked for, can write no more the run is canceled: nobody should pay
+    for answers that cannot be kept.
+    """
+
+    def __init__(self, sinks: Sequence[Any], control: Control) -> None:
+        self._first, self._working, self._control = sinks[0], list(sinks), control
+        self.error: Optional[OutputError] = None
+        self.unwritten = 0
+        self.writing = False
+
+    def write(self, result: Result) -> None:
+        for sink in list(self._working):
+            self.attempt(sink, lambda to=sink: to.write(result))  # type: ignore[misc]
+        self.unwritten += self._first not in self._working
+
+    def attempt(self, sink: Any, write: Callable[[], None]) -> None:
+        try:
+            self.writing = True
+            write()
+        except OutputError as error:
+            self._working.remove(sink)
+            self.fail(sink, error)
+        finally:
+            self.writing = False
+
+    def fail(self, sink: Any, error: OutputError) -> None:
+        self.error = self.error or error
+        if sink is self._first:
+            self._control.cancel()
+
+    def __contains__(self, sink: Any) -> bool:
+        return sink in self._working
+
+
+class _Stop:
+    """The reaction to signals during a run: the first cancels it, the second kills it."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self.signal_number = 0
+        self.blocked: Callable[[], bool] = lambda: False  # in a write that may never end
+
+    def __call__(self, number: int) -> None:
+        if not self.signal_number:
+            self.signal_number = number
+            self._control.cancel()
+            return
+        self._control.kill()
+        if self.blocked():
+            raise Interrupted(self.signal_number)
+
+
+def command_parallel(settings: Settings) -> int:
+    """Runs a batch.  Returns the exit status; a signal's (128 + n) where one ended it."""
+    stdout, stderr = Output(1, "stdout"), Output(2, "stderr")
+    progress: Optional[Progress] = None
+
+    def say(text: str) -> None:
+        if progress:
+            progress.hide()
+        stderr.text("clinvk: %s\n" % text)
+
+    stream = open_tasks(settings.file, settings.task, dict(os.environ), lambda text: say("warning: " + text))
+    jobs = settings.jobs or stream.run.get("max_parallel") or DEFAULT_JOBS
+    fail_fast = settings.fail_fast or stream.run.get("fail_fast", False)
+    output_dir = settings.output_dir or stream.run.get("output_dir", "")
+    if not settings.dry_run and wanted(settings.progress, stderr.terminal):
+        progress = Progress(stderr, stream.total)
+
+    control, totals, table = Control(), Totals(), Table()
+    form: Any = (Report() if settings.form == "json" else JsonLines(stdout) if settings.form == "jsonl"
+                 else CommandLines(stdout) if settings.dry_run else Totals() if settings.quiet else Text(stdout))
+    directory = Directory(output_dir) if output_dir and not settings.dry_run else None
+    feed = _Feed([sink for sink in (form, directory, table, totals, progress) if sink], control)
+    stop = _Stop(control)
+    stop.blocked = lambda: feed.writing
+    told = False
+
+    def tick(running: int) -> None:
+        nonlocal told
+        if form in feed and reader_is_gone(1):
+            feed.attempt(form, _reader_went_away)
+        if control.level and not told and running:
+            told = True
+            say("stopping %d running %s (once more kills)" % (running, "task" if running == 1 else "tasks"))
+        if progress:
+            progress.show(running)
+
+    if settings.form == "text" and not settings.quiet and not settings.dry_run:
+        number = "%d " % stream.total if stream.total is not None else ""
+        feed.attempt(form, lambda: stdout.text("Running %stasks (max %d parallel%s)...\n\n" % (
+            number, jobs, ", fail-fast" if fail_fast else "")))
+    with stop_signals(stop):
+        results = map(run_alone, stream.in_turn()) if settings.dry_run else run_pool(
+            stream, min(jobs, stream.total or jobs), fail_fast=fail_fast, control=control, on_tick=tick,
+            notice=lambda text: say("warning: " + text), start_method=settings.start_method)
+        for result in results:
+            if progress:
+                progress.hide()
+            feed.write(result)
+            if control.level and settings.dry_run:
+                break
+    totals.stop()
+    if progress:
+        progress.hide()
+    _summarize(settings, feed, form, directory, table, totals, stdout, stderr)
+    if feed.error and not feed.error.broken_pipe:
+        say("error: %s%s" % (feed.error, "; %d of %d results were not written" % (feed.unwritten, totals.total)
+                             if feed.unwritten else ""))
+        return EXIT_OUTPUT
+    if stop.signal_number:
+        return 128 + stop.signal_number
+    return EXIT_PIPE if feed.error else verdict(totals)
+
+
+def _reader_went_away() -> None:
+    raise OutputError("the reader of stdout went away", broken_pipe=True)
+
+
+def run_alone(task: Task) -> Result:
+    """Runs a task in this process."""
+    return run_task(task)._replace(task=task)
+
+
+def _summarize(settings: Settings, feed: _Feed, form: Any, directory: Optional[Directory], table: Table, totals: Totals,
+               stdout: Output, stderr: Output) -> None:
+    """What is written when all results are there."""
+    if directory in feed:
+        feed.attempt(directory, lambda: directory.finish(totals.fields()))  # type: ignore[union-attr]
+    if settings.form == "json" and form in feed:
+        feed.attempt(form, lambda: _write_pieces(stdout, form.pieces(totals.fields())))
+        feed.unwritten = 0 if form in feed else totals.total
+    if settings.dry_run:
+        return
+    if form in feed and (settings.quiet or settings.form != "text"):
+        if settings.form == "text":
+            feed.attempt(form, lambda: stdout.text(totals.line() + "\n"))
+        elif settings.form == "jsonl" and not settings.quiet:
+            table.print(stderr, totals, use_color(settings.color, stderr))
+    elif form in feed:
+        feed.attempt(form, lambda: table.print(stdout, totals, use_color(settings.color, stdout)))
+    if form not in feed:  # stdout takes no more: whoever is there should still see what became of the tasks
+        table.print(stderr, totals, use_color(settings.color, stderr))
+
+
+def _write_pieces(output: Output, pieces: Iterable[bytes]) -> None:
+    for piece in in_one_write(pieces):
+        output.write(piece)
+
+
+# --- 11. Command line --------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line.  The man page and the completions are held against it."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        """One that says which known option is near an unknown one, and takes no abbreviations."""
+
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(allow_abbrev=False, **arguments)
+
+        def parse_args(self, *arguments: Any, **others: Any) -> Any:
+            options, unknown = self.parse_known_args(*arguments, **others)
+            if unknown:
+                parser = commands.get(getattr(options, "command", None), self)
+                parser.error("unknown argument %s%s" % (unknown[0], nearest(unknown[0].split("=")[0], parser._option_string_actions)))
+            return options
+
+    def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
+        """argparse shows the message of this exception alone."""
+        def convert(text: str) -> Any:
+            try:
+                return check(text)
+            except ValueError as error:
+                raise argparse.ArgumentTypeError(str(error)) from None
+        return convert
+
+    def whole_number(text: str) -> int:
+        return _whole_number(int(text) if text.isascii() and text.isdigit() else text)
+
+    parser = Parser(prog="clinvk", description="Run many prompts through AI command-line programs, several at a time.",
+                    epilog="clinvk COMMAND --help tells more of a command; see also clinvk(1).")
+    parser.add_argument("--version", action="version", version="clinvk " + __version__)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    commands: Dict[Any, argparse.ArgumentParser] = subparsers.choices  # type: ignore[assignment]
+
+    parallel = subparsers.add_parser(
+        "parallel", help="run a batch of tasks", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run a batch of tasks, several at a time.", epilog="""\
+The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks, or tasks. Examples:
+  clinvk parallel --file tasks.json
+  echo '{"backend": "echo", "prompt": "hello"}' | clinvk parallel
+  jq -R '{prompt: .}' prompts.txt | clinvk parallel --backend claude --jsonl""")
+    parallel.set_defaults(run=run_parallel)
+    add = parallel.add_argument
+    add("-f", "--file", metavar="FILE", help="read tasks from FILE; - or no FILE: from stdin")
+    add("-j", "--max-parallel", metavar="N", type=checked(whole_number), help="run at most N tasks at once (default: %d)" % DEFAULT_JOBS)
+    add("--fail-fast", action="store_true", help="at the first failure start nothing more and stop what runs")
+    form = parallel.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_const", dest="form", const="json", default="text", help="print one JSON object at the end")
+    form.add_argument("--jsonl", action="store_const", dest="form", const="jsonl", help="print one JSON line per task as it ends")
+    add("-q", "--quiet", action="store_true", help="print the last line of the summary alone; with --jsonl: no summary")
+    add("--output-dir", metavar="DIR", default="", help="keep a file per task in DIR, and summary.json")
+    add("--dry-run", action="store_true", help="print the command line of each task and start nothing")
+    add("--progress", choices=("auto", "always", "never"), default="auto", help="status line on stderr (default: auto)")
+    add("--color", choices=("auto", "always", "never"), default="auto", help="colored output (default: auto)")
+    tasks = parallel.add_argument_group("for tasks that do not say it themselves")
+    for option, metavar, text in (
+            ("-b --backend", "NAME", "backend: %s" % ", ".join(BACKENDS)), ("-m --model", "MODEL", "model"),
+            ("-w --workdir", "DIR", "working directory"),
+            ("--approval-mode", "MODE", ", ".join(APPROVAL_MODES)), ("--sandbox-mode", "MODE", ", ".join(SANDBOX_MODES)),
+            ("--system-prompt", "TEXT", "system prompt"), ("--max-turns", "N", "most turns"),
+            ("--max-tokens", "N", "most tokens of an answer"),
+            ("--timeout", "SECONDS", "most time for a task: 90, 90s, 15m, 2h")):
+        field = option.split("--")[1].replace("-", "_")
+        kind: Callable[[str], Any] = whole_number if field.startswith("max_") else TASK_FIELDS[field]
+        tasks.add_argument(*option.split(), dest="task_" + field, metavar=metavar, type=checked(kind), help=text)
+    return parser
+
+
+def run_parallel(options: argparse.Namespace) -> int:
+    task = {name[len("task_"):]: value for name, value in vars(options).items() if name.startswith("task_") and value is not None}
+    method = os.environ.get("CLINVK_START_METHOD", "")
+    if method and method not in START_METHODS:
+        raise UserError("CLINVK_START_METHOD: unknown start method %s; known are %s" % (quoted(method), ", ".join(START_METHODS)))
+    if options.dry_run:
+        task["dry_run"] = True
+    return command_parallel(Settings(options.file, task, options.max_parallel, options.fail_fast, options.output_dir,
+                                     options.dry_run, options.form, options.quiet, options.progress, options.color, method))
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The program.  Returns its exit status; 128 + n stands for signal n, of which `console` then dies."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    open_standard_streams()
+    stdout, stderr = Output(1, "stdout"), Output(2, "stderr")
+
+    def interrupt(number: int) -> None:
+        raise Interrupted(number)
+
+    try:
+        if arguments in (["--version"], ["version"]):  # before anything is imported for it
+            stdout.text("clinvk %s\n" % __version__)
+            return EXIT_OK
+        with stop_signals(interrupt):
+            options = build_parser().parse_args(arguments)
+            return int(options.run(options))
+    except UserError as error:
+        stderr.text("clinvk: error: %s\n" % error)
+        return EXIT_USAGE
+    except OutputError as error:
+        if error.broken_pipe:
+            return EXIT_PIPE
+        stderr.text("clinvk: error: %s\n" % error)
+        return EXIT_OUTPUT
+    except Interrupted as interruption:
+        return 128 + interruption.signal_number
+
+
+def console() -> None:
+    """Runs the program as a process of its own."""
+    status = main()
+    if status in (EXIT_HANGUP, EXIT_INTERRUPT, EXIT_TERMINATE):
+        die_of(status - 128)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    console()
