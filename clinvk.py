@@ -191,14 +191,32 @@ CHUNK = 1 << 16  # characters or bytes that are held at a time of a text of any 
 LOSSLESS = "clinvk-lossless"  # codec error handler, registered below
 
 
+class _Coders(NamedTuple):
+    """The JSON coders, made once: the convenience functions of json make new ones at every call."""
+
+    encode: Callable[[Any], str]
+    encode_ascii: Callable[[Any], str]
+    decode: Callable[[str], Any]
+    long_number: Callable[[bytes], Any]
+    orjson: Optional[ModuleType]
+
+
 @lru_cache(maxsize=None)
-def _json_modules() -> Tuple[ModuleType, Optional[ModuleType]]:
+def _coders() -> _Coders:
     import json
+    import re
     try:
         import orjson
     except ImportError:
-        return json, None
-    return json, orjson
+        orjson = None  # type: ignore[assignment,unused-ignore]
+    return _Coders(json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode,
+                   json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode,
+                   json.JSONDecoder(parse_constant=_refuse_constant).decode,
+                   re.compile(rb"[0-9]{16}|[0-9][eE]").search, orjson)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError("%s is not JSON" % name)
 
 
 @lru_cache(maxsize=None)
@@ -250,41 +268,29 @@ def text_chunks(pieces: Iterable[bytes]) -> Iterator[str]:
 
 def dumps(value: Any) -> bytes:
     """`value` as compact JSON, always valid UTF-8: lone surrogates are written as escapes."""
-    json, orjson = _json_modules()
-    if orjson is not None:
+    coders = _coders()
+    if coders.orjson is not None:
         try:
-            encoded: bytes = orjson.dumps(value)
+            encoded: bytes = coders.orjson.dumps(value)
             return encoded
-        except TypeError:  # a lone surrogate, a number past 64 bits, NaN: the slow way knows them
+        except TypeError:  # a lone surrogate, a number past 64 bits: the slow way knows them
             pass
     try:
-        text: str = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode("utf-8")
+        return coders.encode(value).encode("utf-8")
     except UnicodeEncodeError:
-        ascii_text: str = json.dumps(value, separators=(",", ":"), allow_nan=False)
-        return ascii_text.encode("ascii")
-
-
-@lru_cache(maxsize=None)
-def _long_number() -> Callable[[bytes], Any]:
-    import re
-    return re.compile(rb"[0-9]{16}|[0-9][eE]").search
+        return coders.encode_ascii(value).encode("ascii")
 
 
 def loads(data: bytes) -> Any:
     """The JSON value in `data` (UTF-8).  Raises ValueError; of json.JSONDecodeError, where it is not JSON."""
-    json, orjson = _json_modules()
+    coders = _coders()
     # orjson rounds integers past 64 bits to floats; whatever may hold one, and every error, goes the slow way.
-    if orjson is not None and not _long_number()(data):
+    if coders.orjson is not None and not coders.long_number(data):
         try:
-            return orjson.loads(data)
+            return coders.orjson.loads(data)
         except ValueError:
             pass
-    return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError("%s is not JSON" % name)
+    return coders.decode(data.decode("utf-8"))
 
 
 def utc(seconds: float) -> str:
@@ -392,6 +398,42 @@ def send_signal(process_group: int, signal_number: int) -> bool:
         return False
 
 
+def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: str, files: Sequence[int]) -> int:
+    """Starts a program in a session of its own, with `files` for its stdin, stdout and stderr.  Returns its pid.
+
+    Raises OSError; its `filename` is `workdir` where that is what is wrong, else the program or None.
+    """
+    import signal
+    if not workdir:
+        try:
+            return os.posix_spawnp(
+                argv[0], argv, environment, setsid=True, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
+                file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)])
+        except NotImplementedError:  # setsid
+            pass
+    import subprocess  # twice the price of posix_spawn (of a fork, before Python 3.10), but it can change the directory
+    process = subprocess.Popen(argv, stdin=files[0], stdout=files[1], stderr=files[2], cwd=workdir or None,
+                               env=environment, start_new_session=True)
+    process.returncode = 0  # it is waited for by its pid
+    return process.pid
+
+
+def exit_code_of(pid: int) -> int:
+    """Reaps the child.  Its exit code, or -n where signal n ended it."""
+    status = os.waitpid(pid, 0)[1]
+    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def keep_descriptors() -> None:
+    """Sees to it that no descriptor which this process was given, beyond the standard ones, reaches its backends."""
+    for entry in os.listdir("/dev/fd"):
+        try:
+            if int(entry) > 2:
+                os.set_inheritable(int(entry), False)
+        except OSError:  # that of the listing itself
+            continue
+
+
 if hasattr(os, "waitid"):
     def wait_for_end(pid: int) -> None:
         """Blocks until the child has ended and leaves it a zombie, so that its pid and group stay its own."""
@@ -443,6 +485,53 @@ def sweep(*marks: str) -> None:
         time.sleep(0.002)  # a killed process keeps its environment until it is torn down
 
 
+if sys.platform.startswith("linux"):
+    def adopt_orphans() -> bool:
+        """From now on an orphan among this process's descendants becomes its child (prctl(2), PR_SET_CHILD_SUBREAPER).
+
+        Only so can be seen, and at little cost, that a task has left nothing behind.  False where it cannot be had.
+        """
+        try:
+            import ctypes
+            return bool(ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0)
+        except (ImportError, OSError, AttributeError):
+            return False
+
+    def _children() -> List[int]:
+        me, found = os.getpid(), []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    with open("/proc/%s/stat" % entry, "rb", buffering=0) as file:
+                        fields = (file.read() or b"").rpartition(b")")[2].split()
+                except OSError:
+                    continue
+                if len(fields) > 1 and int(fields[1]) == me:
+                    found.append(int(entry))
+        return found
+else:
+    def adopt_orphans() -> bool:
+        return False
+
+    def _children() -> List[int]:
+        return []
+
+
+def end_children() -> bool:
+    """Kills and reaps every child of this process, and by and by theirs, once it adopts orphans.  True: none is left."""
+    import signal
+    for _ in range(1000):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return True
+        for pid in _children():
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.001)
+    return False
+
+
 def default_start_method() -> str:
     """`fork` where it is sound; elsewhere (macOS: system libraries break in a forked child) `spawn`."""
     return "fork" if sys.platform.startswith("linux") else "spawn"
@@ -480,7 +569,7 @@ class KernelLock:
         self.release()
 
 
-def write_all(file: int, data: bytes) -> None:
+def write_all(file: int, data: Union[bytes, bytearray]) -> None:
     """Writes all of `data`, in one `write` wherever the system takes it so.
 
     Raises OSError; a regular file is then cut back, so that it does not end in half a record.
@@ -518,6 +607,14 @@ def nameless_file(directory: str) -> int:
     file, path = tempfile.mkstemp(dir=directory)
     os.unlink(path)
     return file
+
+
+def give_name(file: int, path: str) -> None:
+    """Makes what a nameless file holds appear under `path`."""
+    try:
+        os.link("/proc/self/fd/%d" % file, path, follow_symlinks=True)
+    except OSError:  # not a system, or not a file system, where a file can get a name later
+        write_whole(path, file_chunks(file))
 
 
 def file_chunks(file: int, start: int = 0, end: Optional[int] = None) -> Iterator[bytes]:
@@ -1276,6 +1373,7 @@ class _Piece(NamedTuple):
     line: int
     data: bytes
     is_value: bool = True
+    value: Any = None  # what it says, where that is known already
 
 
 class _Splitter:
@@ -1324,6 +1422,11 @@ class _Splitter:
                     self._skipping = True
                     yield self._take(len(self._buffer) if end < 0 else end, False)
                     continue
+                if not self._position:
+                    line = self._whole_line()
+                    if line is not None:
+                        yield line
+                        continue
             end, whole = self._end_of_value()
             if end < 0:
                 if at_end:  # torn off: nothing in it may pass for a value of its own
@@ -1331,6 +1434,19 @@ class _Splitter:
                 return
             self._skipping = not whole
             yield self._take(end)
+
+    def _whole_line(self) -> Optional[_Piece]:
+        """The value that fills the line at the start of the buffer: JSON Lines at the speed of the JSON module."""
+        end = self._buffer.find(b"\n")
+        if end < 0:
+            return None
+        line = bytes(self._buffer[:end])
+        try:
+            piece = _Piece(self._line, line, value=loads(line))
+        except (ValueError, RecursionError):
+            return None
+        self._drop(end)
+        return piece
 
     def _drop(self, count: int) -> None:
         self._line += self._buffer.count(b"\n", 0, count)
@@ -1428,6 +1544,9 @@ class _Identifiers:
                     self._insert(kept)
 
 
+SMALL_FILE_BYTES = 1 << 20  # the tasks of a regular file up to here are kept, not read a second time
+
+
 class TaskStream:
     """The tasks of a file or a pipe, in order: an iterator of Task.
 
@@ -1451,8 +1570,13 @@ class TaskStream:
         self._thread: Optional[threading.Thread] = None
         if _is_regular(file):
             start = os.lseek(file, 0, os.SEEK_CUR)
-            self.total = sum(1 for _ in self._tasks(file_chunks(file, start), strict=True))
-            self._source = self._tasks(file_chunks(file, start), strict=False)
+            tasks = self._tasks(file_chunks(file, start), strict=True)
+            if os.fstat(file).st_size - start <= SMALL_FILE_BYTES:
+                kept = list(tasks)
+                self.total, self._source = len(kept), iter(kept)
+            else:
+                self.total = sum(1 for _ in tasks)
+                self._source = self._tasks(file_chunks(file, start), strict=False)
         else:
             self._source = self._tasks(iter(lambda: os.read(file, CHUNK), b""), strict=False)
         self._first = next(self._source, None)
@@ -1516,7 +1640,7 @@ class TaskStream:
                     raise
                 tasks, run = [Task(-1, "", "", invalid=str(error))], {}
             for name, value in run.items():
-                if self.run.setdefault(name, value) != value and not strict:
+                if self.run.setdefault(name, value) != value and self.total is None:
                     self._warn("%s:%d: %s: %s is not applied: an earlier batch of this run said %s"
                                % (self._name, piece.line, name, quoted(value), quoted(self.run[name])))
             for task in tasks:
@@ -1528,7 +1652,7 @@ class TaskStream:
         try:
             if not piece.is_value:
                 raise _Misfit("expected a JSON object or array, got %s" % quoted(to_text(piece.data[:200]).strip()))
-            tasks, run = _batch(loads(piece.data), self._overrides, self._environment)
+            tasks, run = _batch(loads(piece.data) if piece.value is None else piece.value, self._overrides, self._environment)
             own: Set[str] = set()
             for position, task in enumerate(tasks):
                 if task.id:
@@ -1598,18 +1722,22 @@ class Station:
     """Where one worker works: whose run it is, where files go, and what runs now.
 
     `note(task index, process group)` is called before a task may launch anything (with 0) and again with the group: so
-    that whoever finds the worker dead knows what it held.
+    that whoever finds the worker dead knows what it held.  `adopts`: orphaned descendants become this process's children,
+    and it has no other children than its backend.
     """
 
     def __init__(self, run_id: str, directory: str, note: Callable[[int, int], None] = lambda index, group: None,
-                 grace: float = GRACE_SECONDS) -> None:
-        import threading
-        self.run_id, self.directory, self.note, self.grace = run_id, directory, note, grace
+                 grace: float = GRACE_SECONDS, adopts: bool = False) -> None:
+        from _thread import allocate_lock
+        self.run_id, self.directory, self.note, self.grace, self.adopts = run_id, directory, note, grace, adopts
         self.canceled = False
         self.running: Optional[_BackendProcess] = None
-        self.lock = threading.Lock()
+        self.lock = allocate_lock()
         self.environment = {name: value for name, value in os.environ.items() if name not in NESTING_VARIABLES}
         self.environment.update(NO_COLOR="1", CLINVK_RUN=run_id)
+        self._scratch = ""
+        self._scratches = 0
+        self._files: List[int] = []
 
     def cancel(self) -> None:
         """No more launches here; what runs is stopped.  Returns when it has ended."""
@@ -1619,38 +1747,81 @@ class Station:
         if running is not None:
             running.stop("canceled")
 
+    def prepare(self) -> Tuple[str, List[int]]:
+        """What the next task needs: an empty directory for its TMPDIR, and empty files for its stdin, stdout and stderr.
+
+        What the last task left unchanged, or only its worker can still write to, serves again: making them anew costs
+        more than a fork.  Raises OSError.
+        """
+        if not self._scratch:
+            self._scratches += 1
+            path = os.path.join(self.directory, "%d-%x-%d" % (os.getpid(), id(self), self._scratches))
+            os.mkdir(path, 0o700)
+            self._scratch = path
+        while len(self._files) < 3:
+            self._files.append(nameless_file(self.directory))
+        return self._scratch, self._files
+
+    def clear(self, task: Task, backend_lived: float, stopped: bool) -> bool:
+        """Ends whatever the backend left running.  True: it is certain that nothing is left."""
+        if self.adopts:
+            return end_children()
+        if stopped or backend_lived >= SWEEP_AFTER_SECONDS:
+            sweep("CLINVK_RUN=" + self.run_id, "CLINVK_TASK=%d" % task.index)
+        return False
+
+    def tidy(self, keep_files: bool) -> None:
+        """Makes ready for the next task."""
+        try:
+            if self._scratch and os.listdir(self._scratch):
+                remove_tree(self._scratch)
+                self._scratch = ""
+        except OSError:  # the backend removed it
+            self._scratch = ""
+        if not keep_files:
+            self.drop_files()
+        for file in self._files:
+            os.ftruncate(file, 0)
+            os.lseek(file, 0, os.SEEK_SET)
+
+    def drop_files(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
+
 
 class _BackendProcess:
     """A backend that was launched, in a session of its own, and what we did to it."""
 
-    def __init__(self, process: IO[bytes], stop_signal: int, grace: float) -> None:
-        import threading
-        self.process: Any = process
+    def __init__(self, pid: int, stop_signal: int, grace: float) -> None:
+        from _thread import allocate_lock
+        self.pid = pid  # and its process group
         self.verdict = ""  # "timeout" or "canceled", once we stopped it
         self._stop_signal, self._grace = stop_signal, grace
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
+        self._lock = allocate_lock()
+        self._alive = allocate_lock()  # held while the process lives
+        self._alive.acquire()
 
     def stop(self, verdict: str) -> None:
         """Ends the group: first politely, and after the grace for good.  For another thread than the one that waits."""
         import signal
         for attempt, number in (("polite", self._stop_signal), ("final", signal.SIGKILL)):
             with self._lock:  # while it has not ended its group cannot be anybody else's
-                if self._ended.is_set():
+                if not self._alive.locked():
                     return
                 self.verdict = self.verdict or verdict
-                send_signal(self.process.pid, number)
-                send_signal(self.process.pid, signal.SIGCONT)
-            self._ended.wait(self._grace if attempt == "polite" else None)
+                send_signal(self.pid, number)
+                send_signal(self.pid, signal.SIGCONT)
+            if self._alive.acquire(timeout=self._grace if attempt == "polite" else -1):
+                self._alive.release()
 
     def wait(self) -> int:
-        """Waits for the end of the process, not of what it left behind; kills that.  Returns as subprocess does."""
+        """Waits for the end of the process, not of what it left behind in its group; kills that.  Returns as exit_code_of."""
         import signal
-        wait_for_end(self.process.pid)
+        wait_for_end(self.pid)
         with self._lock:
-            self._ended.set()
-        send_signal(self.process.pid, signal.SIGKILL)
-        return int(self.process.wait())
+            self._alive.release()
+        send_signal(self.pid, signal.SIGKILL)
+        return exit_code_of(self.pid)
 
 
 def run_task(task: Task, station: Optional[Station] = None) -> Result:
@@ -1660,12 +1831,15 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
     """
     if station is None:
         directory = make_private_directory()
+        station = Station(new_run_id(), directory)
         try:
-            result = run_task(task, Station(new_run_id(), directory))
+            result = run_task(task, station)
             if isinstance(result.answer, TextFile):
                 result.answer.take()
             return result._replace(task=task)
         finally:
+            station.drop_files()
+            sweep("CLINVK_RUN=" + station.run_id)
             remove_tree(directory)
     if task.invalid:
         return unfinished(task, "failed", task.invalid, "invalid", exit_code=1)
@@ -1691,46 +1865,38 @@ def new_run_id() -> str:
 
 def _run(task: Task, station: Station) -> Result:
     """One launch, from its files to its verdict."""
-    directory = os.path.join(station.directory, str(task.index))
-    files: List[int] = []
     result: Optional[Result] = None
+    alone = False
     try:
         try:
-            os.mkdir(directory, 0o700)
-            for _ in ("stdin", "stderr"):
-                files.append(nameless_file(station.directory))
-            files.append(os.open(directory + ".out", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            stdin, stderr, stdout = files
-            write_all(stdin, to_bytes(task.prompt))
-            os.lseek(stdin, 0, os.SEEK_SET)
+            directory, files = station.prepare()
+            write_all(files[0], to_bytes(task.prompt))
+            os.lseek(files[0], 0, os.SEEK_SET)
             with station.lock:
                 if station.canceled:
                     return unfinished(task, "canceled", "canceled before it started", "canceled")
-                running = _launch(task, station, directory, stdin, stdout, stderr)
-                station.running = running
+                running = station.running = _launch(task, station, directory, files)
         except OSError as error:
             return _not_started(task, error)
-        station.note(task.index, running.process.pid)
-        code = _await(task, running, station)
+        began = time.monotonic()
+        station.note(task.index, running.pid)
+        code = _await(task, running)
         station.running = None
         station.note(task.index, 0)
+        alone = station.clear(task, time.monotonic() - began, bool(running.verdict))
         try:
-            result = _judge(task, code, running.verdict, directory + ".out", stdout, stderr)
+            result = _judge(task, code, running.verdict, os.path.join(station.directory, "%d.out" % task.index), *files[1:])
         except OSError as error:
-            return unfinished(task, "failed", "the answer could not be kept: %s" % error, "backend", exit_code=1, attempts=1)
+            result = unfinished(task, "failed", "the answer could not be kept: %s" % error, "backend", exit_code=1, attempts=1)
         return result
     finally:
-        for file in files:
-            os.close(file)
-        if len(files) == 3 and not (result and isinstance(result.answer, TextFile)):
-            os.unlink(directory + ".out")
-        remove_tree(directory)
+        # a file that holds an answer on its way, or that some process may still write to, is not for the next task
+        station.tidy(keep_files=alone and not (result and isinstance(result.answer, TextFile)))
 
 
-def _launch(task: Task, station: Station, directory: str, stdin: int, stdout: int, stderr: int) -> _BackendProcess:
+def _launch(task: Task, station: Station, directory: str, files: Sequence[int]) -> _BackendProcess:
     """Starts the backend.  The only place in the program that starts anything; raises OSError."""
     import signal
-    import subprocess
     backend = BACKENDS[task.backend]
     command = backend.command(task)
     environment = dict(station.environment, TMPDIR=directory, CLINVK_TASK=str(task.index), **command.environment)
@@ -1740,26 +1906,22 @@ def _launch(task: Task, station: Station, directory: str, stdin: int, stdout: in
     if task.workdir:
         os.stat(os.path.join(task.workdir, "."))
         environment["PWD"] = os.path.abspath(task.workdir)
-    process: Any = subprocess.Popen(command.argv, stdin=stdin, stdout=stdout, stderr=stderr, cwd=task.workdir or None,
-                                    env=environment, start_new_session=True)
-    return _BackendProcess(process, getattr(signal, backend.stop_signal), station.grace)
+    pid = start_session(command.argv, environment, task.workdir, files)
+    return _BackendProcess(pid, getattr(signal, backend.stop_signal), station.grace)
 
 
-def _await(task: Task, running: _BackendProcess, station: Station) -> int:
-    """Waits for the end, bounded by the task's timeout, and clears away what the backend left behind."""
+def _await(task: Task, running: _BackendProcess) -> int:
+    """Waits for the end, bounded by the task's timeout.  Returns as exit_code_of."""
+    if not task.timeout:
+        return running.wait()
     import threading
-    began = time.monotonic()
-    timer = threading.Timer(task.timeout, running.stop, ("timeout",)) if task.timeout else None
-    if timer:
-        timer.daemon = True
-        timer.start()
+    timer = threading.Timer(task.timeout, running.stop, ("timeout",))
+    timer.daemon = True
+    timer.start()
     try:
         return running.wait()
     finally:
-        if timer:
-            timer.cancel()
-        if running.verdict or time.monotonic() - began >= SWEEP_AFTER_SECONDS:
-            sweep("CLINVK_RUN=" + station.run_id, "CLINVK_TASK=%d" % task.index)
+        timer.cancel()
 
 
 def _not_started(task: Task, error: OSError) -> Result:
@@ -1799,7 +1961,7 @@ def _judge(task: Task, code: int, stopped: str, path: str, stdout: int, stderr: 
         status, exit_code = "failed", exit_code or 1
     elif blank:
         status, exit_code, error, kind = "failed", 1, "%s ended well but gave no answer" % backend.name, "no_output"
-    return Result(task.index, task.backend, status, exit_code, _store(reply.output, capture, path), error, kind,
+    return Result(task.index, task.backend, status, exit_code, _store(reply.output, capture, stdout, path), error, kind,
                   None if stopped else reply.retry_after_seconds, option_warnings(task) + reply.warnings,
                   reply.model or task.model, reply.session_id, reply.usage, reply.cost_usd, reply.num_turns)
 
@@ -1812,9 +1974,10 @@ def signal_name(number: int) -> str:
         return "unknown"
 
 
-def _store(output: Optional[str], capture: Capture, path: str) -> Union[str, TextFile]:
-    """The answer as it travels.  `path` is the captured stdout, which stays in place where it is a large answer itself."""
+def _store(output: Optional[str], capture: Capture, stdout: int, path: str) -> Union[str, TextFile]:
+    """The answer as it travels: as it is, or as a file at `path` where it is large."""
     if output is None and len(capture) > INLINE_BYTES:
+        give_name(stdout, path)
         return TextFile(path)
     if output is not None and len(output) > INLINE_BYTES:
         write_whole(path, (to_bytes(output[start:start + CHUNK]) for start in range(0, len(output), CHUNK)))
@@ -1943,6 +2106,7 @@ def _enter_process(terms: _Terms) -> None:
     os.close(null)
     with terms.lock:
         station = _sit_down(terms)
+    station.adopts = adopt_orphans()
     threading.Thread(target=_hold_lifeline, args=(terms, station), daemon=True).start()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -1962,6 +2126,8 @@ def _hold_lifeline(terms: _Terms, station: Station) -> None:
     station.cancel()
     while os.getppid() == terms.parent:
         time.sleep(0.1)
+    if station.adopts:
+        end_children()
     sweep("CLINVK_RUN=" + terms.run_id)
     remove_tree(terms.directory)
     os._exit(EXIT_FAILED)
@@ -2016,17 +2182,28 @@ class _Crew:
             self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _sit_down, (self.terms,))
             return
 
-        class Context(type(multiprocessing.get_context(method))):  # type: ignore[misc]
-            """Makes the locks of Pool's queues: they call no other factory."""
+        base: Any = type(multiprocessing.get_context(method))
+
+        class Context(base):  # type: ignore[misc]
+            """Where a Pool gets its locks and its processes from."""
 
             def Lock(self) -> KernelLock:
                 return next(locks)
+
+        class Pool(multiprocessing.pool.Pool):
+            """Pool's thread that minds the workers also wakes for every result, which is another thread's to read, and then
+            spins until that has been read: a third of the parent's time.  It has no need to (and where this private method
+            should be gone one day, it is just slower).
+            """
+
+            def _get_sentinels(self) -> List[Any]:
+                return [self._change_notifier._reader]  # type: ignore[attr-defined]
 
         # A signal that comes between fork and _enter_process waits until the worker knows what to do with it; Pool's own threads
         # never take one.
         former = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         try:
-            self.pool = Context().Pool(jobs, _enter_process, (self.terms,))
+            self.pool = Pool(jobs, _enter_process, (self.terms,), context=Context())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
@@ -2329,7 +2506,8 @@ class Spool:
         from array import array
         self._places = array("q")  # 1 + offset of each record, 0 where there is none
         self._sizes = array("q")
-        self._end = 0
+        self._end = 0              # of what is on disk
+        self._held = bytearray()   # what comes after that
         try:
             self._file = nameless_file(tempfile.gettempdir())
         except OSError as error:
@@ -2340,19 +2518,24 @@ class Spool:
             more = bytes(8 * (index + 1 - len(self._places)))
             self._places.frombytes(more)
             self._sizes.frombytes(more)
-        start = self._end
+        start = self._end + len(self._held)
+        for piece in pieces:
+            self._held += piece
+            if len(self._held) > CHUNK:
+                self._flush()
+        self._places[index], self._sizes[index] = start + 1, self._end + len(self._held) - start
+
+    def _flush(self) -> None:
         try:
-            for piece in in_one_write(pieces):
-                write_all(self._file, piece)
-                self._end += len(piece)
+            write_all(self._file, self._held)
         except OSError as error:
-            os.ftruncate(self._file, start)
-            self._end = start
             raise OutputError("cannot keep results: %s" % error.strerror) from None
-        self._places[index], self._sizes[index] = start + 1, self._end - start
+        self._end += len(self._held)
+        self._held = bytearray()
 
     def __iter__(self) -> Iterator[Iterator[bytes]]:
         """The records in index order, each in pieces."""
+        self._flush()
         for place, size in zip(self._places, self._sizes):
             if place:
                 yield file_chunks(self._file, place - 1, place - 1 + size)
@@ -2698,7 +2881,8 @@ def command_parallel(settings: Settings) -> int:
     if not settings.dry_run and wanted(settings.progress, stderr.terminal):
         progress = Progress(stderr, stream.total)
 
-    control, totals, table = Control(), Totals(), Table()
+    control, totals = Control(), Totals()
+    table = None if settings.quiet or settings.dry_run or settings.form == "json" else Table()
     form: Any = (Report() if settings.form == "json" else JsonLines(stdout) if settings.form == "jsonl"
                  else CommandLines(stdout) if settings.dry_run else Totals() if settings.quiet else Text(stdout))
     directory = Directory(output_dir) if output_dir and not settings.dry_run else None
@@ -2753,25 +2937,27 @@ def run_alone(task: Task) -> Result:
     return run_task(task)._replace(task=task)
 
 
-def _summarize(settings: Settings, feed: _Feed, form: Any, directory: Optional[Directory], table: Table, totals: Totals,
-               stdout: Output, stderr: Output) -> None:
+def _summarize(settings: Settings, feed: _Feed, form: Any, directory: Optional[Directory], table: Optional[Table],
+               totals: Totals, stdout: Output, stderr: Output) -> None:
     """What is written when all results are there."""
     if directory in feed:
         feed.attempt(directory, lambda: directory.finish(totals.fields()))  # type: ignore[union-attr]
     if settings.form == "json" and form in feed:
         feed.attempt(form, lambda: _write_pieces(stdout, form.pieces(totals.fields())))
         feed.unwritten = 0 if form in feed else totals.total
-    if settings.dry_run:
-        return
-    if form in feed and (settings.quiet or settings.form != "text"):
-        if settings.form == "text":
-            feed.attempt(form, lambda: stdout.text(totals.line() + "\n"))
-        elif settings.form == "jsonl" and not settings.quiet:
-            table.print(stderr, totals, use_color(settings.color, stderr))
-    elif form in feed:
-        feed.attempt(form, lambda: table.print(stdout, totals, use_color(settings.color, stdout)))
+
+    def summary(output: Output) -> None:
+        if table:
+            table.print(output, totals, use_color(settings.color, output))
+        else:
+            output.text(totals.line() + "\n")
+
     if form not in feed:  # stdout takes no more: whoever is there should still see what became of the tasks
-        table.print(stderr, totals, use_color(settings.color, stderr))
+        summary(stderr)
+    elif settings.form == "text" and not settings.dry_run:
+        feed.attempt(form, lambda: summary(stdout))
+    elif settings.form == "jsonl" and not settings.quiet and not settings.dry_run:
+        summary(stderr)
 
 
 def _write_pieces(output: Output, pieces: Iterable[bytes]) -> None:
@@ -2866,6 +3052,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """The program.  Returns its exit status; 128 + n stands for signal n, of which `console` then dies."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_standard_streams()
+    keep_descriptors()
     stdout, stderr = Output(1, "stdout"), Output(2, "stderr")
 
     def interrupt(number: int) -> None:
