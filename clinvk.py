@@ -434,6 +434,16 @@ def keep_descriptors() -> None:
             continue
 
 
+def process_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return True
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+
+
 if hasattr(os, "waitid"):
     def wait_for_end(pid: int) -> None:
         """Blocks until the child has ended and leaves it a zombie, so that its pid and group stay its own."""
@@ -2085,7 +2095,15 @@ class _Terms(NamedTuple):
     grace: float
 
 
-_desks: Dict[int, Tuple[Station, Seats]] = {}  # of this process's workers, by thread
+class _Desk(NamedTuple):
+    """What a worker works with.  `stay` does not return once the parent is gone: clearing away is another thread's then."""
+
+    station: Station
+    seats: Seats
+    stay: Callable[[], None] = lambda: None
+
+
+_desks: Dict[int, _Desk] = {}  # of this process's workers, by thread
 _lifelines: List[Any] = []  # the write ends that this process holds; a forked worker closes its copies
 
 
@@ -2093,6 +2111,7 @@ def _enter_process(terms: _Terms) -> None:
     """Makes a fresh process a worker."""
     import signal
     import threading
+    from multiprocessing import util
     while _lifelines:
         _lifelines.pop().close()
     os.setpgid(0, 0)  # ^C, and what else is meant for the parent's group, is the parent's to act on
@@ -2107,7 +2126,16 @@ def _enter_process(terms: _Terms) -> None:
     with terms.lock:
         station = _sit_down(terms)
     station.adopts = adopt_orphans()
-    threading.Thread(target=_hold_lifeline, args=(terms, station), daemon=True).start()
+    holder = threading.Thread(target=_hold_lifeline, args=(terms, station), daemon=True)
+    holder.start()
+
+    def stay() -> None:
+        if os.getppid() != terms.parent:
+            holder.join()
+
+    desk = _desks[threading.get_ident()]
+    _desks[threading.get_ident()] = desk._replace(stay=stay)
+    util.Finalize(None, stay, exitpriority=1)  # an idle worker sees its queue end, and would leave
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -2116,7 +2144,7 @@ def _sit_down(terms: _Terms) -> Station:
     seats = Seats(terms.seats_path)
     seat = seats.take()
     station = Station(terms.run_id, terms.directory, lambda index, group: seats.note(seat, index, group), terms.grace)
-    _desks[get_ident()] = station, seats
+    _desks[get_ident()] = _Desk(station, seats)
     return station
 
 
@@ -2155,12 +2183,14 @@ def _unpack(message: Union[bytes, str]) -> Any:
 def _serve(message: Union[bytes, str]) -> Optional[Union[bytes, str]]:
     """What a worker does with a message: the task is run, its Result is the answer."""
     from _thread import get_ident
-    station, seats = _desks[get_ident()]
+    station, seats, stay = _desks[get_ident()]
     task = _unpack(message)
     station.note(task.index, 0)
     if seats.retired:  # read after the claim is noted, as the parent looks for claims after it retires the pool
         return None
-    return _pack(run_task(task, station), os.path.join(station.directory, "%d.result" % task.index))
+    result = run_task(task, station)
+    stay()
+    return _pack(result, os.path.join(station.directory, "%d.result" % task.index))
 
 
 class _Crew:
@@ -2212,10 +2242,16 @@ class _Crew:
         return {index for _, _, index, _ in self.seats}
 
     def dead_seats(self) -> List[Tuple[int, int, int, int]]:
+        """The seats whose worker is gone.  Reaps it, if Pool has not yet."""
         import multiprocessing
         for process in multiprocessing.active_children():
             self.processes[process.pid or 0] = process
-        return [seat for seat in self.seats if seat[1] in self.processes and not self.processes[seat[1]].is_alive()]
+        return [seat for seat in self.seats if not process_exists(seat[1])]
+
+    def how_it_ended(self, pid: int) -> str:
+        process = self.processes.pop(pid, None)
+        code = process.exitcode if process else None
+        return "killed by signal %d (%s)" % (-code, signal_name(-code)) if code and code < 0 else "killed"
 
     def close(self) -> None:
         self.pool.terminate()
@@ -2278,9 +2314,9 @@ class _Run:
         self._lifeline.close()
         if self.method == "thread":
             import threading
-            own = [station for station, _ in _desks.values() if station.run_id == self.run_id]
-            for station in own:
-                threading.Thread(target=station.cancel, daemon=True).start()
+            for desk in list(_desks.values()):
+                if desk.station.run_id == self.run_id:
+                    threading.Thread(target=desk.station.cancel, daemon=True).start()
 
     def kill(self) -> None:
         """Ends what runs at once."""
@@ -2323,11 +2359,10 @@ class _Run:
             if group:
                 send_signal(group, signal.SIGKILL)
             sweep("CLINVK_RUN=" + self.run_id, "CLINVK_TASK=%d" % index)
-            code = crew.processes.pop(pid).exitcode
+            how = crew.how_it_ended(pid)
             crew.seats.free(seat)
             crew.last_death = now
             if index in self.in_flight:
-                how = "killed by signal %d (%s)" % (-code, signal_name(-code)) if code and code < 0 else "gone"
                 self.bereaved[index] = now + HANDOVER_SECONDS, "its worker process was %s" % how
         lost = [(index, why) for index, (deadline, why) in self.bereaved.items() if now >= deadline]
         own = {index for index, (_, its_crew, since) in self.in_flight.items() if its_crew is crew
@@ -2356,7 +2391,7 @@ class _Run:
             self.kill()
         for crew in self.crews:
             crew.close()
-        for ident in [ident for ident, (station, _) in _desks.items() if station.run_id == self.run_id]:
+        for ident in [ident for ident, desk in _desks.items() if desk.station.run_id == self.run_id]:
             del _desks[ident]
         self._reader.close()
         sweep("CLINVK_RUN=" + self.run_id)
