@@ -43,7 +43,6 @@ import os
 import sys
 import time
 from collections import namedtuple
-from functools import lru_cache
 
 __version__ = "0.1.0"
 __all__ = ["Control", "Result", "Task", "UserError", "main", "run_pool", "run_task"]
@@ -53,8 +52,10 @@ if TYPE_CHECKING:
     import argparse
     import threading
     from types import FrameType, ModuleType
-    from typing import (Any, Callable, Dict, FrozenSet, IO, Iterable, Iterator, List, NamedTuple, Optional,
-                        Sequence, Set, Tuple, Type, Union)
+    from typing import (Any, Callable, Dict, FrozenSet, IO, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
+                        Sequence, Set, Tuple, Type, TypeVar, Union)
+
+    _T = TypeVar("_T")
 else:
     class _RecordType(type):
         """Makes `class X(NamedTuple)` mean what it means with typing.NamedTuple.
@@ -103,7 +104,7 @@ class OutputError(Exception):
 
 
 class Interrupted(BaseException):
-    """A signal asked clinvk to stop while no task was running."""
+    """A signal came for the second time, while a write was blocked that may never end."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -191,6 +192,18 @@ CHUNK = 1 << 16  # characters or bytes that are held at a time of a text of any 
 LOSSLESS = "clinvk-lossless"  # codec error handler, registered below
 
 
+def once(make: Callable[[], _T]) -> Callable[[], _T]:
+    """Calls a function at most once and keeps what it made (functools.lru_cache, but for the time to import that)."""
+    made: List[_T] = []
+
+    def get() -> _T:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get
+
+
 class _Coders(NamedTuple):
     """The JSON coders, made once: the convenience functions of json make new ones at every call."""
 
@@ -201,7 +214,7 @@ class _Coders(NamedTuple):
     orjson: Optional[ModuleType]
 
 
-@lru_cache(maxsize=None)
+@once
 def _coders() -> _Coders:
     import json
     import re
@@ -219,7 +232,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError("%s is not JSON" % name)
 
 
-@lru_cache(maxsize=None)
+@once
 def _register_lossless() -> None:
     """Registers LOSSLESS: undecodable input becomes lone surrogates, and goes back to the same bytes.
 
@@ -331,7 +344,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return ' (did you mean "%s"?)' % near[0] if near else ""
 
 
-@lru_cache(maxsize=None)
+@once
 def _controls() -> Dict[int, str]:
     """What a terminal could take for a command, as something to look at (tab and newline are left)."""
     table = {code: "^" + chr(code ^ 0x40) for code in range(0x20) if code not in (9, 10)}
@@ -676,10 +689,20 @@ def remove_tree(path: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def temporary_directory() -> str:
+    """Where temporary files go: TMPDIR, as for mktemp(1)."""
+    return os.environ.get("TMPDIR") or "/tmp"
+
+
 def make_private_directory() -> str:
-    """A new directory of mode 0700 under TMPDIR.  Raises OSError where there is nowhere to write."""
-    import tempfile
-    return tempfile.mkdtemp(prefix="clinvk-")
+    """A new directory of mode 0700 for temporary files.  Raises OSError where there is nowhere to write."""
+    while True:
+        path = os.path.join(os.path.abspath(temporary_directory()), "clinvk-" + os.urandom(4).hex())
+        try:
+            os.mkdir(path, 0o700)
+            return path
+        except FileExistsError:
+            continue
 
 
 def write_whole(path: str, pieces: Iterable[bytes]) -> None:
@@ -2229,6 +2252,9 @@ class _Crew:
             def _get_sentinels(self) -> List[Any]:
                 return [self._change_notifier._reader]  # type: ignore[attr-defined]
 
+        if method == "spawn":  # whose tracker would undo the mask below when it is started
+            from multiprocessing import resource_tracker
+            resource_tracker.ensure_running()
         # A signal that comes between fork and _enter_process waits until the worker knows what to do with it; Pool's own threads
         # never take one.
         former = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
@@ -2468,16 +2494,21 @@ ONE_WRITE_BYTES = 1 << 20  # a line up to here is one write; a larger one goes o
 
 
 class Output:
-    """A descriptor to write to.  `terminal`: it shows what it is given to a person."""
+    """stdout or stderr.  `terminal`: it shows what it is given to a person.
 
-    def __init__(self, file: int, name: str) -> None:
-        self.file, self._name = file, name
+    Raises OutputError where stdout cannot be written; that stderr cannot is no reason to stop, and there is nowhere to say it.
+    """
+
+    def __init__(self, file: int) -> None:
+        self.file, self._name = file, {1: "stdout", 2: "stderr"}[file]
         self.terminal = is_terminal(file)
 
     def write(self, data: bytes) -> None:
         try:
             write_all(self.file, data)
         except OSError as error:
+            if self.file == 2:
+                return
             raise OutputError("cannot write to %s: %s" % (self._name, error.strerror), isinstance(error, BrokenPipeError)) from None
 
     def text(self, text: str) -> None:
@@ -2537,16 +2568,15 @@ class Spool:
     """Records on disk, by task index: what must wait for the end of the run does not wait in memory."""
 
     def __init__(self) -> None:
-        import tempfile
         from array import array
         self._places = array("q")  # 1 + offset of each record, 0 where there is none
         self._sizes = array("q")
         self._end = 0              # of what is on disk
         self._held = bytearray()   # what comes after that
         try:
-            self._file = nameless_file(tempfile.gettempdir())
+            self._file = nameless_file(temporary_directory())
         except OSError as error:
-            raise OutputError("cannot keep results: %s: %s" % (tempfile.gettempdir(), error.strerror)) from None
+            raise OutputError("cannot keep results in %s: %s" % (temporary_directory(), error.strerror)) from None
 
     def add(self, index: int, pieces: Iterable[bytes]) -> None:
         if index >= len(self._places):
@@ -2901,7 +2931,7 @@ class _Stop:
 
 def command_parallel(settings: Settings) -> int:
     """Runs a batch.  Returns the exit status; a signal's (128 + n) where one ended it."""
-    stdout, stderr = Output(1, "stdout"), Output(2, "stderr")
+    stdout, stderr = Output(1), Output(2)
     progress: Optional[Progress] = None
 
     def say(text: str) -> None:
@@ -3020,6 +3050,14 @@ def build_parser() -> argparse.ArgumentParser:
                 parser.error("unknown argument %s%s" % (unknown[0], nearest(unknown[0].split("=")[0], parser._option_string_actions)))
             return options
 
+        def error(self, message: str) -> NoReturn:
+            """The message, not buried under the usage."""
+            self.exit(EXIT_USAGE, "%s: error: %s\nTry `%s --help`.\n" % (self.prog, message, self.prog))
+
+        def print_help(self, file: Any = None) -> None:
+            """To stdout; argparse itself would not notice that it could not be written."""
+            Output(1).text(self.format_help())
+
     def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
         """argparse shows the message of this exception alone."""
         def convert(text: str) -> Any:
@@ -3035,7 +3073,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="clinvk", description="Run many prompts through AI command-line programs, several at a time.",
                     epilog="clinvk COMMAND --help tells more of a command; see also clinvk(1).")
     parser.add_argument("--version", action="version", version="clinvk " + __version__)
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     commands: Dict[Any, argparse.ArgumentParser] = subparsers.choices  # type: ignore[assignment]
 
     parallel = subparsers.add_parser(
@@ -3088,18 +3126,22 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_standard_streams()
     keep_descriptors()
-    stdout, stderr = Output(1, "stdout"), Output(2, "stderr")
+    stdout, stderr = Output(1), Output(2)
 
-    def interrupt(number: int) -> None:
-        raise Interrupted(number)
+    def end(number: int) -> None:
+        """Before and after a run there is nothing to stop, and an exception would strike anywhere."""
+        die_of(number)
+        os._exit(128 + number)
 
     try:
         if arguments in (["--version"], ["version"]):  # before anything is imported for it
             stdout.text("clinvk %s\n" % __version__)
             return EXIT_OK
-        with stop_signals(interrupt):
+        with stop_signals(end):
             options = build_parser().parse_args(arguments)
             return int(options.run(options))
+    except SystemExit as leaving:  # of argparse: after --help, or with a usage message
+        return _flushed(int(leaving.code or 0))
     except UserError as error:
         stderr.text("clinvk: error: %s\n" % error)
         return EXIT_USAGE
@@ -3112,12 +3154,27 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 128 + interruption.signal_number
 
 
+def _flushed(status: int) -> int:
+    """`status`, once what argparse printed is out."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise OutputError("cannot write to stdout: %s" % error.strerror, isinstance(error, BrokenPipeError)) from None
+    return status
+
+
 def console() -> None:
     """Runs the program as a process of its own."""
-    status = main()
+    try:
+        status = main()
+    except Exception:
+        import traceback
+        sys.stderr.write("clinvk: this is a bug in clinvk %s:\n%s" % (__version__, traceback.format_exc()))
+        status = EXIT_BUG
     if status in (EXIT_HANGUP, EXIT_INTERRUPT, EXIT_TERMINATE):
         die_of(status - 128)
-    sys.exit(status)
+    # All is written and closed.  Taking the interpreter down in order would cost as much as starting it did.
+    os._exit(status)
 
 
 if __name__ == "__main__":
