@@ -52,10 +52,11 @@ if TYPE_CHECKING:
     import argparse
     import threading
     from types import FrameType, ModuleType
-    from typing import (Any, Callable, Dict, FrozenSet, IO, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
+    from typing import (Any, Callable, Dict, FrozenSet, Generator, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
                         Sequence, Set, Tuple, Type, TypeVar, Union)
 
     _T = TypeVar("_T")
+    _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
 else:
     class _RecordType(type):
         """Makes `class X(NamedTuple)` mean what it means with typing.NamedTuple.
@@ -204,6 +205,13 @@ def once(make: Callable[[], _T]) -> Callable[[], _T]:
     return get
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError("the number %s is out of range" % text)
+    return number
+
+
 class _Coders(NamedTuple):
     """The JSON coders, made once: the convenience functions of json make new ones at every call."""
 
@@ -224,7 +232,7 @@ def _coders() -> _Coders:
         orjson = None  # type: ignore[assignment,unused-ignore]
     return _Coders(json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode,
                    json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode,
-                   json.JSONDecoder(parse_constant=_refuse_constant).decode,
+                   json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode,
                    re.compile(rb"[0-9]{16}|[0-9][eE]").search, orjson)
 
 
@@ -248,7 +256,9 @@ def _register_lossless() -> None:
         if not isinstance(error, UnicodeDecodeError):
             raise error
         three = bytes(error.object[error.start:error.start + 3])
-        if len(three) == 3 and three[0] == 0xED and 0xA0 <= three[1] <= 0xBF and 0x80 <= three[2] <= 0xBF:
+        # U+DC80 to U+DCFF stand for stray bytes: where they are encoded themselves, each of their bytes is a stray one
+        if (len(three) == 3 and three[0] == 0xED and 0xA0 <= three[1] <= 0xBF and three[1] not in (0xB2, 0xB3)
+                and 0x80 <= three[2] <= 0xBF):
             return three.decode("utf-8", "surrogatepass"), error.start + 3
         return chr(0xDC00 + three[0]), error.start + 1
 
@@ -319,7 +329,7 @@ def parse_duration(text: str) -> float:
     if not number.replace(".", "", 1).isdigit() or not number.isascii():
         raise ValueError("expected a duration such as 90, 90s, 15m or 2h, got %s" % quoted(text))
     seconds = float(number) * (factor or 1)
-    if seconds <= 0:
+    if not 0 < seconds < float("inf"):
         raise ValueError("expected a duration above 0, got %s" % quoted(text))
     return seconds
 
@@ -431,9 +441,8 @@ def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: s
     return process.pid
 
 
-def exit_code_of(pid: int) -> int:
-    """Reaps the child.  Its exit code, or -n where signal n ended it."""
-    status = os.waitpid(pid, 0)[1]
+def exit_code(status: int) -> int:
+    """What a wait status says: the exit code, or -n where signal n ended it."""
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
@@ -458,12 +467,14 @@ def process_exists(pid: int) -> bool:
 
 
 if hasattr(os, "waitid"):
-    def wait_for_end(pid: int) -> None:
-        """Blocks until the child has ended and leaves it a zombie, so that its pid and group stay its own."""
+    def wait_for_end(pid: int) -> Optional[int]:
+        """Blocks until the child has ended.  None: it is left a zombie, so that its pid and group stay its own."""
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return None
 else:
-    def wait_for_end(pid: int) -> None:
-        """Returns at once where waiting without reaping is not to be had (macOS before Python 3.13)."""
+    def wait_for_end(pid: int) -> Optional[int]:
+        """Where waiting without reaping is not to be had (macOS before Python 3.13): reaps it and returns its status."""
+        return os.waitpid(pid, 0)[1]
 
 
 if sys.platform.startswith("linux"):
@@ -684,8 +695,15 @@ def remove_tree(path: str) -> None:
     """Removes a directory and all in it, as far as that can be done."""
     try:
         os.rmdir(path)
+        return
     except OSError:
         import shutil
+        shutil.rmtree(path, ignore_errors=True)
+    if os.path.lexists(path):  # directories in it forbid that, as those of a Go module cache do
+        for directory, names, _ in os.walk(path):
+            for name in [""] + names:
+                if not os.path.islink(os.path.join(directory, name)):
+                    os.chmod(os.path.join(directory, name), 0o700)
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -1274,7 +1292,7 @@ BATCH_FIELDS = ("tasks", "defaults") + tuple(RUN_FIELDS)
 class _Misfit(ValueError):
     """A value that does not fit, with the path to it (`("tasks", 3, "max_turns")`)."""
 
-    def __init__(self, message: str, path: Tuple[Union[str, int], ...] = ()) -> None:
+    def __init__(self, message: str, path: _Path = ()) -> None:
         super().__init__(message)
         self.message, self.path = message, path
 
@@ -1332,11 +1350,14 @@ def _task(value: Any, defaults: Dict[str, Any], overrides: Dict[str, Any], envir
     return task
 
 
-def _batch(value: Any, overrides: Dict[str, Any], environment: Dict[str, str]) -> Tuple[List[Task], Dict[str, Any]]:
-    """The tasks of one JSON value (a batch, an array of tasks, a task) and what it says of the run.  Raises _Misfit."""
+def _batch(value: Any, overrides: Dict[str, Any], environment: Dict[str, str]) -> Tuple[List[Task], List[_Path], Dict[str, Any]]:
+    """The tasks of one JSON value (a batch, an array of tasks, a task), where in it they stand, and what it says of the run.
+
+    Raises _Misfit.
+    """
     defaults: Dict[str, Any] = {}
     run: Dict[str, Any] = {}
-    where: Tuple[str, ...] = ()
+    where: _Path = ()
     if isinstance(value, dict) and "tasks" in value:
         for name in value:
             if name not in BATCH_FIELDS:
@@ -1355,24 +1376,24 @@ def _batch(value: Any, overrides: Dict[str, Any], environment: Dict[str, str]) -
         near = isinstance(value, dict) and "prompt" not in value and next((n for n in value if nearest(n, known)), None)
         if near:
             raise _Misfit("unknown field%s" % nearest(near, known), (near,))
-        return [_task(value, defaults, overrides, environment)], run
+        return [_task(value, defaults, overrides, environment)], [()], run
     if not items:
         raise _Misfit("no tasks: the list is empty", where)
     tasks = []
     for position, item in enumerate(items):
         with _at(*where, position):
             tasks.append(_task(item, defaults, overrides, environment))
-    return tasks, run
+    return tasks, [where + (position,) for position in range(len(items))], run
 
 
-def _path_text(path: Sequence[Union[str, int]]) -> str:
+def _path_text(path: _Path) -> str:
     text = ""
     for step in path:
         text += "[%d]" % step if isinstance(step, int) else ("." if text else "") + step
     return text
 
 
-def _line_of(data: bytes, path: Sequence[Union[str, int]]) -> int:
+def _line_of(data: bytes, path: _Path) -> int:
     """On which line (from 0) of a valid JSON text the value at `path` stands."""
     import json
     text, position = data.decode("utf-8"), 0
@@ -1643,7 +1664,7 @@ class TaskStream:
         if item is None:
             self._waiting.put(None)
             raise StopIteration
-        if isinstance(item, OSError):
+        if isinstance(item, BaseException):
             raise item
         return item  # type: ignore[no-any-return]
 
@@ -1652,7 +1673,7 @@ class TaskStream:
             for task in self._source:
                 self._waiting.put(task)
                 self.on_ready()
-        except OSError as error:
+        except BaseException as error:  # whatever it is, it is for the thread that asks for tasks
             self._waiting.put(error)
         self._waiting.put(None)
         self.on_ready()
@@ -1685,13 +1706,12 @@ class TaskStream:
         try:
             if not piece.is_value:
                 raise _Misfit("expected a JSON object or array, got %s" % quoted(to_text(piece.data[:200]).strip()))
-            tasks, run = _batch(loads(piece.data) if piece.value is None else piece.value, self._overrides, self._environment)
+            tasks, places, run = _batch(loads(piece.data) if piece.value is None else piece.value, self._overrides, self._environment)
             own: Set[str] = set()
             for position, task in enumerate(tasks):
                 if task.id:
                     if task.id in identifiers or task.id in own:
-                        path = ("tasks", position, "id") if run or piece.data[:1] == b"{" and len(tasks) > 1 else (position, "id")
-                        raise _Misfit("another task of this run has the id %s" % quoted(task.id), path)
+                        raise _Misfit("another task of this run has the id %s" % quoted(task.id), places[position] + ("id",))
                     own.add(task.id)
         except _Misfit as error:
             line = _line_of(piece.data, error.path) if error.path else 0
@@ -1848,13 +1868,13 @@ class _BackendProcess:
                 self._alive.release()
 
     def wait(self) -> int:
-        """Waits for the end of the process, not of what it left behind in its group; kills that.  Returns as exit_code_of."""
+        """Waits for the end of the process, not of what it left behind in its group; kills that.  Returns as exit_code."""
         import signal
-        wait_for_end(self.pid)
+        status = wait_for_end(self.pid)
         with self._lock:
             self._alive.release()
         send_signal(self.pid, signal.SIGKILL)
-        return exit_code_of(self.pid)
+        return exit_code(os.waitpid(self.pid, 0)[1] if status is None else status)
 
 
 def run_task(task: Task, station: Optional[Station] = None) -> Result:
@@ -1944,11 +1964,11 @@ def _launch(task: Task, station: Station, directory: str, files: Sequence[int]) 
 
 
 def _await(task: Task, running: _BackendProcess) -> int:
-    """Waits for the end, bounded by the task's timeout.  Returns as exit_code_of."""
+    """Waits for the end, bounded by the task's timeout.  Returns as exit_code."""
     if not task.timeout:
         return running.wait()
     import threading
-    timer = threading.Timer(task.timeout, running.stop, ("timeout",))
+    timer = threading.Timer(min(task.timeout, threading.TIMEOUT_MAX), running.stop, ("timeout",))
     timer.daemon = True
     timer.start()
     try:
@@ -1963,7 +1983,7 @@ def _not_started(task: Task, error: OSError) -> Result:
     kinds = {errno.EACCES: "permission", errno.EPERM: "permission", errno.ENOENT: "not_found", errno.E2BIG: "invalid"}
     program = BACKENDS[task.backend].command(task).argv[0]
     reason = error.strerror or str(error)
-    of_workdir = task.workdir and str(error.filename or "").startswith(task.workdir)
+    of_workdir = task.workdir and error.filename in (task.workdir, os.path.join(task.workdir, "."))
     if of_workdir:
         text, code, kind = "workdir %s: %s" % (task.workdir, reason), 1, "invalid"
     elif error.filename not in (None, program):
@@ -2063,12 +2083,13 @@ class Seats:
     A seat has one writer (its worker; once that is dead, the parent), so that no lock is needed to write in it.
     """
 
+    _HEAD = 2   # retired; canceled
     _WIDTH = 3  # pid; 1 + index of the task held last; its process group while that runs
 
     def __init__(self, path: str, count: int = 0) -> None:
         import mmap
         if count:  # written, not just extended: a full disk should fail here and not as SIGBUS later
-            write_whole(path, [bytes(8 * (1 + self._WIDTH * count))])
+            write_whole(path, [bytes(8 * (self._HEAD + self._WIDTH * count))])
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             self._words = memoryview(mmap.mmap(file, os.fstat(file).st_size)).cast("q")
@@ -2077,14 +2098,22 @@ class Seats:
 
     def __iter__(self) -> Iterator[Tuple[int, int, int, int]]:
         """(seat, pid, task index or -1, process group or 0) for each seat that is taken."""
-        for seat in range(1, len(self._words), self._WIDTH):
+        for seat in range(self._HEAD, len(self._words), self._WIDTH):
             pid, index, group = self._words[seat:seat + self._WIDTH]
             if pid:
                 yield seat, pid, index - 1, group
 
+    @property
+    def canceled(self) -> bool:
+        return bool(self._words[1])
+
+    def cancel(self) -> None:
+        """Says why the lifeline ends: before it does."""
+        self._words[1] = 1
+
     def take(self) -> int:
         """The caller takes a free seat, under the lock between workers."""
-        for seat in range(1, len(self._words), self._WIDTH):
+        for seat in range(self._HEAD, len(self._words), self._WIDTH):
             if not self._words[seat]:
                 self._words[seat] = os.getpid()
                 return seat
@@ -2132,6 +2161,7 @@ _lifelines: List[Any] = []  # the write ends that this process holds; a forked w
 
 def _enter_process(terms: _Terms) -> None:
     """Makes a fresh process a worker."""
+    import select
     import signal
     import threading
     from multiprocessing import util
@@ -2152,13 +2182,18 @@ def _enter_process(terms: _Terms) -> None:
     holder = threading.Thread(target=_hold_lifeline, args=(terms, station), daemon=True)
     holder.start()
 
+    desk = _desks[threading.get_ident()]
+    lifeline = select.poll()
+    lifeline.register(terms.lifeline.fileno(), select.POLLIN)
+
     def stay() -> None:
-        if os.getppid() != terms.parent:
+        if lifeline.poll(0) and not desk.seats.canceled:  # the parent did not cancel: it is gone, or about to be
             holder.join()
 
-    desk = _desks[threading.get_ident()]
     _desks[threading.get_ident()] = desk._replace(stay=stay)
-    util.Finalize(None, stay, exitpriority=1)  # an idle worker sees its queue end, and would leave
+    # A worker leaves by itself only if it sees its queues end.  It should stay until the holder has cleared away, or until
+    # Pool.terminate ends it.
+    util.Finalize(None, holder.join, exitpriority=1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -2280,7 +2315,20 @@ class _Crew:
         return "killed by signal %d (%s)" % (-code, signal_name(-code)) if code and code < 0 else "killed"
 
     def close(self) -> None:
-        self.pool.terminate()
+        """Ends the pool, whatever state it is in.
+
+        Pool.terminate waits for an idle worker to let go of the task queue, which one that reads from a damaged queue never does.
+        """
+        import signal
+        import threading
+        ending = threading.Thread(target=self.pool.terminate, daemon=True)
+        ending.start()
+        ending.join(1.0)
+        while ending.is_alive():
+            for _, pid, _, _ in self.seats:
+                if pid != os.getpid() and process_exists(pid):
+                    os.kill(pid, signal.SIGKILL)
+            ending.join(0.1)
         self.pool.join()
 
 
@@ -2288,7 +2336,7 @@ class _Run:
     """One batch under way: the crew that gets the tasks, crews that were retired, and every task in flight."""
 
     def __init__(self, jobs: int, method: str, grace: float, notice: Callable[[str], None]) -> None:
-        import multiprocessing
+        import multiprocessing.pool
         import queue
         self.run_id, self.grace, self.jobs, self.method = new_run_id(), grace, jobs, method
         self.directory = make_private_directory()
@@ -2336,6 +2384,8 @@ class _Run:
         if self.canceled:
             return
         self.canceled = True
+        for crew in self.crews:
+            crew.seats.cancel()
         _lifelines.remove(self._lifeline)
         self._lifeline.close()
         if self.method == "thread":
@@ -2426,7 +2476,7 @@ class _Run:
 
 def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool = False, control: Optional[Control] = None,
              on_tick: Callable[[int], None] = lambda running: None, notice: Callable[[str], None] = lambda text: None,
-             start_method: str = "", grace: float = GRACE_SECONDS) -> Iterator[Result]:
+             start_method: str = "", grace: float = GRACE_SECONDS) -> Generator[Result, None, None]:
     """Runs tasks, at most `jobs` at a time; yields exactly one Result for each, as they end.
 
     `tasks` is advanced in the caller's thread, only when there is room for a task, so that a generator can make the next
@@ -2476,6 +2526,8 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
                 yield result
             on_tick(len(run.in_flight))
     finally:
+        if control.level > 1:
+            run.kill()
         run.close()
     if not exhausted:
         why = "canceled before it started (%s)" % ("fail-fast" if failed else "interrupted")
@@ -2971,19 +3023,24 @@ def command_parallel(settings: Settings) -> int:
         feed.attempt(form, lambda: stdout.text("Running %stasks (max %d parallel%s)...\n\n" % (
             number, jobs, ", fail-fast" if fail_fast else "")))
     with stop_signals(stop):
-        results = map(run_alone, stream.in_turn()) if settings.dry_run else run_pool(
+        results = (run_task(task)._replace(task=task) for task in stream.in_turn()) if settings.dry_run else run_pool(
             stream, min(jobs, stream.total or jobs), fail_fast=fail_fast, control=control, on_tick=tick,
             notice=lambda text: say("warning: " + text), start_method=settings.start_method)
-        for result in results:
-            if progress:
-                progress.hide()
-            feed.write(result)
-            if control.level and settings.dry_run:
-                break
-    totals.stop()
-    if progress:
-        progress.hide()
-    _summarize(settings, feed, form, directory, table, totals, stdout, stderr)
+        try:
+            for result in results:
+                if progress:
+                    progress.hide()
+                feed.write(result)
+                if settings.dry_run and result.error:
+                    say("error: " + result.error)
+                if settings.dry_run and control.level:
+                    break
+        finally:
+            results.close()
+        totals.stop()
+        if progress:
+            progress.hide()
+        _summarize(settings, feed, form, directory, table, totals, stdout, stderr)
     if feed.error and not feed.error.broken_pipe:
         say("error: %s%s" % (feed.error, "; %d of %d results were not written" % (feed.unwritten, totals.total)
                              if feed.unwritten else ""))
@@ -2995,11 +3052,6 @@ def command_parallel(settings: Settings) -> int:
 
 def _reader_went_away() -> None:
     raise OutputError("the reader of stdout went away", broken_pipe=True)
-
-
-def run_alone(task: Task) -> Result:
-    """Runs a task in this process."""
-    return run_task(task)._replace(task=task)
 
 
 def _summarize(settings: Settings, feed: _Feed, form: Any, directory: Optional[Directory], table: Optional[Table],
@@ -3018,11 +3070,11 @@ def _summarize(settings: Settings, feed: _Feed, form: Any, directory: Optional[D
             output.text(totals.line() + "\n")
 
     if form not in feed:  # stdout takes no more: whoever is there should still see what became of the tasks
-        summary(stderr)
+        feed.attempt(table, lambda: summary(stderr))
     elif settings.form == "text" and not settings.dry_run:
         feed.attempt(form, lambda: summary(stdout))
     elif settings.form == "jsonl" and not settings.quiet and not settings.dry_run:
-        summary(stderr)
+        feed.attempt(table, lambda: summary(stderr))
 
 
 def _write_pieces(output: Output, pieces: Iterable[bytes]) -> None:
