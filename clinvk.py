@@ -441,7 +441,7 @@ def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: s
     return process.pid
 
 
-def exit_code(status: int) -> int:
+def code_of_status(status: int) -> int:
     """What a wait status says: the exit code, or -n where signal n ended it."""
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
@@ -1868,13 +1868,13 @@ class _BackendProcess:
                 self._alive.release()
 
     def wait(self) -> int:
-        """Waits for the end of the process, not of what it left behind in its group; kills that.  Returns as exit_code."""
+        """Waits for the end of the process, not of what it left behind in its group; kills that.  Returns as code_of_status."""
         import signal
         status = wait_for_end(self.pid)
         with self._lock:
             self._alive.release()
         send_signal(self.pid, signal.SIGKILL)
-        return exit_code(os.waitpid(self.pid, 0)[1] if status is None else status)
+        return code_of_status(os.waitpid(self.pid, 0)[1] if status is None else status)
 
 
 def run_task(task: Task, station: Optional[Station] = None) -> Result:
@@ -1964,7 +1964,7 @@ def _launch(task: Task, station: Station, directory: str, files: Sequence[int]) 
 
 
 def _await(task: Task, running: _BackendProcess) -> int:
-    """Waits for the end, bounded by the task's timeout.  Returns as exit_code."""
+    """Waits for the end, bounded by the task's timeout.  Returns as code_of_status."""
     if not task.timeout:
         return running.wait()
     import threading
@@ -2056,6 +2056,7 @@ def _store(output: Optional[str], capture: Capture, stdout: int, path: str) -> U
 TICK_SECONDS = 0.25     # how often a waiting run looks after its workers and its caller's on_tick
 HANDOVER_SECONDS = 0.5  # how long after a worker's death a result that it had sent may still be under way
 STALL_SECONDS = 5.0     # how long after a worker's death a task may lie unclaimed before its pool counts as damaged
+START_SECONDS = 60.0    # how long the first worker process may take to come up
 MESSAGE_BYTES = 3500    # with what Pool adds it stays below 4096 bytes, which a pipe takes in one piece
 
 START_METHODS = ("fork", "spawn", "thread")
@@ -2141,7 +2142,7 @@ class _Terms(NamedTuple):
     run_id: str
     directory: str
     seats_path: str
-    lock: KernelLock
+    lock: Any
     lifeline: Any
     parent: int
     grace: float
@@ -2176,8 +2177,7 @@ def _enter_process(terms: _Terms) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)  # so that only the parent keeps the reader of its stdout waiting
     os.close(null)
-    with terms.lock:
-        station = _sit_down(terms)
+    station = _sit_down(terms)
     station.adopts = adopt_orphans()
     holder = threading.Thread(target=_hold_lifeline, args=(terms, station), daemon=True)
     holder.start()
@@ -2200,7 +2200,8 @@ def _enter_process(terms: _Terms) -> None:
 def _sit_down(terms: _Terms) -> Station:
     from _thread import get_ident
     seats = Seats(terms.seats_path)
-    seat = seats.take()
+    with terms.lock:
+        seat = seats.take()
     station = Station(terms.run_id, terms.directory, lambda index, group: seats.note(seat, index, group), terms.grace)
     _desks[get_ident()] = _Desk(station, seats)
     return station
@@ -2254,7 +2255,7 @@ def _serve(message: Union[bytes, str]) -> Optional[Union[bytes, str]]:
 class _Crew:
     """One multiprocessing.Pool with its ledger."""
 
-    def __init__(self, directory: str, number: int, jobs: int, method: str, terms: Callable[[str, KernelLock], _Terms]) -> None:
+    def __init__(self, directory: str, number: int, jobs: int, method: str, terms: Callable[[str, Any], _Terms]) -> None:
         import multiprocessing
         import multiprocessing.pool
         import signal
@@ -2264,11 +2265,14 @@ class _Crew:
         self.processes: Dict[int, Any] = {}
         path = os.path.join(directory, "seats-%d" % number)
         self.seats = Seats(path, 2 * jobs + 16)
-        locks = map(KernelLock, iter(lambda: os.path.join(directory, "locks-%d" % number), ""), count())
-        self.terms = terms(path, next(locks))
         if method == "thread":
-            self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _sit_down, (self.terms,))
+            from _thread import allocate_lock
+            self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _sit_down, (terms(path, allocate_lock()),))
             return
+        locks = map(KernelLock, iter(lambda: os.path.join(directory, "locks-%d" % number), ""), count())
+        seats_lock = next(locks)
+        with seats_lock:  # not every file system has locks; better to learn it here than in each worker
+            pass
 
         base: Any = type(multiprocessing.get_context(method))
 
@@ -2294,7 +2298,7 @@ class _Crew:
         # never take one.
         former = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         try:
-            self.pool = Pool(jobs, _enter_process, (self.terms,), context=Context())
+            self.pool = Pool(jobs, _enter_process, (terms(path, seats_lock),), context=Context())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
@@ -2440,15 +2444,17 @@ class _Run:
             crew.last_death = now
             if index in self.in_flight:
                 self.bereaved[index] = now + HANDOVER_SECONDS, "its worker process was %s" % how
-        lost = [(index, why) for index, (deadline, why) in self.bereaved.items() if now >= deadline]
-        own = {index for index, (_, its_crew, since) in self.in_flight.items() if its_crew is crew
-               and now - max(since, crew.last_death) > STALL_SECONDS}
-        if crew.last_death and own - crew.claimed():
-            crew.seats.retire()
-            lost += [(index, "its worker process was killed before it began") for index in own - crew.claimed()]
-            if crew is self.crews[-1]:
-                self._hire()
-        return [self._lost(index, why) for index, why in dict(lost).items()]
+        lost = {index: why for index, (deadline, why) in self.bereaved.items() if now >= deadline}
+        if crew.last_death or not any(True for _ in crew.seats):
+            patience = STALL_SECONDS if crew.last_death else START_SECONDS
+            waiting = {index for index, (_, its_crew, since) in self.in_flight.items() if its_crew is crew
+                       and now - max(since, crew.last_death) > patience}
+            if waiting - crew.claimed():
+                crew.seats.retire()  # from here on none of them can begin
+                lost.update(dict.fromkeys(waiting - crew.claimed(), "no worker process began it"))
+                if crew is self.crews[-1]:
+                    self._hire()
+        return [self._lost(index, why) for index, why in lost.items()]
 
     def _lost(self, index: int, why: str) -> Result:
         task, _, since = self.in_flight[index]

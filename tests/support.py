@@ -1,0 +1,318 @@
+"""What the tests share: a private environment for each test with fake AI programs in it, clinvk run as a black box or in the
+background, waiting for events, and the check that nothing is left behind.
+
+Every test that is a `Case` has its own directory, TMPDIR, HOME, programs (tests/bin/fakeai as cat, claude, codex and gemini)
+and a variable CLINVK_TEST_MARK in the environment of all that it starts.  At its end no process with that mark runs, and
+TMPDIR is empty.
+"""
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import uuid
+
+TESTS = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(TESTS)
+PROGRAM = os.path.join(ROOT, "clinvk.py")
+DATA = os.path.join(TESTS, "data")
+PROGRAMS = ("cat", "claude", "codex", "gemini")
+PATIENCE = 60.0  # after so many seconds something that should have happened never will
+
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+import clinvk  # noqa: E402  (found by the line above)
+
+LINUX = sys.platform.startswith("linux")
+only_linux = unittest.skipUnless(LINUX, "needs /proc")
+
+
+def data_file(name):
+    with open(os.path.join(DATA, name), "rb") as file:
+        return file.read()
+
+
+def wait_until(predicate, message, seconds=PATIENCE):
+    """Waits until `predicate()` is true, and returns what it gave; fails with `message` when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError("not within %g s: %s" % (seconds, message() if callable(message) else message))
+        time.sleep(0.01)
+
+
+def processes_with(mark):
+    """The pids of living processes that started with `mark` (`NAME=value`) in their environment."""
+    wanted = b"\0" + mark.encode() + b"\0"
+    found = []
+    if not LINUX:
+        return found
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            try:
+                with open("/proc/%s/environ" % entry, "rb", buffering=0) as file:
+                    environment = b""
+                    while True:
+                        piece = file.read(1 << 20)
+                        if not piece:
+                            break
+                        environment += piece
+            except OSError:
+                continue
+            if wanted in b"\0" + environment + b"\0":
+                found.append(int(entry))
+    return found
+
+
+def process_words(pid):
+    """The command line of a process, for a message."""
+    try:
+        with open("/proc/%d/cmdline" % pid, "rb") as file:
+            return "%d %s" % (pid, file.read().replace(b"\0", b" ").decode("utf-8", "replace").strip())
+    except OSError:
+        return "%d (gone)" % pid
+
+
+def is_running(pid):
+    """Whether a process lives: a zombie does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return not LINUX
+
+
+def children_of(pid):
+    """The pids of the living children of a process."""
+    found = []
+    for entry in os.listdir("/proc") if LINUX else ():
+        if entry.isdigit():
+            try:
+                with open("/proc/%s/stat" % entry, "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid and fields[0] not in (b"Z", b"X"):
+                found.append(int(entry))
+    return found
+
+
+def kill_quietly(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        pass
+
+
+def install_fakes(directory, names=PROGRAMS):
+    """Puts the fake program there under these names, to be started without a look at PATH or at site-packages."""
+    with open(os.path.join(TESTS, "bin", "fakeai"), "rb") as file:
+        body = file.read().partition(b"\n")[2]
+    for name in names:
+        write_program(os.path.join(directory, name), b"#!%s -IS\n%s" % (os.fsencode(os.path.realpath(sys.executable)), body))
+
+
+def write_program(path, content):
+    """An executable file."""
+    # A process that another thread forks meanwhile could hold a file open for writing (ETXTBSY): rename a closed one into place.
+    with open(path + ".new", "wb") as file:
+        file.write(content)
+    os.chmod(path + ".new", 0o755)
+    os.rename(path + ".new", path)
+
+
+class Background(subprocess.Popen):
+    """A process in a session of its own.  Its stdout is read line by line, its stderr goes to a file."""
+
+    def __init__(self, argv, error_path, **options):
+        self._error_path, self._pending = error_path, b""
+        options.setdefault("stdin", subprocess.DEVNULL)
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("start_new_session", True)
+        with open(error_path, "wb") as errors:
+            options.setdefault("stderr", errors)
+            super().__init__(argv, bufsize=0, **options)
+
+    def error_output(self):
+        """What it wrote to stderr so far."""
+        with open(self._error_path, "rb") as file:
+            return file.read()
+
+    def line(self, seconds=PATIENCE):
+        """Its next line on stdout, without the newline; b"" at the end of it.  Fails where none comes."""
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._pending:
+            if not self._more(deadline):
+                line, self._pending = self._pending, b""
+                return line
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line
+
+    def wait_for_line(self, part, seconds=PATIENCE):
+        """Its next line on stdout that holds `part`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            line = self.line(deadline - time.monotonic())
+            if part in line:
+                return line
+            if not line and self.poll() is not None:
+                raise AssertionError("it ended (%r) without a line with %r; stderr: %r" % (self.returncode, part, self.error_output()))
+
+    def _more(self, deadline):
+        if not select.select([self.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            raise AssertionError("no more output came; so far: %r; stderr: %r" % (self._pending, self.error_output()))
+        piece = os.read(self.stdout.fileno(), 1 << 16)
+        self._pending += piece
+        return piece
+
+    def finish(self, seconds=PATIENCE):
+        """Waits for its end: the CompletedProcess, with what was not read yet of stdout."""
+        deadline = time.monotonic() + seconds
+        if self.stdin:
+            self.stdin.close()
+        while self.stdout and not self.stdout.closed and self._more(deadline):
+            pass
+        try:
+            self.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise AssertionError("it does not end; stderr: %r" % self.error_output()) from None
+        return subprocess.CompletedProcess(self.args, self.returncode, self._pending, self.error_output())
+
+
+class Case(unittest.TestCase):
+    """A test with an environment of its own, that leaves nothing behind."""
+
+    maxDiff = 4000
+
+    def setUp(self):
+        self.mark = "CLINVK_TEST_MARK=" + uuid.uuid4().hex
+        self.directory = os.path.realpath(tempfile.mkdtemp(prefix="test-clinvk-"))
+        self.addCleanup(clinvk.remove_tree, self.directory)
+        self.tmp, self.home, self.bin = (os.path.join(self.directory, name) for name in ("tmp", "home", "bin"))
+        for path in (self.tmp, self.home, self.bin):
+            os.mkdir(path, 0o700)
+        install_fakes(self.bin)
+        self.environment = {name: value for name, value in os.environ.items()
+                            if not name.startswith("CLINVK_") and name not in ("NO_COLOR",) + clinvk.NESTING_VARIABLES}
+        self.environment.update(PATH=self.bin + os.pathsep + os.environ.get("PATH", os.defpath), TMPDIR=self.tmp, HOME=self.home,
+                                TERM="xterm", CLINVK_TEST_MARK=self.mark.partition("=")[2])
+        if os.environ.get("CLINVK_START_METHOD"):
+            self.environment["CLINVK_START_METHOD"] = os.environ["CLINVK_START_METHOD"]
+        self._background = []
+
+    def tearDown(self):
+        left = processes_with(self.mark)
+        words = [process_words(pid) for pid in left]
+        for pid in left:
+            kill_quietly(pid)
+        for process in self._background:
+            kill_quietly(process.pid) if process.poll() is None else None
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream:
+                    stream.close()
+        self.assertEqual(words, [], "processes were left running")
+        self.assertEqual(sorted(os.listdir(self.tmp)), [], "temporary files were left")
+
+    def path(self, *names):
+        """A path in the test's own directory."""
+        return os.path.join(self.directory, *names)
+
+    def file(self, name, content):
+        """Makes a file in the test's own directory: of bytes, text, or anything else as JSON.  Its path."""
+        if not isinstance(content, (bytes, str)):
+            content = json.dumps(content)
+        with open(self.path(name), "wb") as file:
+            file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+        return self.path(name)
+
+    def environment_with(self, changes):
+        """The test's environment with changes; a variable that is None is left out."""
+        merged = dict(self.environment, **(changes or {}))
+        return {name: value for name, value in merged.items() if value is not None}
+
+    def run_program(self, argv, input=b"", env=None, timeout=PATIENCE * 2, **options):
+        """Runs a program to its end, without a terminal.  The CompletedProcess, with bytes."""
+        if isinstance(input, str):
+            input = input.encode("utf-8", "surrogateescape")
+        if "stdin" not in options:
+            options["input"] = input
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        return subprocess.run(argv, env=self.environment_with(env), timeout=timeout,
+                              cwd=options.pop("cwd", self.directory), **options)
+
+    def clinvk(self, *args, input=b"", env=None, **options):
+        """Runs clinvk with these arguments; `input` is on its stdin, `env` changes the test's environment."""
+        return self.run_program([sys.executable, PROGRAM, *args], input, env, **options)
+
+    def start_program(self, argv, env=None, **options):
+        """Starts a program in the background, in a session of its own: a Background, killed at the end of the test."""
+        options.setdefault("cwd", self.directory)
+        process = Background(argv, self.path("stderr-%d" % len(self._background)), env=self.environment_with(env), **options)
+        self._background.append(process)
+        return process
+
+    def start(self, *args, env=None, **options):
+        """Starts clinvk in the background."""
+        return self.start_program([sys.executable, PROGRAM, *args], env, **options)
+
+    def wait_for_file(self, path):
+        """Waits until the file is there; its content."""
+        wait_until(lambda: os.path.exists(path), "there is a file " + path)
+        with open(path, "rb") as file:
+            return file.read()
+
+    def pid_in(self, path):
+        """Waits for a file that holds a pid; that process will not outlive the test."""
+        pid = int(self.wait_for_file(path).split()[0])
+        self.addCleanup(kill_quietly, pid)
+        return pid
+
+    def assert_gone(self, pid):
+        """Now, not by and by."""
+        self.assertFalse(is_running(pid), "still running: " + process_words(pid))
+
+    def wait_until_nothing_runs(self):
+        """For tests that kill clinvk itself: what it started ends by and by."""
+        wait_until(lambda: not processes_with(self.mark), lambda: "no process of the test runs: %s" % (
+            [process_words(pid) for pid in processes_with(self.mark)],))
+
+    def enter_environment(self, **changes):
+        """Makes the test's environment that of this process, for the rest of the test."""
+        former, former_tmp = dict(os.environ), tempfile.tempdir
+
+        def leave():
+            os.environ.clear()
+            os.environ.update(former)
+            tempfile.tempdir = former_tmp
+
+        self.addCleanup(leave)
+        environment = self.environment_with(changes)
+        os.environ.clear()
+        os.environ.update(environment)
+        tempfile.tempdir = None
+
+
+def tasks(*prompts, **fields):
+    """JSON Lines: a task of the echo backend for each prompt; `fields` go into each."""
+    return b"".join(json.dumps(dict({"backend": "echo", "prompt": prompt}, **fields)).encode() + b"\n" for prompt in prompts)
+
+
+def results(completed):
+    """The objects in the JSON Lines that a run printed."""
+    return [json.loads(line) for line in completed.stdout.splitlines()]

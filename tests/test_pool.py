@@ -1,0 +1,392 @@
+"""Section 7, the pool: run_pool used as a library, in processes of its own, under each start method.
+
+The contract: one Result for each task, whatever dies; nothing left when the generator is closed or exhausted.  Each case
+is a small script that imports clinvk, run as a program so that signals and kills hit nobody else.
+"""
+import json
+import os
+import signal
+import sys
+import textwrap
+import unittest
+
+from support import ROOT, Case, children_of, is_running, only_linux, wait_until
+
+METHODS = ("fork", "spawn", "thread") if sys.platform.startswith("linux") else ("spawn", "thread")
+PROCESSES = tuple(method for method in METHODS if method != "thread")
+
+HEAD = """
+import json, os, signal, sys, threading, time
+sys.path.insert(0, %r)
+import clinvk
+from clinvk import Control, Task, run_pool
+
+def echo(*prompts):
+    return [Task(index, "echo", prompt) for index, prompt in enumerate(prompts)]
+
+def say(*words):
+    print(*words, flush=True)
+
+def tell(result):
+    say(json.dumps([result.index, result.status, result.exit_code, result.output, result.error]))
+
+METHOD = sys.argv[1]
+if __name__ == "__main__":
+""" % ROOT
+
+
+class Pool(Case):
+    def script(self, body, name="script.py"):
+        return self.file(name, HEAD + textwrap.indent(textwrap.dedent(body), "    "))
+
+    def run_script(self, method, body, **options):
+        completed = self.run_program([sys.executable, "-W", "error", self.script(body), method], **options)
+        self.assertEqual(completed.stderr, b"", method)
+        self.assertEqual(completed.returncode, 0, method)
+        return [json.loads(line) for line in completed.stdout.splitlines()]
+
+    def start_script(self, method, body):
+        return self.start_program([sys.executable, "-W", "error", self.script(body), method])
+
+    def each(self, methods, body):
+        for method in methods:
+            with self.subTest(method=method):
+                yield method, self.run_script(method, body)
+
+
+class Contract(Pool):
+    def test_every_task_is_answered_once_and_its_text_comes_back(self):
+        for _, lines in self.each(METHODS, """
+            for result in run_pool(echo(*["say %d" % n for n in range(20)]), jobs=4, start_method=METHOD):
+                tell(result)
+            """):
+            self.assertEqual(sorted(line[0] for line in lines), list(range(20)))
+            self.assertEqual({(index, text) for index, _, _, text, _ in lines}, {(n, "%d\n" % n) for n in range(20)})
+
+    def test_one_job_runs_tasks_in_order_and_the_next_can_be_made_from_the_last_result(self):
+        for _, lines in self.each(METHODS, """
+            answers = []
+            def chain():
+                for index in range(4):
+                    yield Task(index, "echo", "say %s" % (answers[-1].strip() + "x" if answers else "a"))
+            for result in run_pool(chain(), jobs=1, start_method=METHOD):
+                answers.append(result.output)
+                tell(result)
+            """):
+            self.assertEqual([line[3] for line in lines], ["a\n", "ax\n", "axx\n", "axxx\n"])
+
+    def test_no_more_tasks_are_taken_than_there_are_jobs(self):
+        for _, lines in self.each(METHODS, """
+            taken, done, most = [], [], 0
+            def supply():
+                for index in range(12):
+                    taken.append(index)
+                    say(len(taken) - len(done))
+                    yield Task(index, "echo", "say x")
+            for result in run_pool(supply(), jobs=3, start_method=METHOD):
+                done.append(result)
+            """):
+            self.assertEqual(max(lines), 3)
+
+    def test_a_supply_that_says_none_is_asked_again_when_it_calls(self):
+        for _, lines in self.each(METHODS, """
+            class Supply:
+                on_ready = None
+                def __init__(self):
+                    self.left, self.ready = 3, threading.Event()
+                def __iter__(self):
+                    return self
+                def __next__(self):
+                    if not self.left:
+                        raise StopIteration
+                    if not self.ready.is_set():
+                        threading.Timer(0.01, self.come).start()
+                        return None
+                    self.ready.clear()
+                    self.left -= 1
+                    return Task(self.left, "echo", "say x")
+                def come(self):
+                    self.ready.set()
+                    self.on_ready()
+            for result in run_pool(Supply(), jobs=2, start_method=METHOD):
+                tell(result)
+            """):
+            self.assertEqual(sorted(line[0] for line in lines), [0, 1, 2])
+
+    def test_what_the_supply_raises_passes_through_and_leaves_nothing(self):
+        for _, lines in self.each(METHODS, """
+            def supply():
+                yield Task(0, "echo", "sleep 300")
+                raise LookupError("no more")
+            try:
+                for result in run_pool(supply(), jobs=2, start_method=METHOD):
+                    tell(result)
+            except LookupError as error:
+                say(json.dumps(str(error)))
+            """):
+            self.assertEqual(lines, ["no more"])
+
+    def test_large_prompts_and_answers_travel_and_outlive_the_run(self):
+        for _, lines in self.each(METHODS, """
+            prompts = ["rest\\n" + "\\u00e9" * 50000 + str(n) for n in range(3)]
+            results = list(run_pool(echo(*prompts), jobs=2, start_method=METHOD))
+            for result in results:
+                say(json.dumps(result.output == prompts[result.index][5:]))
+            """):
+            self.assertEqual(lines, [True] * 3)
+
+    def test_what_describes_a_task_comes_back_with_its_result(self):
+        for _, lines in self.each(METHODS, """
+            task = Task(7, "echo", "say x", id="i", name="n", tags=("t",), meta={"a": [1, None]})
+            for result in run_pool([task], jobs=1, start_method=METHOD):
+                say(json.dumps(result.task == task))
+            """):
+            self.assertEqual(lines, [True])
+
+    def test_a_task_that_is_no_task_fails_with_its_reason(self):
+        for _, lines in self.each(METHODS, """
+            for result in run_pool([Task(0, "", "", invalid="stdin:3: not valid JSON")], jobs=1, start_method=METHOD):
+                tell(result)
+            """):
+            self.assertEqual(lines, [[0, "failed", 1, "", "stdin:3: not valid JSON"]])
+
+    def test_several_runs_at_once_do_not_hold_each_others_lifelines(self):
+        for method in PROCESSES:
+            with self.subTest(method=method):
+                self.run_script(method, """
+                    first = run_pool(echo("say a", "sleep 300"), jobs=2, start_method=METHOD)
+                    next(first)
+                    second = run_pool(echo("say b", "sleep 300"), jobs=2, start_method=METHOD)
+                    next(second)
+                    first.close()
+                    second.close()
+                    """)
+
+
+class Stopping(Pool):
+    def test_fail_fast_stops_what_runs_and_cancels_the_rest(self):
+        for _, lines in self.each(METHODS, """
+            for result in run_pool(echo("exit 3", "sleep 300", "say never"), jobs=2, fail_fast=True, start_method=METHOD):
+                tell(result)
+            """):
+            self.assertEqual([(line[0], line[1]) for line in sorted(lines)], [(0, "failed"), (1, "canceled"), (2, "canceled")])
+            self.assertIn("fail-fast", sorted(lines)[2][4])
+
+    def test_cancel_answers_everything(self):
+        for _, lines in self.each(METHODS, """
+            control = Control()
+            for result in run_pool(echo("say a", "sleep 300", "sleep 300", "say b"), jobs=2, control=control, start_method=METHOD):
+                tell(result)
+                control.cancel()
+            """):
+            self.assertEqual([(line[0], line[1]) for line in sorted(lines)],
+                             [(0, "ok"), (1, "canceled"), (2, "canceled"), (3, "canceled")])
+
+    def test_kill_does_not_wait_for_the_grace(self):
+        for _, lines in self.each(METHODS, """
+            control = Control()
+            for result in run_pool(echo("say a", "ignore-term; touch ready; sleep 300"), jobs=2, control=control,
+                                   grace=1000.0, start_method=METHOD):
+                tell(result)
+                while not os.path.exists("ready"):
+                    time.sleep(0.01)
+                if not control.level:
+                    control.cancel()
+                    threading.Timer(0.1, control.kill).start()
+            os.unlink("ready")
+            """):
+            self.assertEqual([(line[0], line[1]) for line in sorted(lines)], [(0, "ok"), (1, "canceled")])
+
+    def test_closing_the_generator_stops_what_runs(self):
+        for _, lines in self.each(METHODS, """
+            results = run_pool(echo("say a", "leave-group left; fork-child; sleep 300"), jobs=2, start_method=METHOD)
+            tell(next(results))
+            while not os.path.exists("left"):
+                time.sleep(0.01)
+            os.unlink("left")
+            results.close()
+            """):
+            self.assertEqual([line[:2] for line in lines], [[0, "ok"]])
+        # that nothing is left, tearDown checks
+
+    def test_on_tick_is_told_how_many_run(self):
+        for _, lines in self.each(METHODS, """
+            seen = set()
+            def tick(running):
+                seen.add(running)
+                if running == 2:
+                    open("go", "w").close()
+            for result in run_pool(echo("wait-for go; say x", "wait-for go; say x"), jobs=2, on_tick=tick, start_method=METHOD):
+                pass
+            os.unlink("go")
+            say(json.dumps(sorted(seen)))
+            """):
+            self.assertEqual(lines[0][-1], 2)
+
+
+@only_linux
+class Deaths(Pool):
+    RUN = """
+        for result in run_pool(echo(*sys.argv[2:]), jobs=2, start_method=METHOD):
+            tell(result)
+        say("end")
+        """
+
+    def start_run(self, method, *prompts):
+        return self.start_program([sys.executable, "-W", "error", self.script(self.RUN), method, *prompts])
+
+    def parent_of(self, pid):
+        with open("/proc/%d/stat" % pid) as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+
+    def results(self, process):
+        lines = []
+        while True:
+            line = process.line()
+            if line in (b"end", b""):
+                self.assertEqual(line, b"end", process.error_output())
+                return sorted(lines)
+            lines.append(json.loads(line))
+
+    def test_a_killed_worker_costs_its_own_task_and_leaves_nothing_of_it(self):
+        for method in PROCESSES:
+            with self.subTest(method=method):
+                process = self.start_run(method, "fork-child child-%s; leave-group left-%s; ids ids-%s; sleep 300" % ((method,) * 3),
+                                         "say a", "say b")
+                backend = int(self.wait_for_file(self.path("ids-" + method)).split()[0])
+                os.kill(self.parent_of(backend), signal.SIGKILL)
+                lines = self.results(process)
+                self.assertEqual([(line[0], line[1], line[2]) for line in lines], [(0, "lost", -1), (1, "ok", 0), (2, "ok", 0)])
+                self.assertIn("worker process was killed", lines[0][4])
+                for name in ("child-", "left-"):
+                    self.assertFalse(is_running(self.pid_in(self.path(name + method))))
+                self.assertEqual(process.finish().returncode, 0)
+                self.assertEqual(process.error_output(), b"")
+
+    def test_killed_workers_are_replaced(self):
+        for method in PROCESSES:
+            with self.subTest(method=method):
+                prompts = ["ids ids-%s-%d; wait-for go-%s; say x" % (method, n, method) for n in range(4)]
+                process = self.start_run(method, *prompts)
+                for number in range(2):
+                    backend = int(self.wait_for_file(self.path("ids-%s-%d" % (method, number))).split()[0])
+                    os.kill(self.parent_of(backend), signal.SIGKILL)
+                for number in (2, 3):
+                    self.wait_for_file(self.path("ids-%s-%d" % (method, number)))
+                open(self.path("go-" + method), "w").close()
+                self.assertEqual([(line[0], line[1]) for line in self.results(process)],
+                                 [(0, "lost"), (1, "lost"), (2, "ok"), (3, "ok")])
+                self.assertEqual(process.finish().returncode, 0)
+
+    def test_an_idle_worker_that_is_killed_inside_the_queue_lock_blocks_nobody(self):
+        # an idle worker holds the lock of the task queue while it waits; with a semaphore the others would wait for ever
+        for method in PROCESSES:
+            with self.subTest(method=method):
+                process = self.start_script(method, """
+                    class Supply:
+                        given, on_ready = 0, None
+                        def __iter__(self):
+                            return self
+                        def __next__(self):
+                            if self.given == 0 or self.given < 4 and os.path.exists("more-" + METHOD):
+                                self.given += 1
+                                return Task(self.given, "echo", "say x")
+                            if self.given == 4:
+                                raise StopIteration
+                            threading.Timer(0.05, lambda: self.on_ready()).start()
+                            return None
+                    for result in run_pool(Supply(), jobs=3, start_method=METHOD):
+                        tell(result)
+                    say("end")
+                    """)
+                process.line()
+                workers = wait_until(lambda: self.seated(process.pid, 3), "three workers have sat down")
+                for worker in workers:
+                    os.kill(worker, signal.SIGKILL)
+                open(self.path("more-" + method), "w").close()
+                self.assertEqual([line[:2] for line in self.results(process)], [[2, "ok"], [3, "ok"], [4, "ok"]])
+                self.assertEqual(process.finish().returncode, 0)
+
+    def seated(self, parent, count):
+        """The workers of a run, once all of them are in groups of their own, which is when they have begun to be workers."""
+        workers = [pid for pid in children_of(parent) if os.getpgid(pid) == pid]
+        return workers if len(workers) == count else None
+
+    def test_a_pool_that_stands_still_after_a_death_is_replaced(self):
+        # After a death, the head of a message without its body in the task queue: whoever reads it waits for the rest for ever,
+        # and takes the messages that follow for it.
+        for method in PROCESSES:
+            with self.subTest(method=method):
+                process = self.start_script(method, """
+                    import struct
+                    run = clinvk._Run(2, METHOD, 5.0, say)
+                    crew = run.crews[0]
+                    def seated():
+                        while len(list(crew.seats)) < 2:
+                            run.wait()
+                        return [pid for _, pid, _, _ in crew.seats]
+                    first = seated()
+                    os.kill(first[0], signal.SIGKILL)
+                    while not crew.last_death:
+                        run.wait()
+                    seated()
+                    os.write(crew.pool._inqueue._writer.fileno(), struct.pack("!i", 100000))
+                    done = []
+                    run.start(Task(0, "echo", "say a"))
+                    while run.in_flight:
+                        done += run.wait()
+                    run.start(Task(1, "echo", "say b"))
+                    while run.in_flight:
+                        done += run.wait()
+                    for result in done:
+                        tell(result)
+                    say(json.dumps(len(run.crews)))
+                    run.close()
+                    say("end")
+                    """)
+                *lines, crews = self.results_of_mixed(process)
+                self.assertEqual([line[:2] for line in lines], [[0, "lost"], [1, "ok"]])
+                self.assertEqual(crews, 2)
+                self.assertEqual(process.finish().returncode, 0)
+
+    def results_of_mixed(self, process):
+        lines = []
+        while True:
+            line = process.line()
+            if line in (b"end", b""):
+                self.assertEqual(line, b"end", process.error_output())
+                return lines
+            lines.append(json.loads(line))
+
+    def test_when_the_parent_is_killed_nothing_lives_on(self):
+        for method in PROCESSES:
+            with self.subTest(method=method):
+                process = self.start_run(method, "fork-child; leave-group left-%s; scrub scrubbed-%s; ignore-term; "
+                                         "touch ready-%s; sleep 300" % ((method,) * 3), "wait-for never")
+                left, scrubbed = self.pid_in(self.path("left-" + method)), self.pid_in(self.path("scrubbed-" + method))
+                self.wait_for_file(self.path("ready-" + method))
+                process.kill()
+                process.wait()
+                self.wait_until_nothing_runs()
+                wait_until(lambda: not is_running(left) and not is_running(scrubbed), "what left the group is gone")
+                wait_until(lambda: not os.listdir(self.tmp), "the files are gone")
+                self.assertEqual(process.error_output(), b"")
+
+
+class WithoutLocks(Pool):
+    def test_where_worker_processes_cannot_be_had_tasks_run_in_threads_and_that_is_said_once(self):
+        completed = self.run_program([sys.executable, "-W", "error", self.script("""
+            def refuse(*arguments):
+                raise OSError(38, "Function not implemented")
+            clinvk.KernelLock.acquire = refuse  # a file system without locks
+            for result in run_pool(echo("say a", "say b"), jobs=2, start_method=METHOD, notice=lambda text: say(json.dumps(text))):
+                tell(result)
+            """), PROCESSES[0]])
+        lines = [json.loads(line) for line in completed.stdout.splitlines()]
+        self.assertEqual(completed.returncode, 0, completed.stderr)
+        self.assertIn("tasks run in threads", lines[0])
+        self.assertEqual([line[:2] for line in sorted(lines[1:])], [[0, "ok"], [1, "ok"]])
+
+
+if __name__ == "__main__":
+    unittest.main()
