@@ -215,6 +215,9 @@ class Case(unittest.TestCase):
         self._background = []
 
     def tearDown(self):
+        # Python's own helper of the spawn method ends by itself, once it sees that its users have; a moment after them
+        wait_until(lambda: not any("multiprocessing.resource_tracker" in process_words(pid) for pid in processes_with(self.mark)),
+                   "multiprocessing's resource tracker has ended")
         left = processes_with(self.mark)
         words = [process_words(pid) for pid in left]
         for pid in left:

@@ -1,0 +1,193 @@
+"""What signals, a vanished reader and a killed parent do to a run of the program: everything is answered, and nothing lives on."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import unittest
+
+from support import PROGRAM, Case, is_running, only_linux, results, tasks, wait_until
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LONG = "leave-group left; fork-child child; touch ready; sleep 300"
+
+
+class Signals(Case):
+    def start_batch(self, *arguments, prompts=("say first", LONG, "sleep 300", "say never"), **options):
+        """A batch of which the first task has ended, the second runs and the last cannot begin (-j 2)."""
+        path = self.file("batch.jsonl", tasks(*prompts))
+        process = self.start("parallel", "-f", path, "-j", "2", *arguments, **options)
+        self.wait_for_file(self.path("ready"))
+        return process
+
+    def assert_all_stopped(self):
+        for name in ("left", "child"):
+            self.assert_gone(self.pid_in(self.path(name)))
+
+    def statuses(self, completed):
+        return sorted((result["index"], result["status"]) for result in results(completed))
+
+    def test_each_signal_stops_the_run_answers_every_task_and_ends_clinvk(self):
+        for number in STOP_SIGNALS:
+            with self.subTest(signal=number):
+                process = self.start_batch("--jsonl")
+                first = process.line()
+                process.send_signal(number)
+                completed = process.finish()
+                completed.stdout = first + b"\n" + completed.stdout
+                self.assertEqual(completed.returncode, -number)
+                self.assertEqual(self.statuses(completed), [(0, "ok"), (1, "canceled"), (2, "canceled"), (3, "canceled")])
+                self.assert_all_stopped()
+                self.assertIn(b"4 tasks, 1 completed, 0 failed, 3 canceled", completed.stderr)
+                self.assertIn(b"stopping 2 running tasks", completed.stderr)
+                os.unlink(self.path("ready"))
+
+    def test_the_summary_comes_in_every_form(self):
+        process = self.start_batch("--json")
+        process.send_signal(signal.SIGTERM)
+        report = json.loads(process.finish().stdout)
+        self.assertEqual((report["total_tasks"], report["completed"], report["canceled"]), (4, 1, 3))
+        os.unlink(self.path("ready"))
+        process = self.start_batch()
+        process.send_signal(signal.SIGTERM)
+        self.assertIn(b"Total: 4 tasks, 1 completed, 0 failed, 3 canceled (", process.finish().stdout)
+
+    def test_the_shell_sees_the_signal(self):
+        path = self.file("batch.jsonl", tasks(LONG))
+        shell = self.start_program(["sh", "-c", '"$@" & echo $!; wait $!; echo $?', "sh", sys.executable, PROGRAM, "parallel",
+                                    "--jsonl", "-q", "-f", path])
+        pid = int(shell.line())
+        self.wait_for_file(self.path("ready"))
+        os.kill(pid, signal.SIGTERM)
+        self.assertEqual(json.loads(shell.line())["status"], "canceled")
+        self.assertEqual(shell.line(), b"143")
+
+    def test_an_interrupt_of_the_whole_foreground_group_is_one_interrupt(self):
+        process = self.start_batch("--jsonl")
+        os.killpg(process.pid, signal.SIGINT)
+        completed = process.finish()
+        self.assertEqual(completed.returncode, -signal.SIGINT)
+        self.assertEqual(len(results(completed)), 4)
+        self.assertNotIn(b"Traceback", completed.stderr)
+
+    def test_a_second_signal_does_not_wait_for_the_grace(self):
+        process = self.start_batch("--jsonl", prompts=("say first",
+                                                       "ignore-term; touch ready; sleep 300"))
+        process.line()
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: b"stopping" in process.error_output(), "it says that it stops")
+        process.send_signal(signal.SIGTERM)
+        completed = process.finish()
+        self.assertEqual(completed.returncode, -signal.SIGTERM)
+        self.assertEqual(self.statuses(completed), [(1, "canceled")])
+        self.assertLess(results(completed)[0]["duration_seconds"], 300)
+
+    def test_a_backend_that_ignores_the_polite_signal_is_killed_after_the_grace(self):
+        process = self.start_batch("--jsonl", prompts=("ignore-term; touch ready; sleep 300",))
+        process.send_signal(signal.SIGTERM)
+        completed = process.finish()
+        self.assertEqual(self.statuses(completed), [(0, "canceled")])
+
+    def test_a_polite_backend_may_tidy_up(self):
+        process = self.start_batch("--jsonl", prompts=("trap TERM 0 tidied; touch ready; sleep 300",))
+        process.send_signal(signal.SIGTERM)
+        completed = process.finish()
+        self.assertEqual(self.statuses(completed), [(0, "canceled")])  # whatever its exit code says
+        self.assertTrue(os.path.exists(self.path("tidied")))
+
+    def test_signals_that_were_ignored_from_the_start_stay_so(self):
+        path = self.file("batch.jsonl", tasks("touch ready; wait-for go; say done"))
+        process = self.start_program(["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, PROGRAM, "parallel",
+                                      "--jsonl", "-q", "-f", path])
+        self.wait_for_file(self.path("ready"))
+        process.send_signal(signal.SIGHUP)
+        open(self.path("go"), "w").close()
+        completed = process.finish()
+        self.assertEqual((completed.returncode, self.statuses(completed)), (0, [(0, "ok")]))
+
+    def test_before_anything_was_started_a_signal_just_ends_it(self):
+        read, write = os.pipe()
+        process = self.start("parallel", "--jsonl", stdin=read)
+        os.close(read)
+        try:
+            wait_until(lambda: self.catches_signals(process.pid), "it is up")
+            process.send_signal(signal.SIGTERM)
+            completed = process.finish()
+        finally:
+            os.close(write)
+        self.assertEqual((completed.returncode, completed.stdout, completed.stderr), (-signal.SIGTERM, b"", b""))
+
+    def catches_signals(self, pid):
+        with open("/proc/%d/status" % pid) as file:
+            caught = next(int(line.split()[1], 16) for line in file if line.startswith("SigCgt:"))
+        return caught >> (signal.SIGTERM - 1) & 1
+
+    def test_when_the_reader_goes_away_the_rest_is_stopped(self):
+        process = self.start_batch("--jsonl")
+        process.line()
+        process.stdout.close()
+        self.assertEqual(process.finish().returncode, 141)
+        self.assert_all_stopped()
+        self.assertIn(b"3 canceled", process.error_output())
+
+    @only_linux
+    def test_when_clinvk_is_killed_nothing_lives_on_and_what_was_printed_is_whole(self):
+        if os.environ.get("CLINVK_START_METHOD") == "thread":
+            self.skipTest("threads cannot do that")
+        process = self.start_batch("--jsonl")
+        process.line()
+        process.kill()
+        completed = process.finish()
+        self.assertEqual(completed.stdout, b"")
+        self.wait_until_nothing_runs()
+        for name in ("left", "child"):
+            pid = self.pid_in(self.path(name))
+            wait_until(lambda: not is_running(pid), "it is gone")
+        wait_until(lambda: not os.listdir(self.tmp), "the files are gone")
+
+    @only_linux
+    def test_killing_its_whole_group_leaves_nothing_either(self):
+        if os.environ.get("CLINVK_START_METHOD") == "thread":
+            self.skipTest("threads cannot do that")
+        process = self.start_batch("--jsonl")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.finish()
+        self.wait_until_nothing_runs()
+        wait_until(lambda: not os.listdir(self.tmp), "the files are gone")
+
+
+@only_linux
+class Container(Case):
+    """PID 1 of a process name space of its own, as in a container."""
+
+    def setUp(self):
+        super().setUp()
+        command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "true"]
+        if not shutil.which("unshare") or subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
+            self.skipTest("unshare --pid is not to be had here (it takes root)")
+        self.command = command[:-1] + [sys.executable, "-W", "error", PROGRAM, "parallel", "--jsonl", "-q"]
+
+    def test_as_pid_1_it_runs_a_batch(self):
+        completed = self.run_program(self.command, tasks("say a", "leave-group; say b"))
+        self.assertEqual(completed.returncode, 0, completed.stderr)
+        self.assertEqual(len(results(completed)), 2)
+
+    def test_as_pid_1_a_signal_stops_it_with_the_exit_status_of_that_signal(self):
+        path = self.file("batch.jsonl", tasks("touch ready; sleep 300"))
+        process = self.start_program(self.command + ["-f", path])
+        self.wait_for_file(self.path("ready"))
+        child = wait_until(lambda: self.child_of(process.pid), "unshare has started it")
+        os.kill(child, signal.SIGTERM)
+        completed = process.finish()
+        self.assertEqual(completed.returncode, 143)
+        self.assertEqual([result["status"] for result in results(completed)], ["canceled"])
+
+    def child_of(self, pid):
+        with open("/proc/%d/task/%d/children" % (pid, pid)) as file:
+            pids = file.read().split()
+        return int(pids[0]) if pids else 0
+
+
+if __name__ == "__main__":
+    unittest.main()
