@@ -2521,6 +2521,7 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
                     break
                 else:
                     run.start(task)  # type: ignore[arg-type]
+            on_tick(len(run.in_flight))
             if stopping:
                 run.cancel()
             if control.level > 1 and not run.killed:
@@ -2530,7 +2531,6 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
             for result in run.wait():
                 failed = failed or fail_fast and result.status not in ("ok", "skipped")
                 yield result
-            on_tick(len(run.in_flight))
     finally:
         if control.level > 1:
             run.kill()

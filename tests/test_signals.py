@@ -14,16 +14,22 @@ LONG = "leave-group left; fork-child child; touch ready; sleep 300"
 
 
 class Signals(Case):
-    def start_batch(self, *arguments, prompts=("say first", LONG, "sleep 300", "say never"), **options):
-        """A batch of which the first task has ended, the second runs and the last cannot begin (-j 2)."""
+    def start_batch(self, *arguments, prompts=("say first", LONG, "touch other; sleep 300", "say never"), **options):
+        """A batch of which the first task has ended, two run and the last cannot begin (-j 2)."""
         path = self.file("batch.jsonl", tasks(*prompts))
         process = self.start("parallel", "-f", path, "-j", "2", *arguments, **options)
         self.wait_for_file(self.path("ready"))
+        if len(prompts) == 4:
+            self.wait_for_file(self.path("other"))
         return process
 
     def assert_all_stopped(self):
         for name in ("left", "child"):
             self.assert_gone(self.pid_in(self.path(name)))
+
+    def again(self):
+        for name in ("ready", "other", "left", "child"):
+            os.unlink(self.path(name))
 
     def statuses(self, completed):
         return sorted((result["index"], result["status"]) for result in results(completed))
@@ -41,14 +47,14 @@ class Signals(Case):
                 self.assert_all_stopped()
                 self.assertIn(b"4 tasks, 1 completed, 0 failed, 3 canceled", completed.stderr)
                 self.assertIn(b"stopping 2 running tasks", completed.stderr)
-                os.unlink(self.path("ready"))
+                self.again()
 
     def test_the_summary_comes_in_every_form(self):
         process = self.start_batch("--json")
         process.send_signal(signal.SIGTERM)
         report = json.loads(process.finish().stdout)
         self.assertEqual((report["total_tasks"], report["completed"], report["canceled"]), (4, 1, 3))
-        os.unlink(self.path("ready"))
+        self.again()
         process = self.start_batch()
         process.send_signal(signal.SIGTERM)
         self.assertIn(b"Total: 4 tasks, 1 completed, 0 failed, 3 canceled (", process.finish().stdout)
@@ -62,6 +68,7 @@ class Signals(Case):
         os.kill(pid, signal.SIGTERM)
         self.assertEqual(json.loads(shell.line())["status"], "canceled")
         self.assertEqual(shell.line(), b"143")
+        shell.finish()
 
     def test_an_interrupt_of_the_whole_foreground_group_is_one_interrupt(self):
         process = self.start_batch("--jsonl")
