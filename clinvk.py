@@ -713,7 +713,7 @@ def temporary_directory() -> str:
 
 
 def make_private_directory() -> str:
-    """A new directory of mode 0700 for temporary files.  Raises OSError where there is nowhere to write."""
+    """A new directory of mode 0700 for temporary files.  Raises OutputError where there is nowhere to write."""
     while True:
         path = os.path.join(os.path.abspath(temporary_directory()), "clinvk-" + os.urandom(4).hex())
         try:
@@ -721,6 +721,8 @@ def make_private_directory() -> str:
             return path
         except FileExistsError:
             continue
+        except OSError as error:
+            raise OutputError("cannot make temporary files in %s: %s" % (temporary_directory(), error.strerror)) from None
 
 
 def write_whole(path: str, pieces: Iterable[bytes]) -> None:
@@ -933,23 +935,25 @@ def error_kind(text: str, status: Any = None) -> str:
     """The class of an error, from its HTTP status where one is stated, else from its words."""
     import re
     lowered = text.lower()
-    quota = re.search(_KIND_PATTERNS[0][1], lowered)  # said by 400 and 429 alike
-    if quota and status in (None, 400, 402, 403, 429) and "per minute" not in lowered:
-        return "quota"
-    if status in _KIND_BY_STATUS:
-        return _KIND_BY_STATUS[status]
-    return next((kind for kind, pattern in _KIND_PATTERNS if re.search(pattern, lowered)), "backend")
+    known = isinstance(status, int) and status in _KIND_BY_STATUS
+    for kind, pattern in _KIND_PATTERNS:
+        if re.search(pattern, lowered):
+            if kind == "quota" and "per minute" in lowered:  # by which gemini means its rate limit
+                return "rate_limit"
+            if kind == "quota" and (not known or status < 500) or not known:  # no status tells a used-up quota
+                return kind
+    return _KIND_BY_STATUS[status] if known else "backend"
 
 
 def retry_after(text: str) -> Optional[float]:
     """The seconds to wait that an error text states, as in `Please try again in 6.379s`, `Resets in 2h39m52s`."""
     import re
-    found = re.search(r"(?:try again|retry|retry after|resets?|reset after) (?:in |after )?((?:[0-9.]+(?:h|m|s))+)\b", text, re.I)
+    found = re.search(r"(?:try again|retry|resets?)(?: in| after)? ((?:[0-9.]+[hms])+)\b|retrydelay\W+([0-9.]+s)\b", text, re.I)
     if not found:
         return None
     factor = {"h": 3600, "m": 60, "s": 1}
     try:
-        return sum(float(number) * factor[unit] for number, unit in re.findall(r"([0-9.]+)([hms])", found.group(1).lower()))
+        return sum(float(number) * factor[unit] for number, unit in re.findall(r"([0-9.]+)([hms])", (found.group(1) or found.group(2)).lower()))
     except ValueError:
         return None
 
@@ -959,20 +963,29 @@ def _failure(error: str, status: Any = None, kind: str = "") -> Dict[str, Any]:
             "retry_after_seconds": retry_after(error)}
 
 
-def _usage(fresh_input: Any, cached: Any, output: Any, reasoning: Any) -> Optional[Dict[str, int]]:
+def _count(value: Any) -> int:
+    """A number of tokens or turns; 0 for whatever else a program may print in its place."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _usage(total_input: int, cached: int, output: int, reasoning: int) -> Optional[Dict[str, int]]:
     """Token counts in one shape: input holds the cached ones too, output the reasoning ones."""
-    counts = [n if isinstance(n, int) else 0 for n in (fresh_input, cached, output, reasoning)]
-    if not any(counts):
+    if not (total_input or output):
         return None
-    return {"input_tokens": counts[0] + counts[1], "cached_input_tokens": counts[1], "output_tokens": counts[2],
-            "reasoning_output_tokens": counts[3], "total_tokens": counts[0] + counts[1] + counts[2]}
+    return {"input_tokens": total_input, "cached_input_tokens": cached, "output_tokens": output,
+            "reasoning_output_tokens": reasoning, "total_tokens": total_input + output}
+
+
+def _dollars(value: Any) -> Optional[float]:
+    """A cost, None where none is stated: that is not 0."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9 else None
 
 
 def _parsed(data: bytes) -> Any:
     """The JSON value in `data`, None where it is none."""
     try:
         return loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -1044,16 +1057,15 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     if not isinstance(value, dict):
         return _no_answer(stderr, exit_code, last_words(stdout.tail()) or "claude printed no result")
     usage = _mapping(value.get("usage"))
-    cached = usage.get("cache_read_input_tokens") or 0
-    fresh = (usage.get("input_tokens") or 0) + (usage.get("cache_creation_input_tokens") or 0)
-    cost = value.get("total_cost_usd")
+    cached = _count(usage.get("cache_read_input_tokens"))
+    total_input = _count(usage.get("input_tokens")) + _count(usage.get("cache_creation_input_tokens")) + cached
     denied = value.get("permission_denials")
     said: Dict[str, Any] = {
         "output": _string(value.get("result")), "session_id": _string(value.get("session_id")),
-        "usage": _usage(fresh, cached, usage.get("output_tokens"),
-                        _mapping(usage.get("output_tokens_details")).get("thinking_tokens")),
-        "cost_usd": float(cost) if isinstance(cost, (int, float)) else None,
-        "num_turns": value.get("num_turns") if isinstance(value.get("num_turns"), int) else None,
+        "usage": _usage(total_input, cached, _count(usage.get("output_tokens")),
+                        _count(_mapping(usage.get("output_tokens_details")).get("thinking_tokens"))),
+        "cost_usd": _dollars(value.get("total_cost_usd")),
+        "num_turns": _count(value.get("num_turns")) or None,
         "model": next(iter(_mapping(value.get("modelUsage"))), ""),
         "warnings": tuple("permission denied: %s" % _string(_mapping(item).get("tool_name"))
                           for item in (denied if isinstance(denied, list) else ())),
@@ -1062,7 +1074,9 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         errors = value.get("errors")
         listed = "; ".join(str(error) for error in errors) if isinstance(errors, list) else ""
         kind = {"max_turns": "max_turns", "budget_exhausted": "budget"}.get(_string(value.get("terminal_reason")), "")
-        error = said.pop("output") or listed or last_words(stderr) or "claude failed: %s" % _string(value.get("subtype"))
+        if value.get("is_error"):  # then the result is an error text, else still an answer
+            listed = said.pop("output") or listed
+        error = listed or last_words(stderr) or "claude failed: %s" % (_string(value.get("subtype")) or exit_code)
         return Reply(**dict(said, **_failure(error, value.get("api_error_status"), kind)))
     return Reply(**said)
 
@@ -1112,11 +1126,10 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
             failed = _string(_mapping(event.get("error")).get("message")) or "codex: the turn failed"
         elif kind == "error":
             progress = _string(event.get("message"))
-    cached = usage.get("cached_input_tokens") or 0
     said: Dict[str, Any] = {
         "output": answer, "session_id": session, "warnings": tuple(warnings[:20]),
-        "usage": _usage((usage.get("input_tokens") or 0) - cached, cached, usage.get("output_tokens"),
-                        usage.get("reasoning_output_tokens"))}
+        "usage": _usage(*(_count(usage.get(name)) for name in ("input_tokens", "cached_input_tokens", "output_tokens",
+                                                               "reasoning_output_tokens")))}
     if failed or exit_code or not completed:
         error = failed or progress or last_words(stderr) or "codex ended before its turn was complete"
         return Reply(**dict(said, **_failure(error)))
@@ -1156,12 +1169,11 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     tokens = [_mapping(_mapping(model).get("tokens")) for model in models.values()]
 
     def total(name: str) -> int:
-        return sum(count.get(name) or 0 for count in tokens)
+        return sum(_count(count.get(name)) for count in tokens)
 
     return Reply(_string(value.get("response")), session_id=_string(value.get("session_id")),
-                 usage=_usage(total("prompt") - total("cached"), total("cached"), total("candidates") + total("thoughts"),
-                              total("thoughts")),
-                 model=max(models, key=lambda name: _mapping(_mapping(models[name]).get("tokens")).get("total") or 0, default=""))
+                 usage=_usage(total("prompt"), total("cached"), total("candidates") + total("thoughts"), total("thoughts")),
+                 model=max(models, key=lambda name: _count(_mapping(_mapping(models[name]).get("tokens")).get("total")), default=""))
 
 
 def _read_text(stdout: Capture, stderr: str, exit_code: int) -> Reply:
@@ -1229,12 +1241,15 @@ def _whole_number(value: Any) -> int:
     return value
 
 
+LONGEST = 1e9  # seconds; what timers can take ends at some 9e9
+
+
 def _seconds(value: Any) -> float:
     if isinstance(value, str):
-        return parse_duration(value)
+        return min(parse_duration(value), LONGEST)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
         raise ValueError("expected seconds above 0 or a duration such as \"15m\", got %s" % quoted(value))
-    return float(value)
+    return min(float(value), LONGEST)
 
 
 def _truth(value: Any) -> bool:
@@ -1264,10 +1279,19 @@ def _list_of(element: Callable[[Any], str]) -> Callable[[Any], Tuple[str, ...]]:
     return check
 
 
+DEEPEST = 200  # levels of free data: what every JSON program can take back
+
+
 def _free_object(value: Any) -> Dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("expected an object, got %s" % quoted(value))
-    return value
+    level: List[Any] = [value]
+    for _ in range(DEEPEST):
+        level = [inner for item in level if isinstance(item, (dict, list))
+                 for inner in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return value
+    raise RecursionError("nested too deep")  # as the JSON module would; orjson's limit is another
 
 
 def _known_string(value: Any) -> str:
@@ -1538,9 +1562,10 @@ class _Splitter:
                 if found is None or buffer[found.start()] == 0x5C and found.end() == len(buffer):
                     self._position = len(buffer) if found is None else found.start()
                     return -1, False
-                if buffer[found.start()] == 0x0A:
-                    return found.start(), False
                 escape = buffer[found.start()] == 0x5C
+                end = found.start() + escape
+                if buffer[end] == 0x0A:  # a string cannot go on over the end of a line
+                    return end, False
                 self._position = found.end() + escape
                 self._string = escape
                 continue
@@ -1686,20 +1711,29 @@ class TaskStream:
                 yield from splitter.feed(chunk)
             yield from splitter.feed(b"", at_end=True)
 
-        for piece in pieces():
-            try:
-                tasks, run = self._read(piece, identifiers)
-            except UserError as error:
-                if strict or index == 0:
-                    raise
-                tasks, run = [Task(-1, "", "", invalid=str(error))], {}
-            for name, value in run.items():
-                if self.run.setdefault(name, value) != value and self.total is None:
-                    self._warn("%s:%d: %s: %s is not applied: an earlier batch of this run said %s"
-                               % (self._name, piece.line, name, quoted(value), quoted(self.run[name])))
-            for task in tasks:
-                yield task._replace(index=index)
-                index += 1
+        try:
+            for piece in pieces():
+                try:
+                    tasks, run = self._read(piece, identifiers)
+                except UserError as error:
+                    if strict or index == 0:
+                        raise
+                    tasks, run = [Task(-1, "", "", invalid=str(error))], {}
+                self._note_run(piece, run)
+                for task in tasks:
+                    yield task._replace(index=index)
+                    index += 1
+        except OSError as problem:
+            message = "%s: %s" % (self._name, problem.strerror)
+            if strict or index == 0:
+                raise UserError(message) from None
+            yield Task(index, "", "", invalid=message)
+
+    def _note_run(self, piece: _Piece, run: Dict[str, Any]) -> None:
+        for name, value in run.items():
+            if self.run.setdefault(name, value) != value and self.total is None:  # not again when a file is read again
+                self._warn("%s:%d: %s: %s is not applied: an earlier batch of this run said %s"
+                           % (self._name, piece.line, name, quoted(value), quoted(self.run[name])))
 
     def _read(self, piece: _Piece, identifiers: _Identifiers) -> Tuple[List[Task], Dict[str, Any]]:
         """What a piece of the input says.  Raises UserError, with file, line and path, and has then changed nothing."""
@@ -1741,7 +1775,6 @@ def open_tasks(path: Optional[str], overrides: Dict[str, Any], environment: Dict
     `overrides` are task fields given on the command line; `environment` is where CLINVK_BACKEND and CLINVK_*_MODEL are
     looked up; `warn` is called with what should be said to the user.  Raises UserError.
     """
-    import errno
     backend = environment.get("CLINVK_BACKEND")
     if backend and backend not in BACKENDS:
         raise UserError("CLINVK_BACKEND: unknown backend %s%s" % (quoted(backend), nearest(backend, BACKENDS)))
@@ -1759,8 +1792,7 @@ def open_tasks(path: Optional[str], overrides: Dict[str, Any], environment: Dict
     try:
         return TaskStream(file, name, overrides, environment, warn)
     except OSError as error:
-        raise UserError("%s: %s" % (name, "no input: stdin is closed" if error.errno == errno.EBADF and file == 0
-                                    else error.strerror)) from None
+        raise UserError("%s: %s" % (name, error.strerror)) from None
 
 
 # --- 6. Worker ---------------------------------------------------------------
@@ -1883,7 +1915,10 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
     Without a station it makes one for itself, and leaves nothing running and no file behind.
     """
     if station is None:
-        directory = make_private_directory()
+        try:
+            directory = make_private_directory()
+        except OutputError as error:
+            return unfinished(task, "failed", str(error), "backend", exit_code=1)._replace(task=task)
         station = Station(new_run_id(), directory)
         try:
             result = run_task(task, station)
@@ -1968,7 +2003,7 @@ def _await(task: Task, running: _BackendProcess) -> int:
     if not task.timeout:
         return running.wait()
     import threading
-    timer = threading.Timer(min(task.timeout, threading.TIMEOUT_MAX), running.stop, ("timeout",))
+    timer = threading.Timer(min(task.timeout, LONGEST), running.stop, ("timeout",))
     timer.daemon = True
     timer.start()
     try:
@@ -2046,8 +2081,9 @@ def _store(output: Optional[str], capture: Capture, stdout: int, path: str) -> U
 #    worker notes in a ledger in shared memory (Seats) which task it holds and which process group it launched, *before*
 #    anyone can kill it; who finds it dead ends the group and answers the task.
 #  * A worker killed inside a lock of one of Pool's queues blocks all the others.  So the locks are KernelLocks; and
-#    what goes through a queue is one small atomic write, anything larger a file (_pack).  Should a pool stand still
-#    after a death all the same, it is retired: it finishes what it holds, and another goes on.
+#    what goes through a queue is one small atomic write, anything larger a file (_pack).  A worker killed between
+#    reading the head and the body of a message still leaves the queue in disorder.  A pool that stands still after a
+#    death is retired: it finishes what it has begun, and another gets the rest.
 #  * If the parent dies, workers and backends live on.  So there is a lifeline: a pipe whose only write end is the
 #    parent's.  Its end means that the parent cancels or is gone; each worker then stops its backend.
 #  * Pool takes all tasks that it can get.  So it is fed by hand: never more in flight than there are jobs, which makes
@@ -2055,8 +2091,8 @@ def _store(output: Optional[str], capture: Capture, stdout: int, path: str) -> U
 
 TICK_SECONDS = 0.25     # how often a waiting run looks after its workers and its caller's on_tick
 HANDOVER_SECONDS = 0.5  # how long after a worker's death a result that it had sent may still be under way
-STALL_SECONDS = 5.0     # how long after a worker's death a task may lie unclaimed before its pool counts as damaged
-START_SECONDS = 60.0    # how long the first worker process may take to come up
+STALL_TICKS = 20        # for how many looks a task may lie unclaimed, after a worker's death, before its pool counts as damaged
+START_TICKS = 240       # and where no worker has come up yet; looks, not seconds: a stopped process does not age
 MESSAGE_BYTES = 3500    # with what Pool adds it stays below 4096 bytes, which a pipe takes in one piece
 
 START_METHODS = ("fork", "spawn", "thread")
@@ -2261,7 +2297,8 @@ class _Crew:
         import signal
         from itertools import count
         self.jobs = jobs
-        self.last_death = 0.0
+        self.bereft = False  # a worker died
+        self.unclaimed: Dict[int, int] = {}  # task index: for how many looks no worker had it
         self.processes: Dict[int, Any] = {}
         path = os.path.join(directory, "seats-%d" % number)
         self.seats = Seats(path, 2 * jobs + 16)
@@ -2321,33 +2358,38 @@ class _Crew:
     def close(self) -> None:
         """Ends the pool, whatever state it is in.
 
-        Pool.terminate waits for an idle worker to let go of the task queue, which one that reads from a damaged queue never does.
+        Pool.terminate waits for an idle worker to let go of the task queue, and reads what is left in that; with a damaged
+        queue neither need ever end.  Then the workers are killed, and Pool's threads (daemons all) are left to themselves.
         """
         import signal
         import threading
         ending = threading.Thread(target=self.pool.terminate, daemon=True)
         ending.start()
         ending.join(1.0)
-        while ending.is_alive():
+        for _ in range(50):
+            if not ending.is_alive():
+                self.pool.join()
+                return
             for _, pid, _, _ in self.seats:
                 if pid != os.getpid() and process_exists(pid):
                     os.kill(pid, signal.SIGKILL)
-            ending.join(0.1)
-        self.pool.join()
+            ending.join(0.02)
 
 
 class _Run:
     """One batch under way: the crew that gets the tasks, crews that were retired, and every task in flight."""
 
     def __init__(self, jobs: int, method: str, grace: float, notice: Callable[[str], None]) -> None:
+        import errno
         import multiprocessing.pool
         import queue
-        self.run_id, self.grace, self.jobs, self.method = new_run_id(), grace, jobs, method
+        self.run_id, self.grace, self.jobs, self.method, self._notice = new_run_id(), grace, jobs, method, notice
         self.directory = make_private_directory()
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.in_flight: Dict[int, Tuple[Task, _Crew, float]] = {}
         self.bereaved: Dict[int, Tuple[float, str]] = {}  # task index: until when its result may come, why it may not
         self.crews: List[_Crew] = []
+        self._messages = 0
         self.canceled = self.killed = False
         self._next_look = time.monotonic() + TICK_SECONDS
         self._reader, self._lifeline = multiprocessing.Pipe(duplex=False)
@@ -2356,12 +2398,16 @@ class _Run:
             try:
                 self._hire()
             except (ImportError, OSError) as error:
-                if method == "thread":
-                    raise
+                number = getattr(error, "errno", 0)
+                if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+                    raise UserError("cannot start %d workers: %s; fewer may do: --max-parallel" % (jobs, os.strerror(number))) from None
                 notice("worker processes cannot be had here (%s): tasks run in threads, and if clinvk itself is killed "
                        "with SIGKILL its backends live on" % error)
                 self.method = "thread"
                 self._hire()
+        except OSError as error:
+            self.close()
+            raise OutputError("cannot keep the run's files in %s: %s" % (temporary_directory(), error.strerror)) from None
         except BaseException:
             self.close()
             raise
@@ -2374,14 +2420,18 @@ class _Run:
     def start(self, task: Task) -> None:
         crew = self.crews[-1]
         self.in_flight[task.index] = task, crew, time.monotonic()
+        self._messages += 1
+
+        def fail(error: BaseException) -> None:
+            self.events.put((crew, unfinished(task, "failed", "could not be handed over: %s" % error, "backend", exit_code=1)))
+
         try:  # what only describes the task stays here
             message = _pack(task._replace(name="", id="", tags=(), meta=None),
-                            os.path.join(self.directory, "%d.task" % task.index))
+                            os.path.join(self.directory, "%d.task" % self._messages))
         except OSError as error:
-            self.events.put(unfinished(task, "failed", "cannot hand the task over: %s" % error, "backend", exit_code=1))
+            fail(error)
             return
-        crew.pool.apply_async(_serve, (message,), callback=self.events.put, error_callback=lambda error: self.events.put(
-            unfinished(task, "failed", "its result could not be handed over: %s" % error, "backend", exit_code=1, attempts=1)))
+        crew.pool.apply_async(_serve, (message,), callback=lambda answer: self.events.put((crew, answer)), error_callback=fail)
 
     def cancel(self) -> None:
         """Stops what runs, politely at first.  Its results come as they would have."""
@@ -2413,9 +2463,9 @@ class _Run:
         import queue
         results = []
         try:
-            event = self.events.get(timeout=TICK_SECONDS)
-            result = event if event is None or isinstance(event, Result) else _unpack(event)
-            if result is not None and result.index in self.in_flight:
+            crew, answer = self.events.get(timeout=TICK_SECONDS)
+            result = answer if answer is None or isinstance(answer, Result) else _unpack(answer)
+            if result is not None and result.index in self.in_flight and self.in_flight[result.index][1] is crew:
                 results.append(self._answer(result))
         except queue.Empty:
             pass
@@ -2428,7 +2478,11 @@ class _Run:
         task = self.in_flight.pop(result.index)[0]
         self.bereaved.pop(result.index, None)
         if isinstance(result.answer, TextFile):
-            result.answer.take()
+            try:
+                result.answer.take()
+            except OSError as error:
+                result = result._replace(status="failed", exit_code=result.exit_code or 1, answer="", error_kind="backend",
+                                         error="the answer could not be read back: %s" % error)
         return result._replace(task=task)
 
     def _look_after(self, crew: _Crew) -> List[Result]:
@@ -2441,20 +2495,29 @@ class _Run:
             sweep("CLINVK_RUN=" + self.run_id, "CLINVK_TASK=%d" % index)
             how = crew.how_it_ended(pid)
             crew.seats.free(seat)
-            crew.last_death = now
+            crew.bereft = True
             if index in self.in_flight:
                 self.bereaved[index] = now + HANDOVER_SECONDS, "its worker process was %s" % how
-        lost = {index: why for index, (deadline, why) in self.bereaved.items() if now >= deadline}
-        if crew.last_death or not any(True for _ in crew.seats):
-            patience = STALL_SECONDS if crew.last_death else START_SECONDS
-            waiting = {index for index, (_, its_crew, since) in self.in_flight.items() if its_crew is crew
-                       and now - max(since, crew.last_death) > patience}
-            if waiting - crew.claimed():
-                crew.seats.retire()  # from here on none of them can begin
-                lost.update(dict.fromkeys(waiting - crew.claimed(), "no worker process began it"))
-                if crew is self.crews[-1]:
-                    self._hire()
-        return [self._lost(index, why) for index, why in lost.items()]
+        self._look_for_a_stall(crew)
+        return [self._lost(index, why) for index, (deadline, why) in list(self.bereaved.items()) if now >= deadline]
+
+    def _look_for_a_stall(self, crew: _Crew) -> None:
+        """Retires a crew whose queue is damaged.  What it has not begun it then cannot begin, and another crew gets it."""
+        claimed = crew.claimed()
+        crew.unclaimed = {index: crew.unclaimed.get(index, 0) + 1 for index, (_, its_crew, _) in self.in_flight.items()
+                          if its_crew is crew and index not in claimed and index not in self.bereaved}
+        started = bool(crew.bereft or claimed)
+        if max(crew.unclaimed.values(), default=0) < (STALL_TICKS if started else START_TICKS) or started and not crew.bereft:
+            return
+        crew.seats.retire()
+        waiting = set(crew.unclaimed) - crew.claimed()
+        if crew is self.crews[-1]:
+            if not started:
+                self._notice("worker processes do not come up: tasks run in threads")
+                self.method = "thread"
+            self._hire()
+        for index in sorted(waiting):
+            self.start(self.in_flight[index][0])
 
     def _lost(self, index: int, why: str) -> Result:
         task, _, since = self.in_flight[index]
@@ -2496,7 +2559,7 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
     `on_tick` is called with the number of running tasks about four times a second while there is nothing else to do;
     `notice` with what a user should know.  `start_method` is one of START_METHODS; by default `fork` on Linux.
 
-    Raises OSError where there is nowhere to put temporary files; what `tasks` and `on_tick` raise passes through.
+    Raises OutputError where there is nowhere to put temporary files, UserError where so many workers cannot be had; what `tasks` and `on_tick` raise passes through.
     """
     import warnings
     control = control or Control()
@@ -2508,7 +2571,7 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
         warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
     run = _Run(jobs, method, grace, notice)
     try:
-        control.wake = lambda: run.events.put(None)
+        control.wake = lambda: run.events.put((None, None))
         if hasattr(supply, "on_ready"):
             supply.on_ready = control.wake
         while True:
@@ -2723,6 +2786,13 @@ class Text:
             last = chunk
         if not last.endswith("\n"):
             self._output.text("\n")
+
+
+class Silence:
+    """`--quiet`: no result is shown by itself."""
+
+    def write(self, result: Result) -> None:
+        pass
 
 
 class CommandLines:
@@ -3007,7 +3077,7 @@ def command_parallel(settings: Settings) -> int:
     control, totals = Control(), Totals()
     table = None if settings.quiet or settings.dry_run or settings.form == "json" else Table()
     form: Any = (Report() if settings.form == "json" else JsonLines(stdout) if settings.form == "jsonl"
-                 else CommandLines(stdout) if settings.dry_run else Totals() if settings.quiet else Text(stdout))
+                 else CommandLines(stdout) if settings.dry_run else Silence() if settings.quiet else Text(stdout))
     directory = Directory(output_dir) if output_dir and not settings.dry_run else None
     feed = _Feed([sink for sink in (form, directory, table, totals, progress) if sink], control)
     stop = _Stop(control)

@@ -123,6 +123,23 @@ def children(pid):
     return found
 
 
+def handles(pid, number):
+    """Whether the process has a handler for that signal."""
+    with open("/proc/%d/status" % pid) as file:
+        caught = next((line.split()[1] for line in file if line.startswith("SigCgt:")), "0")
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def is_worker(pid):
+    """Whether a child has come as far as to see to its parent's end: a spawned one has a Python to start first."""
+    try:
+        with open("/proc/%d/cmdline" % pid, "rb") as file:
+            spawned = b"spawn_main" in file.read()
+        return not spawned or len(os.listdir("/proc/%d/task" % pid)) > 1
+    except OSError:
+        return False
+
+
 def kill(pid, number):
     try:
         os.kill(pid, number)
@@ -154,6 +171,7 @@ class Round:
         self.killed = 0       # workers, or backends
         self.sent = 0         # signals
         self.late_event = False
+        self.unborn = False      # a signal came when Python was still starting up: what it does then is not ours
         self.unattended = False  # the parent was killed when it had no worker yet
 
     def plan(self, index):
@@ -327,21 +345,26 @@ class Round:
             self.sent += 1
             os.kill(parent, number)  # not reaped yet: it cannot be another's
 
+        def interrupt(number, send_it=send):
+            if not self.sent:
+                self.unborn = not handles(parent, signal.SIGTERM)
+            send_it(number)
+
         def kill_parent():
-            self.unattended = not children(parent)
+            self.unattended = not any(is_worker(child) for child in children(parent))
             send(signal.SIGKILL)
 
-        def send_group():
+        def send_group(number):
             self.sent += 1
-            os.killpg(parent, signal.SIGINT)
+            os.killpg(parent, number)
 
         def leave():
             self.process.stdout.close()
 
         return {"nothing": [], "worker killed": [worker], "workers killed": [worker] * self.random.randint(2, 4),
                 "backend killed": [backend], "parent killed": [kill_parent],
-                "SIGINT to the group": [send_group], "reader gone": [leave],
-                }.get(self.event) or [lambda number=number: send(number) for number in EVENTS[self.event].signals]
+                "SIGINT to the group": [lambda: interrupt(signal.SIGINT, send_group)], "reader gone": [leave],
+                }.get(self.event) or [lambda number=number: interrupt(number) for number in EVENTS[self.event].signals]
 
     # -- judging ---------------------------------------------------------------
 
@@ -353,8 +376,7 @@ class Round:
         if self.event == "parent killed" and self.sent and self.status == -signal.SIGKILL:
             self.judge_killed()
             return
-        unborn = self.status in [-number for number in stopping] or self.stderr.endswith("KeyboardInterrupt\n")  # Python's start-up
-        if stopping and unborn and not started and not self.stdout:
+        if self.unborn or stopping and not started and not self.stdout and self.status in [-number for number in stopping]:
             return
         require("Traceback" not in self.stderr, "a traceback on stderr")
         gone = self.event == "reader gone" and not self.late_event

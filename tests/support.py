@@ -5,6 +5,7 @@ Every test that is a `Case` has its own directory, TMPDIR, HOME, programs (tests
 and a variable CLINVK_TEST_MARK in the environment of all that it starts.  At its end no process with that mark runs, and
 TMPDIR is empty.
 """
+import contextlib
 import json
 import os
 import select
@@ -133,6 +134,19 @@ def write_program(path, content):
         file.write(content)
     os.chmod(path + ".new", 0o755)
     os.rename(path + ".new", path)
+
+
+@contextlib.contextmanager
+def descriptor_is(number, file):
+    """Inside the block the standard descriptor `number` of this process is `file`."""
+    (sys.stdout if number == 1 else sys.stderr).flush()
+    former = os.dup(number)
+    os.dup2(file, number)
+    try:
+        yield
+    finally:
+        os.dup2(former, number)
+        os.close(former)
 
 
 class Background(subprocess.Popen):

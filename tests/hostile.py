@@ -1,0 +1,497 @@
+#!/usr/bin/env python3
+"""The stress tests for tools of this kind, by the list in parallel_alternatives(7): `python3 tests/hostile.py`.
+
+Outputs that could mix, noise on stderr, outputs larger than memory should hold, disks that are full or fill up, death without
+warning, characters that shells and file names choke on, lines and numbers of tasks without a limit.  It takes minutes and
+gigabytes of temporary space, so it is no part of the discovered tests; .ci/run runs it.
+"""
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+import support
+from support import Case, only_linux, results, tasks
+
+MEGABYTE = 1 << 20
+
+# Each is a prompt, an id, a name and a directory in turn.
+AWKWARD = (
+    "My brother's 12\" *** record  (costs $$$).jpg", "-x", "--help", "-", "a  b\tc", " leading and trailing ", "two\nlines\n",
+    "$(touch pwned) `touch pwned` ${HOME} $HOME !! ~ * ? [a] {b,c}", "; touch pwned & | > < \\ \\n %s %d", "'\"'\"' \\\" \\'",
+    "../../../etc/passwd", "/", "..", "审查 auth 模块 — ✓ 👩‍💻 ñ é", "\u202egnp.exe\u202c", "\x01\x1b[31mred\x1b[0m\x07\x7f", "\r\nCR",
+    "caf\u00e9 and cafe\u0301", "{}", "{1} {.} {/}", "%", "#", "=", "a" * 200,
+)
+
+
+def memory_kilobytes(pid, proportional):
+    """What a process takes now: its share (PSS) or all of it that is in memory, 0 once it is gone."""
+    name, field = ("smaps_rollup", b"Pss:") if proportional else ("status", b"VmHWM:")
+    try:
+        with open("/proc/%d/%s" % (pid, name), "rb") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith(field)), 0)
+    except OSError:
+        return 0
+
+
+class HostileCase(Case):
+    def peaks(self, process):
+        """Watches a background process to its end.  The peaks in MB: of the whole tree (PSS, sampled), of the process alone."""
+        tree = own = 0
+        while process.poll() is None:
+            tree = max(tree, sum(memory_kilobytes(pid, True) for pid in support.processes_with(self.mark)))
+            own = max(own, memory_kilobytes(process.pid, False))
+            time.sleep(0.02)
+        return tree / 1024.0, own / 1024.0
+
+    def program(self, name, code):
+        """Puts a Python program on the PATH."""
+        support.write_program(os.path.join(self.bin, name), ("#!%s -IS\n%s" % (os.path.realpath(sys.executable), code)).encode())
+
+    def small_disk(self, kilobytes):
+        """An empty file system of that size; its path."""
+        path = self.path("disk")
+        os.mkdir(path)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dk,mode=700" % kilobytes, "tmpfs", path], stderr=subprocess.PIPE)
+        if mounted.returncode:
+            self.skipTest("mounting is not permitted here")
+        self.addCleanup(subprocess.run, ["umount", "-l", path], check=True)
+        return path
+
+    def fill(self, directory):
+        """Writes until the disk is full.  The file that does it."""
+        path = os.path.join(directory, "filler")
+        with open(path, "wb", buffering=0) as file:
+            for size in (4096, 1):
+                try:
+                    while True:
+                        file.write(b"f" * size)
+                except OSError:
+                    continue
+        return path
+
+
+class OutputsDoNotMix(HostileCase):
+    PROMPT = "flood 300000 a; stderr-flood 300000; flood 300000 c; stderr-flood 300000; flood 300000 e; say"
+    ANSWER = "a" * 300000 + "c" * 300000 + "e" * 300000
+
+    def test_each_answer_stays_together_in_text(self):
+        done = self.clinvk("parallel", "-j", "10", input=tasks(*[self.PROMPT] * 30))
+        self.assertEqual(done.returncode, 0)
+        lines = [line for line in done.stdout.decode().splitlines() if line.startswith("[")]
+        self.assertEqual(sorted(lines), sorted("[%d] %s" % (number, self.ANSWER) for number in range(1, 31)))
+        self.assertEqual(done.stderr, b"")
+
+    def test_each_answer_stays_together_in_json_lines(self):
+        done = self.clinvk("parallel", "-j", "10", "--jsonl", "-q", input=tasks(*[self.PROMPT] * 30))
+        answers = results(done)
+        self.assertEqual(sorted(result["index"] for result in answers), list(range(30)))
+        self.assertEqual({result["output"] for result in answers}, {self.ANSWER + "\n"})
+        self.assertEqual(done.stderr, b"")
+
+    def test_writers_on_one_pipe_do_not_cut_into_each_others_lines(self):
+        """Small lines are one atomic write each, so that two runs can share a pipe."""
+        command = '("$0" "$1" parallel --jsonl -q -f "$2" & "$0" "$1" parallel --jsonl -q -f "$2"; wait)'
+        source = self.file("tasks.jsonl", tasks(*["say %s" % ("x" * 500)] * 60))
+        done = self.run_program(["sh", "-c", command, sys.executable, support.PROGRAM, source])
+        answers = results(done)
+        self.assertEqual(sorted(result["index"] for result in answers), sorted(list(range(60)) * 2))
+
+    def test_stderr_of_a_task_is_no_part_of_its_answer(self):
+        done = self.clinvk("parallel", "--jsonl", "-q", input=tasks("say stdout; stderr noise; say stdout; stderr noise"))
+        self.assertEqual(results(done)[0]["output"], "stdout\nstdout\n")
+        self.assertNotIn(b"noise", done.stdout + done.stderr)
+
+    def test_stderr_of_a_failed_task_is_its_error(self):
+        done = self.clinvk("parallel", "--jsonl", "-q", input=tasks("say stdout; stderr the reason; exit 3"))
+        result = results(done)[0]
+        self.assertEqual((result["output"], result["error"], result["exit_code"]), ("stdout\n", "the reason", 3))
+
+
+class MemoryIsBounded(HostileCase):
+    @only_linux
+    def test_twenty_outputs_of_10_mb_stay_on_disk_until_the_end(self):
+        source = self.file("tasks.jsonl", tasks(*["flood 10000000"] * 20))
+        with open(self.path("out"), "wb") as out:
+            run = self.start("parallel", "-j", "3", "--json", "-f", source, stdout=out)
+            tree, own = self.peaks(run)
+        self.assertEqual(run.returncode, 0, run.error_output())
+        with open(self.path("out"), "rb") as file:
+            report = json.loads(file.read())
+        self.assertEqual({len(result["output"]) for result in report["results"]}, {10000000})
+        self.assertEqual(report["completed"], 20)
+        self.assertLess(tree, 150, "MB, the whole tree")
+        self.assertLess(own, 40, "MB, the parent")
+
+    @only_linux
+    def test_one_output_of_a_gigabyte_takes_no_more_memory_than_one_of_a_megabyte(self):
+        peaks = []
+        for size in (1000000, 1000000000):
+            run = self.start("parallel", "--jsonl", "-f", self.file("tasks.jsonl", tasks("flood %d" % size)), stdout=subprocess.DEVNULL)
+            peaks.append(self.peaks(run))
+            self.assertEqual(run.returncode, 0, run.error_output())
+        self.assertLess(peaks[1][0], peaks[0][0] + 20, "MB, the whole tree: %s" % peaks)
+        self.assertLess(peaks[1][1], peaks[0][1] + 10, "MB, the parent: %s" % peaks)
+
+    @only_linux
+    def test_stderr_of_a_gigabyte_takes_no_memory_either(self):
+        run = self.start("parallel", "--jsonl", "-f", self.file("tasks.jsonl", tasks("say ok; stderr-flood 1000000000; exit 1")),
+                         stdout=subprocess.DEVNULL)
+        tree, own = self.peaks(run)
+        self.assertEqual(run.returncode, 1, run.error_output())
+        self.assertLess(tree, 90, "MB, the whole tree")
+
+    @only_linux
+    def test_a_hundred_thousand_tasks_take_little_more_memory_than_a_thousand(self):
+        peaks = []
+        for count in (1000, 100000):
+            source = self.file("tasks.jsonl", b"".join(
+                b'{"backend":"echo","prompt":"task %d","id":"number-%d","name":"n"}\n' % (number, number) for number in range(count)))
+            with open(self.path("out"), "wb") as out:
+                run = self.start("parallel", "--dry-run", "-f", source, stdout=out)
+                peaks.append(self.peaks(run)[1])
+            self.assertEqual(run.returncode, 0, run.error_output())
+            with open(self.path("out"), "rb") as file:
+                lines = file.read().splitlines()
+            self.assertEqual(len(lines), count)
+            self.assertIn(b"'task %d'" % (count - 1), lines[-1])
+        self.assertLess(peaks[1], peaks[0] + 15, "MB, the parent: %s" % peaks)
+
+    def test_many_words_are_no_more_work_than_few(self):
+        """All the bytes arrive; how long it takes is measured elsewhere."""
+        self.program("cat", """
+import os
+line = " ".join(map(str, range(1, 1001))).encode() + b"\\n"
+block = line * (10000000 // len(line) + 1)
+os.write(1, block[:10000000])
+""")
+        done = self.clinvk("parallel", "-j", "4", input=tasks(*["go"] * 10))
+        self.assertEqual(done.returncode, 0)
+        words = done.stdout.partition(b"\nResults\n")[0].split()
+        line = " ".join(map(str, range(1, 1001))) + "\n"
+        expected = (line * (10000000 // len(line) + 1))[:10000000].count(" ") + 10000000 // len(line)
+        self.assertGreaterEqual(len(words), 10 * expected)
+
+
+class LinesWithoutLimit(HostileCase):
+    @only_linux
+    def test_a_line_of_output_may_be_longer_than_4_gb(self):
+        self.program("cat", "import os\nos.ftruncate(1, 4300000000)\nos.lseek(1, 0, 2)\nos.write(1, b'the end\\n')\n")
+        run = self.start("parallel", "-f", self.file("tasks.jsonl", tasks("go")))
+        import fcntl
+        fcntl.fcntl(run.stdout, 1031, MEGABYTE)  # F_SETPIPE_SZ
+        size, end, buffer = 0, b"", bytearray(MEGABYTE)
+        while True:
+            count = os.readv(run.stdout.fileno(), [buffer])
+            if not count:
+                break
+            size += count
+            end = (end + bytes(buffer[:count]))[-2000:]
+        run.wait()
+        self.assertEqual(run.returncode, 0, run.error_output())
+        answer_end, _, summary = end.partition(b"the end\n")
+        self.assertEqual(answer_end.strip(b"\0"), b"")
+        self.assertGreater(size - len(summary), 4300000000)
+        self.assertIn(b"Total: 1 tasks, 1 completed", summary)
+
+    def test_a_line_of_input_may_have_100_mb(self):
+        prompt = ("foo." + "x" * 99999996)
+        line = json.dumps({"backend": "echo", "prompt": prompt, "id": "long"}).encode() + b"\n" + tasks("short")
+        plain = {"PATH": os.defpath}
+        expected = hashlib.sha256(prompt.encode()).digest()
+        for form in ("stdin", "file"):
+            with self.subTest(form):
+                source = {"input": line} if form == "stdin" else {}
+                args = ["-f", self.file("tasks.jsonl", line)] if form == "file" else []
+                done = self.clinvk("parallel", "--jsonl", "-q", *args, env=plain, **source)
+                self.assertEqual(done.returncode, 0, done.stderr[-1000:])
+                answers = {result["index"]: result for result in results(done)}
+                self.assertEqual(hashlib.sha256(answers[0]["output"].encode()).digest(), expected)
+                self.assertEqual(answers[1]["output"], "short")
+
+    def test_a_single_task_is_enough_for_many_jobs(self):
+        done = self.clinvk("parallel", "-j", "64", "--json", input=tasks("say one"))
+        report = json.loads(done.stdout)
+        self.assertEqual((report["total_tasks"], report["results"][0]["output"]), (1, "one\n"))
+
+
+class FullDisks(HostileCase):
+    MESSAGE = b"clinvk: error: cannot write to stdout: No space left on device"
+
+    def assert_told(self, done, count, message=MESSAGE):
+        """It failed for its output, says so, and shows on stderr what became of every task."""
+        errors = done.stderr.decode("utf-8", "replace")
+        self.assertNotIn("Traceback", errors)
+        self.assertEqual(done.returncode, 74, errors)
+        self.assertIn(message.decode(), errors)
+        rows = [line.split() for line in errors.splitlines() if line[:1].isdigit()]
+        self.assertEqual([int(row[0]) for row in rows], list(range(1, count + 1)), errors)
+        self.assertIn("Total: %d tasks" % count, errors)
+
+    def test_a_full_stdout_ends_the_run_and_shows_every_tasks_fate(self):
+        for form in ([], ["--jsonl"], ["--json"], ["--jsonl", "--output-dir", self.path("kept")]):
+            with self.subTest(form), open("/dev/full", "wb") as full:
+                done = self.clinvk("parallel", "-j", "2", *form, input=tasks(*["say answer"] * 5), stdout=full)
+                self.assert_told(done, 5)
+
+    def test_a_full_stdout_is_noticed_by_what_prints_little(self):
+        for args in (["parallel", "-q"], ["parallel", "--dry-run"], ["--version"], ["parallel", "--help"], ["--help"]):
+            with self.subTest(args), open("/dev/full", "wb") as full:
+                done = self.clinvk(*args, input=tasks("say answer"), stdout=full)
+                self.assertEqual(done.returncode, 74, done.stderr)
+                self.assertIn(b"No space left on device", done.stderr)
+                self.assertNotIn(b"Traceback", done.stderr)
+
+    def test_a_full_stderr_does_not_spoil_the_results(self):
+        with open("/dev/full", "wb") as full:
+            done = self.clinvk("parallel", "--jsonl", input=tasks("say one", "exit 3"), stderr=full)
+        self.assertEqual(sorted(result["status"] for result in results(done)), ["failed", "ok"])
+        self.assertIn(done.returncode, (1, 74))
+
+    def test_a_file_on_a_full_disk_ends_with_a_whole_line(self):
+        disk = self.small_disk(64)
+        for size, count in ((10000, 12), (300, 250), (70000, 2)):
+            with self.subTest(size):
+                source = self.file("tasks.jsonl", tasks(*["flood %d" % size] * count))
+                path = os.path.join(disk, "out")
+                with open(path, "wb") as out:
+                    out.write(b'{"earlier":"run"}\n')
+                with open(path, "ab") as out:
+                    done = self.clinvk("parallel", "-j", "3", "--jsonl", "-f", source, stdout=out)
+                self.assert_told(done, count)
+                with open(path, "rb") as file:
+                    written = file.read()
+                self.assertTrue(written.endswith(b"\n"), written[-100:])
+                kept = [json.loads(line) for line in written.splitlines()]
+                self.assertEqual(kept[0], {"earlier": "run"})
+                self.assertTrue(all(len(result["output"]) == size for result in kept[1:]))
+                os.unlink(path)
+
+    def test_a_file_on_a_full_disk_holds_no_part_of_a_line_of_megabytes(self):
+        disk = self.small_disk(3000)
+        for mode in ("wb", "ab"):
+            with self.subTest(mode):
+                path = os.path.join(disk, "out")
+                with open(path, mode) as out:
+                    done = self.clinvk("parallel", "-j", "1", "--jsonl", stdout=out, input=tasks("say small", "flood 5000000", "say small"))
+                self.assert_told(done, 3)
+                with open(path, "rb") as file:
+                    lines = file.read().split(b"\n")
+                self.assertEqual(lines[-1], b"")
+                self.assertEqual([json.loads(line)["output"] for line in lines[:-1]], ["small\n"])
+                os.unlink(path)
+
+    def test_a_report_that_does_not_fit_is_told_of(self):
+        path = os.path.join(self.small_disk(256), "out")
+        with open(path, "wb") as out:
+            done = self.clinvk("parallel", "-j", "3", "--json", stdout=out, input=tasks(*["flood 100000"] * 5))
+        self.assert_told(done, 5)
+
+    def test_an_output_directory_on_a_full_disk_is_told_of_and_stdout_goes_on(self):
+        disk = self.small_disk(256)
+        kept = os.path.join(disk, "kept")
+        done = self.clinvk("parallel", "-j", "1", "--jsonl", "-q", "--output-dir", kept, input=tasks(*["flood 100000"] * 5))
+        self.assertEqual(done.returncode, 74, done.stderr)
+        self.assertIn(b"No space left on device", done.stderr)
+        self.assertEqual(sorted(result["index"] for result in results(done)), list(range(5)))
+        for name in os.listdir(kept):
+            self.assertTrue(name.endswith(".json"), name)
+            with open(os.path.join(kept, name), "rb") as file:
+                json.loads(file.read())
+
+    def test_a_tmpdir_without_room_is_told_of(self):
+        disk = self.small_disk(64)
+        self.fill(disk)
+        for form in ([], ["--jsonl"], ["--json"]):
+            with self.subTest(form):
+                done = self.clinvk("parallel", "-j", "2", *form, input=tasks(*["say answer"] * 4), env={"TMPDIR": disk})
+                self.assertNotIn(b"Traceback", done.stdout + done.stderr)
+                self.assertIn(b"No space left on device", done.stdout + done.stderr)
+                self.assertIn(done.returncode, (1, 74), done.stderr)
+                if done.returncode == 1 and form == ["--jsonl"]:
+                    self.assertEqual(sorted(result["index"] for result in results(done)), list(range(4)))
+                self.assertEqual(os.listdir(disk), ["filler"])
+
+    def test_a_tmpdir_without_inodes_is_told_of(self):
+        disk = self.small_disk(64)
+        subprocess.run(["mount", "-o", "remount,nr_inodes=2", disk], check=True)
+        with open(os.path.join(disk, "last"), "wb"):
+            pass
+        done = self.clinvk("parallel", "--jsonl", input=tasks(*["say answer"] * 4), env={"TMPDIR": disk})
+        self.assertNotIn(b"Traceback", done.stdout + done.stderr)
+        self.assertIn(b"No space left on device", done.stdout + done.stderr)
+        self.assertIn(done.returncode, (1, 74))
+
+    def test_a_tmpdir_that_fills_up_fails_the_tasks_it_hits_and_no_others(self):
+        disk = self.small_disk(2000)
+        for form in ([], ["--jsonl"], ["--json"]):
+            with self.subTest(form):
+                prompts = ["say before", "flood 9000000", "say after", "flood 9000000", "say last"]
+                done = self.clinvk("parallel", "-j", "1", *form, input=tasks(*prompts), env={"TMPDIR": disk})
+                self.assertNotIn(b"Traceback (most recent call last):\n  File \"%s" % support.PROGRAM.encode(), done.stdout + done.stderr)
+                self.assertEqual(done.returncode, 1, done.stderr)
+                if form:
+                    answers = json.loads(done.stdout)["results"] if form == ["--json"] else results(done)
+                    self.assertEqual([result["status"] for result in answers], ["ok", "failed", "ok", "failed", "ok"])
+                    self.assertTrue(all(result.get("error") for result in answers if result["status"] == "failed"))
+                self.assertEqual(os.listdir(disk), [])
+
+    def test_an_answer_that_did_not_fit_on_the_disk_is_no_success(self):
+        """A program that does not look whether it could write, as many do not, ends with 0 all the same."""
+        disk = self.small_disk(2000)
+        self.program("cat", """
+import os
+for _ in range(400):
+    try:
+        os.write(1, b"x" * 10000)
+    except OSError:
+        pass
+""")
+        done = self.clinvk("parallel", "--jsonl", "-q", input=tasks("go"), env={"TMPDIR": disk})
+        result = results(done)[0]
+        self.assertEqual(result["status"], "failed", result.get("error"))
+        self.assertIn("No space left on device", result["error"])
+
+    def test_a_disk_that_other_programs_fill_meanwhile_loses_no_task_silently(self):
+        disk = self.small_disk(1000)
+        run = self.start("parallel", "-j", "2", "--jsonl", "-q", env={"TMPDIR": disk}, stdin=subprocess.PIPE)
+        run.stdin.write(tasks("say before", "touch %s; wait-for %s; say during" % (self.path("runs"), self.path("go"))))
+        self.wait_for_file(self.path("runs"))
+        self.fill(disk)
+        with open(self.path("go"), "wb"):
+            pass
+        run.stdin.write(tasks("flood 5000", "say %s" % ("y" * 5000), "say small"))
+        done = run.finish()
+        answers = results(done)
+        self.assertIn(done.returncode, (1, 74), done.stderr)
+        self.assertEqual(sorted(result["index"] for result in answers), list(range(5)), done.stderr)
+        for result in answers:
+            whole = {0: "before\n", 1: "during\n", 2: "x" * 5000, 3: "y" * 5000 + "\n", 4: "small\n"}[result["index"]]
+            self.assertTrue(result["output"] == whole if result["status"] == "ok" else result["error"], result)
+
+
+class NothingIsLeft(HostileCase):
+    @only_linux
+    def test_a_killed_run_leaves_no_file_and_no_process(self):
+        with_children = "fork-child; leave-group; keep-pipe; write-tmp; touch %s.$; sleep 200"
+        source = self.file("tasks.jsonl", tasks(*[with_children.replace("$", str(number)) % self.path("runs") for number in range(6)]))
+        for form in ("--json", "--jsonl"):
+            with self.subTest(form):
+                run = self.start("parallel", "-j", "3", form, "-f", source)
+                for number in range(3):
+                    self.wait_for_file(self.path("runs.%d" % number))
+                os.kill(run.pid, signal.SIGKILL)
+                run.wait()
+                self.wait_until_nothing_runs()
+                support.wait_until(lambda: not os.listdir(self.tmp), lambda: "TMPDIR is empty: %s" % os.listdir(self.tmp))
+                for number in range(3):
+                    os.unlink(self.path("runs.%d" % number))
+
+    @only_linux
+    def test_a_run_that_is_killed_with_large_outputs_leaves_no_file(self):
+        source = self.file("tasks.jsonl", tasks("flood 50000000", "flood 50000000; touch %s; sleep 200" % self.path("runs")))
+        run = self.start("parallel", "--json", "-f", source)
+        self.wait_for_file(self.path("runs"))
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait()
+        self.wait_until_nothing_runs()
+        support.wait_until(lambda: not os.listdir(self.tmp), lambda: "TMPDIR is empty: %s" % os.listdir(self.tmp))
+
+
+class AwkwardCharacters(HostileCase):
+    def test_prompts_arrive_as_they_are(self):
+        done = self.clinvk("parallel", "--json", input=tasks(*AWKWARD), env={"PATH": os.defpath})
+        report = json.loads(done.stdout)
+        self.assertEqual([result["output"] for result in report["results"]], list(AWKWARD))
+        self.assertEqual(os.listdir(self.home), [])
+        self.assertFalse(os.path.exists(self.path("pwned")))
+
+    def test_ids_and_names_come_back_as_they_are_and_stay_in_the_output_directory(self):
+        lines = b"".join(tasks("say %d" % number, id=word, name=word, tags=[word], meta={word: word})
+                         for number, word in enumerate(AWKWARD))
+        before = set(os.listdir(self.directory))
+        done = self.clinvk("parallel", "--json", "--output-dir", self.path("kept"), input=lines)
+        report = json.loads(done.stdout)
+        for field in ("task_id", "task_name"):
+            self.assertEqual([result[field] for result in report["results"]], list(AWKWARD))
+        self.assertEqual([result["meta"] for result in report["results"]], [{word: word} for word in AWKWARD])
+        names = os.listdir(self.path("kept"))
+        self.assertEqual(len(names), len(AWKWARD) + 1)
+        self.assertEqual(sorted(name[:3] for name in names), sorted(["%03d" % number for number in range(1, len(AWKWARD) + 1)] + ["sum"]))
+        self.assertTrue(all(name.isascii() and name.isprintable() and not set(name) & set(" /\\'\"$`*?") for name in names), names)
+        self.assertEqual(set(os.listdir(self.directory)) - before, {"kept"})
+
+    def test_working_directories_may_be_called_anything(self):
+        lines, wanted = b"", []
+        for word in AWKWARD:
+            if "/" in word or word in ("..", "-"):
+                continue
+            path = os.path.join(self.path("work"), word)
+            os.makedirs(path)
+            wanted.append(path)
+            lines += tasks("cwd; env PWD", workdir=path)
+        done = self.clinvk("parallel", "--json", input=lines)
+        report = json.loads(done.stdout)
+        self.assertEqual([result["output"] for result in report["results"]], ["%s\n%s\n" % (path, path) for path in wanted])
+
+    def test_what_a_dry_run_prints_does_in_a_shell_what_the_task_would_do(self):
+        bash = shutil.which("bash")
+        if not bash:
+            self.skipTest("needs bash")
+        lines = b"".join(tasks(word) for word in AWKWARD)
+        printed = self.clinvk("parallel", "--dry-run", input=lines, env={"PATH": os.defpath}).stdout.decode().splitlines()
+        self.assertEqual(len(printed), len(AWKWARD))
+        for word, line in zip(AWKWARD, printed):
+            with self.subTest(word):
+                done = self.run_program([bash, "-c", line], env={"PATH": os.defpath})
+                self.assertEqual(done.stdout.decode(), word + "\n")
+        self.assertFalse(os.path.exists(self.path("pwned")))
+
+    def test_no_control_character_of_a_task_reaches_the_table(self):
+        done = self.clinvk("parallel", "--jsonl", input=b"".join(tasks("say x", name="n " + word) for word in AWKWARD))
+        table = done.stderr.decode()
+        self.assertEqual([c for c in table if c < " " and c != "\n" or c == "\x7f" or c == "\u202e"], [])
+
+
+class Pipelines(HostileCase):
+    def setUp(self):
+        super().setUp()
+        self.file("clinvk", "#!/bin/sh\nexec '%s' '%s' \"$@\"\n" % (sys.executable, support.PROGRAM))
+        os.rename(self.path("clinvk"), os.path.join(self.bin, "clinvk"))
+        os.chmod(os.path.join(self.bin, "clinvk"), 0o755)
+
+    def pipeline(self, text):
+        for program in ("bash", "jq"):
+            if not shutil.which(program):
+                self.skipTest("needs " + program)
+        return self.run_program(["bash", "-o", "pipefail", "-c", text])
+
+    def test_a_pipeline_of_two_runs_and_jq_around_them(self):
+        done = self.pipeline("""
+            seq 40 | jq -c '{backend: "echo", prompt: "say answer \\(.)", id: "n\\(.)"}' | clinvk parallel -j 4 --jsonl -q |
+            jq '{backend: "echo", id: .task_id, prompt: ("say again, " + .output)}' | clinvk parallel -j 4 --json -q |
+            jq -r '.results[] | select(.status == "ok") | .task_id + ": " + .output' | sort -u | grep -c 'again, answer'""")
+        self.assertEqual((done.returncode, done.stdout.strip()), (0, b"40"), done.stderr)
+
+    def test_composed_commands_see_the_exit_status(self):
+        done = self.pipeline("""
+            task='{"backend": "echo", "prompt": "say foo"}'
+            clinvk parallel -q <<< "$task" > /dev/null && echo foo; echo "$task" | clinvk parallel --jsonl -q | jq -r .output
+            if ! clinvk parallel -q > /dev/null <<< '{"backend": "echo", "prompt": "exit 3"}'; then echo failed; fi""")
+        self.assertEqual(done.stdout, b"foo\nfoo\n\nfailed\n", done.stderr)
+
+    def test_a_reader_that_has_enough_ends_the_run(self):
+        done = self.pipeline("""
+            jq -nc 'range(100000) | {backend: "echo", prompt: "say \\(.)"}' | clinvk parallel -j 2 --jsonl -q | head -n 3 | jq -s length
+            echo "${PIPESTATUS[@]}" """)
+        self.assertEqual(done.stdout.splitlines()[0], b"3")
+        self.assertEqual(done.stdout.splitlines()[1].split()[1:], [b"141", b"0", b"0"], done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()

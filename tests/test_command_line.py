@@ -1,0 +1,390 @@
+"""Section 11, the command line: what is refused and how, help and version, the environment, and the exit status when an output fails.
+
+Black box where the process matters.  Long tables of arguments go through `main(argv)` in one process, which is tested by that, too.
+"""
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import textwrap
+import tty
+import unittest
+
+from support import PATIENCE, PROGRAM, ROOT, Case, only_linux, results, tasks
+
+import clinvk
+
+# One line that says what is wrong, and one that says where help is.
+USAGE_ERROR = re.compile(r"\A(clinvk(?: parallel| version)?): error: ([^\n]+)\nTry `\1 --help`\.\n\Z")
+
+# Calls main with each list of arguments; writes down the type and the value of what it returns, and what went to stdout and stderr.
+CALLER = """
+import json, os, sys
+sys.path.insert(0, %r)
+import clinvk
+
+def content(name):
+    with open(name, "rb") as file:
+        return file.read().decode()
+
+if __name__ == "__main__":
+    calls = []
+    for argv in json.loads(content("calls")):
+        for number in (1, 2):
+            file = os.open("stream-%%d" %% number, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            os.dup2(file, number)
+            os.close(file)
+        status = clinvk.main(argv)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        calls.append([type(status).__name__, status] + [content("stream-%%d" %% number) for number in (1, 2)])
+    with open("answers", "w") as file:
+        json.dump(calls, file)
+""" % ROOT
+
+
+class CommandLine(Case):
+    def setUp(self):
+        super().setUp()
+        self.environment.pop("PYTHONUNBUFFERED", None)  # it would hide what is not flushed
+
+    def command(self, *arguments):
+        return [sys.executable, "-W", "error", PROGRAM, *arguments]
+
+    def run_clinvk(self, *arguments, input=b"", **options):
+        return self.run_program(self.command(*arguments), input, **options)
+
+    def with_redirection(self, redirection, *arguments, **options):
+        """Runs it by a shell that redirects as told."""
+        return self.run_program(["sh", "-c", 'exec "$@" ' + redirection, "sh"] + self.command(*arguments), **options)
+
+    def main(self, *calls, **options):
+        """(exit status, stdout, stderr) of main for each list of arguments, one after the other in one process."""
+        self.file("calls", list(calls))
+        completed = self.run_program([sys.executable, "-W", "error", self.file("caller.py", CALLER)], **options)
+        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+        answers = json.loads(self.wait_for_file(self.path("answers")))
+        self.assertEqual([kind for kind, _, _, _ in answers], ["int"] * len(calls))
+        return [tuple(answer[1:]) for answer in answers]
+
+    def assert_usage_error(self, answer, *words):
+        status, stdout, stderr = answer
+        self.assertEqual((status, stdout), (2, ""), stderr)
+        found = USAGE_ERROR.match(stderr)
+        self.assertTrue(found, stderr)
+        for word in words:
+            self.assertIn(word, found.group(2))
+
+    def one_task(self):
+        return self.file("one.jsonl", tasks("touch ran"))
+
+    def assert_nothing_ran(self):
+        self.assertFalse(os.path.exists(self.path("ran")))
+
+
+class Usage(CommandLine):
+    def test_what_cannot_be_understood_is_told_in_a_line_and_nothing_is_started(self):
+        one = self.one_task()
+        table = [
+            ([], ["COMMAND"]), (["paralel"], ["'paralel'", "parallel"]), (["parallel", "extra"], ["extra"]),
+            (["parallel", "-f", one, "extra"], ["extra"]), (["parallel", "--nonsense", "-f", one], ["--nonsense"]),
+            (["parallel", "-f", one, "-x"], ["-x"]), (["parallel", "-f", one, "--json", "--jsonl"], ["--json", "--jsonl", "not allowed"]),
+            (["parallel", "-f", one, "--jsonl", "-q", "--json"], ["--json", "--jsonl", "not allowed"]),
+            (["parallel", "-f", one, "--json=yes"], ["--json"]), (["parallel", "-f", one, "--fail-fast=1"], ["--fail-fast"]),
+            (["parallel", "-f"], ["-f/--file"]), (["parallel", "-f", one, "-j"], ["-j/--max-parallel"]),
+            (["parallel", "-f", one, "--timeout"], ["--timeout"]), (["version", "extra"], ["extra"])]
+        for (arguments, words), answer in zip(table, self.main(*[arguments for arguments, _ in table])):
+            with self.subTest(arguments=arguments):
+                self.assert_usage_error(answer, *words)
+        self.assert_nothing_ran()
+
+    def test_the_program_ends_as_main_says(self):
+        for arguments, word in ((["parallel", "--nonsense"], "clinvk parallel: error: unknown argument --nonsense"),
+                                (["nonsense"], "clinvk: error: "), ([], "clinvk: error: ")):
+            with self.subTest(arguments=arguments):
+                completed = self.run_clinvk(*arguments, input=tasks("touch ran"))
+                self.assert_usage_error((completed.returncode, completed.stdout.decode(), completed.stderr.decode()))
+                self.assertTrue(completed.stderr.decode().startswith(word), completed.stderr)
+        self.assert_nothing_ran()
+
+    def test_an_unknown_option_is_told_with_the_nearest_known_one(self):
+        near = {"--max-paralel": "--max-parallel", "--failfast": "--fail-fast", "--dryrun": "--dry-run", "--promt": "", "--outputdir=x": "--output-dir",
+                "--colour": "--color", "--json-l": "--jsonl", "--sandbox": "--sandbox-mode", "--max_turns": "--max-turns", "--zzz": ""}
+        for (option, known), answer in zip(near.items(), self.main(*[["parallel", option] for option in near])):
+            with self.subTest(option=option):
+                self.assert_usage_error(answer, option)
+                self.assertEqual(re.findall(r'\(did you mean "([^"]+)"\?\)', answer[2]), [known] if known else [], answer[2])
+
+    def test_no_long_option_can_be_abbreviated(self):
+        options = sorted(set(re.findall(r"(?<=[ \[])--[a-z-]+", self.main(["parallel", "--help"])[0][1])))
+        self.assertGreater(len(options), 15)
+        one = self.one_task()
+        short = sorted({option[:length] for option in options for length in range(4, len(option))} - set(options))
+        for beginning, answer in zip(short, self.main(*[["parallel", "-f", one, beginning, "3"] for beginning in short])):
+            with self.subTest(beginning=beginning):
+                self.assert_usage_error(answer, beginning)
+        self.assert_usage_error(self.main(["--vers"])[0])
+        self.assert_nothing_ran()
+
+    def test_each_option_takes_its_values_and_no_others(self):
+        one = self.file("one.jsonl", tasks("say x"))
+        whole, text = ["0", "-1", "1.5", "", "x", "\u0663", "1e3", " 1", "+1", "0x10"], ["", " "]
+        bad = {"-j": whole, "--max-parallel": whole, "--max-turns": whole, "--max-tokens": whole, "--model": text, "--workdir": text,
+               "--system-prompt": text, "--output-dir": text, "--timeout": ["0", "0s", "-5", "x", "1d", "inf", "nan", "", "5 m", "m", "1.2.3", "1e3"],
+               "--backend": ["", "Claude", "gpt", "echo "], "--approval-mode": ["", "yes", "Auto"], "--sandbox-mode": ["", "readonly", "rw"],
+               "--progress": ["", "yes", "Always"], "--color": ["", "yes", "auto "]}
+        good = {"-j": ["1", "64"], "--max-parallel": ["2"], "--max-turns": ["1"], "--max-tokens": ["100000"], "--model": ["m x"], "--workdir": ["/"],
+                "--system-prompt": ["two\nlines", "-x y"], "--timeout": ["90", "90s", "1.5m", "15m", "2h", "0.5"],
+                "--backend": ["claude", "codex", "gemini", "echo"], "--approval-mode": ["default", "auto", "none", "always"],
+                "--sandbox-mode": ["default", "read-only", "workspace", "full"], "--output-dir": ["out"],
+                "--progress": ["auto", "always", "never"], "--color": ["auto", "always", "never"]}
+        for values, check in ((bad, lambda answer, option: self.assert_usage_error(answer, option.lstrip("-") + ":")),
+                              (good, lambda answer, option: self.assertEqual(answer, (0, "env NO_COLOR=1 cat <<< 'say x'\n", "")))):
+            calls = [(option, value) for option in values for value in values[option]]
+            answers = self.main(*[["parallel", "--dry-run", "-f", one, "%s%s%s" % (option, "=" if option.startswith("--") else "", value)]
+                                  if value or option.startswith("--") else ["parallel", "-f", one, option, value] for option, value in calls])
+            for (option, value), (status, stdout, stderr) in zip(calls, answers):
+                with self.subTest(option=option, value=value):
+                    if option == "--workdir":
+                        stdout = re.sub(r"\A\(cd / && (.*)\)\n\Z", r"\1\n", stdout)
+                    check((status, stdout, stderr), option if option != "-j" else "max-parallel")
+        answer, = self.main(["parallel", "--backend", "ecko"])
+        self.assert_usage_error(answer, 'unknown backend "ecko" (did you mean "echo"?); known are claude, codex, gemini, echo')
+
+    def test_options_may_stand_in_any_order_and_form(self):
+        batch = self.file("batch.json", [{"prompt": "say x"}, {"prompt": "say y", "model": "own"}])
+        orders = (["parallel", "--dry-run", "--backend", "codex", "--model", "m", "--sandbox-mode", "full", "-f", batch],
+                  ["parallel", "-f", batch, "-m", "m", "-b", "codex", "--sandbox-mode=full", "--dry-run"],
+                  ["parallel", "-f" + batch, "-mm", "-bcodex", "--sandbox-mode=full", "--dry-run"],
+                  ["parallel", "--file=" + batch, "--model=m", "--backend=codex", "--sandbox-mode", "full", "--dry-run"],
+                  ["parallel", "-qf", batch, "-mm", "-b", "codex", "--sandbox-mode", "full", "--dry-run", "--fail-fast", "-j2"],
+                  ["parallel", "--model", "other", "-b", "gemini", "--sandbox-mode", "read-only", "-b", "codex", "--sandbox-mode", "full", "-m", "m",
+                   "--dry-run", "-f", batch])
+        expected = "".join("env NO_COLOR=1 codex exec --json --skip-git-repo-check --ephemeral --color never -s danger-full-access -m %s - <<< 'say %s'\n"
+                           % pair for pair in (("m", "x"), ("own", "y")))
+        for order, answer in zip(orders, self.main(*orders)):
+            with self.subTest(order=order):
+                self.assertEqual(answer, (0, expected, ""))
+
+    def test_control_characters_of_an_argument_do_not_reach_a_terminal(self):
+        master, slave = pty.openpty()
+        try:
+            tty.setraw(slave)
+            process = self.start_program(self.command("parallel", "--\x1b]0;title\x07"), stderr=slave)
+            os.close(slave)
+            slave = -1
+            self.assertEqual(process.finish().returncode, 2)
+            written = b""
+            while select.select([master], [], [], PATIENCE)[0]:
+                try:
+                    piece = os.read(master, 1 << 16)
+                except OSError:  # Linux: nobody holds the other end any more
+                    break
+                if not piece:
+                    break
+                written += piece
+        finally:
+            for file in (master, slave):
+                if file >= 0:
+                    os.close(file)
+        self.assertIn(b"unknown argument --", written)
+        self.assertEqual(re.findall(rb"[\x00-\x09\x0b-\x1f\x7f]", written), [])
+
+
+class HelpAndVersion(CommandLine):
+    def test_the_version_is_that_of_the_module(self):
+        for answer in self.main(["--version"], ["version"]):
+            self.assertEqual(answer, (0, "clinvk %s\n" % clinvk.__version__, ""))
+        for arguments in (["--version"], ["version"]):
+            completed = self.run_clinvk(*arguments)
+            self.assertEqual((completed.returncode, completed.stdout.decode(), completed.stderr), (0, "clinvk %s\n" % clinvk.__version__, b""))
+
+    def test_help_names_the_commands_and_every_option_and_goes_to_stdout(self):
+        short, same, parallel, also, version = self.main(["--help"], ["-h"], ["parallel", "--help"], ["parallel", "-q", "-h"], ["version", "--help"])
+        self.assertEqual((short, parallel), (same, also))
+        for status, stdout, stderr in (short, parallel, version):
+            self.assertEqual((status, stderr), (0, ""))
+            self.assertTrue(stdout.startswith("usage: clinvk "), stdout)
+            self.assertTrue(stdout.endswith("\n"))
+        for command in ("parallel", "version"):
+            self.assertRegex(short[1], r"\n +%s +[a-z]" % command)
+        for option in ("-f", "--file", "-j", "--max-parallel", "--fail-fast", "--json", "--jsonl", "-q", "--quiet", "--output-dir", "--dry-run",
+                       "--progress", "--color", "-b", "--backend", "-m", "--model", "-w", "--workdir", "--approval-mode", "--sandbox-mode",
+                       "--system-prompt", "--max-turns", "--max-tokens", "--timeout", "-h", "--help"):
+            self.assertRegex(parallel[1], r"(?m)^ +(-[a-z][ ,].*)?%s\b" % option)
+
+    def test_help_needs_neither_input_nor_a_home_nor_a_tmpdir(self):
+        completed = self.run_clinvk("parallel", "--help", env={"HOME": None, "TMPDIR": "/nonexistent", "CLINVK_BACKEND": "nonsense"})
+        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+
+    def test_what_cannot_be_printed_is_an_error(self):
+        for arguments in (["--help"], ["parallel", "--help"], ["--version"], ["version"], ["--version", "--version"], ["version", "--help"]):
+            for redirection in (["> /dev/full"] if os.path.exists("/dev/full") else []) + [">&-"]:
+                for unbuffered in (None, "1"):
+                    with self.subTest(arguments=arguments, redirection=redirection, unbuffered=unbuffered):
+                        completed = self.with_redirection(redirection, *arguments, env={"PYTHONUNBUFFERED": unbuffered})
+                        self.assertEqual(completed.returncode, 74, completed.stderr)
+                        self.assertRegex(completed.stderr.decode(), r"\Aclinvk: error: cannot write to stdout: [^\n]+\n\Z")
+
+
+class Streams(CommandLine):
+    def run_without_reader(self, *arguments, **options):
+        """Runs it with a stdout that nobody can read any more."""
+        read, write = os.pipe()
+        os.close(read)
+        try:
+            return self.run_clinvk(*arguments, stdout=write, **options)
+        finally:
+            os.close(write)
+
+    def test_when_the_reader_was_gone_from_the_start_it_ends_as_by_a_broken_pipe(self):
+        for arguments in (["--help"], ["parallel", "--help"], ["--version"], ["version"], ["--version", "--version"]):
+            with self.subTest(arguments=arguments):
+                completed = self.run_without_reader(*arguments)
+                self.assertEqual((completed.returncode, completed.stderr), (141, b""))
+
+    def test_when_the_reader_was_gone_from_the_start_a_run_tells_on_stderr_what_became_of_the_tasks(self):
+        one = self.file("batch.jsonl", tasks("say x", "sleep 300"))
+        for arguments in ([], ["--jsonl"], ["--json"], ["-q"], ["--jsonl", "-q"], ["--dry-run"]):
+            with self.subTest(arguments=arguments):
+                completed = self.run_without_reader("parallel", "-j", "1", "-f", one, *arguments)
+                self.assertEqual(completed.returncode, 141)
+                self.assertNotIn(b"Traceback", completed.stderr)
+                if arguments != ["--dry-run"]:
+                    self.assertRegex(completed.stderr, rb"(?m)^Total: 2 tasks, [01] completed, 0 failed, [12] canceled \(")
+
+    def test_when_the_reader_goes_away_in_the_middle_the_rest_is_stopped(self):
+        for arguments in ([], ["--jsonl"], ["--json"], ["-q"]):
+            with self.subTest(arguments=arguments):
+                process = self.start_program(self.command("parallel", "-j", "2", *arguments, "-f", self.file("batch.jsonl", tasks(
+                    "say x", "ids pid; sleep 300", "sleep 300"))))
+                pid = self.pid_in(self.path("pid"))
+                if arguments in ([], ["--jsonl"]):
+                    process.wait_for_line(b"x")
+                process.stdout.close()
+                self.assertEqual(process.wait(PATIENCE), 141)
+                self.assert_gone(pid)
+                self.assertRegex(process.error_output(), rb"(?m)^Total: 3 tasks, [01] completed, 0 failed, [23] canceled \(")
+                os.unlink(self.path("pid"))
+
+    def test_a_closed_stdout_is_an_output_that_cannot_be_written(self):
+        one = self.file("batch.jsonl", tasks("say x", "say y"))
+        for arguments in ([], ["--jsonl"], ["--json"], ["-q"], ["--dry-run"]):
+            for redirection in (["> /dev/full"] if os.path.exists("/dev/full") else []) + [">&-"]:
+                with self.subTest(arguments=arguments, redirection=redirection):
+                    completed = self.with_redirection(redirection, "parallel", "-j", "1", "-f", one, *arguments)
+                    self.assertEqual(completed.returncode, 74)
+                    self.assertRegex(completed.stderr.decode(), r"(?m)^clinvk: error: cannot write to stdout: (Bad file descriptor|No space left on device)")
+
+    def test_without_a_stderr_it_works_all_the_same(self):
+        one = self.file("batch.jsonl", tasks("fds; say x", "exit 3"))
+        for redirection in ["2>&-"] + (["2> /dev/full"] if os.path.exists("/dev/full") else []):
+            for arguments in (["--jsonl"], ["--jsonl", "--progress", "always"]):
+                with self.subTest(arguments=arguments, redirection=redirection):
+                    completed = self.with_redirection(redirection, "parallel", "-j", "1", "-f", one, *arguments)
+                    self.assertEqual(completed.returncode, 1)
+                    self.assertEqual([(result["status"], result["output"]) for result in results(completed)],
+                                     [("ok", "0 1 2\nx\n"), ("failed", "")])
+            for arguments, status in ((["parallel", "--nonsense"], 2), (["parallel", "-f", "/nonexistent"], 2), (["nonsense"], 2), (["version"], 0),
+                                      (["parallel", "--help"], 0)):
+                with self.subTest(arguments=arguments, redirection=redirection):
+                    completed = self.with_redirection(redirection, *arguments)
+                    self.assertEqual((completed.returncode, not completed.stdout), (status, status == 2))
+
+    def test_without_any_stream_it_ends_with_the_right_status(self):
+        one = self.file("batch.jsonl", tasks("say x"))
+        for redirection, arguments, status in (("<&- >&- 2>&-", ["parallel", "--jsonl", "-f", one], 74), ("<&- >&- 2>&-", ["parallel"], 2),
+                                               ("<&- 2>&-", ["parallel", "-q", "-f", one], 0), ("<&- >&- 2>&-", ["version"], 74)):
+            with self.subTest(redirection=redirection, arguments=arguments):
+                self.assertEqual(self.with_redirection(redirection, *arguments).returncode, status)
+
+    @only_linux
+    def test_a_closed_stdout_does_not_become_somebody_elses_file(self):
+        self.with_redirection(">&-", "parallel", "--json", "--output-dir", "out", input=tasks("say x"))
+        with open(self.path("out", "summary.json")) as file:
+            self.assertEqual(json.load(file)["completed"], 1)
+
+
+class Environment(CommandLine):
+    def test_values_that_mean_nothing_are_refused_before_anything_starts(self):
+        for name, value, words in (("CLINVK_START_METHOD", "frok", ["frok", "fork, spawn, thread"]),
+                                   ("CLINVK_BACKEND", "claud", ['unknown backend "claud" (did you mean "claude"?)']),
+                                   ("CLINVK_BACKEND", "Echo ", ["unknown backend"])):
+            for arguments in ([], ["--dry-run"]):
+                with self.subTest(name=name, value=value, arguments=arguments):
+                    completed = self.run_clinvk("parallel", "--jsonl", *arguments, input=tasks("touch ran"), env={name: value})
+                    self.assertEqual((completed.returncode, completed.stdout), (2, b""))
+                    self.assertRegex(completed.stderr.decode(), r"\Aclinvk: error: %s: [^\n]+\n\Z" % name)
+                    for word in words:
+                        self.assertIn(word, completed.stderr.decode())
+        self.assert_nothing_ran()
+
+    def test_empty_ones_are_as_good_as_none(self):
+        completed = self.run_clinvk("parallel", "-q", "-b", "echo", input=b'{"prompt": "say x"}', env={
+            "CLINVK_START_METHOD": "", "CLINVK_BACKEND": "", "CLINVK_ECHO_MODEL": "", "NO_COLOR": "", "TMPDIR": ""})
+        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+
+    def test_each_start_method_runs_a_batch(self):
+        for method in ("fork", "spawn", "thread"):
+            with self.subTest(method=method):
+                completed = self.run_clinvk("parallel", "--jsonl", "-q", "-j", "2", input=tasks("say x", "say y"), env={"CLINVK_START_METHOD": method})
+                self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+                self.assertEqual(sorted(result["output"] for result in results(completed)), ["x\n", "y\n"])
+
+    def test_a_backend_named_there_is_the_one_for_tasks_that_name_none(self):
+        completed = self.run_clinvk("parallel", "--jsonl", "-q", "-j", "1", input=b'{"prompt": "say x"}{"prompt": "say x", "backend": "codex"}',
+                                    env={"CLINVK_BACKEND": "echo"})
+        self.assertEqual([result["backend"] for result in results(completed)], ["echo", "codex"])
+
+
+class AsAFunction(CommandLine):
+    def test_main_runs_a_batch_and_returns_the_exit_status(self):
+        batch = self.file("batch.jsonl", tasks("say x", "exit 3"))
+        good = self.file("good.jsonl", tasks("say x"))
+        failed, ok, missing, bad = self.main(["parallel", "-q", "-f", batch], ["parallel", "--json", "-f", good],
+                                             ["parallel", "-f", "/nonexistent"], ["parallel", "--output-dir", "/dev/null/x", "-f", good])
+        self.assertEqual((failed[0], failed[2]), (1, ""))
+        self.assertRegex(failed[1], r"\ATotal: 2 tasks, 1 completed, 1 failed \([0-9.]+s\)\n\Z")
+        self.assertEqual((ok[0], json.loads(ok[1])["completed"], ok[2]), (0, 1, ""))
+        self.assertEqual(missing, (2, "", "clinvk: error: /nonexistent: No such file or directory\n"))
+        self.assertEqual(bad[:2], (74, ""))
+
+    def test_without_an_argument_it_takes_those_of_the_process(self):
+        completed = self.run_program([sys.executable, "-W", "error", "-c", textwrap.dedent("""
+            import sys
+            sys.path.insert(0, %r)
+            import clinvk
+            status = clinvk.main()
+            print("still here", status, flush=True)
+            """ % ROOT), "version"])
+        self.assertEqual((completed.returncode, completed.stdout.decode()), (0, "clinvk %s\nstill here 0\n" % clinvk.__version__))
+
+
+class Bugs(CommandLine):
+    """What should never happen: an exception that nothing in the program expects.  Here a broken orjson is the cause."""
+
+    def broken_json(self):
+        os.mkdir(self.path("broken"))
+        self.file("broken/orjson.py", "def loads(data):\n    raise ValueError\n\ndef dumps(value):\n    raise LookupError('broken on purpose')\n")
+        return {"PYTHONPATH": self.path("broken"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def test_a_bug_is_told_with_a_trace_and_stops_what_runs(self):
+        completed = self.run_clinvk("parallel", "--jsonl", "-j", "2", env=self.broken_json(),
+                                    input=tasks("wait-for pid; say x", "ids pid; sleep 300", "touch ran"))
+        self.assertEqual((completed.returncode, completed.stdout), (70, b""))
+        errors = completed.stderr.decode()
+        self.assertTrue(errors.startswith("clinvk: this is a bug in clinvk %s:\nTraceback (most recent call last):\n" % clinvk.__version__), errors)
+        self.assertTrue(errors.endswith("\nLookupError: broken on purpose\n"), errors)
+        self.assert_gone(self.pid_in(self.path("pid")))
+        self.assert_nothing_ran()
+
+    def test_a_bug_that_cannot_be_told_has_its_exit_status_all_the_same(self):
+        completed = self.with_redirection("2>&-", "parallel", "--jsonl", env=self.broken_json(), input=tasks("say x"))
+        self.assertEqual((completed.returncode, completed.stdout), (70, b""))
+
+
+if __name__ == "__main__":
+    unittest.main()

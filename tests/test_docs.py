@@ -1,0 +1,552 @@
+"""What is written about clinvk is true: the man page and the three completions know exactly the options, words, fields, exit
+statuses and variables that the program knows; the versions agree; the examples of the README and of the man page are run.
+"""
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import unittest
+
+from support import PROGRAM, ROOT, Case, clinvk, write_program
+
+WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
+FILES, DIRECTORIES = {"--file"}, {"--workdir", "--output-dir"}
+
+
+def text_of(*names):
+    with open(os.path.join(ROOT, *names), encoding="utf-8") as file:
+        return file.read()
+
+
+def needs(*programs):
+    """Skips a test where one of these programs is not installed."""
+    missing = [program for program in programs if not shutil.which(program)]
+    return unittest.skipIf(missing, "not installed: " + ", ".join(missing))
+
+
+def parsers():
+    """The parser of each command, by name; the general one under ''."""
+    general = clinvk.build_parser()
+    found = {"": general}
+    for action in general._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found.update(action.choices)
+    found.pop("version", None)  # has no options of its own
+    return found
+
+
+def option_actions(parser):
+    return [action for action in parser._actions if action.option_strings and action.help != argparse.SUPPRESS]
+
+
+def options_of(parser):
+    return {option for action in option_actions(parser) for option in action.option_strings}
+
+
+def words_for(action):
+    """The words that the value of an option is one of; () where it is free, None where it has none."""
+    if action.nargs == 0:
+        return None
+    return tuple(action.choices or WORDS_OF_FIELDS.get(action.dest.replace("task_", ""), ()))
+
+
+def commands():
+    return set(parsers()) - {""} | {"version"}
+
+
+class ManPage:
+    """The mdoc source, cut up."""
+
+    def __init__(self):
+        self.lines = text_of("man", "clinvk.1").splitlines()
+
+    def part(self, section, subsection=""):
+        """The lines of a section, or of a subsection of it."""
+        found, inside, place = [], False, ""
+        for line in self.lines:
+            if line.startswith(".Sh "):
+                inside, place = line[4:] == section, ""
+            elif line.startswith(".Ss "):
+                place = line[4:]
+            elif inside and (not subsection or place == subsection):
+                found.append(line)
+        if not found:
+            raise AssertionError("the man page has no %s %s" % (section, subsection))
+        return found
+
+    def items(self, section, subsection=""):
+        """What stands in the `.It` lines of its lists, but for lists inside lists, with the lines that belong to each."""
+        depth, items = 0, []
+        for line in self.part(section, subsection):
+            depth += line.startswith(".Bl ") - line.startswith(".El")
+            if depth == 1 and line.startswith(".It "):
+                items.append((line[4:], []))
+            elif depth and items:
+                items[-1][1].append(line)
+        return items
+
+    def words(self, section, subsection=""):
+        """The words of the items, without macros."""
+        return [word for item, _ in self.items(section, subsection) for word in item.split()
+                if not re.fullmatch(r"[A-Z][a-z]|,", word)]
+
+    def options(self, section, subsection=""):
+        return {"-" + option for item, _ in self.items(section, subsection) for option in re.findall(r"Fl (\S+)", item)}
+
+    def body(self, section, word):
+        """The lines that belong to the item of that word."""
+        return next(lines for item, lines in self.items(section) if word in item.split())
+
+
+MAN = ManPage()
+
+
+class ManPageTest(unittest.TestCase):
+    def test_it_describes_exactly_the_options_of_the_parser(self):
+        for command, parser in parsers().items():
+            with self.subTest(command=command):
+                subsection = "Options of " + command if command else "General options"
+                self.assertEqual(MAN.options("OPTIONS", subsection), options_of(parser))
+
+    def test_its_synopsis_has_every_option(self):
+        for command, text in re.findall(r"^\.Nm\n(?:\.Cm (\w+)\n)?((?:\.Op .*\n)*)", "\n".join(MAN.part("SYNOPSIS")) + "\n", re.M):
+            if command == "version":
+                continue
+            with self.subTest(command=command):
+                shown = set()
+                for option in re.findall(r"(?:Fl|\|) (-?[-\w]+)", text):
+                    shown.update(["-" + option] if option.startswith("-") else ["-" + letter for letter in option])
+                parser = parsers()[command]
+                self.assertEqual(shown - options_of(parser), set())
+                self.assertEqual([action.option_strings for action in option_actions(parser)
+                                  if not shown.intersection(action.option_strings)], [])
+
+    def test_it_describes_exactly_the_commands(self):
+        self.assertEqual(set(MAN.words("COMMANDS")), commands())
+
+    def test_it_gives_the_words_that_an_option_takes(self):
+        for action in option_actions(parsers()["parallel"]):
+            if action.choices:
+                with self.subTest(option=action.option_strings):
+                    item = next(item for item, _ in MAN.items("OPTIONS", "Options of parallel") if action.option_strings[-1][1:] in item)
+                    self.assertEqual(item.partition("Cm ")[2].split(" | "), list(action.choices))
+
+    def test_it_describes_exactly_the_fields_of_a_batch_and_of_a_task(self):
+        self.assertEqual(sorted(MAN.words("INPUT", "Batch fields")), sorted(clinvk.BATCH_FIELDS))
+        self.assertEqual(sorted(MAN.words("INPUT", "Task fields")), sorted(clinvk.TASK_FIELDS))
+
+    def test_it_gives_the_words_that_a_field_takes(self):
+        for field, words in WORDS_OF_FIELDS.items():
+            with self.subTest(field=field):
+                lines = next(lines for item, lines in MAN.items("INPUT", "Task fields") if item == "Va " + field)
+                self.assertEqual({line.split()[1] for line in lines if line.startswith(".Cm ")}, set(words))
+
+    def test_it_describes_exactly_the_fields_of_a_result(self):
+        task = clinvk.Task(0, "echo", "p", id="i", name="n", tags=("t",), meta={"k": 1})
+        full = clinvk.Result(0, "echo", "failed", 1, "o", "e", "backend", 1.0, ("w",), "m", "s", {"input_tokens": 1}, 0.1, 1, task=task)
+        self.assertEqual(sorted(MAN.words("OUTPUT", "Result")), sorted(clinvk.result_fields(full)))
+
+    def test_it_marks_exactly_the_optional_fields_of_a_result(self):
+        always = set(clinvk.result_fields(clinvk.Result(0, "echo", "ok", 0)))
+        for item, lines in MAN.items("OUTPUT", "Result"):
+            for field in re.findall(r"\w{3,}", item):
+                with self.subTest(field=field):
+                    self.assertEqual(".Pq optional ." not in lines, field in always)
+
+    def test_it_names_every_count_of_usage(self):
+        usage = clinvk._usage(1, 1, 1, 1)
+        lines = next(lines for item, lines in MAN.items("OUTPUT", "Result") if item == "Va usage")
+        self.assertEqual({line.split()[1] for line in lines if line.startswith(".Va ")}, set(usage))
+
+    def test_it_describes_exactly_the_fields_of_the_json_object(self):
+        totals = clinvk.Totals()
+        totals.usage, totals.cost_usd = {"total_tokens": 1}, 0.1
+        self.assertEqual(sorted(MAN.words("OUTPUT", "JSON")), sorted(list(totals.fields()) + ["results"]))
+
+    def test_it_describes_exactly_the_statuses_and_the_error_kinds(self):
+        self.assertEqual(sorted(MAN.words("OUTPUT", "Statuses")), sorted(clinvk.STATUSES))
+        self.assertEqual(sorted(MAN.words("OUTPUT", "Error kinds")), sorted(clinvk.ERROR_KINDS))
+
+    def test_it_describes_exactly_the_exit_statuses(self):
+        statuses = {value for name, value in vars(clinvk).items() if name.startswith("EXIT_")}
+        self.assertEqual({int(word) for word in MAN.words("EXIT STATUS")}, statuses)
+
+    def test_it_describes_exactly_the_backends(self):
+        self.assertEqual(MAN.words("BACKENDS"), list(clinvk.BACKENDS))
+
+    def test_its_tables_say_what_the_modes_come_to(self):
+        option = {"claude": "--permission-mode", "codex": "-s", "gemini": "--approval-mode"}
+        for name, backend in clinvk.BACKENDS.items():
+            rows = [line[4:].split(" Ta ") for line in MAN.body("BACKENDS", name) if line.startswith(".It ") and " Ta " in line][1:]
+            self.assertEqual(bool(rows), name in option)
+            for sandbox in clinvk.SANDBOX_MODES if rows else ():
+                for approval in clinvk.APPROVAL_MODES:
+                    with self.subTest(backend=name, sandbox_mode=sandbox, approval_mode=approval):
+                        said = next(row[2] for row in rows if row[0] in (sandbox, "any") and row[1] in (approval, "any"))
+                        argv = backend.command(clinvk.Task(0, name, "p", sandbox_mode=sandbox, approval_mode=approval)).argv
+                        if backend.refuse(sandbox, approval):
+                            does = "refused"
+                        elif option[name] in argv:
+                            does = argv[argv.index(option[name]) + 1]
+                        else:
+                            does = "its own default"
+                        self.assertEqual(said, does)
+
+    def test_it_says_which_fields_a_backend_has_not(self):
+        optional = {"model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose"}
+        for name, backend in clinvk.BACKENDS.items():
+            with self.subTest(backend=name):
+                text = "\n".join(MAN.body("BACKENDS", name))
+                sentence = re.search(r"^It has no\n(.*?)\.$", text, re.M | re.S)
+                has_not = set(re.findall(r"\.Va (\w+)", sentence.group(1))) if sentence else set()
+                if name == "echo":
+                    self.assertEqual(backend.honours & optional, set())
+                else:
+                    self.assertEqual(has_not, optional - backend.honours)
+
+    def test_it_gives_the_limits_of_prompts_and_the_signals(self):
+        for name, backend in clinvk.BACKENDS.items():
+            with self.subTest(backend=name):
+                text = "\n".join(MAN.body("BACKENDS", name))
+                size = "{:,} {}".format(backend.limit, backend.limit_unit) if backend.limit else "any size"
+                self.assertIn("The prompt may have %s." % size, text)
+                self.assertEqual("It is stopped with " + backend.stop_signal in text, backend.stop_signal != "SIGTERM")
+
+    def test_it_gives_the_numbers_of_the_program(self):
+        self.assertIn("after %d seconds" % clinvk.GRACE_SECONDS, "\n".join(MAN.part("RUNNING", "The end of a task")))
+        self.assertIn("of the input, else %d." % clinvk.DEFAULT_JOBS, "\n".join(MAN.part("OPTIONS")))
+        self.assertEqual((clinvk.SMALL_FILE_BYTES, clinvk.ONE_WRITE_BYTES), (1 << 20, 1 << 20), "the man page says 1 MiB of both")
+
+    def test_it_describes_exactly_the_environment_variables(self):
+        source = text_of("clinvk.py")
+        used = set()
+        for variable in re.findall(r"CLINVK_(?:[A-Z_]|%s)+", source):
+            used.update({variable.replace("%s", name.upper()) for name in clinvk.BACKENDS})
+        used.discard("CLINVK_")
+        used.update(clinvk.NESTING_VARIABLES)
+        backends = source[source.index("\n# --- 4."):source.index("\n# --- 5.")]
+        used.update(re.findall(r"""(?:\(|\[|\{|, )"([A-Z]+(?:_[A-Z]+)+)"(?=: |\] = )""", backends))
+        written = set(MAN.words("ENVIRONMENT"))
+        self.assertEqual(used - written, set())
+        for variable in written - used - {"PATH"}:
+            self.assertRegex(source, r"""["(, ]%s["=]""" % variable)
+
+    def test_it_names_the_start_methods(self):
+        lines = MAN.body("ENVIRONMENT", "CLINVK_START_METHOD")
+        self.assertEqual({line.split()[1] for line in lines if line.startswith(".Cm ")}, set(clinvk.START_METHODS))
+
+    @needs("mandoc")
+    def test_mandoc_has_no_complaint(self):
+        lint = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", os.path.join(ROOT, "man", "clinvk.1")],
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        self.assertEqual((lint.stdout.decode(), lint.returncode), ("", 0))
+
+
+class VersionTest(unittest.TestCase):
+    def test_the_version_and_its_date_are_the_same_everywhere(self):
+        version, date = re.search(r"^## (\S+) \((\d{4}-\d{2}-\d{2})\)$", text_of("CHANGES.md"), re.M).groups()
+        self.assertEqual(version, clinvk.__version__)
+        self.assertIn('.Os "clinvk %s"' % version, MAN.lines)
+        year, month, day = (int(part) for part in date.split("-"))
+        months = "January February March April May June July August September October November December".split()
+        self.assertIn(".Dd %s %d, %d" % (months[month - 1], day, year), MAN.lines)
+
+    def test_setup_cfg_reads_the_version_from_the_program(self):
+        self.assertRegex(text_of("setup.cfg"), r"(?m)^version = attr: clinvk\.__version__$")
+        self.assertRegex(text_of("clinvk.py"), r'(?m)^__version__ = "\d+\.\d+\.\d+"$')
+
+
+class BashCompletionTest(unittest.TestCase):
+    path = os.path.join(ROOT, "completions", "clinvk.bash")
+
+    def complete(self, *words):
+        """What the completion offers for the last of the words, and what it told readline by compopt."""
+        script = ('compopt() { printf "compopt %s\\n" "$*"; }; source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _clinvk; '
+                  'if ((${#COMPREPLY[@]})); then printf "%s\\n" "${COMPREPLY[@]}"; fi')
+        run = subprocess.run(["bash", "--norc", "--noprofile", "-c", script, self.path] + list(words), timeout=60,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, LC_ALL="C"))
+        self.assertEqual((run.stderr.decode(), run.returncode), ("", 0))
+        lines = run.stdout.decode().splitlines()
+        return ({line for line in lines if not line.startswith("compopt ")},
+                [line[len("compopt "):] for line in lines if line.startswith("compopt ")])
+
+    def test_its_list_of_options_is_that_of_the_parser(self):
+        listed = dict(re.findall(r"^ {8}(\w+|'')\)\n +options='([^']*)'", text_of("completions", "clinvk.bash"), re.M))
+        self.assertEqual({command.strip("'"): set(options.split()) for command, options in listed.items()},
+                         {command: options_of(parser) for command, parser in parsers().items()})
+
+    @needs("bash")
+    def test_bash_reads_it_without_a_complaint(self):
+        run = subprocess.run(["bash", "-n", self.path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        self.assertEqual((run.stdout, run.returncode), (b"", 0))
+
+    @needs("bash")
+    def test_it_completes_clinvk_and_leaves_files_to_readline(self):
+        run = subprocess.run(["bash", "--norc", "--noprofile", "-c", 'source "$0"; complete -p clinvk', self.path],
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        self.assertEqual(run.stdout, b"complete -o default -F _clinvk clinvk\n")
+
+    @needs("bash")
+    def test_it_offers_the_commands_and_then_their_options(self):
+        general = options_of(parsers()[""])
+        self.assertEqual(self.complete("clinvk", "")[0], commands() | general)
+        self.assertEqual(self.complete("clinvk", "-")[0], general)
+        self.assertEqual(self.complete("clinvk", "p")[0], {"parallel"})
+        self.assertEqual(self.complete("clinvk", "version", "")[0], set())
+        for command, parser in parsers().items():
+            if command:
+                with self.subTest(command=command):
+                    self.assertEqual(self.complete("clinvk", command, "-")[0], options_of(parser))
+                    self.assertEqual(self.complete("clinvk", command, "--json", "--ma")[0],
+                                     {option for option in options_of(parser) if option.startswith("--ma")})
+
+    @needs("bash")
+    def test_it_offers_the_values_of_each_option(self):
+        for command, parser in parsers().items():
+            for action in option_actions(parser):
+                words = words_for(action)
+                for option in action.option_strings if words is not None else ():
+                    with self.subTest(command=command, option=option):
+                        offered, told = self.complete("clinvk", command, option, "")
+                        self.assertEqual(offered, set(words))
+                        kinds = set(action.option_strings)
+                        self.assertEqual(told, [] if kinds & FILES else ["+o default -o dirnames"] if kinds & DIRECTORIES else ["+o default"])
+
+    @needs("bash")
+    def test_it_knows_a_value_after_an_equals_sign(self):
+        self.assertEqual(self.complete("clinvk", "parallel", "--color", "=", "a")[0], {"auto", "always"})
+        self.assertEqual(self.complete("clinvk", "parallel", "--color", "=")[0], {"auto", "always", "never"})
+        self.assertEqual(self.complete("clinvk", "parallel", "--backend", "=", "ge")[0], {"gemini"})
+
+
+class ZshCompletionTest(unittest.TestCase):
+    path = os.path.join(ROOT, "completions", "_clinvk")
+
+    def specs(self):
+        """The specs of _arguments, by command: (options, values or None)."""
+        text = text_of("completions", "_clinvk")
+        general, _, parallel = text.partition("[[ $words[1] == parallel ]]")
+        found = {}
+        for command, part in (("", general), ("parallel", parallel)):
+            found[command] = []
+            for spec in re.findall(r"^ +('(?:\([^)]*\))?(?:--|'\{).*)", part, re.M):
+                options = re.match(r"'(?:\([^)]*\))?(?:'\{([^}]*)\}'|([-\w=+]+))\[", spec)
+                values = re.search(r"\]:[^:]*:(\(([^)]*)\))?", spec)
+                names = (options.group(1) or options.group(2)).split(",")
+                found[command].append(({name.rstrip("=+") for name in names}, {name[-1] for name in names} & set("=+"),
+                                       None if not values else tuple((values.group(2) or "").split())))
+        return found
+
+    def test_its_options_are_those_of_the_parser(self):
+        specs = self.specs()
+        for command, parser in parsers().items():
+            with self.subTest(command=command):
+                self.assertEqual({option for options, _, _ in specs[command] for option in options}, options_of(parser))
+
+    def test_its_values_are_those_of_the_parser(self):
+        for command, parser in parsers().items():
+            known = {frozenset(options): (marks, values) for options, marks, values in self.specs()[command]}
+            for action in option_actions(parser):
+                with self.subTest(command=command, option=action.option_strings):
+                    marks, values = known[frozenset(action.option_strings)]
+                    self.assertEqual(values, words_for(action))
+                    self.assertEqual("=" in marks, values is not None)
+
+    def test_it_offers_files_where_files_are_wanted(self):
+        text = text_of("completions", "_clinvk")
+        for option in sorted(FILES | DIRECTORIES):
+            with self.subTest(option=option):
+                self.assertRegex(text, r"%s=\}?'?\[[^]]*\]:[^:]*:_files%s'" % (option, " -/" if option in DIRECTORIES else ""))
+
+    def test_it_knows_the_commands(self):
+        self.assertEqual(set(re.findall(r"^ +'(\w+):[^']*'$", text_of("completions", "_clinvk"), re.M)), commands())
+
+    @needs("zsh")
+    def test_zsh_reads_it_without_a_complaint(self):
+        run = subprocess.run(["zsh", "-f", "-n", self.path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        self.assertEqual((run.stdout, run.returncode), (b"", 0))
+
+
+class FishCompletionTest(Case):
+    script = os.path.join(ROOT, "completions", "clinvk.fish")
+
+    def lines(self):
+        """(command, the rest of the line) of each `complete`."""
+        text = text_of("completions", "clinvk.fish")
+        found = re.findall(r"^complete -c clinvk -n (?:__fish_use_subcommand|'__fish_seen_subcommand_from (\w+)') (.*)$", text, re.M)
+        self.assertEqual(len(found), len(re.findall(r"^complete .* -n ", text, re.M)))
+        return found
+
+    @staticmethod
+    def options_in(line):
+        line = re.sub(r"'[^']*'", "''", line)
+        return ["-" + letter for letter in re.findall(r"-s (\w)\b", line)] + ["--" + name for name in re.findall(r"-l ([-\w]+)", line)]
+
+    def complete(self, line):
+        run = self.run_program(["fish", "--no-config", "-c", "source $argv[1]; complete -C $argv[2]", self.script, line])
+        self.assertEqual((run.stderr.decode(), run.returncode), ("", 0))
+        return {offered.split("\t")[0] for offered in run.stdout.decode().splitlines()}
+
+    def test_its_options_are_those_of_the_parser(self):
+        for command, parser in parsers().items():
+            with self.subTest(command=command):
+                self.assertEqual({option for place, line in self.lines() if place == command for option in self.options_in(line)},
+                                 options_of(parser))
+
+    def test_its_values_are_those_of_the_parser(self):
+        for command, parser in parsers().items():
+            known = {frozenset(self.options_in(line)): line for place, line in self.lines() if place == command}
+            for action in option_actions(parser):
+                with self.subTest(command=command, option=action.option_strings):
+                    line, words, kinds = known[frozenset(action.option_strings)], words_for(action), set(action.option_strings)
+                    if kinds & FILES:
+                        self.assertIn(" -rF ", line)
+                    elif kinds & DIRECTORIES:
+                        self.assertIn(" -xa '(__fish_complete_directories)' ", line)
+                    elif words:
+                        self.assertIn(" -xa '%s' " % " ".join(words), line)
+                    else:
+                        self.assertEqual(" -x " in line, words == ())
+
+    def test_it_knows_the_commands(self):
+        self.assertEqual(set(re.findall(r"__fish_use_subcommand -a (\w+)", text_of("completions", "clinvk.fish"))), commands())
+
+    @needs("fish")
+    def test_fish_reads_it_without_a_complaint(self):
+        run = self.run_program(["fish", "--no-config", "--no-execute", self.script])
+        self.assertEqual((run.stdout, run.stderr, run.returncode), (b"", b"", 0))
+
+    @needs("fish")
+    def test_it_offers_commands_options_and_values(self):
+        self.assertEqual(self.complete("clinvk "), commands())
+        self.assertEqual(self.complete("clinvk -"), options_of(parsers()[""]))
+        self.assertEqual(self.complete("clinvk parallel -"), options_of(parsers()["parallel"]))
+        self.assertEqual(self.complete("clinvk parallel --backend "), set(clinvk.BACKENDS))
+        self.assertEqual(self.complete("clinvk parallel --color=a"), {"--color=auto", "--color=always"})
+        self.file("my-tasks.json", "{}")
+        os.mkdir(self.path("my-directory"))
+        self.assertEqual(self.complete("clinvk parallel -f my"), {"my-tasks.json", "my-directory/"})
+        self.assertEqual(self.complete("clinvk parallel --output-dir my"), {"my-directory/"})
+
+
+class ExampleCase(Case):
+    """A shell in an empty directory, with clinvk on the PATH and the machine's own programs behind it."""
+
+    def setUp(self):
+        super().setUp()
+        self.tools, self.place = os.path.join(self.directory, "tools"), os.path.join(self.directory, "place")
+        os.mkdir(self.tools)
+        os.mkdir(self.place)
+        write_program(os.path.join(self.tools, "clinvk"),
+                      ('#!/bin/sh\nexec "%s" "%s" "$@"\n' % (sys.executable, PROGRAM)).encode())
+        self.environment.update(PATH=self.tools + os.pathsep + os.environ.get("PATH", os.defpath), LC_ALL="C.UTF-8")
+
+    def shell(self, command):
+        """What a person at a terminal would see, and the exit status."""
+        run = self.run_program(["bash", "--norc", "--noprofile", "-c", command], cwd=self.place, stdin=subprocess.DEVNULL,
+                               stderr=subprocess.STDOUT)
+        return run.stdout.decode(), run.returncode
+
+
+def readme_blocks(language):
+    """(whether lines may be in any order, text) of each code block in that language."""
+    return [(bool(any_order), text) for any_order, text in
+            re.findall(r"^(<!-- in any order -->\n)?```%s\n(.*?)^```$" % language, text_of("README.md"), re.M | re.S)]
+
+
+def commands_in(block):
+    """(command, what it prints) of each command in a console block; a here-document belongs to its command."""
+    found, end = [], ""
+    for line in block.splitlines(True):
+        if end:
+            found[-1][0] += line
+            end = "" if line.rstrip("\n") == end else end
+        elif line.startswith("$ "):
+            found.append([line[2:], ""])
+            here = re.search(r"<<'(\w+)'", line)
+            end = here.group(1) if here else ""
+        else:
+            found[-1][1] += line
+    return found
+
+
+def without_times(text):
+    return re.sub(r"\d+\.\d\ds *", "0.00s ", text)
+
+
+class ReadmeTest(ExampleCase):
+    def check_block(self, any_order, block):
+        order = sorted if any_order else list
+        for command, printed in commands_in(block):
+            with self.subTest(command=command):
+                self.assertEqual(order(without_times(self.shell(command)[0]).splitlines()), order(without_times(printed).splitlines()))
+
+    @needs("bash")
+    def test_its_first_command_works_on_a_fresh_machine(self):
+        any_order, block = readme_blocks("console")[0]
+        self.assertIn("echo", block)
+        self.assertNotIn("jq", block)
+        self.check_block(any_order, block)
+
+    @needs("bash", "jq")
+    def test_its_tour_prints_what_it_shows(self):
+        blocks = readme_blocks("console")
+        self.assertGreater(len(blocks), 10)
+        for any_order, block in blocks:
+            self.check_block(any_order, block)
+
+    def test_its_python_works(self):
+        for _, script in readme_blocks("python"):
+            path = self.file("example.py", script)
+            run = self.run_program([sys.executable, "-W", "error", path], env={"PYTHONPATH": ROOT})
+            self.assertEqual((run.stdout.decode(), run.stderr.decode()), (re.search(r"# prints (.*)", script).group(1) + "\n", ""))
+
+    def test_the_tests_that_it_names_exist(self):
+        text = text_of("README.md") + text_of("CONTRIBUTING.md")
+        named = set(re.findall(r"(?:tests/[\w/.]+\w|\.ci/run)", text))
+        self.assertGreater(len(named), 5)
+        self.assertEqual([name for name in sorted(named) if not os.path.exists(os.path.join(ROOT, name))], [])
+
+    def test_the_options_that_it_names_exist(self):
+        known = {option for parser in parsers().values() for option in options_of(parser)}
+        lines = [command for _, block in readme_blocks("console") + readme_blocks("sh") for command in block.splitlines()]
+        for line in lines:
+            for call in re.findall(r"clinvk parallel([^|;)]*)", line):
+                with self.subTest(line=line):
+                    self.assertEqual(set(re.findall(r"(?<=\s)--?[a-z][-a-z]*", call)) - known, set())
+
+
+class ManPageExamplesTest(ExampleCase):
+    def examples(self):
+        text = "\n".join(MAN.part("EXAMPLES")) + "\n"
+        found = re.findall(r"^\.Dl \$ ([^\n]*)|^\.Bd [^\n]*\n\$ (.*?)^\.Ed", text, re.M | re.S)
+        return [(line or block).replace(r"\(dq", '"').replace(r"\e", "\\") for line, block in found]
+
+    @needs("bash", "jq")
+    def test_each_works(self):
+        answer = b'#!/bin/sh\ncat > /dev/null\n'
+        write_program(os.path.join(self.tools, "claude"), answer + b'echo \'{"type": "result", "is_error": false, "result": "fine"}\'\n')
+        write_program(os.path.join(self.tools, "gemini"), answer + b'echo \'{"response": "fine"}\'\n')
+        for name, content in (("tasks.json", '[{"prompt": "one"}, {"prompt": "two"}]'), ("prompts.txt", "one\ntwo\n")):
+            self.file(os.path.join("place", name), content)
+        os.mkdir(os.path.join(self.place, "src"))
+        self.file(os.path.join("place", "src", "a.py"), "")
+        made = self.shell("""echo '{"prompt": "one", "workdir": "/no/such"}' | clinvk parallel -q --output-dir out; """
+                          "sed -i.bak 's,/no/such,/,' out/001*.json; rm out/*.bak")
+        self.assertEqual(made[1], 0, made[0])
+        examples = self.examples()
+        self.assertGreater(len(examples), 4)
+        for example in examples:
+            with self.subTest(example=example):
+                printed, status = self.shell("set -o pipefail; " + example)
+                self.assertEqual(status, 0, printed)
+        with open(os.path.join(self.place, "review.md")) as file:
+            self.assertEqual(file.read(), "## src/a.py\nfine\n")
+        with open(os.path.join(self.place, "all.json")) as file:
+            self.assertIn('"completed":2', file.read())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,232 @@
+"""clinvk can be had in each of the ways that are promised: as one file under any name, as a module, from a zip or a zipapp, and by
+`pip install` with the man page and the completions in their places; and building leaves nothing in the checkout.
+"""
+import ast
+import configparser
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+import zipapp
+import zipfile
+
+from support import PROGRAM, ROOT, Case, clinvk, results, tasks
+
+START_METHODS = ("fork", "spawn")
+SHARED = {"man/clinvk.1": "share/man/man1/clinvk.1",
+          "completions/clinvk.bash": "share/bash-completion/completions/clinvk.bash",
+          "completions/_clinvk": "share/zsh/site-functions/_clinvk",
+          "completions/clinvk.fish": "share/fish/vendor_completions.d/clinvk.fish"}
+LARGE = "x" * (clinvk.INLINE_BYTES + 1)  # an answer that travels as a file
+
+
+def packaged_files():
+    """What a build needs of the checkout."""
+    return ["clinvk.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", *SHARED]
+
+
+class OneFileTest(Case):
+    def assert_runs(self, argv, **env):
+        """Both kinds of start: --version, and a batch, whose workers must find the program again."""
+        for method in START_METHODS:
+            with self.subTest(argv=argv, start_method=method):
+                environment = dict(env, CLINVK_START_METHOD=method, PYTHONDONTWRITEBYTECODE="1")
+                version = self.run_program(argv + ["--version"], env=environment)
+                self.assertEqual((version.stdout.decode(), version.stderr.decode(), version.returncode),
+                                 ("clinvk %s\n" % clinvk.__version__, "", 0))
+                run = self.run_program(argv + ["parallel", "--jsonl", "--quiet"], tasks("one", "two", "rest\n" + LARGE), environment)
+                self.assertEqual((run.stderr.decode(), len(results(run))), ("", 3))
+                self.assertEqual({result["status"] for result in results(run)}, {"ok"})
+
+    def setUp(self):
+        super().setUp()
+        os.unlink(os.path.join(self.bin, "cat"))  # the real one answers with its whole prompt
+        self.place = self.path("some where")
+        os.mkdir(self.place)
+
+    def test_it_can_be_executed_by_its_path(self):
+        self.assertTrue(os.access(PROGRAM, os.X_OK))
+        with open(PROGRAM, "rb") as file:
+            self.assertEqual(file.readline(), b"#!/usr/bin/env python3\n")
+        # the python3 that `env` finds is this one
+        os.symlink(sys.executable, os.path.join(self.bin, "python3"))
+        self.assert_runs([PROGRAM])
+
+    def test_it_runs_under_another_name_and_without_its_suffix(self):
+        for name in ("clinvk", "ai-batch", "other.py"):
+            path = os.path.join(self.place, name)
+            shutil.copy(PROGRAM, path)
+            self.assert_runs([sys.executable, path])
+
+    def test_it_runs_through_a_symbolic_link(self):
+        link = os.path.join(self.place, "clinvk")
+        os.symlink(PROGRAM, link)
+        self.assert_runs([sys.executable, link])
+
+    def test_it_runs_as_a_module(self):
+        self.assert_runs([sys.executable, "-m", "clinvk"], PYTHONPATH=ROOT)
+
+    def test_it_runs_from_a_zip(self):
+        archive = os.path.join(self.place, "x.zip")
+        made = self.run_program([sys.executable, "-m", "zipfile", "-c", archive, PROGRAM])
+        self.assertEqual(made.returncode, 0, made.stderr)
+        self.assert_runs([sys.executable, "-m", "clinvk"], PYTHONPATH=archive)
+
+    def test_it_runs_as_a_zipapp(self):
+        source, archive = os.path.join(self.place, "source"), os.path.join(self.place, "clinvk.pyz")
+        os.mkdir(source)
+        shutil.copy(PROGRAM, source)
+        zipapp.create_archive(source, archive, main="clinvk:console")
+        self.assert_runs([sys.executable, archive])
+
+    def test_it_runs_without_site_packages_and_with_warnings_as_errors(self):
+        self.assert_runs([sys.executable, "-I", "-S", "-W", "error", PROGRAM])
+
+    def test_it_runs_where_nothing_can_be_written_beside_it(self):
+        path = os.path.join(self.place, "clinvk.py")
+        shutil.copy(PROGRAM, path)
+        os.chmod(path, 0o444)
+        os.chmod(self.place, 0o555)
+        self.addCleanup(os.chmod, self.place, 0o755)
+        self.assert_runs([sys.executable, path], HOME="/no/such/home")
+        self.assertEqual(os.listdir(self.place), ["clinvk.py"])
+
+    def test_it_can_be_imported_and_used_by_a_script(self):
+        script = self.file("script.py", "import sys, clinvk\n"
+                                        "if __name__ == '__main__':\n"
+                                        "    tasks = [clinvk.Task(n, 'echo', 'say %d' % n) for n in range(3)]\n"
+                                        "    for result in clinvk.run_pool(tasks, jobs=2, start_method=sys.argv[1]):\n"
+                                        "        print(result.index, result.status, result.output)\n")
+        for method in START_METHODS:
+            with self.subTest(start_method=method):
+                run = self.run_program([sys.executable, "-W", "error", script, method], env={"PYTHONPATH": ROOT, "PYTHONDONTWRITEBYTECODE": "1"})
+                self.assertEqual((sorted(run.stdout.decode().splitlines()), run.stderr.decode()), (["%d ok say %d" % (n, n) for n in range(3)], ""))
+
+
+class SetupTest(unittest.TestCase):
+    def setUp(self):
+        self.setup = configparser.ConfigParser()
+        self.setup.read(os.path.join(ROOT, "setup.cfg"))
+
+    def test_setup_cfg_installs_the_module_the_command_and_the_shared_files(self):
+        self.assertEqual(self.setup["options"]["py_modules"], "clinvk")
+        self.assertEqual(self.setup["options.entry_points"]["console_scripts"].split("\n"), ["", "clinvk = clinvk:console"])
+        installed = {source: "%s/%s" % (directory, os.path.basename(source))
+                     for directory, sources in self.setup["options.data_files"].items() for source in sources.split()}
+        self.assertEqual(installed, SHARED)
+        for source in packaged_files():
+            self.assertTrue(os.path.isfile(os.path.join(ROOT, source)), source)
+
+    def test_setup_cfg_says_which_pythons_it_is_for(self):
+        self.assertEqual(self.setup["options"]["python_requires"], ">=3.8")
+        versions = re.findall(r"Programming Language :: Python :: (3\.\d+)", self.setup["metadata"]["classifiers"])
+        self.assertEqual(versions[0], "3.8")
+        self.assertEqual(versions, ["3.%d" % (8 + n) for n in range(len(versions))])
+
+    def test_it_has_no_dependencies_but_the_extra_for_speed(self):
+        self.assertNotIn("install_requires", self.setup["options"])
+        self.assertEqual(dict(self.setup["options.extras_require"]), {"speed": "orjson"})
+
+    def test_pyproject_toml_holds_the_build_system_alone(self):
+        with open(os.path.join(ROOT, "pyproject.toml"), encoding="utf-8") as file:
+            self.assertEqual(re.findall(r"^\[.*", file.read(), re.M), ["[build-system]"])
+
+    def test_the_checkout_has_nothing_else_at_its_top(self):
+        wanted = {"clinvk.py", "setup.cfg", "tests", "man", "completions", "LICENSE", "README.md", "CHANGES.md", "CONTRIBUTING.md",
+                  "pyproject.toml"}
+        ignored = {"build", "dist", "__pycache__"}
+        self.assertEqual({name for name in os.listdir(ROOT) if not name.startswith(".") and not name.endswith(".egg-info")} - ignored, wanted)
+
+    def test_the_file_parses_as_python_3_8(self):
+        with open(PROGRAM, "rb") as file:
+            ast.parse(file.read(), feature_version=(3, 8))
+
+
+class PipTest(Case):
+    """`pip install` into a fresh virtual environment, made once."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.before = cls.checkout()
+        cls.venv = os.path.realpath(tempfile.mkdtemp(prefix="test-clinvk-venv-"))
+        cls.addClassCleanup(shutil.rmtree, cls.venv, ignore_errors=True)
+        cls.python = os.path.join(cls.venv, "bin", "python")
+        cls.source = os.path.join(cls.venv, "checkout")
+        for name in packaged_files():
+            os.makedirs(os.path.dirname(os.path.join(cls.source, name)), exist_ok=True)
+            shutil.copy(os.path.join(ROOT, name), os.path.join(cls.source, name))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("CLINVK_", "PYTHON"))}
+        environment.update(TMPDIR=cls.venv, PIP_NO_CACHE_DIR="1", PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1",
+                           PIP_RETRIES="1", PIP_ROOT_USER_ACTION="ignore")
+
+        def python(*arguments, executable=cls.python):
+            return subprocess.run([executable, *arguments], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, cwd=cls.venv, timeout=600)
+
+        made = python("-m", "venv", cls.venv, executable=sys.executable)
+        if made.returncode:
+            raise unittest.SkipTest("no virtual environment can be made here: %s" % made.stdout.decode()[-300:])
+        install = python("-m", "pip", "install", cls.source)
+        if install.returncode:
+            with open(os.path.join(ROOT, "pyproject.toml"), encoding="utf-8") as file:
+                wanted = re.findall(r'"([^"]+)"', re.search(r"requires = \[(.*?)\]", file.read(), re.S).group(1))
+            reached = python("-m", "pip", "download", "--no-deps", "--dest", os.path.join(cls.venv, "downloads"), *wanted)
+            if reached.returncode:
+                raise unittest.SkipTest("pip cannot get %s: %s" % (", ".join(wanted), reached.stdout.decode().strip().splitlines()[-1]))
+            raise AssertionError("pip install failed:\n" + install.stdout.decode())
+
+    @staticmethod
+    def checkout():
+        return sorted(name for name in os.listdir(ROOT) if name in ("build", "dist") or name.endswith(".egg-info"))
+
+    def setUp(self):
+        super().setUp()
+        os.unlink(os.path.join(self.bin, "cat"))
+
+    def test_the_command_is_on_the_path_and_runs(self):
+        command = os.path.join(self.venv, "bin", "clinvk")
+        self.assertEqual(self.run_program([command, "--version"]).stdout.decode(), "clinvk %s\n" % clinvk.__version__)
+        for method in START_METHODS:
+            with self.subTest(start_method=method):
+                run = self.run_program([command, "parallel", "--jsonl", "-q"], tasks("one", LARGE), {"CLINVK_START_METHOD": method})
+                self.assertEqual((run.stderr, sorted(len(result["output"]) for result in results(run)), run.returncode), (b"", [3, len(LARGE)], 0))
+
+    def test_the_man_page_and_the_completions_are_in_their_places(self):
+        for source, installed in SHARED.items():
+            with self.subTest(file=installed):
+                with open(os.path.join(ROOT, source), "rb") as file, open(os.path.join(self.venv, installed), "rb") as copy:
+                    self.assertEqual(copy.read(), file.read())
+
+    def test_the_module_is_the_one_file(self):
+        found = self.run_program([self.python, "-I", "-c", "import clinvk; print(clinvk.__file__)"]).stdout.decode().strip()
+        self.assertTrue(found.startswith(self.venv + os.sep), found)
+        with open(PROGRAM, "rb") as file, open(found, "rb") as copy:
+            self.assertEqual(copy.read(), file.read())
+
+    def test_its_metadata_are_right(self):
+        metadata, = glob.glob(os.path.join(self.venv, "lib", "python3*", "site-packages", "clinvk-*.dist-info", "METADATA"))
+        with open(metadata, encoding="utf-8") as file:
+            text = file.read()
+        for line in ("Name: clinvk", "Version: " + clinvk.__version__, "Requires-Python: >=3.8", "Provides-Extra: speed"):
+            self.assertIn("\n%s\n" % line, text)
+        self.assertRegex(text, r"\nLicense(-Expression)?: MIT\n")
+        self.assertRegex(text, r"""\nRequires-Dist: orjson ?; ?extra == ['"]speed['"]\n""")
+        self.assertIn("# clinvk\n", text)
+        self.assertTrue(glob.glob(os.path.join(os.path.dirname(metadata), "**", "LICENSE"), recursive=True))
+
+    def test_building_leaves_nothing_in_the_checkout(self):
+        self.assertEqual(self.checkout(), self.before)
+
+    def test_pip_knows_every_file_so_that_it_can_remove_them(self):
+        listed = self.run_program([self.python, "-m", "pip", "--disable-pip-version-check", "show", "-f", "clinvk"]).stdout.decode()
+        for installed in SHARED.values():
+            self.assertIn(installed, listed)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,679 @@
+"""Section 3, Platform, with real processes, files, pipes and terminals: locks that die with their holder, writes that are whole or
+not there, programs that are started with what they should have and nothing more, processes that are found and ended wherever
+they hide, signals.  What changes a process for good happens in a process of its own."""
+import errno
+import fcntl
+import os
+import pickle
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+import threading
+import time
+import unittest
+
+import support
+from support import clinvk, is_running, wait_until
+
+
+class PlatformCase(support.Case):
+    def script(self, body, *args, prepare="", **options):
+        """Runs Python statements in a process of their own that knows clinvk; its stdout as text."""
+        done = self.run_program(self.script_argv(body, args, prepare), **options)
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        return done.stdout.decode()
+
+    def script_argv(self, body, args=(), prepare=""):
+        head = "import errno, os, signal, sys, time\n%s\nsys.path.insert(0, %r)\nimport clinvk\n" % (prepare, support.ROOT)
+        return [sys.executable, "-c", head + textwrap.dedent(body)] + list(args)
+
+    def stop(self, *processes):
+        for process in processes:
+            process.kill()
+            process.wait()
+
+    def start_script(self, body, *args, **options):
+        return self.start_program(self.script_argv(body, args), **options)
+
+
+class Locks(PlatformCase):
+    HOLD = """
+        with clinvk.KernelLock(sys.argv[1], int(sys.argv[2])):
+            print("held", flush=True)
+            signal.pause()
+        """
+
+    def can_lock(self, path, position):
+        """Whether nobody holds the lock now."""
+        with open(path, "r+b") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
+                return True
+            except OSError:
+                return False
+
+    def test_a_lock_is_released_when_its_holder_is_killed(self):
+        path = self.path("lock")
+        holder = self.start_script(self.HOLD, path, "3")
+        self.assertEqual(holder.line(), b"held")
+        self.assertFalse(self.can_lock(path, 3))
+        waiter = self.start_script(self.HOLD, path, "3")
+        os.kill(holder.pid, signal.SIGKILL)
+        self.assertEqual(waiter.line(), b"held")
+        self.assertFalse(self.can_lock(path, 3))
+        self.stop(holder, waiter)
+        self.assertTrue(self.can_lock(path, 3))
+
+    def test_locks_at_other_positions_of_the_file_are_other_locks(self):
+        path = self.path("lock")
+        holder = self.start_script(self.HOLD, path, "0")
+        self.assertEqual(holder.line(), b"held")
+        other = self.start_script(self.HOLD, path, "1")
+        self.assertEqual(other.line(), b"held")
+        self.assertTrue(self.can_lock(path, 2))
+        self.stop(holder, other)
+
+    def test_only_one_process_at_a_time_is_in_the_block(self):
+        counter = self.file("counter", b"0")
+        body = """
+            lock = clinvk.KernelLock(sys.argv[1], 0)
+            for _ in range(150):
+                with lock:
+                    with open(sys.argv[2], "r+b", buffering=0) as file:
+                        number = int(file.read())
+                        file.seek(0)
+                        file.write(b"%d" % (number + 1))
+            """
+        workers = [self.start_script(body, self.path("lock"), counter) for _ in range(3)]
+        self.assertEqual([worker.finish().returncode for worker in workers], [0, 0, 0])
+        with open(counter, "rb") as file:
+            self.assertEqual(file.read(), b"450")
+
+    def test_a_lock_travels_to_other_processes_by_its_place(self):
+        lock = pickle.loads(pickle.dumps(clinvk.KernelLock(self.path("lock"), 5)))
+        with lock:
+            body = """
+                import fcntl
+                with open(sys.argv[1], "r+b") as file:
+                    for position in (4, 5):
+                        try:
+                            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, position)
+                            print("free", end=" ")
+                        except OSError:
+                            print("held", end=" ")
+                """
+            self.assertEqual(self.script(body, self.path("lock")), "free held ")
+        self.assertTrue(self.can_lock(self.path("lock"), 5))
+        self.assertTrue(lock.acquire())
+        lock.release()
+        self.assertEqual(stat.S_IMODE(os.stat(self.path("lock")).st_mode), 0o600)
+
+
+class Writing(PlatformCase):
+    def test_all_of_it_is_written_to_a_pipe_that_takes_little_at_a_time(self):
+        data = os.urandom(1 << 20)
+        for blocking in (True, False):
+            with self.subTest(blocking=blocking):
+                reader, writer = os.pipe()
+                os.set_blocking(writer, blocking)
+                received = []
+
+                def read():
+                    while True:
+                        piece = os.read(reader, 50000)
+                        if not piece:
+                            return
+                        received.append(piece)
+
+                thread = threading.Thread(target=read)
+                thread.start()
+                clinvk.write_all(writer, bytearray(data))
+                os.close(writer)
+                thread.join()
+                os.close(reader)
+                self.assertEqual(b"".join(received), data)
+
+    def test_nothing_to_write_is_no_write(self):
+        clinvk.write_all(-1, b"")
+
+    def test_a_record_that_a_file_cannot_take_whole_is_cut_off_again(self):
+        # the limit makes a real short write, and after it a failing one
+        body = """
+            import resource
+            file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | (os.O_APPEND if sys.argv[2] == "append" else 0), 0o600)
+            clinvk.write_all(file, b"first\\n")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+            try:
+                clinvk.write_all(file, b"x" * 150 + b"\\n")
+            except OSError as error:
+                print(error.errno == errno.EFBIG, os.fstat(file).st_size)
+            clinvk.write_all(file, b"last\\n")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            clinvk.write_all(file, b"more\\n")
+            """
+        for mode in ("append", "plain"):
+            with self.subTest(mode):
+                path = self.path("file-" + mode)
+                self.assertEqual(self.script(body, path, mode), "True 6\n")
+                with open(path, "rb") as file:
+                    self.assertEqual(file.read(), b"first\nlast\nmore\n")
+
+    def test_a_reader_that_is_gone_and_a_full_device_are_errors(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with self.assertRaises(BrokenPipeError):
+            clinvk.write_all(writer, b"x")
+        os.close(writer)
+        if os.path.exists("/dev/full"):
+            with open("/dev/full", "wb", buffering=0) as full, self.assertRaises(OSError) as caught:
+                clinvk.write_all(full.fileno(), b"x")
+            self.assertEqual(caught.exception.errno, errno.ENOSPC)
+
+
+class Files(PlatformCase):
+    def test_a_nameless_file_has_no_name_and_is_private(self):
+        file = clinvk.nameless_file(self.tmp)
+        self.addCleanup(os.close, file)
+        self.assertEqual(os.listdir(self.tmp), [])
+        self.assertEqual(stat.S_IMODE(os.fstat(file).st_mode), 0o600)
+        self.assertFalse(os.get_inheritable(file))
+        os.write(file, b"hello")
+        self.assertEqual(os.pread(file, 10, 0), b"hello")
+
+    def test_where_the_system_has_no_nameless_files_one_loses_its_name_at_once(self):
+        body = """
+            file = clinvk.nameless_file(sys.argv[1])
+            os.write(file, b"hello")
+            print(os.listdir(sys.argv[1]), oct(os.fstat(file).st_mode & 0o777), os.get_inheritable(file), os.pread(file, 10, 0))
+            clinvk.give_name(file, sys.argv[1] + "/named")
+            print(open(sys.argv[1] + "/named").read(), os.listdir(sys.argv[1]))
+            """
+        os.mkdir(self.path("d"))
+        self.assertEqual(self.script(body, self.path("d"), prepare="if hasattr(os, 'O_TMPFILE'): del os.O_TMPFILE"),
+                         "[] 0o600 False b'hello'\nhello ['named']\n")
+
+    def test_a_directory_that_is_not_there_is_an_error(self):
+        with self.assertRaises(OSError):
+            clinvk.nameless_file(self.path("nowhere"))
+
+    def test_a_nameless_file_gets_a_name(self):
+        for size in (0, 5, 3 * clinvk.CHUNK + 1):
+            data, path = os.urandom(size), self.path("named-%d" % size)
+            file = clinvk.nameless_file(self.directory)
+            clinvk.write_all(file, data)
+            clinvk.give_name(file, path)
+            os.close(file)
+            with open(path, "rb") as named:
+                self.assertEqual(named.read(), data)
+            self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+
+    def test_what_is_written_whole_is_private_whatever_the_umask_and_what_was_there(self):
+        former = os.umask(0)
+        self.addCleanup(os.umask, former)
+        path = self.file("target", b"old")
+        os.chmod(path, 0o666)
+        clinvk.write_whole(path, [b"new ", b"content"])
+        with open(path, "rb") as file:
+            self.assertEqual(file.read(), b"new content")
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+        self.assertEqual(sorted(os.listdir(self.directory)), ["bin", "home", "target", "tmp"])
+
+    def test_what_cannot_be_written_whole_leaves_what_was_there_and_no_draft(self):
+        path = self.file("target", b"old")
+
+        def pieces():
+            yield b"half"
+            raise KeyboardInterrupt
+
+        with self.assertRaises(KeyboardInterrupt):
+            clinvk.write_whole(path, pieces())
+        body = """
+            import resource
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+            try:
+                clinvk.write_whole(sys.argv[1], [b"x" * 80, b"y" * 80])
+            except OSError as error:
+                print(error.errno == errno.EFBIG)
+            """
+        self.assertEqual(self.script(body, path), "True\n")
+        os.mkdir(self.path("a directory"))
+        with self.assertRaises(OSError):
+            clinvk.write_whole(self.path("a directory"), [b"x"])
+        with self.assertRaises(OSError):
+            clinvk.write_whole(self.path("nowhere", "x"), [b"x"])
+        with open(path, "rb") as file:
+            self.assertEqual(file.read(), b"old")
+        self.assertEqual(sorted(os.listdir(self.directory)), ["a directory", "bin", "home", "target", "tmp"])
+
+    def test_file_chunks_are_the_bytes_of_a_range_and_do_not_move_the_file(self):
+        data = os.urandom(clinvk.CHUNK * 2 + 10)
+        file = os.open(self.file("data", data), os.O_RDONLY)
+        self.addCleanup(os.close, file)
+        os.lseek(file, 7, os.SEEK_SET)
+        for start, end in ((0, None), (0, 0), (5, 9), (clinvk.CHUNK - 1, clinvk.CHUNK + 1), (3, len(data) + 100), (len(data), None)):
+            pieces = list(clinvk.file_chunks(file, start, end))
+            self.assertEqual(b"".join(pieces), data[start:end])
+            self.assertTrue(all(0 < len(piece) <= clinvk.CHUNK for piece in pieces))
+        self.assertEqual(os.lseek(file, 0, os.SEEK_CUR), 7)
+
+    def test_a_text_file_is_read_in_chunks_as_often_as_one_likes_and_ends_with_its_object(self):
+        data = "审查".encode() * 50000 + b"\xff\xed\xa0\x80"
+        path = self.file("text", data)
+        text = pickle.loads(pickle.dumps(clinvk.TextFile(path))).take()
+        self.assertFalse(os.path.exists(path))
+        for _ in range(2):
+            chunks = list(text)
+            self.assertEqual("".join(chunks), clinvk.to_text(data))
+            self.assertLessEqual(max(map(len, chunks)), clinvk.CHUNK)
+            self.assertEqual(b"".join(text.pieces()), data)
+        result = clinvk.Result(0, "echo", "ok", 0, text)
+        self.assertEqual(result.output, clinvk.to_text(data))
+        open_before = len(os.listdir("/dev/fd"))
+        del text, result
+        self.assertEqual(len(os.listdir("/dev/fd")), open_before - 1)
+
+    def test_a_private_directory_is_private_and_removed_with_all_in_it(self):
+        self.enter_environment()
+        path = clinvk.make_private_directory()
+        self.assertEqual(os.path.dirname(path), self.tmp)
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o700)
+        os.makedirs(os.path.join(path, "a", "b"))
+        os.symlink(self.home, os.path.join(path, "link"))
+        with open(os.path.join(path, "a", "file"), "w"):
+            pass
+        clinvk.remove_tree(path)
+        self.assertFalse(os.path.exists(path))
+        self.assertTrue(os.path.isdir(self.home), "a link is removed, not followed")
+        clinvk.remove_tree(path)  # gone already: no error
+
+    def test_directories_that_forbid_it_are_removed_all_the_same(self):
+        # as a package cache leaves them; root may remove anything, so not as root
+        body = """
+            import shutil
+            directory = sys.argv[1]
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            os.makedirs(directory + "/top/cache/module")
+            open(directory + "/top/cache/module/file", "w").close()
+            os.chmod(directory + "/top/cache/module", 0o555)
+            os.chmod(directory + "/top/cache", 0)
+            clinvk.remove_tree(directory + "/top")
+            print(os.path.exists(directory + "/top"))
+            """
+        os.mkdir(self.path("open"))
+        os.chmod(self.path("open"), 0o777)
+        os.chmod(self.directory, 0o711)
+        self.assertEqual(self.script(body, self.path("open")), "False\n")
+
+
+class Starting(PlatformCase):
+    """Both ways to start a program: without a working directory posix_spawn, with one subprocess."""
+
+    def files(self, content=b""):
+        """Descriptors for stdin, stdout and stderr; stdin holds `content`."""
+        files = [clinvk.nameless_file(self.directory) for _ in range(3)]
+        for file in files:
+            self.addCleanup(os.close, file)
+        os.write(files[0], content)
+        os.lseek(files[0], 0, os.SEEK_SET)
+        return files
+
+    def both_ways(self):
+        for workdir in ("", self.home):
+            with self.subTest("subprocess" if workdir else "posix_spawn"):
+                yield workdir
+
+    def start_it(self, argv, workdir, content=b"", environment=None):
+        """(exit code, stdout, stderr) of a program, started to its end."""
+        files = self.files(content)
+        pid = clinvk.start_session(tuple(argv), self.environment if environment is None else environment, workdir, files)
+        code = clinvk.code_of_status(os.waitpid(pid, 0)[1])
+        return code, os.pread(files[1], 1 << 20, 0), os.pread(files[2], 1 << 20, 0)
+
+    def test_a_program_gets_its_arguments_environment_files_and_a_session_of_its_own(self):
+        self.enter_environment()
+        for workdir in self.both_ways():
+            code, out, err = self.start_it(("cat", "-a", "b c", ""), workdir, b"argv;env MARK;ids;cwd;stderr oops;exit 7",
+                                           dict(self.environment, MARK="审查 1"))
+            argv, mark, ids, cwd = out.decode().splitlines()
+            self.assertEqual((code, argv, mark, err), (7, '["-a", "b c", ""]', "审查 1", b"oops\n"))
+            self.assertEqual(len(set(ids.split())), 1, "its own group and session: " + ids)
+            self.assertEqual(cwd, workdir or os.getcwd())
+
+    def test_a_program_that_dies_of_a_signal_says_so_by_a_negative_code(self):
+        self.enter_environment()
+        for workdir in self.both_ways():
+            for name in ("KILL", "SEGV", "TERM"):
+                self.assertEqual(self.start_it(("cat",), workdir, b"die " + name.encode())[0], -getattr(signal, "SIG" + name))
+
+    def assert_fails(self, expected, argv, workdir, filenames, environment=None):
+        with self.assertRaises(OSError) as caught:
+            clinvk.start_session(tuple(argv), environment or self.environment, workdir, self.files())
+        self.assertEqual(errno.errorcode.get(caught.exception.errno), errno.errorcode[expected])
+        self.assertIn(caught.exception.filename, filenames)
+
+    def test_a_program_that_cannot_be_started_is_an_error_that_names_it(self):
+        self.enter_environment()
+        support.write_program(os.path.join(self.bin, "lost"), b"#!/nowhere/interpreter\n")
+        support.write_program(os.path.join(self.bin, "plain"), b"#!/bin/sh\n")
+        os.chmod(os.path.join(self.bin, "plain"), 0o644)
+        os.mkdir(os.path.join(self.bin, "folder"))
+        for workdir in self.both_ways():
+            self.assert_fails(errno.ENOENT, ("no-such-program",), workdir, ("no-such-program", None))
+            self.assert_fails(errno.ENOENT, ("lost",), workdir, ("lost", None))
+            self.assert_fails(errno.EACCES, ("plain",), workdir, ("plain", None))
+            self.assert_fails(errno.EACCES, ("folder",), workdir, ("folder", None))
+            self.assert_fails(errno.E2BIG, ("cat", "x" * (3 << 20)), workdir, ("cat", None))
+
+    def test_a_working_directory_that_is_not_one_is_an_error_that_names_it(self):
+        for workdir, expected in ((self.path("nowhere"), errno.ENOENT), (self.file("a file", b""), errno.ENOTDIR)):
+            self.assert_fails(expected, ("cat",), workdir, (workdir,))
+
+    def test_an_error_leaves_no_process(self):
+        before = support.children_of(os.getpid())
+        with self.assertRaises(OSError):
+            clinvk.start_session(("no-such-program",), self.environment, "", self.files())
+        with self.assertRaises(OSError):
+            clinvk.start_session(("no-such-program",), self.environment, self.home, self.files())
+        self.assertEqual(support.children_of(os.getpid()), before)
+
+    @support.only_linux
+    def test_a_program_starts_with_no_signal_ignored_that_python_ignores(self):
+        for workdir in self.both_ways():
+            code, out, _ = self.start_it(("grep", "SigIgn", "/proc/self/status"), workdir)
+            ignored = int(out.split()[1], 16)
+            for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+                self.assertFalse(ignored >> (number - 1) & 1, "%d is ignored" % number)
+
+    def test_a_program_gets_no_descriptor_but_its_three(self):
+        body = """
+            clinvk.keep_descriptors()
+            for workdir in ("", "/"):
+                files = [os.open("/dev/null", os.O_RDONLY)] + [clinvk.nameless_file(sys.argv[1]) for _ in range(2)]
+                pid = clinvk.start_session((sys.executable, "-IS", "-c", '''
+            import os
+            for file in range(64):
+                try:
+                    os.fstat(file)
+                    print(file, end=" ")
+                except OSError:
+                    pass'''.replace("            ", "")), dict(os.environ), workdir, files)
+                code = clinvk.code_of_status(os.waitpid(pid, 0)[1])
+                print(code, os.pread(files[1], 100, 0).decode())
+            print(os.get_inheritable(int(sys.argv[2])))
+            """
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        self.addCleanup(os.close, writer)
+        self.assertEqual(self.script(body, self.directory, str(writer), pass_fds=(reader, writer)), "0 0 1 2 \n0 0 1 2 \nFalse\n")
+
+    def test_where_posix_spawn_makes_no_sessions_the_other_way_is_taken(self):
+        body = """
+            def refuse(*args, **options):
+                raise NotImplementedError("setsid")
+            os.posix_spawnp = refuse
+            files = [os.open("/dev/null", os.O_RDONLY)] + [clinvk.nameless_file(sys.argv[1]) for _ in range(2)]
+            pid = clinvk.start_session(("sh", "-c", "exit 5"), dict(os.environ), "", files)
+            print(os.getsid(pid) == pid, clinvk.code_of_status(os.waitpid(pid, 0)[1]))
+            """
+        self.assertEqual(self.script(body, self.directory), "True 5\n")
+
+    def test_waiting_for_an_end_does_not_reap(self):
+        files = self.files()
+        pid = clinvk.start_session(("sh", "-c", "exit 3"), self.environment, "", files)
+        clinvk.wait_for_end(pid)
+        os.kill(pid, 0)  # a zombie: its pid is nobody else's
+        self.assertEqual(clinvk.code_of_status(os.waitpid(pid, 0)[1]), 3)
+
+
+class Ending(PlatformCase):
+    def test_a_signal_reaches_a_group_and_tells_where_there_is_none(self):
+        process = self.start_program(["sleep", "300"])
+        self.assertTrue(clinvk.send_signal(process.pid, 0))
+        self.assertTrue(clinvk.send_signal(process.pid, signal.SIGTERM))
+        self.assertEqual(process.wait(), -signal.SIGTERM)
+        self.assertFalse(clinvk.send_signal(process.pid, signal.SIGTERM))
+
+    @support.only_linux
+    def test_marked_processes_are_found_wherever_they_went(self):
+        other = "OTHER_MARK=1"
+        both = self.start_program(["sleep", "300"], env={"OTHER_MARK": "1"})
+        one = self.start_program(["sleep", "300"])
+        large = self.start_program(["sleep", "300"], env={"A_LARGE_ONE": "x" * 100000})
+        near = self.start_program(["sleep", "300"], env={"CLINVK_TEST_MARK": self.mark.partition("=")[2] + "0"})
+        wait_until(lambda: sorted(clinvk.marked_processes(self.mark)) == sorted([both.pid, one.pid, large.pid]), "three are found")
+        self.assertEqual(clinvk.marked_processes(self.mark, other), [both.pid])
+        self.assertEqual(clinvk.marked_processes(self.mark, "OTHER_MARK="), [])
+        clinvk.sweep(self.mark, other)
+        self.assertEqual(both.wait(), -signal.SIGKILL)
+        self.assertTrue(is_running(one.pid) and is_running(large.pid) and is_running(near.pid))
+        clinvk.sweep(self.mark)
+        self.assertEqual((one.wait(), large.wait()), (-signal.SIGKILL, -signal.SIGKILL))
+        self.stop(near)
+
+    @support.only_linux
+    def test_a_sweep_ends_what_ignores_signals_forks_and_leaves_its_session(self):
+        for number in range(3):
+            process = self.start_program([os.path.join(self.bin, "cat")], stdin=subprocess.PIPE)
+            process.stdin.write(b"ignore TERM INT HUP;leave-group %s;fork-child %s;sleep 300" % (
+                self.path("left-%d" % number).encode(), self.path("child-%d" % number).encode()))
+            process.stdin.close()
+        pids = [self.pid_in(self.path("%s-%d" % (kind, number))) for number in range(3) for kind in ("left", "child")]
+        clinvk.sweep(self.mark)
+        for pid in pids:
+            self.assert_gone(pid)
+        self.assertEqual(support.processes_with(self.mark), [])
+
+    @support.only_linux
+    def test_a_process_does_not_sweep_itself_away(self):
+        body = """
+            clinvk.sweep("CLINVK_TEST_MARK=" + os.environ["CLINVK_TEST_MARK"])
+            print("alive")
+            """
+        self.assertEqual(self.script(body), "alive\n")
+
+    @support.only_linux
+    def test_ending_the_children_ends_orphans_too_wherever_they_went_and_whatever_their_environment(self):
+        body = """
+            print(clinvk.adopt_orphans())
+            null = os.open(os.devnull, os.O_RDWR)
+            prompt = clinvk.nameless_file(sys.argv[1])
+            os.write(prompt, "".join("%s %s/%s;" % (word, sys.argv[1], word) for word in ("leave-group", "fork-child", "scrub")).encode())
+            os.lseek(prompt, 0, os.SEEK_SET)
+            backend = clinvk.start_session(("cat",), dict(os.environ), "", (prompt, null, null))
+            clinvk.wait_for_end(backend)
+            pids = [int(open(sys.argv[1] + "/" + word).read()) for word in ("leave-group", "fork-child", "scrub")]
+            for pid in pids:
+                os.kill(pid, 0)
+            stubborn = clinvk.start_session(("sh", "-c", "trap '' TERM INT; kill -STOP $$"), dict(os.environ), "", (null, null, null))
+            print(clinvk.end_children())
+            for pid in pids + [backend, stubborn]:
+                try:
+                    os.kill(pid, 0)
+                    print("left", pid)
+                except ProcessLookupError:
+                    pass
+            print(clinvk.end_children())
+            """
+        os.mkdir(self.path("d"))
+        self.assertEqual(self.script(body, self.path("d")), "True\nTrue\nTrue\n")
+
+    @support.only_linux
+    def test_ending_many_children_at_once_ends_them_all(self):
+        body = """
+            clinvk.adopt_orphans()
+            null = os.open(os.devnull, os.O_RDWR)
+            for _ in range(20):
+                clinvk.start_session(("sh", "-c", "sleep 300 & sleep 300 & sleep 300 & wait"), dict(os.environ), "", (null, null, null))
+            print(clinvk.end_children(), clinvk._children())
+            """
+        self.assertEqual(self.script(body), "True []\n")
+
+    def test_without_children_there_is_nothing_to_end(self):
+        self.assertEqual(self.script("print(clinvk.end_children())"), "True\n")
+
+
+class Elsewhere(PlatformCase):
+    """The definitions for systems that have no /proc, taken here by a process that believes to be on one."""
+
+    PREPARE = "sys.platform = 'darwin'"
+
+    def test_what_only_proc_tells_is_not_known_and_nothing_fails(self):
+        body = """
+            print(clinvk.marked_processes("PATH=x"), clinvk.adopt_orphans(), clinvk.default_start_method())
+            clinvk.sweep("HOME=" + os.environ["HOME"])
+            """
+        self.assertEqual(self.script(body, prepare=self.PREPARE), "[] False spawn\n")
+
+    def test_a_task_runs_and_its_group_ends_with_it(self):
+        body = """
+            result = clinvk.run_task(clinvk.Task(0, "echo", "say hello;fork-child " + sys.argv[1]))
+            print(result.status, result.exit_code, result.output, end="")
+            """
+        self.assertEqual(self.script(body, self.path("pid"), prepare=self.PREPARE), "ok 0 hello\n")
+        pid = self.pid_in(self.path("pid"))
+        wait_until(lambda: not is_running(pid), "the child of the backend is gone")
+
+    def test_a_task_runs_where_waiting_without_reaping_is_not_to_be_had(self):
+        body = """
+            for prompt in ("say hello", "exit 3", "die KILL"):
+                result = clinvk.run_task(clinvk.Task(0, "echo", prompt))
+                print(result.status, result.exit_code)
+            slow = clinvk.run_task(clinvk.Task(0, "echo", "sleep 300", timeout=0.3))
+            print(slow.status, slow.exit_code)
+            """
+        self.assertEqual(self.script(body, prepare=self.PREPARE + "; del os.waitid"), "ok 0\nfailed 3\nfailed 137\ntimeout 124\n")
+
+
+class Signals(PlatformCase):
+    REACT = """
+        if sys.argv[1] != "-":
+            signal.signal(getattr(signal, sys.argv[1]), signal.SIG_IGN)
+        before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+        caught = []
+        with clinvk.stop_signals(caught.append):
+            print("ready", flush=True)
+            while signal.SIGTERM not in caught:
+                time.sleep(0.005)
+        after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+        print([int(number) for number in caught], before == after)
+        """
+
+    def caught(self, ignored, *numbers):
+        process = self.start_script(self.REACT, ignored)
+        self.assertEqual(process.line(), b"ready")
+        for number in numbers:
+            os.kill(process.pid, number)
+        done = process.finish()
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        return done.stdout.decode().strip()
+
+    def test_each_signal_is_told_and_the_former_reactions_come_back(self):
+        # sent at once, they are told in the order of their numbers
+        self.assertEqual(self.caught("-", signal.SIGHUP, signal.SIGINT, signal.SIGTERM), "[1, 2, 15] True")
+
+    def test_a_signal_that_was_ignored_stays_ignored(self):
+        self.assertEqual(self.caught("SIGHUP", signal.SIGHUP, signal.SIGTERM), "[15] True")
+        self.assertEqual(self.caught("SIGINT", signal.SIGINT, signal.SIGTERM), "[15] True")
+
+    def test_outside_the_main_thread_nothing_is_changed(self):
+        body = """
+            import threading
+            def inside():
+                before = signal.getsignal(signal.SIGTERM)
+                with clinvk.stop_signals(print):
+                    print(signal.getsignal(signal.SIGTERM) is before)
+            thread = threading.Thread(target=inside)
+            thread.start()
+            thread.join()
+            """
+        self.assertEqual(self.script(body), "True\n")
+
+    def test_a_process_dies_of_the_signal_it_was_asked_to_die_of(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            done = self.run_program(self.script_argv("signal.signal(int(sys.argv[1]), print)\nclinvk.die_of(int(sys.argv[1]))\ntime.sleep(60)", [str(int(number))]))
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (-number, b"", b""))
+
+
+class Streams(PlatformCase):
+    SHOW = """
+        clinvk.open_standard_streams()
+        with open(sys.argv[1], "w") as report:
+            for file in (0, 1, 2):
+                os.fstat(file)
+            for file, act in ((0, lambda: os.read(0, 1)), (1, lambda: os.write(1, b"x")), (2, lambda: os.write(2, b"x"))):
+                try:
+                    act()
+                    print(file, "works", file=report)
+                except OSError as error:
+                    print(file, error.strerror, file=report)
+            print(report.fileno() > 2, file=report)
+        """
+
+    def test_closed_standard_streams_are_filled_and_a_closed_stdout_cannot_be_written(self):
+        bad = os.strerror(errno.EBADF)
+        for closed, expected in (("", "works works works"), ("<&-", "works works works"), (">&-", "works %s works" % bad), ("2>&-", "works works works"),
+                                 ("<&- >&-", "works %s works" % bad), (">&- 2>&-", "works %s works" % bad), ("<&- >&- 2>&-", "works %s works" % bad)):
+            with self.subTest(closed):
+                report = self.path("report")
+                argv = self.script_argv(self.SHOW, [report])
+                self.run_program(["sh", "-c", 'exec "$@" ' + closed, "sh"] + argv)
+                with open(report) as file:
+                    lines = file.read().splitlines()
+                self.assertEqual([line.partition(" ")[2] for line in lines[:3]],
+                                 [word.replace("_", " ") for word in expected.replace(bad, bad.replace(" ", "_")).split()])
+                self.assertEqual(lines[3], "True")
+
+    def test_a_terminal_is_told_from_a_pipe_and_from_nothing(self):
+        master, slave = os.openpty()
+        reader, writer = os.pipe()
+        for file in (master, slave, reader, writer):
+            self.addCleanup(os.close, file)
+        self.assertTrue(clinvk.is_terminal(slave))
+        self.assertFalse(clinvk.is_terminal(writer))
+        self.assertFalse(clinvk.is_terminal(9999))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 133, 0, 0))
+        self.assertEqual(clinvk.terminal_columns(slave), 133)
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+        self.assertEqual(clinvk.terminal_columns(slave), 80, "a terminal that does not know its width")
+        self.assertEqual(clinvk.terminal_columns(writer), 80)
+
+    def test_a_reader_that_went_away_is_seen_without_writing(self):
+        reader, writer = os.pipe()
+        self.assertFalse(clinvk.reader_is_gone(writer))
+        os.close(reader)
+        self.assertTrue(clinvk.reader_is_gone(writer))
+        os.close(writer)
+        one, other = socket.socketpair()
+        self.assertFalse(clinvk.reader_is_gone(one.fileno()))
+        other.close()
+        self.assertTrue(clinvk.reader_is_gone(one.fileno()))
+        one.close()
+        with open(self.path("file"), "wb") as file:
+            self.assertFalse(clinvk.reader_is_gone(file.fileno()))
+        with open(os.devnull, "wb") as file:
+            self.assertFalse(clinvk.reader_is_gone(file.fileno()))
+
+    def test_a_full_pipe_is_not_taken_for_one_whose_reader_is_gone(self):
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        try:
+            while True:
+                os.write(writer, bytes(4096))
+        except BlockingIOError:
+            pass
+        self.assertFalse(clinvk.reader_is_gone(writer))
+        os.close(reader)
+        self.assertTrue(clinvk.reader_is_gone(writer))
+        os.close(writer)
+
+
+if __name__ == "__main__":
+    unittest.main()

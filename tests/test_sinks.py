@@ -1,0 +1,408 @@
+"""Section 8, Sinks: what is written where, when and in how many writes, for answers of every size and content; nothing raw reaches a
+terminal, everything reaches a pipe.  The sinks write to this process's own stdout or stderr, which are sockets, pipes, files and
+terminals here."""
+import fcntl
+import json
+import os
+import random
+import socket
+import stat
+import struct
+import termios
+import threading
+import unittest
+
+import support
+from support import clinvk
+
+TASK = clinvk.Task(0, "echo", "say hello")
+
+
+def result(index=0, answer="hello\n", **fields):
+    fields.setdefault("task", TASK._replace(index=index))
+    return clinvk.Result(index, "echo", fields.pop("status", "ok"), fields.pop("exit_code", 0), answer,
+                         start_time=fields.pop("start_time", 1795535999.5), end_time=fields.pop("end_time", 1795536002.0), **fields)
+
+
+class SinkCase(support.Case):
+    def text_file(self, data, name="answer"):
+        return clinvk.TextFile(self.file(name, data)).take()
+
+    def written(self, write, number=1):
+        """What a sink writes to a pipe."""
+        reader, writer = os.pipe()
+        collected = []
+
+        def collect():
+            while True:
+                piece = os.read(reader, 1 << 16)
+                if not piece:
+                    return
+                collected.append(piece)
+
+        thread = threading.Thread(target=collect)
+        thread.start()
+        try:
+            with support.descriptor_is(number, writer):
+                os.close(writer)
+                write(clinvk.Output(number))
+        finally:
+            thread.join()
+            os.close(reader)
+        return b"".join(collected)
+
+    def shown(self, write, number=1, columns=80):
+        """What a sink writes to a terminal, byte for byte."""
+        master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        attributes = termios.tcgetattr(slave)
+        attributes[1] &= ~termios.OPOST  # no carriage returns put in
+        termios.tcsetattr(slave, termios.TCSANOW, attributes)
+        collected = []
+
+        def collect():
+            while True:
+                try:
+                    piece = os.read(master, 1 << 16)
+                except OSError:  # EIO: nobody has the terminal open any more
+                    return
+                if not piece:
+                    return
+                collected.append(piece)
+
+        thread = threading.Thread(target=collect)
+        thread.start()
+        try:
+            with support.descriptor_is(number, slave):
+                os.close(slave)
+                write(clinvk.Output(number))
+        finally:
+            thread.join()
+            os.close(master)
+        return b"".join(collected)
+
+    def writes(self, write):
+        """What a sink writes, one item for each write: this socket keeps them apart."""
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        collected = []
+
+        def collect():
+            while True:
+                piece = mine.recv(1 << 21)
+                if not piece:
+                    return
+                collected.append(piece)
+
+        thread = threading.Thread(target=collect)
+        thread.start()
+        try:
+            with support.descriptor_is(1, theirs.fileno()):
+                theirs.close()
+                write(clinvk.Output(1))
+        finally:
+            thread.join()
+            mine.close()
+        return collected
+
+
+class Fields(SinkCase):
+    def test_a_plain_result_has_these_fields_in_this_order(self):
+        self.assertEqual(b"".join(clinvk.encoded(result())), (
+            b'{"index":0,"backend":"echo","status":"ok","exit_code":0,"output":"hello\\n","attempts":1,'
+            b'"start_time":"2026-11-24T15:59:59.500Z","end_time":"2026-11-24T16:00:02.000Z","duration_seconds":2.5}'))
+
+    def test_a_full_result_has_all_its_fields_in_this_order(self):
+        task = TASK._replace(index=7, id="a-1", name="审查", tags=("x", "y"), meta={"k": [1, None]})
+        full = result(7, "out", status="failed", exit_code=3, error="e", error_kind="rate_limit", retry_after_seconds=2.5, warnings=("w",), model="m", session_id="s",
+                      usage={"total_tokens": 5}, cost_usd=0.25, num_turns=2, attempts=2, task=task)
+        value = json.loads(b"".join(clinvk.encoded(full)).decode())
+        self.assertEqual(list(value.items()), [
+            ("index", 7), ("task_id", "a-1"), ("task_name", "审查"), ("tags", ["x", "y"]), ("meta", {"k": [1, None]}), ("backend", "echo"), ("model", "m"), ("status", "failed"),
+            ("exit_code", 3), ("output", "out"), ("error", "e"), ("error_kind", "rate_limit"), ("retry_after_seconds", 2.5), ("warnings", ["w"]), ("session_id", "s"),
+            ("usage", {"total_tokens": 5}), ("cost_usd", 0.25), ("num_turns", 2), ("attempts", 2), ("start_time", "2026-11-24T15:59:59.500Z"),
+            ("end_time", "2026-11-24T16:00:02.000Z"), ("duration_seconds", 2.5)])
+
+    def test_output_is_always_there_and_a_cost_of_zero_is_not_an_unknown_one(self):
+        value = json.loads(b"".join(clinvk.encoded(result(answer="", cost_usd=0.0, task=None))).decode())
+        self.assertEqual((value["output"], value["cost_usd"]), ("", 0.0))
+        self.assertNotIn("cost_usd", json.loads(b"".join(clinvk.encoded(result())).decode()))
+
+    def test_an_answer_in_a_file_is_encoded_as_one_in_memory_is(self):
+        chance = random.Random(11)
+        for size in (0, 1, clinvk.CHUNK - 1, clinvk.CHUNK, clinvk.CHUNK + 1, 3 * clinvk.CHUNK + 5):
+            data = bytearray(chance.choice((b"a", "审".encode(), b"\xff", b"\0", b'"', b"\\", b"\n", "\U0001f600".encode())) for _ in range(0))
+            while len(data) < size:
+                data += chance.choice((b"plain text " * 50, "审查".encode(), b"\xff", b"\0", b'"', b"\\", b"\n", "\U0001f600".encode(), b"\xed\xa0\x80x"))
+            in_file = result(answer=self.text_file(bytes(data)), error="after", warnings=("w",))
+            in_memory = in_file._replace(answer=clinvk.to_text(bytes(data)))
+            pieces = list(clinvk.encoded(in_file))
+            self.assertLess(max(map(len, pieces)), 8 * clinvk.CHUNK)
+            self.assertEqual(json.loads(b"".join(pieces).decode("utf-8")), json.loads(b"".join(clinvk.encoded(in_memory)).decode("utf-8")))
+
+
+class JsonLines(SinkCase):
+    @support.only_linux
+    def test_each_result_is_one_line_in_one_write(self):
+        results = [result(2), result(0, "审查\n\x1b[31m"), result(1, "x" * 100000)]
+
+        def write(output):
+            sink = clinvk.JsonLines(output)
+            for each in results:
+                sink.write(each)
+
+        lines = self.writes(write)
+        self.assertEqual(len(lines), 3)
+        for line, each in zip(lines, results):
+            self.assertEqual(line.count(b"\n"), 1)
+            self.assertTrue(line.endswith(b"}\n"))
+            self.assertEqual(json.loads(line.decode())["output"], each.answer)
+
+    @support.only_linux
+    def test_a_large_answer_from_a_file_is_one_write_too_up_to_a_bound(self):
+        data = b"y" * 150000
+        lines = self.writes(lambda output: clinvk.JsonLines(output).write(result(answer=self.text_file(data))))
+        self.assertEqual([json.loads(line.decode())["output"] for line in lines], [data.decode()])
+        huge = b"z" * (2 * clinvk.ONE_WRITE_BYTES)
+        line = self.written(lambda output: clinvk.JsonLines(output).write(result(answer=self.text_file(huge))))
+        self.assertEqual(json.loads(line.decode())["output"], huge.decode())
+        self.assertEqual(line.count(b"\n"), 1)
+
+    def test_a_line_is_valid_utf8_json_whatever_a_backend_printed(self):
+        for data in (b"\xff\xfe", b"\xed\xa0\x80", b"\xed\xb2\x80", b"\0\x01\x1b\x7f", b"\xc3", "\u2028\u2029\ufeff".encode(), b"\x80" * 70000):
+            for answer in (clinvk.to_text(data), self.text_file(data)):
+                line = self.written(lambda output: clinvk.JsonLines(output).write(result(answer=answer)))
+                output = json.loads(line.decode("utf-8"))["output"]
+                self.assertEqual(clinvk.to_bytes(output), data)
+
+    def test_an_output_that_cannot_be_written_is_an_error_that_says_why(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with support.descriptor_is(1, writer), self.assertRaises(clinvk.OutputError) as caught:
+            clinvk.JsonLines(clinvk.Output(1)).write(result())
+        os.close(writer)
+        self.assertTrue(caught.exception.broken_pipe)
+        if os.path.exists("/dev/full"):
+            full = os.open("/dev/full", os.O_WRONLY)
+            with support.descriptor_is(1, full), self.assertRaisesRegex(clinvk.OutputError, "^cannot write to stdout: No space left on device$") as caught:
+                clinvk.JsonLines(clinvk.Output(1)).write(result())
+            with support.descriptor_is(2, full):
+                clinvk.Output(2).text("nobody can read this, and nobody needs to know\n")
+            os.close(full)
+            self.assertFalse(caught.exception.broken_pipe)
+
+
+class Spools(SinkCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_environment()
+
+    def test_records_come_back_whole_in_the_order_of_their_indexes(self):
+        chance = random.Random(12)
+        records = {index: [os.urandom(chance.choice((0, 1, 10, 70000))) for _ in range(chance.randrange(1, 4))] for index in chance.sample(range(300), 60)}
+        spool = clinvk.Spool()
+        for index in chance.sample(sorted(records), len(records)):
+            spool.add(index, iter(records[index]))
+        self.assertEqual(os.listdir(self.tmp), [])
+        for _ in range(2):
+            self.assertEqual([b"".join(pieces) for pieces in spool], [b"".join(records[index]) for index in sorted(records)])
+        spool.add(1000, [b"late"])
+        self.assertEqual([b"".join(pieces) for pieces in spool][-1], b"late")
+        self.assertEqual(list(clinvk.Spool()), [])
+
+    def test_where_nothing_can_be_kept_it_says_so(self):
+        os.environ["TMPDIR"] = self.path("nowhere")
+        with self.assertRaisesRegex(clinvk.OutputError, "^cannot keep results.*nowhere.*No such file or directory"):
+            clinvk.Spool()
+
+
+class Reports(SinkCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_environment()
+
+    def test_it_is_one_object_with_the_results_in_the_order_of_the_tasks(self):
+        chance = random.Random(13)
+        report, totals = clinvk.Report(), clinvk.Totals()
+        order = chance.sample(range(50), 50)
+        for index in order:
+            each = result(index, self.text_file(b"\xff" * 100000, "a%d" % index) if index % 10 == 3 else "answer %d" % index)
+            report.write(each)
+            totals.write(each)
+        totals.stop()
+        text = b"".join(report.pieces(totals.fields()))
+        self.assertTrue(text.endswith(b"\n]}\n"))
+        value = json.loads(text.decode("utf-8"))
+        self.assertEqual(list(value)[:4], ["total_tasks", "completed", "failed", "canceled"])
+        self.assertEqual(list(value)[-1], "results")
+        self.assertEqual([each["index"] for each in value["results"]], list(range(50)))
+        self.assertEqual(value["results"][7]["output"], "answer 7")
+        self.assertEqual(value["results"][13]["output"], "\udcff" * 100000)
+        self.assertEqual(len(text.splitlines()), 52, "a result a line")
+
+    def test_it_is_valid_without_any_result(self):
+        self.assertEqual(json.loads(b"".join(clinvk.Report().pieces({"total_tasks": 0})).decode()), {"total_tasks": 0, "results": []})
+
+
+class Texts(SinkCase):
+    def test_an_answer_stands_behind_its_number_and_ends_with_a_newline(self):
+        for index, answer, expected in ((0, "hello", b"[1] hello\n"), (1, "hello\n", b"[2] hello\n"), (9, "a\n\nb\n\n", b"[10] a\n\nb\n\n"), (2, "", b""), (0, "审查", "[1] 审查\n".encode())):
+            self.assertEqual(self.written(lambda output: clinvk.Text(output).write(result(index, answer))), expected)
+
+    def test_an_answer_in_a_file_is_written_the_same_way(self):
+        for data in (b"x" * 200000, b"x" * 199999 + b"\n", "审".encode() * 70000):
+            got = self.written(lambda output: clinvk.Text(output).write(result(3, self.text_file(data))))
+            self.assertEqual(got, b"[4] " + data.rstrip(b"\n") + b"\n")
+
+    def test_a_pipe_gets_the_bytes_as_they_are(self):
+        for data in (b"\x1b[31mred\x1b[0m\r\n\0\xff\x9b\xed\xa0\x80", b"\x1b]0;title\x07" * 20000):
+            for answer in (clinvk.to_text(data), self.text_file(data)):
+                got = self.written(lambda output: clinvk.Text(output).write(result(0, answer)))
+                self.assertEqual(got, b"[1] " + data + (b"" if data.endswith(b"\n") else b"\n"))
+
+    def test_a_terminal_gets_no_control_characters(self):
+        for data in ("\x1b[31mred\x1b[0m \x1b]0;t\x07 a\rb \x9b31m \u202e審\t.\n".encode(), b"\x1b[2J" * 20000):
+            for answer in (clinvk.to_text(data), self.text_file(data)):
+                got = self.shown(lambda output: clinvk.Text(output).write(result(0, answer))).decode("utf-8")
+                self.assertEqual([c for c in got if ord(c) < 32 and c not in "\n\t" or 127 <= ord(c) < 160 or c == "\u202e"], [])
+                self.assertTrue(got.startswith("[1] ^[["))
+
+    def test_a_terminal_gets_no_stray_bytes_which_may_be_control_characters_to_it(self):
+        for data in (b"a\x9b31mred\n", b"\x90\x9d\xff\n", b"\x9b2J" * 30000):
+            for answer in (clinvk.to_text(data), self.text_file(data)):
+                got = self.shown(lambda output: clinvk.Text(output).write(result(0, answer)))
+                got.decode("utf-8")  # every byte belongs to a character
+
+    def test_command_lines_are_written_as_they_are_and_failures_are_not(self):
+        def write(output):
+            sink = clinvk.CommandLines(output)
+            sink.write(result(0, "cat <<< hello", status="skipped"))
+            sink.write(result(1, "", status="failed", error="bad"))
+            sink.write(result(2, "x" * 100, status="skipped"))
+        self.assertEqual(self.written(write), b"cat <<< hello\n" + b"x" * 100 + b"\n")
+
+
+class Directories(SinkCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_environment()
+        self.out = self.path("deep", "out")
+
+    def test_there_is_a_file_for_each_task_and_a_summary(self):
+        directory, totals = clinvk.Directory(self.out), clinvk.Totals()
+        self.assertEqual(os.listdir(self.out), [])
+        for each in (result(1, "b", task=TASK._replace(index=1, name="审查 auth 模块", meta={"k": 1}, timeout=5.0)), result(0, "a", task=TASK._replace(id="first one"))):
+            directory.write(each)
+            totals.write(each)
+        self.assertEqual(sorted(os.listdir(self.out)), ["001_first_one.json", "002_auth.json"], "each is there at once")
+        directory.finish(totals.fields())
+        self.assertEqual(sorted(os.listdir(self.out)), ["001_first_one.json", "002_auth.json", "summary.json"])
+        with open(os.path.join(self.out, "002_auth.json"), encoding="utf-8") as file:
+            value = json.load(file)
+        self.assertEqual(value["task"], {"backend": "echo", "prompt": "say hello", "approval_mode": "default", "sandbox_mode": "default", "timeout": 5.0,
+                                         "name": "审查 auth 模块", "meta": {"k": 1}})
+        self.assertEqual((value["result"]["index"], value["result"]["output"]), (1, "b"))
+        with open(os.path.join(self.out, "summary.json"), encoding="utf-8") as file:
+            summary = json.load(file)
+        self.assertEqual((summary["total_tasks"], [each["output"] for each in summary["results"]]), (2, ["a", "b"]))
+
+    def test_files_and_directory_are_private_whatever_the_umask(self):
+        former = os.umask(0)
+        self.addCleanup(os.umask, former)
+        directory = clinvk.Directory(self.out)
+        directory.write(result(0, self.text_file(b"x" * 300000)))
+        directory.finish({})
+        self.assertEqual(stat.S_IMODE(os.stat(self.out).st_mode), 0o700)
+        for name in os.listdir(self.out):
+            self.assertEqual(stat.S_IMODE(os.stat(os.path.join(self.out, name)).st_mode), 0o600)
+
+    def test_no_id_or_name_makes_a_path(self):
+        directory = clinvk.Directory(self.out)
+        words = ["../../x", "/etc/passwd", "..", ".", "a/b\\c", "审查", "x" * 500, "con", "a\0b\nc", "-rf", "\ud800", "NUL ", "summary", "%s%n", "é", "~", "a.json"]
+        for index, word in enumerate(words):
+            directory.write(result(index, task=TASK._replace(index=index, id=word)))
+            directory.write(result(100 + index, task=TASK._replace(index=100 + index, name=word)))
+        names = os.listdir(self.out)
+        self.assertEqual(len(names), 2 * len(words))
+        for name in names:
+            self.assertRegex(name, r"\A[0-9]{3}_[A-Za-z0-9_-]{1,64}\.json\Z")
+        self.assertIn("001_x.json", names)
+        self.assertIn("006_task-6.json", names)
+        self.assertEqual(sorted(os.listdir(self.path("deep"))), ["out"])
+        directory.write(result(1233))
+        self.assertIn("1234_task-1234.json", os.listdir(self.out))
+
+    def test_an_earlier_run_in_it_is_written_over_and_what_is_not_ours_stays(self):
+        for text in ("one", "two"):
+            directory = clinvk.Directory(self.out)
+            directory.write(result(0, text))
+            directory.finish({"run": text})
+            with open(os.path.join(self.out, "notes.txt"), "a") as file:
+                file.write(text)
+        self.assertEqual(sorted(os.listdir(self.out)), ["001_task-1.json", "notes.txt", "summary.json"])
+        with open(os.path.join(self.out, "001_task-1.json")) as file:
+            self.assertEqual(json.load(file)["result"]["output"], "two")
+
+    def test_a_directory_that_cannot_be_used_is_an_error_that_names_it(self):
+        path = self.file("a file", b"")
+        for bad in (path, os.path.join(path, "below")):
+            with self.assertRaisesRegex(clinvk.OutputError, "^cannot write to output_dir %s: " % bad):
+                clinvk.Directory(bad)
+        directory = clinvk.Directory(self.out)
+        os.rmdir(self.out)
+        with self.assertRaisesRegex(clinvk.OutputError, "^cannot write %s/001_task-1.json: No such file or directory" % self.out):
+            directory.write(result())
+
+    def test_a_result_without_a_task_and_a_bad_task_are_kept_too(self):
+        directory = clinvk.Directory(self.out)
+        directory.write(result(0, task=None))
+        bad = clinvk.Task(1, "", "", invalid="stdin:2: prompt: expected a string, got 3")
+        directory.write(clinvk.run_task(bad)._replace(task=bad))
+        with open(os.path.join(self.out, "002_task-2.json")) as file:
+            value = json.load(file)
+        self.assertEqual((value["task"]["invalid"], value["result"]["error"]), (bad.invalid, bad.invalid))
+
+
+class Statuses(SinkCase):
+    def test_a_terminal_shows_one_line_that_is_drawn_anew_and_cleared(self):
+        def write(output):
+            progress = clinvk.Progress(output, 20)
+            progress.show(2)
+            progress.hide()
+            progress.write(result(0))
+            progress.write(result(1, status="failed"))
+            progress.write(result(2, status="timeout"))
+            progress.write(result(3, status="canceled"))
+            progress.show(3)
+            progress.hide()
+            progress.hide()
+
+        self.assertRegex(self.shown(write, 2).decode(), r"\A\[0/20\] 2 running, 00:0\d\r\x1b\[K\[4/20\] 3 running, 2 failed, 00:0\d\r\x1b\[K\Z")
+
+    def test_the_total_is_left_out_where_it_is_not_known_and_the_line_fits(self):
+        def write(output):
+            clinvk.Progress(output, None).show(1)
+
+        self.assertRegex(self.shown(write, 2).decode(), r"\A\[0\] 1 running, 00:0\d\Z")
+        self.assertEqual(self.shown(write, 2, columns=12).decode(), "[0] 1 ru...")
+
+    def test_it_is_not_drawn_more_often_than_an_eye_can_follow(self):
+        def write(output):
+            progress = clinvk.Progress(output, 9)
+            for running in range(9):
+                progress.show(running)
+
+        self.assertIn(self.shown(write, 2).count(b"running"), (1, 2))
+
+    def test_elsewhere_it_is_a_line_for_each_result(self):
+        def write(output):
+            progress = clinvk.Progress(output, 3)
+            progress.show(2)
+            progress.write(result(0))
+            progress.hide()
+            progress.write(result(1, status="lost"))
+
+        self.assertRegex(self.written(write, 2).decode(), r"\A\[1/3\] \d running, 00:0\d\n\[2/3\] \d running, 1 failed, 00:0\d\n\Z")
+
+
+if __name__ == "__main__":
+    unittest.main()

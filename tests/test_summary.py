@@ -1,0 +1,179 @@
+"""Section 9, Summary: the table as the manual shows it, totals that always add up, the verdict."""
+import json
+import random
+import unittest
+
+from support import clinvk
+from test_sinks import SinkCase
+
+TASK = clinvk.Task(0, "claude", "prompt")
+
+
+def result(index, status="ok", backend="claude", seconds=1.0, **fields):
+    task = TASK._replace(index=index, name=fields.pop("name", ""), prompt=fields.pop("prompt", "prompt %d" % index))
+    return clinvk.Result(index, backend, status, 0, start_time=100.0, end_time=100.0 + seconds, task=task, **fields)
+
+
+def totals_of(results, seconds=0.0):
+    totals = clinvk.Totals()
+    for each in results:
+        totals.write(each)
+    totals.duration_seconds = seconds
+    return totals
+
+
+class TableCase(SinkCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_environment()
+
+    def printer(self, results, color=False, seconds=3.2):
+        def write(output):
+            table = clinvk.Table()
+            for each in results:
+                table.write(each)
+            table.print(output, totals_of(results, seconds), color)
+        return write
+
+    def table(self, *results, **options):
+        """The printed table, as its lines."""
+        return self.written(self.printer(results, **options)).decode("utf-8").split("\n")
+
+    def row(self, one, **options):
+        """The lines of one result."""
+        return self.table(one, **options)[5:-3]
+
+
+class Tables(TableCase):
+    def test_the_table_is_laid_out_as_the_manual_shows_it(self):
+        results = [result(1, "failed", "codex", 3.2, name="add logging", error="exceeded retry limit, last status: 429 Too Many Requests"),
+                   result(0, "ok", "claude", 2.5, name="审查 auth 模块")]
+        self.assertEqual("\n".join(self.table(*results)), """
+Results
+============================================================
+#    BACKEND      STATUS     DURATION   TASK
+------------------------------------------------------------
+1    claude       OK         2.50s      审查 auth 模块
+2    codex        FAILED     3.20s      add logging
+     error: exceeded retry limit, last status: 429 Too Many Requests
+------------------------------------------------------------
+Total: 2 tasks, 1 completed, 1 failed (3.20s)
+""")
+
+    def test_rows_are_in_the_order_of_the_tasks_whatever_the_order_of_their_ends(self):
+        chance = random.Random(14)
+        lines = self.table(*[result(index) for index in chance.sample(range(1200), 1200)])
+        self.assertEqual([line.split()[0] for line in lines[5:-3]], [str(number) for number in range(1, 1201)])
+
+    def test_every_status_has_its_word(self):
+        for status in clinvk.STATUSES:
+            self.assertEqual(self.row(result(0, status))[0], "1    claude       %-10s 1.00s      prompt 0" % ("OK" if status == "ok" else status.upper()))
+
+    def test_a_task_is_shown_by_its_name_or_else_by_the_first_line_of_its_prompt(self):
+        for fields, label in (({"name": "its name"}, "its name"), ({"prompt": "\n  first\tline \nsecond"}, "first line"), ({"name": "a\nb", "prompt": "c"}, "a"),
+                              ({"prompt": "\x1b[31mred"}, "^[[31mred")):
+            self.assertEqual(self.row(result(0, **fields)), ["1    claude       OK         1.00s      " + label])
+
+    def test_a_bad_task_is_shown_with_what_is_wrong(self):
+        bad = clinvk.Task(1, "", "", invalid="stdin:2: prompt: expected a string, got 3")
+        lines = self.row(clinvk.run_task(bad)._replace(task=bad))
+        self.assertRegex(lines[0], r"^2 {17}FAILED     0\.00s {6}stdin:2: prompt: expected")
+        self.assertEqual(lines[1], "     error: stdin:2: prompt: expected a string, got 3")
+
+    def test_a_long_task_is_cut_to_the_width_by_columns(self):
+        for name, cut in (("x" * 100, "x" * 36 + "..."), ("审" * 50, "审" * 18 + "..."), ("x" + "审" * 50, "x" + "审" * 17 + "..."), ("e\u0301" * 39, "e\u0301" * 39)):
+            self.assertEqual(self.row(result(0, name=name)), ["1    claude       OK         1.00s      " + cut])
+
+    def test_a_wide_terminal_shows_more_and_a_narrow_one_is_taken_for_sixty(self):
+        one = result(0, "failed", name="x" * 200, error="e" * 200)
+        for columns, width in ((150, 150), (40, 60), (61, 61)):
+            lines = self.shown(self.printer([one]), columns=columns).decode().split("\n")
+            self.assertEqual(lines[5], "1    claude       FAILED     1.00s      " + "x" * (width - 44) + "...")
+            self.assertEqual(lines[6], "     error: " + "e" * (width - 15) + "...")
+            self.assertLess(len(lines[5]), max(width, 60) + 1)
+
+    def test_columns_line_up_with_names_in_any_script(self):
+        lines = self.table(result(0, name="审查"), result(1, backend="gemini", name="x"), result(9, "timeout", seconds=123.456, name="カタカナ"))
+        starts = [sum(map(clinvk.columns_of, line[:line.index(label)])) for line, label in zip(lines[5:], ("审查", "x", "カタカナ"))]
+        self.assertEqual(starts, [40, 40, 40])
+
+    def test_the_error_is_one_line_safe_to_show_and_none_is_needed_for_what_was_canceled(self):
+        self.assertEqual(self.row(result(0, "failed", error="\nfirst \x1b[1m\nsecond"))[1:], ["     error: first ^[[1m"])
+        self.assertEqual(len(self.row(result(0, "canceled", error="canceled before it started"))), 1)
+        self.assertEqual(self.row(result(0, "timeout", error="timed out after 2s"))[1:], ["     error: timed out after 2s"])
+
+    def test_colors_are_only_in_the_status_and_change_no_width(self):
+        results = [result(0), result(1, "failed", error="e"), result(2, "canceled"), result(3, "skipped"), result(4, "timeout"), result(5, "lost")]
+        colored, plain = self.table(*results, color=True), self.table(*results)
+        self.assertEqual([line for line in colored if "\x1b" in line], [
+            "1    claude       \x1b[32mOK        \x1b[m 1.00s      prompt 0", "2    claude       \x1b[31mFAILED    \x1b[m 1.00s      prompt 1",
+            "3    claude       \x1b[33mCANCELED  \x1b[m 1.00s      prompt 2", "5    claude       \x1b[31mTIMEOUT   \x1b[m 1.00s      prompt 4",
+            "6    claude       \x1b[31mLOST      \x1b[m 1.00s      prompt 5"])
+        for code in ("\x1b[32m", "\x1b[31m", "\x1b[33m", "\x1b[m"):
+            colored = [line.replace(code, "") for line in colored]
+        self.assertEqual(colored, plain)
+
+    def test_the_table_holds_nothing_in_the_temporary_directory_when_it_is_gone(self):
+        table = clinvk.Table()
+        for index in range(100):
+            table.write(result(index, name="n" * 1000))
+        del table
+
+
+class Totals(unittest.TestCase):
+    def test_the_parts_always_add_up_to_the_whole(self):
+        chance = random.Random(15)
+        for _ in range(300):
+            results = [result(index, chance.choice(clinvk.STATUSES), usage=chance.choice((None, {"total_tokens": 3, "input_tokens": 2})), cost_usd=chance.choice((None, 0.25)))
+                       for index in range(chance.randrange(20))]
+            totals = totals_of(results)
+            fields = totals.fields()
+            self.assertEqual(fields["completed"] + fields["failed"] + fields["canceled"] + fields["skipped"], fields["total_tasks"])
+            self.assertEqual(fields["total_tasks"], len(results))
+            counted = {status: sum(each.status == status for each in results) for status in clinvk.STATUSES}
+            self.assertEqual(fields["completed"], counted["ok"])
+            self.assertEqual(fields["failed"], counted["failed"] + counted["timeout"] + counted["lost"])
+            self.assertEqual((fields["canceled"], fields["skipped"]), (counted["canceled"], counted["skipped"]))
+            self.assertEqual(fields.get("usage", {}).get("total_tokens", 0), 3 * sum(each.usage is not None for each in results))
+            known = [each.cost_usd for each in results if each.cost_usd is not None]
+            self.assertEqual(fields.get("cost_usd"), sum(known) if known else None)
+            self.assertEqual(clinvk.verdict(totals), 1 if set(each.status for each in results) - {"ok", "skipped"} else 0)
+            json.dumps(fields, allow_nan=False)
+
+    def test_the_line_says_what_there_is(self):
+        for results, line in (
+                ([], "Total: 0 tasks, 0 completed, 0 failed (3.20s)"), ([result(0)], "Total: 1 tasks, 1 completed, 0 failed (3.20s)"),
+                ([result(0), result(1, "failed"), result(2, "canceled")], "Total: 3 tasks, 1 completed, 1 failed, 1 canceled (3.20s)"),
+                ([result(0, "skipped"), result(1, "skipped")], "Total: 2 tasks, 0 completed, 0 failed, 2 skipped (3.20s)"),
+                ([result(0, usage={"total_tokens": 1234567}, cost_usd=0.12345), result(1)], "Total: 2 tasks, 2 completed, 0 failed, 1,234,567 tokens, $0.1235 (3.20s)"),
+                ([result(0, cost_usd=0.0)], "Total: 1 tasks, 1 completed, 0 failed, $0.0000 (3.20s)")):
+            self.assertEqual(totals_of(results, 3.2).line(), line)
+
+    def test_the_fields_are_in_this_order_and_leave_out_what_is_unknown(self):
+        totals = totals_of([result(0, usage={"input_tokens": 5, "total_tokens": 7}, cost_usd=0.1), result(1, usage={"total_tokens": 1}, cost_usd=0.2)], 1.23456)
+        totals.start_time = 1795535999.5
+        self.assertEqual(list(totals.fields().items()), [
+            ("total_tasks", 2), ("completed", 2), ("failed", 0), ("canceled", 0), ("skipped", 0), ("total_duration_seconds", 1.235), ("start_time", "2026-11-24T15:59:59.500Z"),
+            ("end_time", "2026-11-24T16:00:00.735Z"), ("usage", {"input_tokens": 5, "total_tokens": 8}), ("cost_usd", 0.3)])
+        self.assertEqual(list(totals_of([result(0)]).fields())[-1], "end_time")
+
+    def test_a_duration_is_measured_until_it_is_stopped(self):
+        totals = clinvk.Totals()
+        self.assertEqual(totals.duration_seconds, 0.0)
+        totals.stop()
+        first = totals.duration_seconds
+        self.assertGreater(first, 0.0)
+        totals.stop()
+        self.assertGreater(totals.duration_seconds, first)
+
+
+class Verdicts(unittest.TestCase):
+    def test_every_status_has_its_verdict(self):
+        for status, code in (("ok", 0), ("skipped", 0), ("failed", 1), ("timeout", 1), ("canceled", 1), ("lost", 1)):
+            self.assertEqual(clinvk.verdict(totals_of([result(0), result(1, status)])), code, status)
+        self.assertEqual(clinvk.verdict(totals_of([])), 0)
+        self.assertEqual(set(clinvk.STATUSES), {"ok", "skipped", "failed", "timeout", "canceled", "lost"})
+
+
+if __name__ == "__main__":
+    unittest.main()

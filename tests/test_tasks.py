@@ -1,0 +1,585 @@
+"""Section 5, Tasks: a stream of JSON values is cut into the same pieces wherever its chunks end and whatever is torn in it; every
+field is checked, and an error says where it is; what counts first is the same for every field; files are validated before anything
+starts, pipes hand their tasks out as they come.  No backend is started."""
+import itertools
+import json
+import os
+import random
+import threading
+import unittest
+
+import support
+from support import clinvk
+
+
+def pieces(data, size=None):
+    """The pieces of a stream that comes in chunks of that size."""
+    splitter = clinvk._Splitter()
+    found = []
+    for start in range(0, len(data), size or len(data) or 1):
+        found += splitter.feed(data[start:start + (size or len(data))])
+    return found + list(splitter.feed(b"", at_end=True))
+
+
+def values(found):
+    return [json.loads(piece.data.decode("utf-8")) for piece in found]
+
+
+def outline(found):
+    """What of the pieces matters: where each begins and what it holds."""
+    return [(piece.line, piece.data.strip(), piece.is_value) for piece in found]
+
+
+class Splitting(unittest.TestCase):
+    STREAMS = [
+        (b"", []), (b" \n\t\r\n ", []), (b"{}", [{}]), (b"[]", [[]]), (b'{"a":1}\n{"a":2}\n', [{"a": 1}, {"a": 2}]), (b'{"a":1}\r\n\r\n{"a":2}', [{"a": 1}, {"a": 2}]),
+        (b'{"a":1}{"a":2}[3]{}', [{"a": 1}, {"a": 2}, [3], {}]), (b'[{"a":[{}]}] \t {"b":[]}', [[{"a": [{}]}], {"b": []}]),
+        (b'{\n  "a": [\n    1,\n    {}\n  ]\n}\n{\n  "b": "x"\n}\n', [{"a": [1, {}]}, {"b": "x"}]),
+        (b'\xef\xbb\xbf{"a":1}\n', [{"a": 1}]), (b"\xef\xbb\xbf", []), (b'\xef\xbb\xbf\n\n[1]', [[1]]),
+        (b'{"a":"}{][\\"\\\\"}\n{"b":"\\\\\\"]"}', [{"a": '}{]["\\'}, {"b": '\\"]'}]), ('{"提示":"审查\\n模块"}\n["é\U0001f600"]'.encode(), [{"提示": "审查\n模块"}, ["é\U0001f600"]]),
+        (b'{"a": -1.5e3, "b": true, "c": null}[false]', [{"a": -1500.0, "b": True, "c": None}, [False]]),
+    ]
+
+    def test_a_stream_is_the_same_values_in_chunks_of_any_size(self):
+        for data, expected in self.STREAMS:
+            for size in range(1, len(data) + 2):
+                found = pieces(data, size)
+                self.assertEqual(values(found), expected, (data, size))
+                self.assertTrue(all(piece.is_value for piece in found))
+
+    def test_each_piece_knows_the_line_it_begins_on(self):
+        data = b'\n\n{"a":1}\n{\n"b":2\n} {"c":3}\r\n\r\n[\n]\n'
+        for size in range(1, len(data) + 1):
+            self.assertEqual([piece.line for piece in pieces(data, size)], [3, 4, 6, 8], size)
+
+    def test_random_streams_are_cut_where_their_values_end(self):
+        chance = random.Random(8)
+
+        def value(depth=0):
+            kind = chance.randrange(6 if depth < 4 else 3)
+            if kind == 0:
+                return chance.choice([0, -1, 1.5, 10 ** 20, True, None])
+            if kind < 3:
+                return "".join(chance.choice('a{}[]",:\\\n\t é审\U0001f600') for _ in range(chance.randrange(8)))
+            if kind == 3:
+                return {str(value(9)): value(depth + 1) for _ in range(chance.randrange(4))}
+            return [value(depth + 1) for _ in range(chance.randrange(4))]
+
+        for _ in range(300):
+            expected = [chance.choice((lambda: [value(1)], lambda: {"k": value(1)}))() for _ in range(chance.randrange(1, 6))]
+            data = "".join(json.dumps(item, ensure_ascii=chance.random() < 0.5, indent=chance.choice((None, None, 2))) + chance.choice(("", " ", "\n", "\r\n", "\n\n \n"))
+                           for item in expected).encode()
+            for size in (1, chance.randrange(1, 20), len(data)):
+                self.assertEqual(values(pieces(data, size)), expected, data)
+
+    def test_a_value_is_handed_out_with_its_last_byte(self):
+        for data in (b'{"a":[1,"}"]}', b'[\n{}\n]'):
+            splitter = clinvk._Splitter()
+            for byte in data[:-1]:
+                self.assertEqual(list(splitter.feed(bytes((byte,)))), [])
+            self.assertEqual(len(list(splitter.feed(data[-1:]))), 1)
+
+    def test_damaged_streams_are_cut_the_same_in_chunks_of_any_size(self):
+        chance = random.Random(9)
+        seeds = [b'{"a":"x","b":[1,{"c":"\\"y"}]}\n', b'[\n  {"a": 1},\n  {"b": "2"}\n]\n', b'{"t": "\xe5\xae\xa1"}{}\n', b"\xef\xbb\xbf[1]\n", b"text\n", b'"a"\n']
+        for _ in range(1500):
+            data = bytearray(b"".join(chance.choice(seeds) for _ in range(chance.randrange(1, 5))))
+            for _ in range(chance.randrange(4)):
+                place = chance.randrange(len(data) + 1)
+                data[place:place + chance.randrange(4)] = chance.choice([b"", b'"', b"\\", b"{", b"}", b"]", b"[", b"\n", b",", b":", b"\n{", b"\xff", b"x", b"\0"])
+            data = bytes(data)
+            expected = outline(pieces(data))
+            for size in (1, 2, 3, 7, chance.randrange(1, 40)):
+                self.assertEqual(outline(pieces(data, size)), expected, (data, size))
+
+    def test_every_byte_that_is_not_white_space_is_accounted_for(self):
+        # in a piece, or on the rest of a line, or on lines that were skipped up to one that starts a value
+        chance = random.Random(10)
+        for _ in range(500):
+            data = bytes(chance.choice(b'{}[]":,a\\ \n\n') for _ in range(chance.randrange(1, 60)))
+            lines = [0] + [place + 1 for place, byte in enumerate(data) if byte == 0x0a]
+            place = 0
+            for piece in pieces(data, 5):
+                start = data.index(piece.data, max(place, lines[piece.line - 1]))
+                skipped = data[place:start]
+                if skipped.strip():
+                    for line in skipped.split(b"\n")[1:]:
+                        self.assertFalse(line[:1] in (b"{", b"[") and line, (data, piece))
+                place = start + len(piece.data)
+
+    def test_a_torn_line_costs_that_line_and_nothing_more(self):
+        first, second, third = b'{"prompt":"a \\"b\\" {c}","tags":["x","y"],"meta":{"k":[1,{}]},"id":"one"}', b'{"prompt":"second"}', b'{"prompt":"third"}'
+        for cut in range(1, len(first)):
+            torn = first[:cut]
+            # there a value may go on with an object: only the line after it can show that it did not
+            open_place = torn.rstrip()[-1:] in (b":", b"[") or torn.endswith((b'"x",', b"[1,"))
+            found = pieces(torn + b"\n" + second + b"\n" + third + b"\n", 11)
+            good = []
+            for piece in found:
+                try:
+                    good += values([piece])
+                except ValueError:
+                    continue
+            self.assertEqual(good, [{"prompt": "second"}, {"prompt": "third"}][open_place:], torn)
+            self.assertEqual(len(found), 1 + len(good), torn)
+
+    def test_no_part_of_a_torn_off_batch_passes_for_a_value(self):
+        batch = json.dumps({"tasks": [{"prompt": "a"}, {"prompt": "b", "meta": {"x": [{}]}}, {"prompt": "c"}], "max_parallel": 2})
+        pretty = json.dumps(json.loads(batch), indent=2)
+        flat = '{"tasks":[\n{"prompt":"a"},\n{"prompt":"b"},\n{"prompt":"c"}\n]}'
+        for text in (batch, pretty, flat, "[\n" + flat + "\n]"):
+            data = text.encode()
+            for cut in range(1, len(data)):
+                for end in (b"", b"\n"):
+                    found = pieces(data[:cut] + end, 9)
+                    self.assertEqual(len(found), 1)
+                    with self.assertRaises(ValueError):
+                        values(found)
+
+    def test_what_is_no_value_is_one_piece_and_the_next_line_that_starts_one_goes_on(self):
+        for data, expected in (
+                (b'hello\nworld\n  {"indented":1}\n{"a":1}\n', [(1, b"hello", False), (4, b'{"a":1}', True)]),
+                (b'"text" {"a":1}\n[2]', [(1, b'"text" {"a":1}', False), (2, b"[2]", True)]),
+                (b'12\n', [(1, b"12", False)]), (b"null", [(1, b"null", False)]), (b"}\n}\n{}", [(1, b"}", False), (3, b"{}", True)]),
+                (b'{"a":1} trailing\n{"b":2}\n', [(1, b'{"a":1}', True), (1, b"trailing", False), (2, b'{"b":2}', True)]),
+                (b'{"a":"new\nline"}\n{"b":2}\n', [(1, b'{"a":"new', True), (3, b'{"b":2}', True)])):
+            self.assertEqual(outline(pieces(data)), expected)
+
+
+class TaskCase(support.Case):
+    def setUp(self):
+        super().setUp()
+        self.warnings = []
+
+    def stream(self, data, name="tasks.json", **options):
+        """The stream of a regular file."""
+        path = self.file("input", data)
+        file = os.open(path, os.O_RDONLY)
+        self.addCleanup(os.close, file)
+        return clinvk.TaskStream(file, name, options.get("overrides", {}), options.get("environment", {}), self.warnings.append)
+
+    def tasks(self, data, **options):
+        return list(self.stream(data, **options).in_turn())
+
+    def piped(self, data, **options):
+        """The tasks of a pipe that holds all of `data`."""
+        return list(self.pipe_stream(data, **options).in_turn())
+
+    def pipe_stream(self, data, name="stdin", **options):
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+
+        def write():
+            try:
+                clinvk.write_all(writer, data)
+            except OSError:
+                pass
+            os.close(writer)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            return clinvk.TaskStream(reader, name, options.get("overrides", {}), options.get("environment", {}), self.warnings.append)
+        finally:
+            if len(data) < 60000:  # it fits into the pipe: nobody needs to read it
+                thread.join()
+            else:
+                self.addCleanup(thread.join)
+
+    def refused(self, data, **options):
+        """The message that a file of this content is refused with."""
+        with self.assertRaises(clinvk.UserError) as caught:
+            self.tasks(data, **options)
+        return str(caught.exception)
+
+    def one(self, fields, **options):
+        return self.tasks(dict({"prompt": "p"}, **fields), **options)[0]
+
+
+class Shapes(TaskCase):
+    def test_a_batch_an_array_and_a_task_are_the_same_tasks(self):
+        expected = [clinvk.Task(0, "echo", "a", id="1"), clinvk.Task(1, "claude", "b")]
+        one, two = {"backend": "echo", "prompt": "a", "id": "1"}, {"prompt": "b"}
+        lines = json.dumps(one) + "\n" + json.dumps(two)
+        for data in ({"tasks": [one, two]}, [one, two], lines, lines.replace("\n", ""), json.dumps([one]) + json.dumps({"tasks": [two]}),
+                     json.dumps({"tasks": [one, two]}, indent=4), "\ufeff" + lines, lines.replace("\n", "\r\n\r\n")):
+            self.assertEqual(self.tasks(data), expected)
+            encoded = data.encode() if isinstance(data, str) else json.dumps(data).encode()
+            self.assertEqual(self.piped(encoded), expected)
+
+    def test_the_total_of_a_file_is_known_and_of_a_pipe_is_not(self):
+        data = support.tasks("a", "b", "c")
+        self.assertEqual(self.stream(data).total, 3)
+        self.assertIsNone(self.pipe_stream(data).total)
+
+    def test_a_file_is_read_from_where_it_stands(self):
+        path = self.file("input", b"a heading line\n" + support.tasks("a"))
+        file = os.open(path, os.O_RDONLY)
+        self.addCleanup(os.close, file)
+        os.lseek(file, len(b"a heading line\n"), os.SEEK_SET)
+        stream = clinvk.TaskStream(file, "stdin", {}, {}, self.warnings.append)
+        self.assertEqual([task.prompt for task in stream.in_turn()], ["a"])
+
+    def test_prompts_survive_unchanged(self):
+        for prompt in ("  spaces \n", "\0", "\ud800", "\udcff", "审查 \U0001f600", "x" * 300000, "-x", "\ufeff"):
+            for backend in clinvk.BACKENDS:
+                self.assertEqual(self.one({"prompt": prompt, "backend": backend}).prompt, prompt)
+
+    def test_a_field_that_is_null_is_one_that_is_not_given(self):
+        nothing = {field: None for field in clinvk.TASK_FIELDS if field != "prompt"}
+        self.assertEqual(self.one(nothing), clinvk.Task(0, "claude", "p"))
+        self.assertEqual(self.tasks({"tasks": [{"prompt": "p"}], "defaults": None, "max_parallel": None, "fail_fast": None, "output_dir": None}),
+                         [clinvk.Task(0, "claude", "p")])
+        self.assertEqual(self.one({"model": None}, overrides={"model": "m"}).model, "m")
+
+    def test_there_must_be_something(self):
+        for data in (b"", b" \n", b"\xef\xbb\xbf\n"):
+            self.assertEqual(self.refused(data), "tasks.json: no tasks: the input is empty")
+            with self.assertRaisesRegex(clinvk.UserError, "^stdin: no tasks: the input is empty$"):
+                self.piped(data)
+        self.assertEqual(self.refused(b"\n[]"), "tasks.json:2: no tasks: the list is empty")
+        self.assertEqual(self.refused(b'{\n"tasks":\n[]}'), "tasks.json:3: tasks: no tasks: the list is empty")
+
+
+class Errors(TaskCase):
+    def test_an_error_names_file_line_and_path(self):
+        batch = json.dumps({"max_parallel": 2, "tasks": [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}, {"prompt": "d", "max_turns": "ten"}]}, indent=2)
+        self.assertEqual(self.refused("\n" + batch), 'tasks.json:16: tasks[3].max_turns: expected a whole number, got "ten"')
+
+    def test_errors_of_every_shape(self):
+        for data, message in (
+                ('{"prompt":"a"}\n{"prompt":\n3}', 'tasks.json:3: prompt: expected a string, got 3'), ('[{"prompt":"a"},\n{"prompt":" "}]', "tasks.json:2: [1].prompt: must not be blank"),
+                ('{"tasks":[{"prompt":"a","promt":"b"}]}', 'tasks.json:1: tasks[0].promt: unknown field (did you mean "prompt"?); free data goes into "meta"'),
+                ('{"tasks":[{"prompt":"a"}],\n"zebra":1}', 'tasks.json:2: zebra: unknown field'),
+                ('{"tasks":[{"prompt":"a"}],"max_paralel":1}', 'tasks.json:1: max_paralel: unknown field (did you mean "max_parallel"?)'),
+                ('{"task":[{"prompt":"a"}]}', 'tasks.json:1: task: unknown field (did you mean "tasks"?)'),
+                ('{"promt":"a"}', 'tasks.json:1: promt: unknown field (did you mean "prompt"?); free data goes into "meta"'),
+                ('{"backend":"echo"}', "tasks.json:1: a task needs a prompt"), ('[\n{"prompt":"a"},\n\n{"backend":"echo"}]', "tasks.json:4: [1]: a task needs a prompt"),
+                ('{"backend":"echo",\n"prompt":null}', "tasks.json:2: prompt: a task needs a prompt"), ("{}", "tasks.json:1: a task needs a prompt"),
+                ('{"tasks":{}}', "tasks.json:1: tasks: expected a list of tasks, got {}"), ('{"tasks":null}', "tasks.json:1: tasks: expected a list of tasks, got null"),
+                ('{"tasks":["a"]}', 'tasks.json:1: tasks[0]: expected a task (an object), got "a"'), ("[[]]", "tasks.json:1: [0]: expected a task (an object), got []"),
+                ('{"tasks":[{"prompt":"a"}],"defaults":[]}', "tasks.json:1: defaults: expected an object, got []"),
+                ('{"tasks":[{"prompt":"a"}],\n"defaults":{\n"prompt":"b"}}', "tasks.json:3: defaults.prompt: unknown field"),
+                ('{"tasks":[{"prompt":"a"}],"max_parallel":0}', "tasks.json:1: max_parallel: expected a whole number from 1 on, got 0"),
+                ('{"tasks":[{"prompt":"a"}],"fail_fast":1}', "tasks.json:1: fail_fast: expected true or false, got 1"),
+                ('{"tasks":[{"prompt":"a"}],"output_dir":""}', "tasks.json:1: output_dir: must not be blank"),
+                ('{"prompt":"a","tags":["x",\n["y"]]}', 'tasks.json:2: tags[1]: expected a string, got ["y"]'),
+                ('{"prompt":"a","extra":["x","",3]}', "tasks.json:1: extra[1]: must not be blank"),
+                ('{"prompt":"a","backend":"claud"}', 'tasks.json:1: backend: unknown backend "claud" (did you mean "claude"?); known are claude, codex, gemini, echo'),
+                ('{"prompt":"a","sandbox_mode":"workspace",\n"approval_mode":"none"}', "tasks.json:1: sandbox_mode: claude: without approval nothing would keep it in the workspace: "
+                 'use approval_mode "auto", or sandbox_mode "full"'),
+                ("hello", 'tasks.json:1: expected a JSON object or array, got "hello"'), ("\n12\n", 'tasks.json:2: expected a JSON object or array, got "12"'),
+                ("\xff{}".encode("latin-1"), "tasks.json:1: expected a JSON object or array, got "), (b'{"prompt":\n"a\xff"}', "tasks.json:2: not valid UTF-8 (byte 0xff)"),
+                ('{"prompt":"a"\n"x"}', "tasks.json:2: not valid JSON: Expecting ',' delimiter (column 1)"), ('{"prompt":NaN}', "tasks.json:1: not valid JSON: NaN is not JSON"),
+                ('{"prompt":"a","meta":{"x":1e999}}', "tasks.json:1: not valid JSON: "), ('{"prompt":"a",}', "tasks.json:1: not valid JSON: "),
+                ('{"prompt":"a\nb"}', "tasks.json:1: not valid JSON: "), ('{"prompt":"a"', "tasks.json:1: not valid JSON: "), ('{"prompt":"a"}]', "tasks.json:1: expected a JSON object or array, got "),
+                ('{"tasks":[{"prompt":"a"},\n{"prompt":"b"}', "tasks.json:2: not valid JSON: "), ("[" * 100000 + "]" * 100000, "tasks.json:1: nested too deep"),
+                ('{"prompt":"a","meta":{"x":' + "[" * 100000 + "]" * 100000 + "}}", "tasks.json:1: nested too deep")):
+            with self.subTest(data[:80]):
+                refused = self.refused(data)
+                self.assertTrue(refused.startswith(message), refused)
+                self.assertLess(len(refused), 300)
+                self.assertNotIn("\n", refused)
+
+    def test_two_tasks_with_one_id_are_refused_wherever_they_stand(self):
+        one = '{"prompt":"a","id":"x"}'
+        for data, message in (
+                (one + "\n" + one, "tasks.json:2: id: "), ("[%s,\n%s]" % (one, one), "tasks.json:2: [1].id: "), ('{"tasks":[%s,\n%s]}' % (one, one), "tasks.json:2: tasks[1].id: "),
+                (one + '\n{"tasks":[%s]}' % one, "tasks.json:2: tasks[0].id: "), (one + "\n[%s]" % one, "tasks.json:2: [0].id: "), ("[%s]\n\n" % one + one, "tasks.json:3: id: "),
+                (one + '\n{"max_parallel":2,\n"tasks":[{"prompt":"b"},\n%s]}' % one, "tasks.json:4: tasks[1].id: ")):
+            with self.subTest(data):
+                self.assertEqual(self.refused(data), message + 'another task of this run has the id "x"')
+                tasks = []
+                try:
+                    tasks = self.piped(data.encode())
+                except clinvk.UserError as error:  # it stands in the first value
+                    self.assertEqual(str(error), message.replace("tasks.json", "stdin") + 'another task of this run has the id "x"')
+                if tasks:
+                    self.assertEqual(tasks[-1].invalid, message.replace("tasks.json", "stdin") + 'another task of this run has the id "x"')
+
+    def test_many_ids_are_told_apart(self):
+        seen = clinvk._Identifiers()
+        names = ["id-%d" % number for number in range(5000)] + ["", "\ud800", "审查"]
+        for name in names:
+            self.assertNotIn(name, seen)
+            seen.add(name)
+        self.assertTrue(all(name in seen for name in names))
+        self.assertFalse(any("other-%d" % number in seen for number in range(5000)))
+
+    def test_the_ids_of_a_value_that_was_refused_are_free_again(self):
+        data = b'{"prompt":"a"}\n[{"prompt":"b","id":"x"},{"prompt":3}]\n{"prompt":"c","id":"x"}\n'
+        tasks = self.piped(data)
+        self.assertEqual([(task.prompt, task.id, bool(task.invalid)) for task in tasks], [("a", "", False), ("", "", True), ("c", "x", False)])
+
+
+LONG = "x" * 500
+# per field: values that are taken, with what becomes of them, and values that are not, with the start of what is said
+FIELDS = {
+    "backend": ([("codex", "codex")], [("", 'unknown backend ""'), (3, "unknown backend 3"), ("CLAUDE", 'unknown backend "CLAUDE"'), (["claude"], "unknown backend [")]),
+    "prompt": ([("x", "x"), (" a\n", " a\n"), ("\0", "\0")], [("", "must not be blank"), (" \n\t", "must not be blank"), (3, "expected a string, got 3"), (["a"], "expected a string"), ({}, "expected a string")]),
+    "model": ([("opus", "opus"), (LONG, LONG), ("\udcff", "\udcff")], [("", "must not be blank"), ("a\0b", "must not contain NUL"), ("\ud800", "holds a character that cannot be passed"), (1, "expected a string")]),
+    "workdir": ([("/x y", "/x y"), ("审查", "审查"), (".", ".")], [("", "must not be blank"), ("\0", "must not contain NUL"), (False, "expected a string, got false")]),
+    "approval_mode": ([(mode, mode) for mode in clinvk.APPROVAL_MODES], [("", 'unknown approval mode ""'), ("never", 'unknown approval mode "never"'), (True, "unknown approval mode true"), ({}, "unknown approval mode {}")]),
+    "sandbox_mode": ([(mode, mode) for mode in clinvk.SANDBOX_MODES], [("readonly", 'unknown sandbox mode "readonly" (did you mean "read-only"?); known are default, read-only, workspace, full')]),
+    "output_format": ([("json", None), ("", None)], [(1, "expected a string, got 1")]),
+    "max_tokens": ([(1, 1), (10 ** 6, 10 ** 6)], [(0, "expected a whole number from 1 on, got 0"), (-1, "expected a whole number from 1 on"), (1.0, "expected a whole number, got 1.0"), (True, "expected a whole number, got true"), ("1", 'expected a whole number, got "1"')]),
+    "max_turns": ([(1, 1), (99, 99)], [(0, "expected a whole number from 1 on, got 0"), (2.5, "expected a whole number, got 2.5"), ([], "expected a whole number, got []"), (False, "expected a whole number, got false")]),
+    "system_prompt": ([("be brief", "be brief"), ("a\nb", "a\nb")], [("  ", "must not be blank"), ("\0", "must not contain NUL"), ("\ud800", "holds a character"), ({}, "expected a string")]),
+    "timeout": ([(90, 90.0), (0.5, 0.5), ("90", 90.0), ("1.5m", 90.0), ("2h", 7200.0)],
+                [(0, "expected seconds above 0"), (-1, "expected seconds above 0"), (True, "expected seconds above 0"), ("soon", "expected a duration such as"), ("0s", "expected a duration above 0"), ([], "expected seconds above 0"), ("", "expected a duration")]),
+    "extra": ([([], ()), (["-x", "a b"], ("-x", "a b"))], [("-x", "expected a list of strings"), ([1], "expected a string, got 1"), ([""], "must not be blank"), (["a\0"], "must not contain NUL"), ({"a": 1}, "expected a list of strings")]),
+    "verbose": ([(True, True), (False, False)], [(1, "expected true or false, got 1"), ("yes", "expected true or false")]),
+    "dry_run": ([(True, True), (False, False)], [(0, "expected true or false, got 0"), ("", "expected true or false")]),
+    "id": ([("1", "1"), ("../../x", "../../x"), (LONG, LONG)], [("", "must not be blank"), (1, "expected a string, got 1")]),
+    "name": ([("审查 auth", "审查 auth"), ("a\nb", "a\nb")], [(" ", "must not be blank"), (1.5, "expected a string, got 1.5")]),
+    "tags": ([([], ()), (["a", "", "审"], ("a", "", "审"))], [("a", "expected a list of strings"), ([None], "expected a string, got null"), ([["a"]], "expected a string")]),
+    "meta": ([({}, {}), ({"a": [None, {"b": 1.5}]}, {"a": [None, {"b": 1.5}]})], [([], "expected an object, got []"), ("x", "expected an object"), (0, "expected an object, got 0")]),
+}
+
+
+class Fields(TaskCase):
+    def test_the_table_has_every_field(self):
+        self.assertEqual(set(FIELDS), set(clinvk.TASK_FIELDS))
+        self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields) - {"index", "invalid"})
+
+    def test_every_field_takes_what_it_should(self):
+        for field, (good, _) in FIELDS.items():
+            for value, kept in good:
+                with self.subTest(field=field, value=value):
+                    task = self.one({field: value}) if field != "sandbox_mode" else self.one({field: value, "backend": "echo"})
+                    if field != "output_format":
+                        self.assertEqual(getattr(task, field), kept)
+                        self.assertIs(type(getattr(task, field)), type(kept))
+
+    def test_every_field_refuses_what_it_should_and_says_what_it_expected(self):
+        for field, (_, bad) in FIELDS.items():
+            for value, message in bad:
+                with self.subTest(field=field, value=value):
+                    refused = self.refused(dict({"prompt": "p"}, **{field: value}))
+                    step = "[0]" if isinstance(value, list) and field in ("extra", "tags") else ""
+                    self.assertTrue(refused.startswith("tasks.json:1: %s%s: %s" % (field, step, message)), refused)
+
+    def test_defaults_take_every_field_but_those_of_a_single_task(self):
+        for field, (good, bad) in FIELDS.items():
+            value, kept = good[-1]
+            data = {"tasks": [{"prompt": "p", "backend": "echo"}], "defaults": {field: value}}
+            with self.subTest(field):
+                if field in ("prompt", "id", "name"):
+                    self.assertIn("defaults.%s: unknown field" % field, self.refused(data))
+                    continue
+                task = self.tasks(data)[0]
+                if field not in ("backend", "output_format"):
+                    self.assertEqual(getattr(task, field), kept)
+                self.assertIn("tasks.json:1: defaults.%s" % field, self.refused(dict(data, defaults={field: bad[-1][0]})))
+
+    def test_a_prompt_that_its_backend_cannot_take_is_refused(self):
+        self.assertEqual(self.refused({"prompt": "x" * 1048577, "backend": "codex"}),
+                         "tasks.json:1: prompt: the prompt has 1,048,577 characters; codex takes 1,048,576 at most")
+
+    def test_free_data_is_not_deeper_than_every_json_program_can_take(self):
+        for depth in (100, clinvk.DEEPEST - 1):
+            text = '{"prompt":"p","meta":{"x":%s}}' % ("[" * (depth - 1) + "]" * (depth - 1))
+            self.assertEqual(clinvk.dumps(self.tasks(text)[0].meta), text[21:-1].encode())
+        for depth in (clinvk.DEEPEST, 900):
+            self.assertEqual(self.refused('{"prompt":"p","meta":{"x":%s}}' % ("[" * depth + "]" * depth)), "tasks.json:1: nested too deep")
+
+    def test_a_timeout_is_one_that_can_be_waited_for(self):
+        for value in (1e10, 1e300, "9" * 400, "99999999h"):
+            with self.subTest(value):
+                try:
+                    timeout = self.one({"timeout": value}).timeout
+                except clinvk.UserError:
+                    continue
+                self.assertLessEqual(timeout, threading.TIMEOUT_MAX)
+
+
+# per field: values for the task itself, the command line, the batch's defaults and the environment, and the built-in one
+PRECEDENCE = {
+    "backend": ("echo", "codex", "gemini", "claude", "claude"), "model": ("own", "line", "defaults", "environment", ""),
+    "workdir": ("/own", "/line", "/defaults", None, ""), "approval_mode": ("auto", "none", "always", None, "default"),
+    "sandbox_mode": ("read-only", "full", "workspace", None, "default"), "max_tokens": (1, 2, 3, None, 0), "max_turns": (1, 2, 3, None, 0),
+    "system_prompt": ("own", "line", "defaults", None, ""), "timeout": (1.0, 2.0, 3.0, None, 0.0), "extra": (("own",), ("line",), ("defaults",), None, ()),
+    "verbose": (False, True, False, None, False), "dry_run": (False, True, False, None, False), "tags": (("own",), ("line",), ("defaults",), None, ()),
+    "meta": ({"own": 1}, {"line": 1}, {"defaults": 1}, None, None),
+}
+
+
+class Precedence(TaskCase):
+    def test_the_table_has_every_field_that_can_be_given_elsewhere(self):
+        self.assertEqual(set(PRECEDENCE), set(clinvk.DEFAULTS_FIELDS) - {"output_format"})
+
+    def test_the_task_counts_before_the_command_line_before_the_batch_before_the_environment(self):
+        for field, (own, line, default, variable, built_in) in PRECEDENCE.items():
+            for given in itertools.product((True, False), repeat=4):
+                if variable is None and given[3]:
+                    continue
+                own_given, line_given, default_given, variable_given = given
+                task, batch, overrides, environment = {"prompt": "p"}, {}, {}, {}
+                if field != "backend":
+                    task["backend"] = "echo"
+                if own_given:
+                    task[field] = own
+                if line_given:
+                    overrides[field] = line
+                if default_given:
+                    batch["defaults"] = {field: default}
+                if variable_given:
+                    environment["CLINVK_BACKEND" if field == "backend" else "CLINVK_ECHO_MODEL"] = variable
+                expected = next((value for value, there in zip((own, line, default, variable), given) if there), built_in)
+                with self.subTest(field=field, given=given):
+                    got = self.tasks(dict(batch, tasks=[task]), overrides=overrides, environment=environment)[0]
+                    self.assertEqual(getattr(got, field), expected)
+
+    def test_a_model_of_the_environment_is_for_its_backend_alone(self):
+        environment = {"CLINVK_CLAUDE_MODEL": "opus", "CLINVK_CODEX_MODEL": "gpt", "CLINVK_GEMINI_MODEL": "pro"}
+        tasks = self.tasks([{"prompt": "p", "backend": name} for name in ("claude", "codex", "gemini", "echo")] + [{"prompt": "p"}], environment=environment)
+        self.assertEqual([task.model for task in tasks], ["opus", "gpt", "pro", "", "opus"])
+        self.assertEqual(self.one({}, environment=dict(environment, CLINVK_BACKEND="codex"))[1:4], ("codex", "p", "gpt"))
+        self.assertEqual(self.one({}, environment={"CLINVK_BACKEND": "", "CLINVK_CLAUDE_MODEL": ""})[1:4], ("claude", "p", ""))
+
+    def test_what_comes_from_elsewhere_is_held_against_what_the_task_says(self):
+        # each is allowed alone, both together are not; the path is that of the task, which says nothing wrong itself
+        self.assertEqual(self.refused({"tasks": [{"prompt": "a"}, {"prompt": "p", "approval_mode": "none"}]}, overrides={"sandbox_mode": "workspace"}).partition("claude: ")[0],
+                         "tasks.json:1: tasks[1]: ")
+
+
+class Runs(TaskCase):
+    def test_what_the_batch_says_of_the_run(self):
+        stream = self.stream({"tasks": [{"prompt": "p"}], "max_parallel": 5, "fail_fast": True, "output_dir": "out"})
+        self.assertEqual(stream.run, {"max_parallel": 5, "fail_fast": True, "output_dir": "out"})
+        self.assertEqual(self.stream([{"prompt": "p"}]).run, {})
+
+    def test_the_first_batch_that_says_something_counts_and_a_later_one_is_warned_of(self):
+        batches = [{"tasks": [{"prompt": "a"}], "max_parallel": 2}, {"tasks": [{"prompt": "b"}], "fail_fast": True, "max_parallel": 2}, {"tasks": [{"prompt": "c"}], "max_parallel": 9}]
+        data = "\n".join(map(json.dumps, batches)).encode()
+        warning = "3: max_parallel: 9 is not applied: an earlier batch of this run said 2"
+        stream = self.stream(data)
+        self.assertEqual((len(list(stream.in_turn())), stream.run, self.warnings), (3, {"max_parallel": 2, "fail_fast": True}, ["tasks.json:" + warning]))
+        del self.warnings[:]
+        stream = self.pipe_stream(data)
+        self.assertEqual((len(list(stream.in_turn())), stream.run, self.warnings), (3, {"max_parallel": 2, "fail_fast": True}, ["stdin:" + warning]))
+
+
+class Files(TaskCase):
+    def large(self, count=6000, end=b""):
+        return b"".join(b'{"prompt":"task %d","meta":{"filling":"%s"}}\n' % (number, b"x" * 200) for number in range(count)) + end
+
+    def test_a_large_file_is_validated_whole_before_its_first_task(self):
+        data = self.large(end=b'{"prompt":"last","id":7}\n')
+        self.assertGreater(len(data), clinvk.SMALL_FILE_BYTES)
+        self.assertEqual(self.refused(data), "tasks.json:6001: id: expected a string, got 7")
+        self.assertEqual(self.refused(self.large(end=b'{"prompt":"torn')).partition(" (")[0].split(": ")[:2], ["tasks.json:6001", "not valid JSON"])
+
+    def test_a_large_file_gives_the_same_tasks_as_a_small_one(self):
+        stream = self.stream(self.large(end=b'{"tasks":[{"prompt":"last","id":"x"}],"max_parallel":7}'))
+        self.assertEqual(stream.total, 6001)
+        self.assertEqual(stream.run, {"max_parallel": 7}, "known before the first task")
+        tasks = [next(stream) for _ in range(6001)]
+        self.assertRaises(StopIteration, next, stream)
+        self.assertEqual([task.index for task in tasks], list(range(6001)))
+        self.assertEqual([task.prompt for task in tasks], ["task %d" % number for number in range(6000)] + ["last"])
+
+    def test_a_file_is_an_iterator_of_its_tasks(self):
+        stream = self.stream(support.tasks("a", "b"))
+        self.assertIs(iter(stream), stream)
+        self.assertEqual([task.prompt for task in stream], ["a", "b"])
+
+    def opened(self, path, environment=None):
+        with self.assertRaises(clinvk.UserError) as caught:
+            clinvk.open_tasks(path, {}, environment or {}, self.warnings.append)
+        return str(caught.exception)
+
+    def test_a_file_that_cannot_be_read_is_an_error_that_names_it(self):
+        self.assertEqual(self.opened(self.path("nowhere")), self.path("nowhere") + ": No such file or directory")
+        self.assertRegex(self.opened(self.directory), "^%s: .*Is a directory$" % self.directory)
+        self.assertEqual(self.opened(self.file("f", b"") + "/x"), self.path("f") + "/x: Not a directory")
+
+    def test_an_unknown_backend_in_the_environment_is_an_error(self):
+        self.assertEqual(self.opened(self.file("f", b"{}"), {"CLINVK_BACKEND": "codx"}), 'CLINVK_BACKEND: unknown backend "codx" (did you mean "codex"?)')
+
+    def test_a_file_is_opened_by_name(self):
+        path = self.file("my tasks.json", {"prompt": "p"})
+        stream = clinvk.open_tasks(path, {"model": "m"}, {"CLINVK_BACKEND": "gemini"}, self.warnings.append)
+        self.assertEqual(list(stream), [clinvk.Task(0, "gemini", "p", "m")])
+        self.assertIn(path + ":1: ", self.opened(self.file("bad", b"[1]")).replace("bad", "my tasks.json"))
+
+
+class Pipes(TaskCase):
+    def setUp(self):
+        super().setUp()
+        self.reader, self.writer = os.pipe()
+        self.addCleanup(os.close, self.reader)
+        self.ready = threading.Semaphore(0)
+
+    def open_stream(self):
+        stream = clinvk.TaskStream(self.reader, "stdin", {}, {}, self.warnings.append)
+        stream.on_ready = self.ready.release
+        return stream
+
+    def wait(self):
+        self.assertTrue(self.ready.acquire(timeout=support.PATIENCE), "on_ready was not called")
+
+    def next_of(self, stream):
+        """The next task, waited for as the pool does it."""
+        while True:
+            task = next(stream)
+            if task is not None:
+                return task
+            self.wait()
+
+    def test_a_task_is_there_while_the_producer_is_still_writing(self):
+        os.write(self.writer, b'{"prompt":"first"}')
+        stream = self.open_stream()
+        self.assertEqual(next(stream).prompt, "first")
+        self.assertIsNone(next(stream))
+        os.write(self.writer, b'\n{"prompt":"sec')
+        self.assertIsNone(next(stream))
+        os.write(self.writer, b'ond"}[{"prompt":"third"},{"prompt":"fourth"}]')
+        self.assertEqual([self.next_of(stream).prompt for _ in range(3)], ["second", "third", "fourth"])
+        os.close(self.writer)
+        self.assertRaises(StopIteration, self.next_of, stream)
+        self.assertRaises(StopIteration, next, stream)
+
+    def test_the_parts_of_a_value_wait_for_its_end(self):
+        os.write(self.writer, b'{"prompt":"first"}{"tasks":[{"prompt":"a"},{"prompt":"b"},')
+        stream = self.open_stream()
+        self.assertEqual(next(stream).prompt, "first")
+        self.assertIsNone(next(stream))
+        os.write(self.writer, b'{"prompt":3}]}\n{"prompt":"c"}')
+        os.close(self.writer)
+        bad = self.next_of(stream)
+        self.assertEqual((bad.index, bad.backend, bad.prompt, bad.invalid), (1, "", "", "stdin:1: tasks[2].prompt: expected a string, got 3"))
+        self.assertEqual(self.next_of(stream), clinvk.Task(2, "claude", "c"))
+        self.assertRaises(StopIteration, self.next_of, stream)
+
+    def test_a_bad_value_before_the_first_task_is_an_error(self):
+        os.write(self.writer, b'{"prompt":3}\n{"prompt":"good"}\n')
+        os.close(self.writer)
+        with self.assertRaisesRegex(clinvk.UserError, "^stdin:1: prompt: expected a string, got 3$"):
+            self.open_stream()
+
+    def test_each_damage_is_one_bad_task_and_the_rest_goes_on(self):
+        os.write(self.writer, b'{"prompt":"a"}\nnoise\nmore noise\n{"prompt":"b"}\n{"prompt":"torn\n{"prompt":"c"}\n{"prompt":"\xff"}\n{"prompt":"d"} x\n{"prompt":"e"}\n{"tasks":[{"prompt":"f"}')
+        os.close(self.writer)
+        told = [(task.prompt, task.invalid.partition(": ")[0]) for task in self.open_stream().in_turn()]
+        self.assertEqual(told, [("a", ""), ("", "stdin:2"), ("b", ""), ("", "stdin:5"), ("c", ""), ("", "stdin:7"), ("d", ""), ("", "stdin:8"), ("e", ""), ("", "stdin:10")])
+
+    def test_an_error_of_reading_is_the_last_bad_task(self):
+        os.write(self.writer, b'{"prompt":"a"}')
+        duplicate = os.dup(self.reader)
+        stream = clinvk.TaskStream(duplicate, "stdin", {}, {}, self.warnings.append)
+        stream.on_ready = self.ready.release
+        self.assertEqual(next(stream).prompt, "a")
+        directory = os.open(self.directory, os.O_RDONLY)
+        os.dup2(directory, duplicate)  # from now on reading it fails
+        os.close(directory)
+        self.addCleanup(os.close, duplicate)
+        bad = self.next_of(stream)
+        self.assertEqual((bad.index, bad.backend, bad.prompt), (1, "", ""))
+        self.assertRegex(bad.invalid, "^stdin: .*Is a directory$")
+        self.assertRaises(StopIteration, self.next_of, stream)
+        os.close(self.writer)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,337 @@
+"""Section 2, Text and JSON: bytes that come back unchanged, JSON that is always valid and the same with and without orjson,
+display width, durations, and words that a real shell reads as they were meant."""
+import itertools
+import json
+import math
+import random
+import shutil
+import sys
+import unicodedata
+import unittest
+
+import support
+from support import clinvk
+
+try:
+    import orjson
+except ImportError:
+    orjson = None
+
+
+def module_without_orjson():
+    """A second clinvk module, that finds no orjson."""
+    import importlib.util
+    spec = importlib.util.spec_from_file_location("clinvk_without_orjson", support.PROGRAM)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    former = sys.modules.get("orjson")
+    sys.modules["orjson"] = None
+    try:
+        module.loads(b"1")  # the coders are chosen at first use
+    finally:
+        if former:
+            sys.modules["orjson"] = former
+        else:
+            del sys.modules["orjson"]
+    return module
+
+
+PLAIN = module_without_orjson()
+CODERS = (clinvk, PLAIN) if orjson else (PLAIN,)
+
+
+def same(one, other):
+    """Equal in value and in type, all the way down."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other and (not isinstance(one, float) or math.copysign(1, one) == math.copysign(1, other))
+
+
+def random_value(chance, depth=0):
+    kind = chance.randrange(9 if depth < 4 else 6)
+    if kind == 0:
+        return chance.choice([None, True, False])
+    if kind == 1:
+        return chance.choice([0, -1, 2 ** 53, 2 ** 63 - 1, -2 ** 63, 2 ** 64 - 1, 2 ** 64, -2 ** 64, 10 ** 40, chance.randrange(10 ** 6)])
+    if kind == 2:
+        return chance.choice([0.0, -0.0, 0.1, 1e-7, 1e16, 1.5e300, 5e-324, 1.7976931348623157e308, chance.random() * 1e6])
+    if kind < 6:
+        return random_text(chance)
+    if kind == 6:
+        return {random_text(chance): random_value(chance, depth + 1) for _ in range(chance.randrange(4))}
+    return [random_value(chance, depth + 1) for _ in range(chance.randrange(4))]
+
+
+def random_text(chance, alphabet="ab \t\n\r\"\\/\0\x01\x1b\x7f\x9b\u00e9\u5be9\U0001f600\ud800\udfff\udcff\u2028\ufeff'$`!"):
+    text = "".join(chance.choice(alphabet) for _ in range(chance.randrange(12)))
+    return text.replace("\ud800\udfff", "").replace("\ud800\udcff", "")  # as escapes such a pair is one character
+
+
+class Lossless(unittest.TestCase):
+    def test_any_two_bytes_come_back_unchanged(self):
+        for pair in itertools.product(range(256), repeat=2):
+            data = bytes(pair)
+            self.assertEqual(clinvk.to_bytes(clinvk.to_text(data)), data)
+
+    def test_any_three_bytes_that_begin_like_a_surrogate_come_back_unchanged(self):
+        wrong = [data.hex() for second in range(256) for third in range(0x7f, 0xc1) for data in (bytes((0xed, second, third)),)
+                 if clinvk.to_bytes(clinvk.to_text(data)) != data]
+        self.assertEqual(wrong, [])
+
+    def test_random_bytes_come_back_unchanged(self):
+        chance = random.Random(1)
+        pool = b"a\n\x80\xbf\xc3\xa9\xed\xa0\x80\xe5\xaf\xa9\xf0\x9f\x98\x80\xf4\x90\xff\xfe\x00\xef\xbb\xbf"
+        for _ in range(3000):
+            data = bytes(chance.choice(pool) for _ in range(chance.randrange(40)))
+            self.assertEqual(clinvk.to_bytes(clinvk.to_text(data)), data)
+
+    def test_valid_text_is_ordinary_utf8(self):
+        for text in ("", "a", "审查 auth", "\U0001f600", "\0", "e\u0301"):
+            self.assertEqual(clinvk.to_bytes(text), text.encode("utf-8"))
+            self.assertEqual(clinvk.to_text(text.encode("utf-8")), text)
+
+    def test_lone_surrogates_and_stray_bytes_are_told_apart(self):
+        self.assertEqual(clinvk.to_bytes("\ud800"), b"\xed\xa0\x80")
+        self.assertEqual(clinvk.to_text(b"\xed\xa0\x80"), "\ud800")
+        self.assertEqual(clinvk.to_bytes("\udcff"), b"\xff")
+        self.assertEqual(clinvk.to_text(b"a\xffb"), "a\udcffb")
+
+    def test_text_in_pieces_of_any_size_is_the_same_text(self):
+        data = "a审查\U0001f600é".encode() + b"\xff\xed\xa0\x80\xe5\xaf" + b"z\xf0\x9f" + b"\xed\xa0"
+        whole = clinvk.to_text(data)
+        for size in range(1, len(data) + 1):
+            pieces = [data[start:start + size] for start in range(0, len(data), size)]
+            self.assertEqual("".join(clinvk.text_chunks(pieces)), whole, "in pieces of %d" % size)
+        self.assertEqual(list(clinvk.text_chunks([])), [])
+
+
+class Json(unittest.TestCase):
+    VALUES = [None, True, 0, -0.0, 1.0, 0.1, 1e300, 2 ** 64, -2 ** 70, 10 ** 100, "", "\0", "\ud800", "a\udcff\u5be9", "\u2028\u2029", "\x7f\x9b",
+              [], {}, {"": []}, {"\udc80": "\ud83d\ude00"}, {"a": [1, [2, [3, {"b": None}]]]}, ["\\", '"', "/"], [("t", "u")]]
+
+    def test_what_is_dumped_is_valid_utf8_json_of_the_same_value(self):
+        for coder in CODERS:
+            for value in self.VALUES:
+                with self.subTest(coder=coder.__name__, value=value):
+                    data = coder.dumps(value)
+                    self.assertIsInstance(data, bytes)
+                    self.assertNotIn(b"\n", data)
+                    expected = json.loads(json.dumps(value))
+                    self.assertTrue(same(json.loads(data.decode("utf-8")), expected), data)
+                    self.assertTrue(same(coder.loads(data), expected), data)
+
+    def test_random_values_make_the_journey_with_each_pair_of_coders(self):
+        chance = random.Random(2)
+        values = [random_value(chance) for _ in range(600)]
+        for writer, reader in itertools.product(CODERS, CODERS):
+            for value in values:
+                data = writer.dumps(value)
+                self.assertTrue(same(reader.loads(data), value), (value, data))
+
+    def test_text_is_written_as_it_is_and_only_lone_surrogates_as_escapes(self):
+        for coder in CODERS:
+            self.assertEqual(coder.dumps("审查é"), '"审查é"'.encode())
+            self.assertEqual(coder.dumps(["a\ud800"]), b'["a\\ud800"]')
+            self.assertEqual(coder.dumps({"a": 1, "b": [1, 2]}), b'{"a":1,"b":[1,2]}')
+
+    def test_what_is_no_json_number_is_never_written(self):
+        def refuse(name):
+            raise AssertionError(name + " was written")
+
+        for coder in CODERS:
+            for value in (float("nan"), float("inf"), {"a": [float("-inf")]}):
+                try:
+                    data = coder.dumps(value)
+                except ValueError:
+                    continue
+                json.loads(data.decode(), parse_constant=refuse)
+
+    BAD = [b"", b" ", b"{", b"[1,]", b"{'a':1}", b"NaN", b"[Infinity]", b"-Infinity", b"nul", b'"\t"', b'{"a" 1}', b"01", b"1 2", b"[1] x",
+           b'"\xff"', b'{"a":"\xed\xa0\x80"}', b'"\\x"', b"\xef\xbb\xbf{}", b"+1", b".5", b"1.", b'"a', b"[1e999]", b"-1e400"]
+    GOOD = [(b"1E5", 1e5), (b" [ 1 , 2 ] ", [1, 2]), (b'"\\ud800"', "\ud800"), (b'"\\ud83d\\ude00"', "\U0001f600"), (b"12345678901234567890123", 12345678901234567890123),
+            (b"-0", 0), (b"-0.0", -0.0), (b"1.0", 1.0), (b"9007199254740993", 9007199254740993), (b"18446744073709551616", 18446744073709551616),
+            (b'{"a":1,"a":2}', {"a": 2}), (b"1e-400", 0.0), (b'"\\u0000"', "\0"), (b"0.30000000000000004", 0.30000000000000004),
+            (b"123456789012345678901234567890.5", 123456789012345678901234567890.5), (b"\t\r\n{}", {})]
+
+    def test_what_is_not_json_is_refused(self):
+        for coder in CODERS:
+            for data in self.BAD:
+                with self.subTest(coder=coder.__name__, data=data), self.assertRaises(ValueError):
+                    coder.loads(data)
+
+    def test_what_is_json_is_read_to_the_same_value_with_and_without_orjson(self):
+        for coder in CODERS:
+            for data, value in self.GOOD:
+                with self.subTest(coder=coder.__name__, data=data):
+                    self.assertTrue(same(coder.loads(data), value), coder.loads(data))
+
+    def test_an_error_says_where_it_is(self):
+        for coder in CODERS:
+            with self.assertRaises(json.JSONDecodeError) as caught:
+                coder.loads(b'{\n"a": ?}')
+            self.assertEqual((caught.exception.lineno, caught.exception.colno), (2, 6))
+
+    @unittest.skipUnless(orjson, "orjson cannot be imported here")
+    def test_damaged_json_is_judged_the_same_with_and_without_orjson(self):
+        chance = random.Random(3)
+        seeds = [json.dumps(random_value(chance)).encode() for _ in range(150)]
+
+        def judged(coder, data):
+            try:
+                return coder.loads(data)
+            except ValueError:
+                return ValueError
+
+        cases = []
+        for seed in seeds:
+            for _ in range(6):
+                data = bytearray(seed)
+                for _ in range(chance.randrange(1, 3)):
+                    place = chance.randrange(len(data) + 1)
+                    data[place:place + chance.randrange(2)] = chance.choice([b"", b",", b'"', b"0", b"\xff", b"\\", b"}", b"[", b"e9", b"\n", b"NaN"])
+                cases.append(bytes(data))
+        refused = 0
+        for data in cases:
+            value = judged(PLAIN, data)
+            refused += value is ValueError
+            self.assertTrue(same(judged(clinvk, data), value), data)
+        self.assertGreater(refused, 200)
+
+
+class Durations(unittest.TestCase):
+    def test_a_duration_is_a_number_with_or_without_a_unit(self):
+        for text, seconds in (("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1.5m", 90), ("0.25", 0.25), (".5s", 0.5), ("007", 7)):
+            self.assertEqual(clinvk.parse_duration(text), seconds, text)
+
+    def test_what_is_no_duration_is_refused_with_what_was_expected(self):
+        for text in ("", "s", ".", "m5", "-1", "+1", "1e3", "1_0", "90 s", " 90", "90S", "1d", "1h30m", "inf", "nan", "٣", "²", "1..2", "0x1", "5\n"):
+            with self.subTest(text), self.assertRaisesRegex(ValueError, "expected a duration such as 90, 90s, 15m or 2h, got "):
+                clinvk.parse_duration(text)
+        for text in ("0", "0s", "0.0h"):
+            with self.subTest(text), self.assertRaisesRegex(ValueError, "above 0"):
+                clinvk.parse_duration(text)
+
+    def test_a_clock_shows_hours_only_where_there_are_any(self):
+        for seconds, text in ((0, "00:00"), (0.99, "00:00"), (42, "00:42"), (60, "01:00"), (3599.9, "59:59"), (3600, "1:00:00"), (3723, "1:02:03"), (360000, "100:00:00")):
+            self.assertEqual(clinvk.clock(seconds), text)
+
+    def test_utc_times_are_rfc_3339_with_milliseconds(self):
+        for seconds, text in ((0, "1970-01-01T00:00:00.000Z"), (0.0004, "1970-01-01T00:00:00.000Z"), (0.9996, "1970-01-01T00:00:01.000Z"),
+                              (951782400.5, "2000-02-29T00:00:00.500Z"), (1795535999.999, "2026-11-24T15:59:59.999Z"), (4102444800, "2100-01-01T00:00:00.000Z")):
+            self.assertEqual(clinvk.utc(seconds), text)
+
+
+class Words(unittest.TestCase):
+    def test_a_quoted_value_is_json_of_a_readable_length(self):
+        self.assertEqual(clinvk.quoted("a\nb"), '"a\\nb"')
+        self.assertEqual(clinvk.quoted("\ud800"), '"\\ud800"')
+        self.assertEqual(clinvk.quoted([1, None]), "[1,null]")
+        self.assertEqual(clinvk.quoted("x" * 58), '"%s"' % ("x" * 58))
+        self.assertEqual(clinvk.quoted("x" * 59), '"%s...' % ("x" * 56))
+
+    def test_the_nearest_known_word_is_offered_where_one_is_near(self):
+        known = ("prompt", "model", "max_turns")
+        self.assertEqual(clinvk.nearest("promt", known), ' (did you mean "prompt"?)')
+        self.assertEqual(clinvk.nearest("maxturns", iter(known)), ' (did you mean "max_turns"?)')
+        self.assertEqual(clinvk.nearest("zebra", known), "")
+        self.assertEqual(clinvk.nearest("", known), "")
+
+
+class Visible(unittest.TestCase):
+    def test_no_control_character_is_left_but_tab_and_newline(self):
+        shown = clinvk.visible("".join(map(chr, range(0x3000))))
+        left = [character for character in shown if unicodedata.category(character) == "Cc" and character not in "\t\n"]
+        self.assertEqual(left, [])
+
+    def test_no_character_that_turns_the_direction_of_text_is_left(self):
+        for code in itertools.chain(range(0x202a, 0x202f), range(0x2066, 0x206a)):
+            self.assertEqual(clinvk.visible("a" + chr(code)), "a<U+%04X>" % code)
+
+    def test_control_characters_become_something_to_look_at(self):
+        for text, shown in (("\x1b[31mred", "^[[31mred"), ("\a\b\0", "^G^H^@"), ("\x7f", "^?"), ("a\rb", "a^Mb"), ("\x9b31m", "<U+009B>31m"), ("a\tb\n", "a\tb\n"),
+                            ("审查\U0001f600é", "审查\U0001f600é")):
+            self.assertEqual(clinvk.visible(text), shown)
+
+    def test_one_line_is_the_first_that_is_not_blank(self):
+        for text, line in (("", ""), (" \n\t\n", ""), ("a\nb", "a"), ("\n\n  a \t b\r\nc", "a b"), ("x\x1b[2Jy", "x^[[2Jy"), ("审查 模块", "审查 模块"),
+                           ("a\x0bb", "a"), ("a\u2028b", "a"), ("\x07\n", "^G")):
+            self.assertEqual(clinvk.one_line(text), line, ascii(text))
+
+    def test_one_line_of_a_huge_text_is_one_line(self):
+        self.assertEqual(clinvk.one_line("x" * 10 ** 6)[:5], "xxxxx")
+        self.assertLessEqual(len(clinvk.one_line("x" * 10 ** 6)), clinvk.CHUNK)
+
+
+def columns(text):
+    return sum(map(clinvk.columns_of, text))
+
+
+class Width(unittest.TestCase):
+    def test_characters_take_the_columns_that_terminals_give_them(self):
+        for character, width in (("a", 1), (" ", 1), ("é", 1), ("审", 2), ("カ", 2), ("ｶ", 1), ("Ａ", 2), ("한", 2), ("\u0301", 0), ("\u200d", 0), ("\ufe0f", 0),
+                                 ("\u20dd", 0), ("\u200b", 0), ("\U0001f600", 2), ("\U0001f1e9", 1), ("ß", 1), ("→", 1), ("…", 1), ("\u3000", 2)):
+            self.assertEqual(clinvk.columns_of(character), width, ascii(character))
+
+    def test_a_text_that_fits_is_left_as_it_is_and_a_longer_one_shows_its_cut(self):
+        for text, width, cut in (("", 10, ""), ("abcd", 4, "abcd"), ("abcde", 4, "a..."), ("审查模块", 8, "审查模块"), ("审查模块", 7, "审查..."), ("审查模块", 6, "审..."),
+                                 ("审查模块", 5, "审..."), ("审查模块", 4, "..."), ("e\u0301" * 5, 5, "e\u0301" * 5), ("e\u0301" * 6, 5, "e\u0301" * 2 + "..."),
+                                 ("\U0001f600" * 3, 6, "\U0001f600" * 3), ("\U0001f600" * 4, 6, "\U0001f600...")):
+            self.assertEqual(clinvk.cut(text, width), cut, (text, width))
+
+    def test_a_cut_text_never_takes_more_columns_than_it_may_and_wastes_none(self):
+        chance = random.Random(4)
+        for _ in range(3000):
+            text = "".join(chance.choice("ab审カ\u0301\U0001f600 é\u200d") for _ in range(chance.randrange(30)))
+            width = chance.randrange(4, 24)
+            cut = clinvk.cut(text, width)
+            self.assertLessEqual(columns(cut), width, (text, width))
+            if columns(text) <= width:
+                self.assertEqual(cut, text)
+                continue
+            self.assertEqual(cut[-3:], "...")
+            kept = cut[:-3]
+            self.assertTrue(text.startswith(kept))
+            self.assertGreater(columns(text[:len(kept) + 1]), width - 3, (text, width))
+
+
+class ShellWords(support.Case):
+    TEXTS = ["", "a", "a b", "it's", '"', "$HOME `id` $(id) ${x}", "a\nb\n", "\t", "\\", "\\n", "*", "~", "!x", "-n", "a=b", "\x1b[31m", "\x7f", "\x01a1\x01f", "\r\n",
+             "审查\n模块", "é\udcff9", "\ud800", "\U0001f600\n", "'\n'", "$'a'\n", "\u2028x", "\u200b", "#x\n", "a;b&c|d\n", "<(x)\n", "\x80\x9b"]
+
+    def words(self):
+        chance = random.Random(5)
+        return self.TEXTS + [random_text(chance).replace("\0", "") for _ in range(300)]
+
+    def check(self, *shell):
+        if not shutil.which(shell[0]):
+            self.skipTest(shell[0] + " is not installed")
+        words = self.words()
+        script = "".join("printf '%%s\\0' %s\n" % clinvk.shell_quoted(word) for word in words)
+        for locale in ("C", "C.UTF-8"):
+            done = self.run_program(list(shell) + [self.file("script", clinvk.to_bytes(script))], env={"LC_ALL": locale})
+            self.assertEqual(done.stderr, b"")
+            for word, got in itertools.zip_longest(words, done.stdout.split(b"\0")[:-1]):
+                self.assertEqual(got, clinvk.to_bytes(word), (locale, clinvk.shell_quoted(word)))
+
+    def test_bash_reads_a_quoted_text_as_it_was(self):
+        self.check("bash", "--norc")
+
+    def test_zsh_reads_a_quoted_text_as_it_was(self):
+        self.check("zsh", "-f")
+
+    def test_a_quoted_text_is_one_line_without_control_characters(self):
+        for word in self.words():
+            quoted = clinvk.shell_quoted(word)
+            self.assertTrue(quoted.isprintable(), ascii(quoted))
+            self.assertGreater(len(quoted), 0)
+
+    def test_a_plain_word_is_left_plain(self):
+        self.assertEqual(clinvk.shell_quoted("claude-opus_5.1/x"), "claude-opus_5.1/x")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,523 @@
+"""Section 6, Worker: run_task, in this process, against the fake program: each behaviour has its Result, whatever a backend leaves
+running or lying about is cleared away, nothing of one task reaches the next."""
+import json
+import os
+import sys
+import textwrap
+import threading
+import unittest
+
+import support
+from support import clinvk, is_running, wait_until
+
+
+class WorkerCase(support.Case):
+    def setUp(self):
+        super().setUp()
+        self.enter_environment()
+
+    def run_it(self, prompt, backend="echo", **fields):
+        return clinvk.run_task(clinvk.Task(0, backend, prompt, **fields))
+
+    def check(self, result, **expected):
+        for field, value in expected.items():
+            self.assertEqual(getattr(result, field), value, (field, result))
+
+    def station(self, grace=5.0, **options):
+        """A station of the test's own; what its tasks left running is ended with the test."""
+        directory = clinvk.make_private_directory()
+        station = clinvk.Station(clinvk.new_run_id(), directory, grace=grace, **options)
+        self.addCleanup(clinvk.remove_tree, directory)  # for a test that fails before it leaves the station
+        return station
+
+    def leave(self, station):
+        station.drop_files()
+        clinvk.sweep("CLINVK_RUN=" + station.run_id)
+        clinvk.remove_tree(station.directory)
+
+    def in_background(self, task, station):
+        """Runs a task in a thread.  What it gives when called is the Result."""
+        results = []
+        thread = threading.Thread(target=lambda: results.append(clinvk.run_task(task, station)))
+        thread.start()
+
+        def result():
+            thread.join(support.PATIENCE)
+            self.assertFalse(thread.is_alive(), "the task does not end")
+            return results[0]
+
+        return result
+
+
+class Behaviours(WorkerCase):
+    def test_each_end_of_a_plain_command_has_its_result(self):
+        for prompt, expected in (
+                ("say hello", ("ok", 0, "hello\n", "", "")), ("say hello;stderr warning: 429", ("ok", 0, "hello\n", "", "")), ("raw no newline", ("ok", 0, "no newline", "", "")),
+                ("say half;exit 3", ("failed", 3, "half\n", "exit status 3", "backend")), ("stderr HTTP 429: slow down;exit 1", ("failed", 1, "", "HTTP 429: slow down", "rate_limit")),
+                ("stderr first;stderr ;stderr last one;exit 1", ("failed", 1, "", "last one", "backend")), ("say x;exit 126", ("failed", 126, "x\n", "exit status 126", "backend")),
+                ("say x;exit 127", ("failed", 127, "x\n", "exit status 127", "backend")), ("say x;exit 143", ("failed", 143, "x\n", "exit status 143", "backend")),
+                ("say x;exit 255", ("failed", 255, "x\n", "exit status 255", "backend")), ("say half;die KILL", ("failed", 137, "half\n", "ended by signal 9 (SIGKILL)", "signal")),
+                ("die SEGV", ("failed", 139, "", "ended by signal 11 (SIGSEGV)", "signal")), ("say x;die TERM", ("failed", 143, "x\n", "ended by signal 15 (SIGTERM)", "signal")),
+                ("stderr only this", ("failed", 1, "", "echo ended well but gave no answer", "no_output")), ("raw \\n \\t\\n", ("failed", 1, "\n \t\n", "echo ended well but gave no answer", "no_output"))):
+            with self.subTest(prompt):
+                result = self.run_it(prompt)
+                self.assertEqual((result.status, result.exit_code, result.output, result.error, result.error_kind), expected)
+                self.check(result, attempts=1, index=0, backend="echo", retry_after_seconds=None, warnings=(), usage=None, cost_usd=None)
+
+    def test_each_end_of_each_program_has_its_result(self):
+        for backend in ("claude", "codex", "gemini"):
+            for prompt, expected in (
+                    ("say hello;say 审查", ("ok", 0, "hello\n审查", "", "")), ("say hello;stderr noise", ("ok", 0, "hello", "", "")), ("say", ("failed", 1, "", backend + " ended well but gave no answer", "no_output")),
+                    ("fail Rate limit reached. Please try again in 2s.", ("failed", 1, "", "Rate limit reached. Please try again in 2s.", "rate_limit")),
+                    ("exit 3", ("failed", 3, "", "fakeai failed", "backend")), ("die KILL", ("failed", 137, "", "ended by signal 9 (SIGKILL)", "signal")),
+                    ("raw not what it prints\\n", ("failed", 1, "not what it prints\n", None, "backend")), ("stderr error: unknown option '-x';raw ;exit 1", ("failed", 1, "", "error: unknown option '-x'", "invalid"))):
+                with self.subTest(backend=backend, prompt=prompt):
+                    result = self.run_it(prompt, backend)
+                    if backend == "codex" and prompt.startswith("raw not"):
+                        expected = expected[:2] + ("",) + expected[3:]  # its lines that are no events are no answer
+                    error = result.error if expected[3] is None else expected[3]
+                    self.assertEqual((result.status, result.exit_code, result.output, result.error, result.error_kind), expected[:3] + (error, expected[4]))
+                    self.assertEqual(result.retry_after_seconds, 2.0 if "2s" in prompt else None)
+
+    def test_what_a_program_tells_of_itself_is_in_the_result(self):
+        usage = {"input_tokens": 150, "cached_input_tokens": 20, "output_tokens": 7, "reasoning_output_tokens": 2, "total_tokens": 157}
+        self.check(self.run_it("say x", "claude", model="asked"), usage=usage, cost_usd=0.25, num_turns=1, model="fake-model-1", session_id="5e551000-0000-4000-8000-000000000001")
+        self.check(self.run_it("say x", "claude", verbose=True), output="x", cost_usd=0.25)
+        self.check(self.run_it("say x", "codex", model="asked", max_turns=3), usage=usage, cost_usd=None, num_turns=None, model="asked",
+                   session_id="5e551000-0000-7000-8000-000000000002", warnings=("codex has no max_turns; it was not applied",))
+        self.check(self.run_it("say x", "gemini"), usage=usage, model="fake-model-3", session_id="5e551000-0000-4000-8000-000000000003")
+
+    def test_bytes_of_every_kind_come_through(self):
+        for prompt, data in (("split-utf8", "审查\n".encode()), ("invalid-utf8", b"\xff\xfe\x80 and \xc3( and \xed\xa0\x80\n"), ("nul", b"a\0b\n"), ("rest\n\x1b[31m;\n\n", b"\x1b[31m;\n\n")):
+            self.assertEqual(clinvk.to_bytes(self.run_it(prompt).output), data)
+
+    def test_the_prompt_goes_in_by_stdin_as_it_is(self):
+        for text in ("", " \n", "-x --help", "$(id) `id` \\", "审查 \U0001f600", "\0\x01\xff", "\udcff\ud800", "x" * 200000, "\ufeff"):
+            self.assertEqual(self.run_it("rest\nanswer: " + text).output, "answer: " + text)
+        self.assertEqual(self.run_it("prompt-size\nargv\n" + "\n" * 5000000).output, "5000017\n[]\n")
+
+    def test_an_answer_of_any_size_is_whole_whichever_way_it_travels(self):
+        for size in (clinvk.INLINE_BYTES - 1, clinvk.INLINE_BYTES, clinvk.INLINE_BYTES + 1, 5000000):
+            self.check(self.run_it("flood %d" % size), status="ok", output="x" * size)
+        for backend in ("claude", "codex", "gemini"):
+            for size in (clinvk.INLINE_BYTES, clinvk.INLINE_BYTES + 1, 1000000):
+                self.check(self.run_it("flood %d y" % size, backend), status="ok", output="y" * size)
+
+    def test_a_large_answer_travels_in_a_file_that_ends_with_it(self):
+        result = self.run_it("flood 100000")
+        self.assertIsInstance(result.answer, clinvk.TextFile)
+        self.assertEqual(os.listdir(self.tmp), [])
+        self.assertEqual(result.output, result.output)
+
+    def test_noise_on_stderr_of_any_size_blocks_nothing(self):
+        self.check(self.run_it("stderr-flood 5000000;say done"), status="ok", output="done\n")
+        result = self.run_it("stderr-flood 5000000;stderr ;stderr ;stderr the reason;exit 1")
+        self.check(result, status="failed", error="the reason")
+        self.check(self.run_it("flood 300000;stderr-flood 300000;flood 300000 z"), output="x" * 300000 + "z" * 300000)
+
+    def test_a_bad_task_and_a_dry_run_start_nothing(self):
+        path = self.path("started")
+        self.check(self.run_it("touch " + path, invalid="stdin:1: no"), status="failed", exit_code=1, error="stdin:1: no", error_kind="invalid", attempts=0)
+        self.check(self.run_it("touch " + path, dry_run=True), status="skipped", exit_code=0, output="env NO_COLOR=1 cat <<< 'touch %s'" % path, attempts=0, error="")
+        self.check(clinvk.run_task(clinvk.Task(3, "", "", invalid="bad")), index=3, backend="", status="failed")
+        self.assertFalse(os.path.exists(path))
+
+    def test_whatever_goes_wrong_is_a_result(self):
+        result = self.run_it("say x", "no such backend")
+        self.check(result, status="failed", exit_code=1, error_kind="backend")
+        self.assertIn("no such backend", result.error)
+
+    def test_times_are_those_of_the_run(self):
+        quick, slow = self.run_it("say x"), self.run_it("sleep 0.2;say x")
+        self.assertGreaterEqual(slow.duration_seconds, 0.2)
+        self.assertGreaterEqual(slow.start_time, quick.end_time)
+
+    def test_the_task_is_in_the_result_only_where_no_station_was_given(self):
+        task = clinvk.Task(0, "echo", "say x")
+        self.assertIs(clinvk.run_task(task).task, task)
+        station = self.station()
+        self.assertIsNone(clinvk.run_task(task, station).task)
+        self.leave(station)
+
+
+class Surroundings(WorkerCase):
+    def test_a_backend_gets_the_environment_it_should(self):
+        self.enter_environment(CLAUDECODE="1", CLAUDE_CODE_ENTRYPOINT="cli", CLAUDE_CODE_SESSION_ACCESS_TOKEN="secret", NO_COLOR=None, PWD="/as/it/was", OTHER="kept 审查")
+        lines = clinvk.run_task(clinvk.Task(17, "echo", "env CLAUDECODE;env CLAUDE_CODE_ENTRYPOINT;env CLAUDE_CODE_SESSION_ACCESS_TOKEN;env NO_COLOR;env OTHER;env PWD;"
+                                            "env CLINVK_TASK;env CLINVK_RUN;env TMPDIR;list-tmp")).output.splitlines()
+        self.assertEqual(lines[:7], ["CLAUDECODE is not set", "CLAUDE_CODE_ENTRYPOINT is not set", "CLAUDE_CODE_SESSION_ACCESS_TOKEN is not set", "1", "kept 审查", "/as/it/was", "17"])
+        self.assertTrue(lines[7].startswith("%d-" % os.getpid()), lines[7])
+        self.assertTrue(lines[8].startswith(self.tmp + "/clinvk-"), lines[8])
+        self.assertEqual(lines[9], "700 []")
+
+    def test_two_runs_have_two_marks(self):
+        self.assertNotEqual(self.run_it("env CLINVK_RUN").output, self.run_it("env CLINVK_RUN").output)
+
+    def test_variables_of_the_backend_itself_reach_it(self):
+        self.check(self.run_it("env GEMINI_CLI_NO_RELAUNCH", "gemini"), output="1")
+        self.check(self.run_it("env CLAUDE_CODE_MAX_OUTPUT_TOKENS", "claude", max_tokens=777), output="777")
+        self.check(self.run_it("env-file GEMINI_SYSTEM_MD", "gemini", system_prompt="be 'brief'\n审查"), output="be 'brief'\n审查")
+
+    def test_a_backend_is_called_with_its_words(self):
+        for backend in ("claude", "codex", "gemini"):
+            task = clinvk.Task(0, backend, "argv", model="m x", extra=("--flag", "a\nb"), system_prompt="审")
+            self.assertEqual(json.loads(clinvk.run_task(task).output), list(clinvk.BACKENDS[backend].command(task).argv[1:]))
+
+    def test_a_workdir_is_where_a_backend_runs_and_what_pwd_says(self):
+        os.symlink(self.home, self.path("link"))
+        for workdir, cwd, pwd in ((self.home, self.home, self.home), (self.path("link"), self.home, self.path("link")), (self.home + "/../home/.", self.home, self.home)):
+            self.check(self.run_it("cwd;env PWD;list-tmp", workdir=workdir), output="%s\n%s\n700 []\n" % (cwd, pwd))
+        former = os.getcwd()
+        self.addCleanup(os.chdir, former)
+        os.chdir(self.directory)
+        self.check(self.run_it("cwd;env PWD", workdir="home"), output="%s\n%s\n" % (self.home, self.home))
+        self.check(self.run_it("cwd"), output=self.directory + "\n")
+
+    def test_a_backend_has_a_session_of_its_own_and_three_descriptors(self):
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        self.addCleanup(os.close, writer)
+        clinvk.keep_descriptors()  # as main does
+        for workdir in ("", self.home):
+            ids, fds = self.run_it("ids;fds", workdir=workdir).output.splitlines()
+            self.assertEqual(len(set(ids.split())), 1)
+            self.assertNotEqual(ids.split()[2], str(os.getsid(0)))
+            self.assertEqual(fds, "0 1 2")
+
+
+class LaunchFailures(WorkerCase):
+    def check_failed(self, result, code, kind, error):
+        self.check(result, status="failed", exit_code=code, error_kind=kind, output="", attempts=1)
+        self.assertRegex(result.error, error)
+        self.assertEqual(os.listdir(self.tmp), [])
+
+    def both_ways(self):
+        """Without a working directory and with one, a program is started in different ways."""
+        for workdir in ("", self.home):
+            with self.subTest(workdir=workdir):
+                yield workdir
+
+    def test_a_program_that_is_not_there(self):
+        os.environ["PATH"] = self.home
+        for backend in clinvk.BACKENDS:
+            for workdir in self.both_ways():
+                program = "cat" if backend == "echo" else backend
+                self.check_failed(self.run_it("say x", backend, workdir=workdir), 127, "not_found", "^%s: not found: it is not installed, or not on the PATH$" % program)
+
+    def test_a_program_that_is_not_there_in_a_working_directory_that_is_called_like_it(self):
+        os.environ["PATH"] = self.home
+        former = os.getcwd()
+        self.addCleanup(os.chdir, former)
+        os.chdir(self.directory)
+        for name in ("c", "cat"):
+            os.mkdir(name)
+            self.check_failed(self.run_it("say x", workdir=name), 127, "not_found", "^cat: not found")
+
+    def test_a_program_whose_interpreter_is_not_there(self):
+        support.write_program(os.path.join(self.bin, "cat"), b"#!/nowhere/python\n")
+        os.environ["PATH"] = self.bin
+        for workdir in self.both_ways():
+            self.check_failed(self.run_it("say x", workdir=workdir), 126, "not_found", "^cat: cannot be executed: the interpreter it names does not exist$")
+
+    def test_a_program_that_cannot_be_executed(self):
+        os.environ["PATH"] = self.bin
+        os.chmod(os.path.join(self.bin, "cat"), 0o644)
+        for workdir in self.both_ways():
+            self.check_failed(self.run_it("say x", workdir=workdir), 126, "permission", "^cat: cannot be started: Permission denied$")
+        os.remove(os.path.join(self.bin, "cat"))
+        os.mkdir(os.path.join(self.bin, "cat"))
+        for workdir in self.both_ways():
+            self.check_failed(self.run_it("say x", workdir=workdir), 126, "permission", "^cat: cannot be started: Permission denied$")
+
+    def test_a_program_that_is_none(self):
+        support.write_program(os.path.join(self.bin, "cat"), b"\x7fnot an executable format\n")
+        os.environ["PATH"] = self.bin
+        for workdir in self.both_ways():
+            self.check_failed(self.run_it("say x", workdir=workdir), 126, "backend", "^cat: cannot be started: Exec format error$")
+
+    def test_an_option_that_is_too_long_for_a_command_line(self):
+        for workdir in self.both_ways():
+            self.check_failed(self.run_it("say x", "claude", system_prompt="x" * 3000000, workdir=workdir), 126, "invalid", "^claude: cannot be started: Argument list too long$")
+
+    def test_a_working_directory_that_is_none(self):
+        path = self.file("a file", b"")
+        self.check_failed(self.run_it("say x", workdir=self.path("nowhere")), 1, "invalid", "^workdir %s: No such file or directory$" % self.path("nowhere"))
+        self.check_failed(self.run_it("say x", workdir=path), 1, "invalid", "^workdir %s: Not a directory$" % path)
+
+    def test_a_temporary_directory_that_is_none(self):
+        os.environ["TMPDIR"] = self.path("nowhere")
+        result = self.run_it("say x")
+        self.check(result, status="failed", exit_code=1, error_kind="backend")
+        self.assertRegex(result.error, "nowhere: No such file or directory")
+
+    def test_a_station_whose_directory_is_gone(self):
+        station = self.station()
+        os.rmdir(station.directory)
+        result = clinvk.run_task(clinvk.Task(0, "echo", "say x", workdir=self.directory), station)
+        self.check(result, status="failed", exit_code=1, error_kind="backend")
+        self.assertRegex(result.error, "^%s.*: No such file or directory$" % station.directory)
+
+    def test_no_descriptors_left(self):
+        body = """
+            import resource
+            clinvk.run_task(clinvk.Task(0, "echo", "say x"))  # what it imports is there now
+            resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), 64))
+            station = clinvk.Station("run", sys.argv[2])
+            held = []
+            for free in (0, 2, 3, 4, 5):
+                while True:
+                    try:
+                        held.append(os.dup(0))
+                    except OSError:
+                        break
+                for _ in range(free):
+                    os.close(held.pop())
+                result = clinvk.run_task(clinvk.Task(0, "echo", "say x", workdir=sys.argv[3]), station)
+                print(result.status, result.error or result.output.strip())
+                station.drop_files()
+                for file in held:
+                    os.close(file)
+                del held[:]
+            result = clinvk.run_task(clinvk.Task(0, "echo", "say x"), station)
+            print(result.status, result.output.strip())
+            """
+        os.mkdir(self.path("d"))
+        for workdir in ("", self.home):
+            done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.ROOT + textwrap.dedent(body),
+                                     "40", self.path("d"), workdir])
+            self.assertEqual((done.returncode, done.stderr), (0, b""))
+            lines = done.stdout.decode().splitlines()
+            self.assertRegex(lines[0], "^failed .*: Too many open files$")
+            for line in lines[1:-1]:
+                self.assertRegex(line, "^(ok x|failed .*: Too many open files)$")
+            self.assertEqual(lines[-1], "ok x", "afterwards all is well again")
+
+
+class Stopping(WorkerCase):
+    def test_a_task_that_takes_too_long_is_stopped_though_it_ignores_what_it_is_asked(self):
+        station = self.station(grace=0.2)
+        result = clinvk.run_task(clinvk.Task(0, "echo", "ignore TERM INT HUP;say half;ids %s;sleep 300" % self.path("ids"), timeout=2.0), station)
+        self.check(result, status="timeout", exit_code=124, error="timed out after 2s", error_kind="timeout", output="half\n", attempts=1)
+        self.assertGreaterEqual(result.duration_seconds, 2.2)
+        self.assert_gone(self.pid_in(self.path("ids")))
+        self.leave(station)
+
+    def test_a_task_that_ends_in_time_is_not_touched(self):
+        for timeout in (60.0, 1e9):
+            self.check(self.run_it("sleep 0.05;say x", timeout=timeout), status="ok", output="x\n")
+        self.assertEqual([thread for thread in threading.enumerate() if isinstance(thread, threading.Timer) and not thread.finished.is_set()], [])
+
+    def test_a_stopped_task_has_timed_out_whatever_its_exit_code(self):
+        for backend, signal_name in (("echo", "TERM"), ("claude", "TERM"), ("codex", "INT"), ("gemini", "TERM")):
+            with self.subTest(backend):
+                path = self.path("trapped-" + backend)
+                result = self.run_it("trap TERM 0 %s;trap INT 0 %s;say x;sleep 300" % (path, path), backend, timeout=1.0)
+                self.check(result, status="timeout", exit_code=124, error="timed out after 1s", retry_after_seconds=None)
+                self.assertEqual(self.wait_for_file(path), signal_name.encode() + b"\n")
+
+    def cancel_when_there(self, prompt, backend="echo", grace=support.PATIENCE):
+        """Cancels the task once its prompt has made a file.  Its result, and the station."""
+        station = self.station(grace=grace)
+        there = self.path("there-" + backend)
+        result = self.in_background(clinvk.Task(0, backend, prompt + ";ids %s;sleep 300" % there), station)
+        self.wait_for_file(there)
+        station.cancel()
+        return result(), station
+
+    def test_a_task_that_is_canceled_is_asked_by_the_signal_of_its_program(self):
+        for backend, signal_name in (("echo", "TERM"), ("claude", "TERM"), ("codex", "INT"), ("gemini", "TERM")):
+            with self.subTest(backend):
+                path = self.path("trapped-" + backend)
+                result, station = self.cancel_when_there("say half;trap TERM 0 %s;trap INT 0 %s" % (path, path), backend)
+                self.check(result, status="canceled", exit_code=-1, error="canceled while it ran", error_kind="canceled", attempts=1)
+                self.assertEqual(self.wait_for_file(path), signal_name.encode() + b"\n")
+                self.leave(station)
+
+    def test_what_was_said_before_is_kept(self):
+        result, station = self.cancel_when_there("say half")
+        self.check(result, status="canceled", output="half\n")
+        self.leave(station)
+
+    def test_a_canceled_task_that_does_not_heed_is_killed_after_the_grace(self):
+        result, station = self.cancel_when_there("ignore TERM INT HUP", grace=0.2)
+        self.check(result, status="canceled", exit_code=-1)
+        self.leave(station)
+
+    def test_a_task_that_stands_still_is_stopped_too(self):
+        station = self.station(grace=support.PATIENCE)
+        result = self.in_background(clinvk.Task(0, "echo", "ids %s;die STOP" % self.path("ids")), station)
+        pid = self.pid_in(self.path("ids"))
+
+        def stopped():
+            with open("/proc/%d/stat" % pid, "rb") as file:
+                return file.read().rpartition(b")")[2].split()[0] == b"T"
+
+        if support.LINUX:
+            wait_until(stopped, "the backend stands still")
+        station.cancel()
+        self.check(result(), status="canceled")
+        self.assert_gone(pid)
+        self.leave(station)
+
+    def test_nothing_starts_at_a_station_that_was_canceled(self):
+        station = self.station()
+        station.cancel()
+        path = self.path("started")
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", "touch " + path), station), status="canceled", exit_code=-1, error="canceled before it started",
+                   error_kind="canceled", attempts=0)
+        self.assertFalse(os.path.exists(path))
+        self.leave(station)
+
+    def test_who_finds_the_worker_dead_can_know_what_it_held(self):
+        notes = []
+        station = self.station(note=lambda index, group: notes.append((index, group)))
+        ids = clinvk.run_task(clinvk.Task(5, "echo", "ids"), station).output.split()
+        self.assertEqual(notes, [(5, int(ids[1])), (5, 0)])
+        self.leave(station)
+
+
+class Leftovers(WorkerCase):
+    def test_what_stays_in_the_group_ends_with_the_backend(self):
+        for word in ("fork-child", "keep-group-pipe"):
+            station = self.station()
+            path = self.path(word)
+            self.check(clinvk.run_task(clinvk.Task(0, "echo", "say x;%s %s %s" % (word, path, self.path("go"))), station), status="ok", output="x\n")
+            pid = self.pid_in(path)
+            wait_until(lambda pid=pid: not is_running(pid), "the child has ended")
+            self.leave(station)
+
+    @support.only_linux
+    def test_what_left_the_group_ends_with_the_run(self):
+        for word in ("leave-group", "keep-pipe", "fork-child"):
+            for end in ("say x", "exit 1", "die KILL"):
+                path = self.path(word + end.split()[0])
+                self.run_it("%s %s %s;%s" % (word, path, self.path("go"), end))
+                self.assert_gone(self.pid_in(path))
+
+    @support.only_linux
+    def test_what_left_the_group_of_a_stopped_task_ends_with_the_task(self):
+        station = self.station(grace=0.2)
+        path = self.path("pid")
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", "leave-group %s;sleep 300" % path, timeout=1.0), station), status="timeout")
+        self.assert_gone(self.pid_in(path))
+        self.leave(station)
+
+    @support.only_linux
+    def test_what_left_the_group_of_a_longer_task_ends_with_the_task(self):
+        station = self.station()
+        path = self.path("pid")
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", "leave-group %s;sleep %s;say x" % (path, clinvk.SWEEP_AFTER_SECONDS)), station), status="ok")
+        self.assert_gone(self.pid_in(path))
+        self.leave(station)
+
+    @support.only_linux
+    def test_a_sweep_after_a_task_spares_the_other_tasks_of_the_run(self):
+        station, other = self.station(grace=0.2), self.station()
+        other.run_id = station.run_id
+        other.environment["CLINVK_RUN"] = station.run_id
+        running = self.in_background(clinvk.Task(1, "echo", "leave-group %s;wait-for %s;say spared" % (self.path("pid"), self.path("go"))), other)
+        pid = self.pid_in(self.path("pid"))
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", "sleep 300", timeout=0.5), station), status="timeout")
+        self.assertTrue(is_running(pid))
+        self.file("go", b"")
+        self.check(running(), status="ok", output="spared\n")
+        self.leave(station)
+        self.leave(other)
+        self.assert_gone(pid)
+
+    @support.only_linux
+    def test_a_worker_that_adopts_orphans_ends_even_those_without_a_mark(self):
+        body = """
+            adopts = clinvk.adopt_orphans()
+            station = clinvk.Station("run-of-a-test", sys.argv[1], adopts=adopts)
+            for index, end in enumerate(("say x", "exit 1", "die KILL", "sleep 300")):
+                words = "".join("%s %s/%s-%d;" % (word, sys.argv[1], word, index) for word in ("scrub", "leave-group", "fork-child", "keep-pipe"))
+                result = clinvk.run_task(clinvk.Task(index, "echo", words + end, timeout=1.5 if "sleep" in end else 0.0), station)
+                left = []
+                for word in ("scrub", "leave-group", "fork-child", "keep-pipe"):
+                    try:
+                        os.kill(int(open("%s/%s-%d" % (sys.argv[1], word, index)).read()), 0)
+                        left.append(word)
+                    except ProcessLookupError:
+                        pass
+                print(adopts, result.status, left)
+            """
+        os.mkdir(self.path("d"))
+        done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.ROOT + textwrap.dedent(body), self.path("d")])
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertEqual(done.stdout.decode().splitlines(), ["True ok []", "True failed []", "True failed []", "True timeout []"])
+
+    def test_the_temporary_directory_of_a_task_is_removed_with_all_in_it(self):
+        for prompt in ("write-tmp", "remove-tmp", "write-tmp;exit 1", "write-tmp;die KILL"):
+            station = self.station()
+            path = clinvk.run_task(clinvk.Task(0, "echo", "env TMPDIR;" + prompt), station).output.strip()
+            self.assertEqual(os.path.exists(path) and os.listdir(path), False if "write" in prompt else (os.path.exists(path) and []), prompt)
+            self.check(clinvk.run_task(clinvk.Task(1, "echo", "list-tmp"), station), output="700 []\n")
+            self.leave(station)
+
+
+class OneAfterTheOther(WorkerCase):
+    def test_nothing_of_a_task_reaches_the_next(self):
+        station = self.station()
+        prompts = ("flood 200000", "say a", "stderr-flood 100000;exit 1", "invalid-utf8", "stderr x;exit 2", "write-tmp;flood 500", "say", "list-tmp;env TMPDIR", "flood 5000 z", "say b")
+        alone = [self.run_it(prompt) for prompt in prompts]
+        for _ in range(2):
+            for index, (prompt, expected) in enumerate(zip(prompts, alone)):
+                result = clinvk.run_task(clinvk.Task(index, "echo", prompt), station)
+                if isinstance(result.answer, clinvk.TextFile):
+                    result.answer.take()
+                if "TMPDIR" in prompt:
+                    self.assertEqual(result.output.split("\n")[0], "700 []")
+                    continue
+                self.assertEqual((result.status, result.exit_code, result.output, result.error), (expected.status, expected.exit_code, expected.output, expected.error), prompt)
+        self.assertEqual(len(os.listdir(station.directory)), 1, "the directory that is used again")
+        self.leave(station)
+
+    def test_what_a_task_left_writing_does_not_reach_the_next(self):
+        station = self.station()
+        go = self.path("go")
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", "say x;keep-pipe %s %s" % (self.path("pid"), go)), station), output="x\n")
+        self.file("go", b"")
+        self.wait_for_file(go + ".done")
+        for index in range(1, 4):
+            self.check(clinvk.run_task(clinvk.Task(index, "echo", "say clean"), station), output="clean\n")
+        self.leave(station)
+        wait_until(lambda: not is_running(self.pid_in(self.path("pid"))), "the writer has ended")
+
+    def test_what_a_task_left_writing_does_not_reach_its_answer_after_the_end(self):
+        for size in (10, 3000, 200000):
+            station = self.station()
+            go, pid = self.path("go-%d" % size), self.path("pid-%d" % size)
+            result = clinvk.run_task(clinvk.Task(0, "echo", "flood %d;keep-pipe %s %s" % (size, pid, go)), station)
+            if isinstance(result.answer, clinvk.TextFile):
+                result.answer.take()
+            self.file("go-%d" % size, b"")
+            self.wait_for_file(go + ".done")
+            self.assertEqual(result.output, "x" * size)
+            self.leave(station)
+
+    def test_an_answer_on_its_way_is_not_changed_by_the_next_task(self):
+        station = self.station()
+        first = clinvk.run_task(clinvk.Task(0, "echo", "flood 50000 a"), station)
+        second = clinvk.run_task(clinvk.Task(1, "echo", "flood 60000 b"), station)
+        clinvk.run_task(clinvk.Task(2, "echo", "say c"), station)
+        self.assertEqual((first.answer.take() and first.output, second.answer.take() and second.output), ("a" * 50000, "b" * 60000))
+        self.leave(station)
+
+    def test_an_answer_that_cannot_be_kept_is_a_failed_result_and_the_next_task_is_well(self):
+        for backend in ("claude", "echo"):
+            station = self.station()
+            there, go = self.path("there-" + backend), self.path("go-" + backend)
+            result = self.in_background(clinvk.Task(0, backend, "remove-tmp;touch %s;wait-for %s;flood 5000" % (there, go)), station)
+            self.wait_for_file(there)
+            os.rmdir(station.directory)
+            self.file("go-" + backend, b"")
+            self.check(result(), status="failed", exit_code=1, error_kind="backend", attempts=1)
+            self.assertRegex(result().error, "^the answer could not be kept: .*No such file or directory")
+            os.mkdir(station.directory, 0o700)
+            self.check(clinvk.run_task(clinvk.Task(1, backend, "say x"), station), status="ok")
+            self.leave(station)
+
+
+if __name__ == "__main__":
+    unittest.main()
