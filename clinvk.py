@@ -32,7 +32,8 @@ What holds everywhere:
 
   * Every task is answered by exactly one Result, whatever dies.
   * Nothing that a run started outlives it.
-  * Only sinks and main write to stdout or stderr; only main knows exit statuses.
+  * Only sinks, the commands' messages and main write to stdout or stderr.
+  * The verdict and main say what the exit status is; nothing below them exits.
   * Importing the module starts nothing, and loads little: modules that only some
     commands need are imported by the function that needs them (`clinvk --version`
     costs about what `python3 -c pass` costs).
@@ -190,7 +191,7 @@ def unfinished(task: Task, status: str, error: str, error_kind: str, *, exit_cod
 # --- 2. Text and JSON --------------------------------------------------------
 
 CHUNK = 1 << 16  # characters or bytes that are held at a time of a text of any size
-LOSSLESS = "clinvk-lossless"  # codec error handler, registered below
+LOSSLESS = "clinvk-lossless"  # codec error handler for encoding, registered below
 
 
 def once(make: Callable[[], _T]) -> Callable[[], _T]:
@@ -216,7 +217,7 @@ class _Coders(NamedTuple):
     """The JSON coders, made once: the convenience functions of json make new ones at every call."""
 
     encode: Callable[[Any], str]
-    encode_ascii: Callable[[Any], str]
+    surrogates: Callable[[Callable[[Any], str], str], str]
     decode: Callable[[str], Any]
     long_number: Callable[[bytes], Any]
     orjson: Optional[ModuleType]
@@ -231,7 +232,7 @@ def _coders() -> _Coders:
     except ImportError:
         orjson = None  # type: ignore[assignment,unused-ignore]
     return _Coders(json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode,
-                   json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode,
+                   re.compile("[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]").sub,
                    json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode,
                    re.compile(rb"[0-9]{16}|[0-9][eE]").search, orjson)
 
@@ -242,44 +243,33 @@ def _refuse_constant(name: str) -> Any:
 
 @once
 def _register_lossless() -> None:
-    """Registers LOSSLESS: undecodable input becomes lone surrogates, and goes back to the same bytes.
-
-    Python has a handler for encoded surrogates and one for stray bytes; a program's output may hold both.
-    """
+    """Registers LOSSLESS for encoding: stray bytes go back to what they were, any other lone surrogate to its own three bytes."""
     import codecs
 
-    def lossless(error: UnicodeError) -> Tuple[Union[str, bytes], int]:
-        if isinstance(error, UnicodeEncodeError):
-            text = error.object[error.start:error.end]
-            return b"".join(bytes([ord(c) - 0xDC00]) if 0xDC80 <= ord(c) <= 0xDCFF
-                            else c.encode("utf-8", "surrogatepass") for c in text), error.end
-        if not isinstance(error, UnicodeDecodeError):
+    def lossless(error: UnicodeError) -> Tuple[bytes, int]:
+        if not isinstance(error, UnicodeEncodeError):
             raise error
-        three = bytes(error.object[error.start:error.start + 3])
-        # U+DC80 to U+DCFF stand for stray bytes: where they are encoded themselves, each of their bytes is a stray one
-        if (len(three) == 3 and three[0] == 0xED and 0xA0 <= three[1] <= 0xBF and three[1] not in (0xB2, 0xB3)
-                and 0x80 <= three[2] <= 0xBF):
-            return three.decode("utf-8", "surrogatepass"), error.start + 3
-        return chr(0xDC00 + three[0]), error.start + 1
+        return b"".join(bytes([ord(c) - 0xDC00]) if 0xDC80 <= ord(c) <= 0xDCFF else c.encode("utf-8", "surrogatepass")
+                        for c in error.object[error.start:error.end]), error.end
 
     codecs.register_error(LOSSLESS, lossless)
 
 
 def to_bytes(text: str) -> bytes:
+    """Any str as UTF-8; what to_text made of stray bytes becomes those bytes again."""
     _register_lossless()
     return text.encode("utf-8", LOSSLESS)
 
 
 def to_text(data: bytes) -> str:
-    _register_lossless()
-    return data.decode("utf-8", LOSSLESS)
+    """Any bytes as text: one that is not UTF-8 becomes a lone surrogate (U+DC80 to U+DCFF, PEP 383)."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 def text_chunks(pieces: Iterable[bytes]) -> Iterator[str]:
     """Decodes a text that arrives in pieces, which may part a character."""
     import codecs
-    _register_lossless()
-    decoder = codecs.getincrementaldecoder("utf-8")(LOSSLESS)
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     for piece in pieces:
         text = decoder.decode(piece)
         if text:
@@ -287,6 +277,14 @@ def text_chunks(pieces: Iterable[bytes]) -> Iterator[str]:
     rest = decoder.decode(b"", True)
     if rest:
         yield rest
+
+
+def _escaped(surrogates: Any) -> str:
+    """Lone surrogates as JSON escapes.  A high one alone is broken up into its bytes: jq gives up at it."""
+    text = surrogates.group()
+    if len(text) == 1 and text < "\udc00":
+        text = to_text(to_bytes(text))
+    return "".join("\\u%04x" % ord(c) for c in text)
 
 
 def dumps(value: Any) -> bytes:
@@ -298,10 +296,11 @@ def dumps(value: Any) -> bytes:
             return encoded
         except TypeError:  # a lone surrogate, a number past 64 bits: the slow way knows them
             pass
+    text = coders.encode(value)
     try:
-        return coders.encode(value).encode("utf-8")
+        return text.encode("utf-8")
     except UnicodeEncodeError:
-        return coders.encode_ascii(value).encode("ascii")
+        return coders.surrogates(_escaped, text).encode("utf-8")
 
 
 def loads(data: bytes) -> Any:
@@ -359,8 +358,9 @@ def _controls() -> Dict[int, str]:
     """What a terminal could take for a command, as something to look at (tab and newline are left)."""
     table = {code: "^" + chr(code ^ 0x40) for code in range(0x20) if code not in (9, 10)}
     table[0x7F] = "^?"
-    for code in list(range(0x80, 0xA0)) + list(range(0x202A, 0x202F)) + list(range(0x2066, 0x206A)):
+    for code in [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)]:
         table[code] = "<U+%04X>" % code
+    table.update((0xDC00 + byte, "<%02X>" % byte) for byte in range(0x80, 0x100))
     return table
 
 
@@ -603,23 +603,34 @@ class KernelLock:
         self.release()
 
 
-def write_all(file: int, data: Union[bytes, bytearray]) -> None:
-    """Writes all of `data`, in one `write` wherever the system takes it so.
+def write_pieces(file: int, pieces: Iterable[Union[bytes, bytearray]]) -> None:
+    """Writes a record, each piece in one `write` wherever the system takes it so.
 
     Raises OSError; a regular file is then cut back, so that it does not end in half a record.
     """
-    view, done = memoryview(data), 0
-    while done < len(view):
-        try:
-            done += os.write(file, view[done:])
-        except BlockingIOError:  # whoever shares the pipe made it non-blocking
-            import select
-            select.select([], [file], [])
-        except OSError:
-            if done and _is_regular(file):
-                os.ftruncate(file, os.lseek(file, 0, os.SEEK_CUR) - done)
-                os.lseek(file, 0, os.SEEK_END)
-            raise
+    written = 0
+    try:
+        for piece in pieces:
+            view, done = memoryview(piece), 0
+            while done < len(view):
+                try:
+                    count = os.write(file, view[done:])
+                except BlockingIOError:  # whoever shares the pipe made it non-blocking
+                    import select
+                    select.select([], [file], [])
+                    continue
+                done += count
+                written += count
+    except OSError:
+        if written and _is_regular(file):
+            os.ftruncate(file, os.lseek(file, 0, os.SEEK_CUR) - written)
+            os.lseek(file, 0, os.SEEK_END)
+        raise
+
+
+def write_all(file: int, data: Union[bytes, bytearray]) -> None:
+    """Writes all of `data`, as write_pieces does."""
+    write_pieces(file, (data,))
 
 
 def _is_regular(file: int) -> bool:
@@ -731,8 +742,7 @@ def write_whole(path: str, pieces: Iterable[bytes]) -> None:
     file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         try:
-            for piece in pieces:
-                write_all(file, piece)
+            write_pieces(file, pieces)
         finally:
             os.close(file)
         os.replace(draft, path)
@@ -1241,6 +1251,16 @@ def _whole_number(value: Any) -> int:
     return value
 
 
+MOST_JOBS = 1000  # each is a process of its own beside its backend
+
+
+def _jobs(value: Any) -> int:
+    jobs = _whole_number(value)
+    if jobs > MOST_JOBS:
+        raise ValueError("expected at most %d, got %d" % (MOST_JOBS, jobs))
+    return jobs
+
+
 LONGEST = 1e9  # seconds; what timers can take ends at some 9e9
 
 
@@ -1309,7 +1329,7 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
 }
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items() if name not in ("prompt", "id", "name")}
-RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {"max_parallel": _whole_number, "fail_fast": _truth, "output_dir": _argument}
+RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {"max_parallel": _jobs, "fail_fast": _truth, "output_dir": _argument}
 BATCH_FIELDS = ("tasks", "defaults") + tuple(RUN_FIELDS)
 
 
@@ -1358,6 +1378,8 @@ def _task(value: Any, defaults: Dict[str, Any], overrides: Dict[str, Any], envir
         raise _Misfit("a task needs a prompt", () if "prompt" not in value else ("prompt",))
     merged = dict(defaults, **overrides)
     merged.update(own)
+    if overrides.get("dry_run"):  # starts nothing, whatever a task says
+        merged["dry_run"] = True
     if "backend" not in merged:
         merged["backend"] = environment.get("CLINVK_BACKEND") or "claude"
     backend = BACKENDS[merged["backend"]]
@@ -1645,6 +1667,7 @@ class TaskStream:
         self.on_ready: Callable[[], None] = lambda: None
         self._file, self._name, self._warn = file, name, warn
         self._overrides, self._environment = overrides, environment
+        self._begun = False
         self._waiting: queue.Queue[Any] = queue.Queue(4)
         self._thread: Optional[threading.Thread] = None
         if _is_regular(file):
@@ -1659,6 +1682,7 @@ class TaskStream:
         else:
             self._source = self._tasks(iter(lambda: os.read(file, CHUNK), b""), strict=False)
         self._first = next(self._source, None)
+        self._begun = True  # what is read from a pipe from here on comes too late to say anything of the run
         if self._first is None:
             raise UserError("%s: no tasks: the input is empty" % name)
 
@@ -1731,9 +1755,11 @@ class TaskStream:
 
     def _note_run(self, piece: _Piece, run: Dict[str, Any]) -> None:
         for name, value in run.items():
-            if self.run.setdefault(name, value) != value and self.total is None:  # not again when a file is read again
-                self._warn("%s:%d: %s: %s is not applied: an earlier batch of this run said %s"
-                           % (self._name, piece.line, name, quoted(value), quoted(self.run[name])))
+            if not self._begun:
+                self.run.setdefault(name, value)
+            if self.run.get(name) != value and self.total is None:  # not again when a file is read again
+                said = "this run began without it" if name not in self.run else "an earlier batch said " + quoted(self.run[name])
+                self._warn("%s:%d: %s: %s is not applied: %s" % (self._name, piece.line, name, quoted(value), said))
 
     def _read(self, piece: _Piece, identifiers: _Identifiers) -> Tuple[List[Task], Dict[str, Any]]:
         """What a piece of the input says.  Raises UserError, with file, line and path, and has then changed nothing."""
@@ -1914,6 +1940,10 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
 
     Without a station it makes one for itself, and leaves nothing running and no file behind.
     """
+    if task.invalid:
+        return unfinished(task, "failed", task.invalid, "invalid", exit_code=1)._replace(task=task)
+    if task.dry_run:
+        return unfinished(task, "skipped", "", "", exit_code=0)._replace(answer=command_line(task), task=task)
     if station is None:
         try:
             directory = make_private_directory()
@@ -1924,17 +1954,11 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
             result = run_task(task, station)
             if isinstance(result.answer, TextFile):
                 result.answer.take()
-            return result._replace(task=task)
+            return result
         finally:
             station.drop_files()
             sweep("CLINVK_RUN=" + station.run_id)
             remove_tree(directory)
-    if task.invalid:
-        return unfinished(task, "failed", task.invalid, "invalid", exit_code=1)
-    if task.dry_run:
-        now = time.time()
-        return Result(task.index, task.backend, "skipped", 0, command_line(task), model=task.model, attempts=0,
-                      start_time=now, end_time=now)
     started = time.time()
     clock_started = time.monotonic()
     try:
@@ -1944,7 +1968,7 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
         result = unfinished(task, "failed", "clinvk failed: " + traceback.format_exc().strip(), "backend", exit_code=1,
                             attempts=1)
     # by the clock that is not set back and forth
-    return result._replace(start_time=started, end_time=started + time.monotonic() - clock_started)
+    return result._replace(start_time=started, end_time=started + time.monotonic() - clock_started, task=task)
 
 
 def new_run_id() -> str:
@@ -2018,7 +2042,7 @@ def _not_started(task: Task, error: OSError) -> Result:
     kinds = {errno.EACCES: "permission", errno.EPERM: "permission", errno.ENOENT: "not_found", errno.E2BIG: "invalid"}
     program = BACKENDS[task.backend].command(task).argv[0]
     reason = error.strerror or str(error)
-    of_workdir = task.workdir and error.filename in (task.workdir, os.path.join(task.workdir, "."))
+    of_workdir = task.workdir and error.filename == os.path.join(task.workdir, ".")  # which _launch looks at first
     if of_workdir:
         text, code, kind = "workdir %s: %s" % (task.workdir, reason), 1, "invalid"
     elif error.filename not in (None, program):
@@ -2253,7 +2277,7 @@ def _hold_lifeline(terms: _Terms, station: Station) -> None:
         end_children()
     sweep("CLINVK_RUN=" + terms.run_id)
     remove_tree(terms.directory)
-    os._exit(EXIT_FAILED)
+    os._exit(1)
 
 
 def _pack(value: Any, path: str) -> Union[bytes, str]:
@@ -2283,7 +2307,7 @@ def _serve(message: Union[bytes, str]) -> Optional[Union[bytes, str]]:
     station.note(task.index, 0)
     if seats.retired:  # read after the claim is noted, as the parent looks for claims after it retires the pool
         return None
-    result = run_task(task, station)
+    result = run_task(task, station)._replace(task=None)
     stay()
     return _pack(result, os.path.join(station.directory, "%d.result" % task.index))
 
@@ -2328,6 +2352,13 @@ class _Crew:
             def _get_sentinels(self) -> List[Any]:
                 return [self._change_notifier._reader]  # type: ignore[attr-defined]
 
+            @staticmethod
+            def _help_stuff_finish(inqueue: Any, task_handler: Any, size: int) -> None:
+                """Pool.terminate would here wait for an idle worker to let go of the task queue, and read what is left in that: for
+                ever, with a damaged one.  It is for a thread that blocks on a full queue; this one never holds more than `jobs`
+                small messages.
+                """
+
         if method == "spawn":  # whose tracker would undo the mask below when it is started
             from multiprocessing import resource_tracker
             resource_tracker.ensure_running()
@@ -2356,11 +2387,8 @@ class _Crew:
         return "killed by signal %d (%s)" % (-code, signal_name(-code)) if code and code < 0 else "killed"
 
     def close(self) -> None:
-        """Ends the pool, whatever state it is in.
-
-        Pool.terminate waits for an idle worker to let go of the task queue, and reads what is left in that; with a damaged
-        queue neither need ever end.  Then the workers are killed, and Pool's threads (daemons all) are left to themselves.
-        """
+        """Ends the pool, whatever state it is in: if it does not end politely its workers are killed, and Pool's threads
+        (daemons all) are left to themselves."""
         import signal
         import threading
         ending = threading.Thread(target=self.pool.terminate, daemon=True)
@@ -2623,10 +2651,14 @@ class Output:
     def __init__(self, file: int) -> None:
         self.file, self._name = file, {1: "stdout", 2: "stderr"}[file]
         self.terminal = is_terminal(file)
+        self.cursor = self.terminal and os.environ.get("TERM") != "dumb"  # it heeds control sequences
 
-    def write(self, data: bytes) -> None:
+    def write(self, *pieces: bytes) -> None:
+        self.record(pieces)
+
+    def record(self, pieces: Iterable[bytes]) -> None:
         try:
-            write_all(self.file, data)
+            write_pieces(self.file, pieces)
         except OSError as error:
             if self.file == 2:
                 return
@@ -2634,6 +2666,13 @@ class Output:
 
     def text(self, text: str) -> None:
         self.write(to_bytes(visible(text) if self.terminal else text))
+
+    def json(self, pieces: Iterable[bytes]) -> None:
+        """A JSON text.  It means the same on a terminal, where what could control that is written as escapes."""
+        if self.terminal:
+            escapes = {code: "\\u%04x" % code for code in _controls() if code >= 0x7F}
+            pieces = (text.translate(escapes).encode("utf-8") for text in text_chunks(pieces))
+        self.record(in_one_write(pieces))
 
 
 def result_fields(result: Result) -> Dict[str, Any]:
@@ -2738,8 +2777,7 @@ class JsonLines:
         self._output = output
 
     def write(self, result: Result) -> None:
-        for piece in in_one_write(_line(encoded(result))):
-            self._output.write(piece)
+        self._output.json(_line(encoded(result)))
 
 
 def _line(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -2843,8 +2881,9 @@ def _safe_name(result: Result) -> str:
 
 def _task_and_result(result: Result) -> Iterator[bytes]:
     task = result.task._asdict() if result.task else {}
-    given = {name: value for name, value in task.items() if value not in ("", 0, None, False, (), {}) and name != "index"}
-    yield b'{"task":' + dumps(given) + b',\n"result":'
+    given = {name: value for name, value in task.items() if value not in ("", 0, None, False, (), {}, "default")
+             and name not in ("index", "invalid")}
+    yield b'{' + (b'"task":' + dumps(given) + b",\n" if given else b"") + b'"result":'
     yield from encoded(result)
     yield b"}\n"
 
@@ -2862,13 +2901,13 @@ class Progress:
     def write(self, result: Result) -> None:
         self._done += 1
         self._failed += result.status in ("failed", "timeout", "lost")
-        if not self._output.terminal:
+        if not self._output.cursor:
             self._output.text(self._line() + "\n")
 
     def show(self, running: int) -> None:
         """Draws the line anew, at most ten times a second."""
         self._running = running
-        if self._output.terminal and time.monotonic() >= self._next:
+        if self._output.cursor and time.monotonic() >= self._next:
             self._next = time.monotonic() + 0.1
             self.hide()
             self._shown = cut(self._line(), terminal_columns(self._output.file) - 1)
@@ -2964,7 +3003,7 @@ class Table:
                 cell = {"OK": "\033[32m%s\033[m", "SKIPPED": "%s", "CANCELED": "\033[33m%s\033[m"}.get(status, "\033[31m%s\033[m") % cell
             start = "%-4d %-12s " % (number, backend)
             rest = " %-10s %s" % (duration, cut(label, width - 41))
-            output.write(to_bytes(start + cell + rest.rstrip() + "\n"))
+            output.write(to_bytes(start), cell.encode(), to_bytes(rest.rstrip() + "\n"))
             if error and status != "CANCELED":
                 output.text(cut("     error: " + error, width) + "\n")
         output.text("-" * 60 + "\n" + totals.line() + "\n")
@@ -2998,8 +3037,7 @@ def wanted(choice: str, terminal: bool) -> bool:
 
 
 def use_color(choice: str, output: Output) -> bool:
-    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
-    return wanted(choice, output.terminal and not plain)
+    return wanted(choice, output.cursor and not os.environ.get("NO_COLOR"))
 
 
 class _Feed:
@@ -3071,11 +3109,11 @@ def command_parallel(settings: Settings) -> int:
     jobs = settings.jobs or stream.run.get("max_parallel") or DEFAULT_JOBS
     fail_fast = settings.fail_fast or stream.run.get("fail_fast", False)
     output_dir = settings.output_dir or stream.run.get("output_dir", "")
-    if not settings.dry_run and wanted(settings.progress, stderr.terminal):
+    if not settings.dry_run and wanted(settings.progress, stderr.cursor):
         progress = Progress(stderr, stream.total)
 
     control, totals = Control(), Totals()
-    table = None if settings.quiet or settings.dry_run or settings.form == "json" else Table()
+    table = None if settings.dry_run else Table()
     form: Any = (Report() if settings.form == "json" else JsonLines(stdout) if settings.form == "jsonl"
                  else CommandLines(stdout) if settings.dry_run else Silence() if settings.quiet else Text(stdout))
     directory = Directory(output_dir) if output_dir and not settings.dry_run else None
@@ -3099,7 +3137,7 @@ def command_parallel(settings: Settings) -> int:
         feed.attempt(form, lambda: stdout.text("Running %stasks (max %d parallel%s)...\n\n" % (
             number, jobs, ", fail-fast" if fail_fast else "")))
     with stop_signals(stop):
-        results = (run_task(task)._replace(task=task) for task in stream.in_turn()) if settings.dry_run else run_pool(
+        results = (run_task(task) for task in stream.in_turn()) if settings.dry_run else run_pool(
             stream, min(jobs, stream.total or jobs), fail_fast=fail_fast, control=control, on_tick=tick,
             notice=lambda text: say("warning: " + text), start_method=settings.start_method)
         try:
@@ -3136,26 +3174,21 @@ def _summarize(settings: Settings, feed: _Feed, form: Any, directory: Optional[D
     if directory in feed:
         feed.attempt(directory, lambda: directory.finish(totals.fields()))  # type: ignore[union-attr]
     if settings.form == "json" and form in feed:
-        feed.attempt(form, lambda: _write_pieces(stdout, form.pieces(totals.fields())))
+        feed.attempt(form, lambda: stdout.json(form.pieces(totals.fields())))
         feed.unwritten = 0 if form in feed else totals.total
 
-    def summary(output: Output) -> None:
-        if table:
+    def summary(output: Output, whole: bool = not settings.quiet) -> None:
+        if table and whole:
             table.print(output, totals, use_color(settings.color, output))
         else:
             output.text(totals.line() + "\n")
 
     if form not in feed:  # stdout takes no more: whoever is there should still see what became of the tasks
-        feed.attempt(table, lambda: summary(stderr))
+        feed.attempt(table, lambda: summary(stderr, True))
     elif settings.form == "text" and not settings.dry_run:
         feed.attempt(form, lambda: summary(stdout))
     elif settings.form == "jsonl" and not settings.quiet and not settings.dry_run:
         feed.attempt(table, lambda: summary(stderr))
-
-
-def _write_pieces(output: Output, pieces: Iterable[bytes]) -> None:
-    for piece in in_one_write(pieces):
-        output.write(piece)
 
 
 # --- 11. Command line --------------------------------------------------------
@@ -3180,11 +3213,16 @@ def build_parser() -> argparse.ArgumentParser:
 
         def error(self, message: str) -> NoReturn:
             """The message, not buried under the usage."""
-            self.exit(EXIT_USAGE, "%s: error: %s\nTry `%s --help`.\n" % (self.prog, message, self.prog))
+            Output(2).text("%s: error: %s\nTry `%s --help`.\n" % (self.prog, message, self.prog))
+            raise SystemExit(EXIT_USAGE)
 
         def print_help(self, file: Any = None) -> None:
             """To stdout; argparse itself would not notice that it could not be written."""
             Output(1).text(self.format_help())
+
+    class Version(argparse.Action):
+        def __call__(self, *_: Any) -> NoReturn:
+            raise SystemExit(print_version())
 
     def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
         """argparse shows the message of this exception alone."""
@@ -3195,15 +3233,16 @@ def build_parser() -> argparse.ArgumentParser:
                 raise argparse.ArgumentTypeError(str(error)) from None
         return convert
 
-    def whole_number(text: str) -> int:
-        return _whole_number(int(text) if text.isascii() and text.isdigit() else text)
+    def number(check: Callable[[Any], int]) -> Callable[[str], Any]:
+        return checked(lambda text: check(int(text) if text.isascii() and text.isdigit() else text))
 
     parser = Parser(prog="clinvk", description="Run many prompts through AI command-line programs, several at a time.",
                     epilog="clinvk COMMAND --help tells more of a command; see also clinvk(1).")
-    parser.add_argument("--version", action="version", version="clinvk " + __version__)
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     commands: Dict[Any, argparse.ArgumentParser] = subparsers.choices  # type: ignore[assignment]
 
+    subparsers.add_parser("version", help="show the version").set_defaults(run=lambda options: print_version())
     parallel = subparsers.add_parser(
         "parallel", help="run a batch of tasks", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run a batch of tasks, several at a time.", epilog="""\
@@ -3214,13 +3253,13 @@ The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks,
     parallel.set_defaults(run=run_parallel)
     add = parallel.add_argument
     add("-f", "--file", metavar="FILE", help="read tasks from FILE; - or no FILE: from stdin")
-    add("-j", "--max-parallel", metavar="N", type=checked(whole_number), help="run at most N tasks at once (default: %d)" % DEFAULT_JOBS)
+    add("-j", "--max-parallel", metavar="N", type=number(_jobs), help="run at most N tasks at once (default: %d)" % DEFAULT_JOBS)
     add("--fail-fast", action="store_true", help="at the first failure start nothing more and stop what runs")
     form = parallel.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_const", dest="form", const="json", default="text", help="print one JSON object at the end")
     form.add_argument("--jsonl", action="store_const", dest="form", const="jsonl", help="print one JSON line per task as it ends")
     add("-q", "--quiet", action="store_true", help="print the last line of the summary alone; with --jsonl: no summary")
-    add("--output-dir", metavar="DIR", default="", help="keep a file per task in DIR, and summary.json")
+    add("--output-dir", metavar="DIR", type=checked(_argument), help="keep a file per task in DIR, and summary.json")
     add("--dry-run", action="store_true", help="print the command line of each task and start nothing")
     add("--progress", choices=("auto", "always", "never"), default="auto", help="status line on stderr (default: auto)")
     add("--color", choices=("auto", "always", "never"), default="auto", help="colored output (default: auto)")
@@ -3233,9 +3272,14 @@ The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks,
             ("--max-tokens", "N", "most tokens of an answer"),
             ("--timeout", "SECONDS", "most time for a task: 90, 90s, 15m, 2h")):
         field = option.split("--")[1].replace("-", "_")
-        kind: Callable[[str], Any] = whole_number if field.startswith("max_") else TASK_FIELDS[field]
-        tasks.add_argument(*option.split(), dest="task_" + field, metavar=metavar, type=checked(kind), help=text)
+        kind = (number if field.startswith("max_") else checked)(TASK_FIELDS[field])
+        tasks.add_argument(*option.split(), dest="task_" + field, metavar=metavar, type=kind, help=text)
     return parser
+
+
+def print_version() -> int:
+    Output(1).text("clinvk %s\n" % __version__)
+    return EXIT_OK
 
 
 def run_parallel(options: argparse.Namespace) -> int:
@@ -3245,7 +3289,7 @@ def run_parallel(options: argparse.Namespace) -> int:
         raise UserError("CLINVK_START_METHOD: unknown start method %s; known are %s" % (quoted(method), ", ".join(START_METHODS)))
     if options.dry_run:
         task["dry_run"] = True
-    return command_parallel(Settings(options.file, task, options.max_parallel, options.fail_fast, options.output_dir,
+    return command_parallel(Settings(options.file, task, options.max_parallel, options.fail_fast, options.output_dir or "",
                                      options.dry_run, options.form, options.quiet, options.progress, options.color, method))
 
 
@@ -3254,7 +3298,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_standard_streams()
     keep_descriptors()
-    stdout, stderr = Output(1), Output(2)
+    stderr = Output(2)
 
     def end(number: int) -> None:
         """Before and after a run there is nothing to stop, and an exception would strike anywhere."""
@@ -3263,13 +3307,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     try:
         if arguments in (["--version"], ["version"]):  # before anything is imported for it
-            stdout.text("clinvk %s\n" % __version__)
-            return EXIT_OK
+            return print_version()
         with stop_signals(end):
             options = build_parser().parse_args(arguments)
             return int(options.run(options))
-    except SystemExit as leaving:  # of argparse: after --help, or with a usage message
-        return _flushed(int(leaving.code or 0))
+    except SystemExit as leaving:  # of argparse: after --help, --version or a usage error
+        return int(leaving.code or 0)
     except UserError as error:
         stderr.text("clinvk: error: %s\n" % error)
         return EXIT_USAGE
@@ -3282,22 +3325,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 128 + interruption.signal_number
 
 
-def _flushed(status: int) -> int:
-    """`status`, once what argparse printed is out."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        raise OutputError("cannot write to stdout: %s" % error.strerror, isinstance(error, BrokenPipeError)) from None
-    return status
-
-
 def console() -> None:
     """Runs the program as a process of its own."""
     try:
         status = main()
     except Exception:
         import traceback
-        sys.stderr.write("clinvk: this is a bug in clinvk %s:\n%s" % (__version__, traceback.format_exc()))
+        Output(2).text("clinvk: this is a bug in clinvk %s:\n%s" % (__version__, traceback.format_exc()))
         status = EXIT_BUG
     if status in (EXIT_HANGUP, EXIT_INTERRUPT, EXIT_TERMINATE):
         die_of(status - 128)

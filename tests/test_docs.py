@@ -12,6 +12,7 @@ import unittest
 from support import PROGRAM, ROOT, Case, clinvk, write_program
 
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
+HELP = {"-h", "--help"}
 FILES, DIRECTORIES = {"--file"}, {"--workdir", "--output-dir"}
 
 
@@ -33,7 +34,6 @@ def parsers():
     for action in general._actions:
         if isinstance(action, argparse._SubParsersAction):
             found.update(action.choices)
-    found.pop("version", None)  # has no options of its own
     return found
 
 
@@ -53,7 +53,7 @@ def words_for(action):
 
 
 def commands():
-    return set(parsers()) - {""} | {"version"}
+    return set(parsers()) - {""}
 
 
 class ManPage:
@@ -107,13 +107,12 @@ class ManPageTest(unittest.TestCase):
     def test_it_describes_exactly_the_options_of_the_parser(self):
         for command, parser in parsers().items():
             with self.subTest(command=command):
-                subsection = "Options of " + command if command else "General options"
-                self.assertEqual(MAN.options("OPTIONS", subsection), options_of(parser))
+                written = MAN.options("OPTIONS", "Options of " + command) if command == "parallel" else set()
+                general = MAN.options("OPTIONS", "General options")
+                self.assertEqual(written | (general & HELP if command else general), options_of(parser))
 
     def test_its_synopsis_has_every_option(self):
         for command, text in re.findall(r"^\.Nm\n(?:\.Cm (\w+)\n)?((?:\.Op .*\n)*)", "\n".join(MAN.part("SYNOPSIS")) + "\n", re.M):
-            if command == "version":
-                continue
             with self.subTest(command=command):
                 shown = set()
                 for option in re.findall(r"(?:Fl|\|) (-?[-\w]+)", text):
@@ -217,6 +216,8 @@ class ManPageTest(unittest.TestCase):
     def test_it_gives_the_numbers_of_the_program(self):
         self.assertIn("after %d seconds" % clinvk.GRACE_SECONDS, "\n".join(MAN.part("RUNNING", "The end of a task")))
         self.assertIn("of the input, else %d." % clinvk.DEFAULT_JOBS, "\n".join(MAN.part("OPTIONS")))
+        self.assertIn("tasks at once, %d at most." % clinvk.MOST_JOBS, "\n".join(MAN.part("OPTIONS")))
+        self.assertIn("no deeper than %d levels" % clinvk.DEEPEST, "\n".join(MAN.part("INPUT", "Task fields")))
         self.assertEqual((clinvk.SMALL_FILE_BYTES, clinvk.ONE_WRITE_BYTES), (1 << 20, 1 << 20), "the man page says 1 MiB of both")
 
     def test_it_describes_exactly_the_environment_variables(self):
@@ -294,12 +295,11 @@ class BashCompletionTest(unittest.TestCase):
         self.assertEqual(self.complete("clinvk", "")[0], commands() | general)
         self.assertEqual(self.complete("clinvk", "-")[0], general)
         self.assertEqual(self.complete("clinvk", "p")[0], {"parallel"})
-        self.assertEqual(self.complete("clinvk", "version", "")[0], set())
         for command, parser in parsers().items():
             if command:
                 with self.subTest(command=command):
                     self.assertEqual(self.complete("clinvk", command, "-")[0], options_of(parser))
-                    self.assertEqual(self.complete("clinvk", command, "--json", "--ma")[0],
+                    self.assertEqual(self.complete("clinvk", command, "--help", "--ma")[0],
                                      {option for option in options_of(parser) if option.startswith("--ma")})
 
     @needs("bash")
@@ -327,9 +327,9 @@ class ZshCompletionTest(unittest.TestCase):
     def specs(self):
         """The specs of _arguments, by command: (options, values or None)."""
         text = text_of("completions", "_clinvk")
-        general, _, parallel = text.partition("[[ $words[1] == parallel ]]")
+        general, *parts = re.split(r"^ +([a-z]+)\)\n +_arguments ", text, flags=re.M)
         found = {}
-        for command, part in (("", general), ("parallel", parallel)):
+        for command, part in [("", general)] + list(zip(parts[::2], parts[1::2])):
             found[command] = []
             for spec in re.findall(r"^ +('(?:\([^)]*\))?(?:--|'\{).*)", part, re.M):
                 options = re.match(r"'(?:\([^)]*\))?(?:'\{([^}]*)\}'|([-\w=+]+))\[", spec)
@@ -422,7 +422,8 @@ class FishCompletionTest(Case):
     def test_it_offers_commands_options_and_values(self):
         self.assertEqual(self.complete("clinvk "), commands())
         self.assertEqual(self.complete("clinvk -"), options_of(parsers()[""]))
-        self.assertEqual(self.complete("clinvk parallel -"), options_of(parsers()["parallel"]))
+        for command in commands():
+            self.assertEqual(self.complete("clinvk %s -" % command), options_of(parsers()[command]))
         self.assertEqual(self.complete("clinvk parallel --backend "), set(clinvk.BACKENDS))
         self.assertEqual(self.complete("clinvk parallel --color=a"), {"--color=auto", "--color=always"})
         self.file("my-tasks.json", "{}")

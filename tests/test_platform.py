@@ -516,6 +516,24 @@ class Ending(PlatformCase):
             """
         self.assertEqual(self.script(body), "True []\n")
 
+    @unittest.skipUnless(support.LINUX and os.geteuid() == 0, "only root can become somebody else")
+    def test_a_child_that_may_not_be_ended_is_left(self):
+        # as one that called sudo
+        body = """
+            reader, writer = os.pipe()
+            other = os.fork()
+            if not other:
+                os.close(writer)
+                os.read(reader, 1)
+                os._exit(0)
+            os.setresuid(65534, 65534, 65534)
+            print(clinvk.end_children())
+            os.close(writer)
+            os.waitpid(other, 0)
+            print(clinvk.end_children())
+            """
+        self.assertEqual(self.script(body), "False\nTrue\n")
+
     def test_without_children_there_is_nothing_to_end(self):
         self.assertEqual(self.script("print(clinvk.end_children())"), "True\n")
 
@@ -550,6 +568,38 @@ class Elsewhere(PlatformCase):
             print(slow.status, slow.exit_code)
             """
         self.assertEqual(self.script(body, prepare=self.PREPARE + "; del os.waitid"), "ok 0\nfailed 3\nfailed 137\ntimeout 124\n")
+
+
+class WithoutProc(PlatformCase):
+    """A chroot or container in which nobody has mounted /proc (and so no /dev/fd works)."""
+
+    PREPARE = """
+real_listdir = os.listdir
+def listdir(path="."):
+    if str(path).startswith(("/proc", "/dev/fd")):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+    return real_listdir(path)
+os.listdir = listdir
+"""
+
+    def test_descriptors_are_kept_all_the_same(self):
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        self.addCleanup(os.close, writer)
+        body = """
+            clinvk.keep_descriptors()
+            print(os.get_inheritable(int(sys.argv[1])), os.get_inheritable(1))
+            """
+        self.assertEqual(self.script(body, str(writer), prepare=self.PREPARE, pass_fds=(reader, writer)), "False True\n")
+
+    def test_a_task_runs(self):
+        body = """
+            for prompt in ("say hello", "flood 3000", "sleep 300"):
+                result = clinvk.run_task(clinvk.Task(0, "echo", prompt, timeout=1.0 if "sleep" in prompt else 0.0))
+                print(result.status, len(result.output))
+            print(clinvk.marked_processes("HOME=" + os.environ["HOME"]), clinvk.end_children())
+            """
+        self.assertEqual(self.script(body, prepare=self.PREPARE), "ok 6\nok 3000\ntimeout 0\n[] True\n")
 
 
 class Signals(PlatformCase):

@@ -92,7 +92,7 @@ class Behaviours(WorkerCase):
             self.assertEqual(clinvk.to_bytes(self.run_it(prompt).output), data)
 
     def test_the_prompt_goes_in_by_stdin_as_it_is(self):
-        for text in ("", " \n", "-x --help", "$(id) `id` \\", "审查 \U0001f600", "\0\x01\xff", "\udcff\ud800", "x" * 200000, "\ufeff"):
+        for text in ("", " \n", "-x --help", "$(id) `id` \\", "审查 \U0001f600", "\0\x01\xff", "\udcff\udced\udca0\udc80", "x" * 200000, "\ufeff"):
             self.assertEqual(self.run_it("rest\nanswer: " + text).output, "answer: " + text)
         self.assertEqual(self.run_it("prompt-size\nargv\n" + "\n" * 5000000).output, "5000017\n[]\n")
 
@@ -132,12 +132,13 @@ class Behaviours(WorkerCase):
         self.assertGreaterEqual(slow.duration_seconds, 0.2)
         self.assertGreaterEqual(slow.start_time, quick.end_time)
 
-    def test_the_task_is_in_the_result_only_where_no_station_was_given(self):
-        task = clinvk.Task(0, "echo", "say x")
-        self.assertIs(clinvk.run_task(task).task, task)
-        station = self.station()
-        self.assertIsNone(clinvk.run_task(task, station).task)
-        self.leave(station)
+    def test_the_task_is_in_its_result(self):
+        for task in (clinvk.Task(0, "echo", "say x", meta={"k": 1}), clinvk.Task(0, "echo", "x", dry_run=True), clinvk.Task(0, "", "", invalid="bad"), clinvk.Task(0, "?", "x")):
+            self.assertIs(clinvk.run_task(task).task, task)
+            station = self.station()
+            result = clinvk.run_task(task, station)
+            self.leave(station)
+            self.assertIs(result.task, task)
 
 
 class Surroundings(WorkerCase):
