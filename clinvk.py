@@ -349,7 +349,7 @@ def quoted(value: Any) -> str:
 def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean "prompt"?)`, or nothing where no known word is near."""
     import difflib
-    near = difflib.get_close_matches(word, list(known), 1)
+    near = difflib.get_close_matches(word, list(known), 1, 0.7)
     return ' (did you mean "%s"?)' % near[0] if near else ""
 
 
@@ -446,13 +446,21 @@ def code_of_status(status: int) -> int:
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
+def entries(directory: str) -> List[int]:
+    """The numbers among a directory's entries, as /proc and /dev/fd have them; none where it cannot be read."""
+    try:
+        return [int(entry) for entry in os.listdir(directory) if entry.isdigit()]
+    except OSError:
+        return []
+
+
 def keep_descriptors() -> None:
     """Sees to it that no descriptor which this process was given, beyond the standard ones, reaches its backends."""
-    for entry in os.listdir("/dev/fd"):
+    for file in entries("/dev/fd") or range(256):
         try:
-            if int(entry) > 2:
-                os.set_inheritable(int(entry), False)
-        except OSError:  # that of the listing itself
+            if file > 2:
+                os.set_inheritable(file, False)
+        except OSError:  # that of the listing itself; or not open
             continue
 
 
@@ -486,16 +494,14 @@ if sys.platform.startswith("linux"):
         """
         wanted = [mark.encode() + b"\0" for mark in marks]
         found = []
-        for entry in os.listdir("/proc"):
-            if not entry.isdigit():
-                continue
+        for pid in entries("/proc"):
             try:
-                with open("/proc/%s/environ" % entry, "rb", buffering=0) as file:
+                with open("/proc/%d/environ" % pid, "rb", buffering=0) as file:
                     environment = b"\0" + (file.read() or b"") + b"\0"
             except OSError:  # ended meanwhile, or another user's
                 continue
-            if all(b"\0" + mark in environment for mark in wanted) and int(entry) != os.getpid():
-                found.append(int(entry))
+            if all(b"\0" + mark in environment for mark in wanted) and pid != os.getpid():
+                found.append(pid)
         return found
 else:
     def marked_processes(*marks: str) -> List[int]:
@@ -533,15 +539,14 @@ if sys.platform.startswith("linux"):
 
     def _children() -> List[int]:
         me, found = os.getpid(), []
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                try:
-                    with open("/proc/%s/stat" % entry, "rb", buffering=0) as file:
-                        fields = (file.read() or b"").rpartition(b")")[2].split()
-                except OSError:
-                    continue
-                if len(fields) > 1 and int(fields[1]) == me:
-                    found.append(int(entry))
+        for pid in entries("/proc"):
+            try:
+                with open("/proc/%d/stat" % pid, "rb", buffering=0) as file:
+                    fields = (file.read() or b"").rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if len(fields) > 1 and int(fields[1]) == me:
+                found.append(pid)
         return found
 else:
     def adopt_orphans() -> bool:
@@ -560,8 +565,15 @@ def end_children() -> bool:
                 pass
         except ChildProcessError:
             return True
+        killed = 0
         for pid in _children():
-            os.kill(pid, signal.SIGKILL)
+            try:
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+            except OSError:  # another user's, as of sudo
+                continue
+        if not killed:
+            return False
         time.sleep(0.001)
     return False
 
@@ -1758,7 +1770,7 @@ class TaskStream:
             if not self._begun:
                 self.run.setdefault(name, value)
             if self.run.get(name) != value and self.total is None:  # not again when a file is read again
-                said = "this run began without it" if name not in self.run else "an earlier batch said " + quoted(self.run[name])
+                said = "this run began without it" if name not in self.run else "an earlier batch of this run said " + quoted(self.run[name])
                 self._warn("%s:%d: %s: %s is not applied: %s" % (self._name, piece.line, name, quoted(value), said))
 
     def _read(self, piece: _Piece, identifiers: _Identifiers) -> Tuple[List[Task], Dict[str, Any]]:

@@ -111,7 +111,7 @@ class Usage(CommandLine):
         self.assert_nothing_ran()
 
     def test_an_unknown_option_is_told_with_the_nearest_known_one(self):
-        near = {"--max-paralel": "--max-parallel", "--failfast": "--fail-fast", "--dryrun": "--dry-run", "--promt": "", "--outputdir=x": "--output-dir",
+        near = {"--max-paralel": "--max-parallel", "--failfast": "--fail-fast", "--dryrun": "--dry-run", "--outputdir=x": "--output-dir",
                 "--colour": "--color", "--json-l": "--jsonl", "--sandbox": "--sandbox-mode", "--max_turns": "--max-turns", "--zzz": ""}
         for (option, known), answer in zip(near.items(), self.main(*[["parallel", option] for option in near])):
             with self.subTest(option=option):

@@ -298,7 +298,7 @@ class Directories(SinkCase):
         self.assertEqual(sorted(os.listdir(self.out)), ["001_first_one.json", "002_auth.json", "summary.json"])
         with open(os.path.join(self.out, "002_auth.json"), encoding="utf-8") as file:
             value = json.load(file)
-        self.assertEqual(value["task"], {"backend": "echo", "prompt": "say hello", "approval_mode": "default", "sandbox_mode": "default", "timeout": 5.0,
+        self.assertEqual(value["task"], {"backend": "echo", "prompt": "say hello", "timeout": 5.0,
                                          "name": "审查 auth 模块", "meta": {"k": 1}})
         self.assertEqual((value["result"]["index"], value["result"]["output"]), (1, "b"))
         with open(os.path.join(self.out, "summary.json"), encoding="utf-8") as file:
@@ -359,7 +359,8 @@ class Directories(SinkCase):
         directory.write(clinvk.run_task(bad)._replace(task=bad))
         with open(os.path.join(self.out, "002_task-2.json")) as file:
             value = json.load(file)
-        self.assertEqual((value["task"]["invalid"], value["result"]["error"]), (bad.invalid, bad.invalid))
+        self.assertNotIn("task", value, "what was no task must not be fed back as one")
+        self.assertEqual(value["result"]["error"], bad.invalid)
 
 
 class Statuses(SinkCase):
