@@ -2599,7 +2599,8 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
     `on_tick` is called with the number of running tasks about four times a second while there is nothing else to do;
     `notice` with what a user should know.  `start_method` is one of START_METHODS; by default `fork` on Linux.
 
-    Raises OutputError where there is nowhere to put temporary files, UserError where so many workers cannot be had; what `tasks` and `on_tick` raise passes through.
+    Raises OutputError where there is nowhere to put temporary files, UserError where so many workers cannot be had; what
+    `tasks` and `on_tick` raise passes through.
     """
     import warnings
     control = control or Control()

@@ -10,7 +10,6 @@ import pty
 import re
 import select
 import shutil
-import signal
 import socket
 import stat
 import struct
@@ -22,7 +21,7 @@ import tty
 import unicodedata
 import unittest
 
-from support import PATIENCE, PROGRAM, PROGRAMS, ROOT, TESTS, Case, is_running, only_linux, results, tasks, wait_until, write_program
+from support import PATIENCE, PROGRAM, PROGRAMS, ROOT, TESTS, Case, is_running, only_linux, results, tasks, write_program
 
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 ERROR_KINDS = ("rate_limit quota overloaded network auth permission invalid context_length max_turns budget timeout signal not_found "

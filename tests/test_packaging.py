@@ -12,7 +12,6 @@ import sys
 import tempfile
 import unittest
 import zipapp
-import zipfile
 
 from support import PROGRAM, ROOT, Case, clinvk, results, tasks
 

@@ -14,7 +14,6 @@ import sys
 import termios
 import textwrap
 import threading
-import time
 import unittest
 
 import support
