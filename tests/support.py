@@ -29,6 +29,11 @@ if ROOT not in sys.path:
 
 import clinvk  # noqa: E402  (found by the line above)
 
+# A shell's `&` and nohup start programs with signals ignored; what the tests send must count all the same.
+for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
+
 LINUX = sys.platform.startswith("linux")
 only_linux = unittest.skipUnless(LINUX, "needs /proc")
 
@@ -139,7 +144,8 @@ def write_program(path, content):
 @contextlib.contextmanager
 def descriptor_is(number, file):
     """Inside the block the standard descriptor `number` of this process is `file`."""
-    (sys.stdout if number == 1 else sys.stderr).flush()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     former = os.dup(number)
     os.dup2(file, number)
     try:

@@ -131,11 +131,11 @@ class Usage(CommandLine):
     def test_each_option_takes_its_values_and_no_others(self):
         one = self.file("one.jsonl", tasks("say x"))
         whole, text = ["0", "-1", "1.5", "", "x", "\u0663", "1e3", " 1", "+1", "0x10"], ["", " "]
-        bad = {"-j": whole, "--max-parallel": whole, "--max-turns": whole, "--max-tokens": whole, "--model": text, "--workdir": text,
+        bad = {"-j": whole + ["1001"], "--max-parallel": whole + ["1" + "0" * 30], "--max-turns": whole, "--max-tokens": whole, "--model": text, "--workdir": text,
                "--system-prompt": text, "--output-dir": text, "--timeout": ["0", "0s", "-5", "x", "1d", "inf", "nan", "", "5 m", "m", "1.2.3", "1e3"],
                "--backend": ["", "Claude", "gpt", "echo "], "--approval-mode": ["", "yes", "Auto"], "--sandbox-mode": ["", "readonly", "rw"],
                "--progress": ["", "yes", "Always"], "--color": ["", "yes", "auto "]}
-        good = {"-j": ["1", "64"], "--max-parallel": ["2"], "--max-turns": ["1"], "--max-tokens": ["100000"], "--model": ["m x"], "--workdir": ["/"],
+        good = {"-j": ["1", "64", "1000"], "--max-parallel": ["2"], "--max-turns": ["1"], "--max-tokens": ["100000"], "--model": ["m x"], "--workdir": ["/"],
                 "--system-prompt": ["two\nlines", "-x y"], "--timeout": ["90", "90s", "1.5m", "15m", "2h", "0.5"],
                 "--backend": ["claude", "codex", "gemini", "echo"], "--approval-mode": ["default", "auto", "none", "always"],
                 "--sandbox-mode": ["default", "read-only", "workspace", "full"], "--output-dir": ["out"],

@@ -8,7 +8,9 @@ import random
 import socket
 import stat
 import struct
+import sys
 import termios
+import textwrap
 import threading
 import unittest
 
@@ -174,6 +176,13 @@ class JsonLines(SinkCase):
                 output = json.loads(line.decode("utf-8"))["output"]
                 self.assertEqual(clinvk.to_bytes(output), data)
 
+    def test_on_a_terminal_a_line_means_the_same_and_holds_nothing_that_could_control_it(self):
+        for data in ("\x1b[31m\x7f\x9b31m\u202e\u2066审\t\0".encode() + b"\xff\x9b\xed\xa0\x80", "\x9b".encode() * 50000):
+            for answer in (clinvk.to_text(data), self.text_file(data)):
+                line = self.shown(lambda output: clinvk.JsonLines(output).write(result(answer=answer))).decode("utf-8")
+                self.assertEqual([c for c in line[:-1] if ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u202e\u2066"], [])
+                self.assertEqual(clinvk.to_bytes(json.loads(line)["output"]), data)
+
     def test_an_output_that_cannot_be_written_is_an_error_that_says_why(self):
         reader, writer = os.pipe()
         os.close(reader)
@@ -208,6 +217,29 @@ class Spools(SinkCase):
         spool.add(1000, [b"late"])
         self.assertEqual([b"".join(pieces) for pieces in spool][-1], b"late")
         self.assertEqual(list(clinvk.Spool()), [])
+
+    def test_a_full_disk_is_an_error_and_the_records_before_are_whole(self):
+        body = """
+            import os, resource, sys
+            sys.path.insert(0, sys.argv[1])
+            import clinvk
+            spool = clinvk.Spool()
+            spool.add(0, [b"a" * 70000])
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100000, resource.RLIM_INFINITY))
+            for size in (70000, 100):
+                try:
+                    spool.add(1, [b"b" * size])
+                    print([len(b"".join(pieces)) for pieces in spool])
+                except clinvk.OutputError as error:
+                    print(error)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            print([set(b"".join(pieces)) for pieces in spool][0] == {97})
+            """
+        done = self.run_program([sys.executable, "-c", textwrap.dedent(body), support.ROOT])
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        lines = done.stdout.decode().splitlines()
+        self.assertRegex(lines[0], "^cannot keep results.*: File too large$")
+        self.assertEqual(lines[-1], "True")
 
     def test_where_nothing_can_be_kept_it_says_so(self):
         os.environ["TMPDIR"] = self.path("nowhere")
@@ -304,6 +336,12 @@ class Directories(SinkCase):
         with open(os.path.join(self.out, "summary.json"), encoding="utf-8") as file:
             summary = json.load(file)
         self.assertEqual((summary["total_tasks"], [each["output"] for each in summary["results"]]), (2, ["a", "b"]))
+
+    def test_a_word_that_is_also_the_default_of_a_mode_is_kept_where_it_is_something_else(self):
+        task = clinvk.Task(0, "echo", "default", model="default", name="default", id="default", tags=("default",))
+        clinvk.Directory(self.out).write(result(task=task))
+        with open(os.path.join(self.out, "001_default.json"), encoding="utf-8") as file:
+            self.assertEqual(json.load(file)["task"], {"backend": "echo", "prompt": "default", "model": "default", "name": "default", "id": "default", "tags": ["default"]})
 
     def test_files_and_directory_are_private_whatever_the_umask(self):
         former = os.umask(0)

@@ -261,6 +261,7 @@ class Errors(TaskCase):
                 ('{"tasks":[{"prompt":"a"}],"defaults":[]}', "tasks.json:1: defaults: expected an object, got []"),
                 ('{"tasks":[{"prompt":"a"}],\n"defaults":{\n"prompt":"b"}}', "tasks.json:3: defaults.prompt: unknown field"),
                 ('{"tasks":[{"prompt":"a"}],"max_parallel":0}', "tasks.json:1: max_parallel: expected a whole number from 1 on, got 0"),
+                ('{"tasks":[{"prompt":"a"}],"max_parallel":100000000}', "tasks.json:1: max_parallel: expected at most 1000, got 100000000"),
                 ('{"tasks":[{"prompt":"a"}],"fail_fast":1}', "tasks.json:1: fail_fast: expected true or false, got 1"),
                 ('{"tasks":[{"prompt":"a"}],"output_dir":""}', "tasks.json:1: output_dir: must not be blank"),
                 ('{"prompt":"a","tags":["x",\n["y"]]}', 'tasks.json:2: tags[1]: expected a string, got ["y"]'),
@@ -498,6 +499,16 @@ class Files(TaskCase):
 
     def test_an_unknown_backend_in_the_environment_is_an_error(self):
         self.assertEqual(self.opened(self.file("f", b"{}"), {"CLINVK_BACKEND": "codx"}), 'CLINVK_BACKEND: unknown backend "codx" (did you mean "codex"?)')
+
+    def test_without_a_file_it_is_stdin_but_never_a_terminal(self):
+        for path in (None, "-"):
+            with open(self.file("f", b"nonsense"), "rb") as file, support.descriptor_is(0, file.fileno()):
+                self.assertEqual(self.opened(path), 'stdin:1: expected a JSON object or array, got "nonsense"')
+        master, slave = os.openpty()
+        with support.descriptor_is(0, slave):
+            self.assertRegex(self.opened(None), "^no input: stdin is a terminal; ")
+        os.close(master)
+        os.close(slave)
 
     def test_a_file_is_opened_by_name(self):
         path = self.file("my tasks.json", {"prompt": "p"})

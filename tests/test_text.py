@@ -111,6 +111,10 @@ class Lossless(unittest.TestCase):
         self.assertEqual(clinvk.to_bytes("\udcff"), b"\xff")
         self.assertEqual(clinvk.to_text(b"a\xffb"), "a\udcffb")
 
+    def test_the_way_back_to_bytes_is_not_for_reading(self):
+        clinvk.to_bytes("")  # from then on the handler is known
+        self.assertRaises(UnicodeDecodeError, b"\xff".decode, "utf-8", clinvk.LOSSLESS)
+
     def test_text_in_pieces_of_any_size_is_the_same_text(self):
         data = "a审查\U0001f600é".encode() + b"\xff\xed\xa0\x80\xe5\xaf" + b"z\xf0\x9f" + b"\xed\xa0"
         whole = clinvk.to_text(data)

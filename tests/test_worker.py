@@ -57,7 +57,7 @@ class Behaviours(WorkerCase):
                 ("stderr first;stderr ;stderr last one;exit 1", ("failed", 1, "", "last one", "backend")), ("say x;exit 126", ("failed", 126, "x\n", "exit status 126", "backend")),
                 ("say x;exit 127", ("failed", 127, "x\n", "exit status 127", "backend")), ("say x;exit 143", ("failed", 143, "x\n", "exit status 143", "backend")),
                 ("say x;exit 255", ("failed", 255, "x\n", "exit status 255", "backend")), ("say half;die KILL", ("failed", 137, "half\n", "ended by signal 9 (SIGKILL)", "signal")),
-                ("die SEGV", ("failed", 139, "", "ended by signal 11 (SIGSEGV)", "signal")), ("say x;die TERM", ("failed", 143, "x\n", "ended by signal 15 (SIGTERM)", "signal")),
+                ("die 40", ("failed", 168, "", "ended by signal 40 (unknown)", "signal")), ("die SEGV", ("failed", 139, "", "ended by signal 11 (SIGSEGV)", "signal")), ("say x;die TERM", ("failed", 143, "x\n", "ended by signal 15 (SIGTERM)", "signal")),
                 ("stderr only this", ("failed", 1, "", "echo ended well but gave no answer", "no_output")), ("raw \\n \\t\\n", ("failed", 1, "\n \t\n", "echo ended well but gave no answer", "no_output"))):
             with self.subTest(prompt):
                 result = self.run_it(prompt)
