@@ -464,6 +464,14 @@ def keep_descriptors() -> None:
             continue
 
 
+def heed_children() -> None:
+    """Undoes an ignored SIGCHLD, which survives exec: with it the end of a child cannot be seen."""
+    import signal
+    import threading
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def process_exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -608,6 +616,10 @@ class KernelLock:
         import fcntl
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, self._position)
 
+    def close(self) -> None:
+        """For the parent, when nobody uses it any more: closing drops all of the process's locks on the file."""
+        os.close(self._file)
+
     def __enter__(self) -> bool:
         return self.acquire()
 
@@ -634,7 +646,7 @@ def write_pieces(file: int, pieces: Iterable[Union[bytes, bytearray]]) -> None:
                 done += count
                 written += count
     except OSError:
-        if written and _is_regular(file):
+        if written and _is_regular(file) and os.fstat(file).st_size == os.lseek(file, 0, os.SEEK_CUR):
             os.ftruncate(file, os.lseek(file, 0, os.SEEK_CUR) - written)
             os.lseek(file, 0, os.SEEK_END)
         raise
@@ -664,6 +676,16 @@ def nameless_file(directory: str) -> int:
     file, path = tempfile.mkstemp(dir=directory)
     os.unlink(path)
     return file
+
+
+def read_some(file: int) -> bytes:
+    """What can be read now; b"" at the end."""
+    while True:
+        try:
+            return os.read(file, CHUNK)
+        except BlockingIOError:  # whoever shares the pipe made it non-blocking
+            import select
+            select.select([file], [], [])
 
 
 def give_name(file: int, path: str) -> None:
@@ -701,6 +723,9 @@ class TextFile:
         self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         os.unlink(self._path)
         return self
+
+    def __len__(self) -> int:
+        return os.fstat(self._file).st_size
 
     def __iter__(self) -> Iterator[str]:
         return text_chunks(self.pieces())
@@ -836,6 +861,12 @@ def die_of(signal_number: int) -> None:
     import signal
     signal.signal(signal_number, signal.SIG_DFL)
     os.kill(os.getpid(), signal_number)
+
+
+def die_at_once(signal_number: int) -> None:
+    """The reaction to a signal where there is nothing to stop; an exception could strike anywhere."""
+    die_of(signal_number)
+    os._exit(128 + signal_number)
 
 
 # --- 4. Backends -------------------------------------------------------------
@@ -975,9 +1006,10 @@ def retry_after(text: str) -> Optional[float]:
         return None
     factor = {"h": 3600, "m": 60, "s": 1}
     try:
-        return sum(float(number) * factor[unit] for number, unit in re.findall(r"([0-9.]+)([hms])", (found.group(1) or found.group(2)).lower()))
+        seconds = sum(float(number) * factor[unit] for number, unit in re.findall(r"([0-9.]+)([hms])", (found.group(1) or found.group(2)).lower()))
     except ValueError:
         return None
+    return seconds if seconds < 1e9 else None
 
 
 def _failure(error: str, status: Any = None, kind: str = "") -> Dict[str, Any]:
@@ -987,7 +1019,7 @@ def _failure(error: str, status: Any = None, kind: str = "") -> Dict[str, Any]:
 
 def _count(value: Any) -> int:
     """A number of tokens or turns; 0 for whatever else a program may print in its place."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53 else 0
 
 
 def _usage(total_input: int, cached: int, output: int, reasoning: int) -> Optional[Dict[str, int]]:
@@ -996,6 +1028,11 @@ def _usage(total_input: int, cached: int, output: int, reasoning: int) -> Option
         return None
     return {"input_tokens": total_input, "cached_input_tokens": cached, "output_tokens": output,
             "reasoning_output_tokens": reasoning, "total_tokens": total_input + output}
+
+
+def _busiest(models: Dict[str, Any], count: str) -> str:
+    """The model that did most of the work, of those that a program says it used."""
+    return max(models, key=lambda name: _count(_mapping(models[name]).get(count)), default="")
 
 
 def _dollars(value: Any) -> Optional[float]:
@@ -1088,7 +1125,7 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
                         _count(_mapping(usage.get("output_tokens_details")).get("thinking_tokens"))),
         "cost_usd": _dollars(value.get("total_cost_usd")),
         "num_turns": _count(value.get("num_turns")) or None,
-        "model": next(iter(_mapping(value.get("modelUsage"))), ""),
+        "model": _busiest(_mapping(value.get("modelUsage")), "outputTokens"),
         "warnings": tuple("permission denied: %s" % _string(_mapping(item).get("tool_name"))
                           for item in (denied if isinstance(denied, list) else ())),
     }
@@ -1195,7 +1232,7 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
 
     return Reply(_string(value.get("response")), session_id=_string(value.get("session_id")),
                  usage=_usage(total("prompt"), total("cached"), total("candidates") + total("thoughts"), total("thoughts")),
-                 model=max(models, key=lambda name: _count(_mapping(_mapping(models[name]).get("tokens")).get("total")), default=""))
+                 model=_busiest({name: _mapping(model).get("tokens") for name, model in models.items()}, "total"))
 
 
 def _read_text(stdout: Capture, stderr: str, exit_code: int) -> Reply:
@@ -1229,7 +1266,7 @@ def command_line(task: Task) -> str:
     words += ["%s=<(printf %%s %s)" % (name, shell_quoted(value)) for name, value in sorted(command.text_environment.items())]
     words += [shell_quoted(word) for word in command.argv]
     line = "%s <<< %s" % (" ".join(words), shell_quoted(task.prompt))
-    return "(cd %s && %s)" % (shell_quoted(task.workdir), line) if task.workdir else line
+    return "(cd -- %s && %s)" % (shell_quoted(task.workdir), line) if task.workdir else line
 
 
 # --- 5. Tasks ----------------------------------------------------------------
@@ -1452,7 +1489,14 @@ def _path_text(path: _Path) -> str:
 
 
 def _line_of(data: bytes, path: _Path) -> int:
-    """On which line (from 0) of a valid JSON text the value at `path` stands."""
+    """On which line (from 0) of a valid JSON text the value at `path` stands; 0 where that cannot be found out."""
+    try:
+        return _find_line(data, path)
+    except (RecursionError, ValueError):  # orjson goes deeper than json
+        return 0
+
+
+def _find_line(data: bytes, path: _Path) -> int:
     import json
     text, position = data.decode("utf-8"), 0
     decoder = json.JSONDecoder()
@@ -1663,8 +1707,8 @@ SMALL_FILE_BYTES = 1 << 20  # the tasks of a regular file up to here are kept, n
 class TaskStream:
     """The tasks of a file or a pipe, in order: an iterator of Task.
 
-    A regular file is read twice: once to validate all of it, then, task by task, to run it; so `total` is known, and
-    memory does not grow with it.  From a pipe tasks come as their values arrive: `next` gives None where none is
+    A regular file is read twice, one value at a time: once to validate all of it, then to run it; so `total` is known, and
+    memory does not grow with the number of values.  From a pipe tasks come as their values arrive: `next` gives None where none is
     ready yet, and `on_ready` is called, from another thread, when one is.  A bad value on a pipe becomes a task with
     `invalid` set.  Before the first task both raise UserError instead.
 
@@ -1680,66 +1724,80 @@ class TaskStream:
         self._file, self._name, self._warn = file, name, warn
         self._overrides, self._environment = overrides, environment
         self._begun = False
-        self._waiting: queue.Queue[Any] = queue.Queue(4)
+        self._waiting: queue.Queue[Any] = queue.Queue(4)  # a list of tasks for each value, an exception, or None at the end
+        self._stopped = False
         self._thread: Optional[threading.Thread] = None
         if _is_regular(file):
             start = os.lseek(file, 0, os.SEEK_CUR)
             tasks = self._tasks(file_chunks(file, start), strict=True)
             if os.fstat(file).st_size - start <= SMALL_FILE_BYTES:
                 kept = list(tasks)
-                self.total, self._source = len(kept), iter(kept)
+                self.total, self._values = sum(map(len, kept)), iter(kept)
             else:
-                self.total = sum(1 for _ in tasks)
-                self._source = self._tasks(file_chunks(file, start), strict=False)
+                self.total = sum(map(len, tasks))
+                self._values = self._tasks(file_chunks(file, start), strict=False)
         else:
-            self._source = self._tasks(iter(lambda: os.read(file, CHUNK), b""), strict=False)
-        self._first = next(self._source, None)
+            self._values = self._tasks(iter(lambda: read_some(file), b""), strict=False)
+        self._now = iter(next(self._values, []))  # the tasks of the value that was read last
         self._begun = True  # what is read from a pipe from here on comes too late to say anything of the run
-        if self._first is None:
+        self._next = next(self._now, None)
+        if self._next is None:
             raise UserError("%s: no tasks: the input is empty" % name)
 
     def in_turn(self) -> Iterator[Task]:
         """The tasks one after the other, each waited for; for a caller that has nothing to do meanwhile."""
-        if self._first is not None:
-            yield self._first
-        yield from self._source
+        if self._next is not None:
+            yield self._next
+        yield from self._now
+        for value in self._values:
+            yield from value
+
+    def stop_reading(self) -> None:
+        """From now on only the tasks of what is read already come."""
+        self._stopped = True
 
     def __iter__(self) -> TaskStream:
         return self
 
     def __next__(self) -> Optional[Task]:
-        if self._first is not None:
-            task, self._first = self._first, None
-            return task
-        if self.total is not None:
-            return next(self._source)
         import queue
         import threading
-        if self._thread is None:  # not before it is needed: a process should fork its workers before it has threads
-            self._thread = threading.Thread(target=self._read_ahead, name="clinvk-reader", daemon=True)
-            self._thread.start()
-        try:
-            item = self._waiting.get_nowait()
-        except queue.Empty:
-            return None
-        if item is None:
-            self._waiting.put(None)
-            raise StopIteration
-        if isinstance(item, BaseException):
-            raise item
-        return item  # type: ignore[no-any-return]
+        task, self._next = self._next, None
+        task = task or next(self._now, None)
+        while task is None:
+            if self.total is not None:
+                self._now = iter(next(self._values))
+            else:
+                if self._thread is None:  # not before it is needed: a process should fork its workers before it has threads
+                    self._thread = threading.Thread(target=self._read_ahead, name="clinvk-reader", daemon=True)
+                    self._thread.start()
+                try:
+                    item = self._waiting.get_nowait()
+                except queue.Empty:
+                    return None
+                if item is None:
+                    self._waiting.put(None)
+                    raise StopIteration
+                if isinstance(item, BaseException):
+                    raise item
+                self._now = iter(item)
+            task = next(self._now, None)
+        return task
 
     def _read_ahead(self) -> None:
         try:
-            for task in self._source:
-                self._waiting.put(task)
+            for value in self._values:
+                self._waiting.put(value)
                 self.on_ready()
+                if self._stopped:
+                    break
         except BaseException as error:  # whatever it is, it is for the thread that asks for tasks
             self._waiting.put(error)
         self._waiting.put(None)
         self.on_ready()
 
-    def _tasks(self, chunks: Iterable[bytes], strict: bool) -> Iterator[Task]:
+    def _tasks(self, chunks: Iterable[bytes], strict: bool) -> Iterator[List[Task]]:
+        """The tasks of each value."""
         splitter, identifiers, index = _Splitter(), _Identifiers(), 0
 
         def pieces() -> Iterator[_Piece]:
@@ -1756,14 +1814,13 @@ class TaskStream:
                         raise
                     tasks, run = [Task(-1, "", "", invalid=str(error))], {}
                 self._note_run(piece, run)
-                for task in tasks:
-                    yield task._replace(index=index)
-                    index += 1
+                yield [task._replace(index=index + position) for position, task in enumerate(tasks)]
+                index += len(tasks)
         except OSError as problem:
             message = "%s: %s" % (self._name, problem.strerror)
             if strict or index == 0:
                 raise UserError(message) from None
-            yield Task(index, "", "", invalid=message)
+            yield [Task(index, "", "", invalid=message)]
 
     def _note_run(self, piece: _Piece, run: Dict[str, Any]) -> None:
         for name, value in run.items():
@@ -1786,7 +1843,7 @@ class TaskStream:
                         raise _Misfit("another task of this run has the id %s" % quoted(task.id), places[position] + ("id",))
                     own.add(task.id)
         except _Misfit as error:
-            line = _line_of(piece.data, error.path) if error.path else 0
+            line = _line_of(piece.data, error.path)
             path_text = _path_text(error.path) + ": " if error.path else ""
             raise UserError("%s:%d: %s%s" % (self._name, piece.line + line, path_text, error.message)) from None
         except UnicodeDecodeError as problem:
@@ -1963,10 +2020,7 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
             return unfinished(task, "failed", str(error), "backend", exit_code=1)._replace(task=task)
         station = Station(new_run_id(), directory)
         try:
-            result = run_task(task, station)
-            if isinstance(result.answer, TextFile):
-                result.answer.take()
-            return result
+            return with_answer(run_task(task, station))
         finally:
             station.drop_files()
             sweep("CLINVK_RUN=" + station.run_id)
@@ -1981,6 +2035,18 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
                             attempts=1)
     # by the clock that is not set back and forth
     return result._replace(start_time=started, end_time=started + time.monotonic() - clock_started, task=task)
+
+
+def with_answer(result: Result) -> Result:
+    """The result with its answer in hand: as text, or where it is large as a file that has no name any more."""
+    if not isinstance(result.answer, TextFile):
+        return result
+    try:
+        text = result.answer.take()
+        return result._replace(answer="".join(text)) if len(text) <= CHUNK else result
+    except OSError as error:
+        return result._replace(status="failed", exit_code=result.exit_code or 1, answer="", error_kind="backend",
+                               error="the answer could not be read back: %s" % error)
 
 
 def new_run_id() -> str:
@@ -2038,10 +2104,16 @@ def _await(task: Task, running: _BackendProcess) -> int:
     """Waits for the end, bounded by the task's timeout.  Returns as code_of_status."""
     if not task.timeout:
         return running.wait()
+    import signal
     import threading
     timer = threading.Timer(min(task.timeout, LONGEST), running.stop, ("timeout",))
     timer.daemon = True
-    timer.start()
+    try:
+        timer.start()
+    except RuntimeError:  # no more threads: better no answer than one that nobody bounds
+        send_signal(running.pid, signal.SIGKILL)
+        running.wait()
+        raise
     try:
         return running.wait()
     finally:
@@ -2129,6 +2201,7 @@ TICK_SECONDS = 0.25     # how often a waiting run looks after its workers and it
 HANDOVER_SECONDS = 0.5  # how long after a worker's death a result that it had sent may still be under way
 STALL_TICKS = 20        # for how many looks a task may lie unclaimed, after a worker's death, before its pool counts as damaged
 START_TICKS = 240       # and where no worker has come up yet; looks, not seconds: a stopped process does not age
+KILLED_SECONDS = 2.0    # how long after a kill workers may take to say so
 MESSAGE_BYTES = 3500    # with what Pool adds it stays below 4096 bytes, which a pipe takes in one piece
 
 START_METHODS = ("fork", "spawn", "thread")
@@ -2238,13 +2311,12 @@ def _enter_process(terms: _Terms) -> None:
     import signal
     import threading
     from multiprocessing import util
+    heed_children()
     while _lifelines:
         _lifelines.pop().close()
     os.setpgid(0, 0)  # ^C, and what else is meant for the parent's group, is the parent's to act on
-    for number in (signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            # not SIG_IGN: a backend would inherit that, and could not be interrupted
-            signal.signal(number, lambda number, frame: None)
+    for number in (signal.SIGINT, signal.SIGHUP):  # not SIG_IGN: a backend would inherit that, and could not be interrupted
+        signal.signal(number, lambda number, frame: None)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with a handler of ours Pool.terminate would hang now and then
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)  # so that only the parent keeps the reader of its stdout waiting
@@ -2331,8 +2403,8 @@ class _Crew:
         import multiprocessing
         import multiprocessing.pool
         import signal
-        from itertools import count
         self.jobs = jobs
+        self.locks: List[KernelLock] = []
         self.bereft = False  # a worker died
         self.unclaimed: Dict[int, int] = {}  # task index: for how many looks no worker had it
         self.processes: Dict[int, Any] = {}
@@ -2342,8 +2414,12 @@ class _Crew:
             from _thread import allocate_lock
             self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _sit_down, (terms(path, allocate_lock()),))
             return
-        locks = map(KernelLock, iter(lambda: os.path.join(directory, "locks-%d" % number), ""), count())
-        seats_lock = next(locks)
+
+        def new_lock() -> KernelLock:
+            self.locks.append(KernelLock(os.path.join(directory, "locks-%d" % number), len(self.locks)))
+            return self.locks[-1]
+
+        seats_lock = new_lock()
         with seats_lock:  # not every file system has locks; better to learn it here than in each worker
             pass
 
@@ -2353,7 +2429,7 @@ class _Crew:
             """Where a Pool gets its locks and its processes from."""
 
             def Lock(self) -> KernelLock:
-                return next(locks)
+                return new_lock()
 
         class Pool(multiprocessing.pool.Pool):
             """Pool's thread that minds the workers also wakes for every result, which is another thread's to read, and then
@@ -2404,11 +2480,17 @@ class _Crew:
         import signal
         import threading
         ending = threading.Thread(target=self.pool.terminate, daemon=True)
-        ending.start()
-        ending.join(1.0)
+        try:
+            ending.start()
+        except RuntimeError:  # no more threads
+            self.pool.terminate()
+        else:
+            ending.join(1.0)
         for _ in range(50):
             if not ending.is_alive():
                 self.pool.join()
+                for lock in self.locks:
+                    lock.close()
                 return
             for _, pid, _, _ in self.seats:
                 if pid != os.getpid() and process_exists(pid):
@@ -2430,15 +2512,16 @@ class _Run:
         self.bereaved: Dict[int, Tuple[float, str]] = {}  # task index: until when its result may come, why it may not
         self.crews: List[_Crew] = []
         self._messages = 0
-        self.canceled = self.killed = False
+        self.canceled = False
+        self.killed_at = 0.0
         self._next_look = time.monotonic() + TICK_SECONDS
         self._reader, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.append(self._lifeline)
         try:
             try:
                 self._hire()
-            except (ImportError, OSError) as error:
-                number = getattr(error, "errno", 0)
+            except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: no more threads
+                number = errno.EAGAIN if isinstance(error, RuntimeError) else getattr(error, "errno", 0)
                 if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
                     raise UserError("cannot start %d workers: %s; fewer may do: --max-parallel" % (jobs, os.strerror(number))) from None
                 notice("worker processes cannot be had here (%s): tasks run in threads, and if clinvk itself is killed "
@@ -2491,7 +2574,7 @@ class _Run:
     def kill(self) -> None:
         """Ends what runs at once."""
         import signal
-        self.killed = True
+        self.killed_at = self.killed_at or time.monotonic()
         for crew in self.crews:
             for _, _, _, group in crew.seats:
                 if group:
@@ -2504,7 +2587,7 @@ class _Run:
         results = []
         try:
             crew, answer = self.events.get(timeout=TICK_SECONDS)
-            result = answer if answer is None or isinstance(answer, Result) else _unpack(answer)
+            result = answer if answer is None or isinstance(answer, Result) else self._received(answer)
             if result is not None and result.index in self.in_flight and self.in_flight[result.index][1] is crew:
                 results.append(self._answer(result))
         except queue.Empty:
@@ -2514,16 +2597,21 @@ class _Run:
             results += [self._answer(result) for crew in self.crews for result in self._look_after(crew)]
         return results
 
+    def _received(self, message: Union[bytes, str]) -> Optional[Result]:
+        try:
+            result: Optional[Result] = _unpack(message)
+            return result
+        except (OSError, EOFError) as error:  # somebody cleans up the temporary directory
+            index = int(os.path.basename(str(message)).partition(".")[0])
+            if index not in self.in_flight:
+                return None
+            return unfinished(self.in_flight[index][0], "failed", "its result could not be read: %s" % error, "backend",
+                              exit_code=1, attempts=1)
+
     def _answer(self, result: Result) -> Result:
         task = self.in_flight.pop(result.index)[0]
         self.bereaved.pop(result.index, None)
-        if isinstance(result.answer, TextFile):
-            try:
-                result.answer.take()
-            except OSError as error:
-                result = result._replace(status="failed", exit_code=result.exit_code or 1, answer="", error_kind="backend",
-                                         error="the answer could not be read back: %s" % error)
-        return result._replace(task=task)
+        return with_answer(result)._replace(task=task)
 
     def _look_after(self, crew: _Crew) -> List[Result]:
         """Buries a crew's dead workers and answers for what cannot be answered any more."""
@@ -2551,6 +2639,10 @@ class _Run:
             return
         crew.seats.retire()
         waiting = set(crew.unclaimed) - crew.claimed()
+        if self.canceled:
+            for index in waiting:
+                self.events.put((crew, unfinished(self.in_flight[index][0], "canceled", "canceled before it started", "canceled")))
+            return
         if crew is self.crews[-1]:
             if not started:
                 self._notice("worker processes do not come up: tasks run in threads")
@@ -2566,10 +2658,14 @@ class _Run:
             return unfinished(task, "canceled", "canceled while it ran", "canceled", attempts=1, start_time=started)
         return unfinished(task, "lost", why, "worker_lost", attempts=1, start_time=started)
 
+    def give_up(self, index: int) -> Result:
+        result = self._lost(index, "")
+        return self._answer(result)
+
     def close(self) -> None:
         """Stops whatever still runs, and clears away all that the run made."""
         self.cancel()
-        deadline = time.monotonic() + self.grace + 2
+        deadline = time.monotonic() + (KILLED_SECONDS if self.killed_at else self.grace + 2)
         while self.in_flight and time.monotonic() < deadline:
             self.wait()
         if self.in_flight:
@@ -2590,7 +2686,8 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
 
     `tasks` is advanced in the caller's thread, only when there is room for a task, so that a generator can make the next
     task from the last result.  It may yield None for "none ready yet"; if it has an attribute `on_ready`, that is set to
-    what it must call when there is one.  Indexes must differ.
+    what it must call when there is one; if it has a method `stop_reading`, that is called when no more are wanted.
+    Indexes must differ.
 
     After the first failure (`fail_fast`) or `control.cancel()` nothing more is started, what runs is stopped (SIGTERM,
     `grace` seconds, SIGKILL), and each task not begun is answered as canceled.  Closing the generator stops what runs,
@@ -2628,8 +2725,11 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
             on_tick(len(run.in_flight))
             if stopping:
                 run.cancel()
-            if control.level > 1 and not run.killed:
+            if control.level > 1 and not run.killed_at:
                 run.kill()
+            if run.killed_at and time.monotonic() > run.killed_at + KILLED_SECONDS:  # a worker that does not answer is not waited for
+                for index in list(run.in_flight):
+                    yield run.give_up(index)
             if not run.in_flight and (exhausted or stopping):
                 break
             for result in run.wait():
@@ -2641,9 +2741,15 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
         run.close()
     if not exhausted:
         why = "canceled before it started (%s)" % ("fail-fast" if failed else "interrupted")
+        if hasattr(supply, "stop_reading"):
+            supply.stop_reading()
+        deadline = time.monotonic() + TICK_SECONDS
         for rest in supply:
-            if rest is None:
-                break
+            if rest is None:  # another thread may be about to hand over what it has read
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(0.01)
+                continue
             yield unfinished(rest, "canceled", why, "canceled")._replace(task=rest)
 
 
@@ -2664,6 +2770,7 @@ class Output:
     def __init__(self, file: int) -> None:
         self.file, self._name = file, {1: "stdout", 2: "stderr"}[file]
         self.terminal = is_terminal(file)
+        self.writing = False  # it may be for ever: the reader may not read
         self.cursor = self.terminal and os.environ.get("TERM") != "dumb"  # it heeds control sequences
 
     def write(self, *pieces: bytes) -> None:
@@ -2671,11 +2778,14 @@ class Output:
 
     def record(self, pieces: Iterable[bytes]) -> None:
         try:
+            self.writing = True
             write_pieces(self.file, pieces)
         except OSError as error:
             if self.file == 2:
                 return
             raise OutputError("cannot write to %s: %s" % (self._name, error.strerror), isinstance(error, BrokenPipeError)) from None
+        finally:
+            self.writing = False
 
     def text(self, text: str) -> None:
         self.write(to_bytes(visible(text) if self.terminal else text))
@@ -2894,8 +3004,8 @@ def _safe_name(result: Result) -> str:
 
 def _task_and_result(result: Result) -> Iterator[bytes]:
     task = result.task._asdict() if result.task else {}
-    given = {name: value for name, value in task.items() if value not in ("", 0, None, False, (), {}, "default")
-             and name not in ("index", "invalid")}
+    given = {name: value for name, value in task.items()
+             if name not in ("index", "invalid") and value != Task._field_defaults.get(name, "")}
     yield b'{' + (b'"task":' + dumps(given) + b",\n" if given else b"") + b'"result":'
     yield from encoded(result)
     yield b"}\n"
@@ -3064,7 +3174,6 @@ class _Feed:
         self._first, self._working, self._control = sinks[0], list(sinks), control
         self.error: Optional[OutputError] = None
         self.unwritten = 0
-        self.writing = False
 
     def write(self, result: Result) -> None:
         for sink in list(self._working):
@@ -3073,13 +3182,11 @@ class _Feed:
 
     def attempt(self, sink: Any, write: Callable[[], None]) -> None:
         try:
-            self.writing = True
             write()
         except OutputError as error:
-            self._working.remove(sink)
+            if sink in self._working:
+                self._working.remove(sink)
             self.fail(sink, error)
-        finally:
-            self.writing = False
 
     def fail(self, sink: Any, error: OutputError) -> None:
         self.error = self.error or error
@@ -3110,6 +3217,7 @@ class _Stop:
 
 def command_parallel(settings: Settings) -> int:
     """Runs a batch.  Returns the exit status; a signal's (128 + n) where one ended it."""
+    heed_children()
     stdout, stderr = Output(1), Output(2)
     progress: Optional[Progress] = None
 
@@ -3132,7 +3240,7 @@ def command_parallel(settings: Settings) -> int:
     directory = Directory(output_dir) if output_dir and not settings.dry_run else None
     feed = _Feed([sink for sink in (form, directory, table, totals, progress) if sink], control)
     stop = _Stop(control)
-    stop.blocked = lambda: feed.writing
+    stop.blocked = lambda: stdout.writing or stderr.writing
     told = False
 
     def tick(running: int) -> None:
@@ -3149,7 +3257,8 @@ def command_parallel(settings: Settings) -> int:
         number = "%d " % stream.total if stream.total is not None else ""
         feed.attempt(form, lambda: stdout.text("Running %stasks (max %d parallel%s)...\n\n" % (
             number, jobs, ", fail-fast" if fail_fast else "")))
-    with stop_signals(stop):
+    # a dry run has nothing to stop: a signal ends it as it would have before
+    with stop_signals(stop) if not settings.dry_run else stop_signals(die_at_once):
         results = (run_task(task) for task in stream.in_turn()) if settings.dry_run else run_pool(
             stream, min(jobs, stream.total or jobs), fail_fast=fail_fast, control=control, on_tick=tick,
             notice=lambda text: say("warning: " + text), start_method=settings.start_method)
@@ -3160,7 +3269,7 @@ def command_parallel(settings: Settings) -> int:
                 feed.write(result)
                 if settings.dry_run and result.error:
                     say("error: " + result.error)
-                if settings.dry_run and control.level:
+                if settings.dry_run and control.level:  # nobody reads it any more
                     break
         finally:
             results.close()
@@ -3313,15 +3422,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     keep_descriptors()
     stderr = Output(2)
 
-    def end(number: int) -> None:
-        """Before and after a run there is nothing to stop, and an exception would strike anywhere."""
-        die_of(number)
-        os._exit(128 + number)
-
     try:
         if arguments in (["--version"], ["version"]):  # before anything is imported for it
             return print_version()
-        with stop_signals(end):
+        with stop_signals(die_at_once):
             options = build_parser().parse_args(arguments)
             return int(options.run(options))
     except SystemExit as leaving:  # of argparse: after --help, --version or a usage error

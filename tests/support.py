@@ -87,34 +87,34 @@ def process_words(pid):
         return "%d (gone)" % pid
 
 
+def life_of(pid):
+    """(parent, whether it lives) of a process, None where there is none.  A zombie does not live, nor one that is on its way out."""
+    try:
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[1]), fields[0] not in (b"Z", b"X") and not int(fields[6]) & 4  # PF_EXITING
+
+
 def is_running(pid):
-    """Whether a process lives: a zombie does not."""
+    """Whether a process lives."""
+    if LINUX:
+        life = life_of(pid)
+        return life is not None and life[1]
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    try:
-        with open("/proc/%d/stat" % pid, "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return not LINUX
+    return True
 
 
 def children_of(pid):
     """The pids of the living children of a process."""
-    found = []
-    for entry in os.listdir("/proc") if LINUX else ():
-        if entry.isdigit():
-            try:
-                with open("/proc/%s/stat" % entry, "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == pid and fields[0] not in (b"Z", b"X"):
-                found.append(int(entry))
-    return found
+    entries = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()] if LINUX else []
+    return [entry for entry in entries if life_of(entry) == (pid, True)]
 
 
 def kill_quietly(pid):

@@ -455,9 +455,7 @@ class DryRun(CaptureCase):
         found = [argv for argv in (["bash", "--norc"], ["zsh", "-f"]) if shutil.which(argv[0])]
         if not found:
             self.skipTest("neither bash nor zsh is installed")
-        for argv in found:
-            with self.subTest(argv[0]):
-                yield argv
+        return found
 
     def told(self, shell, one):
         """What the fake said when the line was run: its lines."""

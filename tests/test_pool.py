@@ -373,6 +373,50 @@ class Deaths(Pool):
                 self.assertEqual(process.error_output(), b"")
 
 
+    def test_a_damaged_pool_does_not_keep_a_canceled_run_from_ending(self):
+        for method in PROCESSES:
+            with self.subTest(method=method):
+                process = self.start_script(method, """
+                    import struct
+                    run = clinvk._Run(2, METHOD, 5.0, say)
+                    crew = run.crews[0]
+                    while len(list(crew.seats)) < 2:
+                        run.wait()
+                    os.kill(list(crew.seats)[0][1], signal.SIGKILL)
+                    while not crew.bereft:
+                        run.wait()
+                    while len(list(crew.seats)) < 2:
+                        run.wait()
+                    os.write(crew.pool._inqueue._writer.fileno(), struct.pack("!i", 100000))
+                    run.start(Task(0, "echo", "say a"))
+                    run.cancel()
+                    while run.in_flight:
+                        for result in run.wait():
+                            tell(result)
+                    run.close()
+                    say("end")
+                    """)
+                self.assertEqual([line[:2] for line in self.results(process)], [[0, "canceled"]])
+                self.assertEqual(process.finish().returncode, 0)
+
+    def test_a_worker_that_does_not_answer_cannot_keep_a_killed_run(self):
+        for method in PROCESSES:
+            with self.subTest(method=method):
+                process = self.start_script(method, """
+                    control = Control()
+                    def tick(running):
+                        if os.path.exists("ids-" + METHOD) and not control.level:
+                            with open("/proc/%s/stat" % open("ids-" + METHOD).read().split()[0]) as file:
+                                os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGSTOP)
+                            control.kill()
+                    for result in run_pool(echo("ids ids-%s; sleep 300" % METHOD), jobs=1, control=control, on_tick=tick, start_method=METHOD):
+                        tell(result)
+                    say("end")
+                    """)
+                self.assertEqual([line[:2] for line in self.results(process)], [[0, "canceled"]])
+                self.assertEqual(process.finish().returncode, 0)
+
+
 class WithoutLocks(Pool):
     def test_where_worker_processes_cannot_be_had_tasks_run_in_threads_and_that_is_said_once(self):
         completed = self.run_program([sys.executable, "-W", "error", self.script("""

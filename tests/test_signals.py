@@ -103,6 +103,41 @@ class Signals(Case):
         self.assertEqual(self.statuses(completed), [(0, "canceled")])  # whatever its exit code says
         self.assertTrue(os.path.exists(self.path("tidied")))
 
+    def test_every_task_of_a_value_that_was_read_from_a_pipe_is_answered(self):
+        batch = json.dumps([{"backend": "echo", "prompt": "exit 3" if number == 0 else "say x"} for number in range(100)])
+        completed = self.clinvk("parallel", "-j", "1", "--fail-fast", "--json", input=batch)
+        report = json.loads(completed.stdout)
+        self.assertEqual((report["total_tasks"], report["failed"], report["canceled"]), (100, 1, 99))
+
+    def test_a_producer_without_end_is_no_reason_to_go_on_reading(self):
+        completed = self.run_program(["sh", "-c", "yes \"$1\" | \"$2\" \"$3\" parallel -j 1 --fail-fast --jsonl -q", "sh",
+                                      '{"backend":"echo","prompt":"exit 3"}', sys.executable, PROGRAM])
+        self.assertEqual(completed.returncode, 1)
+        self.assertEqual([result["status"] for result in results(completed)][0], "failed")
+
+    def test_an_ignored_sigchld_does_not_hide_the_ends_of_backends(self):
+        script = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+        completed = self.run_program([sys.executable, "-c", script, sys.executable, PROGRAM, "parallel", "--jsonl", "-q"],
+                                     tasks("say a", "exit 3"))
+        self.assertEqual(self.statuses(completed), [(0, "ok"), (1, "failed")])
+
+    def test_a_dry_run_that_waits_for_input_ends_at_a_signal(self):
+        process = self.start("parallel", "--dry-run", stdin=subprocess.PIPE)
+        process.stdin.write(tasks("say a"))
+        process.line()
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.finish().returncode, -signal.SIGTERM)
+
+    def test_a_reader_that_does_not_read_does_not_keep_it_from_ending(self):
+        path = self.file("batch.jsonl", tasks("flood 10000000", "touch ready; sleep 300"))
+        process = self.start("parallel", "-j", "2", "--jsonl", "-q", "-f", path)
+        self.wait_for_file(self.path("ready"))
+        os.read(process.stdout.fileno(), 1)  # the large line is on its way, and nobody reads on
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: process.poll() is not None or process.send_signal(signal.SIGTERM), "it has ended")
+        self.assertEqual(process.returncode, -signal.SIGTERM)
+
     def test_signals_that_were_ignored_from_the_start_stay_so(self):
         path = self.file("batch.jsonl", tasks("touch ready; wait-for go; say done"))
         process = self.start_program(["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, PROGRAM, "parallel",

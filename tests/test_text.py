@@ -200,7 +200,6 @@ class Json(unittest.TestCase):
                 coder.loads(b'{\n"a": ?}')
             self.assertEqual((caught.exception.lineno, caught.exception.colno), (2, 6))
 
-    @unittest.skipUnless(orjson, "orjson cannot be imported here")
     def test_damaged_json_is_judged_the_same_with_and_without_orjson(self):
         chance = random.Random(3)
         seeds = [json.dumps(random_value(chance)).encode() for _ in range(150)]

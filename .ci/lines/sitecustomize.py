@@ -10,9 +10,12 @@ import sys
 
 def record(source, lines):
     import mmap
-    file = os.open(lines, os.O_RDWR | os.O_CLOEXEC)
-    seen = mmap.mmap(file, 0)
-    os.close(file)
+    files = [os.open(lines, os.O_RDWR | os.O_CLOEXEC)]
+    while files[-1] < 3:  # standard streams that are closed are to stay so; the mapping keeps a descriptor
+        files.append(os.open(lines, os.O_RDWR | os.O_CLOEXEC))
+    seen = mmap.mmap(files[-1], 0)
+    for file in files:
+        os.close(file)
 
     if not hasattr(sys, "monitoring"):  # before Python 3.12: slower
         import threading
