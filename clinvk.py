@@ -820,7 +820,7 @@ def open_standard_streams() -> None:
         try:
             os.fstat(file)
         except OSError:
-            os.open(os.devnull, os.O_WRONLY if file == 2 else os.O_RDONLY)
+            os.set_inheritable(os.open(os.devnull, os.O_WRONLY if file == 2 else os.O_RDONLY), True)
 
 
 class stop_signals:
@@ -2312,6 +2312,7 @@ def _enter_process(terms: _Terms) -> None:
     import threading
     from multiprocessing import util
     heed_children()
+    keep_descriptors()  # a spawned process was given some
     while _lifelines:
         _lifelines.pop().close()
     os.setpgid(0, 0)  # ^C, and what else is meant for the parent's group, is the parent's to act on

@@ -234,9 +234,10 @@ class FullDisks(HostileCase):
         self.assertIn("Total: %d tasks" % count, errors)
 
     def test_a_full_stdout_ends_the_run_and_shows_every_tasks_fate(self):
+        source = self.file("tasks.jsonl", tasks(*["say answer"] * 5))
         for form in ([], ["--jsonl"], ["--json"], ["--jsonl", "--output-dir", self.path("kept")]):
             with self.subTest(form), open("/dev/full", "wb") as full:
-                done = self.clinvk("parallel", "-j", "2", *form, input=tasks(*["say answer"] * 5), stdout=full)
+                done = self.clinvk("parallel", "-j", "2", *form, "-f", source, stdout=full)
                 self.assert_told(done, 5)
 
     def test_a_full_stdout_is_noticed_by_what_prints_little(self):
@@ -274,11 +275,12 @@ class FullDisks(HostileCase):
 
     def test_a_file_on_a_full_disk_holds_no_part_of_a_line_of_megabytes(self):
         disk = self.small_disk(3000)
+        source = self.file("tasks.jsonl", tasks("say small", "flood 5000000", "say small"))
         for mode in ("wb", "ab"):
             with self.subTest(mode):
                 path = os.path.join(disk, "out")
                 with open(path, mode) as out:
-                    done = self.clinvk("parallel", "-j", "1", "--jsonl", stdout=out, input=tasks("say small", "flood 5000000", "say small"))
+                    done = self.clinvk("parallel", "-j", "1", "--jsonl", "-f", source, stdout=out)
                 self.assert_told(done, 3)
                 with open(path, "rb") as file:
                     lines = file.read().split(b"\n")
@@ -288,8 +290,9 @@ class FullDisks(HostileCase):
 
     def test_a_report_that_does_not_fit_is_told_of(self):
         path = os.path.join(self.small_disk(256), "out")
+        source = self.file("tasks.jsonl", tasks(*["flood 100000"] * 5))
         with open(path, "wb") as out:
-            done = self.clinvk("parallel", "-j", "3", "--json", stdout=out, input=tasks(*["flood 100000"] * 5))
+            done = self.clinvk("parallel", "-j", "3", "--json", "-f", source, stdout=out)
         self.assert_told(done, 5)
 
     def test_an_output_directory_on_a_full_disk_is_told_of_and_stdout_goes_on(self):
