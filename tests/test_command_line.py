@@ -148,7 +148,7 @@ class Usage(CommandLine):
             for (option, value), (status, stdout, stderr) in zip(calls, answers):
                 with self.subTest(option=option, value=value):
                     if option == "--workdir":
-                        stdout = re.sub(r"\A\(cd / && (.*)\)\n\Z", r"\1\n", stdout)
+                        stdout = re.sub(r"\A\(cd -- / && (.*)\)\n\Z", r"\1\n", stdout)
                     check((status, stdout, stderr), option if option != "-j" else "max-parallel")
         answer, = self.main(["parallel", "--backend", "ecko"])
         self.assert_usage_error(answer, 'unknown backend "ecko" (did you mean "echo"?); known are claude, codex, gemini, echo')
