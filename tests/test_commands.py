@@ -633,7 +633,7 @@ class DryRun(Commands):
         self.assertEqual([line for line in lines[:-1] if not line.isprintable()], [])
         self.assertEqual(lines[0], "env NO_COLOR=1 cat <<< plain")
         self.assertEqual(lines[2], "env NO_COLOR=1 cat <<< $'two\\nlines\\n\\ttab \\r return'")
-        self.assertTrue(lines[-5].startswith("(cd '%s/it'\"'\"'s a \"dir\"' && env " % self.directory), lines[-5])
+        self.assertTrue(lines[-5].startswith("(cd -- '%s/it'\"'\"'s a \"dir\"' && env " % self.directory), lines[-5])
 
     def test_nothing_is_started_and_nothing_is_written(self):
         batch = {"output_dir": "out", "tasks": [
