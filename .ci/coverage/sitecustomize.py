@@ -1,10 +1,13 @@
 """Measures line coverage in every Python process of a test run: put this directory on PYTHONPATH and set COVERAGE_RCFILE.
 
-Most of clinvk's processes do not end as coverage expects: workers die of SIGTERM or leave by os._exit, the program leaves by
-os._exit or of a signal.  So what was measured is saved right before; a worker that was forked measures anew.
+Most of clinvk's processes do not end as coverage expects.  The program leaves by os._exit or of a signal: what was measured is
+saved right before.  A worker dies of SIGTERM in the middle of whatever it does: it saves ten times a second.
 """
 import os
 import signal
+import sys
+import threading
+import time
 
 try:
     import coverage
@@ -27,10 +30,20 @@ def _save():
     del _measured[:]
 
 
-def _start_anew():
+def _keep_saving():
+    while _measured:
+        time.sleep(0.1)
+        for measurement in _measured:
+            measurement.save()
+
+
+def _be_worker():
+    """In a forked child, or a spawned one."""
     for measurement in _measured:
         measurement.stop()
     _start()
+    signal.signal = _signal
+    threading.Thread(target=_keep_saving, daemon=True).start()
 
 
 def _with_saving(leave):
@@ -57,6 +70,8 @@ if coverage and os.environ.get("COVERAGE_RCFILE"):
     import atexit
     _start()
     atexit.register(_save)
-    os.register_at_fork(after_in_child=_start_anew)
     os._exit = _with_saving(os._exit)
-    signal.signal = _saved_before(signal.signal)
+    _signal, signal.signal = signal.signal, _saved_before(signal.signal)
+    os.register_at_fork(after_in_child=_be_worker)
+    if "--multiprocessing-fork" in sys.orig_argv:
+        _be_worker()
