@@ -73,5 +73,5 @@ if coverage and os.environ.get("COVERAGE_RCFILE"):
     os._exit = _with_saving(os._exit)
     _signal, signal.signal = signal.signal, _saved_before(signal.signal)
     os.register_at_fork(after_in_child=_be_worker)
-    if "--multiprocessing-fork" in sys.orig_argv:
+    if "--multiprocessing-fork" in getattr(sys, "orig_argv", ()):
         _be_worker()
