@@ -55,7 +55,7 @@ def _with_saving(leave):
 
 def _saved_before(set_handler):
     def set_and_save(number, handler):
-        if handler is not signal.SIG_DFL:
+        if handler is not signal.SIG_DFL or number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             return set_handler(number, handler)
 
         def save_and_die(number, frame):
