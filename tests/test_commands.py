@@ -190,8 +190,8 @@ Total: 3 tasks, 2 completed, 1 failed, 157 tokens, $0.2500 (0.00s)
         self.install_answerers("cat")
         for answer in ("x", "x\n", "two\n\n", "\ttab, \x07bell and \x1b[31m"):
             with self.subTest(answer=answer):
-                completed = self.parallel(input=tasks(answer))
-                start = b"Running tasks (max 3 parallel)...\n\n[1] " + answer.encode() + (b"" if answer.endswith("\n") else b"\n")
+                completed = self.parallel("-j", "1", input=tasks(answer))
+                start = b"Running tasks (max 1 parallel)...\n\n[1] " + answer.encode() + (b"" if answer.endswith("\n") else b"\n")
                 self.assertEqual(completed.stdout[:len(start) + 9], start + b"\nResults\n")
 
     def test_a_task_without_an_answer_shows_in_the_table_alone(self):
@@ -500,8 +500,8 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
                 self.assertRegex(self.on_terminal("--progress", "never", *arguments, input=batch, env=env), expected)
         for arguments, expected in (([], plain), (["--color", "always"], colored)):
             with self.subTest(arguments=arguments, on="a pipe"):
-                self.assertRegex(self.parallel(*arguments, input=batch).stdout, expected)
-                self.assertRegex(self.parallel("--jsonl", *arguments, input=batch).stderr, expected)
+                self.assertRegex(self.parallel("-j", "1", *arguments, input=batch).stdout, expected)
+                self.assertRegex(self.parallel("-j", "1", "--jsonl", *arguments, input=batch).stderr, expected)
 
     def test_control_characters_of_a_backend_do_not_reach_a_terminal(self):
         self.install_answerers("cat")
@@ -1020,7 +1020,7 @@ class Running(Commands):
                 (0, [], tasks("stderr error: noise is no failure; say x")),
                 (2, [], b""), (2, [], b"nonsense"), (2, ["--nonsense"], tasks("say x")), (74, ["--output-dir", "/dev/null/x"], tasks("say x"))):
             with self.subTest(arguments=arguments, text=text):
-                self.assertEqual(self.parallel("-q", *arguments, input=text).returncode, status)
+                self.assertEqual(self.parallel("-q", "-j", "1", *arguments, input=text).returncode, status)
 
 
 class Content(Commands):
@@ -1066,17 +1066,19 @@ class Content(Commands):
                 result, = self.lines_of(self.parallel("--jsonl", "-q", input=tasks(prompt, backend=backend)))
                 self.assertEqual((result["status"], result["output"] == prompt), ("ok", True), result.get("error"))
 
+    @only_linux
     def test_a_prompt_is_not_to_be_seen_by_others(self):
-        self.install_answerers("cat")
         write_program(os.path.join(self.bin, "claude"), b"#!/bin/sh\ntr '\\0' ' ' < /proc/$$/cmdline > cmdline\nenv > environment\n")
         self.parallel("-q", input=tasks("a very secret prompt", backend="claude"))
-        for name in ("cmdline", "environment"):
-            self.assertNotIn(b"secret", self.wait_for_file(self.path(name)))
+        for name, there in (("cmdline", b"--output-format"), ("environment", b"CLINVK_TASK=0")):
+            content = self.wait_for_file(self.path(name))
+            self.assertIn(there, content)
+            self.assertNotIn(b"secret", content)
 
 
 class Surroundings(Commands):
     def answer(self, prompt, env=None, arguments=(), **options):
-        completed = self.parallel("--jsonl", "-q", *arguments, input=tasks(prompt), env=env, **options)
+        completed = self.parallel("--jsonl", "-q", "-j", "1", *arguments, input=tasks(prompt), env=env, **options)
         result, = self.lines_of(completed)
         self.assertEqual((result["status"], completed.stderr), ("ok", b""), result)
         return result["output"].splitlines()

@@ -94,7 +94,9 @@ class Locks(PlatformCase):
             self.assertEqual(file.read(), b"450")
 
     def test_a_lock_travels_to_other_processes_by_its_place(self):
-        lock = pickle.loads(pickle.dumps(clinvk.KernelLock(self.path("lock"), 5)))
+        original = clinvk.KernelLock(self.path("lock"), 5)
+        lock = pickle.loads(pickle.dumps(original))
+        original.close()
         with lock:
             body = """
                 import fcntl
@@ -110,6 +112,7 @@ class Locks(PlatformCase):
         self.assertTrue(self.can_lock(self.path("lock"), 5))
         self.assertTrue(lock.acquire())
         lock.release()
+        lock.close()
         self.assertEqual(stat.S_IMODE(os.stat(self.path("lock")).st_mode), 0o600)
 
 
@@ -612,6 +615,21 @@ os.listdir = listdir
 
 
 class Signals(PlatformCase):
+    def test_a_signal_that_nothing_needs_to_be_stopped_for_ends_the_process_at_once(self):
+        done = self.run_program(self.script_argv("clinvk.die_at_once(signal.SIGTERM)\nprint('alive')"))
+        self.assertEqual((done.returncode, done.stdout), (-signal.SIGTERM, b""))
+
+    def test_the_ends_of_children_are_seen_though_who_started_the_process_ignored_them(self):
+        body = """
+            print(signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN)
+            clinvk.heed_children()
+            result = clinvk.run_task(clinvk.Task(0, "echo", "say x;exit 3"))
+            print(result.exit_code, result.output, end="")
+            """
+        ignoring = "import os, signal, sys\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])"
+        done = self.run_program([sys.executable, "-c", ignoring] + self.script_argv(body))
+        self.assertEqual((done.returncode, done.stderr, done.stdout), (0, b"", b"True\n3 x\n"))
+
     REACT = """
         if sys.argv[1] != "-":
             signal.signal(getattr(signal, sys.argv[1]), signal.SIG_IGN)

@@ -232,7 +232,7 @@ class PlacesTest(unittest.TestCase):
 
     def test_the_program_exits_in_console_alone(self):
         exits = places("sys.exit", "exit", "quit", "os.abort") + [place for place in places("os._exit") if place[0] != "Pool"]
-        self.assertEqual({functions[0] for _, functions, _ in exits}, {"console", "main"})  # main: of a signal
+        self.assertEqual({functions[0] for _, functions, _ in exits}, {"console", "die_at_once"})
         self.assert_only_in("Command line", exits)
         raised = {AROUND[node][0] for node in evaluated(TREE) if isinstance(node, ast.Raise) and node.exc
                   and "SystemExit" in {name.id for name in ast.walk(node.exc) if isinstance(name, ast.Name)}}

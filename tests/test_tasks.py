@@ -577,6 +577,28 @@ class Pipes(TaskCase):
         told = [(task.prompt, task.invalid.partition(": ")[0]) for task in self.open_stream().in_turn()]
         self.assertEqual(told, [("a", ""), ("", "stdin:2"), ("b", ""), ("", "stdin:5"), ("c", ""), ("", "stdin:7"), ("d", ""), ("", "stdin:8"), ("e", ""), ("", "stdin:10")])
 
+    def test_what_comes_after_reading_was_stopped_is_not_taken(self):
+        os.write(self.writer, b'{"prompt":"first"}')
+        stream = self.open_stream()
+        self.assertEqual(next(stream).prompt, "first")
+        self.assertIsNone(next(stream))
+        stream.stop_reading()
+        os.write(self.writer, b'[{"prompt":"second"},{"prompt":"third"}]{"prompt":"fourth"}')
+        self.assertEqual([self.next_of(stream).prompt for _ in range(2)], ["second", "third"])
+        self.assertRaises(StopIteration, self.next_of, stream)  # though the pipe is still open
+        os.close(self.writer)
+
+    def test_a_pipe_that_somebody_made_non_blocking_is_waited_for(self):
+        os.set_blocking(self.reader, False)
+        os.write(self.writer, b'{"prompt":"first"}')
+        stream = self.open_stream()
+        self.assertEqual(next(stream).prompt, "first")
+        self.assertIsNone(next(stream))
+        os.write(self.writer, b'{"prompt":"second"}')
+        self.assertEqual(self.next_of(stream).prompt, "second")
+        os.close(self.writer)
+        self.assertRaises(StopIteration, self.next_of, stream)
+
     def test_an_error_of_reading_is_the_last_bad_task(self):
         os.write(self.writer, b'{"prompt":"a"}')
         duplicate = os.dup(self.reader)

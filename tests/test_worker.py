@@ -212,27 +212,6 @@ class LaunchFailures(WorkerCase):
             os.mkdir(name)
             self.check_failed(self.run_it("say x", workdir=name), 127, "not_found", "^cat: not found")
 
-    def test_a_program_that_is_not_there_beside_a_directory_on_the_path_that_nobody_may_search(self):
-        # root may search any, so not as root
-        body = """
-            if os.geteuid() == 0:
-                os.setgroups([])
-                os.setgid(65534)
-                os.setuid(65534)
-            for workdir in ("", "/"):
-                result = clinvk.run_task(clinvk.Task(0, "echo", "x", workdir=workdir))
-                print(result.exit_code, result.error_kind, result.error, flush=True)
-            os._exit(0)  # nothing that measures this process can write any more
-            """
-        closed = self.path("closed")
-        os.mkdir(closed, 0)
-        os.chmod(self.directory, 0o711)
-        os.chmod(self.tmp, 0o777)
-        done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk, errno, select, shutil, signal, subprocess, threading, traceback\n" % support.ROOT
-                                 + textwrap.dedent(body)], env={"PATH": closed + os.pathsep + self.home})
-        self.assertEqual((done.returncode, done.stderr), (0, b""))
-        self.assertEqual(done.stdout.decode().splitlines(), ["127 not_found cat: not found: it is not installed, or not on the PATH"] * 2)
-
     def test_a_program_whose_interpreter_is_not_there(self):
         support.write_program(os.path.join(self.bin, "cat"), b"#!/nowhere/python\n")
         os.environ["PATH"] = self.bin
@@ -314,6 +293,19 @@ class LaunchFailures(WorkerCase):
 
 
 class Stopping(WorkerCase):
+    def test_a_backend_that_nobody_could_stop_in_time_does_not_go_on(self):
+        # a stack of that size cannot be had, and so no thread
+        body = """
+            import threading
+            threading.stack_size(1 << 46)
+            result = clinvk.run_task(clinvk.Task(0, "echo", "sleep 300", timeout=60.0))
+            print(result.status, result.exit_code, result.error_kind, result.error.splitlines()[-1])
+            """
+        done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.ROOT + textwrap.dedent(body)])
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertRegex(done.stdout.decode(), "^failed 1 backend .*can't start new thread")
+        self.assertEqual(support.processes_with(self.mark), [])
+
     def test_a_task_that_takes_too_long_is_stopped_though_it_ignores_what_it_is_asked(self):
         station = self.station(grace=0.2)
         result = clinvk.run_task(clinvk.Task(0, "echo", "ignore TERM INT HUP;say half;ids %s;sleep 300" % self.path("ids"), timeout=2.0), station)
@@ -520,6 +512,17 @@ class OneAfterTheOther(WorkerCase):
             self.wait_for_file(go + ".done")
             self.assertEqual(result.output, "x" * size)
             self.leave(station)
+
+    def test_an_answer_is_taken_in_hand_as_text_or_as_a_file_or_said_to_be_gone(self):
+        for size in (100, clinvk.CHUNK, clinvk.CHUNK + 1):
+            result = clinvk.Result(0, "echo", "ok", 0, clinvk.TextFile(self.file("answer", "x" * size)))
+            taken = clinvk.with_answer(result)
+            self.assertEqual((taken.status, taken.output, os.path.exists(self.path("answer"))), ("ok", "x" * size, False))
+        self.assertEqual(clinvk.with_answer(taken._replace(answer="text")).answer, "text")
+        for code in (0, 3):
+            gone = clinvk.with_answer(clinvk.Result(0, "echo", "ok", code, clinvk.TextFile(self.path("nowhere"))))
+            self.check(gone, status="failed", exit_code=code or 1, output="", error_kind="backend")
+            self.assertRegex(gone.error, "^the answer could not be read back: .*No such file or directory")
 
     def test_an_answer_on_its_way_is_not_changed_by_the_next_task(self):
         station = self.station()
