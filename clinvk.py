@@ -2131,7 +2131,7 @@ def _not_started(task: Task, error: OSError) -> Result:
         text, code, kind = "workdir %s: %s" % (task.workdir, reason), 1, "invalid"
     elif error.filename not in (None, program):
         text, code, kind = "%s: %s" % (error.filename, reason), 1, "backend"
-    elif error.errno == errno.ENOENT and not any(os.path.exists(os.path.join(entry, program)) for entry in os.get_exec_path()):
+    elif error.errno in (errno.ENOENT, errno.EACCES) and not any(os.path.exists(os.path.join(entry, program)) for entry in os.get_exec_path()):
         text, code, kind = "%s: not found: it is not installed, or not on the PATH" % program, 127, "not_found"
     elif error.errno == errno.ENOENT:
         text, code, kind = "%s: cannot be executed: the interpreter it names does not exist" % program, 126, "not_found"

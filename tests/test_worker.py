@@ -212,6 +212,28 @@ class LaunchFailures(WorkerCase):
             os.mkdir(name)
             self.check_failed(self.run_it("say x", workdir=name), 127, "not_found", "^cat: not found")
 
+    def test_a_program_that_is_not_there_beside_a_directory_on_the_path_that_nobody_may_search(self):
+        # root may search any, so not as root
+        body = """
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            for workdir in ("", "/"):
+                result = clinvk.run_task(clinvk.Task(0, "echo", "x", workdir=workdir))
+                print(result.exit_code, result.error_kind, result.error, flush=True)
+            os._exit(0)  # nothing that measures this process can write any more
+            """
+        closed = self.path("closed")
+        os.mkdir(closed, 0)
+        os.chmod(self.directory, 0o711)
+        os.chmod(self.tmp, 0o777)
+        done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk, errno, select, shutil, signal, "
+                                 "subprocess, threading, traceback\n" % support.ROOT + textwrap.dedent(body)],
+                                env={"PATH": closed + os.pathsep + self.home})
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertEqual(done.stdout.decode().splitlines(), ["127 not_found cat: not found: it is not installed, or not on the PATH"] * 2)
+
     def test_a_program_whose_interpreter_is_not_there(self):
         support.write_program(os.path.join(self.bin, "cat"), b"#!/nowhere/python\n")
         os.environ["PATH"] = self.bin
