@@ -1673,9 +1673,14 @@ class _Identifiers:
     """Which ids a run has seen.  8 to 16 bytes an id: what is kept is a 64-bit hash, keyed anew in every run."""
 
     def __init__(self) -> None:
-        from array import array
-        self._table = array("q", bytes(8 << 10))
+        self._table = self._new_table(1 << 10)
         self._count = 0
+
+    @staticmethod
+    def _new_table(length: int) -> memoryview:
+        """Of zeros, in memory of its own: the heap would keep what a table that has grown leaves behind."""
+        import mmap
+        return memoryview(mmap.mmap(-1, 8 * length)).cast("q")
 
     def _place(self, identifier_hash: int) -> int:
         mask = len(self._table) - 1
@@ -1695,7 +1700,7 @@ class _Identifiers:
         self._count += 1
         if self._count * 3 > len(self._table) * 2:
             former, self._count = self._table, 0
-            self._table = type(former)("q", bytes(16 * len(former)))
+            self._table = self._new_table(2 * len(former))
             for kept in former:
                 if kept:
                     self._insert(kept)
@@ -2612,6 +2617,8 @@ class _Run:
     def _answer(self, result: Result) -> Result:
         task = self.in_flight.pop(result.index)[0]
         self.bereaved.pop(result.index, None)
+        if self.killed_at and result.error_kind == "signal" and result.exit_code == 137:  # its worker did not know that it was us
+            result = result._replace(status="canceled", exit_code=-1, error="canceled while it ran", error_kind="canceled")
         return with_answer(result)._replace(task=task)
 
     def _look_after(self, crew: _Crew) -> List[Result]:
@@ -2771,7 +2778,7 @@ class Output:
     def __init__(self, file: int) -> None:
         self.file, self._name = file, {1: "stdout", 2: "stderr"}[file]
         self.terminal = is_terminal(file)
-        self.writing = False  # it may be for ever: the reader may not read
+        self._writing_since = 0.0
         self.cursor = self.terminal and os.environ.get("TERM") != "dumb"  # it heeds control sequences
 
     def write(self, *pieces: bytes) -> None:
@@ -2779,14 +2786,18 @@ class Output:
 
     def record(self, pieces: Iterable[bytes]) -> None:
         try:
-            self.writing = True
+            self._writing_since = time.monotonic()
             write_pieces(self.file, pieces)
         except OSError as error:
             if self.file == 2:
                 return
             raise OutputError("cannot write to %s: %s" % (self._name, error.strerror), isinstance(error, BrokenPipeError)) from None
         finally:
-            self.writing = False
+            self._writing_since = 0.0
+
+    def writing_for(self) -> float:
+        """For how many seconds the write under way has taken, 0 where there is none.  For a signal handler."""
+        return time.monotonic() - self._writing_since if self._writing_since else 0.0
 
     def text(self, text: str) -> None:
         self.write(to_bytes(visible(text) if self.terminal else text))
@@ -3198,21 +3209,27 @@ class _Feed:
         return sink in self._working
 
 
+BLOCKED_SECONDS = 1.0  # a busy reader empties its pipe within that
+
+
 class _Stop:
     """The reaction to signals during a run: the first cancels it, the second kills it."""
 
     def __init__(self, control: Control) -> None:
         self._control = control
         self.signal_number = 0
-        self.blocked: Callable[[], bool] = lambda: False  # in a write that may never end
+        self.blocked: Callable[[float], bool] = lambda seconds: False  # in a write, for longer than that
+        self._count = 0
 
     def __call__(self, number: int) -> None:
-        if not self.signal_number:
+        self._count += 1
+        if self._count == 1:
             self.signal_number = number
             self._control.cancel()
             return
         self._control.kill()
-        if self.blocked():
+        # A write that takes that long may never end, as the reader does not read; a third signal says that it should.
+        if self.blocked(BLOCKED_SECONDS if self._count == 2 else 0.0):
             raise Interrupted(self.signal_number)
 
 
@@ -3241,7 +3258,7 @@ def command_parallel(settings: Settings) -> int:
     directory = Directory(output_dir) if output_dir and not settings.dry_run else None
     feed = _Feed([sink for sink in (form, directory, table, totals, progress) if sink], control)
     stop = _Stop(control)
-    stop.blocked = lambda: stdout.writing or stderr.writing
+    stop.blocked = lambda seconds: max(stdout.writing_for(), stderr.writing_for()) > seconds
     told = False
 
     def tick(running: int) -> None:

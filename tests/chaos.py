@@ -56,7 +56,7 @@ GRANDCHILDREN = {
 }
 LATE = ("late writer", "late writer session")
 
-Plan = collections.namedtuple("Plan", "prompt backend status output late timeout")
+Plan = collections.namedtuple("Plan", "prompt backend status output late timeout seconds")
 Event = collections.namedtuple("Event", "weight signals")
 
 # Each event and how often it is drawn; `signals`: the run is stopped by it.
@@ -163,11 +163,16 @@ class Round:
         self.fail_fast = chance.random() < 0.1
         self.keeps_directory = chance.random() < 0.15
         self.source = chance.choice(("batch file", "lines file", "stdin file", "slow pipe", "slow pipe"))
-        self.stubborn = chance.random() < 0.05
+        # Who ignores SIGTERM costs the grace of five seconds, but for a second signal.
+        self.stubborn = chance.random() < (0.5 if self.event == "two SIGINTs" else 0.05)
         self.plans = [self.plan(index) for index in range(chance.randint(1, 12))]
         self.broken_line = len(self.plans) // 2 if self.source == "slow pipe" and len(self.plans) > 2 and chance.random() < 0.1 else -1
-        self.moment = chance.uniform(0, 0.1) if chance.random() < 0.25 else chance.uniform(0, 1.0)
-        self.gap = chance.uniform(0, 0.4)  # between two signals, or two kills
+        # From the start, or from when there are workers, within what the tasks may take.
+        self.at_start = chance.random() < 0.2
+        span = 0.15 if self.at_start else min(1.0, sum(plan.seconds for plan in self.plans) / self.jobs)
+        self.moment = chance.uniform(0, span)
+        # Between two signals, or two kills: politely stopped is a run within milliseconds.
+        self.gap = chance.uniform(0, 0.4 if self.stubborn or self.event == "workers killed" else 0.02)
         self.killed = 0       # workers, or backends
         self.sent = 0         # signals
         self.late_event = False
@@ -189,8 +194,10 @@ class Round:
             lines.append(GRANDCHILDREN[kind] % self.mark)
         if self.stubborn and index < 2:
             lines += ["trap '' TERM INT HUP", "sleep 7"]
-        elif chance.random() < 0.7:
-            lines.append("sleep %.3f" % chance.uniform(0, 0.5))
+            seconds = 7.0
+        else:
+            seconds = chance.uniform(0, 0.5) if chance.random() < 0.7 else 0.0
+            lines.append("sleep %.3f" % seconds)
         end = chance.choices(("answer", "large", "exit", "signal", "timeout"), (14, 3, 2, 1, 1))[0]
         timeout = 0
         before, after = WRAPPED[backend]
@@ -201,7 +208,7 @@ class Round:
         elif end != "timeout":
             lines.append("printf '%s%s%s'" % (before, token, after))
         if end == "timeout":
-            timeout = 7.5 if self.stubborn else 0.6
+            seconds = timeout = 7.5 if self.stubborn else 0.6
             lines.append("sleep 30")
         elif end == "exit":
             lines.append("exit 3")
@@ -209,11 +216,11 @@ class Round:
             lines.append("kill -9 $$")
         status = {"exit": "failed", "signal": "failed", "timeout": "timeout"}.get(end, "ok")
         output = token + ("\n" if backend == "echo" else "")
-        return Plan("\n".join(lines), backend, status, output, late, timeout)
+        return Plan("\n".join(lines), backend, status, output, late, timeout, seconds + 0.02)
 
     def describe(self):
-        return "%s after %.3f s (gap %.3f), %d tasks, -j %d, %s, %s%s%s%s%s" % (
-            self.event, self.moment, self.gap, len(self.plans), self.jobs, self.form, self.source, ", --fail-fast" * self.fail_fast,
+        return "%s %.3f s after %s (gap %.3f), %d tasks, -j %d, %s, %s%s%s%s%s" % (
+            self.event, self.moment, "the start" if self.at_start else "there were workers", self.gap, len(self.plans), self.jobs, self.form, self.source, ", --fail-fast" * self.fail_fast,
             ", --output-dir" * self.keeps_directory, ", stubborn" * self.stubborn, ", -q" * self.quiet)
 
     # -- running ---------------------------------------------------------------
@@ -298,12 +305,14 @@ class Round:
         self.stdout = b""
         began = time.monotonic()
         todo = collections.deque(self.happenings())
-        due = began + self.moment
+        due = began + self.moment if self.at_start else None
         pipe = self.process.stdout
         while True:
             now = time.monotonic()
             require(now - began < ROUND_SECONDS, "hang: stdout is still open after %d s", ROUND_SECONDS)
-            if todo and now >= due:
+            if due is None and children(self.process.pid):
+                due = now + self.moment
+            if todo and due is not None and now >= due:
                 if self.process.poll() is not None:
                     self.late_event = True
                     todo.clear()
@@ -316,12 +325,13 @@ class Round:
                 if self.process.poll() is not None:
                     break
                 time.sleep(0.01)
-            elif select.select([pipe], [], [], max(0.0, min(due - now, 0.25)) if todo else 0.25)[0]:
+            elif select.select([pipe], [], [], 0.25 if not todo else 0.01 if due is None else max(0.0, min(due - now, 0.25)))[0]:
                 piece = os.read(pipe.fileno(), 1 << 16)
                 self.stdout += piece
                 if not piece:
                     pipe.close()
         self.status = self.process.returncode
+        self.late_event = self.late_event or bool(todo)
 
     def happenings(self):
         """What is to be done, in turn; each gives False if it has to be tried again."""
