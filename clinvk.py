@@ -604,8 +604,8 @@ class KernelLock:
         self._path, self._position = path, position
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def __reduce__(self) -> Tuple[Type[KernelLock], Tuple[str, int]]:
-        return KernelLock, (self._path, self._position)
+    def __reduce__(self) -> Tuple[Callable[[str, int], KernelLock], Tuple[str, int]]:
+        return _same_lock, (self._path, self._position)
 
     def acquire(self) -> bool:
         import fcntl
@@ -625,6 +625,14 @@ class KernelLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def _same_lock(path: str, position: int) -> KernelLock:
+    """The lock, in a process that was spawned.  Where the directory of the run is gone the run is over, and so is this process."""
+    try:
+        return KernelLock(path, position)
+    except FileNotFoundError:
+        os._exit(1)
 
 
 def write_pieces(file: int, pieces: Iterable[Union[bytes, bytearray]]) -> None:
@@ -744,6 +752,8 @@ def remove_tree(path: str) -> None:
     try:
         os.rmdir(path)
         return
+    except FileNotFoundError:
+        return
     except OSError:
         import shutil
         shutil.rmtree(path, ignore_errors=True)
@@ -851,6 +861,16 @@ class stop_signals:
         import signal
         for number, handler in self._former.items():
             signal.signal(number, handler)
+
+
+def forgo_keyboard_interrupt() -> None:
+    """From here on SIGINT ends this process as SIGTERM does, where it would have raised KeyboardInterrupt.
+
+    That could strike between two handlers of ours, after all is written, and make an error of it.
+    """
+    import signal
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def die_of(signal_number: int) -> None:
@@ -2327,7 +2347,10 @@ def _enter_process(terms: _Terms) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)  # so that only the parent keeps the reader of its stdout waiting
     os.close(null)
-    station = _sit_down(terms)
+    try:
+        station = _sit_down(terms)
+    except FileNotFoundError:  # the directory is gone: the run is over
+        os._exit(1)
     station.adopts = adopt_orphans()
     holder = threading.Thread(target=_hold_lifeline, args=(terms, station), daemon=True)
     holder.start()
@@ -2678,6 +2701,7 @@ class _Run:
             self.wait()
         if self.in_flight:
             self.kill()
+        remove_tree(self.directory)  # while there are workers, who would do it if this process were killed now
         for crew in self.crews:
             crew.close()
         for ident in [ident for ident, desk in _desks.items() if desk.station.run_id == self.run_id]:
@@ -3433,8 +3457,11 @@ def run_parallel(options: argparse.Namespace) -> int:
                                      options.dry_run, options.form, options.quiet, options.progress, options.color, method))
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The program.  Returns its exit status; 128 + n stands for signal n, of which `console` then dies."""
+def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> int:
+    """The program.  Returns its exit status; 128 + n stands for signal n, of which `console` then dies.
+
+    `whole_process`: nothing of the process's own comes after it.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_standard_streams()
     keep_descriptors()
@@ -3443,6 +3470,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         if arguments in (["--version"], ["version"]):  # before anything is imported for it
             return print_version()
+        if whole_process:
+            forgo_keyboard_interrupt()
         with stop_signals(die_at_once):
             options = build_parser().parse_args(arguments)
             return int(options.run(options))
@@ -3463,7 +3492,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def console() -> None:
     """Runs the program as a process of its own."""
     try:
-        status = main()
+        status = main(whole_process=True)
     except Exception:
         import traceback
         Output(2).text("clinvk: this is a bug in clinvk %s:\n%s" % (__version__, traceback.format_exc()))

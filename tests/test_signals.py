@@ -7,7 +7,7 @@ import subprocess
 import sys
 import unittest
 
-from support import PROGRAM, Case, is_running, only_linux, results, tasks, wait_until
+from support import PROGRAM, ROOT, Case, is_running, only_linux, results, tasks, wait_until
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONG = "leave-group left; fork-child child; touch ready; sleep 300"
@@ -137,6 +137,13 @@ class Signals(Case):
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: process.poll() is not None or process.send_signal(signal.SIGTERM), "it has ended")
         self.assertEqual(process.returncode, -signal.SIGTERM)
+
+    def test_an_interrupt_after_all_is_written_is_no_error(self):
+        # os._exit, the last thing that console calls, is made the moment at which it comes
+        late = "import os, signal, clinvk; os._exit = lambda code: os.kill(os.getpid(), signal.SIGINT); clinvk.console()"
+        done = self.run_program([sys.executable, "-c", late, "parallel", "--quiet"], tasks("say hello"), {"PYTHONPATH": ROOT})
+        self.assertEqual((done.returncode, done.stderr), (-signal.SIGINT, b""))
+        self.assertIn(b"1 completed", done.stdout)
 
     def test_signals_that_were_ignored_from_the_start_stay_so(self):
         path = self.file("batch.jsonl", tasks("touch ready; wait-for go; say done"))
