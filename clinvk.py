@@ -113,12 +113,25 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
+class Definition(NamedTuple):
+    """A command of the user's own, as a backend.  A path (of keys and positions) leads into the JSON that it prints."""
+
+    argv: Tuple[str, ...]
+    output: str = "text"  # or json, jsonl
+    answer: _Path = ()
+    error: _Path = ()
+    session_id: _Path = ()
+    usage: _Path = ()
+    join: bool = False    # of JSON Lines: the answer is all texts, not the last
+
+
 class Task(NamedTuple):
     """One prompt for one backend: complete and validated, defaults merged.  Immutable.
 
     `timeout` is in seconds; None, 0 and () mean "not given".  `invalid` holds the reason
     why what stood in the task's place in the input is not a task; such a task is answered
-    by a failed result without anything being launched.
+    by a failed result without anything being launched.  `definition` is that of a backend which is not built in; `root` a
+    directory that `workdir` must not leave.
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -140,6 +153,8 @@ class Task(NamedTuple):
     tags: Tuple[str, ...] = ()
     meta: Optional[Dict[str, Any]] = None
     invalid: str = ""
+    definition: Optional[Definition] = None
+    root: str = ""
 
 
 class Result(NamedTuple):
@@ -315,6 +330,9 @@ def loads(data: bytes) -> Any:
     return coders.decode(data.decode("utf-8"))
 
 
+LONGEST = 1e9  # seconds; what timers can take ends at some 9e9
+
+
 def utc(seconds: float) -> str:
     """RFC 3339, UTC, milliseconds."""
     milliseconds = int(round(seconds * 1000))
@@ -407,6 +425,32 @@ def shell_quoted(text: str) -> str:
     escapes = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", "'": "\\'"}
     return "$'%s'" % "".join(
         escapes.get(c) or (c if c.isprintable() else "".join("\\x%02x" % byte for byte in to_bytes(c))) for c in text)
+
+
+_SECRET_WORDS = frozenset(("KEY", "KEYS", "APIKEY", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE",
+                           "CREDENTIAL", "CREDENTIALS", "PAT"))
+
+
+@once
+def _secrets() -> Dict[str, str]:
+    """The values of the environment's variables that are secrets by their names, with these; the longest first."""
+    found = {value: name for name, value in os.environ.items()
+             if len(value) >= 8 and _SECRET_WORDS.intersection(name.upper().split("_"))}
+    return {value: found[value] for value in sorted(found, key=len, reverse=True)}
+
+
+def secret_pieces(text: str) -> List[Tuple[str, str]]:
+    """`text` in pieces: (text, "") or (secret, the name of the variable that holds it)."""
+    secrets = _secrets()
+    if not any(value in text for value in secrets):
+        return [(text, "")]
+    import re
+    return [(piece, secrets.get(piece, "")) for piece in re.split("(%s)" % "|".join(map(re.escape, secrets)), text) if piece]
+
+
+def without_secrets(text: str) -> str:
+    """For what clinvk itself says: the name of the variable in place of its value."""
+    return "".join("[%s]" % name if name else piece for piece, name in secret_pieces(text))
 
 
 # --- 3. Platform -------------------------------------------------------------
@@ -765,6 +809,14 @@ def remove_tree(path: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_path(path: str) -> None:
+    """Removes a file, or a directory and all in it, as far as that can be done."""
+    try:
+        os.unlink(path)
+    except OSError:
+        remove_tree(path)
+
+
 def temporary_directory() -> str:
     """Where temporary files go: TMPDIR, as for mktemp(1)."""
     return os.environ.get("TMPDIR") or "/tmp"
@@ -796,6 +848,32 @@ def write_whole(path: str, pieces: Iterable[bytes]) -> None:
     except BaseException:
         os.unlink(draft)
         raise
+
+
+def free_space(directory: str) -> int:
+    """The bytes that can still be written there; 0 where that cannot be told."""
+    try:
+        status = os.statvfs(directory)
+        return status.f_bavail * status.f_frsize
+    except OSError:
+        return 0
+
+
+def descriptor_limit() -> int:
+    """How many files a process may have open."""
+    import resource
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def find_program(name: str) -> Tuple[str, str]:
+    """The path of a program, and what keeps it from being started ("" where nothing does)."""
+    import shutil
+    found = shutil.which(name)
+    if found:
+        return os.path.abspath(found), ""
+    there = next((path for path in ([name] if "/" in name else [os.path.join(entry, name) for entry in os.get_exec_path()])
+                  if os.path.isfile(path)), "")
+    return (there, "cannot be executed") if there else ("", "not found on the PATH")
 
 
 def is_terminal(file: int) -> bool:
@@ -890,17 +968,28 @@ def die_at_once(signal_number: int) -> None:
 
 
 # --- 4. Backends -------------------------------------------------------------
+#
+# A row says how to say a task to one program, and how to read what it prints.  What the programs do with each option, and what
+# they print, was measured on Claude Code 2.1.331, Codex 0.169.0 and Gemini CLI 0.61.0; tests/real/ runs them.
+
+SCRATCH = "\0scratch\0"  # in an argument or a variable: the directory where the command's files are put
 
 
 class Command(NamedTuple):
-    """How to say a task to a program.  The prompt is not in it: it goes in by stdin.
+    """How to say a task to a program.
 
-    `text_environment` are variables that name a file which holds the given text.
+    `environment` is set; `preset` is set where the user's environment says nothing else; `files` (name, text) are put into
+    SCRATCH.  The prompt goes in by stdin, unless a file holds it (`by_stdin` False): never by an argument.
     """
 
     argv: Tuple[str, ...]
     environment: Dict[str, str] = {}
-    text_environment: Dict[str, str] = {}
+    preset: Dict[str, str] = {}
+    files: Dict[str, str] = {}
+    by_stdin: bool = True
+
+
+LONGEST_LINE = 1 << 26  # bytes of a line of output that are looked at: no program prints an answer of that size
 
 
 class Capture:
@@ -917,18 +1006,38 @@ class Capture:
         return b"".join(file_chunks(self._file, 0, self._size))
 
     def lines(self) -> Iterator[bytes]:
-        """The lines one at a time, of whatever length, without their ends; blank ones are left out."""
+        """The lines one at a time, without their ends; blank ones and those above LONGEST_LINE are left out."""
         begun: List[bytes] = []
+        size = 0
         for piece in file_chunks(self._file, 0, self._size):
             *ended, rest = piece.split(b"\n")
             for line in ended:
                 whole = b"".join(begun) + line
-                begun.clear()
-                if whole.strip():
+                if whole.strip() and size + len(line) <= LONGEST_LINE:
                     yield whole
-            begun.append(rest)
+                begun.clear()
+                size = 0
+            size += len(rest)
+            if size <= LONGEST_LINE:
+                begun.append(rest)
+            else:
+                begun.clear()
         if b"".join(begun).strip():
             yield b"".join(begun)
+
+    def events(self, *marks: bytes) -> Iterator[Dict[str, Any]]:
+        """The JSON objects in the lines that hold one of the marks; of a line that is a list, the objects in it.
+
+        Looking for marks first makes a stream of a gigabyte, most of it the output of tools, a matter of seconds.
+        """
+        import re
+        marked = re.compile(b"|".join(map(re.escape, marks))).search
+        for line in self.lines():
+            if marked(line):
+                value = _parsed(line)
+                for event in value if isinstance(value, list) else (value,):
+                    if isinstance(event, dict):
+                        yield event
 
     def is_blank(self) -> bool:
         return not any(piece.strip() for piece in file_chunks(self._file, 0, self._size))
@@ -939,7 +1048,10 @@ class Capture:
 
 
 class Reply(NamedTuple):
-    """What a program's output says.  `output` None: all of its stdout is the answer.  `error`: it failed."""
+    """What a program's output says.  `output` None: all of its stdout is the answer.  `error`: it failed.
+
+    `waiting` says what it waited for at its end: why a program that had to be stopped took so long.
+    """
 
     output: Optional[str] = ""
     error: str = ""
@@ -951,23 +1063,29 @@ class Reply(NamedTuple):
     usage: Optional[Dict[str, int]] = None
     cost_usd: Optional[float] = None
     num_turns: Optional[int] = None
+    waiting: str = ""
 
 
 class Backend(NamedTuple):
     """One program: what to call, how to read it, what it can do.  It launches nothing.
 
     `honours` are the optional task fields that have an effect; for any other that is given the result carries a warning.
-    `refuse` says why a combination of sandbox and approval mode cannot be kept, or nothing.
+    `refuse` says why a combination of sandbox and approval mode cannot be kept, or nothing.  `leftovers` are the files that
+    a run leaves behind though nobody wants its session.  `cautions` are warnings for words among `extra`; `install` says how
+    to get the program.
     """
 
     name: str
     command: Callable[[Task], Command]
     read: Callable[[Capture, str, int], Reply]
     honours: FrozenSet[str]
-    refuse: Callable[[str, str], str]
+    refuse: Callable[[str, str], str] = lambda sandbox, approval: ""
     stop_signal: str = "SIGTERM"
     limit: int = 0
     limit_unit: str = ""
+    leftovers: Callable[[Task, Reply], List[str]] = lambda task, reply: []
+    install: str = ""
+    cautions: Tuple[Tuple[str, str], ...] = ()
 
 
 def prompt_too_large(backend: Backend, prompt: str) -> str:
@@ -980,61 +1098,107 @@ def prompt_too_large(backend: Backend, prompt: str) -> str:
 
 def option_warnings(task: Task) -> Tuple[str, ...]:
     """A warning for each option of the task that its backend has no way to honour."""
-    backend = BACKENDS[task.backend]
+    backend = backend_of(task)
     return tuple("%s has no %s; it was not applied" % (backend.name, field)
                  for field in ("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")
-                 if getattr(task, field) and field not in backend.honours)
+                 if getattr(task, field) and field not in backend.honours) + tuple(
+                     caution for word, caution in backend.cautions if word in task.extra)
 
+
+# - what all readers use -
 
 # Errors, by what the three APIs and their clients say.  Looked for only in error texts of runs that failed: the words
 # occur in good answers too.  The first that fits counts: what is stated more exactly stands first.
 _KIND_PATTERNS = (
-    ("quota", r"credit balance|quota|out of (extra )?usage|usage limit|hit your .*limit|insufficient_quota|billing"),
+    ("quota", r"credit balance|(?<!check )quota|out of (extra )?usage|usage.?limit|hit your [^\n]{0,40}limit|billing"),
     ("rate_limit", r"\b429\b|rate.?limit|too many requests|resource.?exhausted"),
     ("overloaded", r"\b(529|503)\b|overloaded|high demand|unavailable"),
-    ("context_length", r"context (length|window)|prompt is too long|exceeds the maximum length|input exceeds"),
+    ("context_length", r"context (length|window)|prompt is too long|exceeds the maximum (length|number of tokens)|input (exceeds|is too long)"),
     ("max_turns", r"maximum number of turns|max turns|max session turns"),
     ("budget", r"maximum budget"),
-    ("auth", r"\b401\b|api.key|not logged in|authenticat|unauthorized|missing environment variable"),
-    ("permission", r"\b403\b|forbidden|permission|trusted directory"),
-    ("network", r"econn|connection|network|enotfound|getaddrinfo|stream disconnected|timed out"),
-    ("invalid", r"\b40[04]\b|does not exist|not found|invalid|unexpected argument|unknown option"),
+    ("no_output", r"empty response"),
+    ("auth", r"\b401\b|api.key|not logged in|authenticat|unauthorized|missing environment variable|auth method"),
+    ("permission", r"\b403\b|forbidden|permission|trusted directory|untrusted"),
+    ("network", r"econn|connection|network|enotfound|getaddrinfo|stream (disconnected|ended)|timed out|fetch failed"),
+    ("invalid", r"\b40[04]\b|does not exist|not found|invalid|unexpected argument|unknown (option|argument)"),
 )
-_KIND_BY_STATUS = {400: "invalid", 401: "auth", 403: "permission", 404: "invalid", 413: "context_length",
-                   429: "rate_limit", 500: "backend", 502: "overloaded", 503: "overloaded", 529: "overloaded"}
+_KIND_BY_STATUS = {400: "invalid", 401: "auth", 403: "permission", 404: "invalid", 408: "network", 413: "context_length",
+                   429: "rate_limit", 500: "backend", 502: "overloaded", 503: "overloaded", 504: "overloaded", 529: "overloaded"}
+# What a status does not tell: a used-up quota (400, 403 or 429), a bad key or a prompt that is too long (400).
+_FINER_THAN_STATUS = {400: ("quota", "context_length", "auth"), 403: ("quota",), 429: ("quota",)}
+SHORT_WAIT_SECONDS = 300.0
 
 
 def error_kind(text: str, status: Any = None) -> str:
     """The class of an error, from its HTTP status where one is stated, else from its words."""
     import re
     lowered = text.lower()
-    known = isinstance(status, int) and status in _KIND_BY_STATUS
+    by_status = _KIND_BY_STATUS.get(status) if isinstance(status, int) else None
     for kind, pattern in _KIND_PATTERNS:
-        if re.search(pattern, lowered):
-            if kind == "quota" and "per minute" in lowered:  # by which gemini means its rate limit
+        if re.search(pattern, lowered) and (by_status is None or kind in _FINER_THAN_STATUS.get(status, ())):
+            # gemini calls its limit per minute a quota, too; a wait that is stated and short tells
+            if kind == "quota" and ("per minute" in lowered or (retry_after(text) or SHORT_WAIT_SECONDS) < SHORT_WAIT_SECONDS):
                 return "rate_limit"
-            if kind == "quota" and (not known or status < 500) or not known:  # no status tells a used-up quota
-                return kind
-    return _KIND_BY_STATUS[status] if known else "backend"
+            return kind
+    return by_status or "backend"
 
 
-def retry_after(text: str) -> Optional[float]:
-    """The seconds to wait that an error text states, as in `Please try again in 6.379s`, `Resets in 2h39m52s`."""
+_UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def retry_after(text: str, now: Optional[float] = None) -> Optional[float]:
+    """The seconds to wait that an error text states; None where it states none.
+
+    As in `Please try again in 6.379s`, `Suggested retry after 60s.`, `Resets in 2h39m52s`, `"resets_in_seconds": 3600`,
+    `limit reached|1753088400`, `resets 1pm (Europe/Lisbon)` and `try again at 1:21 PM` (local time).
+    """
     import re
-    found = re.search(r"(?:try again|retry|resets?)(?: in| after)? ((?:[0-9.]+[hms])+)\b|retrydelay\W+([0-9.]+s)\b", text, re.I)
-    if not found:
-        return None
-    factor = {"h": 3600, "m": 60, "s": 1}
-    try:
-        seconds = sum(float(number) * factor[unit] for number, unit in re.findall(r"([0-9.]+)([hms])", (found.group(1) or found.group(2)).lower()))
-    except ValueError:
-        return None
-    return seconds if seconds < 1e9 else None
+    now = time.time() if now is None else now
+    unit = r"(?:days?|hours?|hrs?|minutes?|mins?|seconds?|secs?|[dhms])(?![a-z])"
+    found = re.search(r"(?:try again|retry|resets?)\b(?:[ -]*(?:in|after))?[:= ]*((?:[0-9.]+ *%s[ ,]*)+)" % unit, text, re.I)
+    found = found or re.search(r"retry_?delay\W+([0-9.]+s)\b", text, re.I)
+    seconds: Optional[float] = None
+    if found:
+        parts = re.findall(r"([0-9]+(?:\.[0-9]+)?) *([dhms])", found.group(1).lower())
+        seconds = sum(float(number) * _UNIT_SECONDS[letter] for number, letter in parts) if parts else None
+    if seconds is None:
+        found = re.search(r"(?:resets_in_seconds|retry.after)\W+([0-9]+(?:\.[0-9]+)?)\b", text, re.I)
+        seconds = float(found.group(1)) if found else None
+    if seconds is None:
+        found = re.search(r"(?:resets_?at\W+|limit reached\|)([0-9]{10})\b", text, re.I)
+        seconds = max(0.0, float(found.group(1)) - now) if found else None
+    if seconds is None:
+        found = re.search(r"(?:resets|try again)(?: at)? (\d{1,2})(?::(\d\d))? ?([ap])\.?m\b(?: \(([\w/+-]+)\))?", text, re.I)
+        seconds = _until(int(found.group(1)), int(found.group(2) or 0), found.group(3).lower(), found.group(4) or "", now) if found else None
+    return seconds if seconds is not None and seconds < LONGEST else None
 
 
-def _failure(error: str, status: Any = None, kind: str = "") -> Dict[str, Any]:
-    return {"error": error.strip()[:CHUNK], "error_kind": kind or error_kind(error, status),
-            "retry_after_seconds": retry_after(error)}
+def _until(hour: int, minute: int, half: str, zone: str, now: float) -> Optional[float]:
+    """The seconds until the clock shows that time next, in a named zone or here.  None where that cannot be known."""
+    import datetime
+    if not 1 <= hour <= 12 or minute > 59:
+        return None
+    there: Optional[datetime.tzinfo] = None
+    if zone:
+        try:
+            import zoneinfo  # Python 3.9; and the system may have no zones
+            there = zoneinfo.ZoneInfo(zone)
+        except (ImportError, KeyError, ValueError, OSError):
+            return None
+    present = datetime.datetime.fromtimestamp(now, there)
+    then = present.replace(hour=hour % 12 + (12 if half == "p" else 0), minute=minute, second=0, microsecond=0)
+    if then <= present:
+        then += datetime.timedelta(days=1)
+    return then.timestamp() - now
+
+
+LONGEST_REASON = 8192  # characters of an error in which its class is looked for
+
+
+def _failure(error: str, status: Any = None, kind: str = "", wait: Optional[float] = None) -> Dict[str, Any]:
+    error = error.strip()[:CHUNK]
+    said = error[:LONGEST_REASON]
+    return {"error": error, "error_kind": kind or error_kind(said, status), "retry_after_seconds": retry_after(said) if wait is None else wait}
 
 
 def _count(value: Any) -> int:
@@ -1057,7 +1221,7 @@ def _busiest(models: Dict[str, Any], count: str) -> str:
 
 def _dollars(value: Any) -> Optional[float]:
     """A cost, None where none is stated: that is not 0."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9 else None
+    return round(float(value), 9) if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9 else None
 
 
 def _parsed(data: bytes) -> Any:
@@ -1072,13 +1236,12 @@ def _mapping(value: Any) -> Dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _listed(value: Any) -> List[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _string(value: Any) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _no_answer(stderr: str, exit_code: int, what: str) -> Reply:
-    """For output that is not what the program prints when all is well."""
-    return Reply(output=None, **_failure(last_words(stderr) or what, kind="" if exit_code else "backend"))
 
 
 def last_words(stderr: str) -> str:
@@ -1087,80 +1250,155 @@ def last_words(stderr: str) -> str:
     return visible(paragraphs[-1][-2000:]) if paragraphs else ""
 
 
-def _permissions(plan: str, none: str, auto: str, default: str) -> Callable[[Task], str]:
-    """The permission mode of a program that has one scale for both sandbox and approval."""
-    def mode(task: Task) -> str:
-        if task.sandbox_mode == "read-only":
-            return plan
-        return {"none": none, "auto": auto}.get(task.approval_mode, default)
-    return mode
+_NOISE = r"Warning: 256-color|Ripgrep is not|\[STARTUP\]|YOLO mode|Reading additional input|Loaded cached|Attempt \d+ failed|Suggested retry"
+_AFTERMATH = r"Usage:|Options:|Stack backtrace:|[ \t]+at "
 
 
-def _refuse_unconfined(sandbox: str, approval: str) -> str:
-    if sandbox == "workspace" and approval == "none":
-        return ("without approval nothing would keep it in the workspace: "
-                'use approval_mode "auto", or sandbox_mode "full"')
-    return ""
+def _reason(stderr: str) -> str:
+    """Why one of the three programs failed, out of what it wrote to stderr: neither its noise nor its usage, nor a stack trace."""
+    import re
+    lines = []
+    for line in stderr.replace("\r\n", "\n").split("\n"):
+        if re.match(_AFTERMATH, line):
+            break
+        if not re.match(_NOISE, line):
+            lines.append(line)
+    stated = next((place for place, line in enumerate(lines) if re.match("error: ", line, re.I)), None)
+    return last_words("\n".join(lines)) if stated is None else visible("\n".join(lines[stated:]).partition("\n\n")[0][:2000].strip())
 
 
-_claude_permission = _permissions("plan", "bypassPermissions", "acceptEdits", "default")
+def _no_result(stdout: Capture, stderr: str, exit_code: int, said: Dict[str, Any], program: str) -> Reply:
+    """For output that ends before the program has said how it went.  What does not look like its output at all is kept."""
+    error = _reason(stderr) or last_words(stdout.tail() if not said["session_id"] else "") or "%s printed no result" % program
+    whole = {} if said["session_id"] else {"output": None}
+    return Reply(**dict(said, **dict(_failure(error, kind="" if exit_code else "backend"), **whole)))
+
+
+# - claude -
+
+_CLAUDE_READING = "Read,Glob,Grep,WebFetch,WebSearch"
+_CLAUDE_RESUMES = ("--resume", "-r", "--continue", "-c", "--session-id", "--fork-session", "--from-pr")
+
+
+def _claude_modes(sandbox: str, approval: str) -> List[str]:
+    """The options for a sandbox and an approval mode.
+
+    What the user's or the project's settings allow beforehand would hold in every permission mode: where the sandbox is to be
+    kept they are not read (--restricted), or the tools that could change something are not there at all.
+    """
+    if sandbox == "read-only":
+        return ["--permission-mode", "dontAsk", "--strict-mcp-config", "--settings", '{"disableAllHooks":true}', "--tools", _CLAUDE_READING]
+    mode = {"auto": "acceptEdits", "none": "bypassPermissions", "always": "dontAsk"}.get(approval, "")
+    if sandbox == "workspace":
+        return ["--permission-mode", mode or "dontAsk", "--restricted", "--strict-mcp-config",
+                "--tools", _CLAUDE_READING + ",Edit,Write,NotebookEdit,Bash"]
+    options = ["--permission-mode", mode] if mode else []
+    return options + ["--add-dir", "/"] if sandbox == "full" and approval == "auto" else options
 
 
 def _claude_command(task: Task) -> Command:
-    mode = _claude_permission(task)
-    argv = ["claude", "-p", "--output-format", "json", "--no-session-persistence", "--permission-mode", mode]
-    if mode == "plan":  # planning alone is an instruction; without these tools nothing can be changed
-        argv += ["--disallowedTools", "Bash,Edit,Write,NotebookEdit"]
+    argv = ["claude", "-p", "--output-format", "stream-json", "--verbose"]
+    if not any(word.split("=")[0] in _CLAUDE_RESUMES for word in task.extra):
+        argv.append("--no-session-persistence")
+    argv += _claude_modes(task.sandbox_mode, task.approval_mode)
     for option, value in (("--model", task.model), ("--max-turns", str(task.max_turns or "")),
                           ("--append-system-prompt", task.system_prompt)):
         if value:
             argv += [option, value]
-    if task.verbose:
-        argv.append("--verbose")
-    environment = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1"}
+    environment = {}
     if task.max_tokens:
         environment["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(task.max_tokens)
-    if mode == "bypassPermissions" and os.geteuid() == 0:  # as root it refuses to bypass unless told so
+    if "bypassPermissions" in argv and os.geteuid() == 0:  # as root it refuses to bypass unless told so
         environment["IS_SANDBOX"] = "1"
-    return Command(tuple(argv) + task.extra, environment)
+    return Command(tuple(argv) + task.extra, environment, {
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1", "CLAUDE_CODE_MAX_RETRIES": str(OWN_RETRIES)})
+
+
+OWN_RETRIES = 2  # of one request, by the programs themselves: by default they go on for minutes, and codex can sleep for an hour
 
 
 def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
-    """One JSON object, or with --verbose an array of events that ends with it.
+    """A line for each event, the last of them the result (or, with other options, that alone, or all in one list).
 
     `is_error` decides, not `subtype` (API errors have subtype "success"), nor the exit code.
     """
-    value = _parsed(stdout.read())
-    if isinstance(value, list):
-        value = next((event for event in reversed(value) if _mapping(event).get("type") == "result"), None)
-    if not isinstance(value, dict):
-        return _no_answer(stderr, exit_code, last_words(stdout.tail()) or "claude printed no result")
-    usage = _mapping(value.get("usage"))
-    cached = _count(usage.get("cache_read_input_tokens"))
-    total_input = _count(usage.get("input_tokens")) + _count(usage.get("cache_creation_input_tokens")) + cached
-    denied = value.get("permission_denials")
+    results: List[Dict[str, Any]] = []  # mostly one: background work that ends later makes another
+    session, text, retry, limit = "", "", {}, {}  # type: str, str, Dict[str, Any], Dict[str, Any]
+    for event in stdout.events(b'"result"', b'"init"', b'"assistant"', b'"api_retry"', b'"rate_limit_event"'):
+        kind = event.get("type")
+        session = _string(event.get("session_id")) or session
+        if kind == "result":
+            results.append(event)
+        elif kind == "assistant" and not (event.get("parent_tool_use_id") or event.get("is_api_error_message")):  # nor a subagent's
+            retry = {}
+            text = "".join(_string(part.get("text")) for part in map(_mapping, _listed(_mapping(event.get("message")).get("content")))) or text
+        elif kind == "system" and event.get("subtype") == "api_retry":
+            retry = event
+        elif kind == "rate_limit_event":  # which comes with good turns too
+            limit = _mapping(event.get("rate_limit_info"))
+    if not results:
+        status = _count(retry.get("error_status"))
+        wait = _string(retry.get("error")) + (", HTTP status %d" % status if status else "")
+        return _no_result(stdout, stderr, exit_code, {"output": text, "session_id": session, "waiting": wait}, "claude")
+    result = results[-1]
+    usages = [_mapping(one.get("usage")) for one in results]
+
+    def total(*names: str) -> int:
+        return sum(_count(usage.get(name)) for usage in usages for name in names)
+
+    cached = total("cache_read_input_tokens")
+    thoughts = sum(_count(_mapping(usage.get("output_tokens_details")).get("thinking_tokens")) for usage in usages)
+    # total_cost_usd and modelUsage count all runs of a session that was resumed; this counts from one result to the next
+    newest = [one["model_usage_since_last_result"] for one in results if isinstance(one.get("model_usage_since_last_result"), dict)]
+    costs = [cost for models in newest for cost in (_dollars(_mapping(model).get("costUSD")) for model in models.values()) if cost is not None]
+    models = newest[-1] if newest else _mapping(result.get("modelUsage"))
     said: Dict[str, Any] = {
-        "output": _string(value.get("result")), "session_id": _string(value.get("session_id")),
-        "usage": _usage(total_input, cached, _count(usage.get("output_tokens")),
-                        _count(_mapping(usage.get("output_tokens_details")).get("thinking_tokens"))),
-        "cost_usd": _dollars(value.get("total_cost_usd")),
-        "num_turns": _count(value.get("num_turns")) or None,
-        "model": _busiest(_mapping(value.get("modelUsage")), "outputTokens"),
-        "warnings": tuple("permission denied: %s" % _string(_mapping(item).get("tool_name"))
-                          for item in (denied if isinstance(denied, list) else ())),
+        "output": _string(result.get("result")), "session_id": session,
+        "usage": _usage(total("input_tokens", "cache_creation_input_tokens") + cached, cached, total("output_tokens"), thoughts),
+        "cost_usd": (_dollars(sum(costs)) if costs else _dollars(result.get("total_cost_usd")) if not newest else None if any(newest) else 0.0),
+        "num_turns": sum(_count(one.get("num_turns")) for one in results) or None,
+        "model": _busiest(models, "outputTokens"),
+        "warnings": tuple(_denial(_mapping(item)) for item in _listed(result.get("permission_denials"))[:20]),
     }
-    if value.get("is_error") or exit_code:
-        errors = value.get("errors")
-        listed = "; ".join(str(error) for error in errors) if isinstance(errors, list) else ""
-        kind = {"max_turns": "max_turns", "budget_exhausted": "budget"}.get(_string(value.get("terminal_reason")), "")
-        if value.get("is_error"):  # then the result is an error text, else still an answer
-            listed = said.pop("output") or listed
-        error = listed or last_words(stderr) or "claude failed: %s" % (_string(value.get("subtype")) or exit_code)
-        return Reply(**dict(said, **_failure(error, value.get("api_error_status"), kind)))
-    return Reply(**said)
+    failed = result.get("is_error") or _string(result.get("subtype")).startswith("error")  # older versions say the second alone
+    if not failed and not exit_code:
+        return Reply(**said)
+    ends = {"max_turns": "max_turns", "error_max_turns": "max_turns", "budget_exhausted": "budget", "error_max_budget_usd": "budget"}
+    kind = ends.get(_string(result.get("terminal_reason"))) or ends.get(_string(result.get("subtype")), "")
+    listed = "; ".join(str(error) for error in _listed(result.get("errors")))
+    if failed:  # then the result is an error text, else still an answer
+        listed = said["output"] or listed
+        said["output"] = text if text != said["output"] else ""
+    error = listed or _reason(stderr) or "claude failed: %s" % (_string(result.get("subtype")) or exit_code)
+    if result.get("stop_reason") == "refusal":
+        kind = "invalid"
+    return Reply(**dict(said, **_failure(error, result.get("api_error_status"), kind, _claude_wait(retry, limit))))
 
 
-_CODEX_SANDBOX = {"read-only": "read-only", "workspace": "workspace-write", "full": "danger-full-access"}
+def _denial(item: Dict[str, Any]) -> str:
+    """`permission denied: Bash: touch x`: the tool, and what of its input says most."""
+    given = _mapping(item.get("tool_input"))
+    what = next((one_line(given[name]) for name in ("command", "file_path", "url") if isinstance(given.get(name), str)), "")
+    return "permission denied: %s%s" % (_string(item.get("tool_name")), ": " + what[:200] if what else "")
+
+
+def _claude_wait(retry: Dict[str, Any], limit: Dict[str, Any]) -> Optional[float]:
+    """The wait that its events state: until a limit is lifted, or before the try that it did not make any more."""
+    if limit.get("status") == "rejected" and _count(limit.get("resetsAt")):
+        return max(0.0, float(limit["resetsAt"]) - time.time())
+    delay = _count(retry.get("retry_delay_ms")) / 1000
+    return float(delay) if retry.get("error_status") in (429, 529) and delay >= 2.0 else None  # its own pauses begin at half a second
+
+
+# - codex -
+
+_CODEX_SANDBOX = {
+    # Rules of the user's or the project's would let commands out of the sandbox.  /tmp holds other tasks' files.
+    "read-only": ["-s", "read-only", "--ignore-rules"],
+    "workspace": ["-s", "workspace-write", "--ignore-rules", "-c", "sandbox_workspace_write.exclude_slash_tmp=true",
+                  "-c", "sandbox_workspace_write.writable_roots=[]"],
+    "full": ["-s", "danger-full-access"],
+}
 
 
 def _codex_command(task: Task) -> Command:
@@ -1168,19 +1406,45 @@ def _codex_command(task: Task) -> Command:
     sandbox = task.sandbox_mode
     if sandbox == "default" and task.approval_mode == "always":
         sandbox = "read-only"
-    if sandbox != "default":
-        argv += ["-s", _CODEX_SANDBOX[sandbox]]
+    argv += _CODEX_SANDBOX.get(sandbox, [])
     if task.model:
         argv += ["-m", task.model]
-    if task.system_prompt:  # the value is TOML; a JSON string is a TOML string, once it holds no surrogate pairs
-        argv += ["-c", "developer_instructions=" + dumps(task.system_prompt).decode("utf-8")]
+    if task.system_prompt:  # the value is TOML; a JSON string is a TOML string, once it holds no surrogate pairs, and no DEL as it is
+        argv += ["-c", "developer_instructions=" + dumps(task.system_prompt).decode("utf-8").replace("\x7f", "\\u007f")]
+    for setting in _codex_retries(task):
+        argv += ["-c", "%s=%d" % (setting, OWN_RETRIES)]
     return Command(tuple(argv) + task.extra + ("-",))
+
+
+def _codex_retries(task: Task) -> List[str]:
+    """The settings of the provider in use that bound its retries, where the user's configuration does not say them.
+
+    Only a provider that the configuration defines has them: codex refuses them for its built-in ones.
+    """
+    if "--ignore-user-config" in task.extra:  # then they would define a provider of which nothing else is known
+        return []
+    import re
+    home = os.environ.get("CODEX_HOME") or os.path.expanduser("~/.codex")
+    try:
+        with open(os.path.join(home, "config.toml"), encoding="utf-8", errors="replace") as file:
+            tables = re.split(r"^[ \t]*\[", file.read(), flags=re.M)
+    except OSError:
+        return []
+    used = re.search(r"""^[ \t]*model_provider[ \t]*=[ \t]*["']([\w-]+)["']""", tables[0], re.M)
+    for table in tables[1:]:
+        if used and re.match(r"""model_providers\.(["']?)%s\1[ \t]*\]""" % re.escape(used.group(1)), table):
+            return ["model_providers.%s.%s" % (used.group(1), name) for name in ("request_max_retries", "stream_max_retries")
+                    if not re.search(r"^[ \t]*%s[ \t]*=" % name, table, re.M)]
+    return []
 
 
 def _refuse_unasked(sandbox: str, approval: str) -> str:
     if approval == "always" and sandbox in ("workspace", "full"):
         return ('codex exec never asks, so with sandbox_mode "%s" it would write unasked: '
                 'use sandbox_mode "read-only", or another approval_mode' % sandbox)
+    if approval == "auto" and sandbox == "full":
+        return ('codex exec never asks, so with sandbox_mode "full" it would run every command, not only edit files: '
+                'use sandbox_mode "workspace", or approval_mode "none"')
     return ""
 
 
@@ -1190,13 +1454,12 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     usage: Dict[str, Any] = {}
     warnings: List[str] = []
     completed = False
-    for line in stdout.lines():
-        event = _mapping(_parsed(line))
+    for event in stdout.events(b'"thread.started"', b'"agent_message"', b'"error"', b'"turn.'):
         kind, item = event.get("type"), _mapping(event.get("item"))
         if kind == "thread.started":
             session = _string(event.get("thread_id"))
         elif kind == "item.completed" and item.get("type") == "agent_message":
-            answer = _string(item.get("text"))
+            answer, progress = _string(item.get("text")), ""
         elif kind == "item.completed" and item.get("type") == "error":
             warnings.append(one_line(_string(item.get("message"))))
         elif kind == "turn.completed":
@@ -1206,53 +1469,267 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         elif kind == "error":
             progress = _string(event.get("message"))
     said: Dict[str, Any] = {
-        "output": answer, "session_id": session, "warnings": tuple(warnings[:20]),
+        "output": answer, "session_id": session, "warnings": tuple(warnings[:20]), "waiting": "" if completed else progress,
         "usage": _usage(*(_count(usage.get(name)) for name in ("input_tokens", "cached_input_tokens", "output_tokens",
                                                                "reasoning_output_tokens")))}
     if failed or exit_code or not completed:
-        error = failed or progress or last_words(stderr) or "codex ended before its turn was complete"
-        return Reply(**dict(said, **_failure(error)))
+        error = failed or progress or _reason(stderr) or "codex ended before its turn was complete"
+        inner = _mapping(_mapping(_parsed(to_bytes(error))).get("error"))  # of a bad request it shows what the API said
+        return Reply(**dict(said, **_failure(_string(inner.get("message")) or error, kind=error_kind(error[:LONGEST_REASON]),
+                                           wait=retry_after(error[:LONGEST_REASON]))))
     return Reply(**said)
 
 
-_gemini_approval = _permissions("plan", "yolo", "auto_edit", "default")
+# - gemini -
+
+_GEMINI_READING = ("list_directory", "read_file", "read_many_files", "grep_search", "search_file_content", "glob", "google_web_search")
+
+
+def _gemini_policy(*tools: str, inside: str = "") -> str:
+    """A policy under which these tools alone are there.  What the user's settings allow beforehand would hold in every mode.
+
+    `inside`: writing is for that directory alone; settings could make others a part of the workspace.
+    """
+    text = ('[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 997\n'
+            '[[rule]]\ntoolName = [%s]\ndecision = "allow"\npriority = 998\n' % ", ".join('"%s"' % tool for tool in tools))
+    if inside:
+        import re
+        ways = {os.path.abspath(inside), os.path.realpath(inside)}
+        here = "|".join(re.escape(dumps(way).decode("utf-8")[2:-1]).replace("/", "\\/") for way in sorted(ways))
+        pattern = r'"file_path":"(\/(?!(%s)\/)|([^"\\]|\\.)*\.\.)' % here
+        text += ('[[rule]]\ntoolName = ["write_file", "replace"]\ndecision = "deny"\npriority = 999\nargsPattern = %s\n'
+                 % dumps(pattern).decode("utf-8"))
+    return text
 
 
 def _gemini_command(task: Task) -> Command:
-    argv = ["gemini", "--skip-trust", "-o", "json", "--approval-mode", _gemini_approval(task)]
+    argv = ["gemini", "--skip-trust", "-o", "stream-json"]
+    files = {}
+    writes = task.approval_mode == "auto"
+    if task.sandbox_mode in ("read-only", "workspace"):
+        confined = task.sandbox_mode == "read-only" or not writes
+        argv += ["--approval-mode", "default" if confined else "auto_edit", "--policy", SCRATCH + "/policy.toml"]
+        files["policy.toml"] = (_gemini_policy(*_GEMINI_READING) if confined else
+                                _gemini_policy(*_GEMINI_READING, "write_file", "replace", inside=task.workdir or "."))
+    else:
+        mode = {"auto": "auto_edit", "none": "yolo", "always": "default"}.get(task.approval_mode)
+        argv += ["--approval-mode", mode] if mode else []
+        if task.sandbox_mode == "full" and task.approval_mode in ("auto", "none"):
+            argv += ["--include-directories", "/"]
     if task.model:
         argv += ["-m", task.model]
-    # Without a relaunch it is one process, which heeds signals; the relaunching parent swallows them.
-    return Command(tuple(argv) + task.extra, {"GEMINI_CLI_NO_RELAUNCH": "1"},
-                   {"GEMINI_SYSTEM_MD": task.system_prompt} if task.system_prompt else {})
+    environment = {"GEMINI_CLI_NO_RELAUNCH": "1"}  # one process, which heeds signals; the relaunching parent swallows them
+    if task.system_prompt:
+        files["system.md"] = task.system_prompt
+        environment["GEMINI_SYSTEM_MD"] = SCRATCH + "/system.md"
+    return Command(tuple(argv) + task.extra, environment, files=files)
+
+
+def _refuse_unconfined(sandbox: str, approval: str) -> str:
+    if sandbox == "workspace" and approval == "none":
+        return ("without approval nothing would keep it in the workspace: "
+                'use approval_mode "auto", or sandbox_mode "full"')
+    return ""
 
 
 _GEMINI_EXIT_KINDS = {41: "auth", 42: "invalid", 44: "backend", 52: "invalid", 53: "max_turns", 55: "permission"}
 
 
 def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
-    """One JSON object on stdout; after a failure one at the end of stderr (its exit code is the HTTP status mod 256)."""
-    value = _mapping(_parsed(stdout.read()))
-    if exit_code or "error" in value:
-        start = len(stderr) if stderr.startswith("{") else stderr.rfind("\n{")
-        block = _mapping(_parsed(to_bytes(stderr[max(start, 0):] if start < len(stderr) else stderr)))
-        error = _mapping(block.get("error") or value.get("error"))
-        message = _string(error.get("message")) or last_words(stderr) or "gemini failed"
-        inner = _mapping(_mapping(_parsed(to_bytes(message))).get("error"))  # sometimes JSON in a string
-        return Reply(session_id=_string(block.get("session_id")),
-                     **_failure(_string(inner.get("message")) or message, error.get("code"),
-                                _GEMINI_EXIT_KINDS.get(exit_code, "")))
-    if "response" not in value:
-        return _no_answer(stderr, exit_code, last_words(stdout.tail()) or "gemini printed no result")
-    models = _mapping(_mapping(value.get("stats")).get("models"))
-    tokens = [_mapping(_mapping(model).get("tokens")) for model in models.values()]
+    """A line for each event, the last of them the result.  A run that fails early prints an object at the end of stderr instead.
 
-    def total(name: str) -> int:
-        return sum(_count(count.get(name)) for count in tokens)
+    Exit code 0 is no success: a stream that was cut off ends so, and only the events tell.  Another exit code is the HTTP
+    status modulo 256, or one of its own.
+    """
+    session, model, problem = "", "", ""
+    text: List[str] = []
+    tools_came = False  # the answer is what was said after the last of them
+    warnings: List[str] = []
+    result: Dict[str, Any] = {}
+    for event in stdout.events(b'"init"', b'"assistant"', b'"tool_use"', b'"error"', b'"result"'):
+        kind = event.get("type")
+        if kind == "init":
+            session, model = _string(event.get("session_id")), _string(event.get("model"))
+        elif kind == "message" and event.get("role") == "assistant":
+            if tools_came:
+                text.clear()
+                tools_came = False
+            text.append(_string(event.get("content")))
+        elif kind == "tool_use":
+            tools_came = True
+        elif kind == "error":
+            problem = _string(event.get("message"))
+            warnings.append(one_line(problem))
+        elif kind == "result":
+            result = event
+    said: Dict[str, Any] = {"output": "".join(text), "session_id": session, "model": model, "warnings": tuple(warnings[:20])}
+    stats = _mapping(result.get("stats"))
+    total_input, total = _count(stats.get("input_tokens")), _count(stats.get("total_tokens"))
+    output = max(_count(stats.get("output_tokens")), total - total_input)  # its own count leaves the thoughts out
+    said.update(usage=_usage(total_input, _count(stats.get("cached")), output, output - _count(stats.get("output_tokens"))),
+                model=_busiest(_mapping(stats.get("models")), "total_tokens") or model)
+    if result.get("status") == "success" and not exit_code:
+        return Reply(**said)
+    error = _mapping(result.get("error"))
+    if not result:
+        block = _last_object(stderr)
+        error = _mapping(block.get("error"))
+        said["session_id"] = session or _string(block.get("session_id"))
+        if not error:
+            attempts = [line for line in stderr.splitlines() if line.startswith("Attempt ")]
+            reply = _no_result(stdout, stderr, exit_code, dict(said, waiting="" if text or tools_came else "".join(attempts[-1:])), "gemini")
+            return reply._replace(error_kind=_GEMINI_EXIT_KINDS.get(exit_code, "") or reply.error_kind)
+    said["warnings"] = said["warnings"] if error else ()
+    whole = _string(error.get("message")) or problem or _reason(stderr) or "gemini failed"
+    message, status = _gemini_message(whole)
+    status = status or next((known for known in _KIND_BY_STATUS if known % 256 == exit_code), None) or error.get("code")
+    return Reply(**dict(said, **_failure(message, status, _GEMINI_EXIT_KINDS.get(exit_code, ""), retry_after(whole[:LONGEST_REASON]))))
 
-    return Reply(_string(value.get("response")), session_id=_string(value.get("session_id")),
-                 usage=_usage(total("prompt"), total("cached"), total("candidates") + total("thoughts"), total("thoughts")),
-                 model=_busiest({name: _mapping(model).get("tokens") for name, model in models.items()}, "total"))
+
+def _last_object(stderr: str) -> Dict[str, Any]:
+    """The last JSON object that begins at the start of a line and tells of an error."""
+    end = len(stderr)
+    for _ in range(20):  # more is not its doing
+        start = stderr.rfind("\n{", 0, end) + 1
+        block = _mapping(_parsed(to_bytes(stderr[start:])))
+        if "error" in block or not start:
+            return block
+        end = start - 1
+    return {}
+
+
+def _gemini_message(message: str) -> Tuple[str, Any]:
+    """The text of an error, and the HTTP status where it states one: it wraps what the API said, sometimes as JSON in a string."""
+    message = message.partition("\nPlease wait and try again later.")[0]  # its own advice on quotas, for every status 429
+    start, end = message.find("{"), message.rfind("}") + 1
+    inner = _mapping(_mapping(_parsed(to_bytes(message[start:end]))).get("error")) if 0 <= start < end else {}
+    return _string(inner.get("message")) or message, inner.get("code")
+
+
+def _gemini_leftovers(task: Task, reply: Reply) -> List[str]:
+    """The record of the conversation.  It has no option that keeps it from writing one."""
+    import glob
+    import re
+    wanted = ("--resume", "-r", "--session-id", "--session-file")
+    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", reply.session_id) or any(word.split("=")[0] in wanted for word in task.extra):
+        return []
+    home = os.environ.get("GEMINI_CLI_HOME") or os.path.expanduser("~")
+    marks = glob.escape(os.path.join(home, ".gemini", "tmp")), glob.escape(reply.session_id[:8]), glob.escape(reply.session_id)
+    found = glob.glob("%s/*/chats/session-*%s*" % marks[:2])
+    return [path for path in found if _is_of(path, reply.session_id)] + glob.glob("%s/*/*/*%s*" % (marks[0], marks[2]))
+
+
+def _is_of(path: str, session: str) -> bool:
+    """Whether a record is of that session: it names no other.  One that another run's clean-up has cut names none."""
+    import re
+    try:
+        with open(path, "rb") as file:
+            names = re.findall(rb'"sessionId": ?"([^"]*)"', file.read(CHUNK))
+    except OSError:
+        return False
+    return not names or session.encode() in names
+
+
+# - commands of the user's own -
+
+PLACEHOLDERS = ("model", "workdir", "system_prompt", "max_turns", "max_tokens", "prompt_file")
+OUTPUT_FORMS = ("text", "json", "jsonl")
+_PLACEHOLDER = r"\{\{([a-z_]+)\}\}|\{([a-z_]+)\}"
+
+
+def placeholders(element: str) -> List[str]:
+    """The names in braces; `{{name}}` is not one, but stands for `{name}`."""
+    import re
+    return [single for _, single in re.findall(_PLACEHOLDER, element) if single]
+
+
+def _custom_command(definition: Definition, task: Task) -> Command:
+    """Its argv, filled in.  An element whose placeholder is empty is left out, with the option before it that it belongs to."""
+    import re
+    by_file = any("prompt_file" in placeholders(element) for element in definition.argv)
+    values = {name: str(getattr(task, name, "") or "") for name in PLACEHOLDERS}
+    values["workdir"] = task.workdir and os.path.abspath(task.workdir)  # for a program that runs in it
+    values["prompt_file"] = SCRATCH + "/prompt"
+    argv: List[str] = []
+    flag = False  # the last element of argv is one that may belong to the next
+    for element in definition.argv:
+        names = placeholders(element)
+        if names and not all(values[name] for name in names):
+            if flag and not element.startswith("-"):
+                argv.pop()
+            flag = False
+            continue
+        argv.append(re.sub(_PLACEHOLDER, lambda found: values[found.group(2)] if found.group(2) else "{%s}" % found.group(1), element))
+        flag = not names and len(element) > 1 and element.startswith("-") and element != "--"
+    return Command(tuple(argv) + task.extra, files={"prompt": task.prompt} if by_file else {}, by_stdin=not by_file)
+
+
+def value_at(value: Any, path: _Path) -> Any:
+    """What stands at a path in a JSON value; None where nothing does."""
+    for step in path:
+        if isinstance(step, int):
+            value = value[step] if isinstance(value, list) and -len(value) <= step < len(value) else None
+        else:
+            value = _mapping(value).get(step)
+    return value
+
+
+_USAGE_NAMES = {
+    "input": ("input_tokens", "prompt_tokens", "prompt_eval_count", "input", "promptTokenCount"),
+    "cached": ("cached_input_tokens", "cache_read_input_tokens", "cached_tokens", "cached", "cachedContentTokenCount"),
+    "output": ("output_tokens", "completion_tokens", "eval_count", "output", "candidatesTokenCount"),
+    "reasoning": ("reasoning_output_tokens", "reasoning_tokens", "thinking_tokens", "reasoning", "thoughtsTokenCount"),
+}
+
+
+def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code: int) -> Reply:
+    """By the paths of its definition.  Of JSON Lines the last that has something at a path counts; of texts to be joined, all."""
+    if definition.output == "text":
+        return _read_text(stdout, stderr, exit_code)
+    answers: List[str] = []
+    error: Any = None
+    session = ""
+    usage: Dict[str, Any] = {}
+    some = False
+    for value in ([_parsed(stdout.read())] if definition.output == "json" else map(_parsed, stdout.lines())):
+        some = some or value is not None
+        answer = value_at(value, definition.answer)
+        if answer is not None:
+            if not definition.join:
+                answers.clear()
+            answers.append(answer if isinstance(answer, str) else dumps(answer).decode("utf-8"))
+        error = definition.error and value_at(value, definition.error) or error
+        session = definition.session_id and _string(value_at(value, definition.session_id)) or session
+        usage = definition.usage and _mapping(value_at(value, definition.usage)) or usage
+    counts = {name: next((_count(usage[key]) for key in keys if _count(usage.get(key))), 0) for name, keys in _USAGE_NAMES.items()}
+    said: Dict[str, Any] = {"output": "".join(answers), "session_id": session,
+                            "usage": _usage(counts["input"], counts["cached"], counts["output"], counts["reasoning"])}
+    if error or exit_code:
+        text = error if isinstance(error, str) else _string(_mapping(error).get("message")) or dumps(error).decode() if error else ""
+        return Reply(**dict(said, **_failure(text or last_words(stderr) or "exit status %d" % exit_code)))
+    if not some:
+        return Reply(output=None, **_failure("what it printed is not JSON", kind="backend"))
+    return Reply(**said)
+
+
+def _refuse_unknown(sandbox: str, approval: str) -> str:
+    """Nothing is known of what a command of the user's own may do: only modes that promise nothing are kept."""
+    if sandbox not in ("default", "full"):
+        return 'nothing keeps a command of your own in sandbox_mode "%s"; only "full" is possible' % sandbox
+    if approval not in ("default", "none"):
+        return 'a command of your own knows no approval_mode "%s"; only "none" is possible' % approval
+    return ""
+
+
+def custom_backend(name: str, definition: Definition) -> Backend:
+    """The row of a command that the user defined."""
+    named = {placeholder for element in definition.argv for placeholder in placeholders(element)}
+    return Backend(name, lambda task: _custom_command(definition, task),
+                   lambda stdout, stderr, exit_code: _read_custom(definition, stdout, stderr, exit_code),
+                   frozenset(named | {"extra"}), _refuse_unknown)
+
+
+# - the rows -
 
 
 def _read_text(stdout: Capture, stderr: str, exit_code: int) -> Reply:
@@ -1265,28 +1742,47 @@ def _read_text(stdout: Capture, stderr: str, exit_code: int) -> Reply:
 BACKENDS = {backend.name: backend for backend in (
     Backend("claude", _claude_command, _read_claude,
             frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")), _refuse_unconfined,
-            limit=10 * 1000 * 1000, limit_unit="bytes"),
+            limit=10 * 1000 * 1000, limit_unit="bytes", install="npm install -g @anthropic-ai/claude-code"),
     Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")), _refuse_unasked,
-            stop_signal="SIGINT", limit=1 << 20, limit_unit="characters"),
+            stop_signal="SIGINT", limit=1 << 20, limit_unit="characters", install="npm install -g @openai/codex",
+            cautions=(("resume", "codex counts the tokens of the whole session that it resumed"),)),
     Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")), _refuse_unconfined,
-            limit=8 << 20, limit_unit="bytes"),
+            limit=8 << 20, limit_unit="bytes", leftovers=_gemini_leftovers, install="npm install -g @google/gemini-cli"),
     # For trying, testing and showing pipelines on a machine without any AI program: a real process that answers with its prompt.
-    Backend("echo", lambda task: Command(("cat",)), _read_text, frozenset(), lambda sandbox, approval: ""),
+    Backend("echo", lambda task: Command(("cat",)), _read_text, frozenset()),
 )}
+
+
+def backend_of(task: Task) -> Backend:
+    return BACKENDS[task.backend] if task.definition is None else custom_backend(task.backend, task.definition)
+
 
 # What makes a program believe that it runs inside another agent's session, and refuse to start.
 NESTING_VARIABLES = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ACCESS_TOKEN")
 
 
 def command_line(task: Task) -> str:
-    """What `--dry-run` prints: one line for bash or zsh that does what the task would do."""
-    command = BACKENDS[task.backend].command(task)
-    words = ["env"] + [word for name in NESTING_VARIABLES if name in os.environ for word in ("-u", name)]
-    words += ["%s=%s" % (name, shell_quoted(value)) for name, value in sorted(dict(command.environment, NO_COLOR="1").items())]
-    words += ["%s=<(printf %%s %s)" % (name, shell_quoted(value)) for name, value in sorted(command.text_environment.items())]
-    words += [shell_quoted(word) for word in command.argv]
-    line = "%s <<< %s" % (" ".join(words), shell_quoted(task.prompt))
-    return "(cd -- %s && %s)" % (shell_quoted(task.workdir), line) if task.workdir else line
+    """What `--dry-run` prints: one line for bash or zsh that does what the task would do.
+
+    The value of a variable that holds a secret is not in it, but the variable.
+    """
+    command = backend_of(task).command(task)
+
+    def word(text: str) -> str:
+        return '"$d"'.join("".join('"$%s"' % name if name else shell_quoted(piece) for piece, name in secret_pieces(part))
+                           for part in text.split(SCRATCH)) or "''"
+
+    words = ["env"] + [part for name in NESTING_VARIABLES if name in os.environ for part in ("-u", name)]
+    environment = dict({name: value for name, value in command.preset.items() if name not in os.environ}, **command.environment)
+    words += ["%s=%s" % (name, word(value)) for name, value in sorted(dict(environment, NO_COLOR="1").items())]
+    words += map(word, command.argv)
+    line = " ".join(words) + (" <<< " + word(task.prompt) if command.by_stdin else " < /dev/null")
+    if task.workdir:
+        line = "cd -- %s && %s" % (word(task.workdir), line)
+    if command.files:
+        puts = ['printf %%s %s > "$d"/%s' % (word(text), name) for name, text in sorted(command.files.items())]
+        return '(d=$(mktemp -d) && %s && %s; s=$?; rm -r "$d"; exit $s)' % (" && ".join(puts), line)
+    return "(%s)" % line if task.workdir else line
 
 
 # --- 5. Tasks ----------------------------------------------------------------
@@ -1328,9 +1824,6 @@ def _jobs(value: Any) -> int:
     if jobs > MOST_JOBS:
         raise ValueError("expected at most %d, got %d" % (MOST_JOBS, jobs))
     return jobs
-
-
-LONGEST = 1e9  # seconds; what timers can take ends at some 9e9
 
 
 def _seconds(value: Any) -> float:
@@ -1391,7 +1884,7 @@ def _known_string(value: Any) -> str:
 
 # What a task may say, and how each field is checked.  Raises ValueError with what was expected.
 TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
-    "backend": _one_of(BACKENDS, "backend"), "prompt": _some_text, "model": _argument, "workdir": _argument,
+    "backend": _argument, "prompt": _some_text, "model": _argument, "workdir": _argument,
     "approval_mode": _one_of(APPROVAL_MODES, "approval mode"), "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"),
     "output_format": _known_string, "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
     "timeout": _seconds, "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "id": _some_text,
@@ -1399,7 +1892,7 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
 }
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items() if name not in ("prompt", "id", "name")}
 RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {"max_parallel": _jobs, "fail_fast": _truth, "output_dir": _argument}
-BATCH_FIELDS = ("tasks", "defaults") + tuple(RUN_FIELDS)
+BATCH_FIELDS = ("tasks", "defaults", "backends") + tuple(RUN_FIELDS)
 
 
 class _Misfit(ValueError):
@@ -1440,32 +1933,179 @@ def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> 
     return checked
 
 
-def _task(value: Any, defaults: Dict[str, Any], overrides: Dict[str, Any], environment: Dict[str, str]) -> Task:
+def _element(value: Any) -> str:
+    """An element of a command, with placeholders or without."""
+    for name in placeholders(_argument(value)):
+        if name not in PLACEHOLDERS:
+            raise ValueError("unknown placeholder {%s}%s; known are %s" % (
+                name, nearest(name, PLACEHOLDERS), ", ".join("{%s}" % known for known in PLACEHOLDERS)))
+    return str(value)
+
+
+def _value_path(value: Any) -> _Path:
+    """`.message.content`, `.choices[0].text`: the keys and positions that lead into a JSON value."""
+    import re
+    text = _some_text(value)
+    if not re.fullmatch(r"(\.[\w-]+|\[-?\d{1,9}\])+", text):
+        raise ValueError("expected a path such as .message.content or .choices[0].text, got %s" % quoted(value))
+    return tuple(int(position) if position else key for key, position in re.findall(r"\.([\w-]+)|\[(-?\d+)\]", text))
+
+
+# What the definition of a command of the user's own may say.
+DEFINITION_FIELDS: Dict[str, Callable[[Any], Any]] = {
+    "command": _list_of(_element), "output": _one_of(OUTPUT_FORMS, "form of output"), "answer": _value_path, "error": _value_path,
+    "session_id": _value_path, "usage": _value_path, "join": _truth,
+}
+
+
+def _definition(value: Any) -> Definition:
+    """Raises _Misfit."""
+    fields = _checked(value, DEFINITION_FIELDS, "a definition (an object with a command)")
+    argv = fields.pop("command", ())
+    if not argv or placeholders(argv[0]):
+        raise _Misfit("expected a list that begins with the name of a program", ("command",) if "command" in value else ())
+    definition = Definition(argv, **fields)
+    if definition.output != "text" and not definition.answer:
+        raise _Misfit('output "%s" needs to know where the answer stands: "answer"' % definition.output)
+    if definition.output == "text" and definition[2:] != Definition(argv)[2:]:
+        raise _Misfit('output "text" is all answer: what leads into JSON needs the output "json" or "jsonl"')
+    return definition
+
+
+def _definitions(value: Any) -> Dict[str, Definition]:
+    """Commands of the user's own by name.  Raises _Misfit."""
+    import re
+    if not isinstance(value, dict):
+        raise _Misfit("expected an object of definitions, got %s" % quoted(value))
+    found = {}
+    for name, item in value.items():
+        with _at(name):
+            if name in BACKENDS:
+                raise _Misfit("%s is built in and cannot be defined anew" % name)
+            if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+                raise _Misfit("a name may have lower-case letters, digits, '.', '_' and '-'")
+            found[name] = _definition(item)
+    return found
+
+
+class Ceiling(NamedTuple):
+    """The most that a task may ask for; an empty string is no limit."""
+
+    sandbox: str = ""
+    approval: str = ""
+
+
+_SANDBOX_RANKS, _APPROVAL_RANKS = ("read-only", "workspace", "full"), ("always", "auto", "none")
+
+
+def parse_ceiling(text: str) -> Ceiling:
+    """`sandbox=workspace,approval=auto`, either alone too.  Raises ValueError."""
+    ranks = {"sandbox": _SANDBOX_RANKS, "approval": _APPROVAL_RANKS}
+    said: Dict[str, str] = {}
+    for part in text.split(","):
+        name, _, mode = (word.strip() for word in part.partition("="))
+        if name not in ranks or name in said or mode not in ranks[name]:
+            raise ValueError("expected sandbox=MODE (%s), approval=MODE (%s) or both with a comma between, got %s"
+                             % (", ".join(_SANDBOX_RANKS), ", ".join(_APPROVAL_RANKS), quoted(text)))
+        said[name] = mode
+    return Ceiling(**said)
+
+
+def _under_ceiling(task: Task, ceiling: Ceiling) -> Task:
+    """The task, held to what its reader allows.  Raises _Misfit where it asks for more.
+
+    A mode that it leaves to its backend could come to anything there: it becomes one that promises something.
+    """
+    if not any(ceiling):
+        return task
+    if task.extra:
+        raise _Misfit("the ceiling lets no task add options of its own", ("extra",))
+    for field, ranks, most in (("sandbox_mode", _SANDBOX_RANKS, ceiling.sandbox), ("approval_mode", _APPROVAL_RANKS, ceiling.approval)):
+        mode = getattr(task, field)
+        if most and mode != "default" and ranks.index(mode) > ranks.index(most):
+            raise _Misfit("%s is above the ceiling, which is %s" % (quoted(mode), quoted(most)), (field,))
+    if ceiling.sandbox and task.sandbox_mode == "default":
+        task = task._replace(sandbox_mode="read-only")
+    if ceiling.approval not in ("", "none") and task.approval_mode == "default" and task.sandbox_mode in ("default", "full"):
+        task = task._replace(approval_mode="always")
+    return task
+
+
+def is_inside(path: str, root: str) -> bool:
+    """Whether a path leads into a directory, or to it, all symbolic links followed."""
+    real, real_root = os.path.realpath(path), os.path.realpath(root)
+    return os.path.commonpath((real, real_root)) == real_root
+
+
+class Rules(NamedTuple):
+    """What holds for all tasks of a run, beside what they say themselves: what its user said, and how far the tasks are trusted.
+
+    `overrides` are task fields given on the command line; `environment` is where CLINVK_BACKEND and CLINVK_*_MODEL are
+    looked up; `definitions` are the user's own commands, to which a batch may add its own with `allow_commands`;
+    `root` is the directory that no workdir may leave; `output_dir` was given on the command line.
+    """
+
+    overrides: Dict[str, Any] = {}
+    environment: Dict[str, str] = {}
+    definitions: Dict[str, Definition] = {}
+    allow_commands: bool = False
+    ceiling: Ceiling = Ceiling()
+    root: str = ""
+    output_dir: str = ""
+
+
+def model_variable(backend: str) -> str:
+    """The environment variable that names the model for a backend."""
+    return "CLINVK_%s_MODEL" % "".join(c if c.isalnum() else "_" for c in backend.upper())
+
+
+def unknown_backend(name: str, definitions: Iterable[str] = ()) -> str:
+    known = list(BACKENDS) + list(definitions)
+    return "unknown backend %s%s; known are %s" % (quoted(name), nearest(name, known), ", ".join(known))
+
+
+def _task(value: Any, defaults: Dict[str, Any], rules: Rules) -> Task:
     """One task, complete.  What counts first: its own field, the command line, the batch's defaults, the environment."""
     own = _checked(value, TASK_FIELDS, "a task (an object)")
     if "prompt" not in own:
         raise _Misfit("a task needs a prompt", () if "prompt" not in value else ("prompt",))
-    merged = dict(defaults, **overrides)
+    merged = dict(defaults, **rules.overrides)
     merged.update(own)
-    if overrides.get("dry_run"):  # starts nothing, whatever a task says
+    if rules.overrides.get("dry_run"):  # starts nothing, whatever a task says
         merged["dry_run"] = True
     if "backend" not in merged:
-        merged["backend"] = environment.get("CLINVK_BACKEND") or "claude"
-    backend = BACKENDS[merged["backend"]]
-    model = environment.get("CLINVK_%s_MODEL" % backend.name.upper(), "")
+        merged["backend"] = rules.environment.get("CLINVK_BACKEND") or "claude"
+    name = merged["backend"]
+    if name not in BACKENDS and name not in rules.definitions:
+        raise _Misfit(unknown_backend(name, rules.definitions), ("backend",) if "backend" in own else ())
+    model = rules.environment.get(model_variable(name), "")
     if model and "model" not in merged:
         merged["model"] = model
     merged.pop("output_format", None)  # reserved: what a backend prints is ours to choose
     task = Task(index=-1, **merged)
-    for problem, field in ((backend.refuse(task.sandbox_mode, task.approval_mode), "sandbox_mode"),
-                           (prompt_too_large(backend, task.prompt), "prompt")):
+    if name not in BACKENDS:
+        task = task._replace(definition=rules.definitions[name])
+    try:
+        task = _under_ceiling(task, rules.ceiling)
+        if rules.root and task.workdir:
+            if not is_inside(task.workdir, rules.root):
+                raise _Misfit("%s is outside of %s" % (quoted(task.workdir), quoted(rules.root)), ("workdir",))
+            task = task._replace(root=os.path.realpath(rules.root))
+        backend = backend_of(task)
+        problem = backend.refuse(task.sandbox_mode, task.approval_mode)
         if problem:
-            raise _Misfit("%s: %s" % (backend.name, problem) if field == "sandbox_mode" else problem,
-                          (field,) if field in own else ())
+            raise _Misfit("%s: %s" % (backend.name, problem), ("sandbox_mode",))
+        problem = prompt_too_large(backend, task.prompt)
+        if problem:
+            raise _Misfit(problem, ("prompt",))
+    except _Misfit as misfit:
+        if misfit.path and misfit.path[0] not in own:  # said elsewhere: on the command line, in the defaults
+            raise _Misfit("%s: %s" % (misfit.path[0], misfit.message)) from None
+        raise
     return task
 
 
-def _batch(value: Any, overrides: Dict[str, Any], environment: Dict[str, str]) -> Tuple[List[Task], List[_Path], Dict[str, Any]]:
+def _batch(value: Any, rules: Rules) -> Tuple[List[Task], List[_Path], Dict[str, Any]]:
     """The tasks of one JSON value (a batch, an array of tasks, a task), where in it they stand, and what it says of the run.
 
     Raises _Misfit.
@@ -1478,6 +2118,13 @@ def _batch(value: Any, overrides: Dict[str, Any], environment: Dict[str, str]) -
             if name not in BATCH_FIELDS:
                 raise _Misfit("unknown field%s" % nearest(name, BATCH_FIELDS), (name,))
         run = _checked({name: value[name] for name in RUN_FIELDS if name in value}, RUN_FIELDS, "a batch")
+        if "output_dir" in run and not rules.output_dir and not is_inside(run["output_dir"], "."):
+            raise _Misfit("%s is outside of the current directory: only --output-dir can name it" % quoted(run["output_dir"]), ("output_dir",))
+        if value.get("backends") is not None:
+            with _at("backends"):
+                if not rules.allow_commands:
+                    raise _Misfit("commands that a batch defines are only run with --allow-commands")
+                rules = rules._replace(definitions=dict(rules.definitions, **_definitions(value["backends"])))
         if value.get("defaults") is not None:
             with _at("defaults"):
                 defaults = _checked(value["defaults"], DEFAULTS_FIELDS, "an object")
@@ -1488,16 +2135,16 @@ def _batch(value: Any, overrides: Dict[str, Any], environment: Dict[str, str]) -
         items = value
     else:
         known = dict.fromkeys(BATCH_FIELDS)
-        near = isinstance(value, dict) and "prompt" not in value and next((n for n in value if nearest(n, known)), None)
+        near = isinstance(value, dict) and "prompt" not in value and next((n for n in value if n not in TASK_FIELDS and nearest(n, known)), None)
         if near:
             raise _Misfit("unknown field%s" % nearest(near, known), (near,))
-        return [_task(value, defaults, overrides, environment)], [()], run
+        return [_task(value, defaults, rules)], [()], run
     if not items:
         raise _Misfit("no tasks: the list is empty", where)
     tasks = []
     for position, item in enumerate(items):
         with _at(*where, position):
-            tasks.append(_task(item, defaults, overrides, environment))
+            tasks.append(_task(item, defaults, rules))
     return tasks, [where + (position,) for position in range(len(items))], run
 
 
@@ -1740,14 +2387,13 @@ class TaskStream:
     `run` is what the input says of the run as a whole (`max_parallel`, `fail_fast`, `output_dir`): its first word counts.
     """
 
-    def __init__(self, file: int, name: str, overrides: Dict[str, Any], environment: Dict[str, str],
-                 warn: Callable[[str], None]) -> None:
+    def __init__(self, file: int, name: str, rules: Rules, warn: Callable[[str], None]) -> None:
         import queue
         self.total: Optional[int] = None
         self.run: Dict[str, Any] = {}
         self.on_ready: Callable[[], None] = lambda: None
         self._file, self._name, self._warn = file, name, warn
-        self._overrides, self._environment = overrides, environment
+        self._rules = rules
         self._begun = False
         self._waiting: queue.Queue[Any] = queue.Queue(4)  # a list of tasks for each value, an exception, or None at the end
         self._stopped = False
@@ -1860,7 +2506,7 @@ class TaskStream:
         try:
             if not piece.is_value:
                 raise _Misfit("expected a JSON object or array, got %s" % quoted(to_text(piece.data[:200]).strip()))
-            tasks, places, run = _batch(loads(piece.data) if piece.value is None else piece.value, self._overrides, self._environment)
+            tasks, places, run = _batch(loads(piece.data) if piece.value is None else piece.value, self._rules)
             own: Set[str] = set()
             for position, task in enumerate(tasks):
                 if task.id:
@@ -1888,16 +2534,29 @@ class TaskStream:
         return tasks, run
 
 
-def open_tasks(path: Optional[str], overrides: Dict[str, Any], environment: Dict[str, str],
-               warn: Callable[[str], None]) -> TaskStream:
+def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition]:
+    """The commands that CLINVK_BACKENDS defines, as JSON.  Raises UserError."""
+    text = environment.get("CLINVK_BACKENDS")
+    if not text:
+        return {}
+    try:
+        return _definitions(loads(to_bytes(text)))
+    except _Misfit as misfit:
+        raise UserError("CLINVK_BACKENDS: %s%s" % (_path_text(misfit.path) + ": " if misfit.path else "", misfit.message)) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError("CLINVK_BACKENDS: not valid JSON: %s" % error) from None
+
+
+def open_tasks(path: Optional[str], rules: Rules, warn: Callable[[str], None]) -> TaskStream:
     """The tasks in a file, or on stdin where `path` is None or `-`.
 
-    `overrides` are task fields given on the command line; `environment` is where CLINVK_BACKEND and CLINVK_*_MODEL are
-    looked up; `warn` is called with what should be said to the user.  Raises UserError.
+    `warn` is called with what should be said to the user.  Raises UserError.
     """
-    backend = environment.get("CLINVK_BACKEND")
-    if backend and backend not in BACKENDS:
-        raise UserError("CLINVK_BACKEND: unknown backend %s%s" % (quoted(backend), nearest(backend, BACKENDS)))
+    for source, backend in (("CLINVK_BACKEND", rules.environment.get("CLINVK_BACKEND")), ("--backend", rules.overrides.get("backend"))):
+        if backend and backend not in BACKENDS and backend not in rules.definitions and not rules.allow_commands:
+            raise UserError("%s: %s" % (source, unknown_backend(backend, rules.definitions)))
+    if rules.root and not os.path.isdir(rules.root):
+        raise UserError("--root: %s is not a directory" % rules.root)
     if path in (None, "-"):
         if is_terminal(0):
             raise UserError("no input: stdin is a terminal; give a task file with --file, or pipe tasks in "
@@ -1910,7 +2569,7 @@ def open_tasks(path: Optional[str], overrides: Dict[str, Any], environment: Dict
         except OSError as error:
             raise UserError("%s: %s" % (name, error.strerror)) from None
     try:
-        return TaskStream(file, name, overrides, environment, warn)
+        return TaskStream(file, name, rules, warn)
     except OSError as error:
         raise UserError("%s: %s" % (name, error.strerror)) from None
 
@@ -2035,7 +2694,7 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
     Without a station it makes one for itself, and leaves nothing running and no file behind.
     """
     if task.invalid:
-        return unfinished(task, "failed", task.invalid, "invalid", exit_code=1)._replace(task=task)
+        return unfinished(task, "failed", without_secrets(task.invalid), "invalid", exit_code=1)._replace(task=task)
     if task.dry_run:
         return unfinished(task, "skipped", "", "", exit_code=0)._replace(answer=command_line(task), task=task)
     if station is None:
@@ -2058,6 +2717,7 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
         import traceback
         result = unfinished(task, "failed", "clinvk failed: " + traceback.format_exc().strip(), "backend", exit_code=1,
                             attempts=1)
+    result = result._replace(error=without_secrets(result.error), warnings=tuple(map(without_secrets, result.warnings)))
     # by the clock that is not set back and forth
     return result._replace(start_time=started, end_time=started + time.monotonic() - clock_started, task=task)
 
@@ -2084,15 +2744,17 @@ def _run(task: Task, station: Station) -> Result:
     alone = False
     try:
         try:
+            command = backend_of(task).command(task)
             directory, files = station.prepare()
-            write_all(files[0], to_bytes(task.prompt))
-            os.lseek(files[0], 0, os.SEEK_SET)
+            if command.by_stdin:
+                write_all(files[0], to_bytes(task.prompt))
+                os.lseek(files[0], 0, os.SEEK_SET)
             with station.lock:
                 if station.canceled:
                     return unfinished(task, "canceled", "canceled before it started", "canceled")
-                running = station.running = _launch(task, station, directory, files)
+                running = station.running = _launch(task, command, station, directory, files)
         except OSError as error:
-            return _not_started(task, error)
+            return _not_started(task, command.argv[0], error)
         began = time.monotonic()
         station.note(task.index, running.pid)
         code = _await(task, running)
@@ -2109,20 +2771,22 @@ def _run(task: Task, station: Station) -> Result:
         station.tidy(keep_files=alone and not (result and isinstance(result.answer, TextFile)))
 
 
-def _launch(task: Task, station: Station, directory: str, files: Sequence[int]) -> _BackendProcess:
+def _launch(task: Task, command: Command, station: Station, directory: str, files: Sequence[int]) -> _BackendProcess:
     """Starts the backend.  The only place in the program that starts anything; raises OSError."""
     import signal
-    backend = BACKENDS[task.backend]
-    command = backend.command(task)
-    environment = dict(station.environment, TMPDIR=directory, CLINVK_TASK=str(task.index), **command.environment)
-    for name, text in command.text_environment.items():
-        environment[name] = os.path.join(directory, name)
-        write_whole(environment[name], [to_bytes(text)])
+    environment = dict(command.preset, **station.environment)
+    environment.update(command.environment, TMPDIR=directory, CLINVK_TASK=str(task.index))
+    for name, text in command.files.items():
+        write_whole(os.path.join(directory, name), [to_bytes(text)])
+    for name in command.environment:
+        environment[name] = environment[name].replace(SCRATCH, directory)
     if task.workdir:
+        if task.root and not is_inside(task.workdir, task.root):  # it was, when the task was read
+            raise OSError(0, "is outside of %s" % task.root, os.path.join(task.workdir, "."))
         os.stat(os.path.join(task.workdir, "."))
         environment["PWD"] = os.path.abspath(task.workdir)
-    pid = start_session(command.argv, environment, task.workdir, files)
-    return _BackendProcess(pid, getattr(signal, backend.stop_signal), station.grace)
+    pid = start_session(tuple(word.replace(SCRATCH, directory) for word in command.argv), environment, task.workdir, files)
+    return _BackendProcess(pid, getattr(signal, backend_of(task).stop_signal), station.grace)
 
 
 def _await(task: Task, running: _BackendProcess) -> int:
@@ -2145,11 +2809,10 @@ def _await(task: Task, running: _BackendProcess) -> int:
         timer.cancel()
 
 
-def _not_started(task: Task, error: OSError) -> Result:
+def _not_started(task: Task, program: str, error: OSError) -> Result:
     """The Result of a launch that failed: which file, and why."""
     import errno
     kinds = {errno.EACCES: "permission", errno.EPERM: "permission", errno.ENOENT: "not_found", errno.E2BIG: "invalid"}
-    program = BACKENDS[task.backend].command(task).argv[0]
     reason = error.strerror or str(error)
     of_workdir = task.workdir and error.filename == os.path.join(task.workdir, ".")  # which _launch looks at first
     if of_workdir:
@@ -2167,13 +2830,16 @@ def _not_started(task: Task, error: OSError) -> Result:
 
 def _judge(task: Task, code: int, stopped: str, path: str, stdout: int, stderr: int) -> Result:
     """The verdict on a backend that ended: by what we did to it, else by what it said, else by its exit code."""
-    backend, capture = BACKENDS[task.backend], Capture(stdout)
+    backend, capture = backend_of(task), Capture(stdout)
     reply = backend.read(capture, Capture(stderr).tail(), code)
+    for leftover in backend.leftovers(task, reply):
+        remove_path(leftover)
     exit_code = 128 - code if code < 0 else code
     status, error, kind = "ok", reply.error, reply.error_kind
     blank = capture.is_blank() if reply.output is None else not reply.output.strip()
     if stopped == "timeout":
-        status, exit_code, error, kind = "timeout", 124, "timed out after %gs" % task.timeout, "timeout"
+        waiting = " (it was waiting: %s)" % one_line(reply.waiting) if reply.waiting else ""
+        status, exit_code, error, kind = "timeout", 124, "timed out after %gs%s" % (task.timeout, waiting), "timeout"
     elif stopped:
         status, exit_code, error, kind = "canceled", -1, "canceled while it ran", "canceled"
     elif code < 0:
@@ -2304,6 +2970,16 @@ class Seats:
 
     def retire(self) -> None:
         self._words[0] = 1
+
+
+def semaphores_work() -> bool:
+    """Whether multiprocessing's own locks can be had.  clinvk does without them."""
+    try:
+        import multiprocessing
+        multiprocessing.Semaphore()
+        return True
+    except (ImportError, OSError):
+        return False
 
 
 class _Terms(NamedTuple):
@@ -3041,7 +3717,7 @@ def _safe_name(result: Result) -> str:
 def _task_and_result(result: Result) -> Iterator[bytes]:
     task = result.task._asdict() if result.task else {}
     given = {name: value for name, value in task.items()
-             if name not in ("index", "invalid") and value != Task._field_defaults.get(name, "")}
+             if name not in ("index", "invalid", "definition", "root") and value != Task._field_defaults.get(name, "")}
     yield b'{' + (b'"task":' + dumps(given) + b",\n" if given else b"") + b'"result":'
     yield from encoded(result)
     yield b"}\n"
@@ -3175,7 +3851,7 @@ class Settings(NamedTuple):
     """The validated options of `parallel`.  Values only."""
 
     file: Optional[str]
-    task: Dict[str, Any]  # task fields given on the command line
+    rules: Rules
     jobs: Optional[int]
     fail_fast: bool
     output_dir: str
@@ -3266,9 +3942,9 @@ def command_parallel(settings: Settings) -> int:
     def say(text: str) -> None:
         if progress:
             progress.hide()
-        stderr.text("clinvk: %s\n" % text)
+        stderr.text("clinvk: %s\n" % without_secrets(text))
 
-    stream = open_tasks(settings.file, settings.task, dict(os.environ), lambda text: say("warning: " + text))
+    stream = open_tasks(settings.file, settings.rules, lambda text: say("warning: " + text))
     jobs = settings.jobs or stream.run.get("max_parallel") or DEFAULT_JOBS
     fail_fast = settings.fail_fast or stream.run.get("fail_fast", False)
     output_dir = settings.output_dir or stream.run.get("output_dir", "")
@@ -3355,6 +4031,59 @@ def _summarize(settings: Settings, feed: _Feed, form: Any, directory: Optional[D
         feed.attempt(table, lambda: summary(stderr))
 
 
+def command_doctor(as_json: bool) -> int:
+    """Says which backends can be used, and what of the machine matters.  Returns the exit status: whether there is one to use."""
+    heed_children()
+    method = os.environ.get("CLINVK_START_METHOD") or default_start_method()
+    definitions = environment_definitions(dict(os.environ))
+    rows = list(BACKENDS.values()) + [custom_backend(name, definition) for name, definition in definitions.items()]
+    backends = []
+    for row in rows:
+        program = row.command(Task(0, row.name, "", definition=definitions.get(row.name))).argv[0]
+        path, problem = find_program(program)
+        backends.append({"name": row.name, "program": program, "path": path, "version": "", "usable": not problem,
+                         "problem": problem + (row.install and "; to install it: " + row.install) if problem else ""})
+    asked = [Task(number, row.name, " ", timeout=60.0, definition=Definition((str(entry["path"]), "--version")))
+             for number, (row, entry) in enumerate(zip(rows, backends)) if row.install and entry["usable"]]
+    for result in run_pool(asked, max(1, len(asked)), start_method=method):  # what is asked is also whether the pool works
+        entry = backends[result.index]
+        entry.update(version=one_line(result.output), usable=result.status == "ok", problem=result.error)
+    machine = machine_fields(method)
+    if as_json:
+        Output(1).json([dumps({"clinvk": __version__, "backends": backends, "machine": machine}), b"\n"])
+    else:
+        lines = ["%-10s %s" % (entry["name"], "  ".join(filter(None, (
+            str(entry["version"]) or ("found" if entry["usable"] else "cannot be used:"), str(entry["path"]), str(entry["problem"])))))
+                 for entry in backends]
+        lines += ["", *("%-14s %s" % (name, _plainly(value)) for name, value in machine.items())]
+        Output(1).text("\n".join(line.rstrip() for line in lines) + "\n")
+    return EXIT_OK if any(entry["usable"] and entry["name"] != "echo" for entry in backends) else EXIT_FAILED
+
+
+def _plainly(value: Any) -> str:
+    """A value of machine_fields, for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def machine_fields(start_method: str) -> Dict[str, Any]:
+    """What of this machine decides how well clinvk runs here."""
+    import platform
+    try:
+        import orjson
+        faster = str(orjson.__version__)
+    except ImportError:
+        faster = "no"
+    directory, home = temporary_directory(), os.path.expanduser("~")
+    return {
+        "python": "%s %s" % (platform.python_version(), sys.executable), "orjson": faster, "start_method": start_method,
+        "semaphores": semaphores_work(), "temp": directory, "temp_free_mb": free_space(directory) >> 20,
+        "temp_writable": os.access(directory, os.W_OK | os.X_OK), "descriptors": descriptor_limit(), "home": home,
+        "home_writable": os.access(home, os.W_OK | os.X_OK), "nested_in": [name for name in NESTING_VARIABLES if name in os.environ],
+    }
+
+
 # --- 11. Command line --------------------------------------------------------
 
 
@@ -3406,6 +4135,10 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     commands: Dict[Any, argparse.ArgumentParser] = subparsers.choices  # type: ignore[assignment]
 
+    doctor = subparsers.add_parser("doctor", help="show which backends can be used, and what this machine has",
+                                   description="Show which backends can be used here, and what this machine has. Logins are not tried.")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(run=lambda options: command_doctor(options.json))
     subparsers.add_parser("version", help="show the version").set_defaults(run=lambda options: print_version())
     parallel = subparsers.add_parser(
         "parallel", help="run a batch of tasks", formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -3424,12 +4157,16 @@ The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks,
     form.add_argument("--jsonl", action="store_const", dest="form", const="jsonl", help="print one JSON line per task as it ends")
     add("-q", "--quiet", action="store_true", help="print the last line of the summary alone; with --jsonl: no summary")
     add("--output-dir", metavar="DIR", type=checked(_argument), help="keep a file per task in DIR, and summary.json")
+    add("--ceiling", metavar="LIST", type=checked(parse_ceiling),
+        help="refuse tasks that ask for more, as in sandbox=workspace,approval=auto")
+    add("--root", metavar="DIR", type=checked(_argument), help="refuse tasks whose workdir is outside of DIR")
+    add("--allow-commands", action="store_true", help="let a batch define commands of its own as backends")
     add("--dry-run", action="store_true", help="print the command line of each task and start nothing")
     add("--progress", choices=("auto", "always", "never"), default="auto", help="status line on stderr (default: auto)")
     add("--color", choices=("auto", "always", "never"), default="auto", help="colored output (default: auto)")
     tasks = parallel.add_argument_group("for tasks that do not say it themselves")
     for option, metavar, text in (
-            ("-b --backend", "NAME", "backend: %s" % ", ".join(BACKENDS)), ("-m --model", "MODEL", "model"),
+            ("-b --backend", "NAME", "backend: %s, or a command of your own" % ", ".join(BACKENDS)), ("-m --model", "MODEL", "model"),
             ("-w --workdir", "DIR", "working directory"),
             ("--approval-mode", "MODE", ", ".join(APPROVAL_MODES)), ("--sandbox-mode", "MODE", ", ".join(SANDBOX_MODES)),
             ("--system-prompt", "TEXT", "system prompt"), ("--max-turns", "N", "most turns"),
@@ -3453,7 +4190,16 @@ def run_parallel(options: argparse.Namespace) -> int:
         raise UserError("CLINVK_START_METHOD: unknown start method %s; known are %s" % (quoted(method), ", ".join(START_METHODS)))
     if options.dry_run:
         task["dry_run"] = True
-    return command_parallel(Settings(options.file, task, options.max_parallel, options.fail_fast, options.output_dir or "",
+    environment = dict(os.environ)
+    ceiling = options.ceiling
+    if ceiling is None and environment.get("CLINVK_CEILING"):
+        try:
+            ceiling = parse_ceiling(environment["CLINVK_CEILING"])
+        except ValueError as error:
+            raise UserError("CLINVK_CEILING: %s" % error) from None
+    rules = Rules(task, environment, environment_definitions(environment), options.allow_commands, ceiling or Ceiling(),
+                  options.root or "", options.output_dir or "")
+    return command_parallel(Settings(options.file, rules, options.max_parallel, options.fail_fast, options.output_dir or "",
                                      options.dry_run, options.form, options.quiet, options.progress, options.color, method))
 
 
@@ -3478,7 +4224,7 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
     except SystemExit as leaving:  # of argparse: after --help, --version or a usage error
         return int(leaving.code or 0)
     except UserError as error:
-        stderr.text("clinvk: error: %s\n" % error)
+        stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
         return EXIT_USAGE
     except OutputError as error:
         if error.broken_pipe:

@@ -23,14 +23,16 @@ _clinvk()
     case $command in
         parallel)
             options='-h --help -f --file -j --max-parallel --fail-fast --json --jsonl -q --quiet --output-dir
-                --dry-run --progress --color -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
+                --ceiling --root --allow-commands --dry-run --progress --color -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout'
             case ${COMP_WORDS[before]} in
                 -f | --file)
                     return ;;  # to readline, which knows how to quote the name of a file
-                -w | --workdir | --output-dir)
+                -w | --workdir | --output-dir | --root)
                     compopt +o default -o dirnames 2>/dev/null
                     return ;;
+                --ceiling)
+                    values='sandbox=read-only sandbox=workspace sandbox=full approval=always approval=auto approval=none' ;;
                 -b | --backend)
                     values='claude codex gemini echo' ;;
                 --approval-mode)
@@ -45,13 +47,17 @@ _clinvk()
                     values=$options ;;
             esac
             ;;
+        doctor)
+            options='-h --help --json'
+            values=$options
+            ;;
         version)
             options='-h --help'
             values=$options
             ;;
         '')
             options='-h --help --version'
-            values="parallel version $options"
+            values="parallel doctor version $options"
             ;;
         *)
             values='' ;;

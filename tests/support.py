@@ -5,9 +5,11 @@ Every test that is a `Case` has its own directory, TMPDIR, HOME, programs (tests
 and a variable CLINVK_TEST_MARK in the environment of all that it starts.  At its end no process with that mark runs, and
 TMPDIR is empty.
 """
+import atexit
 import contextlib
 import json
 import os
+import py_compile
 import select
 import signal
 import subprocess
@@ -19,7 +21,7 @@ import uuid
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(TESTS)
-PROGRAM = os.path.join(ROOT, "clinvk.py")
+PROGRAM = os.path.join(ROOT, "clinvk.py")  # what the users have; most tests run COMPILED
 DATA = os.path.join(TESTS, "data")
 PROGRAMS = ("cat", "claude", "codex", "gemini")
 PATIENCE = 60.0  # after so many seconds something that should have happened never will
@@ -29,6 +31,22 @@ if ROOT not in sys.path:
 
 import clinvk  # noqa: E402  (found by the line above)
 
+# Python compiles a file that it is given by path, or may not write beside, each time anew, and each spawned worker does so again:
+# that took half the time of the tests.  So clinvk and the fake program are compiled here, once.  COMPILED runs as a program, and a
+# script whose sys.path begins with MODULES imports it.  Errors and measurements name clinvk.py all the same.
+MODULES = os.path.realpath(tempfile.mkdtemp(prefix="test-clinvk-modules-"))
+COMPILED = os.path.join(MODULES, "clinvk.pyc")
+
+
+def _remove_modules(owner):
+    if os.getpid() == owner:  # a process that was forked does not own them
+        clinvk.remove_tree(MODULES)
+
+
+atexit.register(_remove_modules, os.getpid())
+for _source, _compiled in ((PROGRAM, COMPILED), (os.path.join(TESTS, "bin", "fakeai"), os.path.join(MODULES, "fakeai.pyc"))):
+    py_compile.compile(_source, _compiled, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+
 # A shell's `&` and nohup start programs with signals ignored; what the tests send must count all the same.
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(_number) is signal.SIG_IGN:
@@ -36,6 +54,14 @@ for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
 
 LINUX = sys.platform.startswith("linux")
 only_linux = unittest.skipUnless(LINUX, "needs /proc")
+
+# How workers can be started.  A run of the tests for one method alone, as CI has them, tries that one where a test tries them all;
+# threads go with fork.
+PROCESS_METHODS = ("fork", "spawn") if LINUX else ("spawn",)
+START_METHODS = PROCESS_METHODS + ("thread",)
+if os.environ.get("CLINVK_START_METHOD") in PROCESS_METHODS:
+    PROCESS_METHODS = (os.environ["CLINVK_START_METHOD"],)
+    START_METHODS = PROCESS_METHODS + (("thread",) if PROCESS_METHODS == ("fork",) else ())
 
 
 def data_file(name):
@@ -124,12 +150,15 @@ def kill_quietly(pid):
         pass
 
 
-def install_fakes(directory, names=PROGRAMS):
-    """Puts the fake program there under these names, to be started without a look at PATH or at site-packages."""
-    with open(os.path.join(TESTS, "bin", "fakeai"), "rb") as file:
-        body = file.read().partition(b"\n")[2]
+def install_fakes(directory, names=PROGRAMS, changes=""):
+    """Puts the fake program there under these names, to be started without a look at PATH or at site-packages.
+
+    `changes` are statements that change the module `fakeai` first.
+    """
+    script = "#!%s -IS\nimport os, sys\nsys.path.insert(0, %r)\nimport fakeai\n%s\nos._exit(fakeai.main())\n" % (
+        os.path.realpath(sys.executable), MODULES, changes)
     for name in names:
-        write_program(os.path.join(directory, name), b"#!%s -IS\n%s" % (os.fsencode(os.path.realpath(sys.executable)), body))
+        write_program(os.path.join(directory, name), os.fsencode(script))
 
 
 def write_program(path, content):
@@ -235,11 +264,16 @@ class Case(unittest.TestCase):
         self._background = []
 
     def tearDown(self):
-        # Python's own helper of the spawn method ends by itself, once it sees that its users have; a moment after them
-        wait_until(lambda: not any("multiprocessing.resource_tracker" in process_words(pid) for pid in processes_with(self.mark)),
-                   "multiprocessing's resource tracker has ended")
-        left = processes_with(self.mark)
-        words = [process_words(pid) for pid in left]
+        left, words = [], []
+
+        def settled():
+            left[:] = processes_with(self.mark)
+            words[:] = [process_words(pid) for pid in left]
+            return all(" " in word.strip() and not word.endswith("(gone)") and "multiprocessing.resource_tracker" not in word for word in words)
+
+        # Python's own helper of the spawn method ends by itself, once it sees that its users have; a moment after them.  Who has no
+        # command line any more is about to be gone.
+        wait_until(settled, "what ends by itself has ended")
         for pid in left:
             kill_quietly(pid)
         for process in self._background:
@@ -281,7 +315,7 @@ class Case(unittest.TestCase):
 
     def clinvk(self, *args, input=b"", env=None, **options):
         """Runs clinvk with these arguments; `input` is on its stdin, `env` changes the test's environment."""
-        return self.run_program([sys.executable, PROGRAM, *args], input, env, **options)
+        return self.run_program([sys.executable, COMPILED, *args], input, env, **options)
 
     def start_program(self, argv, env=None, **options):
         """Starts a program in the background, in a session of its own: a Background, killed at the end of the test."""
@@ -292,7 +326,7 @@ class Case(unittest.TestCase):
 
     def start(self, *args, env=None, **options):
         """Starts clinvk in the background."""
-        return self.start_program([sys.executable, PROGRAM, *args], env, **options)
+        return self.start_program([sys.executable, COMPILED, *args], env, **options)
 
     def wait_for_file(self, path):
         """Waits until the file is there; its content."""

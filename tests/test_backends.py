@@ -1,22 +1,25 @@
 """Section 4, Backends: the exact words each program is called with, for every field and mode; what is refused; and what is read
-from outputs that the real programs printed (tests/data), in good times and in bad ones.  Nothing is launched but the shells
-that try the lines of --dry-run."""
+from outputs that the real programs printed, in good times and in bad ones.
+
+tests/data holds what Claude Code 2.1.331, Codex 0.169.0 and Gemini CLI 0.61.0 printed against a mock API: NAME.out their stdout,
+NAME.err their stderr; shortened, not changed.  Those with `made` in their names are made by hand, for what no mock can show.
+Launched are the shells that try the lines of --dry-run, and fakes that tell what reached them."""
 import json
 import os
 import random
+import re
 import shutil
+import subprocess
+import sys
+import time
 import unittest
+from unittest.mock import ANY
 
 import support
-from support import clinvk
+from support import clinvk, write_program
 
-BASE = {
-    "claude": ["claude", "-p", "--output-format", "json", "--no-session-persistence", "--permission-mode", "default"],
-    "codex": ["codex", "exec", "--json", "--skip-git-repo-check", "--ephemeral", "--color", "never", "-"],
-    "gemini": ["gemini", "--skip-trust", "-o", "json", "--approval-mode", "default"],
-    "echo": ["cat"],
-}
 PROMPT = "--dangerous $(prompt)"
+SCRATCH = clinvk.SCRATCH
 
 
 def task(backend, **fields):
@@ -27,83 +30,222 @@ def command(backend, **fields):
     return clinvk.BACKENDS[backend].command(task(backend, **fields))
 
 
-class Commands(unittest.TestCase):
-    def assert_argv(self, backend, expected, **fields):
+class Environment(support.Case):
+    """A test whose environment is this process's, so that no configuration of its user's counts."""
+
+    def setUp(self):
+        super().setUp()
+        self.enter_environment(CODEX_HOME=None, GEMINI_CLI_HOME=None, CLAUDE_CODE_MAX_RETRIES=None, DISABLE_AUTOUPDATER=None,
+                               CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=None)
+        self.environment = dict(os.environ)
+
+
+CLAUDE_READS = '--strict-mcp-config --settings {"disableAllHooks":true} --tools Read,Glob,Grep,WebFetch,WebSearch'
+CLAUDE_WRITES = "--restricted --strict-mcp-config --tools Read,Glob,Grep,WebFetch,WebSearch,Edit,Write,NotebookEdit,Bash"
+CODEX_READS = "-s read-only --ignore-rules"
+CODEX_WRITES = ("-s workspace-write --ignore-rules -c sandbox_workspace_write.exclude_slash_tmp=true"
+                " -c sandbox_workspace_write.writable_roots=[]")
+POLICY = " --policy %s/policy.toml" % SCRATCH
+UNCONFINED = 'without approval nothing would keep it in the workspace: use approval_mode "auto", or sandbox_mode "full"'
+UNASKED = ('codex exec never asks, so with sandbox_mode "%s" it would write unasked: '
+           'use sandbox_mode "read-only", or another approval_mode')
+EVERY_COMMAND = ('codex exec never asks, so with sandbox_mode "full" it would run every command, not only edit files: '
+                 'use sandbox_mode "workspace", or approval_mode "none"')
+
+# For each sandbox mode what the approval modes default, auto, none and always come to: the words, or why they are refused.
+MODES = {
+    "claude": {
+        "default": ("", "--permission-mode acceptEdits", "--permission-mode bypassPermissions", "--permission-mode dontAsk"),
+        "read-only": ("--permission-mode dontAsk " + CLAUDE_READS,) * 4,
+        "workspace": ("--permission-mode dontAsk " + CLAUDE_WRITES, "--permission-mode acceptEdits " + CLAUDE_WRITES, UNCONFINED,
+                      "--permission-mode dontAsk " + CLAUDE_WRITES),
+        "full": ("", "--permission-mode acceptEdits --add-dir /", "--permission-mode bypassPermissions", "--permission-mode dontAsk")},
+    "codex": {
+        "default": ("", "", "", CODEX_READS),
+        "read-only": (CODEX_READS,) * 4,
+        "workspace": (CODEX_WRITES, CODEX_WRITES, CODEX_WRITES, UNASKED % "workspace"),
+        "full": ("-s danger-full-access", EVERY_COMMAND, "-s danger-full-access", UNASKED % "full")},
+    "gemini": {
+        "default": ("", "--approval-mode auto_edit", "--approval-mode yolo", "--approval-mode default"),
+        "read-only": ("--approval-mode default" + POLICY,) * 4,
+        "workspace": ("--approval-mode default" + POLICY, "--approval-mode auto_edit" + POLICY, UNCONFINED, "--approval-mode default" + POLICY),
+        "full": ("", "--approval-mode auto_edit --include-directories /", "--approval-mode yolo --include-directories /",
+                 "--approval-mode default")},
+    "echo": {sandbox: ("",) * 4 for sandbox in clinvk.SANDBOX_MODES},
+}
+BASE = {
+    "claude": ["claude", "-p", "--output-format", "stream-json", "--verbose", "--no-session-persistence"],
+    "codex": ["codex", "exec", "--json", "--skip-git-repo-check", "--ephemeral", "--color", "never"],
+    "gemini": ["gemini", "--skip-trust", "-o", "stream-json"],
+    "echo": ["cat"],
+}
+LAST = {"codex": ["-"]}
+ID = "01a20f0e-e425-7671-a9f0-21820580624d"
+
+
+class Commands(Environment):
+    def assert_argv(self, backend, words, **fields):
+        """The backend's own words, `words` as text or list, and what must come last."""
+        words = words.split() if isinstance(words, str) else words
         with self.subTest(backend=backend, **fields):
-            self.assertEqual(list(command(backend, **fields).argv), expected)
+            self.assertEqual(list(command(backend, **fields).argv), BASE[backend] + words + LAST.get(backend, []))
 
     def test_a_plain_task_is_called_with_these_words(self):
         self.assertEqual(set(BASE), set(clinvk.BACKENDS))
-        for backend, argv in BASE.items():
-            self.assert_argv(backend, argv)
+        for backend in BASE:
+            self.assert_argv(backend, "")
+
+    def test_every_mode_has_its_words_or_a_reason_why_it_is_refused(self):
+        for backend, row in clinvk.BACKENDS.items():
+            for sandbox in clinvk.SANDBOX_MODES:
+                for approval, words in zip(clinvk.APPROVAL_MODES, MODES[backend][sandbox]):
+                    refused = row.refuse(sandbox, approval)
+                    if ": use " in words:
+                        self.assertEqual(refused, words, (backend, sandbox, approval))
+                    else:
+                        self.assertEqual(refused, "", (backend, sandbox, approval))
+                        self.assert_argv(backend, words, sandbox_mode=sandbox, approval_mode=approval)
+
+    def test_the_modes_of_the_table_are_all_there_are(self):
+        self.assertEqual(clinvk.APPROVAL_MODES, ("default", "auto", "none", "always"))
+        self.assertEqual({tuple(rows) for rows in MODES.values()}, {clinvk.SANDBOX_MODES})
 
     def test_the_prompt_never_becomes_a_part_of_the_command(self):
         for backend in clinvk.BACKENDS:
-            said = command(backend, model="m", system_prompt="s", extra=("-x",), max_turns=2, max_tokens=3, verbose=True)
-            for word in said.argv + tuple(said.environment.values()) + tuple(said.text_environment.values()):
+            said = command(backend, model="m", system_prompt="s", extra=("-x",), max_turns=2, max_tokens=3, verbose=True,
+                           sandbox_mode="read-only")
+            self.assertTrue(said.by_stdin)
+            for word in (*said.argv, *said.environment.values(), *said.preset.values(), *said.files.values()):
                 self.assertNotIn(PROMPT, word)
 
     def test_claude_takes_its_options(self):
-        base = BASE["claude"]
-        for field, value, words in (("model", "opus", ["--model", "opus"]), ("max_turns", 7, ["--max-turns", "7"]), ("verbose", True, ["--verbose"]),
-                                    ("system_prompt", "-be 审查\nbrief", ["--append-system-prompt", "-be 审查\nbrief"]), ("extra", ("--add-dir", "/x y"), ["--add-dir", "/x y"]),
-                                    ("max_tokens", 777, []), ("timeout", 5.0, []), ("tags", ("t",), [])):
-            self.assert_argv("claude", base + words, **{field: value})
-        self.assert_argv("claude", base + ["--model", "m", "--max-turns", "1", "--append-system-prompt", "s", "--verbose", "--last"],
-                         model="m", max_turns=1, system_prompt="s", verbose=True, extra=("--last",))
+        for field, value, words in (
+                ("model", "opus", ["--model", "opus"]), ("max_turns", 7, ["--max-turns", "7"]), ("verbose", True, []),
+                ("system_prompt", "-be 审查\nbrief", ["--append-system-prompt", "-be 审查\nbrief"]),
+                ("extra", ("--add-dir", "/x y"), ["--add-dir", "/x y"]), ("max_tokens", 777, []), ("timeout", 5.0, []), ("tags", ("t",), [])):
+            self.assert_argv("claude", words, **{field: value})
+        self.assert_argv("claude", ["--permission-mode", "acceptEdits", "--model", "m", "--max-turns", "1", "--append-system-prompt", "s", "--last"],
+                         model="m", max_turns=1, system_prompt="s", verbose=True, extra=("--last",), approval_mode="auto")
 
-    def test_claude_takes_its_modes(self):
-        for sandbox in clinvk.SANDBOX_MODES:
-            for approval in clinvk.APPROVAL_MODES:
-                mode = {"none": "bypassPermissions", "auto": "acceptEdits"}.get(approval, "default")
-                words = ["--permission-mode", mode]
-                if sandbox == "read-only":
-                    words = ["--permission-mode", "plan", "--disallowedTools", "Bash,Edit,Write,NotebookEdit"]
-                self.assert_argv("claude", BASE["claude"][:-2] + words, sandbox_mode=sandbox, approval_mode=approval)
+    def test_claude_keeps_no_session_unless_one_is_named(self):
+        for extra in (("--resume", ID), ("-r", ID), ("--resume=" + ID,), ("--continue",), ("-c",), ("--session-id", ID), ("--fork-session",)):
+            self.assertEqual(list(command("claude", extra=extra).argv), BASE["claude"][:-1] + list(extra))
+        for extra in (("--add-dir", "resume"), ("resume",), ("--resumed",)):
+            self.assert_argv("claude", list(extra), extra=extra)
 
     def test_claude_is_told_by_its_environment_what_has_no_option(self):
-        quiet = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1"}
-        self.assertEqual(command("claude").environment, quiet)
-        self.assertEqual(command("claude", max_tokens=777).environment, dict(quiet, CLAUDE_CODE_MAX_OUTPUT_TOKENS="777"))
-        self.assertEqual(command("claude", approval_mode="none").environment,
-                         dict(quiet, IS_SANDBOX="1") if os.geteuid() == 0 else quiet)
-        self.assertEqual(command("claude", approval_mode="none", sandbox_mode="read-only").environment, quiet)
+        quiet = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1", "CLAUDE_CODE_MAX_RETRIES": "2"}
+        as_root = {"IS_SANDBOX": "1"} if os.geteuid() == 0 else {}
+        for fields, environment in (
+                ({}, {}), ({"max_tokens": 777}, {"CLAUDE_CODE_MAX_OUTPUT_TOKENS": "777"}), ({"approval_mode": "none"}, as_root),
+                ({"approval_mode": "none", "sandbox_mode": "full"}, as_root), ({"approval_mode": "none", "sandbox_mode": "read-only"}, {}),
+                ({"approval_mode": "auto"}, {})):
+            said = command("claude", **fields)
+            self.assertEqual((said.environment, said.preset, said.files), (environment, quiet, {}), fields)
 
     def test_codex_takes_its_options(self):
-        base = BASE["codex"][:-1]
-        for field, value, words in (("model", "gpt-x", ["-m", "gpt-x"]), ("system_prompt", 'say "审查"\n', ["-c", 'developer_instructions="say \\"审查\\"\\n"']),
-                                    ("extra", ("--output-schema", "f"), ["--output-schema", "f"]), ("max_turns", 7, []), ("max_tokens", 7, []), ("verbose", True, [])):
-            self.assert_argv("codex", base + words + ["-"], **{field: value})
-        self.assertEqual(command("codex", model="m").environment, {})
+        for field, value, words in (
+                ("model", "gpt-x", ["-m", "gpt-x"]), ("system_prompt", 'say "审查"\n', ["-c", 'developer_instructions="say \\"审查\\"\\n"']),
+                ("extra", ("--output-schema", "f"), ["--output-schema", "f"]), ("extra", ("resume", ID), ["resume", ID]),
+                ("max_turns", 7, []), ("max_tokens", 7, []), ("verbose", True, [])):
+            self.assert_argv("codex", words, **{field: value})
+        self.assert_argv("codex", ["-s", "read-only", "--ignore-rules", "-m", "m", "-c", 'developer_instructions="s"', "resume", ID],
+                         model="m", system_prompt="s", extra=("resume", ID), sandbox_mode="read-only")
+        self.assertEqual(command("codex", model="m", system_prompt="s")[1:], ({}, {}, {}, True))
 
-    def test_codex_takes_its_modes(self):
-        names = {"default": [], "read-only": ["-s", "read-only"], "workspace": ["-s", "workspace-write"], "full": ["-s", "danger-full-access"]}
-        for sandbox in clinvk.SANDBOX_MODES:
-            for approval in ("default", "auto", "none"):
-                self.assert_argv("codex", BASE["codex"][:-1] + names[sandbox] + ["-"], sandbox_mode=sandbox, approval_mode=approval)
-        for sandbox in ("default", "read-only"):  # exec never asks: who wants to be asked gets no writing
-            self.assert_argv("codex", BASE["codex"][:-1] + ["-s", "read-only", "-"], sandbox_mode=sandbox, approval_mode="always")
+    def test_a_system_prompt_of_any_characters_is_a_string_of_toml(self):
+        text = "it's \"x\" \\ \t\x7f\x00 審 \U0001f600\n$HOME"
+        setting = command("codex", system_prompt=text).argv[-2]
+        name, _, value = setting.partition("=")
+        self.assertEqual((name, json.loads(value)), ("developer_instructions", text))
+        self.assertNotRegex(value, r"\\ud[89a-f]|[\x00-\x08\x0a-\x1f\x7f]", "TOML knows no surrogate pairs, and no control characters but tab")
+        try:
+            import tomllib
+        except ImportError:
+            return
+        self.assertEqual(tomllib.loads(setting), {"developer_instructions": text})
+
+    MOCK = 'model_provider = "mock"\n[model_providers.mock]\nname = "mock"\n'
+    BOTH = ("request_max_retries", "stream_max_retries")
+
+    def test_codex_retries_are_bounded_where_its_provider_is_one_of_the_configuration_that_does_not_bound_them(self):
+        for text, names in (
+                (self.MOCK, self.BOTH), (self.MOCK.replace("\n", "\r\n"), self.BOTH), (self.MOCK.replace('"mock"', "'mock'"), self.BOTH),
+                (self.MOCK.replace(".mock]", '."mock"]'), self.BOTH), (self.MOCK.replace(".mock]", ".'mock']  # mine"), self.BOTH),
+                ("# mine\nmodel = \"m\"\n\n  model_provider='mock' # x\n\n[features]\na = [1]\n  [model_providers.mock]\n", self.BOTH),
+                ("[model_providers.mock]\nname = 'x'\n", ()), ("[profiles.p]\nmodel_provider = \"mock\"\n[model_providers.mock]\n", ()),
+                (self.MOCK + "request_max_retries = 9\n", self.BOTH[1:]), (self.MOCK + "  stream_max_retries=0\n", self.BOTH[:1]),
+                (self.MOCK + "stream_max_retries = 1\nrequest_max_retries = 0\n", ()), (self.MOCK + "# request_max_retries = 9\n", self.BOTH),
+                (self.MOCK + "[model_providers.mock.http_headers]\nrequest_max_retries = 'x'\n", self.BOTH),
+                (self.MOCK + "[model_providers.other]\nrequest_max_retries = 9\n", self.BOTH),
+                ("[model_providers.other]\nrequest_max_retries = 9\n", ()), ('model_provider = "openai"\n', ()), ("", ()), ("\0\xff[[[", ()),
+                ('model_provider = "mock"\n[model_providers.mocked]\n', ()), ('model_provider = "mock"\n[model_providers.mock.http_headers]\n', ()),
+                ('#model_provider = "mock"\n[model_providers.mock]\n', ()), ('model_provider = "a.c"\n[model_providers.abc]\n', ()),
+                ('model_provider = "mock"\nmodel_providers = {mock = {name = "mock"}}\n', ())):
+            words = [word for name in names for word in ("-c", "model_providers.mock.%s=2" % name)]
+            os.makedirs(os.path.join(self.home, ".codex"), exist_ok=True)
+            for place in (os.path.join(self.home, ".codex"), self.directory):
+                os.environ.pop("CODEX_HOME", None)
+                if place == self.directory:
+                    os.environ["CODEX_HOME"] = place
+                with open(os.path.join(place, "config.toml"), "wb") as file:
+                    file.write(text.encode("latin-1"))
+                with self.subTest(text):
+                    self.assert_argv("codex", words)
+                    self.assert_argv("codex", ["-m", "m"] + words + ["-c", "x=1"], model="m", extra=("-c", "x=1"))
+                os.unlink(os.path.join(place, "config.toml"))
+        os.mkdir(self.path("config.toml"))
+        self.assert_argv("codex", "")
+
+    def test_codex_retries_are_not_bounded_where_it_is_told_to_ignore_its_configuration(self):
+        # it would refuse to start: "model_providers.mock: provider name must not be empty"
+        os.environ["CODEX_HOME"] = self.directory
+        self.file("config.toml", self.MOCK)
+        self.assert_argv("codex", "--ignore-user-config", extra=("--ignore-user-config",))
 
     def test_gemini_takes_its_options(self):
-        for field, value, words in (("model", "gemini-3-pro", ["-m", "gemini-3-pro"]), ("extra", ("-e", "none"), ["-e", "none"]), ("system_prompt", "s", []),
-                                    ("max_turns", 7, []), ("max_tokens", 7, []), ("verbose", True, [])):
-            self.assert_argv("gemini", BASE["gemini"] + words, **{field: value})
-        self.assertEqual(command("gemini"), (tuple(BASE["gemini"]), {"GEMINI_CLI_NO_RELAUNCH": "1"}, {}))
-        self.assertEqual(command("gemini", system_prompt="be brief").text_environment, {"GEMINI_SYSTEM_MD": "be brief"})
+        for field, value, words in (
+                ("model", "gemini-3-pro", ["-m", "gemini-3-pro"]), ("extra", ("-e", "none"), ["-e", "none"]), ("system_prompt", "s", []),
+                ("max_turns", 7, []), ("max_tokens", 7, []), ("verbose", True, [])):
+            self.assert_argv("gemini", words, **{field: value})
+        alone = {"GEMINI_CLI_NO_RELAUNCH": "1"}
+        self.assertEqual(command("gemini")[1:], (alone, {}, {}, True))
+        self.assertEqual(command("gemini", system_prompt="be brief\n")[1:], (
+            dict(alone, GEMINI_SYSTEM_MD=SCRATCH + "/system.md"), {}, {"system.md": "be brief\n"}, True))
 
-    def test_gemini_takes_its_modes(self):
-        for sandbox in clinvk.SANDBOX_MODES:
-            for approval in clinvk.APPROVAL_MODES:
-                mode = "plan" if sandbox == "read-only" else {"none": "yolo", "auto": "auto_edit"}.get(approval, "default")
-                self.assert_argv("gemini", BASE["gemini"][:-1] + [mode], sandbox_mode=sandbox, approval_mode=approval)
+    GEMINI_READS = '"list_directory", "read_file", "read_many_files", "grep_search", "search_file_content", "glob", "google_web_search"'
+    POLICY = '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 997\n[[rule]]\ntoolName = [%s]\ndecision = "allow"\npriority = 998\n'
 
-    def test_combinations_that_could_not_be_kept_are_refused_and_no_others(self):
-        refused = {(backend, sandbox, approval) for backend, row in clinvk.BACKENDS.items()
-                   for sandbox in clinvk.SANDBOX_MODES for approval in clinvk.APPROVAL_MODES if row.refuse(sandbox, approval)}
-        self.assertEqual(refused, {("claude", "workspace", "none"), ("gemini", "workspace", "none"),
-                                   ("codex", "workspace", "always"), ("codex", "full", "always")})
-        for backend, sandbox, approval in refused:
-            self.assertIn("use ", clinvk.BACKENDS[backend].refuse(sandbox, approval), "it says what to do instead")
+    def test_gemini_is_confined_by_a_policy(self):
+        for sandbox, row in MODES["gemini"].items():
+            for approval, words in zip(clinvk.APPROVAL_MODES, row):
+                if ": use " not in words:
+                    files = command("gemini", sandbox_mode=sandbox, approval_mode=approval, system_prompt="s").files
+                    policy = files.pop("policy.toml", "")
+                    self.assertEqual(files, {"system.md": "s"})
+                    if "auto_edit" in words and policy:
+                        self.assertTrue(policy.startswith(self.POLICY % (self.GEMINI_READS + ', "write_file", "replace"')), policy)
+                    else:
+                        self.assertEqual(policy, self.POLICY % self.GEMINI_READS if POLICY in words else "")
+
+    def test_gemini_writes_in_the_working_directory_alone(self):
+        odd = self.path("it's (a+b) [c] .* \\d 审 \"q\"")
+        os.mkdir(odd)
+        os.symlink(odd, self.path("link"))
+        for workdir in (self.home, odd, self.path("link"), ""):
+            here = workdir or os.getcwd()
+            policy = command("gemini", sandbox_mode="workspace", approval_mode="auto", workdir=workdir).files["policy.toml"]
+            *_, rule = policy.split("[[rule]]\n")
+            said = dict(line.split(" = ", 1) for line in rule.splitlines())
+            self.assertEqual((said["toolName"], said["decision"], said["priority"]), ('["write_file", "replace"]', '"deny"', "999"))
+            denied = re.compile(json.loads(said["argsPattern"])).search
+            for path, refused in (
+                    ("x.txt", False), ("sub/x", False), (here + "/x", False), (here + "/sub/x", False), (os.path.realpath(here) + "/x", False),
+                    ("/etc/passwd", True), (here + "x", True), (here + "-more/x", True), (os.path.dirname(here) + "/x", True), ("../x", True), (here + "/../x", True),
+                    ("a/../../x", True), ('a"/../../x', True), ("a\\/../../x", True), ("//etc/passwd", True)):
+                for arguments in ({"file_path": path, "content": "/etc/../x"}, {"content": 'its "file_path":"/etc/x"', "file_path": path}):
+                    text = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
+                    self.assertEqual(bool(denied(text)), refused, (workdir, text))
 
     def test_an_option_that_a_backend_does_not_have_is_a_warning(self):
         everything = dict(model="m", system_prompt="s", max_turns=2, max_tokens=3, extra=("x",), verbose=True)
@@ -114,12 +256,21 @@ class Commands(unittest.TestCase):
                              tuple("%s has no %s; it was not applied" % (backend, field) for field in fields))
             self.assertEqual(clinvk.option_warnings(task(backend)), ())
 
+    def test_a_session_of_codex_that_is_resumed_has_a_caution(self):
+        caution = "codex counts the tokens of the whole session that it resumed"
+        self.assertEqual(clinvk.option_warnings(task("codex", extra=("resume", ID))), (caution,))
+        self.assertEqual(clinvk.option_warnings(task("codex", extra=("resume", ID), max_turns=2)),
+                         ("codex has no max_turns; it was not applied", caution))
+        for backend, extra in (("codex", ("--resume",)), ("claude", ("resume",)), ("gemini", ("--resume", "latest"))):
+            self.assertEqual(clinvk.option_warnings(task(backend, extra=extra)), ())
+
     def test_what_a_backend_honours_changes_its_command(self):
         values = dict(model="m", system_prompt="s", max_turns=2, max_tokens=3, extra=("x",), verbose=True)
         for backend, row in clinvk.BACKENDS.items():
             for field, value in values.items():
                 changed = command(backend, **{field: value}) != command(backend)
-                self.assertEqual(changed, field in row.honours, (backend, field))
+                always = (backend, field) == ("claude", "verbose")
+                self.assertEqual(changed or always, field in row.honours, (backend, field))
 
     def test_a_prompt_larger_than_the_program_takes_is_told_before_anything_starts(self):
         for backend, unit, most, character in (("claude", "bytes", 10000000, "x"), ("claude", "bytes", 10000000, "审"),
@@ -135,7 +286,75 @@ class Commands(unittest.TestCase):
                          {"claude": "SIGTERM", "codex": "SIGINT", "gemini": "SIGTERM", "echo": "SIGTERM"})
 
 
-class CaptureCase(support.Case):
+class Leftovers(Environment):
+    """What gemini writes down of a conversation, with the real names."""
+
+    SESSION = "12af6918-7077-4a89-a969-4f041870d5d6"
+
+    def setUp(self):
+        super().setUp()
+        self.places = {name: self.path(name, ".gemini", "tmp", "project") for name in ("home", "elsewhere")}
+        for place in self.places.values():
+            os.makedirs(os.path.join(place, "chats"))
+
+    def put(self, name, text, home="home"):
+        path = os.path.join(self.places[home], name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as file:
+            file.write(text)
+        return path
+
+    def left(self, session=SESSION, **fields):
+        return sorted(clinvk.BACKENDS["gemini"].leftovers(task("gemini", **fields), clinvk.Reply(session_id=session)))
+
+    def test_the_record_of_the_run_is_removed_and_no_other(self):
+        own = [self.put("chats/session-2026-11-24T19-56-12af6918.jsonl", '{"sessionId":"%s","kind":"main"}\n' % self.SESSION),
+               self.put("tool-outputs/session-%s/out.txt" % self.SESSION, "x")]
+        own[1] = os.path.dirname(own[1])
+        self.put("chats/session-2026-11-24T19-57-12af6918.jsonl", '{"sessionId":"12af6918-0000-4a89-a969-4f041870d5d6"}\n')
+        self.put("chats/session-2026-11-24T19-56-aaaaaaaa.jsonl", '{"sessionId":"aaaaaaaa-0000-4a89-a969-4f041870d5d6"}\n')
+        self.put("logs.json", self.SESSION)
+        self.assertEqual(self.left(), own)
+        for row in ("claude", "codex", "echo"):
+            self.assertEqual(clinvk.BACKENDS[row].leftovers(task(row), clinvk.Reply(session_id=self.SESSION)), [])
+
+    def test_the_record_is_kept_where_the_task_names_a_session(self):
+        own = [self.put("chats/session-2026-11-24T19-56-12af6918.jsonl", self.SESSION)]
+        for extra in (("--resume", "latest"), ("-r", "1"), ("--resume=latest",), ("--session-id", "mine"), ("--session-id=mine",)):
+            self.assertEqual(self.left(extra=extra), [])
+        self.assertEqual(self.left(extra=("--resumed", "x")), own)
+
+    def test_the_record_is_looked_for_where_gemini_is_told_to_live(self):
+        for home in ("home", "elsewhere"):
+            self.put("chats/session-2026-11-24T19-56-12af6918.jsonl", self.SESSION, home)
+        os.environ["GEMINI_CLI_HOME"] = self.path("elsewhere")
+        self.assertEqual([os.path.relpath(path, self.places["elsewhere"]) for path in self.left()],
+                         ["chats/session-2026-11-24T19-56-12af6918.jsonl"])
+
+    def test_what_is_not_the_id_of_a_session_removes_nothing(self):
+        self.put("chats/session-2026-11-24T19-56-12af6918.jsonl", self.SESSION)
+        self.put("chats/session-2026-11-24T19-57-[12]*.jsonl", "[12]*")
+        self.put("tool-outputs/session-12af6918/x", "x")
+        self.put("../../../precious/x", "x")
+        above = "/../../../../../precious"
+        self.assertTrue(os.path.isdir(os.path.join(self.places["home"], "tool-outputs", "session-12af6918") + above))
+        for session in ("", "1", "-", "1*", "*", "[12]*", "session", "12af6918", "/", "../..", above, "x\0y", "\udcff", "e" * 300):
+            with self.subTest(session):
+                self.assertEqual(self.left(session), [])
+
+    def test_the_answer_of_a_run_whose_record_is_removed_is_kept_where_all_answers_are(self):
+        record = self.put("chats/session-2026-11-24T19-56-5e551000.jsonl", "5e551000-0000-4000-8000-000000000003")
+        station = clinvk.Station("run", self.path("station"))
+        os.mkdir(station.directory)
+        result = clinvk.run_task(clinvk.Task(0, "gemini", "flood 100000"), station)
+        station.drop_files()
+        self.assertEqual(result.status, "ok")
+        self.assertFalse(os.path.exists(record))
+        self.assertTrue([name for name in os.listdir(station.directory) if os.path.getsize(os.path.join(station.directory, name)) == 100000])
+        result.answer.take()
+
+
+class CaptureCase(Environment):
     def capture(self, data):
         file = clinvk.nameless_file(self.directory)
         self.addCleanup(os.close, file)
@@ -143,130 +362,334 @@ class CaptureCase(support.Case):
         return clinvk.Capture(file)
 
 
+HELLO = "MOCK-OK: hello from the mock model."
+METADATA = ("Model metadata for `gpt-5.1-codex` not found. Defaulting to fallback metadata; this can degrade performance and cause issues.",)
+
+
+def tokens(total_input, cached, output, reasoning):
+    return {"input_tokens": total_input, "cached_input_tokens": cached, "output_tokens": output,
+            "reasoning_output_tokens": reasoning, "total_tokens": total_input + output}
+
+
+def claude(requests=1, **more):
+    """What a run of claude says after so many requests to the mock."""
+    return dict({"output": HELLO, "usage": tokens(1700 * requests, 200 * requests, 34 * requests, 0),
+                 "cost_usd": round(0.00702 * requests, 9), "num_turns": requests, "model": "claude-opus-5-5"}, **more)
+
+
+def codex(requests=1, **more):
+    return dict({"output": HELLO, "usage": tokens(1200 * requests, 200 * requests, 34 * requests, 10 * requests), "warnings": METADATA}, **more)
+
+
+def gemini(requests=1, **more):
+    return dict({"output": HELLO, "usage": tokens(1200 * requests, 200 * requests, 44 * requests, 10 * requests), "model": "gemini-2.5-pro"}, **more)
+
+
+def claude_error(error, kind, **more):
+    return dict({"error": error, "error_kind": kind, "cost_usd": 0.0, "num_turns": 1}, **more)
+
+
+def codex_error(error, kind, **more):
+    return dict({"error": error, "error_kind": kind, "warnings": METADATA}, **more)
+
+
+def gemini_error(error, kind, **more):
+    return dict({"error": error, "error_kind": kind, "model": "gemini-2.5-pro"}, **more)
+
+
+EXHAUSTED = "[API Error: You exceeded your current quota, please check your plan and billing details.\nSuggested retry after %ds.]"
+ENDED = "Model stream ended without a finish reason."
+NO_STDOUT = {"output": None}
+ONE = {"output": "I will use a tool."}
+
+# The recording, the exit code, and what is read: the beginning of the error; the other fields whole, and empty if not said.
+# The session is the one that the recording names.
+READINGS = (
+    ("claude-ok", 0, claude()),
+    ("claude-json", 0, claude()),
+    ("claude-array", 0, claude()),
+    ("claude-cut-recovered", 0, claude(usage=tokens(5100, 600, 36, 0), cost_usd=0.01994)),
+    ("claude-error-event-recovered", 0, claude(usage=tokens(6800, 800, 37, 0))),
+    ("claude-not-json-recovered", 0, claude()),
+    ("claude-denied", 0, claude(2, warnings=("permission denied: Bash: touch /etc/xx",))),
+    ("claude-made-limit-allowed", 0, claude()),
+    ("claude-made-limit-warning", 0, claude(
+        output="429 Too Many Requests: you've hit your limit, quota exceeded, please try again in 5 minutes. 审查")),
+    ("claude-made-limit-rejected", 1, claude_error("You've hit your session limit · resets 10:50pm", "quota", retry_after_seconds=0.0)),
+    ("claude-resumed", 0, claude()),  # its total_cost_usd is that of two runs
+    ("claude-resumed-400", 1, claude_error("API Error: 400 mock: bad request", "invalid")),
+    ("claude-two-results", 0, claude(2, num_turns=ANY)),
+    ("claude-400", 1, claude_error("API Error: 400 mock: bad request", "invalid")),
+    ("claude-401", 1, claude_error("Invalid API key · Fix external API key", "auth")),
+    ("claude-403", 1, claude_error("Failed to authenticate. API Error: 403", "permission")),
+    ("claude-404", 1, claude_error("There's an issue with the selected model (claude-opus-5-5).", "invalid")),
+    ("claude-429", 1, claude_error("API Error: Request rejected (429)", "rate_limit", retry_after_seconds=2.473)),
+    ("claude-429-gave-up", 1, claude_error("API Error: Request rejected (429)", "rate_limit")),
+    ("claude-quota", 1, claude_error("Credit balance is too low", "quota")),
+    ("claude-500", 1, claude_error("API Error: 500 Internal server error.", "backend")),
+    ("claude-529", 1, claude_error("API Error: 529 Overloaded.", "overloaded", retry_after_seconds=2.382)),
+    ("claude-no-key", 1, claude_error("Not logged in · Please run /login", "auth")),
+    ("claude-max-turns", 1, claude(2, **ONE, error="Reached maximum number of turns (2)", error_kind="max_turns", num_turns=3)),
+    ("claude-budget", 1, claude(2, **ONE, error="Reached maximum budget ($0.01)", error_kind="budget", usage=tokens(1700, 200, 34, 0))),
+    ("claude-max-tokens", 1, claude(4, error="API Error: Claude's response exceeded the 128000 output token maximum.", error_kind="backend")),
+    ("claude-refusal", 1, claude(2, error="API Error: Opus 5.5's safeguards flagged this message", error_kind="invalid")),
+    ("claude-resume-unknown", 1, claude_error("No conversation found with session ID: 11111111", ANY, num_turns=None)),
+    ("claude-bad-option", 1, dict(NO_STDOUT, error="error: unknown option '--frob'", error_kind="invalid")),
+    ("claude-no-prompt", 1, dict(NO_STDOUT, error="Error: Input must be provided either through stdin", error_kind=ANY)),
+    ("claude-root", 1, dict(NO_STDOUT, error="--dangerously-skip-permissions cannot be used with root", error_kind=ANY)),
+    ("codex-ok", 0, codex()),
+    ("codex-tool", 0, codex(2)),
+    ("codex-resumed", 0, codex(2)),  # the tokens of two runs: it tells no others
+    ("codex-made-reconnecting", 0, codex()),
+    ("codex-made-noise", 0, codex(warnings=())),
+    ("codex-400", 1, codex_error("mock error 400", "invalid")),
+    ("codex-401", 1, codex_error("unexpected status 401 Unauthorized: Incorrect API key", "auth")),
+    ("codex-403", 1, codex_error("unexpected status 403 Forbidden", "permission")),
+    ("codex-404", 1, codex_error("The model `gpt-5.1-codex` does not exist", "invalid")),
+    ("codex-429", 1, codex_error("exceeded retry limit, last status: 429 Too Many Requests", "rate_limit")),
+    ("codex-error-event", 1, codex_error("rate limit exceeded: Rate limit reached for gpt-5.1-codex.", "rate_limit", retry_after_seconds=2.0)),
+    ("codex-quota", 1, codex_error("Quota exceeded. Check your plan and billing details.", "quota")),
+    ("codex-500", 1, codex_error("We’re currently experiencing high demand", "overloaded")),
+    ("codex-503", 1, codex_error("unexpected status 503 Service Unavailable", "overloaded")),
+    ("codex-529", 1, codex_error("unexpected status 529 <unknown status code>", "overloaded")),
+    ("codex-cut", 1, codex_error("stream disconnected before completion", "network")),
+    ("codex-max-tokens", 1, codex_error("Incomplete response returned, reason: max_output_tokens", "backend", output=HELLO)),
+    ("codex-no-key", 1, codex_error("Missing environment variable: `MOCK_KEY`.", "auth")),
+    ("codex-bad-option", 2, {"error": "error: unexpected argument '--frob' found", "error_kind": "invalid"}),
+    ("codex-resume-unknown", 1, {"error": "Error: thread/resume: thread/resume failed: no rollout found", "error_kind": ANY}),
+    ("codex-too-large", 1, {"error": "Error: turn/start: turn/start failed: Input exceeds the maximum length", "error_kind": "context_length"}),
+    ("codex-no-git", 1, {"error": "Not inside a trusted directory and --skip-git-repo-check", "error_kind": "permission"}),
+    ("codex-bad-config", 1, {"error": "Error loading config.toml: model_providers.mock: provider name", "error_kind": ANY}),
+    ("gemini-ok", 0, gemini()),
+    ("gemini-tool", 0, gemini(2)),
+    ("gemini-write", 0, gemini(2)),
+    ("gemini-max-tokens", 0, gemini()),  # it does not tell
+    ("gemini-400", 144, gemini_error("API key not valid.", "auth")),
+    ("gemini-401", 145, gemini_error("Request had invalid authentication credentials.", "auth")),
+    ("gemini-403", 147, gemini_error("Permission denied.", "permission")),
+    ("gemini-404", 1, gemini_error("[API Error: models/gemini-2.5-pro is not found for API version v1beta", "invalid")),
+    ("gemini-429", 173, gemini_error(EXHAUSTED % 2, "rate_limit", retry_after_seconds=2.0)),
+    ("gemini-429-minute", 173, gemini_error(EXHAUSTED % 60, "rate_limit", retry_after_seconds=60.0)),
+    ("gemini-quota", 173, gemini_error("[API Error: You have exhausted your daily quota on this model.]", "quota")),
+    ("gemini-500", 244, gemini_error("An internal error has occurred.", "backend")),
+    ("gemini-503", 247, gemini_error("[API Error: The model is overloaded. Please try again later.]", "overloaded")),
+    ("gemini-cut", 0, gemini_error(ENDED, "network", output="MOCK-OK: hello fr")),
+    ("gemini-error-event", 0, gemini_error(ENDED, "network")),
+    ("gemini-not-json", 1, gemini_error("[API Error: Expected property name or '}' in JSON at position 1]", "backend")),
+    ("gemini-max-turns", 53, gemini(output="", error="Reached max session turns for this session.", error_kind="max_turns")),
+    ("gemini-json-400", 144, {"error": "API key not valid.", "error_kind": "auth"}),
+    ("gemini-json-429", 173, {"error": "You exceeded your current quota", "error_kind": "rate_limit", "retry_after_seconds": 2.0}),
+    ("gemini-no-key", 41, dict(NO_STDOUT, error="When using Gemini API, you must specify the GEMINI_API_KEY", error_kind="auth")),
+    ("gemini-untrusted", 55, dict(NO_STDOUT, error="Gemini CLI is not running in a trusted directory.", error_kind="permission")),
+    ("gemini-resume-unknown", 42, dict(NO_STDOUT, error="Error resuming session: Invalid session identifier", error_kind="invalid")),
+    ("gemini-no-prompt", 42, dict(NO_STDOUT, error="No input provided via stdin.", error_kind="invalid")),
+    ("gemini-bad-option", 1, dict(NO_STDOUT, error="Unknown argument: frob", error_kind="invalid")),
+)
+# Runs that were stopped: what they had said, and how that begins what they waited for.
+STOPPED = (
+    ("claude-terminated", 143, "", ""),
+    ("claude-terminated-tool", 143, "I will use a tool.", ""),
+    ("claude-429-waiting", 143, "", "rate_limit, HTTP status 429"),
+    ("claude-refused-waiting", 143, "", "unknown"),
+    ("codex-interrupted", 1, "", ""),
+    ("codex-interrupted-tool", 1, "", ""),
+    ("codex-refused-waiting", 1, "", "Reconnecting... waiting for network (Connection failed: error sending request)"),
+    ("gemini-terminated", 0, "MOCK-OK: hello fr", ""),
+    ("gemini-429-waiting", 0, "", "Attempt 2 failed: You exceeded your current quota, please check your plan and billing details."),
+    ("gemini-500-waiting", 0, "", "Attempt 2 failed with status 500. Retrying with backoff..."),
+)
+
+
+def recorded(name):
+    """(stdout, stderr) of a recording."""
+    paths = [os.path.join(support.DATA, name + suffix) for suffix in (".out", ".err")]
+    out, err = (support.data_file(path) if os.path.exists(path) else b"" for path in paths)
+    return out, err.decode()
+
+
+def backend_of(name):
+    return name.partition("-")[0]
+
+
+def session_in(text):
+    found = re.search(r'"(?:session_id|thread_id)": ?"([^"]+)"', text)
+    return found.group(1) if found else ""
+
+
 class Readers(CaptureCase):
     def read(self, backend, stdout=b"", stderr="", code=0):
-        """The Reply to an output; a name with a dot stands for that file of tests/data."""
-        if isinstance(stdout, str):
-            stdout = support.data_file(stdout)
-        if stderr.endswith(".stderr"):
-            stderr = support.data_file(stderr).decode()
         return clinvk.BACKENDS[backend].read(self.capture(stdout), stderr, code)
 
     def check(self, reply, **expected):
-        fields = dict(clinvk.Reply()._asdict(), **expected)
+        fields = dict(clinvk.Reply()._asdict(), waiting=ANY, **expected)
         for field, value in fields.items():
-            self.assertEqual(getattr(reply, field), value, field)
+            if field == "error" and value:
+                self.assertEqual(reply.error[:len(value)], value)
+            else:
+                self.assertEqual(getattr(reply, field), value, field)
 
-    CLAUDE = dict(session_id="a66a8eca-4b1f-4f0e-9d53-0a6a2b7f1c11", model="claude-opus-5-5", cost_usd=0.00702, num_turns=1, usage={
-        "input_tokens": 1700, "cached_input_tokens": 200, "output_tokens": 34, "reasoning_output_tokens": 4, "total_tokens": 1734})
-    CODEX = dict(session_id="01a20dcf-8b0d-7933-b9dc-0ae496d26e2f", usage={
-        "input_tokens": 2400, "cached_input_tokens": 400, "output_tokens": 68, "reasoning_output_tokens": 20, "total_tokens": 2468})
-    GEMINI = dict(session_id="7c1b2a90-3f0e-4a55-9a8b-51f0c2d3e4f5", model="gemini-3-pro", usage={
-        "input_tokens": 1300, "cached_input_tokens": 220, "output_tokens": 48, "reasoning_output_tokens": 10, "total_tokens": 1348})
-    HELLO = "MOCK-OK: hello from the mock model."
+    def test_each_recording_is_read_as_what_it_is(self):
+        for name, code, expected in READINGS:
+            with self.subTest(name):
+                stdout, stderr = recorded(name)
+                self.check(self.read(backend_of(name), stdout, stderr, code),
+                           **dict(expected, session_id=session_in(stdout.decode() + stderr)))
 
-    def test_claude_success(self):
-        self.check(self.read("claude", "claude-success.json"), output=self.HELLO, **self.CLAUDE)
-        self.check(self.read("claude", "claude-success.json", "[claude-code:unrecognized_model] {}\n"), output=self.HELLO, **self.CLAUDE)
+    def test_each_recording_stands_in_a_table(self):
+        told = [row[0] for row in READINGS + STOPPED]
+        self.assertEqual(sorted(told), sorted({name.rpartition(".")[0] for name in os.listdir(support.DATA)}))
 
-    def test_claude_success_in_another_order_of_keys_and_with_the_words_of_a_limit_in_the_answer(self):
-        self.check(self.read("claude", "claude-success-older.json"),
-                   output="An answer about 429 Too Many Requests, quota and rate limit:\n审查 auth 模块。", **self.CLAUDE)
+    def test_a_run_that_was_stopped_tells_what_it_had_said_and_what_it_waited_for(self):
+        for name, code, output, waiting in STOPPED:
+            with self.subTest(name):
+                stdout, stderr = recorded(name)
+                reply = self.read(backend_of(name), stdout, stderr, code)
+                self.assertEqual((reply.output, reply.waiting[:len(waiting) or None], reply.session_id), (output, waiting, session_in(stdout.decode())))
+                self.assertNotIn("None", reply.waiting)
+                self.assertTrue(reply.error, "ended by somebody else it has failed")
 
-    def test_claude_success_as_an_array_of_events(self):
-        self.check(self.read("claude", "claude-verbose.json"), output=self.HELLO, **self.CLAUDE)
+    def test_noise_on_stderr_is_not_the_reason(self):
+        for name in ("gemini-terminated", "gemini-no-prompt"):
+            stdout, stderr = recorded(name)
+            self.assertTrue(stderr.startswith("Warning: 256-color support not detected."))
+            self.assertNotIn("256-color", self.read("gemini", stdout, stderr, 1).error)
 
-    def test_claude_denied_permissions_are_warnings(self):
-        self.check(self.read("claude", "claude-denied.json"), output=self.HELLO, warnings=("permission denied: Bash", "permission denied: Write"),
-                   **dict(self.CLAUDE, num_turns=4))
+    def test_neither_the_order_of_keys_nor_blanks_nor_the_ends_of_lines_change_anything(self):
+        def reordered(value):
+            if isinstance(value, dict):
+                return {key: reordered(value[key]) for key in reversed(list(value))}
+            return [reordered(item) for item in value] if isinstance(value, list) else value
 
-    def test_claude_errors_are_told_by_is_error_though_their_subtype_is_success(self):
-        for name, kind, start in (
-                ("429", "rate_limit", "API Error: Request rejected (429)"), ("401", "auth", "Invalid API key"), ("403", "permission", "Failed to authenticate."),
-                ("404", "invalid", "There's an issue with the selected model"), ("500", "backend", "API Error: 500"), ("529", "overloaded", "API Error: Repeated 529"),
-                ("credit", "quota", "Credit balance is too low"), ("limit", "quota", "You've hit your limit · resets 1pm"),
-                ("refused", "network", "API Error: Connection refused"), ("not-logged-in", "auth", "Not logged in")):
-            for code in (0, 1):
-                with self.subTest(name, code=code):
-                    reply = self.read("claude", "claude-error-%s.json" % name, code=code)
-                    self.assertEqual(reply.error_kind, kind)
-                    self.assertTrue(reply.error.startswith(start), reply.error)
-                    self.assertEqual((reply.output, reply.usage, reply.session_id), ("", None, self.CLAUDE["session_id"]))
+        for name, code, _ in READINGS:
+            stdout, stderr = recorded(name)
+            if "made-noise" in name or not stdout:
+                continue
+            values = [json.loads(line) for line in stdout.splitlines()]
+            expected = self.read(backend_of(name), stdout, stderr, code)
+            for lines in ([json.dumps(value).encode() for value in values], [json.dumps(reordered(value), indent=None).encode() for value in values],
+                          [clinvk.dumps(value) + b"\r\n" for value in values], [b"  " + clinvk.dumps(value) + b" \n" for value in values]):
+                reply = self.read(backend_of(name), b"\n".join(lines), stderr, code)
+                self.assertEqual(reply, expected, name)
 
-    def test_claude_errors_without_a_result_are_told_by_their_list(self):
-        self.check(self.read("claude", "claude-error-max-turns.json", code=1), error="Reached maximum number of turns (2)", error_kind="max_turns",
-                   **dict(self.CLAUDE, num_turns=3))
-        self.check(self.read("claude", "claude-error-budget.json", code=1), error="Reached maximum budget ($0.05)", error_kind="budget",
-                   **dict(self.CLAUDE, cost_usd=0.0612))
-        self.check(self.read("claude", "claude-error-during-execution.json", code=0), error="claude failed: error_during_execution", error_kind="backend", **self.CLAUDE)
+    def test_no_event_that_counts_is_passed_over_for_its_looks(self):
+        class All(clinvk.Capture):
+            def events(self, *marks):
+                return super().events(b"")
 
-    def test_claude_that_ends_badly_after_a_good_result_has_failed_but_its_answer_is_kept(self):
-        reply = self.read("claude", "claude-success-older.json", "hook failed\n", code=3)
+        for name, code, _ in READINGS:
+            stdout, stderr = recorded(name)
+            file = self.capture(stdout)._file
+            read = clinvk.BACKENDS[backend_of(name)].read
+            self.assertEqual(read(clinvk.Capture(file), stderr, code), read(All(file), stderr, code), name)
+
+    def test_a_stream_that_is_torn_anywhere_has_failed_and_what_it_said_is_kept(self):
+        chance = random.Random(8)
+        for name in ("claude-ok", "claude-denied", "codex-ok", "codex-tool", "gemini-ok", "gemini-tool"):
+            stdout, stderr = recorded(name)
+            whole = self.read(backend_of(name), stdout)
+            last = stdout.rstrip(b"\n").rfind(b"\n") + 1  # where the event begins that says that it is complete
+            ends = [match.end() for match in re.finditer(b"\n", stdout[:last])]
+            for cut in sorted(set(ends + [chance.randrange(len(stdout) - 1) for _ in range(40)] + [len(stdout) - 2])):
+                reply = self.read(backend_of(name), stdout[:cut])
+                self.assertTrue(reply.error, (name, cut))
+                self.assertEqual(reply.error_kind, "backend")
+                self.assertEqual(reply.session_id, whole.session_id if cut >= ends[0] else "")
+                if cut >= last:
+                    self.assertEqual(reply.output, whole.output)
+            self.assertEqual(self.read(backend_of(name), stdout.rstrip(b"\n")), whole, "the last newline is not needed")
+
+    def test_the_time_until_a_limit_is_lifted_is_told_by_the_event_that_says_so(self):
+        events = [json.loads(line) for line in recorded("claude-made-limit-rejected")[0].splitlines()]
+        for status, code, most in (("rejected", 1, 3600), ("allowed", 1, None), ("allowed_warning", 1, None), ("rejected", 0, None)):
+            events[1]["rate_limit_info"].update(status=status, resetsAt=int(time.time()) + 3600)
+            if not code:
+                events[-1].update(is_error=False, result="fine")
+            events[-1]["result"] = events[-1]["result"].partition(" · ")[0]
+            reply = self.read("claude", b"\n".join(map(clinvk.dumps, events)), code=code)
+            self.assertEqual(bool(reply.error), bool(code))
+            if most is None:
+                self.assertIsNone(reply.retry_after_seconds)
+            else:
+                self.assertTrue(most - support.PATIENCE < reply.retry_after_seconds <= most, reply.retry_after_seconds)
+        for odd in (None, "soon", [], {}, True, -5, 0, 1e30):
+            events[1]["rate_limit_info"].update(status="rejected", resetsAt=odd)
+            events[-1].update(is_error=True)
+            self.assertIsNone(self.read("claude", b"\n".join(map(clinvk.dumps, events)), code=1).retry_after_seconds)
+
+    def test_the_texts_of_subscription_limits_are_quotas(self):
+        events = [json.loads(line) for line in recorded("claude-429-gave-up")[0].splitlines()]
+        for text in ("You've hit your limit · resets 1pm (Europe/Lisbon)", "You've hit your weekly limit · resets Sep 15 at 7pm",
+                     "You're out of extra usage · resets 11:30am (Asia/Colombo)", "Claude AI usage limit reached|1753088400"):
+            for status in (429, None):
+                events[-1].update(result=text, api_error_status=status)
+                self.assertEqual(self.read("claude", b"\n".join(map(clinvk.dumps, events)), code=1).error_kind, "quota")
+        failed = {"type": "turn.failed", "error": {"message": "You've hit your usage limit. Upgrade to Pro or try again in 4 days 2 hours 46 minutes."}}
+        reply = self.read("codex", clinvk.dumps(failed), code=1)
+        self.assertEqual((reply.error_kind, reply.retry_after_seconds), ("quota", 4 * 86400 + 2 * 3600 + 46 * 60))
+
+    def test_claude_is_judged_by_is_error_and_by_its_exit_code(self):
+        stdout, _ = recorded("claude-401")
+        self.assertEqual(self.read("claude", stdout, code=0).error_kind, "auth", "its subtype is success, and so may its exit code be")
+        stdout, _ = recorded("claude-made-limit-warning")
+        reply = self.read("claude", stdout, "hook failed\n", code=3)
         self.assertEqual((reply.error, reply.error_kind), ("hook failed", "backend"))
-        self.assertTrue((reply.output or "").startswith("An answer about 429"), reply)
+        self.assertTrue((reply.output or "").startswith("429 Too Many"), "an answer is kept")
+
+    def test_claude_that_came_to_an_end_of_its_own_has_failed_though_older_versions_call_it_no_error(self):
+        for subtype, kind in (("error_max_turns", "max_turns"), ("error_max_budget_usd", "budget"), ("error_during_execution", "backend")):
+            for more in ({}, {"errors": []}, {"result": "half an answer"}):
+                result = dict({"type": "result", "subtype": subtype, "is_error": False, "num_turns": 2, "session_id": "s"}, **more)
+                reply = self.read("claude", clinvk.dumps(result))
+                self.assertEqual((bool(reply.error), reply.error_kind), (True, kind), result)
+
+    def test_claude_denials_are_told_with_what_says_most_of_their_input(self):
+        value = json.loads(recorded("claude-json")[0])
+        for given, told in (({"command": "touch x\nrm y", "description": "d"}, ": touch x"), ({"file_path": "/x", "content": "c"}, ": /x"),
+                            ({"url": "http://x/", "prompt": "p"}, ": http://x/"), ({"pattern": "p"}, ""), (None, ""), ([], ""), ({"command": 5}, ""),
+                            ({"command": "\x1b[31m" + "x" * 500}, ": ^[[31m" + "x" * 194), ({"command": ""}, "")):
+            value["permission_denials"] = [{"tool_name": "Tool", "tool_use_id": "t", "tool_input": given}]
+            self.assertEqual(self.read("claude", clinvk.dumps(value)).warnings, ("permission denied: Tool" + told,))
+        value["permission_denials"] *= 100
+        self.assertEqual(len(self.read("claude", clinvk.dumps(value)).warnings), 20)
+        value["permission_denials"] = [None, {}, "x", {"tool_name": []}]
+        self.assertEqual(self.read("claude", clinvk.dumps(value)).warnings, ("permission denied: ",) * 4)
+
+    def test_claude_what_a_subagent_says_is_not_what_it_says(self):
+        init, said = recorded("claude-ok")[0].splitlines()[:2]
+        of_subagent = dict(json.loads(said), parent_tool_use_id="toolu_1")
+        of_subagent["message"] = {"content": [{"type": "text", "text": "of the subagent"}]}
+        self.assertEqual(self.read("claude", b"\n".join((init, said, clinvk.dumps(of_subagent)))).output, HELLO)
 
     def test_claude_without_a_result_has_failed_and_what_it_printed_is_kept(self):
-        for stdout in ("claude-verbose-torn.json", "claude-verbose-no-result.json"):
-            reply = self.read("claude", stdout)
-            self.assertIsNone(reply.output)
-            self.assertTrue(reply.error)
-            self.assertEqual(reply.error_kind, "backend")
         for stdout, stderr, code, error, kind in (
                 (b"", "", 0, "claude printed no result", "backend"), (b"", "", 1, "claude printed no result", "backend"),
-                (b"", "error: unknown option '--frob'\n", 1, "error: unknown option '--frob'", "invalid"),
-                (b"", "Error: piped stdin input exceeds 10MB\n", 1, "Error: piped stdin input exceeds 10MB", "context_length"),
-                (b"[" * 100000, "", 0, "[" * 2000, "backend"), (b"Error: Reached max turns (2)\n", "", 1, "Error: Reached max turns (2)", "max_turns"),
-                (b"", "--dangerously-skip-permissions cannot be used with root/sudo privileges for security reasons\n", 1,
-                 "--dangerously-skip-permissions cannot be used with root/sudo privileges for security reasons", "permission")):
+                (b"", "Error: piped stdin input exceeds 10MB\n", 1, "Error: piped stdin input exceeds 10MB", ANY),
+                (b"[" * 100000, "", 0, "[" * 2000, "backend"), (b"Error: Reached max turns (2)\n", "", 1, "Error: Reached max turns (2)", "max_turns")):
             reply = self.read("claude", stdout, stderr, code)
             self.assertEqual((reply.output, reply.error, reply.error_kind), (None, error, kind))
 
-    def test_claude_with_an_empty_result_has_no_answer_and_no_error_of_its_own(self):
-        self.check(self.read("claude", "claude-empty.json"), output="", **self.CLAUDE)
+    def test_claude_costs_what_it_says_and_nothing_is_not_zero(self):
+        value = json.loads(recorded("claude-json")[0])
+        for since_last, total, cost in (
+                ({"m": {"costUSD": 0.5}}, 9.0, 0.5), ({"m": {"costUSD": 0.1}, "n": {"costUSD": 0.2}}, 9.0, 0.3), (None, 0.25, 0.25), (None, None, None),
+                ({"m": {}}, None, None), (None, "0.25", None), (None, True, None), (None, -1, None), (None, 0, 0.0)):
+            value.update(model_usage_since_last_result=since_last, total_cost_usd=total)
+            with self.subTest(since_last=since_last, total=total):
+                self.assertEqual(self.read("claude", clinvk.dumps(value)).cost_usd, cost)
 
-    def test_codex_success_is_its_last_message_and_error_items_are_warnings(self):
-        self.check(self.read("codex", "codex-success.jsonl", "Reading additional input from stdin...\n"), output=self.HELLO, **dict(self.CODEX, warnings=(
-            "Model metadata for `gpt-5.1-codex` not found. Defaulting to fallback metadata; this can degrade performance and cause issues.",)))
-
-    def test_codex_error_events_before_a_success_are_progress(self):
-        self.check(self.read("codex", "codex-reconnecting-then-success.jsonl"), output=self.HELLO, **self.CODEX)
-
-    def test_codex_failures_are_told_by_the_turn_that_failed(self):
-        for name, kind, start, wait in (
-                ("429", "rate_limit", "exceeded retry limit, last status: 429", None), ("window", "rate_limit", "rate limit exceeded: Rate limit reached", 6.379),
-                ("401", "auth", "unexpected status 401 Unauthorized", None), ("404", "invalid", "The model `mock-404` does not exist", None),
-                ("quota", "quota", "Quota exceeded.", None), ("500", "overloaded", "We’re currently experiencing high demand", None),
-                ("529", "overloaded", "unexpected status 529", None), ("no-key", "auth", "Missing environment variable", None),
-                ("cut", "network", "stream disconnected before completion", None), ("max-tokens", "backend", "Incomplete response returned", None)):
-            for code in (0, 1):
-                with self.subTest(name, code=code):
-                    reply = self.read("codex", "codex-failed-%s.jsonl" % name, code=code)
-                    self.assertEqual((reply.error_kind, reply.retry_after_seconds), (kind, wait))
-                    self.assertTrue(reply.error.startswith(start), reply.error)
-                    self.assertEqual(reply.output, "The first half of an" if name == "max-tokens" else "")
-                    self.assertEqual(reply.session_id, self.CODEX["session_id"])
-
-    def test_codex_that_ends_before_its_turn_is_complete_has_failed(self):
-        too_large = "Error: turn/start: turn/start failed: Input exceeds the maximum length of 1048576 characters. (code -32602)"
-        for stdout, stderr, code, error, kind in (
-                ("codex-only-thread.jsonl", "Reading additional input from stdin...\n\n" + too_large + "\n", 1, too_large, "context_length"),
-                ("codex-waiting.jsonl", "", 1, "Reconnecting... waiting for network (Connection failed: error sending request)", "network"),
-                ("codex-torn.jsonl", "", 0, "codex ended before its turn was complete", "backend"),
-                (b"", "Not inside a trusted directory and --skip-git-repo-check was not specified.\n", 1,
-                 "Not inside a trusted directory and --skip-git-repo-check was not specified.", "permission"),
-                (b"", "error: unexpected argument '--frob' found\n", 2, "error: unexpected argument '--frob' found", "invalid"),
-                (b"", "", 0, "codex ended before its turn was complete", "backend")):
-            with self.subTest(error):
-                reply = self.read("codex", stdout, stderr, code)
-                self.assertEqual((reply.error, reply.error_kind), (error, kind))
-        self.assertEqual(self.read("codex", "codex-torn.jsonl").output, self.HELLO, "what it said is kept")
+    def test_codex_failed_turns_count_whatever_the_exit_code(self):
+        for name, _, expected in READINGS:
+            if expected.get("error") and name.startswith("codex") and recorded(name)[0].count(b"turn.failed"):
+                self.assertEqual(self.read("codex", recorded(name)[0], code=0), self.read("codex", recorded(name)[0], code=1))
 
     def test_codex_with_a_bad_exit_code_after_a_complete_turn_has_failed(self):
-        reply = self.read("codex", "codex-success.jsonl", "boom\n", code=101)
-        self.assertEqual((reply.output, reply.error), (self.HELLO, "boom"))
+        reply = self.read("codex", recorded("codex-ok")[0], "boom\n", code=101)
+        self.assertEqual((reply.output, reply.error), (HELLO, "boom"))
 
-    def test_codex_lines_that_are_not_events_are_passed_over(self):
-        self.check(self.read("codex", "codex-noise.jsonl"), output=self.HELLO, **self.CODEX)
+    def test_codex_a_wait_that_stands_beside_the_message_of_a_bad_request_is_read(self):
+        body = {"error": {"type": "usage_limit_reached", "message": "The usage limit has been reached", "resets_at": 1753088400, "resets_in_seconds": 3600}}
+        reply = self.read("codex", clinvk.dumps({"type": "turn.failed", "error": {"message": json.dumps(body)}}), code=1)
+        self.assertEqual((reply.error, reply.error_kind, reply.retry_after_seconds), ("The usage limit has been reached", "quota", 3600.0))
 
     def test_codex_lines_of_any_size_are_read(self):
         large = "审" * 200000
@@ -275,55 +698,61 @@ class Readers(CaptureCase):
             {"type": "item.completed", "item": {"type": "agent_message", "text": large}}, {"type": "turn.completed"})]
         self.check(self.read("codex", b"\r\n\n".join(lines)), output=large)
 
-    def test_codex_warnings_are_bounded_in_number_and_length_and_safe_to_show(self):
+    def test_warnings_are_bounded_in_number_and_length_and_safe_to_show(self):
         event = {"type": "item.completed", "item": {"type": "error", "message": "\x1b[31mred\nsecond line"}}
         lines = [json.dumps(event).encode()] * 100 + [b'{"type":"turn.completed"}']
         self.assertEqual(self.read("codex", b"\n".join(lines)).warnings, ("^[[31mred",) * 20)
+        event = {"type": "error", "severity": "warning", "message": "\x1b[31mred\nsecond line"}
+        lines = [json.dumps(event).encode()] * 100 + [b'{"type":"result","status":"success"}']
+        self.assertEqual(self.read("gemini", b"\n".join(lines)).warnings, ("^[[31mred",) * 20)
 
-    def test_gemini_success_whatever_stands_on_stderr(self):
-        self.check(self.read("gemini", "gemini-success.json", "gemini-noise.stderr"), output=self.HELLO, **self.GEMINI)
-        self.check(self.read("gemini", "gemini-no-stats.json"), output=self.HELLO, session_id=self.GEMINI["session_id"])
+    def test_gemini_answers_with_what_it_said_after_its_last_tool(self):
+        say, use, done = ({"type": "message", "role": "assistant", "content": "%s", "delta": True}, {"type": "tool_use", "tool_name": "x"},
+                          {"type": "result", "status": "success"})
+        for order, output in (("ab", "ab"), ("aTb", "b"), ("abTTcdTef", "ef"), ("aT", "a"), ("T", ""), ("", ""), ("TaTbT", "b")):
+            events = [use if c == "T" else dict(say, content=c) for c in order] + [{"type": "message", "role": "user", "content": "asked"}, done]
+            self.assertEqual(self.read("gemini", b"\n".join(map(clinvk.dumps, events))).output, output, order)
 
-    def test_gemini_with_an_empty_response_has_no_answer(self):
-        self.check(self.read("gemini", "gemini-empty.json"), output="", **self.GEMINI)
+    def test_gemini_errors_stand_at_the_end_of_stderr_where_it_printed_no_result(self):
+        block = recorded("gemini-json-429")[1]
+        block = block[block.rindex("\n{") + 1:]
+        for stderr in (block, "noise\n" + block, '{"level": "info"}\n' + block, "{\n  odd\n}\n" + block, "\n\n" + block + "\n\n", block.replace("\n", "\r\n")):
+            reply = self.read("gemini", b"", stderr, 173)
+            self.assertEqual((reply.error_kind, reply.retry_after_seconds, reply.session_id), ("rate_limit", 2.0, session_in(block)), stderr)
+        for stderr in ("", "{", "{}", '{"error": "text"}', '{"error": {}}', '{"error": {"message": 5}}', "x\n{", "[]", "null", "{" * 60000):
+            reply = self.read("gemini", b"", stderr, 41)
+            self.assertTrue(reply.error)
+            self.assertEqual(reply.error_kind, "auth")
 
-    def test_gemini_errors_stand_at_the_end_of_stderr(self):
-        for name, code, kind, error, wait in (
-                ("429", 173, "rate_limit", "Resource has been exhausted (e.g. check quota per minute). Please retry in 47.43s.", 47.43),
-                ("quota", 173, "quota", "You have exhausted your daily quota on this model.\nSuggested retry after 3600s.", 3600.0),
-                ("in-string", 144, "invalid", "API key not valid. Please pass a valid API key.", None),
-                ("401", 145, "auth", "Request had invalid authentication credentials.", None), ("403", 147, "permission", "The caller does not have permission", None),
-                ("404", 1, "invalid", "models/mock-404 is not found for API version v1beta, or is not supported for generateContent.", None),
-                ("500", 244, "backend", "An internal error has occurred.", None), ("503", 247, "overloaded", "The model is overloaded. Please try again later.", None),
-                ("turns", 53, "max_turns", "Reached max session turns for this session. Increase the number of turns by specifying maxSessionTurns in settings.json.", None),
-                ("auth", 41, "auth", "Please set an Auth method in your settings.json or specify one of the following environment variables before running: GEMINI_API_KEY", None)):
-            with self.subTest(name):
-                self.check(self.read("gemini", b"", "gemini-error-%s.stderr" % name, code), error=error, error_kind=kind, retry_after_seconds=wait,
-                           session_id=self.GEMINI["session_id"])
+    def test_gemini_a_wait_that_stands_beside_the_message_is_read(self):
+        body = {"error": {"code": 429, "message": "Resource has been exhausted", "status": "RESOURCE_EXHAUSTED", "details": [
+            {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "38.6s"}]}}
+        result = {"type": "result", "status": "error", "error": {"type": "unknown", "message": "[API Error: %s]" % json.dumps(body)}}
+        reply = self.read("gemini", clinvk.dumps(result), code=173)
+        self.assertEqual((reply.error, reply.error_kind, reply.retry_after_seconds), ("Resource has been exhausted", "rate_limit", 38.6))
 
-    def test_gemini_errors_without_an_object_are_told_by_the_last_words(self):
-        self.check(self.read("gemini", b"", "gemini-error-untrusted.stderr", 55), error_kind="permission",
-                   error="Gemini CLI is not running in a trusted directory. To proceed, use --skip-trust.")
-        self.check(self.read("gemini", b"", "gemini-usage.stderr", 1), error="Unknown argument: frobnicate", error_kind="backend")
-        self.check(self.read("gemini", b"", "", 41), error="gemini failed", error_kind="auth")
+    def test_gemini_a_try_that_failed_before_it_answered_is_not_what_it_waited_for(self):
+        reply = self.read("gemini", recorded("gemini-terminated")[0], recorded("gemini-429-waiting")[1])
+        self.assertEqual((reply.output, reply.waiting), ("MOCK-OK: hello fr", ""))
+        torn = b"\n".join(recorded("gemini-tool")[0].splitlines()[:3])
+        self.assertEqual(self.read("gemini", torn, recorded("gemini-429-waiting")[1]).waiting, "")
 
-    def test_gemini_without_a_response_has_failed_and_what_it_printed_is_kept(self):
-        reply = self.read("gemini", b"", "gemini-noise.stderr")
-        self.assertEqual((reply.output, reply.error_kind), (None, "backend"))
-        reply = self.read("gemini", b"An unexpected critical error occurred:[object Object]\n")
-        self.assertEqual((reply.output, reply.error, reply.error_kind), (None, "An unexpected critical error occurred:[object Object]", "backend"))
-        reply = self.read("gemini", b'{"error":{"message":"API key expired","code":400}}')
-        self.assertEqual((reply.error, reply.error_kind), ("API key expired", "invalid"))
+    def test_gemini_exit_codes_tell_where_words_do_not(self):
+        for code, kind in ((41, "auth"), (42, "invalid"), (44, "backend"), (52, "invalid"), (53, "max_turns"), (55, "permission"), (144, "invalid"),
+                           (145, "auth"), (147, "permission"), (173, "rate_limit"), (244, "backend"), (247, "overloaded"), (1, "backend"), (130, "backend")):
+            result = {"type": "result", "status": "error", "error": {"type": "unknown", "message": "[API Error: it failed]"}}
+            self.assertEqual(self.read("gemini", clinvk.dumps(result), code=code).error_kind, kind, code)
+            self.assertTrue(self.read("gemini", recorded("gemini-ok")[0], code=code).error, "a good result with a bad exit code is a failure")
 
     def test_a_plain_command_is_judged_by_its_exit_code_alone(self):
-        for stdout in (b"rate limit 429 error", b"", b"\xff"):
+        for stdout in (b"rate limit 429 error", b"", b"\xff", recorded("claude-401")[0]):
             self.check(self.read("echo", stdout, "warning: something\n"), output=None)
         self.check(self.read("echo", b"half", "cat: a\n\ncat: b: Permission denied\n", 1), output=None, error="cat: b: Permission denied", error_kind="permission")
         self.check(self.read("echo", b"half", "", 4), output=None, error="exit status 4", error_kind="backend")
 
     def test_no_output_whatever_its_shape_makes_a_reader_fail(self):
         chance = random.Random(6)
-        odd = [None, True, False, 0, -1, 1.5, 10 ** 400, "", "text", "429", [], [1], ["a"], {}, {"a": 1}, [[]], [{}], {"message": []}]
+        odd = [None, True, False, 0, -1, 1.5, 1 << 70, "", "text", "429", [], [1], ["a"], {}, {"a": 1}, [[]], [{}], {"message": []}, "\udcff"]
 
         def damaged(value):
             """The value with something in it replaced."""
@@ -337,42 +766,231 @@ class Readers(CaptureCase):
                 return copy
             return chance.choice(odd)
 
-        for name in sorted(os.listdir(support.DATA)):
-            backend = name.partition("-")[0]
-            text = support.data_file(name)
-            for _ in range(150):
-                if name.endswith(".jsonl"):
-                    lines = [json.loads(line) for line in text.splitlines() if line[:1] == b"{" and line[-1:] == b"}"]
-                    output = b"\n".join(json.dumps(damaged(line) if chance.random() < 0.5 else line).encode() for line in lines)
-                    stderr = ""
-                elif name.endswith(".json") and "torn" not in name:
-                    output, stderr = json.dumps(damaged(json.loads(text))).encode(), ""
-                elif "\n{" in "\n" + text.decode():
-                    head, _, block = ("\n" + text.decode()).rpartition("\n{")
-                    output, stderr = b"", head + "\n" + json.dumps(damaged(json.loads("{" + block)))
-                else:
-                    continue
-                for code in (0, 1):
-                    reply = self.read(backend, output, stderr, code)
+        for name, code, *_ in READINGS + STOPPED:
+            stdout, stderr = recorded(name)
+            values = [json.loads(line) for line in stdout.splitlines() if line[:1] in (b"{", b"[") and line[-1:] in (b"}", b"]")]
+            head, _, block = ("\n" + stderr).rpartition("\n{") if name.startswith("gemini-json") else (stderr, "", "")
+            for _ in range(60):
+                output = b"\n".join(clinvk.dumps(damaged(value) if chance.random() < 0.5 else value) for value in values)
+                errors = head + "\n" + clinvk.dumps(damaged(json.loads("{" + block))).decode() if block else stderr
+                for exit_code in {0, 1, code}:
+                    reply = self.read(backend_of(name), output, errors, exit_code)
                     self.assertIsInstance(reply.output, (str, type(None)))
                     self.assertIsInstance(reply.error, str)
+                    self.assertIsInstance(reply.waiting, str)
                     self.assertIn(reply.error_kind, clinvk.ERROR_KINDS + ("",))
+                    self.assertEqual(bool(reply.error), bool(reply.error_kind))
                     clinvk.dumps(reply._asdict())
 
     def test_an_odd_count_of_tokens_does_not_cost_the_answer(self):
-        value = json.loads(support.data_file("claude-success.json"))
+        value = json.loads(recorded("claude-json")[0])
         for usage in (None, [], "many", {"input_tokens": "1200"}, {"output_tokens": [34]}, {"input_tokens": None}, {"cache_read_input_tokens": {}}):
-            reply = self.read("claude", json.dumps(dict(value, usage=usage)).encode())
-            self.assertEqual((reply.output, reply.error), (self.HELLO, ""))
-        value = json.loads(support.data_file("gemini-success.json"))
-        for tokens in (None, [], {"prompt": "1200"}, {"candidates": [3]}, {"total": "5"}):
-            value["stats"]["models"]["gemini-3-pro"]["tokens"] = tokens
-            reply = self.read("gemini", json.dumps(value).encode())
-            self.assertEqual((reply.output, reply.error), (self.HELLO, ""))
+            reply = self.read("claude", clinvk.dumps(dict(value, usage=usage)))
+            self.assertEqual((reply.output, reply.error), (HELLO, ""))
+        lines = recorded("gemini-ok")[0].splitlines()
+        for stats in (None, [], {"input_tokens": "1200"}, {"output_tokens": [3]}, {"total_tokens": -5}, {"models": [1]}, {"models": {"m": 1}}):
+            reply = self.read("gemini", b"\n".join(lines[:-1] + [clinvk.dumps({"type": "result", "status": "success", "stats": stats})]))
+            self.assertEqual((reply.output, reply.error), (HELLO, ""))
+        lines = recorded("codex-ok")[0].splitlines()
         for usage in (None, [], {"input_tokens": "2400"}, {"cached_input_tokens": "x"}):
-            lines = support.data_file("codex-success.jsonl").splitlines()[:-1] + [json.dumps({"type": "turn.completed", "usage": usage}).encode()]
-            reply = self.read("codex", b"\n".join(lines))
-            self.assertEqual((reply.output, reply.error), (self.HELLO, ""))
+            reply = self.read("codex", b"\n".join(lines[:-1] + [clinvk.dumps({"type": "turn.completed", "usage": usage})]))
+            self.assertEqual((reply.output, reply.error), (HELLO, ""))
+
+
+class Verdicts(CaptureCase):
+    """From what a backend printed, its exit code, and what was done to it, to the Result."""
+
+    def judge(self, backend, stdout, stderr="", code=0, stopped="", **fields):
+        files = [self.capture(data)._file for data in (stdout, stderr.encode())]
+        return clinvk._judge(clinvk.Task(0, backend, "x", **fields), code, stopped, self.path("answer"), *files)
+
+    def test_an_empty_answer_is_no_success(self):
+        empty = {
+            "claude": recorded("claude-ok")[0].replace(HELLO.encode(), b" \\n"),
+            "codex": b"\n".join(line for line in recorded("codex-ok")[0].splitlines() if b"agent_message" not in line),
+            "gemini": b"\n".join(line for line in recorded("gemini-ok")[0].splitlines() if b'"assistant"' not in line),
+            "echo": b" \n"}
+        for backend, stdout in empty.items():
+            result = self.judge(backend, stdout)
+            self.assertEqual((result.status, result.exit_code, result.error, result.error_kind),
+                             ("failed", 1, backend + " ended well but gave no answer", "no_output"))
+
+    def test_a_failure_with_exit_code_0_is_told_as_1(self):
+        for name, code, expected in READINGS:
+            with self.subTest(name):
+                result = self.judge(backend_of(name), *recorded(name), code=code)
+                good = not expected.get("error")
+                self.assertEqual((result.status, result.exit_code), ("ok", 0) if good else ("failed", code or 1))
+                self.assertEqual(result.error_kind, expected.get("error_kind", ""))
+
+    def test_a_run_that_was_stopped_is_judged_by_that_alone(self):
+        for name, code, output, waiting in STOPPED:
+            for stopped, status, exit_code, error in (("timeout", "timeout", 124, "timed out after 90s"), ("canceled", "canceled", -1, "canceled while it ran")):
+                with self.subTest(name, stopped=stopped):
+                    for ended in (code, 0, -15, -9):
+                        result = self.judge(backend_of(name), *recorded(name), code=ended, stopped=stopped, timeout=90.0)
+                        if waiting and stopped == "timeout":
+                            error = "timed out after 90s (it was waiting: %s" % waiting
+                            self.assertEqual((result.error[:len(error)], result.error[-1]), (error, ")"))
+                        else:
+                            self.assertEqual(result.error, error)
+                        self.assertEqual((result.status, result.exit_code, result.error_kind, result.output), (status, exit_code, status, output))
+                        self.assertEqual((result.session_id, result.retry_after_seconds), (session_in(recorded(name)[0].decode()), None))
+
+    def test_one_that_was_stopped_when_it_had_all_said_keeps_its_answer_and_what_it_cost(self):
+        for name in ("claude-ok", "codex-ok", "gemini-ok"):
+            result = self.judge(backend_of(name), *recorded(name), stopped="timeout", timeout=1.0)
+            self.assertEqual((result.status, result.output, result.error), ("timeout", HELLO, "timed out after 1s"))
+            self.assertIsNotNone(result.usage)
+
+    def test_a_program_that_a_signal_ended_has_failed_whatever_it_said(self):
+        for name in ("claude-ok", "codex-ok", "gemini-ok"):
+            result = self.judge(backend_of(name), *recorded(name), code=-11)
+            self.assertEqual((result.status, result.exit_code, result.error, result.error_kind, result.output),
+                             ("failed", 139, "ended by signal 11 (SIGSEGV)", "signal", HELLO))
+
+
+class OwnCommands(CaptureCase):
+    """Commands that the user defined."""
+
+    @staticmethod
+    def row(*argv, **fields):
+        return clinvk.custom_backend("own", clinvk.Definition(argv, **fields))
+
+    def said(self, argv, **fields):
+        return self.row(*argv).command(task("own", **fields))
+
+    def read(self, stdout, stderr="", code=0, **fields):
+        return self.row("x", **fields).read(self.capture(stdout), stderr, code)
+
+    def test_the_fields_of_the_task_take_the_places_that_are_kept_for_them(self):
+        full = dict(model="m {workdir}", workdir="/w", system_prompt="be\n'brief' {model}", max_turns=7, max_tokens=9)
+        for argv, given in (
+                (["p"], ["p"]), (["p", "{model}"], ["p", "m {workdir}"]), (["p", "-m", "{model}", "x"], ["p", "-m", "m {workdir}", "x"]),
+                (["p", "--model={model}"], ["p", "--model=m {workdir}"]), (["p", "{system_prompt}"], ["p", "be\n'brief' {model}"]),
+                (["p", "{max_turns}/{max_tokens}", "{workdir}{workdir}"], ["p", "7/9", "/w/w"]), (["p", "{{model}}"], ["p", "{model}"]),
+                (["p", "{{model}} is {model}"], ["p", "{model} is m {workdir}"]), (["p", "{}", "{ model }", '{"model": 1}', "$HOME", ""],
+                                                                                   ["p", "{}", "{ model }", '{"model": 1}', "$HOME", ""])):
+            with self.subTest(argv):
+                said = self.said(argv, **full)
+                self.assertEqual((list(said.argv), said.environment, said.preset, said.files, said.by_stdin), (given, {}, {}, {}, True))
+
+    def test_a_directory_is_given_as_it_is_called_from_everywhere(self):
+        # the command is started in it: what is called from there by the same relative path is another one
+        self.assertEqual(self.said(["p", "{workdir}"], workdir="sub").argv, ("p", os.path.abspath("sub")))
+
+    def test_an_argument_whose_field_is_empty_is_left_out_with_its_option(self):
+        for argv, given in (
+                (["p", "{model}", "x"], ["p", "x"]), (["p", "-m", "{model}", "x"], ["p", "x"]), (["p", "--model={model}", "x"], ["p", "x"]),
+                (["p", "-v", "--model={model}"], ["p", "-v"]), (["p", "-v", "-m", "{model}", "-q"], ["p", "-v", "-q"]),
+                (["p", "-m", "{model}", "{model}"], ["p"]), (["p", "-a", "-m", "{model}", "{model}"], ["p", "-a"]), (["p", "run", "{model}"], ["p", "run"]),
+                (["p", "--", "{model}"], ["p", "--"]), (["p", "-", "{model}"], ["p", "-"]), (["p", "-w", "{workdir}", "-m", "{model}"], ["p", "-w", "/w"]),
+                (["p", "-x", "{workdir}{model}"], ["p"]), (["p", "--w={workdir}", "{model}"], ["p", "--w=/w"]),
+                (["p", "-n", "{max_turns}"], ["p"]), (["p", "-m", "{{model}}"], ["p", "-m", "{model}"])):
+            with self.subTest(argv):
+                self.assertEqual(list(self.said(argv, workdir="/w").argv), given)
+
+    def test_the_prompt_goes_in_by_stdin_or_by_the_file_that_is_asked_for(self):
+        said = self.said(["p", "-f", "{prompt_file}", "--in={prompt_file}"], extra=("-x", "{model}"))
+        path = SCRATCH + "/prompt"
+        self.assertEqual(said, clinvk.Command(("p", "-f", path, "--in=" + path, "-x", "{model}"), files={"prompt": PROMPT}, by_stdin=False))
+        self.assertTrue(self.said(["p", "{{prompt_file}}"]).by_stdin)
+
+    def test_what_the_definition_does_not_name_is_a_warning(self):
+        definition = clinvk.Definition(("p", "{model}", "{{max_turns}}"))
+        one = task("own", definition=definition, model="m", system_prompt="s", max_turns=2, max_tokens=3, extra=("x",), verbose=True)
+        self.assertEqual(clinvk.option_warnings(one), tuple(
+            "own has no %s; it was not applied" % field for field in ("system_prompt", "max_turns", "max_tokens", "verbose")))
+        self.assertEqual(clinvk.backend_of(one).name, "own")
+
+    def test_only_modes_that_promise_nothing_are_kept(self):
+        row = self.row("p")
+        for sandbox in clinvk.SANDBOX_MODES:
+            for approval in clinvk.APPROVAL_MODES:
+                expected = ""
+                if sandbox in ("read-only", "workspace"):
+                    expected = 'nothing keeps a command of your own in sandbox_mode "%s"; only "full" is possible' % sandbox
+                elif approval in ("auto", "always"):
+                    expected = 'a command of your own knows no approval_mode "%s"; only "none" is possible' % approval
+                self.assertEqual(row.refuse(sandbox, approval), expected)
+
+    def test_text_is_judged_by_the_exit_code(self):
+        self.assertEqual(self.read(b'{"error": "429"}', "noise\n"), clinvk.Reply(output=None))
+        reply = self.read(b"half", "a\n\nRate limit reached, try again in 5s\n", 3)
+        self.assertEqual((reply.output, reply.error_kind, reply.retry_after_seconds), (None, "rate_limit", 5.0))
+
+    PATHS = dict(answer=("message", "content"), error=("error",), session_id=("id",), usage=("usage",))
+
+    def test_json_is_read_by_its_paths(self):
+        for value, expected in (
+                ({"message": {"content": "hi"}}, dict(output="hi")), ({"message": {"content": ""}}, dict(output="")), ({}, dict(output="")),
+                ({"message": {"content": {"a": [1, "审"]}}}, dict(output='{"a":[1,"审"]}')), ({"message": {"content": 5}}, dict(output="5")),
+                ({"message": {"content": None}}, dict(output="")), ({"message": {"content": False}}, dict(output="false")), ({"message": ["x"]}, dict(output="")),
+                ({"message": {"content": "hi"}, "id": "s-1", "error": None}, dict(output="hi", session_id="s-1")),
+                ({"message": {"content": "hi"}, "id": 5, "error": False, "usage": []}, dict(output="hi")),
+                ({"message": {"content": "hi"}, "error": ""}, dict(output="hi")), ({"message": {"content": "hi"}, "error": {}}, dict(output="hi")),
+                ({"message": {"content": "half"}, "error": "model 'x' not found"}, dict(output="half", error="model 'x' not found", error_kind="invalid")),
+                ({"error": {"message": "Rate limit reached, try again in 2s", "code": 429}},
+                 dict(error="Rate limit reached, try again in 2s", error_kind="rate_limit", retry_after_seconds=2.0)),
+                ({"error": {"code": 7}}, dict(error='{"code":7}', error_kind="backend")), ({"error": True}, dict(error="true", error_kind="backend")),
+                ([1], dict(output="")), ("text", dict(output="")), (5, dict(output=""))):
+            with self.subTest(value):
+                self.assertEqual(self.read(json.dumps(value, indent=2).encode(), output="json", **self.PATHS), clinvk.Reply(**expected))
+
+    def test_what_is_not_json_has_failed_and_is_kept(self):
+        for stdout in (b"", b"plain words", b"{", b"{} {}", b"\xff", b"[" * 100000):
+            for output in ("json", "jsonl"):
+                if (stdout, output) != (b"{} {}", "jsonl"):
+                    self.assertEqual(self.read(stdout, output=output, **self.PATHS),
+                                     clinvk.Reply(output=None, error="what it printed is not JSON", error_kind="backend"))
+        reply = self.read(b"plain words", "Error: no such model: does not exist\n", 2, output="json", **self.PATHS)
+        self.assertEqual((reply.error, reply.error_kind), ("Error: no such model: does not exist", "invalid"))
+        self.assertEqual(self.read(b'{"message": {"content": "half"}}', "", 2, output="json", **self.PATHS),
+                         clinvk.Reply(output="half", error="exit status 2", error_kind="backend"))
+
+    def test_of_json_lines_the_last_that_says_something_counts(self):
+        lines = [{"message": {"content": "one"}, "id": "s"}, {"usage": {"input_tokens": 5, "output_tokens": 1}}, {"message": {"content": "two"}}, {"id": None},
+                 {"usage": {"input_tokens": 7, "output_tokens": 2}}]
+        stdout = b"banner\n\n" + b"\n".join(json.dumps(line).encode() for line in lines) + b"\n{torn"
+        expected = dict(session_id="s", usage=tokens(7, 0, 2, 0))
+        self.assertEqual(self.read(stdout, output="jsonl", **self.PATHS), clinvk.Reply(output="two", **expected))
+        self.assertEqual(self.read(stdout, output="jsonl", join=True, **self.PATHS), clinvk.Reply(output="onetwo", **expected))
+        self.assertEqual(self.read(stdout + b'\n{"error": "it broke"}\n{"message": {"content": "three"}}', output="jsonl", **self.PATHS),
+                         clinvk.Reply(output="three", error="it broke", error_kind="backend", **expected))
+
+    def test_texts_that_are_joined_may_be_many(self):
+        def work(count):
+            start = time.process_time()
+            reply = self.read(b'{"t":"ab"}\n' * count, output="jsonl", answer=("t",), join=True)
+            self.assertEqual(reply.output, "ab" * count)
+            return time.process_time() - start
+
+        few = min(work(5000) for _ in range(3))
+        self.assertLess(work(50000), 40 * few, "the work grows with the square of the lines")
+
+    def test_paths_lead_through_keys_and_positions(self):
+        value = {"a": [{"b": "x"}, {"b": "y"}], "c": "text"}
+        for path, found in ((("a", 0, "b"), "x"), (("a", -1, "b"), "y"), (("a", 2, "b"), None), (("a", -3), None), (("c", 0), None), (("c", "d"), None),
+                            (("a", "b"), None), ((0,), None), ((), value), (("z",), None)):
+            self.assertEqual(clinvk.value_at(value, path), found)
+
+    def test_tokens_are_counted_under_the_names_that_programs_give_them(self):
+        for usage, expected in (
+                ({"input_tokens": 9, "output_tokens": 2}, tokens(9, 0, 2, 0)), ({"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}, tokens(9, 0, 2, 0)),
+                ({"prompt_eval_count": 9, "eval_count": 2}, tokens(9, 0, 2, 0)), ({"input": 9, "output": 2, "cached": 4, "reasoning": 1}, tokens(9, 4, 2, 1)),
+                ({"promptTokenCount": 9, "candidatesTokenCount": 2, "cachedContentTokenCount": 4, "thoughtsTokenCount": 1}, tokens(9, 4, 2, 1)),
+                ({"input_tokens": 9, "cached_input_tokens": 4, "output_tokens": 3, "reasoning_output_tokens": 1}, tokens(9, 4, 3, 1)),
+                ({"input_tokens": 0, "prompt_tokens": 9}, tokens(9, 0, 0, 0)), ({"input_tokens": "9"}, None), ({"words": 9}, None), ({}, None), (None, None), (5, None)):
+            with self.subTest(usage):
+                self.assertEqual(self.read(json.dumps({"usage": usage}).encode(), output="json", **self.PATHS).usage, expected)
+
+    def test_a_command_runs_without_a_shell_with_its_prompt_in_a_file_or_on_stdin(self):
+        write_program(os.path.join(self.bin, "own"), b'#!/bin/sh\nfor word; do printf "<%s>" "$word"; done\n[ -f "$2" ] && /bin/cat "$2"\n/bin/cat\n')
+        for argv, output in ((("own", "$HOME; exit 3", "{model}", "{{model}}"), "<$HOME; exit 3><m><{model}>the prompt"),
+                             (("own", "-f", "{prompt_file}"), "<-f><[^<>]*/prompt>the prompt")):
+            result = clinvk.run_task(clinvk.Task(0, "own", "the prompt", model="m", definition=clinvk.Definition(argv)))
+            self.assertRegex(result.output, "^%s$" % (output if "*" in output else re.escape(output)))
+            self.assertEqual(result.status, "ok")
 
 
 class Captures(CaptureCase):
@@ -382,6 +1000,62 @@ class Captures(CaptureCase):
             lines = [bytes(chance.choice(b"ab \xff") for _ in range(chance.choice((0, 1, 5, 70000)))) for _ in range(6)]
             data = b"\n".join(lines) + chance.choice((b"", b"\n", b"\n\n"))
             self.assertEqual(list(self.capture(data).lines()), [line for line in data.split(b"\n") if line.strip()])
+
+    def test_a_line_that_is_too_long_is_left_out_and_those_around_it_are_not(self):
+        longest, clinvk.LONGEST_LINE = clinvk.LONGEST_LINE, 3 * clinvk.CHUNK
+        self.addCleanup(setattr, clinvk, "LONGEST_LINE", longest)
+        for size in (0, clinvk.CHUNK, clinvk.LONGEST_LINE - 1, clinvk.LONGEST_LINE, clinvk.LONGEST_LINE + 1, 2 * clinvk.LONGEST_LINE, 3 * clinvk.LONGEST_LINE + 7):
+            for before, after in ((b"a\n", b"\nb\n"), (b"", b"\nb"), (b"a\n", b""), (b"", b""), (b"a\n", b"\n" + b"y" * size + b"\nb")):
+                data = before + b"x" * size + after
+                expected = [line for line in data.split(b"\n") if line and len(line) <= clinvk.LONGEST_LINE]
+                self.assertEqual([line[:9] for line in self.capture(data).lines()], [line[:9] for line in expected], (size, before, after[:9]))
+
+    def test_events_are_the_objects_in_lines_with_a_mark(self):
+        data = b'{"type":"a","n":1}\n{"type":"b"}\n[{"type":"a","n":2},5,[{"type":"a"}],{"type":"c"}]\nnot "a" JSON\n"a"\n["a"]\n{"n":3,"x":"\\"a\\""}\n{"type":"a"'
+        self.assertEqual([event.get("n", event["type"]) for event in self.capture(data).events(b'"a"')], [1, 2, "c"])
+        self.assertEqual([event.get("n", event.get("type")) for event in self.capture(data).events(b'"b"', b"x")], ["b", 3])
+
+    @support.only_linux
+    def test_a_stream_of_any_size_is_read_with_the_memory_of_its_longest_line(self):
+        # 300 MB: many lines, with and without marks, and one, of a hole in the file, that is longer than any that is looked at
+        script = """if True:
+            import os, sys
+            sys.path.insert(0, sys.argv[1])
+            import clinvk
+            def peak():  # ru_maxrss would begin with that of the process which forked this one
+                with open("/proc/self/status") as file:
+                    return [int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM:")][0]
+            rows = [clinvk.BACKENDS[name].read for name in ("claude", "codex", "gemini", "echo")] + [
+                clinvk.custom_backend("own", clinvk.Definition(("x",), "jsonl", ("result",), ("error",))).read]
+            peaks = []
+            for path in sys.argv[2:]:
+                for read in rows:
+                    capture = clinvk.Capture(os.open(path, os.O_RDONLY))
+                    reply = read(capture, "", 0)
+                    print(len(capture) >> 20, reply.output, reply.session_id)
+                peaks.append(peak())
+            print(peaks[1] - peaks[0])
+        """
+        small = b"".join(recorded(name)[0] for name in ("gemini-ok", "codex-ok", "claude-ok"))
+        tool = {"type": "user", "message": {"content": [{"type": "tool_result", "content": "y" * 3000}]}}
+        marked = {"type": "tool_use", "parameters": {"content": "z" * 3000, "of": "result", "in": "error"}}
+        filler = (json.dumps(tool) + "\n" + json.dumps(marked) + "\n").encode()
+        paths = [self.path("small"), self.path("large")]
+        for path, count, hole in ((paths[0], 0, 0), (paths[1], 16000, 200 << 20)):
+            with open(path, "wb") as file:
+                file.write(small)
+                for _ in range(count // 100):
+                    file.write(filler * 100)
+                file.seek(hole, os.SEEK_CUR)
+                file.write(b"\n" + small)
+        self.assertGreater(os.path.getsize(paths[1]), 290 << 20)
+        done = subprocess.run([sys.executable, "-c", script, support.ROOT, *paths], stdout=subprocess.PIPE, timeout=support.PATIENCE * 5, check=True)
+        *lines, grown = done.stdout.decode().splitlines()
+        for read, line in enumerate(lines):
+            size, output = line.split(" ", 1)
+            self.assertEqual(size, "0" if read < 5 else str(os.path.getsize(paths[1]) >> 20))
+            self.assertTrue(output.startswith("None" if read % 5 == 3 else HELLO), line)
+        self.assertLess(int(grown), clinvk.LONGEST_LINE + (16 << 20))
 
     def test_what_is_written_after_the_end_is_not_part_of_it(self):
         file = clinvk.nameless_file(self.directory)
@@ -404,46 +1078,110 @@ class Captures(CaptureCase):
             self.assertEqual(clinvk.last_words(text), words)
 
 
-class Errors(unittest.TestCase):
+class Errors(Environment):
     def test_the_kind_of_an_error_is_told_by_its_words(self):
         for text, kind in (
                 ("You've hit your limit · resets 1pm (Europe/Lisbon)", "quota"), ("You're out of extra usage · resets 11:30am (Asia/Colombo)", "quota"),
                 ("Claude AI usage limit reached|1753088400", "quota"), ("You've hit your session limit · resets 10:50pm (Asia/Saigon)", "quota"),
                 ("Credit balance is too low", "quota"), ("insufficient_quota", "quota"), ("You have exhausted your daily quota on this model.", "quota"),
+                ("usage_limit_reached", "quota"), ("You exceeded your current quota, please check your plan and billing details.", "quota"),
+                ("You exceeded your current quota.\nSuggested retry after 3600s.", "quota"), ("You exceeded your current quota.\nPlease retry in 47.43s.", "rate_limit"),
                 ("exceeded retry limit, last status: 429 Too Many Requests", "rate_limit"), ("Rate limit reached for gpt-x. Please try again in 6.379s", "rate_limit"),
                 ("rate_limit_error", "rate_limit"), ("RESOURCE_EXHAUSTED", "rate_limit"), ("Too many requests", "rate_limit"),
-                ("Quota exceeded for quota metric 'Generate requests per minute'", "rate_limit"),
                 ("API Error: 529 Overloaded", "overloaded"), ("The model is overloaded. Please try again later.", "overloaded"), ("503 Service Unavailable", "overloaded"),
                 ("We’re currently experiencing high demand, which may cause temporary errors.", "overloaded"),
                 ("prompt is too long: 210000 tokens > 200000 maximum", "context_length"), ("Your input exceeds the context window of this model", "context_length"),
                 ("This model's maximum context length is 128000 tokens", "context_length"), ("Input exceeds the maximum length of 1048576 characters.", "context_length"),
+                ("The input token count (2000000) exceeds the maximum number of tokens allowed (1048576).", "context_length"),
                 ("Reached maximum number of turns (2)", "max_turns"), ("Reached max session turns for this session.", "max_turns"), ("Reached maximum budget ($0.05)", "budget"),
                 ("Invalid API key · Fix external API key", "auth"), ("Not logged in · Please run /login", "auth"), ("unexpected status 401 Unauthorized", "auth"),
-                ("Missing environment variable: `OPENAI_API_KEY`.", "auth"), ("403 Forbidden", "permission"), ("cat: x: Permission denied", "permission"),
-                ("Connection refused (ECONNREFUSED)", "network"), ("getaddrinfo ENOTFOUND api.example.com", "network"), ("stream disconnected before completion", "network"),
-                ("Request timed out.", "network"), ("The model `x` does not exist or you do not have access to it.", "invalid"), ("error: unknown option '--frob'", "invalid"),
-                ("error: unexpected argument '--frob' found", "invalid"), ("please try again later", "backend"), ("Segmentation fault", "backend"), ("", "backend"),
+                ("Missing environment variable: `OPENAI_API_KEY`.", "auth"), ("Invalid auth method selected.", "auth"), ("403 Forbidden", "permission"),
+                ("cat: x: Permission denied", "permission"), ("Connection refused (ECONNREFUSED)", "network"), ("getaddrinfo ENOTFOUND api.example.com", "network"),
+                ("stream disconnected before completion", "network"), ("Request timed out.", "network"), ("TypeError: fetch failed", "network"),
+                ("The model `x` does not exist or you do not have access to it.", "invalid"), ("error: unknown option '--frob'", "invalid"),
+                ("error: unexpected argument '--frob' found", "invalid"), ("Unknown argument: frob", "invalid"),
+                ("please try again later", "backend"), ("Segmentation fault", "backend"), ("", "backend"),
                 ("exit status 4", "backend"), ("took 4290 ms", "backend"), ("port 4010", "backend")):
             with self.subTest(text):
                 self.assertEqual(clinvk.error_kind(text), kind)
 
     def test_a_stated_status_counts_for_more_than_words(self):
         for status, text, kind in (
-                (429, "anything", "rate_limit"), (429, "You exceeded your current quota", "quota"), (429, "Quota exceeded: requests per minute", "rate_limit"), (401, "not found", "auth"),
-                (403, "x", "permission"), (403, "billing is not enabled", "quota"), (400, "x", "invalid"), (400, "Credit balance is too low", "quota"), (402, "billing", "quota"), (404, "x", "invalid"),
-                (413, "x", "context_length"), (500, "quota service crashed", "backend"), (502, "x", "overloaded"), (503, "x", "overloaded"), (529, "rate limit", "overloaded"),
-                (None, "429", "rate_limit"), (418, "rate limit", "rate_limit"), ("429", "x", "backend"), ([], "x", "backend"), ({}, "429", "rate_limit")):
+                (429, "anything", "rate_limit"), (429, "You exceeded your current quota", "quota"), (429, "You exceeded your current quota, retry in 2s", "rate_limit"),
+                (429, "You've hit your limit · resets 1pm", "quota"), (401, "not found", "auth"), (403, "x", "permission"), (403, "billing is not enabled", "quota"),
+                (403, "rate limit", "permission"), (400, "x", "invalid"), (400, "Credit balance is too low", "quota"), (400, "API key not valid.", "auth"),
+                (400, "prompt is too long: 210000 tokens > 200000 maximum", "context_length"), (400, "network", "invalid"), (402, "billing", "quota"), (404, "x", "invalid"),
+                (408, "x", "network"), (413, "x", "context_length"), (500, "quota service crashed", "backend"), (502, "x", "overloaded"), (503, "x", "overloaded"),
+                (504, "x", "overloaded"), (529, "rate limit", "overloaded"), (None, "429", "rate_limit"), (418, "rate limit", "rate_limit"),
+                ("429", "x", "backend"), ([], "x", "backend"), ({}, "429", "rate_limit"), (True, "x", "backend")):
             with self.subTest(status=status, text=text):
                 self.assertEqual(clinvk.error_kind(text, status), kind)
 
+    def test_an_error_of_any_length_is_classified_in_time_that_grows_with_it(self):
+        words = "you hit your "
+        start = time.process_time()
+        for _ in range(64):
+            clinvk._failure(words * 300)
+        short = time.process_time() - start
+        start = time.process_time()
+        failure = clinvk._failure(words * 300 * 64)
+        self.assertLess(time.process_time() - start, 8 * max(short, 0.05), "the work grows with the square of the text")
+        self.assertLessEqual(len(failure["error"]), clinvk.CHUNK)
+
+    NOW = 1753081200.0  # 2025-07-21, 07:00 UTC
+
+    def local_zone(self, zone):
+        """Makes `zone` the zone of this process, for the rest of the test."""
+        former = os.environ.get("TZ")
+
+        def leave():
+            os.environ.pop("TZ", None)
+            if former is not None:
+                os.environ["TZ"] = former
+            time.tzset()
+
+        self.addCleanup(leave)
+        os.environ["TZ"] = zone
+        time.tzset()
+
     def test_the_time_to_wait_is_read_where_one_is_stated(self):
+        self.local_zone("UTC0")
         for text, seconds in (
                 ("Please try again in 6.379s", 6.379), ("Please try again in 2s.", 2), ("try again in 1m30s", 90), ("Please retry in 47.43s", 47.43), ("Please retry in 47.43s.", 47.43),
-                ('"retryDelay": "38.6s"', 38.6), ("Your quota will reset after 12s", 12), ("Resets in 2h39m52s", 9592), ("Suggested retry after 3600s.", 3600),
-                ("resets in 1h", 3600), ("RETRY AFTER 5S", 5), ("please try again later", None), ("try again at 1:21 PM", None), ("resets 1pm (Europe/Lisbon)", None),
-                ("usage limit reached|1753088400", None), ("it took 5s", None), ("", None), ("try again in 120ms", None), ("try again in 1.2.3s", None), ("Retrying after 5406ms", None)):
-            with self.subTest(text):
-                self.assertEqual(clinvk.retry_after(text), seconds)
+                ('"retryDelay": "38.6s"', 38.6), ('{"retryDelay":"38s"}', 38), ("Your quota will reset after 12s", 12), ("Resets in 2h39m52s", 9592), ("Suggested retry after 3600s.", 3600),
+                ("resets in 1h", 3600), ("RETRY AFTER 5S", 5), ("Retry-After: 30", 30), ("retry-after: 30s", 30), ('"retry_after": 1.5', 1.5),
+                ("or try again in 5 days 22 hours 11 minutes.", 5 * 86400 + 22 * 3600 + 660), ("try again in 8 hours, 30 minutes", 30600), ("try again in 1 day", 86400),
+                ('"resets_in_seconds": 3600', 3600), ('{"resets_at":1753088400}', 7200), ('"resetsAt":1753088400,', 7200), ('"resets_at": 1753000000', 0),
+                ('{"resets_at":1753088400,"resets_in_seconds":13872}', 13872), ("Claude AI usage limit reached|1753088400", 7200),
+                ("try again at 1:21 PM", 22860), ("Try again at 7:00 AM.", 86400), ("or try again at 7:01 AM.", 60), ("resets 10pm", 54000), ("resets 12am", 61200),
+                ("resets 12pm", 18000), ("resets at 3:30 a.m.", 73800), ("resets 13pm", None), ("resets 0am", None), ("resets 1:75pm", None),
+                ("please try again later", None), ("Please wait and try again later.", None), ("try again in a few minutes", None), ("it took 5s", None), ("", None),
+                ("try again in 120ms", None), ("Retrying after 5406ms", None), ("try again in 10 months", None), ("try again in 99999999999s", None), ("resets soon", None),
+                ("try again in " + "9" * 400 + "s", None), ("limit reached|17530884", None), ("resets 1pm (Middle/Earth)", None), ("resets 1pm (/etc/passwd)", None)):
+            with self.subTest(text[:60]):
+                self.assertEqual(clinvk.retry_after(text, self.NOW), seconds if seconds is None else ANY)
+                if seconds is not None:
+                    self.assertAlmostEqual(clinvk.retry_after(text, self.NOW), seconds, places=5)
+
+    def test_a_time_of_day_counts_in_its_zone(self):
+        try:
+            import zoneinfo
+        except ImportError:
+            self.assertIsNone(clinvk.retry_after("resets 1pm (Europe/Lisbon)", self.NOW), "there are no zones before Python 3.9")
+            return
+        before_winter = 1761429600.0  # 2025-10-25, 22:00 UTC: in the night after it the clocks are put back
+        for text, now, zone, hours in (
+                ("You've hit your limit · resets 1pm (Europe/Lisbon)", self.NOW, "Europe/Lisbon", 5), ("resets 8am (Europe/Lisbon)", self.NOW, "Europe/Lisbon", 24),
+                ("You're out of extra usage · resets 11:30am (Asia/Colombo)", self.NOW, "Asia/Colombo", 23),
+                ("You've hit your session limit · resets 10:50pm (Asia/Saigon)", self.NOW, "Asia/Saigon", 8 + 5 / 6), ("resets 1pm (UTC)", self.NOW, "UTC", 6),
+                ("resets 3pm (America/Argentina/Buenos_Aires)", self.NOW, "America/Argentina/Buenos_Aires", 11), ("resets 10am (Etc/GMT-2)", self.NOW, "Etc/GMT-2", 1),
+                ("resets 1pm (Europe/Lisbon)", before_winter, "Europe/Lisbon", 15)):
+            try:
+                zoneinfo.ZoneInfo(zone)
+            except zoneinfo.ZoneInfoNotFoundError:
+                self.assertIsNone(clinvk.retry_after(text, now), "without zones it cannot be known")
+                continue
+            self.assertAlmostEqual(clinvk.retry_after(text, now), hours * 3600, places=5, msg=text)
 
 
 class DryRun(CaptureCase):
@@ -457,15 +1195,12 @@ class DryRun(CaptureCase):
             self.skipTest("neither bash nor zsh is installed")
         return found
 
-    def told(self, shell, one):
+    def told(self, shell, one, line="", code=0, **options):
         """What the fake said when the line was run: its lines."""
-        done = self.run_program(shell + ["-c", clinvk.command_line(one)])
-        self.assertEqual(done.stderr, b"")
-        if one.backend == "echo":
-            text = done.stdout.decode()
-        else:
-            text = clinvk.BACKENDS[one.backend].read(self.capture(done.stdout), "", done.returncode).output
-        return text.rstrip("\n").split("\n")
+        done = self.run_program(shell + ["-c", line or clinvk.command_line(one)], **options)
+        self.assertEqual((done.stderr, done.returncode), (b"", code))
+        text = clinvk.backend_of(one).read(self.capture(done.stdout), "", 0).output
+        return (done.stdout.decode() if text is None else text).rstrip("\n").split("\n")
 
     def test_the_line_runs_the_program_as_the_task_would(self):
         odd = "it's -x \"$HOME\"\n`id` 审查\t\\"
@@ -477,6 +1212,21 @@ class DryRun(CaptureCase):
                 self.assertEqual(lines[1:], ["1", "1" if backend == "gemini" else "GEMINI_CLI_NO_RELAUNCH is not set", "CLAUDECODE is not set", self.home,
                                              "it's \"$HOME\" `x` 审查 \\", "last"])
 
+    def test_these_are_the_lines(self):
+        for one, line in (
+                (clinvk.Task(0, "echo", "it's"), "env NO_COLOR=1 cat <<< 'it'\"'\"'s'"),
+                (clinvk.Task(0, "claude", "x", max_tokens=5, model="m"),
+                 "env CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 CLAUDE_CODE_MAX_OUTPUT_TOKENS=5 CLAUDE_CODE_MAX_RETRIES=2 DISABLE_AUTOUPDATER=1 NO_COLOR=1 "
+                 "claude -p --output-format stream-json --verbose --no-session-persistence --model m <<< x"),
+                (clinvk.Task(0, "codex", "x", workdir="/w d"),
+                 "(cd -- '/w d' && env NO_COLOR=1 codex exec --json --skip-git-repo-check --ephemeral --color never - <<< x)"),
+                (clinvk.Task(0, "gemini", "x", system_prompt="be brief"),
+                 "(d=$(mktemp -d) && printf %s 'be brief' > \"$d\"/system.md && env GEMINI_CLI_NO_RELAUNCH=1 GEMINI_SYSTEM_MD=''\"$d\"/system.md NO_COLOR=1 "
+                 "gemini --skip-trust -o stream-json <<< x; s=$?; rm -r \"$d\"; exit $s)"),
+                (clinvk.Task(0, "own", "it's", definition=clinvk.Definition(("own", "--in={prompt_file}"))),
+                 "(d=$(mktemp -d) && printf %s 'it'\"'\"'s' > \"$d\"/prompt && env NO_COLOR=1 own --in=\"$d\"/prompt < /dev/null; s=$?; rm -r \"$d\"; exit $s)")):
+            self.assertEqual(clinvk.command_line(one), line)
+
     def test_the_variables_of_a_session_around_it_are_taken_away(self):
         self.enter_environment(CLAUDECODE="1", CLAUDE_CODE_ENTRYPOINT="cli")
         self.environment.update(CLAUDECODE="1", CLAUDE_CODE_ENTRYPOINT="cli")
@@ -484,15 +1234,59 @@ class DryRun(CaptureCase):
             self.assertEqual(self.told(shell, clinvk.Task(0, "echo", "env CLAUDECODE;env CLAUDE_CODE_ENTRYPOINT")),
                              ["CLAUDECODE is not set", "CLAUDE_CODE_ENTRYPOINT is not set"])
 
-    def test_a_text_that_goes_in_by_a_file_is_there_when_the_line_runs(self):
+    def test_what_is_preset_counts_only_where_the_user_says_nothing_else(self):
+        one = clinvk.Task(0, "claude", "env CLAUDE_CODE_MAX_RETRIES;env DISABLE_AUTOUPDATER;env CLAUDE_CODE_MAX_OUTPUT_TOKENS", max_tokens=5)
+        for said, lines in (({}, ["2", "1", "5"]), ({"CLAUDE_CODE_MAX_RETRIES": "7", "DISABLE_AUTOUPDATER": "", "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "9"}, ["7", "", "5"])):
+            self.enter_environment(**said)
+            self.environment.update(said)
+            self.assertEqual(clinvk.run_task(one).output.split("\n"), lines)
+            for shell in self.shells():
+                self.assertEqual(self.told(shell, one), lines)
+
+    def test_texts_that_go_in_by_files_are_there_when_the_line_runs_and_not_afterwards(self):
+        text = "be 'brief'\n审查 $x %s \\n"
         for shell in self.shells():
-            one = clinvk.Task(0, "gemini", "env-file GEMINI_SYSTEM_MD", system_prompt="be 'brief'\n审查 $x %s \\n")
-            self.assertEqual("\n".join(self.told(shell, one)), one.system_prompt)
+            one = clinvk.Task(0, "gemini", "env-file GEMINI_SYSTEM_MD", system_prompt=text)
+            self.assertEqual("\n".join(self.told(shell, one)), text)
+            one = clinvk.Task(0, "gemini", "argv;touch %s;exit 0" % self.path("ran"), system_prompt=text, sandbox_mode="read-only", workdir=self.home)
+            words = json.loads(self.told(shell, one)[0])
+            policy = words[words.index("--policy") + 1]
+            self.assertEqual((os.path.dirname(os.path.dirname(policy)), os.path.basename(policy)), (self.tmp, "policy.toml"))
+            self.assertEqual(os.listdir(self.tmp), [])
+
+    def test_a_command_of_the_users_own_finds_its_prompt_in_a_file_and_nothing_on_stdin(self):
+        write_program(os.path.join(self.bin, "own"), b'#!/bin/sh\n/bin/cat\n[ "$1" = -f ] && /bin/cat "$2" && pwd && exit 7\n')
+        one = clinvk.Task(0, "own", "the 'prompt'\n审查 %s\\", workdir=self.home, definition=clinvk.Definition(("own", "-f", "{prompt_file}")))
+        for shell in self.shells():
+            done = self.run_program(shell + ["-c", clinvk.command_line(one)], input=b"of somebody else")
+            self.assertEqual((done.stdout.decode(), done.stderr, done.returncode), (one.prompt + self.home + "\n", b"", 7))
+
+    def test_a_secret_is_not_in_the_line_but_the_variable_that_holds_it(self):
+        secret, other = "s3cret $HOME 'x'", "s3cret $HOME 'x' and more"
+        env = {"MY_API_KEY": secret, "OTHER_TOKEN": other, "PLAIN": "plain-value-1", "SHORT_KEY": "short"}
+        fields = {"model": secret, "system_prompt": "be %s, %s: plain-value-1 short" % (secret, other), "workdir": self.home}
+        for backend in ("claude", "gemini", "codex"):
+            fields["prompt"] = "argv;%ssay %s" % ("env-file GEMINI_SYSTEM_MD;" if backend == "gemini" else "", secret)
+            done = self.clinvk("parallel", "--dry-run", "--jsonl", "-q", input=json.dumps(dict(fields, backend=backend)), env=env)
+            line = json.loads(done.stdout)["output"]
+            self.assertNotIn("s3cret", line)
+            self.assertIn('"$MY_API_KEY"', line)
+            one = clinvk.Task(0, backend, fields["prompt"], **{name: fields[name] for name in ("model", "system_prompt", "workdir")})
+            for shell in self.shells():
+                lines = self.told(shell, one, line, env=env)
+                if backend == "gemini":
+                    self.assertEqual(lines[1], fields["system_prompt"])
+                else:
+                    self.assertIn(json.dumps(fields["system_prompt"])[1:-1], lines[0].replace('\\\\\\"', '\\"'))
+                self.assertIn(secret, json.loads(lines[0]))
+                self.assertEqual(lines[-1], secret)
 
     def test_it_is_one_line_whatever_the_prompt_holds(self):
         for prompt in ("a\nb\r\n", "\x1b[2J", "\u2028", "\x85", "\x0b\x0c", "'\n'"):
-            line = clinvk.command_line(clinvk.Task(0, "echo", prompt))
-            self.assertTrue(line.isprintable(), ascii(line))
+            for one in (clinvk.Task(0, "echo", prompt), clinvk.Task(0, "gemini", prompt, system_prompt=prompt),
+                        clinvk.Task(0, "own", prompt, definition=clinvk.Definition(("own", "{prompt_file}")))):
+                line = clinvk.command_line(one)
+                self.assertTrue(line.isprintable(), ascii(line))
 
 
 if __name__ == "__main__":

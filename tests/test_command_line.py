@@ -12,12 +12,12 @@ import textwrap
 import tty
 import unittest
 
-from support import PATIENCE, PROGRAM, ROOT, Case, only_linux, results, tasks
+from support import COMPILED, MODULES, PATIENCE, ROOT, Case, only_linux, results, tasks
 
 import clinvk
 
 # One line that says what is wrong, and one that says where help is.
-USAGE_ERROR = re.compile(r"\A(clinvk(?: parallel| version)?): error: ([^\n]+)\nTry `\1 --help`\.\n\Z")
+USAGE_ERROR = re.compile(r"\A(clinvk(?: parallel| version| doctor)?): error: ([^\n]+)\nTry `\1 --help`\.\n\Z")
 
 # Calls main with each list of arguments; writes down the type and the value of what it returns, and what went to stdout and stderr.
 CALLER = """
@@ -42,7 +42,7 @@ if __name__ == "__main__":
         calls.append([type(status).__name__, status] + [content("stream-%%d" %% number) for number in (1, 2)])
     with open("answers", "w") as file:
         json.dump(calls, file)
-""" % ROOT
+""" % MODULES
 
 
 class CommandLine(Case):
@@ -51,7 +51,7 @@ class CommandLine(Case):
         self.environment.pop("PYTHONUNBUFFERED", None)  # it would hide what is not flushed
 
     def command(self, *arguments):
-        return [sys.executable, "-W", "error", PROGRAM, *arguments]
+        return [sys.executable, "-W", "error", COMPILED, *arguments]
 
     def run_clinvk(self, *arguments, input=b"", **options):
         return self.run_program(self.command(*arguments), input, **options)
@@ -94,7 +94,10 @@ class Usage(CommandLine):
             (["parallel", "-f", one, "--jsonl", "-q", "--json"], ["--json", "--jsonl", "not allowed"]),
             (["parallel", "-f", one, "--json=yes"], ["--json"]), (["parallel", "-f", one, "--fail-fast=1"], ["--fail-fast"]),
             (["parallel", "-f"], ["-f/--file"]), (["parallel", "-f", one, "-j"], ["-j/--max-parallel"]),
-            (["parallel", "-f", one, "--timeout"], ["--timeout"]), (["version", "extra"], ["extra"])]
+            (["parallel", "-f", one, "--timeout"], ["--timeout"]), (["version", "extra"], ["extra"]),
+            (["doctor", "extra"], ["extra"]), (["doctor", "--jsonl"], ["--jsonl", "--json"]), (["doctor", "--json=yes"], ["--json"]),
+            (["parallel", "-f", one, "--ceiling"], ["--ceiling"]), (["parallel", "-f", one, "--root"], ["--root"]),
+            (["parallel", "-f", one, "--allow-commands=yes"], ["--allow-commands"])]
         for (arguments, words), answer in zip(table, self.main(*[arguments for arguments, _ in table])):
             with self.subTest(arguments=arguments):
                 self.assert_usage_error(answer, *words)
@@ -111,7 +114,7 @@ class Usage(CommandLine):
 
     def test_an_unknown_option_is_told_with_the_nearest_known_one(self):
         near = {"--max-paralel": "--max-parallel", "--failfast": "--fail-fast", "--dryrun": "--dry-run", "--outputdir=x": "--output-dir",
-                "--colour": "--color", "--json-l": "--jsonl", "--sandbox": "--sandbox-mode", "--max_turns": "--max-turns", "--zzz": ""}
+                "--colour": "--color", "--ceilling": "--ceiling", "--allow-command": "--allow-commands", "--json-l": "--jsonl", "--sandbox": "--sandbox-mode", "--max_turns": "--max-turns", "--zzz": ""}
         for (option, known), answer in zip(near.items(), self.main(*[["parallel", option] for option in near])):
             with self.subTest(option=option):
                 self.assert_usage_error(answer, option)
@@ -133,12 +136,13 @@ class Usage(CommandLine):
         whole, text = ["0", "-1", "1.5", "", "x", "\u0663", "1e3", " 1", "+1", "0x10"], ["", " "]
         bad = {"-j": whole + ["1001"], "--max-parallel": whole + ["1" + "0" * 30], "--max-turns": whole, "--max-tokens": whole, "--model": text, "--workdir": text,
                "--system-prompt": text, "--output-dir": text, "--timeout": ["0", "0s", "-5", "x", "1d", "inf", "nan", "", "5 m", "m", "1.2.3", "1e3"],
-               "--backend": ["", "Claude", "gpt", "echo "], "--approval-mode": ["", "yes", "Auto"], "--sandbox-mode": ["", "readonly", "rw"],
+               "--backend": text, "--root": text, "--ceiling": ["", "full", "sandbox=default", "sandbox=auto", "sandbox=full,", "sandbox=full,sandbox=full"], "--approval-mode": ["", "yes", "Auto"], "--sandbox-mode": ["", "readonly", "rw"],
                "--progress": ["", "yes", "Always"], "--color": ["", "yes", "auto "]}
         good = {"-j": ["1", "64", "1000"], "--max-parallel": ["2"], "--max-turns": ["1"], "--max-tokens": ["100000"], "--model": ["m x"], "--workdir": ["/"],
                 "--system-prompt": ["two\nlines", "-x y"], "--timeout": ["90", "90s", "1.5m", "15m", "2h", "0.5"],
                 "--backend": ["claude", "codex", "gemini", "echo"], "--approval-mode": ["default", "auto", "none", "always"],
                 "--sandbox-mode": ["default", "read-only", "workspace", "full"], "--output-dir": ["out"],
+                "--root": ["/"], "--ceiling": ["sandbox=workspace,approval=auto", "approval=always", "sandbox=full"],
                 "--progress": ["auto", "always", "never"], "--color": ["auto", "always", "never"]}
         for values, check in ((bad, lambda answer, option: self.assert_usage_error(answer, option.lstrip("-") + ":")),
                               (good, lambda answer, option: self.assertEqual(answer, (0, "env NO_COLOR=1 cat <<< 'say x'\n", "")))):
@@ -150,8 +154,16 @@ class Usage(CommandLine):
                     if option == "--workdir":
                         stdout = re.sub(r"\A\(cd -- / && (.*)\)\n\Z", r"\1\n", stdout)
                     check((status, stdout, stderr), option if option != "-j" else "max-parallel")
-        answer, = self.main(["parallel", "--backend", "ecko"])
-        self.assert_usage_error(answer, 'unknown backend "ecko" (did you mean "echo"?); known are claude, codex, gemini, echo')
+
+    def test_a_backend_is_a_known_one_and_a_root_a_directory(self):
+        one = self.file("one.jsonl", b'{"prompt":"touch ran"}')
+        table = [("--backend=ecko", '--backend: unknown backend "ecko" (did you mean "echo"?); known are claude, codex, gemini, echo'),
+                 ("--backend=Claude", '--backend: unknown backend "Claude" (did you mean "claude"?); known are claude, codex, gemini, echo'),
+                 ("--backend=echo ", '--backend: unknown backend "echo " (did you mean "echo"?); known are claude, codex, gemini, echo'),
+                 ("--root=nowhere", "--root: nowhere is not a directory"), ("--root=" + one, "--root: %s is not a directory" % one)]
+        for (_, message), answer in zip(table, self.main(*[["parallel", "-f", one, option] for option, _ in table])):
+            self.assertEqual(answer, (2, "", "clinvk: error: %s\n" % message))
+        self.assert_nothing_ran()
 
     def test_options_may_stand_in_any_order_and_form(self):
         batch = self.file("batch.json", [{"prompt": "say x"}, {"prompt": "say y", "model": "own"}])
@@ -202,16 +214,18 @@ class HelpAndVersion(CommandLine):
             self.assertEqual((completed.returncode, completed.stdout.decode(), completed.stderr), (0, "clinvk %s\n" % clinvk.__version__, b""))
 
     def test_help_names_the_commands_and_every_option_and_goes_to_stdout(self):
-        short, same, parallel, also, version = self.main(["--help"], ["-h"], ["parallel", "--help"], ["parallel", "-q", "-h"], ["version", "--help"])
+        short, same, parallel, also, version, doctor = self.main(
+            ["--help"], ["-h"], ["parallel", "--help"], ["parallel", "-q", "-h"], ["version", "--help"], ["doctor", "--json", "--help"])
         self.assertEqual((short, parallel), (same, also))
-        for status, stdout, stderr in (short, parallel, version):
+        for status, stdout, stderr in (short, parallel, version, doctor):
             self.assertEqual((status, stderr), (0, ""))
             self.assertTrue(stdout.startswith("usage: clinvk "), stdout)
             self.assertTrue(stdout.endswith("\n"))
-        for command in ("parallel", "version"):
+        self.assertRegex(doctor[1], r"(?m)^ +--json +[a-z]")
+        for command in ("parallel", "version", "doctor"):
             self.assertRegex(short[1], r"\n +%s +[a-z]" % command)
         for option in ("-f", "--file", "-j", "--max-parallel", "--fail-fast", "--json", "--jsonl", "-q", "--quiet", "--output-dir", "--dry-run",
-                       "--progress", "--color", "-b", "--backend", "-m", "--model", "-w", "--workdir", "--approval-mode", "--sandbox-mode",
+                       "--progress", "--color", "--ceiling", "--root", "--allow-commands", "-b", "--backend", "-m", "--model", "-w", "--workdir", "--approval-mode", "--sandbox-mode",
                        "--system-prompt", "--max-turns", "--max-tokens", "--timeout", "-h", "--help"):
             self.assertRegex(parallel[1], r"(?m)^ +(-[a-z][ ,].*)?%s\b" % option)
 
@@ -220,7 +234,8 @@ class HelpAndVersion(CommandLine):
         self.assertEqual((completed.returncode, completed.stderr), (0, b""))
 
     def test_what_cannot_be_printed_is_an_error(self):
-        for arguments in (["--help"], ["parallel", "--help"], ["--version"], ["version"], ["--version", "--version"], ["version", "--help"]):
+        for arguments in (["--help"], ["parallel", "--help"], ["--version"], ["version"], ["--version", "--version"], ["version", "--help"],
+                          ["doctor"], ["doctor", "--json"], ["doctor", "--help"]):
             for redirection in (["> /dev/full"] if os.path.exists("/dev/full") else []) + [">&-"]:
                 for unbuffered in (None, "1"):
                     with self.subTest(arguments=arguments, redirection=redirection, unbuffered=unbuffered):
@@ -240,7 +255,7 @@ class Streams(CommandLine):
             os.close(write)
 
     def test_when_the_reader_was_gone_from_the_start_it_ends_as_by_a_broken_pipe(self):
-        for arguments in (["--help"], ["parallel", "--help"], ["--version"], ["version"], ["--version", "--version"]):
+        for arguments in (["--help"], ["parallel", "--help"], ["--version"], ["version"], ["--version", "--version"], ["doctor"], ["doctor", "--json"]):
             with self.subTest(arguments=arguments):
                 completed = self.run_without_reader(*arguments)
                 self.assertEqual((completed.returncode, completed.stderr), (141, b""))
@@ -311,7 +326,10 @@ class Environment(CommandLine):
     def test_values_that_mean_nothing_are_refused_before_anything_starts(self):
         for name, value, words in (("CLINVK_START_METHOD", "frok", ["frok", "fork, spawn, thread"]),
                                    ("CLINVK_BACKEND", "claud", ['unknown backend "claud" (did you mean "claude"?)']),
-                                   ("CLINVK_BACKEND", "Echo ", ["unknown backend"])):
+                                   ("CLINVK_BACKEND", "Echo ", ["unknown backend"]),
+                                   ("CLINVK_CEILING", "sandbox=ful", ["expected sandbox=MODE", 'got "sandbox=ful"']), ("CLINVK_CEILING", " ", ["expected sandbox="]),
+                                   ("CLINVK_BACKENDS", "{", ["not valid JSON"]),
+                                   ("CLINVK_BACKENDS", '{"mine": {"comand": ["x"]}}', ['mine.comand: unknown field (did you mean "command"?)'])):
             for arguments in ([], ["--dry-run"]):
                 with self.subTest(name=name, value=value, arguments=arguments):
                     completed = self.run_clinvk("parallel", "--jsonl", *arguments, input=tasks("touch ran"), env={name: value})
@@ -323,7 +341,7 @@ class Environment(CommandLine):
 
     def test_empty_ones_are_as_good_as_none(self):
         completed = self.run_clinvk("parallel", "-q", "-b", "echo", input=b'{"prompt": "say x"}', env={
-            "CLINVK_START_METHOD": "", "CLINVK_BACKEND": "", "CLINVK_ECHO_MODEL": "", "NO_COLOR": "", "TMPDIR": ""})
+            "CLINVK_START_METHOD": "", "CLINVK_BACKEND": "", "CLINVK_ECHO_MODEL": "", "CLINVK_CEILING": "", "CLINVK_BACKENDS": "", "NO_COLOR": "", "TMPDIR": ""})
         self.assertEqual((completed.returncode, completed.stderr), (0, b""))
 
     def test_each_start_method_runs_a_batch(self):

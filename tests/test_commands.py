@@ -1,13 +1,18 @@
 """Section 10, the commands: `clinvk parallel` as a black box, run as a program with fake AI programs.
 
 What goes to stdout and what to stderr in every form, on pipes, files and terminals; what a dry run prints and an output directory
-keeps; how tasks come in, in which order and how many at a time they run; and what a backend is given and what it is spared.
+keeps; how tasks come in, in which order and how many at a time they run; and what a backend is given and what it is spared.  Commands of
+the user's own, and how far a task file is trusted.  `clinvk doctor`.
 """
+import ast
 import fcntl
+import itertools
 import json
 import os
+import platform
 import pty
 import re
+import resource
 import select
 import shutil
 import socket
@@ -16,12 +21,14 @@ import struct
 import subprocess
 import sys
 import termios
+import textwrap
 import time
 import tty
 import unicodedata
 import unittest
 
-from support import PATIENCE, PROGRAM, PROGRAMS, ROOT, TESTS, Case, is_running, only_linux, results, tasks, write_program
+from support import (COMPILED, PATIENCE, PROGRAM, PROGRAMS, ROOT, Case, clinvk, install_fakes, is_running, only_linux, results, tasks,
+                     write_program)
 
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 ERROR_KINDS = ("rate_limit quota overloaded network auth permission invalid context_length max_turns budget timeout signal not_found "
@@ -52,7 +59,7 @@ def columns(text):
 
 class Commands(Case):
     def command(self, *arguments):
-        return [sys.executable, "-W", "error", PROGRAM, "parallel", *arguments]
+        return [sys.executable, "-W", "error", COMPILED, "parallel", *arguments]
 
     def parallel(self, *arguments, input=b"", **options):
         """Runs `clinvk parallel`; `input` is on its stdin, a pipe."""
@@ -77,12 +84,7 @@ class Commands(Case):
 
     def install_answerers(self, *names):
         """Programs whose answer is their prompt, whatever it says."""
-        with open(os.path.join(TESTS, "bin", "fakeai"), "rb") as file:
-            body = file.read().partition(b"\n")[2]
-        taught = body.replace(b"program.run(read_prompt())", b'program.run(b"rest\\n" + read_prompt())')
-        self.assertNotEqual(taught, body)
-        for name in names:
-            write_program(os.path.join(self.bin, name), b"#!%s -IS\n%s" % (os.fsencode(os.path.realpath(sys.executable)), taught))
+        install_fakes(self.bin, names, 'read = fakeai.read_prompt\nfakeai.read_prompt = lambda: b"rest\\n" + read()')
 
     def assert_refused(self, completed, *messages):
         """It ended as one that was given bad input: nothing on stdout, one line on stderr, which has these words in it."""
@@ -497,7 +499,7 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
                                          (["--color", "always"], {"NO_COLOR": "1", "TERM": "dumb"}, colored),
                                          (["--color=auto"], {}, colored)):
             with self.subTest(arguments=arguments, env=env):
-                self.assertRegex(self.on_terminal("--progress", "never", *arguments, input=batch, env=env), expected)
+                self.assertRegex(self.on_terminal("-j", "1", "--progress", "never", *arguments, input=batch, env=env), expected)
         for arguments, expected in (([], plain), (["--color", "always"], colored)):
             with self.subTest(arguments=arguments, on="a pipe"):
                 self.assertRegex(self.parallel("-j", "1", *arguments, input=batch).stdout, expected)
@@ -549,17 +551,23 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
             "clinvk: warning: stdin:1: max_parallel: 9 is not applied: an earlier batch of this run said 2", ""])
 
 
-# Writes down how it was called, in the next file of the directory that DUMPS names.
+# Writes down how it was called, in the next file of the directory that DUMPS names; a file among its temporary ones by its content.
 DUMP = r"""
-import json, os, sys
+import os, re, sys
 directory = os.environ["DUMPS"]
-record = {"program": os.path.basename(sys.argv[0]), "argv": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ),
+
+def content(found):
+    with open(found.group(), "rb") as file:
+        return "<%s>" % file.read().decode("utf-8", "surrogateescape")
+
+argv = [re.sub(re.escape(os.environ["TMPDIR"]) + "/.*", content, word) for word in sys.argv[1:]]
+record = {"program": os.path.basename(sys.argv[0]), "argv": argv, "cwd": os.getcwd(), "env": dict(os.environ),
           "stdin": sys.stdin.buffer.read().decode("utf-8", "surrogateescape")}
 if "GEMINI_SYSTEM_MD" in os.environ:
     with open(os.environ["GEMINI_SYSTEM_MD"], "rb") as file:
         record["system"] = file.read().decode("utf-8", "surrogateescape")
 with open(os.path.join(directory, "%03d" % len(os.listdir(directory))), "w") as file:
-    json.dump(record, file)
+    file.write(ascii(record))  # importing json would take as long as all the rest
 """
 # What a shell sets on its own, what only a run has, and what Python sets where the locale is C.
 NOT_COMPARED = ("_", "SHLVL", "OLDPWD", "CLINVK_RUN", "CLINVK_TASK", "TMPDIR", "GEMINI_SYSTEM_MD", "LC_CTYPE", "LOGNAME",
@@ -570,9 +578,14 @@ AWKWARD_PROMPTS = ("plain", "it's \"quoted\" $HOME ${x} `id` $(id) \\ !! ~ * ? [
 
 
 class DryRun(Commands):
+    # commands of the user's own among the programs that write down how they were called
+    DEFINITIONS = {"reader": {"command": ["dump", "-m", "{model}", "-x", "{max_turns}", "it's {workdir}; $(touch ran)"]},
+                   "filer": {"command": ["dump", "--prompt={prompt_file}", "-s", "{system_prompt}", "{{model}}", "*"]}}
+    SECRET = "a secret's value: $HOME `id` *"
+
     def batch(self):
         where = self.path("it's a \"dir\"")
-        os.mkdir(where)
+        os.makedirs(where, exist_ok=True)
         full = {"model": "m-1 'x'", "system_prompt": "Be \"brief\".\nIt's $HOME \\ 审查\n", "extra": ["--flag", "with blank", "it's"],
                 "workdir": where, "max_turns": 4, "max_tokens": 100, "verbose": True, "approval_mode": "none", "sandbox_mode": "full",
                 "timeout": 60}
@@ -580,6 +593,11 @@ class DryRun(Commands):
         batch += [dict(full, backend=backend, prompt="full\n" + AWKWARD_PROMPTS[1]) for backend in ("claude", "codex", "gemini")]
         batch += [{"backend": backend, "prompt": "simple", "sandbox_mode": "read-only", "approval_mode": "auto"}
                   for backend in ("claude", "codex", "gemini")]
+        own = {name: value for name, value in full.items() if name not in ("max_turns", "verbose")}
+        batch += [dict(own, backend="filer", prompt=prompt) for prompt in AWKWARD_PROMPTS]
+        batch += [dict(own, backend="reader", prompt="own"), {"backend": "reader", "prompt": "alone"}, {"backend": "filer", "prompt": "alone"}]
+        batch += [{"backend": backend, "prompt": "1%s2%s" % (self.SECRET, self.SECRET), "system_prompt": "x" + self.SECRET}
+                  for backend in ("claude", "codex", "gemini", "filer")]
         return batch
 
     def dumps_of(self, run):
@@ -587,28 +605,32 @@ class DryRun(Commands):
         directory = self.path("dumps")
         shutil.rmtree(directory, ignore_errors=True)
         os.mkdir(directory)
-        run({"DUMPS": directory, "CLAUDECODE": "1", "CLAUDE_CODE_ENTRYPOINT": "cli", "NO_COLOR": "", "LC_ALL": "C.UTF-8"})
+        run({"DUMPS": directory, "CLAUDECODE": "1", "CLAUDE_CODE_ENTRYPOINT": "cli", "NO_COLOR": "", "LC_ALL": "C.UTF-8",
+             "CLINVK_BACKENDS": json.dumps(self.DEFINITIONS), "X_API_KEY": self.SECRET})
         records = []
         for name in sorted(os.listdir(directory)):
             with open(os.path.join(directory, name)) as file:
-                record = json.load(file)
+                record = ast.literal_eval(file.read())
             record["env"] = {key: value for key, value in record["env"].items() if key not in NOT_COMPARED}
             records.append(record)
         return records
 
     def test_each_line_does_in_a_shell_what_the_task_would_do(self):
-        for name in PROGRAMS:
+        for name in PROGRAMS + ("dump",):
             write_program(os.path.join(self.bin, name), b"#!%s -IS\n%s" % (os.fsencode(os.path.realpath(sys.executable)), DUMP.encode()))
         batch = self.batch()
         path = self.file("batch.json", batch)
         real = self.dumps_of(lambda env: self.parallel("-q", "-j", "1", "-f", path, env=env))
         self.assertEqual(len(real), len(batch))
-        self.assertEqual([record["stdin"].encode("utf-8", "surrogateescape") for record in real],
+        self.assertEqual([record["stdin"].encode("utf-8", "surrogateescape") or record["argv"][0][10:-1].encode("utf-8", "surrogateescape")
+                          for record in real],
                          [task["prompt"].encode("utf-8", "surrogatepass").replace(b"\xed\xb3\xbf", b"\xff") for task in batch])
         lines = []
         self.assertEqual(self.dumps_of(lambda env: lines.extend(
             self.parallel("--dry-run", "-f", path, env=env).stdout.splitlines())), [])
         self.assertEqual(len(lines), len(batch))
+        self.assertEqual(len([line for line in lines if b'"$X_API_KEY"' in line]), 4)
+        self.assertEqual([line for line in lines if b"a secret" in line], [])
         for shell in (["bash", "--norc"], ["zsh", "-f"]):
             if not shutil.which(shell[0]):
                 continue
@@ -619,21 +641,22 @@ class DryRun(Commands):
                 self.assertEqual(completed[0].stderr, b"")
                 self.assertEqual(len(shown), len(batch))
                 for line, theirs, ours in zip(lines, shown, real):
-                    ours = dict(ours, stdin=ours["stdin"] + "\n")  # a here-string ends its line
+                    ours = dict(ours, stdin=ours["stdin"] and ours["stdin"] + "\n")  # a here-string ends its line
                     if ours["cwd"] == self.directory:  # nothing sets it there
                         for record in (theirs, ours):
                             record["env"].pop("PWD", None)
                     self.assertEqual(theirs, ours, line)
+        self.assertFalse(self.has("ran"))
 
     def test_a_line_is_one_line_to_read(self):
-        completed = self.parallel("--dry-run", input=json.dumps(self.batch()))
+        completed = self.parallel("--dry-run", input=json.dumps(self.batch()), env={"CLINVK_BACKENDS": json.dumps(self.DEFINITIONS)})
         self.assertEqual((completed.returncode, completed.stderr), (0, b""))
         lines = completed.stdout.decode("utf-8").split("\n")
-        self.assertEqual(len(lines), len(AWKWARD_PROMPTS) + 7)
+        self.assertEqual(len(lines), len(self.batch()) + 1)
         self.assertEqual([line for line in lines[:-1] if not line.isprintable()], [])
         self.assertEqual(lines[0], "env NO_COLOR=1 cat <<< plain")
         self.assertEqual(lines[2], "env NO_COLOR=1 cat <<< $'two\\nlines\\n\\ttab \\r return'")
-        self.assertTrue(lines[-5].startswith("(cd -- '%s/it'\"'\"'s a \"dir\"' && env " % self.directory), lines[-5])
+        self.assertTrue(lines[len(AWKWARD_PROMPTS)].startswith("(cd -- '%s/it'\"'\"'s a \"dir\"' && env " % self.directory), lines)
 
     def test_nothing_is_started_and_nothing_is_written(self):
         batch = {"output_dir": "out", "tasks": [
@@ -775,6 +798,599 @@ class OutputDirectory(Commands):
         self.assertEqual([result["output"] for result in self.lines_of(completed)], ["one\n", "two\n", "three\n"])
         self.assertEqual(completed.returncode, 74)
         self.assertRegex(completed.stderr.decode(), r"\Aclinvk: error: cannot write out/002_task-2\.json: No such file or directory\n\Z")
+
+
+def python(source):
+    """The argv of a small program."""
+    return [sys.executable, "-IS", "-c", textwrap.dedent(source)]
+
+
+COPY = python("import sys; sys.stdout.write(sys.stdin.read())")
+RAW = python("import ast, sys; sys.stdout.write(ast.literal_eval(sys.stdin.read()))")  # prints the text whose Python literal the prompt is
+HOW_CALLED = python("import json, sys; print(json.dumps(sys.argv[1:] + [sys.stdin.read()]))")
+
+
+def defined(**definitions):
+    """The environment in which these commands are backends."""
+    return {"CLINVK_BACKENDS": json.dumps(definitions)}
+
+
+class OwnCommands(Commands):
+    """Commands of the user's own, defined by CLINVK_BACKENDS or by a batch."""
+
+    def own(self, command, *prompts, env=None, arguments=(), fields=None, **definition):
+        """The results of tasks for a command that is defined as `mine`."""
+        completed = self.parallel("--jsonl", "-q", *arguments, env=dict(env or {}, **defined(mine=dict(definition, command=command))),
+                                  input=tasks(*prompts, **dict(fields or {}, backend="mine")))
+        self.assertEqual(completed.stderr, b"")
+        return self.lines_of(completed)
+
+    def called(self, command, env=None, arguments=(), **fields):
+        """How a program is called, the argument that it is to print that aside: its other arguments and its stdin."""
+        result, = self.own(HOW_CALLED + command, "the prompt", env=env, arguments=arguments, fields=fields)
+        self.assertEqual((result["status"], result.get("warnings")), ("ok", None), result)
+        return json.loads(result["output"])
+
+    def test_of_text_all_is_the_answer_and_the_exit_code_the_verdict(self):
+        program = python("""
+            import sys
+            code, _, text = sys.stdin.read().partition(" ")
+            sys.stdout.write(text)
+            sys.stderr.write("it says %s" % code)
+            sys.exit(int(code))""")
+        good, big, bad, blank = self.own(program, "0 審\n", "0 " + "x" * 100000, "3 half", "0  ")
+        self.assertEqual([(result["status"], result["exit_code"], result["output"]) for result in (good, bad)],
+                         [("ok", 0, "審\n"), ("failed", 3, "half")])
+        self.assertEqual((big["status"], big["output"] == "x" * 100000), ("ok", True))
+        self.assertEqual((bad["error"], bad["error_kind"]), ("it says 3", "backend"))
+        self.assertEqual((blank["status"], blank["error_kind"], blank["error"]), ("failed", "no_output", "mine ended well but gave no answer"))
+        self.assertEqual([result["backend"] for result in (good, big, bad, blank)], ["mine"] * 4)
+        for result in (good, big, bad, blank):
+            self.assertFalse({"usage", "session_id", "model", "cost_usd"} & set(result))
+
+    def test_of_json_each_thing_stands_where_the_definition_says(self):
+        said = {"message": {"content": [{"text": "審 \ud83d\ude42"}]}, "id": "s-1", "error": None,
+                "usage": {"prompt_tokens": 10, "completion_tokens": 5, "cached_tokens": 3, "reasoning_tokens": 2}}
+        failed = dict(said, error={"message": "Rate limit reached. Please try again in 2.5s", "code": 3})
+        odd = dict(said, message={"content": [{"text": {"a": [1]}}]}, error=False, id=7, usage=[])
+        values = (said, failed, dict(said, error="it broke"), dict(said, error=["x", 1]), odd, {"id": "s-1"}, [])
+        results = self.own(RAW, *[repr(json.dumps(value)) for value in values], repr("no json"), output="json",
+                           answer=".message.content[0].text", error=".error", session_id=".id", usage=".usage")
+        found = [(result["status"], result["exit_code"], result.get("error_kind"), result.get("error"), result["output"]) for result in results]
+        self.assertEqual(found[:7], [
+            ("ok", 0, None, None, "審 \U0001f642"), ("failed", 1, "rate_limit", failed["error"]["message"], "審 \U0001f642"),
+            ("failed", 1, "backend", "it broke", "審 \U0001f642"), ("failed", 1, "backend", '["x",1]', "審 \U0001f642"),
+            ("ok", 0, None, None, '{"a":[1]}')] + [("failed", 1, "no_output", "mine ended well but gave no answer", "")] * 2)
+        self.assertEqual(found[7], ("failed", 1, "backend", "what it printed is not JSON", "no json"))
+        self.assertEqual(results[0]["usage"], dict(zip(USAGE, (10, 3, 5, 2, 15))))
+        self.assertEqual([result.get("session_id") for result in results], ["s-1"] * 4 + [None, "s-1", None, None])
+        self.assertEqual(results[1]["retry_after_seconds"], 2.5)
+        self.assertNotIn("usage", results[4])
+
+    def test_an_exit_code_makes_json_a_failure_too(self):
+        program = python("""
+            import sys
+            print('{"a": "half"}')
+            sys.stderr.write(sys.stdin.read().strip("."))
+            sys.exit(4)""")
+        for result, error in zip(self.own(program, "first\n\nlast words", "...", output="json", answer=".a"), ("last words", "exit status 4")):
+            self.assertEqual((result["status"], result["exit_code"], result["error"], result["output"]), ("failed", 4, error, "half"))
+
+    def test_of_json_lines_the_last_that_says_something_counts(self):
+        lines = ('{"text": "one", "id": "first", "usage": {"input": 1}}\n\nnoise\n[{"text": "in a list"}]\n{"text": "two"}\n'
+                 '{"text": null, "id": "last"}\n{"usage": {"input": 4, "output": 2}}\n{"error": ""}')
+        paths = {"answer": ".text", "session_id": ".id", "usage": ".usage", "error": ".error", "output": "jsonl"}
+        result, failed, empty = self.own(RAW, repr(lines), repr(lines + '\n{"error": "late"}\n{"error": null}'), repr("noise\n"), **paths)
+        self.assertEqual([result[name] for name in ("status", "output", "session_id")], ["ok", "two", "last"])
+        self.assertEqual(result["usage"], dict(zip(USAGE, (4, 0, 2, 0, 6))))
+        self.assertEqual([failed[name] for name in ("status", "error", "output")], ["failed", "late", "two"])
+        self.assertEqual([empty[name] for name in ("status", "error", "output")], ["failed", "what it printed is not JSON", "noise\n"])
+        joined, = self.own(RAW, repr(lines), join=True, **paths)
+        self.assertEqual((joined["status"], joined["output"]), ("ok", "onetwo"))
+
+    def test_placeholders_stand_for_the_fields_of_the_task(self):
+        os.mkdir(self.path("it's here"))
+        command = ["-m", "{model}", "--dir={workdir}", "-s", "{system_prompt}", "--turns", "{max_turns}", "{max_tokens}",
+                   "x{model}-{max_turns}y", "{{model}}", "{}"]
+        fields = {"model": "m {workdir}", "workdir": "it's here", "system_prompt": "two\nlines {model}", "max_turns": 3, "max_tokens": 4}
+        self.assertEqual(self.called(command, **fields), [
+            "-m", "m {workdir}", "--dir=" + self.path("it's here"), "-s", "two\nlines {model}", "--turns", "3", "4", "xm {workdir}-3y", "{model}", "{}",
+            "the prompt"])
+        variable = {"CLINVK_MINE_MODEL": "of-environment"}
+        self.assertEqual(self.called(["{model}"], env=variable), ["of-environment", "the prompt"])
+        self.assertEqual(self.called(["{model}"], env=variable, arguments=["--model", "of-option"]), ["of-option", "the prompt"])
+        self.assertEqual(self.called(["-v"], extra=["--more", "{model}"]), ["-v", "--more", "{model}", "the prompt"])
+
+    def test_an_element_whose_field_is_not_given_drops_out_with_its_option(self):
+        table = (
+            (["-m", "{model}", "end"], ["end"]), (["--model={model}", "end"], ["end"]), (["run", "{model}"], ["run"]),
+            (["-a", "-m", "{model}"], ["-a"]), (["-a", "--m{model}", "b"], ["-a", "b"]), (["--", "{model}"], ["--"]), (["-", "{model}"], ["-"]),
+            (["-m", "{model}", "{max_turns}"], []), (["-m", "{model}{system_prompt}"], []), (["-m", "{{model}}"], ["-m", "{model}"]),
+            (["-x", "value", "{model}"], ["-x", "value"]), (["-m", "{model}", "-s", "{system_prompt}", "-t", "{max_turns}"], ["-t", "2"]),
+            (["{model}", "x", "{system_prompt}"], ["x"]), (["-t", "{max_turns}", "{model}"], ["-t", "2"]))
+        definitions = {"c%d" % number: {"command": HOW_CALLED + command} for number, (command, _) in enumerate(table)}
+        batch = [dict({"backend": "c%d" % number, "prompt": "p"}, **{"max_turns": 2} if "2" in left else {})
+                 for number, (_, left) in enumerate(table)]
+        completed = self.parallel("--jsonl", "-q", env=defined(**definitions), input=json.dumps(batch))
+        for (command, left), result in itertools.zip_longest(table, self.lines_of(completed)):
+            self.assertEqual(json.loads(result["output"]), left + ["p"], command)
+
+    def test_the_prompt_comes_by_stdin_or_in_a_private_file_that_does_not_stay(self):
+        program = python("""
+            import json, os, sys
+            path = sys.argv[1].partition("=")[2]
+            with open(path, "rb") as file:
+                print(json.dumps({"prompt": file.read().decode("utf-8", "surrogateescape"), "stdin": sys.stdin.read(), "path": path,
+                                  "mode": os.stat(path).st_mode & 0o777, "with": os.listdir(os.path.dirname(path))}))""")
+        prompts = ["-x $HOME `id`\n", "審 a\0b", "y" * 300000]
+        for result, prompt in zip(self.own(program + ["--prompt={prompt_file}"], *prompts), prompts):
+            said = json.loads(result["output"])
+            self.assertEqual((said["prompt"] == prompt, said["stdin"], said["mode"], said["with"]), (True, "", 0o600, ["prompt"]))
+            self.assertTrue(said["path"].startswith(self.tmp + "/"), said["path"])
+            self.assertFalse(os.path.exists(said["path"]))
+
+    def test_no_shell_ever_sees_an_argument(self):
+        awkward = ["a; touch ran", "$(touch ran)", "`touch ran`", "| touch ran", "&& touch ran", "* ~ {a,b}", "'\"\\", "> ran", "two\nlines",
+                   "--", "-x", "%s"]
+        self.assertEqual(self.called(awkward), awkward + ["the prompt"])
+        self.assertEqual(self.called(["{model}", "{system_prompt}"], model="$(touch ran)", system_prompt="; touch ran"),
+                         ["$(touch ran)", "; touch ran", "the prompt"])
+        result, = self.own(["cat; touch ran"], "x")
+        self.assertEqual((result["status"], result["exit_code"], result["error_kind"]), ("failed", 127, "not_found"))
+        self.assertFalse(self.has("ran"))
+
+    def test_a_field_that_the_command_has_no_place_for_is_warned_about(self):
+        fields = {"model": "m", "system_prompt": "s", "max_turns": 1, "max_tokens": 2, "verbose": True, "extra": ["x"], "timeout": 60}
+        result, = self.own(HOW_CALLED + ["{max_turns}"], "p", fields=fields)
+        self.assertEqual(result["warnings"], ["mine has no %s; it was not applied" % name
+                                              for name in ("model", "system_prompt", "max_tokens", "verbose")])
+        self.assertEqual(json.loads(result["output"]), ["1", "x", "p"])
+
+    def test_modes_that_it_cannot_keep_are_refused_and_those_that_promise_nothing_are_not(self):
+        for fields, words in (
+                ({"sandbox_mode": "read-only"}, ['nothing keeps a command of your own in sandbox_mode "read-only"', 'only "full" is possible']),
+                ({"approval_mode": "auto"}, ['a command of your own knows no approval_mode "auto"', 'only "none" is possible'])):
+            self.assert_refused(self.parallel(env=defined(mine={"command": COPY}), input=tasks("x", backend="mine", **fields)),
+                                "stdin:1: ", "mine: ", *words)
+        result, = self.own(COPY, "x", fields={"sandbox_mode": "full", "approval_mode": "none"})
+        self.assertEqual((result["status"], result["output"]), ("ok", "x"))
+
+    def test_it_is_stopped_when_its_time_is_over(self):
+        result, = self.own(python("import os, signal, time; open('pid', 'w').write(str(os.getpid())); time.sleep(300)"), "x", fields={"timeout": 1.5})
+        self.assertEqual((result["status"], result["exit_code"], result["error"]), ("timeout", 124, "timed out after 1.5s"))
+        self.assert_gone(self.pid_in(self.path("pid")))
+
+    def test_a_program_that_is_not_there_fails_its_tasks_and_no_others(self):
+        self.file("plain", "")
+        env = defined(missing={"command": ["no-such-program", "{model}"]}, plain={"command": [self.path("plain")]}, good={"command": COPY})
+        missing, plain, good = self.lines_of(self.parallel("--jsonl", "-q", env=env, input=b"".join(
+            tasks("x", backend=name) for name in ("missing", "plain", "good"))))
+        self.assertEqual((missing["exit_code"], missing["error_kind"], missing["error"]),
+                         (127, "not_found", "no-such-program: not found: it is not installed, or not on the PATH"))
+        self.assertEqual((plain["exit_code"], plain["error_kind"], plain["error"]),
+                         (126, "permission", self.path("plain") + ": cannot be started: Permission denied"))
+        self.assertEqual(good["output"], "x")
+
+    def test_it_can_be_named_by_an_option_by_a_variable_and_in_the_defaults(self):
+        env = defined(mine={"command": COPY})
+        for arguments, more, batch in ((["-b", "mine"], {}, {"prompt": "x"}), ([], {"CLINVK_BACKEND": "mine"}, {"prompt": "x"}),
+                                       ([], {}, {"tasks": [{"prompt": "x"}], "defaults": {"backend": "mine"}})):
+            result, = self.lines_of(self.parallel("--jsonl", "-q", *arguments, env=dict(env, **more), input=json.dumps(batch)))
+            self.assertEqual((result["backend"], result["output"]), ("mine", "x"))
+
+    def test_a_dry_run_shows_its_command_line_and_starts_nothing(self):
+        env = defined(mine={"command": ["no-such-program", "-m", "{model}", "it's; $(touch ran)"]}, filer={"command": ["touch", "ran", "{prompt_file}"]})
+        completed = self.parallel("--dry-run", env=env, input=tasks("a prompt", backend="mine")
+                                  + tasks("a prompt", backend="mine", model="m") + tasks("a prompt", backend="filer"))
+        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+        first, second, third = completed.stdout.decode().splitlines()
+        self.assertEqual(first, "env NO_COLOR=1 no-such-program 'it'\"'\"'s; $(touch ran)' <<< 'a prompt'")
+        self.assertEqual(second, "env NO_COLOR=1 no-such-program -m m 'it'\"'\"'s; $(touch ran)' <<< 'a prompt'")
+        self.assertIn("printf %s 'a prompt' > ", third)
+        self.assertFalse(self.has("ran"))
+
+    def test_a_batch_may_not_define_one_unless_that_is_allowed(self):
+        batch = {"tasks": [{"prompt": "touch ran", "backend": "echo"}, {"prompt": "x", "backend": "mine"}],
+                 "backends": {"mine": {"command": ["touch", "ran-too"]}}}
+        path = self.file("batch.json", json.dumps(batch, indent=2))
+        line = json.dumps(batch, indent=2).split("\n").index('  "backends": {') + 1
+        message = ":%d: backends: commands that a batch defines are only run with --allow-commands"
+        for arguments in ([], ["--dry-run"], ["--jsonl", "-b", "echo"]):
+            self.assert_refused(self.parallel("-f", path, *arguments), path + message % line)
+        piped = self.parallel("--jsonl", "-q", input=tasks("say first") + json.dumps(batch).encode() + b"\n" + tasks("say last"))
+        first, bad, last = self.lines_of(piped)
+        self.assertEqual([first["output"], last["output"]], ["first\n", "last\n"])
+        self.assertEqual((bad["error_kind"], bad["error"]), ("invalid", "stdin" + message % 2))
+        self.assertFalse(self.has("ran") or self.has("ran-too"))
+
+    def test_with_leave_a_batch_defines_commands_for_its_own_tasks(self):
+        def batch(word):
+            definition = {"command": python("print(%r)" % word)}
+            return {"backends": {"mine": definition, word: definition}, "tasks": [{"prompt": "x", "backend": name} for name in ("mine", word)]}
+
+        text = "".join(json.dumps(value) + "\n" for value in (
+            batch("one"), {"prompt": "x", "backend": "one"}, batch("two"), {"prompt": "x", "backend": "mine"}))
+        found = self.lines_of(self.parallel("--jsonl", "-q", "--allow-commands", input=text, env=defined(mine={"command": python("print('user')")})))
+        self.assertEqual([result["output"].strip() for result in found], ["one", "one", "", "two", "two", "user"])
+        self.assertEqual(found[2]["error"], 'stdin:2: backend: unknown backend "one"; known are claude, codex, gemini, echo, mine')
+        # a backend that is named on the command line may be one that the batch defines
+        text = json.dumps(dict(batch("three"), tasks=[{"prompt": "x"}]))
+        completed = self.parallel("--jsonl", "-q", "--allow-commands", "-b", "three", input=text)
+        self.assertEqual([result["output"] for result in self.lines_of(completed)], ["three\n"])
+        self.assert_refused(self.parallel("-b", "three", input=text), "--backend: unknown backend")
+
+    def test_the_definition_is_not_in_the_files_of_an_output_directory(self):
+        self.own(COPY, "x", arguments=["--output-dir", "out", "--root", "/"], fields={"workdir": "."})
+        with open(self.path("out", "001_task-1.json"), "rb") as file:
+            kept = json.loads(file.read())
+        self.assertEqual(kept["task"], {"backend": "mine", "prompt": "x", "workdir": "."})
+
+
+class Strangers(Commands):
+    """Task files that are trusted no further than their reader says."""
+
+    def lines(self, *arguments, **options):
+        completed = self.parallel("--dry-run", *arguments, **options)
+        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+        return completed.stdout.decode().splitlines()
+
+    def test_what_is_above_the_ceiling_is_refused_with_file_and_line(self):
+        path = self.file("tasks.json", '{"tasks": [\n{"prompt": "touch ran", "backend": "echo"},\n{"prompt": "x",\n"sandbox_mode": "full"}]}')
+        for most, arguments, env in (("workspace", ["--ceiling", "sandbox=workspace"], {}),
+                                     ("read-only", [], {"CLINVK_CEILING": "approval=none,sandbox=read-only"})):
+            self.assert_refused(self.parallel("-f", path, *arguments, env=env),
+                                '%s:4: tasks[1].sandbox_mode: "full" is above the ceiling, which is "%s"\n' % (path, most))
+        self.assertFalse(self.has("ran"))
+        for fields, arguments, message in (
+                ({"approval_mode": "none"}, [], 'approval_mode: "none" is above the ceiling, which is "auto"'),
+                ({"extra": ["--add-dir", "/"]}, [], "extra: the ceiling lets no task add options of its own"),
+                ({}, ["--approval-mode", "none"], 'approval_mode: "none" is above the ceiling, which is "auto"'),
+                ({}, ["--sandbox-mode", "full"], 'sandbox_mode: "full" is above the ceiling, which is "workspace"')):
+            with self.subTest(fields=fields, arguments=arguments):
+                self.assert_refused(self.parallel("--ceiling", "sandbox=workspace,approval=auto", *arguments, input=tasks("touch ran", **fields)),
+                                    "stdin:1: " + message)
+        self.assertFalse(self.has("ran"))
+
+    def test_the_option_counts_before_the_variable(self):
+        env = {"CLINVK_CEILING": "sandbox=read-only"}
+        batch = tasks("say x", sandbox_mode="workspace")
+        self.assert_refused(self.parallel(env=env, input=batch), "above the ceiling")
+        self.assertEqual(self.parallel("--ceiling", "sandbox=workspace", env=env, input=batch).returncode, 0)
+        self.assertEqual(self.parallel("--ceiling", "approval=none", env=env, input=batch).returncode, 0)
+        self.assert_refused(self.parallel("--ceiling", "sandbox=read-only", env={"CLINVK_CEILING": "sandbox=full"}, input=batch), "above the ceiling")
+
+    def test_what_a_task_leaves_to_its_backend_becomes_what_a_ceiling_can_promise(self):
+        def lines(ceiling, *more):
+            batch = [{"prompt": "x", "backend": backend} for backend in ("claude", "codex", "gemini")]
+            return self.lines("--ceiling", ceiling, input=json.dumps(batch + [dict(fields, prompt="x") for fields in more]))
+
+        for ceiling in ("sandbox=read-only", "sandbox=full", "sandbox=workspace,approval=auto"):
+            claude, codex, gemini, said = lines(ceiling, {"backend": "codex", "sandbox_mode": "default", "approval_mode": "default"})
+            self.assertRegex(claude, " --permission-mode dontAsk .*--tools Read,Glob,Grep,WebFetch,WebSearch ")
+            self.assertIn(" -s read-only ", codex)
+            self.assertIn(" --approval-mode default --policy ", gemini)
+            self.assertIn(" -s read-only ", said)
+        for ceiling in ("approval=always", "approval=auto"):
+            claude, codex, gemini, full = lines(ceiling, {"backend": "claude", "sandbox_mode": "full"})
+            self.assertIn(" --permission-mode dontAsk ", claude)
+            self.assertNotIn(" --tools ", claude)
+            self.assertIn(" -s read-only ", codex)
+            self.assertIn(" --approval-mode default ", gemini)
+            self.assertIn(" --permission-mode dontAsk ", full)
+        claude, codex, gemini = lines("approval=none")
+        self.assertNotRegex(claude + codex + gemini, " --permission-mode | -s | --approval-mode ")
+        *_, claude, codex = lines("sandbox=workspace,approval=none", {"backend": "claude", "sandbox_mode": "workspace", "approval_mode": "auto"},
+                                  {"backend": "codex", "sandbox_mode": "workspace", "approval_mode": "none"})
+        self.assertRegex(claude, " --permission-mode acceptEdits .*Edit,Write")
+        self.assertIn(" -s workspace-write ", codex)
+
+    def test_a_system_prompt_is_allowed_under_a_ceiling(self):
+        line, = self.lines("--ceiling", "sandbox=read-only,approval=always",
+                           input=tasks("x", backend="claude", system_prompt="be brief", model="m", max_turns=3))
+        for words in ("--append-system-prompt 'be brief'", "--model m", "--max-turns 3"):
+            self.assertIn(words, line)
+
+    def test_on_a_pipe_a_task_above_the_ceiling_is_one_failed_result(self):
+        batch = tasks("say a") + tasks("touch ran", sandbox_mode="full") + tasks("say b") + tasks("touch ran", extra=["x"]) + tasks("say c")
+        completed = self.parallel("--jsonl", "-q", "-j", "1", "--ceiling", "sandbox=workspace", input=batch)
+        found = self.lines_of(completed)
+        self.assertEqual([result["output"] for result in found], ["a\n", "", "b\n", "", "c\n"])
+        self.assertEqual([result.get("error") for result in found if result["status"] == "failed"], [
+            'stdin:2: sandbox_mode: "full" is above the ceiling, which is "workspace"',
+            "stdin:4: extra: the ceiling lets no task add options of its own"])
+        self.assertEqual([result.get("error_kind") for result in found if result["status"] == "failed"], ["invalid"] * 2)
+        self.assertEqual(completed.returncode, 1)
+        self.assertFalse(self.has("ran"))
+
+    def test_a_command_of_the_users_own_is_under_no_ceiling_that_bounds_something(self):
+        env = defined(mine={"command": COPY})
+        for ceiling in ("sandbox=read-only", "sandbox=workspace", "sandbox=full", "approval=always", "approval=auto"):
+            self.assert_refused(self.parallel("--ceiling", ceiling, env=env, input=tasks("x", backend="mine")), "mine: ")
+        for ceiling, fields in (("approval=none", {}), ("sandbox=full,approval=none", {"sandbox_mode": "full"})):
+            self.assertEqual(self.parallel("-q", "--ceiling", ceiling, env=env, input=tasks("x", backend="mine", **fields)).returncode, 0)
+
+    def test_a_workdir_outside_of_the_root_is_refused(self):
+        for name in ("root", "root/in", "root-too", "out"):
+            os.mkdir(self.path(name))
+        os.symlink(self.path("out"), self.path("root", "away"))
+        os.symlink(self.path("root", "in"), self.path("inwards"))
+        good = ("root", self.path("root"), "root/in", "inwards", "root/in/..")
+        bad = ("out", self.path("out"), "root/away", "root/..", "root-too", "/", "root/in/../../out")
+        for root in ("root", self.path("root")):
+            batch = b"".join(tasks("cwd", workdir=workdir) for workdir in good) + b"".join(tasks("touch ran", workdir=workdir) for workdir in bad)
+            found = self.lines_of(self.parallel("--jsonl", "-q", "--root", root, input=batch))
+            self.assertEqual([result["output"].strip() for result in found],
+                             [os.path.realpath(self.path(workdir)) for workdir in good] + [""] * len(bad))
+            self.assertEqual([result["error"] for result in found[len(good):]], [
+                'stdin:%d: workdir: "%s" is outside of "%s"' % (number, workdir, root) for number, workdir in enumerate(bad, len(good) + 1)])
+            for arguments, batch in ((["-f", self.file("t", tasks("touch ran", workdir="out"))], b""), (["-w", "out"], tasks("touch ran"))):
+                self.assert_refused(self.parallel("--root", root, *arguments, input=batch), ':1: workdir: "out" is outside of "%s"' % root)
+        self.assertFalse(any(os.path.exists(self.path(place, "ran")) for place in (".", "out", "root", "root-too")))
+
+    def swapped(self, prompt, target):
+        """The results of a task in root/work, which an earlier one replaces by a link once all tasks have been read."""
+        for name in ("root", "root/work", "root/other", "out"):
+            os.mkdir(self.path(name))
+        swap = python("import os; os.rename('work', 'moved'); os.symlink(%r, 'work'); print('swapped')" % target)
+        path = self.file("tasks.jsonl", tasks("x", backend="swap", workdir="root") + tasks(prompt, workdir="root/work")
+                         + tasks("say last", workdir="root/other"))
+        found = self.lines_of(self.parallel("--jsonl", "-q", "-j", "1", "--root", "root", "-f", path, env=defined(swap={"command": swap})))
+        self.assertEqual([found[0]["output"], found[2]["output"]], ["swapped\n", "last\n"])
+        return found[1]
+
+    def test_a_workdir_that_leads_out_by_the_time_of_its_launch_is_not_entered(self):
+        result = self.swapped("touch ran; cwd", "../out")
+        self.assertEqual((result["status"], result["exit_code"], result["error_kind"], result["output"]), ("failed", 1, "invalid", ""))
+        self.assertEqual(result["error"], "workdir root/work: is outside of " + self.path("root"))
+        self.assertEqual(os.listdir(self.path("out")), [])
+
+    def test_a_workdir_that_became_a_link_within_the_root_is_entered(self):
+        self.assertEqual(self.swapped("cwd", "other")["output"], self.path("root", "other") + "\n")
+
+    def test_results_stay_in_the_current_directory_unless_the_command_line_says_otherwise(self):
+        os.mkdir(self.path("out"))
+        os.mkdir(self.path("here"))
+        os.symlink("../out", self.path("here", "link"))
+        for place in ("../out", self.path("out"), "link", "link/deep", "..", self.path("here-too"), "new/../../out"):
+            batch = json.dumps({"tasks": [{"prompt": "touch ran", "backend": "echo"}], "output_dir": place})
+            for arguments in ([], ["--dry-run"]):
+                with self.subTest(place=place, arguments=arguments):
+                    self.assert_refused(self.parallel(*arguments, input=batch, cwd=self.path("here")), 'stdin:1: output_dir: "' + place[:40],
+                                        " is outside of the current directory: only --output-dir can name it")
+        self.assertEqual((os.listdir(self.path("out")), os.listdir(self.path("here"))), ([], ["link"]))
+        for place in ("deep/er", ".", self.path("here", "own")):
+            batch = json.dumps({"tasks": [{"prompt": "say x", "backend": "echo"}], "output_dir": place})
+            self.assertEqual(self.parallel("-q", input=batch, cwd=self.path("here")).returncode, 0)
+            self.assertTrue(os.path.exists(os.path.join(self.path("here"), place, "summary.json")))
+        batch = json.dumps({"tasks": [{"prompt": "say x", "backend": "echo"}], "output_dir": "../nowhere"})
+        self.assertEqual(self.parallel("-q", "--output-dir", "../out", input=batch, cwd=self.path("here")).returncode, 0)
+        self.assertIn("summary.json", os.listdir(self.path("out")))
+        self.assertFalse(self.has("nowhere"))
+
+
+class Secrets(Commands):
+    """Values of the environment whose names look like keys do not stand in what clinvk itself says."""
+
+    SECRET = "sk-ant-0123456789"
+
+    def run_with(self, *arguments, input=b"", env=None, **options):
+        return self.parallel(*arguments, input=input, env=dict(env or {}, X_API_KEY=self.SECRET), **options)
+
+    def test_an_answer_is_left_and_an_error_is_not(self):
+        batch = tasks("env X_API_KEY; stderr noise", "env X_API_KEY; stderr a %s and %s; exit 3" % (self.SECRET, self.SECRET))
+        completed = self.run_with("--jsonl", "-q", input=batch)
+        good, bad = self.lines_of(completed)
+        self.assertEqual((good["status"], good["output"]), ("ok", self.SECRET + "\n"))
+        self.assertEqual((bad["output"], bad["error"]), (self.SECRET + "\n", "a [X_API_KEY] and [X_API_KEY]"))
+        for backend in ("claude", "codex", "gemini"):
+            with self.subTest(backend=backend):
+                good, bad = self.lines_of(self.run_with("--jsonl", "-q", input=tasks(
+                    "env X_API_KEY", "fail wrong key " + self.SECRET, backend=backend)))
+                self.assertEqual(good["output"], self.SECRET)
+                self.assertIn("wrong key [X_API_KEY]", bad["error"])
+
+    def test_in_every_form_and_in_the_files_of_an_output_directory(self):
+        shown = python("import os, sys; sys.exit('the key is ' + os.environ['X_API_KEY'])")
+        for arguments in ([], ["--json"], ["--jsonl"], ["-q"], ["--jsonl", "--progress", "always"], ["--output-dir", "out"]):
+            with self.subTest(arguments=arguments):
+                completed = self.run_with(*arguments, input=tasks("x", backend="shown"), env=defined(shown={"command": shown}))
+                said = completed.stdout + completed.stderr
+                self.assertNotIn(self.SECRET.encode(), said)
+                self.assertEqual(b"the key is [X_API_KEY]" in said, arguments != ["-q"])
+        for name in ("001_task-1.json", "summary.json"):
+            with open(self.path("out", name)) as file:
+                content = file.read()
+            self.assertIn("the key is [X_API_KEY]", content)
+            self.assertNotIn(self.SECRET, content)
+
+    def test_in_warnings(self):
+        event = {"type": "item.completed", "item": {"type": "error", "message": "the key %s is old" % self.SECRET}}
+        denial = {"type": "result", "is_error": False, "result": "done", "permission_denials": [
+            {"tool_name": "Bash", "tool_input": {"command": "echo " + self.SECRET}}]}
+        for backend, value in (("codex", event), ("claude", denial)):
+            result, = self.lines_of(self.run_with("--jsonl", "-q", input=tasks("raw " + json.dumps(value).replace("\\", "\\\\"), backend=backend)))
+            warning, = result["warnings"]
+            self.assertIn("[X_API_KEY]", warning)
+            self.assertNotIn(self.SECRET, warning)
+
+    def test_in_what_is_said_of_bad_input(self):
+        named = self.file(self.SECRET + ".json", b"nonsense")
+        for options, message in (({"input": tasks("x", max_turns=self.SECRET)}, 'stdin:1: max_turns: expected a whole number, got "[X_API_KEY]"'),
+                                 ({"input": tasks("x", **{self.SECRET: 1})}, "stdin:1: [X_API_KEY]: unknown field"),
+                                 ({"input": tasks("x", backend="x-" + self.SECRET)}, 'unknown backend "x-[X_API_KEY]"'),
+                                 ({"input": self.SECRET + "\n"}, 'stdin:1: expected a JSON object or array, got "[X_API_KEY]"'),
+                                 ({"arguments": ["-f", named]}, self.path("[X_API_KEY].json:1: ")),
+                                 ({"arguments": ["-f", self.path(self.SECRET, "x")]}, self.path("[X_API_KEY]/x: No such file or directory")),
+                                 ({"arguments": ["--root", self.SECRET], "input": tasks("x")}, "--root: [X_API_KEY] is not a directory"),
+                                 ({"env": {"CLINVK_CEILING": self.SECRET}, "input": tasks("x")}, 'CLINVK_CEILING: expected '),
+                                 ({"env": {"CLINVK_BACKENDS": '{"%s": 3}' % self.SECRET}, "input": tasks("x")}, "CLINVK_BACKENDS: [X_API_KEY]: ")):
+            with self.subTest(message=message):
+                completed = self.run_with(*options.pop("arguments", ()), **options)
+                self.assert_refused(completed, message)
+                self.assertNotIn(self.SECRET.encode(), completed.stderr)
+
+    def test_in_what_becomes_of_a_bad_task_on_a_pipe(self):
+        batch = tasks("say a") + tasks("x", max_turns=self.SECRET) + tasks("x", workdir="/nowhere/" + self.SECRET) + json.dumps(
+            {"max_parallel": 3, "output_dir": self.SECRET, "tasks": [{"backend": "echo", "prompt": "say b"}]}).encode()
+        completed = self.run_with("--jsonl", "-q", input=batch)
+        found = self.lines_of(completed)
+        self.assertEqual(found[1]["error"], 'stdin:2: max_turns: expected a whole number, got "[X_API_KEY]"')
+        self.assertEqual(found[2]["error"], "workdir /nowhere/[X_API_KEY]: No such file or directory")
+        self.assertIn(b'clinvk: warning: stdin:4: output_dir: "[X_API_KEY]" is not applied', completed.stderr)
+        self.assertNotIn(self.SECRET.encode(), completed.stdout + completed.stderr)
+        dry = self.run_with("--dry-run", input=batch)
+        self.assertIn(b'clinvk: error: stdin:2: max_turns: expected a whole number, got "[X_API_KEY]"', dry.stderr)
+        self.assertNotIn(self.SECRET.encode(), dry.stdout + dry.stderr)
+
+    def test_a_dry_run_shows_the_variable_and_its_line_runs_all_the_same(self):
+        batch = tasks("say a %s b%s" % (self.SECRET, self.SECRET)) + tasks("x", backend="claude", system_prompt=self.SECRET, workdir=self.directory)
+        completed = self.run_with("--dry-run", input=batch)
+        self.assertNotIn(self.SECRET.encode(), completed.stdout)
+        echo, claude = completed.stdout.decode().splitlines()
+        self.assertEqual(echo, """env NO_COLOR=1 cat <<< 'say a '"$X_API_KEY"' b'"$X_API_KEY\"""")
+        self.assertIn('--append-system-prompt "$X_API_KEY" ', claude)
+        shown = self.run_program(["bash", "-c", echo], env={"X_API_KEY": self.SECRET})
+        self.assertEqual(shown.stdout.decode(), "a %s b%s\n" % (self.SECRET, self.SECRET))
+        report = self.run_with("--dry-run", "--json", input=batch)
+        self.assertEqual(self.report_of(report)["results"][0]["output"], echo)
+        self.assertNotIn(self.SECRET.encode(), report.stdout)
+
+    def test_other_names_and_short_values_are_left(self):
+        for name, value in (("X_NAME", self.SECRET), ("MONKEY", self.SECRET), ("X_API_KEY", "sk-0123")):
+            result, = self.lines_of(self.parallel("--jsonl", "-q", env={name: value}, input=tasks("stderr it is %s; exit 3" % value)))
+            self.assertEqual(result["error"], "it is " + value)
+            self.assertEqual(self.parallel("--dry-run", env={name: value}, input=tasks(value)).stdout.decode(), "env NO_COLOR=1 cat <<< %s\n" % value)
+
+    def test_of_one_secret_within_another_the_whole_is_hidden(self):
+        values = {"A_TOKEN": "inner-secret", "B_TOKEN": "outer-inner-secret-outer", "C_TOKEN": "secret-o" * 2, "D_TOKEN": "inner-secret-more"}
+        prompt = "stderr %(A_TOKEN)s %(B_TOKEN)s %(C_TOKEN)s%(A_TOKEN)s %(D_TOKEN)s; exit 3" % values
+        result, = self.lines_of(self.parallel("--jsonl", "-q", env=values, input=tasks(prompt)))
+        self.assertEqual(result["error"], "[A_TOKEN] [B_TOKEN] [C_TOKEN][A_TOKEN] [D_TOKEN]")
+
+
+class Doctor(Commands):
+    """`clinvk doctor`, with programs of ours on the PATH and nothing else."""
+
+    def setUp(self):
+        super().setUp()
+        os.mkdir(self.path("path"))
+        self.environment["PATH"] = self.path("path")
+        self.install("cat", "exit 9")  # which is not asked
+
+    def install(self, name, script):
+        write_program(self.path("path", name), b"#!/bin/sh\n%s\n" % script.encode())
+
+    def doctor(self, *arguments, **options):
+        return self.run_program([sys.executable, "-W", "error", PROGRAM, "doctor", *arguments], **options)
+
+    def report(self, status, **options):
+        """What it says in JSON: (backends by their names, machine)."""
+        completed = self.doctor("--json", **options)
+        self.assertEqual((completed.returncode, completed.stderr), (status, b""))
+        self.assertEqual(completed.stdout.count(b"\n"), 1)
+        report = json.loads(completed.stdout.decode("utf-8"))
+        self.assertEqual(sorted(report), ["backends", "clinvk", "machine"])
+        self.assertEqual(report["clinvk"], clinvk.__version__)
+        for entry in report["backends"]:
+            self.assertEqual(sorted(entry), ["name", "path", "problem", "program", "usable", "version"])
+            self.assertEqual(entry["usable"], not entry["problem"], entry)
+        return {entry["name"]: entry for entry in report["backends"]}, report["machine"]
+
+    def test_each_program_is_found_and_asked_for_its_version(self):
+        self.install("claude", 'echo "2.1.331 (Claude Code)"; echo "args: $*" > asked; exec 2>&1 >> asked; read line; echo "${CLAUDECODE-none}"')
+        self.install("codex", "echo; echo '  codex-cli   0.169.0'; echo more")
+        self.install("gemini", "echo 'cannot find module' >&2; exit 3")
+        backends, _ = self.report(0, env={"CLAUDECODE": "1"})
+        self.assertEqual(list(backends), ["claude", "codex", "gemini", "echo"])
+        self.assertEqual(backends["claude"], {"name": "claude", "program": "claude", "path": self.path("path", "claude"),
+                                              "version": "2.1.331 (Claude Code)", "usable": True, "problem": ""})
+        self.assertEqual([backends["codex"][name] for name in ("version", "usable")], ["codex-cli 0.169.0", True])
+        self.assertEqual([backends["gemini"][name] for name in ("path", "version", "usable", "problem")],
+                         [self.path("path", "gemini"), "", False, "cannot find module"])
+        self.assertEqual([backends["echo"][name] for name in ("program", "path", "version", "usable")], ["cat", self.path("path", "cat"), "", True])
+        self.assertEqual(self.wait_for_file(self.path("asked")), b"args: --version\nnone\n")
+
+    def test_what_is_missing_is_told_with_how_to_install_it(self):
+        self.file("path/codex", "#!/bin/sh\n")
+        self.install("gemini", "exit 0")
+        backends, _ = self.report(1)
+        self.assertEqual((backends["claude"]["path"], backends["claude"]["problem"]),
+                         ("", "not found on the PATH; to install it: npm install -g @anthropic-ai/claude-code"))
+        self.assertEqual((backends["codex"]["path"], backends["codex"]["problem"]),
+                         (self.path("path", "codex"), "cannot be executed; to install it: npm install -g @openai/codex"))
+        self.assertEqual((backends["gemini"]["usable"], backends["gemini"]["problem"]), (False, "gemini ended well but gave no answer"))
+
+    def test_the_exit_status_says_whether_there_is_one_to_use(self):
+        self.report(1)  # echo alone
+        os.unlink(self.path("path", "cat"))
+        self.assertFalse(self.report(1)[0]["echo"]["usable"])
+        mine = defined(mine={"command": ["./tool", "{model}"]})
+        self.assertIs(self.report(1, env=mine)[0]["mine"]["usable"], False)
+        write_program(self.path("tool"), b"#!/bin/sh\ntouch ran\n")
+        backends, _ = self.report(0, env=mine)
+        self.assertEqual((list(backends)[-1], backends["mine"]["path"], backends["mine"]["version"]), ("mine", self.path("tool"), ""))
+        self.assertFalse(self.has("ran"), "of what it would do nothing is known: it is not asked")
+        self.install("gemini", "echo 1")
+        self.report(0)
+
+    def test_in_text_there_is_a_line_for_each(self):
+        self.install("claude", r"printf 'v\033[31m1\n'")
+        self.install("codex", "echo >&2 broken; exit 1")
+        completed = self.doctor(env={"CLINVK_BACKENDS": '{"mine": {"command": ["cat"]}, "other": {"command": ["missing"]}}'})
+        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+        lines, _, machine = completed.stdout.decode().partition("\n\n")
+        cat = self.path("path", "cat")
+        self.assertEqual(lines.split("\n"), [
+            "claude     v^[[31m1  " + self.path("path", "claude"), "codex      cannot be used:  %s  broken" % self.path("path", "codex"),
+            "gemini     cannot be used:  not found on the PATH; to install it: npm install -g @google/gemini-cli", "echo       found  " + cat,
+            "mine       found  " + cat, "other      cannot be used:  not found on the PATH"])
+        said = dict(line.split(None, 1) for line in machine.splitlines())
+        self.assertEqual(set(said), set(self.report(0)[1]))
+        self.assertEqual((said["temp"], said["home"], said["home_writable"], said["nested_in"]), (self.tmp, self.home, "yes", "none"))
+        self.assertTrue(completed.stdout.endswith(b"\n"))
+
+    def test_what_matters_of_the_machine(self):
+        method = self.environment.get("CLINVK_START_METHOD") or clinvk.default_start_method()
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        _, machine = self.report(1, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard)))
+        self.assertEqual(machine["python"], "%s %s" % (platform.python_version(), sys.executable))
+        self.assertEqual([machine[name] for name in ("start_method", "temp", "temp_writable", "home", "home_writable", "descriptors", "nested_in")],
+                         [method, self.tmp, True, self.home, True, 200, []])
+        self.assertIs(machine["semaphores"], True)
+        self.assertGreater(machine["temp_free_mb"], 0)
+        self.assertLessEqual(machine["temp_free_mb"], shutil.disk_usage(self.tmp).total >> 20)
+        self.assertEqual(machine["orjson"] != "no", orjson_is_there())
+
+    def test_a_home_that_cannot_be_written_and_runs_in_runs_are_told(self):
+        _, machine = self.report(1, env={"HOME": "/nonexistent/home", "CLAUDECODE": "1", "CLAUDE_CODE_ENTRYPOINT": "cli"})
+        self.assertEqual((machine["home"], machine["home_writable"]), ("/nonexistent/home", False))
+        self.assertEqual(machine["nested_in"], ["CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT"])
+        text = self.doctor(env={"HOME": "/nonexistent/home", "CLAUDECODE": "1"}).stdout.decode()
+        self.assertRegex(text, r"(?m)^home_writable +no$")
+        self.assertRegex(text, r"(?m)^nested_in +CLAUDECODE$")
+
+    def test_each_start_method_is_tried_with_the_programs(self):
+        self.install("claude", "echo 1")
+        for method in ("fork", "spawn", "thread"):
+            backends, machine = self.report(0, env={"CLINVK_START_METHOD": method})
+            self.assertEqual((machine["start_method"], backends["claude"]["version"]), (method, "1"))
+
+    def test_definitions_with_a_mistake_are_refused(self):
+        self.assert_refused(self.doctor(env={"CLINVK_BACKENDS": '{"mine": {}}'}), "CLINVK_BACKENDS: mine: ")
+
+    def test_it_leaves_nothing(self):
+        self.install("claude", "echo 1; : > \"$TMPDIR/left\"; sleep 300 &")
+        self.environment["PATH"] += os.pathsep + os.defpath
+        self.report(0)
+        self.assertEqual(os.listdir(self.home) + os.listdir(self.tmp), [])
+
+
+def orjson_is_there():
+    try:
+        import orjson
+        return bool(orjson)
+    except ImportError:
+        return False
 
 
 class Pipes(Commands):
@@ -1063,7 +1679,7 @@ class Content(Commands):
         self.assertEqual([result["output"] for result in self.lines_of(completed)], prompts)
         for backend, prompt in (("claude", "-x"), ("codex", "@file"), ("gemini", "--help"), ("claude", "\u5be9" * 70000)):
             with self.subTest(backend=backend):
-                result, = self.lines_of(self.parallel("--jsonl", "-q", input=tasks(prompt, backend=backend)))
+                result, = self.lines_of(self.parallel("--jsonl", "-q", "-j", "1", input=tasks(prompt, backend=backend)))
                 self.assertEqual((result["status"], result["output"] == prompt), ("ok", True), result.get("error"))
 
     @only_linux
@@ -1137,7 +1753,7 @@ class Surroundings(Commands):
             with self.subTest(command=command):
                 environment = self.environment_with(env)
                 program = shutil.which(command[0], path=environment["PATH"])
-                completed = self.run_program([program] + command[1:] + ["parallel", "--jsonl", "-q", "-b", "echo"], b'{"prompt": "say x"}', env)
+                completed = self.run_program([program] + command[1:] + ["parallel", "--jsonl", "-q", "-j", "1", "-b", "echo"], b'{"prompt": "say x"}', env)
                 self.assertEqual((completed.returncode, completed.stderr), (0, b""))
                 self.assertEqual(results(completed)[0]["output"], "x\n")
 
@@ -1145,7 +1761,7 @@ class Surroundings(Commands):
         # a backend that calls clinvk itself: neither run takes the other's processes for its own
         write_program(os.path.join(self.bin, "claude"), b"#!/bin/sh\n/bin/cat > inner.json\n'%s' '%s' parallel -q --jsonl < inner.json >&2\n"
                       b"echo '{\"type\": \"result\", \"is_error\": false, \"result\": \"inner done\"}'\n"
-                      % (os.fsencode(sys.executable), os.fsencode(PROGRAM)))
+                      % (os.fsencode(sys.executable), os.fsencode(COMPILED)))
         self.assertEqual(self.lines_of(self.parallel("--jsonl", "-q", input=tasks(
             tasks("say inner", "touch inner-ran; say x").decode(), backend="claude")))[0]["output"], "inner done")
         self.assertTrue(self.has("inner-ran"))
@@ -1169,7 +1785,7 @@ class Guide(Commands):
         self.install_answerers("claude", "codex", "gemini")
         os.unlink(os.path.join(self.bin, "cat"))  # the scripts use the real one
         write_program(os.path.join(self.bin, "clinvk"), b"#!/bin/sh\nexec '%s' -W error '%s' \"$@\"\n"
-                      % (os.fsencode(sys.executable), os.fsencode(PROGRAM)))
+                      % (os.fsencode(sys.executable), os.fsencode(COMPILED)))
         self.file("tasks.json", self.BASIC)
 
     def shell(self, script, status=0):

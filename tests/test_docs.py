@@ -9,11 +9,12 @@ import subprocess
 import sys
 import unittest
 
-from support import PROGRAM, ROOT, Case, clinvk, write_program
+from support import COMPILED, ROOT, Case, clinvk, write_program
 
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}
-FILES, DIRECTORIES = {"--file"}, {"--workdir", "--output-dir"}
+FILES, DIRECTORIES = {"--file"}, {"--workdir", "--output-dir", "--root"}
+CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 
 
 def text_of(*names):
@@ -49,7 +50,7 @@ def words_for(action):
     """The words that the value of an option is one of; () where it is free, None where it has none."""
     if action.nargs == 0:
         return None
-    return tuple(action.choices or WORDS_OF_FIELDS.get(action.dest.replace("task_", ""), ()))
+    return tuple(action.choices or dict(WORDS_OF_FIELDS, ceiling=CEILINGS).get(action.dest.replace("task_", ""), ()))
 
 
 def commands():
@@ -95,9 +96,14 @@ class ManPage:
     def options(self, section, subsection=""):
         return {"-" + option for item, _ in self.items(section, subsection) for option in re.findall(r"Fl (\S+)", item)}
 
-    def body(self, section, word):
+    def body(self, section, word, subsection=""):
         """The lines that belong to the item of that word."""
-        return next(lines for item, lines in self.items(section) if word in item.split())
+        return next(lines for item, lines in self.items(section, subsection) if word in item.split())
+
+    def rows(self, lines):
+        """The rows of a table, without its head; what stands with a comma between stands for each of these."""
+        return [[cell.replace("Fl -", "--").split(", ") for cell in line[4:].split(" Ta ")] for line in lines
+                if line.startswith(".It ") and " Ta " in line and not line.startswith(".It Em ")]
 
 
 MAN = ManPage()
@@ -107,7 +113,7 @@ class ManPageTest(unittest.TestCase):
     def test_it_describes_exactly_the_options_of_the_parser(self):
         for command, parser in parsers().items():
             with self.subTest(command=command):
-                written = MAN.options("OPTIONS", "Options of " + command) if command == "parallel" else set()
+                written = MAN.options("OPTIONS", "Options of " + command) if command in ("parallel", "doctor") else set()
                 general = MAN.options("OPTIONS", "General options")
                 self.assertEqual(written | (general & HELP if command else general), options_of(parser))
 
@@ -173,31 +179,49 @@ class ManPageTest(unittest.TestCase):
         self.assertEqual({int(word) for word in MAN.words("EXIT STATUS")}, statuses)
 
     def test_it_describes_exactly_the_backends(self):
-        self.assertEqual(MAN.words("BACKENDS"), list(clinvk.BACKENDS))
+        self.assertEqual(MAN.words("BACKENDS", "The programs"), list(clinvk.BACKENDS))
 
     def test_its_tables_say_what_the_modes_come_to(self):
         option = {"claude": "--permission-mode", "codex": "-s", "gemini": "--approval-mode"}
         for name, backend in clinvk.BACKENDS.items():
-            rows = [line[4:].split(" Ta ") for line in MAN.body("BACKENDS", name) if line.startswith(".It ") and " Ta " in line][1:]
+            rows = MAN.rows(MAN.body("BACKENDS", name, "The programs"))
             self.assertEqual(bool(rows), name in option)
             for sandbox in clinvk.SANDBOX_MODES if rows else ():
                 for approval in clinvk.APPROVAL_MODES:
                     with self.subTest(backend=name, sandbox_mode=sandbox, approval_mode=approval):
-                        said = next(row[2] for row in rows if row[0] in (sandbox, "any") and row[1] in (approval, "any"))
+                        said = next(row[2][0] for row in rows if {sandbox, "any"} & set(row[0]) and {approval, "any"} & set(row[1]))
                         argv = backend.command(clinvk.Task(0, name, "p", sandbox_mode=sandbox, approval_mode=approval)).argv
                         if backend.refuse(sandbox, approval):
                             does = "refused"
                         elif option[name] in argv:
                             does = argv[argv.index(option[name]) + 1]
                         else:
-                            does = "its own default"
+                            does = "its own default" if name == "codex" else "its own settings"
                         self.assertEqual(said, does)
+
+    def test_it_says_which_modes_are_refused(self):
+        rows = MAN.rows(MAN.part("BACKENDS", "What the modes come to"))
+        for name, backend in clinvk.BACKENDS.items():
+            for sandbox in clinvk.SANDBOX_MODES if name != "echo" else ():
+                for approval in clinvk.APPROVAL_MODES:
+                    with self.subTest(backend=name, sandbox_mode=sandbox, approval_mode=approval):
+                        effect = [row[3] for row in rows if {sandbox, "any"} & set(row[0]) and {name, "all"} & set(row[2])
+                                  and ({approval, "any"} & set(row[1]) or row[1] == ["any but always"] and approval != "always")]
+                        self.assertEqual(["refused"] in effect[:1], bool(backend.refuse(sandbox, approval)))
+
+    def test_its_definitions_of_commands_are_definitions(self):
+        text = "\n".join(MAN.part("BACKENDS", "Commands of your own"))
+        example = re.search(r"^\.Bd [^\n]*\n(\{.*?)^\.Ed", text + "\n", re.M | re.S).group(1).replace(r"\(dq", '"')
+        self.assertEqual(list(clinvk.environment_definitions({"CLINVK_BACKENDS": example})), ["copy", "ollama", "llm", "opencode"])
+        self.assertEqual([name for name in clinvk.DEFINITION_FIELDS if ".Va " + name not in text and name not in
+                          " ".join(MAN.words("BACKENDS", "Commands of your own"))], [])
+        self.assertEqual([name for name in clinvk.PLACEHOLDERS if "Ql {%s}" % name not in text], [])
 
     def test_it_says_which_fields_a_backend_has_not(self):
         optional = {"model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose"}
         for name, backend in clinvk.BACKENDS.items():
             with self.subTest(backend=name):
-                text = "\n".join(MAN.body("BACKENDS", name))
+                text = "\n".join(MAN.body("BACKENDS", name, "The programs"))
                 sentence = re.search(r"^It has no\n(.*?)\.$", text, re.M | re.S)
                 has_not = set(re.findall(r"\.Va (\w+)", sentence.group(1))) if sentence else set()
                 if name == "echo":
@@ -208,9 +232,9 @@ class ManPageTest(unittest.TestCase):
     def test_it_gives_the_limits_of_prompts_and_the_signals(self):
         for name, backend in clinvk.BACKENDS.items():
             with self.subTest(backend=name):
-                text = "\n".join(MAN.body("BACKENDS", name))
+                text = "\n".join(MAN.body("BACKENDS", name, "The programs"))
                 size = "{:,} {}".format(backend.limit, backend.limit_unit) if backend.limit else "any size"
-                self.assertIn("The prompt may have %s." % size, text)
+                self.assertRegex(text, "(?m)^The prompt may have %s[.,;]" % size)
                 self.assertEqual("It is stopped with " + backend.stop_signal in text, backend.stop_signal != "SIGTERM")
 
     def test_it_gives_the_numbers_of_the_program(self):
@@ -426,6 +450,7 @@ class FishCompletionTest(Case):
             self.assertEqual(self.complete("clinvk %s -" % command), options_of(parsers()[command]))
         self.assertEqual(self.complete("clinvk parallel --backend "), set(clinvk.BACKENDS))
         self.assertEqual(self.complete("clinvk parallel --color=a"), {"--color=auto", "--color=always"})
+        self.assertEqual(self.complete("clinvk parallel --ceiling "), set(CEILINGS))
         self.file("my-tasks.json", "{}")
         os.mkdir(self.path("my-directory"))
         self.assertEqual(self.complete("clinvk parallel -f my"), {"my-tasks.json", "my-directory/"})
@@ -441,7 +466,7 @@ class ExampleCase(Case):
         os.mkdir(self.tools)
         os.mkdir(self.place)
         write_program(os.path.join(self.tools, "clinvk"),
-                      ('#!/bin/sh\nexec "%s" "%s" "$@"\n' % (sys.executable, PROGRAM)).encode())
+                      ('#!/bin/sh\nexec "%s" "%s" "$@"\n' % (sys.executable, COMPILED)).encode())
         self.environment.update(PATH=self.tools + os.pathsep + os.environ.get("PATH", os.defpath), LC_ALL="C.UTF-8")
 
     def shell(self, command):
@@ -529,8 +554,11 @@ class ManPageExamplesTest(ExampleCase):
     def test_each_works(self):
         answer = b'#!/bin/sh\ncat > /dev/null\n'
         write_program(os.path.join(self.tools, "claude"), answer + b'echo \'{"type": "result", "is_error": false, "result": "fine"}\'\n')
-        write_program(os.path.join(self.tools, "gemini"), answer + b'echo \'{"response": "fine"}\'\n')
-        for name, content in (("tasks.json", '[{"prompt": "one"}, {"prompt": "two"}]'), ("prompts.txt", "one\ntwo\n")):
+        write_program(os.path.join(self.tools, "gemini"), answer + b'echo \'{"type": "message", "role": "assistant", "content": "fine"}\'\n'
+                      b'echo \'{"type": "result", "status": "success"}\'\n')
+        write_program(os.path.join(self.tools, "llm"), b"#!/bin/sh\nexec cat\n")
+        for name, content in (("tasks.json", '[{"prompt": "one"}, {"prompt": "two"}]'), ("prompts.txt", "one\ntwo\n"),
+                              ("plan.json", '[{"prompt": "one", "workdir": "src"}]')):
             self.file(os.path.join("place", name), content)
         os.mkdir(os.path.join(self.place, "src"))
         self.file(os.path.join("place", "src", "a.py"), "")

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import pickle
+import shutil
 import signal
 import socket
 import stat
@@ -28,7 +29,7 @@ class PlatformCase(support.Case):
         return done.stdout.decode()
 
     def script_argv(self, body, args=(), prepare=""):
-        head = "import errno, os, signal, sys, time\n%s\nsys.path.insert(0, %r)\nimport clinvk\n" % (prepare, support.ROOT)
+        head = "import errno, os, signal, sys, time\n%s\nsys.path.insert(0, %r)\nimport clinvk\n" % (prepare, support.MODULES)
         return [sys.executable, "-c", head + textwrap.dedent(body)] + list(args)
 
     def stop(self, *processes):
@@ -294,6 +295,35 @@ class Files(PlatformCase):
         self.assertTrue(os.path.isdir(self.home), "a link is removed, not followed")
         clinvk.remove_tree(path)  # gone already: no error
 
+    def test_a_path_is_removed_whatever_it_is_and_no_link_is_followed(self):
+        os.makedirs(self.path("tree", "deep"))
+        self.file("tree/deep/file", "x")
+        os.makedirs(self.path("kept", "deep"))
+        for name, target in (("to-tree", "kept"), ("to-file", "kept-file"), ("to-nothing", "nowhere")):
+            os.symlink(target, self.path(name))
+        self.file("kept-file", "x")
+        self.file("file", "x")
+        os.chmod(self.path("file"), 0)
+        for name in ("tree", "to-tree", "to-file", "to-nothing", "file", "file", "nowhere/at/all"):
+            clinvk.remove_path(self.path(name))
+            self.assertFalse(os.path.lexists(self.path(name)), name)
+        self.assertEqual(sorted(os.listdir(self.directory)), ["bin", "home", "kept", "kept-file", "tmp"])
+        self.assertEqual(os.listdir(self.path("kept")), ["deep"])
+
+    def test_free_space_is_what_the_system_tells_and_nothing_where_it_cannot(self):
+        free = clinvk.free_space(self.directory)
+        self.assertGreater(free, 1 << 20)
+        self.assertLessEqual(free, shutil.disk_usage(self.directory).total)
+        self.assertEqual(clinvk.free_space(self.path("nowhere")), 0)
+
+    def test_the_limit_of_descriptors_is_the_one_that_counts_now(self):
+        body = """
+            import resource
+            resource.setrlimit(resource.RLIMIT_NOFILE, (77, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            print(clinvk.descriptor_limit())
+            """
+        self.assertEqual(self.script(body), "77\n")
+
     def test_directories_that_forbid_it_are_removed_all_the_same(self):
         # as a package cache leaves them; root may remove anything, so not as root
         body = """
@@ -304,12 +334,11 @@ class Files(PlatformCase):
                 os.setgid(65534)
                 os.setuid(65534)
             os.makedirs(directory + "/top/cache/module")
-            open(directory + "/top/cache/module/file", "w").close()
+            open(directory + "/top/cache/module/file", "wb").close()
             os.chmod(directory + "/top/cache/module", 0o555)
             os.chmod(directory + "/top/cache", 0)
             clinvk.remove_tree(directory + "/top")
             print(os.path.exists(directory + "/top"), flush=True)
-            os._exit(0)  # nothing that measures this process can write any more
             """
         os.mkdir(self.path("open"))
         os.chmod(self.path("open"), 0o777)
@@ -437,6 +466,41 @@ class Starting(PlatformCase):
         self.assertEqual(clinvk.code_of_status(os.waitpid(pid, 0)[1]), 3)
 
 
+class Finding(PlatformCase):
+    """A program that is looked for, without starting it."""
+
+    def setUp(self):
+        super().setUp()
+        for name in ("one", "two"):
+            os.mkdir(self.path(name))
+        support.write_program(self.path("two", "tool"), b"#!/bin/sh\n")
+        self.enter_environment(PATH=self.path("one") + ":" + self.path("two"))
+
+    def test_it_is_the_first_on_the_path_that_can_be_executed(self):
+        self.assertEqual(clinvk.find_program("tool"), (self.path("two", "tool"), ""))
+        os.mkdir(self.path("one", "tool"))
+        self.assertEqual(clinvk.find_program("tool"), (self.path("two", "tool"), ""), "a directory is no program")
+        os.rmdir(self.path("one", "tool"))
+        self.file("one/tool", "")
+        self.assertEqual(clinvk.find_program("tool"), (self.path("two", "tool"), ""), "nor is a file that cannot be executed")
+        support.write_program(self.path("one", "tool"), b"#!/bin/sh\n")
+        self.assertEqual(clinvk.find_program("tool"), (self.path("one", "tool"), ""))
+
+    def test_what_cannot_be_started_is_told_with_the_reason(self):
+        self.assertEqual(clinvk.find_program("missing"), ("", "not found on the PATH"))
+        self.file("two/plain", "")
+        self.assertEqual(clinvk.find_program("plain"), (self.path("two", "plain"), "cannot be executed"))
+        self.assertEqual(clinvk.find_program(self.path("two", "plain")), (self.path("two", "plain"), "cannot be executed"))
+        os.mkdir(self.path("two", "directory"))
+        self.assertEqual(clinvk.find_program("directory"), ("", "not found on the PATH"))
+        self.assertEqual(clinvk.find_program(self.path("nowhere", "tool"))[0], "")
+
+    def test_a_path_is_taken_as_it_is_and_told_as_an_absolute_one(self):
+        self.assertEqual(clinvk.find_program(self.path("two", "tool")), (self.path("two", "tool"), ""))
+        body = "print(clinvk.find_program('two/tool'), clinvk.find_program('tool'))"
+        self.assertEqual(self.script(body, env={"PATH": "two"}), "%r %r\n" % (((self.path("two", "tool"), ""),) * 2))
+
+
 class Ending(PlatformCase):
     def test_a_process_exists_until_it_is_reaped(self):
         process = self.start_program(["sleep", "300"])
@@ -542,7 +606,6 @@ class Ending(PlatformCase):
             os.close(writer)
             os.waitpid(other, 0)
             print(clinvk.end_children(), flush=True)
-            os._exit(0)  # nothing that measures this process can write any more
             """
         self.assertEqual(self.script(body), "False\nTrue\n")
 

@@ -10,10 +10,7 @@ import sys
 import textwrap
 import unittest
 
-from support import ROOT, Case, children_of, is_running, only_linux, wait_until
-
-METHODS = ("fork", "spawn", "thread") if sys.platform.startswith("linux") else ("spawn", "thread")
-PROCESSES = tuple(method for method in METHODS if method != "thread")
+from support import MODULES, PROCESS_METHODS, START_METHODS, Case, children_of, is_running, only_linux, wait_until
 
 HEAD = """
 import json, os, signal, sys, threading, time
@@ -32,7 +29,7 @@ def tell(result):
 
 METHOD = sys.argv[1]
 if __name__ == "__main__":
-""" % ROOT
+""" % MODULES
 
 
 class Pool(Case):
@@ -56,7 +53,7 @@ class Pool(Case):
 
 class Contract(Pool):
     def test_every_task_is_answered_once_and_its_text_comes_back(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             for result in run_pool(echo(*["say %d" % n for n in range(20)]), jobs=4, start_method=METHOD):
                 tell(result)
             """):
@@ -64,7 +61,7 @@ class Contract(Pool):
             self.assertEqual({(index, text) for index, _, _, text, _ in lines}, {(n, "%d\n" % n) for n in range(20)})
 
     def test_one_job_runs_tasks_in_order_and_the_next_can_be_made_from_the_last_result(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             answers = []
             def chain():
                 for index in range(4):
@@ -76,7 +73,7 @@ class Contract(Pool):
             self.assertEqual([line[3] for line in lines], ["a\n", "ax\n", "axx\n", "axxx\n"])
 
     def test_no_more_tasks_are_taken_than_there_are_jobs(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             taken, done, most = [], [], 0
             def supply():
                 for index in range(12):
@@ -89,7 +86,7 @@ class Contract(Pool):
             self.assertEqual(max(lines), 3)
 
     def test_a_supply_that_says_none_is_asked_again_when_it_calls(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             class Supply:
                 on_ready = None
                 def __init__(self):
@@ -114,7 +111,7 @@ class Contract(Pool):
             self.assertEqual(sorted(line[0] for line in lines), [0, 1, 2])
 
     def test_what_the_supply_raises_passes_through_and_leaves_nothing(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             def supply():
                 yield Task(0, "echo", "sleep 300")
                 raise LookupError("no more")
@@ -127,7 +124,7 @@ class Contract(Pool):
             self.assertEqual(lines, ["no more"])
 
     def test_large_prompts_and_answers_travel_and_outlive_the_run(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             prompts = ["rest\\n" + "\\u00e9" * 50000 + str(n) for n in range(3)]
             results = list(run_pool(echo(*prompts), jobs=2, start_method=METHOD))
             for result in results:
@@ -136,7 +133,7 @@ class Contract(Pool):
             self.assertEqual(lines, [True] * 3)
 
     def test_what_describes_a_task_comes_back_with_its_result(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             task = Task(7, "echo", "say x", id="i", name="n", tags=("t",), meta={"a": [1, None]})
             for result in run_pool([task], jobs=1, start_method=METHOD):
                 say(json.dumps(result.task == task))
@@ -144,14 +141,14 @@ class Contract(Pool):
             self.assertEqual(lines, [True])
 
     def test_a_task_that_is_no_task_fails_with_its_reason(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             for result in run_pool([Task(0, "", "", invalid="stdin:3: not valid JSON")], jobs=1, start_method=METHOD):
                 tell(result)
             """):
             self.assertEqual(lines, [[0, "failed", 1, "", "stdin:3: not valid JSON"]])
 
     def test_several_runs_at_once_do_not_hold_each_others_lifelines(self):
-        for method in PROCESSES:
+        for method in PROCESS_METHODS:
             with self.subTest(method=method):
                 self.run_script(method, """
                     first = run_pool(echo("say a", "sleep 300"), jobs=2, start_method=METHOD)
@@ -165,7 +162,7 @@ class Contract(Pool):
 
 class Stopping(Pool):
     def test_fail_fast_stops_what_runs_and_cancels_the_rest(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             for result in run_pool(echo("exit 3", "sleep 300", "say never"), jobs=2, fail_fast=True, start_method=METHOD):
                 tell(result)
             """):
@@ -173,7 +170,7 @@ class Stopping(Pool):
             self.assertIn("fail-fast", sorted(lines)[2][4])
 
     def test_cancel_answers_everything(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             control = Control()
             for result in run_pool(echo("say a", "sleep 300", "sleep 300", "say b"), jobs=2, control=control, start_method=METHOD):
                 tell(result)
@@ -183,7 +180,7 @@ class Stopping(Pool):
                              [(0, "ok"), (1, "canceled"), (2, "canceled"), (3, "canceled")])
 
     def test_kill_does_not_wait_for_the_grace(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             control = Control()
             for result in run_pool(echo("say a", "ignore-term; touch ready; sleep 300"), jobs=2, control=control,
                                    grace=1000.0, start_method=METHOD):
@@ -198,7 +195,7 @@ class Stopping(Pool):
             self.assertEqual([(line[0], line[1]) for line in sorted(lines)], [(0, "ok"), (1, "canceled")])
 
     def test_closing_the_generator_stops_what_runs(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             results = run_pool(echo("say a", "leave-group left; fork-child; sleep 300"), jobs=2, start_method=METHOD)
             tell(next(results))
             while not os.path.exists("left"):
@@ -210,7 +207,7 @@ class Stopping(Pool):
         # that nothing is left, tearDown checks
 
     def test_on_tick_is_told_how_many_run(self):
-        for _, lines in self.each(METHODS, """
+        for _, lines in self.each(START_METHODS, """
             seen = set()
             def tick(running):
                 seen.add(running)
@@ -249,7 +246,7 @@ class Deaths(Pool):
             lines.append(json.loads(line))
 
     def test_a_killed_worker_costs_its_own_task_and_leaves_nothing_of_it(self):
-        for method in PROCESSES:
+        for method in PROCESS_METHODS:
             with self.subTest(method=method):
                 process = self.start_run(method, "fork-child child-%s; leave-group left-%s; ids ids-%s; sleep 300" % ((method,) * 3),
                                          "say a", "say b")
@@ -264,7 +261,7 @@ class Deaths(Pool):
                 self.assertEqual(process.error_output(), b"")
 
     def test_killed_workers_are_replaced(self):
-        for method in PROCESSES:
+        for method in PROCESS_METHODS:
             with self.subTest(method=method):
                 prompts = ["ids ids-%s-%d; wait-for go-%s; say x" % (method, n, method) for n in range(4)]
                 process = self.start_run(method, *prompts)
@@ -280,7 +277,7 @@ class Deaths(Pool):
 
     def test_an_idle_worker_that_is_killed_inside_the_queue_lock_blocks_nobody(self):
         # an idle worker holds the lock of the task queue while it waits; with a semaphore the others would wait for ever
-        for method in PROCESSES:
+        for method in PROCESS_METHODS:
             with self.subTest(method=method):
                 process = self.start_script(method, """
                     class Supply:
@@ -315,10 +312,11 @@ class Deaths(Pool):
     def test_a_pool_that_stands_still_after_a_death_is_replaced(self):
         # After a death, the head of a message without its body in the task queue: whoever reads it waits for the rest for ever,
         # and takes the messages that follow for it.
-        for method in PROCESSES:
+        for method in PROCESS_METHODS:
             with self.subTest(method=method):
                 process = self.start_script(method, """
                     import struct
+                    clinvk.TICK_SECONDS = 0.05  # looks are counted, whatever the time between them
                     run = clinvk._Run(2, METHOD, 5.0, say)
                     crew = run.crews[0]
                     def seated():
@@ -359,7 +357,7 @@ class Deaths(Pool):
             lines.append(json.loads(line))
 
     def test_when_the_parent_is_killed_nothing_lives_on(self):
-        for method in PROCESSES:
+        for method in PROCESS_METHODS:
             with self.subTest(method=method):
                 process = self.start_run(method, "fork-child; leave-group left-%s; scrub scrubbed-%s; ignore-term; "
                                          "touch ready-%s; sleep 300" % ((method,) * 3), "wait-for never")
@@ -374,10 +372,11 @@ class Deaths(Pool):
 
 
     def test_a_damaged_pool_does_not_keep_a_canceled_run_from_ending(self):
-        for method in PROCESSES:
+        for method in PROCESS_METHODS:
             with self.subTest(method=method):
                 process = self.start_script(method, """
                     import struct
+                    clinvk.TICK_SECONDS = 0.05  # looks are counted, whatever the time between them
                     run = clinvk._Run(2, METHOD, 5.0, say)
                     crew = run.crews[0]
                     while len(list(crew.seats)) < 2:
@@ -400,7 +399,7 @@ class Deaths(Pool):
                 self.assertEqual(process.finish().returncode, 0)
 
     def test_a_worker_that_does_not_answer_cannot_keep_a_killed_run(self):
-        for method in PROCESSES:
+        for method in PROCESS_METHODS:
             with self.subTest(method=method):
                 process = self.start_script(method, """
                     control = Control()
@@ -425,7 +424,7 @@ class WithoutLocks(Pool):
             clinvk.KernelLock.acquire = refuse  # a file system without locks
             for result in run_pool(echo("say a", "say b"), jobs=2, start_method=METHOD, notice=lambda text: say(json.dumps(text))):
                 tell(result)
-            """), PROCESSES[0]])
+            """), PROCESS_METHODS[0]])
         lines = [json.loads(line) for line in completed.stdout.splitlines()]
         self.assertEqual(completed.returncode, 0, completed.stderr)
         self.assertIn("tasks run in threads", lines[0])

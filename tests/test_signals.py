@@ -7,7 +7,7 @@ import subprocess
 import sys
 import unittest
 
-from support import PROGRAM, ROOT, Case, is_running, only_linux, results, tasks, wait_until
+from support import COMPILED, MODULES, Case, is_running, only_linux, results, tasks, wait_until
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONG = "leave-group left; fork-child child; touch ready; sleep 300"
@@ -61,7 +61,7 @@ class Signals(Case):
 
     def test_the_shell_sees_the_signal(self):
         path = self.file("batch.jsonl", tasks(LONG))
-        shell = self.start_program(["sh", "-c", '"$@" & echo $!; wait $!; echo $?', "sh", sys.executable, PROGRAM, "parallel",
+        shell = self.start_program(["sh", "-c", '"$@" & echo $!; wait $!; echo $?', "sh", sys.executable, COMPILED, "parallel",
                                     "--jsonl", "-q", "-f", path])
         pid = int(shell.line())
         self.wait_for_file(self.path("ready"))
@@ -111,13 +111,13 @@ class Signals(Case):
 
     def test_a_producer_without_end_is_no_reason_to_go_on_reading(self):
         completed = self.run_program(["sh", "-c", "yes \"$1\" | \"$2\" \"$3\" parallel -j 1 --fail-fast --jsonl -q", "sh",
-                                      '{"backend":"echo","prompt":"exit 3"}', sys.executable, PROGRAM])
+                                      '{"backend":"echo","prompt":"exit 3"}', sys.executable, COMPILED])
         self.assertEqual(completed.returncode, 1)
         self.assertEqual([result["status"] for result in results(completed)][0], "failed")
 
     def test_an_ignored_sigchld_does_not_hide_the_ends_of_backends(self):
         script = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
-        completed = self.run_program([sys.executable, "-c", script, sys.executable, PROGRAM, "parallel", "--jsonl", "-q"],
+        completed = self.run_program([sys.executable, "-c", script, sys.executable, COMPILED, "parallel", "--jsonl", "-q"],
                                      tasks("say a", "exit 3"))
         self.assertEqual(self.statuses(completed), [(0, "ok"), (1, "failed")])
 
@@ -141,13 +141,13 @@ class Signals(Case):
     def test_an_interrupt_after_all_is_written_is_no_error(self):
         # os._exit, the last thing that console calls, is made the moment at which it comes
         late = "import os, signal, clinvk; os._exit = lambda code: os.kill(os.getpid(), signal.SIGINT); clinvk.console()"
-        done = self.run_program([sys.executable, "-c", late, "parallel", "--quiet"], tasks("say hello"), {"PYTHONPATH": ROOT})
+        done = self.run_program([sys.executable, "-c", late, "parallel", "--quiet"], tasks("say hello"), {"PYTHONPATH": MODULES})
         self.assertEqual((done.returncode, done.stderr), (-signal.SIGINT, b""))
         self.assertIn(b"1 completed", done.stdout)
 
     def test_signals_that_were_ignored_from_the_start_stay_so(self):
         path = self.file("batch.jsonl", tasks("touch ready; wait-for go; say done"))
-        process = self.start_program(["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, PROGRAM, "parallel",
+        process = self.start_program(["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, COMPILED, "parallel",
                                       "--jsonl", "-q", "-f", path])
         self.wait_for_file(self.path("ready"))
         process.send_signal(signal.SIGHUP)
@@ -215,7 +215,7 @@ class Container(Case):
         command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "true"]
         if not shutil.which("unshare") or subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
             self.skipTest("unshare --pid is not to be had here (it takes root)")
-        self.command = command[:-1] + [sys.executable, "-W", "error", PROGRAM, "parallel", "--jsonl", "-q"]
+        self.command = command[:-1] + [sys.executable, "-W", "error", COMPILED, "parallel", "--jsonl", "-q"]
 
     def test_as_pid_1_it_runs_a_batch(self):
         completed = self.run_program(self.command, tasks("say a", "leave-group; say b"))

@@ -235,7 +235,7 @@ class Spools(SinkCase):
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             print([set(b"".join(pieces)) for pieces in spool][0] == {97})
             """
-        done = self.run_program([sys.executable, "-c", textwrap.dedent(body), support.ROOT])
+        done = self.run_program([sys.executable, "-c", textwrap.dedent(body), support.MODULES])
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         lines = done.stdout.decode().splitlines()
         self.assertRegex(lines[0], "^cannot keep results.*: File too large$")

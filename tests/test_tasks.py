@@ -151,21 +151,21 @@ class TaskCase(support.Case):
         super().setUp()
         self.warnings = []
 
-    def stream(self, data, name="tasks.json", **options):
-        """The stream of a regular file."""
+    def stream(self, data, name="tasks.json", **rules):
+        """The stream of a regular file; `rules` are fields of Rules."""
         path = self.file("input", data)
         file = os.open(path, os.O_RDONLY)
         self.addCleanup(os.close, file)
-        return clinvk.TaskStream(file, name, options.get("overrides", {}), options.get("environment", {}), self.warnings.append)
+        return clinvk.TaskStream(file, name, clinvk.Rules(**rules), self.warnings.append)
 
-    def tasks(self, data, **options):
-        return list(self.stream(data, **options).in_turn())
+    def tasks(self, data, **rules):
+        return list(self.stream(data, **rules).in_turn())
 
-    def piped(self, data, **options):
+    def piped(self, data, **rules):
         """The tasks of a pipe that holds all of `data`."""
-        return list(self.pipe_stream(data, **options).in_turn())
+        return list(self.pipe_stream(data, **rules).in_turn())
 
-    def pipe_stream(self, data, name="stdin", **options):
+    def pipe_stream(self, data, name="stdin", **rules):
         reader, writer = os.pipe()
         self.addCleanup(os.close, reader)
 
@@ -179,21 +179,21 @@ class TaskCase(support.Case):
         thread = threading.Thread(target=write)
         thread.start()
         try:
-            return clinvk.TaskStream(reader, name, options.get("overrides", {}), options.get("environment", {}), self.warnings.append)
+            return clinvk.TaskStream(reader, name, clinvk.Rules(**rules), self.warnings.append)
         finally:
             if len(data) < 60000:  # it fits into the pipe: nobody needs to read it
                 thread.join()
             else:
                 self.addCleanup(thread.join)
 
-    def refused(self, data, **options):
+    def refused(self, data, **rules):
         """The message that a file of this content is refused with."""
         with self.assertRaises(clinvk.UserError) as caught:
-            self.tasks(data, **options)
+            self.tasks(data, **rules)
         return str(caught.exception)
 
-    def one(self, fields, **options):
-        return self.tasks(dict({"prompt": "p"}, **fields), **options)[0]
+    def one(self, fields, **rules):
+        return self.tasks(dict({"prompt": "p"}, **fields), **rules)[0]
 
 
 class Shapes(TaskCase):
@@ -217,7 +217,7 @@ class Shapes(TaskCase):
         file = os.open(path, os.O_RDONLY)
         self.addCleanup(os.close, file)
         os.lseek(file, len(b"a heading line\n"), os.SEEK_SET)
-        stream = clinvk.TaskStream(file, "stdin", {}, {}, self.warnings.append)
+        stream = clinvk.TaskStream(file, "stdin", clinvk.Rules(), self.warnings.append)
         self.assertEqual([task.prompt for task in stream.in_turn()], ["a"])
 
     def test_prompts_survive_unchanged(self):
@@ -316,7 +316,7 @@ class Errors(TaskCase):
 LONG = "x" * 500
 # per field: values that are taken, with what becomes of them, and values that are not, with the start of what is said
 FIELDS = {
-    "backend": ([("codex", "codex")], [("", 'unknown backend ""'), (3, "unknown backend 3"), ("CLAUDE", 'unknown backend "CLAUDE"'), (["claude"], "unknown backend [")]),
+    "backend": ([("codex", "codex")], [("", "must not be blank"), (3, "expected a string, got 3"), ("CLAUDE", 'unknown backend "CLAUDE"'), (["claude"], "expected a string, got [")]),
     "prompt": ([("x", "x"), (" a\n", " a\n"), ("\0", "\0")], [("", "must not be blank"), (" \n\t", "must not be blank"), (3, "expected a string, got 3"), (["a"], "expected a string"), ({}, "expected a string")]),
     "model": ([("opus", "opus"), (LONG, LONG), ("\udcff", "\udcff")], [("", "must not be blank"), ("a\0b", "must not contain NUL"), ("\ud800", "holds a character that cannot be passed"), (1, "expected a string")]),
     "workdir": ([("/x y", "/x y"), ("审查", "审查"), (".", ".")], [("", "must not be blank"), ("\0", "must not contain NUL"), (False, "expected a string, got false")]),
@@ -341,7 +341,7 @@ FIELDS = {
 class Fields(TaskCase):
     def test_the_table_has_every_field(self):
         self.assertEqual(set(FIELDS), set(clinvk.TASK_FIELDS))
-        self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields) - {"index", "invalid"})
+        self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields) - {"index", "invalid", "definition", "root"})
 
     def test_every_field_takes_what_it_should(self):
         for field, (good, _) in FIELDS.items():
@@ -443,7 +443,7 @@ class Precedence(TaskCase):
     def test_what_comes_from_elsewhere_is_held_against_what_the_task_says(self):
         # each is allowed alone, both together are not; the path is that of the task, which says nothing wrong itself
         self.assertEqual(self.refused({"tasks": [{"prompt": "a"}, {"prompt": "p", "approval_mode": "none"}]}, overrides={"sandbox_mode": "workspace"}).partition("claude: ")[0],
-                         "tasks.json:1: tasks[1]: ")
+                         "tasks.json:1: tasks[1]: sandbox_mode: ")
 
 
 class Runs(TaskCase):
@@ -461,6 +461,272 @@ class Runs(TaskCase):
         del self.warnings[:]
         stream = self.pipe_stream(data)
         self.assertEqual((len(list(stream.in_turn())), stream.run, self.warnings), (3, {"max_parallel": 2}, ["stdin:2: fail_fast: true is not applied: this run began without it", "stdin:" + warning]))
+
+
+# what a definition may be, and what it comes to; and what it may not, with the start of what is said
+NAMES = "a name may have lower-case letters, digits, '.', '_' and '-'"
+NO_PROGRAM = "expected a list that begins with the name of a program"
+JSON = {"command": ["x"], "output": "json"}
+DEFINITIONS = [
+    ({"command": ["cat"]}, clinvk.Definition(("cat",))),
+    ({"command": ["x", "-m", "{model}", "{{model}}", "{}", "{Model}", "{prompt_file}"], "output": None},
+     clinvk.Definition(("x", "-m", "{model}", "{{model}}", "{}", "{Model}", "{prompt_file}"))),
+    (dict(JSON, answer=".a"), clinvk.Definition(("x",), "json", ("a",))),
+    (dict(JSON, output="jsonl", answer=".choices[0].text", error=".e-1", session_id="[-1].x_y", usage=".审.u", join=True),
+     clinvk.Definition(("x",), "jsonl", ("choices", 0, "text"), ("e-1",), (-1, "x_y"), ("审", "u"), True)),
+]
+BAD_DEFINITIONS = [
+    ("x", ": expected a definition (an object with a command), got \"x\""), ([], ": expected a definition"), (None, ": expected a definition"),
+    ({}, ": " + NO_PROGRAM), ({"command": None}, ".command: " + NO_PROGRAM), ({"command": []}, ".command: " + NO_PROGRAM),
+    ({"command": ["{model}"]}, ".command: " + NO_PROGRAM), ({"command": ["./{model}", "x"]}, ".command: " + NO_PROGRAM),
+    ({"command": "cat"}, '.command: expected a list of strings, got "cat"'), ({"command": ["cat", 3]}, ".command[1]: expected a string, got 3"),
+    ({"command": ["cat", ""]}, ".command[1]: must not be blank"), ({"command": ["a\0b"]}, ".command[0]: must not contain NUL"),
+    ({"command": ["x", "{modle}"]}, '.command[1]: unknown placeholder {modle} (did you mean "model"?); known are {model}, {workdir}, '
+     '{system_prompt}, {max_turns}, {max_tokens}, {prompt_file}'),
+    ({"command": ["x", "a{model}b{zz}"]}, ".command[1]: unknown placeholder {zz}; known are "),
+    ({"comand": ["x"]}, '.comand: unknown field (did you mean "command"?)'), ({"command": ["x"], "zebra": 1}, ".zebra: unknown field"),
+    (dict(JSON, output="jsn"), '.output: unknown form of output "jsn" (did you mean "json"?); known are text, json, jsonl'),
+    (dict(JSON, output=3), ".output: unknown form of output 3"), (JSON, ': output "json" needs to know where the answer stands: "answer"'),
+    (dict(JSON, output="jsonl", error=".e"), ': output "jsonl" needs to know where the answer stands'), (dict(JSON, answer=None), ': output "json" needs'),
+    ({"command": ["x"], "answer": ".a"}, ': output "text" is all answer'), ({"command": ["x"], "output": "text", "join": True}, ': output "text" is all answer'),
+    ({"command": ["x"], "usage": ".u"}, ': output "text" is all answer'), (dict(JSON, answer=".a", join=1), ".join: expected true or false, got 1")]
+BAD_DEFINITIONS += [(dict(JSON, answer=path), ".answer: expected a path such as .message.content or .choices[0].text, got ")
+                    for path in ("a", ".", "a.b", ".a.", ".a..b", ".a[]", ".a[x]", ".a[1", "[1.5]", ".a b", ".a\n", "$.a", ".a[9999999999]", ".a[0]x")]
+BAD_DEFINITIONS += [(dict(JSON, answer=path), ".answer: " + message) for path, message in ((3, "expected a string, got 3"), ("", "must not be blank"))]
+
+
+class Definitions(TaskCase):
+    def batch(self, backends, *tasks):
+        return {"tasks": list(tasks) or [{"prompt": "p", "backend": "mine"}], "backends": backends}
+
+    def test_a_definition_is_the_same_in_the_environment_and_in_a_batch(self):
+        for value, expected in DEFINITIONS:
+            with self.subTest(value):
+                self.assertEqual(clinvk.environment_definitions({"CLINVK_BACKENDS": json.dumps({"mine": value})}), {"mine": expected})
+                task = self.tasks(self.batch({"mine": value}), allow_commands=True)[0]
+                self.assertEqual(task, clinvk.Task(0, "mine", "p", definition=expected))
+
+    def test_every_mistake_in_a_definition_is_told_with_its_place(self):
+        for value, message in BAD_DEFINITIONS:
+            with self.subTest(value):
+                self.assert_bad({"mine": value}, "mine" + message)
+
+    def assert_bad(self, backends, message):
+        refused = self.refused(self.batch(backends), allow_commands=True)
+        self.assertTrue(refused.startswith("tasks.json:1: backends%s%s" % ("." if message[0] != ":" else "", message)), refused)
+        with self.assertRaises(clinvk.UserError) as caught:
+            clinvk.environment_definitions({"CLINVK_BACKENDS": json.dumps(backends)})
+        said = str(caught.exception)
+        self.assertTrue(said.startswith("CLINVK_BACKENDS" + (": " if message[0] != ":" else "") + message), said)
+        for text in (refused, said):
+            self.assertNotIn("\n", text)
+
+    def test_a_path_leads_to_what_stands_there_and_nowhere_else(self):
+        value = {"a": {"b-1": [10, {"c": None}, "x"], "0": "key"}, "审": False, "": 5, "list": [[1, 2], [3]]}
+        for text, found in ((".a.b-1[0]", 10), (".a.b-1[-1]", "x"), (".a.b-1[-3]", 10), (".a.0", "key"), (".审", False), (".list[1][0]", 3), (".list[-2][-1]", 2),
+                            (".a.b-1[1].c", None), (".a.b-1[3]", None), (".a.b-1[-4]", None), (".a[0]", None), (".list.a", None), (".a.b-1.0", None), (".zebra.a[0]", None),
+                            (".a.b-1[2][0]", None), (".a.b-1[2].x", None), (".审.x", None), ("[0]", None), ("[-1]", None)):
+            with self.subTest(text):
+                definition = clinvk.environment_definitions({"CLINVK_BACKENDS": json.dumps({"mine": dict(JSON, answer=text)})})["mine"]
+                self.assertIs(type(clinvk.value_at(value, definition.answer)), type(found))
+                self.assertEqual(clinvk.value_at(value, definition.answer), found)
+        for value in (None, 3, "text", [], {}):
+            self.assertIsNone(clinvk.value_at(value, ("a",)))
+            self.assertIsNone(clinvk.value_at(value, (0,)))
+            self.assertIs(clinvk.value_at(value, ()), value)
+
+    def test_a_placeholder_is_a_name_in_braces(self):
+        for text, names in (("{model}", ["model"]), ("a{model}b{workdir}{model}", ["model", "workdir", "model"]), ("{zz_z}", ["zz_z"]), ("", []), ("{}", []),
+                            ("{Model}", []), ("{ model }", []), ("{model", []), ("model}", []), ("{a1}", []), ("{{model}}", []), ("x{{model}}{model}", ["model"]),
+                            ("{{model}", ["model"]), ("{model}}", ["model"]), ('{"a": {model}}', ["model"]), ("${model}", ["model"])):
+            self.assertEqual(clinvk.placeholders(text), names, text)
+
+    def test_names_are_plain_and_not_those_of_what_is_built_in(self):
+        for name in ("a", "9", "gpt-4o.mini_x", "x" * 64):
+            self.assertEqual(set(clinvk.environment_definitions({"CLINVK_BACKENDS": json.dumps({name: {"command": ["x"]}})})), {name})
+        for name in ("A", "Mine", "-x", ".x", "_x", "a b", "a/b", "审", "x ", "x" * 65):
+            with self.subTest(name):
+                self.assert_bad({name: {"command": ["x"]}}, "%s: %s" % (name, NAMES))
+        for name in clinvk.BACKENDS:
+            self.assert_bad({name: {"command": ["x"]}}, "%s: %s is built in and cannot be defined anew" % (name, name))
+
+    def test_definitions_are_an_object(self):
+        for value in ([], "x", 3, [{"command": ["x"]}]):
+            self.assert_bad(value, ": expected an object of definitions, got ")
+        self.assertEqual(clinvk.environment_definitions({}), {})
+        self.assertEqual(clinvk.environment_definitions({"CLINVK_BACKENDS": ""}), {})
+        self.assertEqual(self.tasks(self.batch(None, {"prompt": "p"})), [clinvk.Task(0, "claude", "p")])
+        for text in ("{", "nonsense", '{"a":NaN}', "[" * 100000, "\udcff{}"):
+            with self.assertRaisesRegex(clinvk.UserError, "^CLINVK_BACKENDS: not valid JSON: "):
+                clinvk.environment_definitions({"CLINVK_BACKENDS": text})
+
+    def test_a_batch_defines_no_commands_unless_that_is_allowed(self):
+        batch = json.dumps({"tasks": [{"prompt": "p"}], "backends": {"mine": {"command": ["x"]}}}, indent=1)
+        for backends in (batch, batch.replace('"command"', '"nonsense"')):
+            self.assertEqual(self.refused("\n" + backends), "tasks.json:8: backends: commands that a batch defines are only run with --allow-commands")
+        self.assertEqual(self.refused({"tasks": [{"prompt": "p"}], "backends": {}}),
+                         "tasks.json:1: backends: commands that a batch defines are only run with --allow-commands")
+
+    def test_nothing_but_a_batch_defines_commands(self):
+        for data in ({"prompt": "p", "backends": {}}, [{"prompt": "p", "backends": {}}], {"tasks": [{"prompt": "p", "backends": {}}]},
+                     {"tasks": [{"prompt": "p"}], "defaults": {"backends": {}}}):
+            self.assertRegex(self.refused(data, allow_commands=True), r"backends: unknown field")
+
+    def test_what_a_batch_defines_is_for_its_own_tasks(self):
+        one, two = (self.batch({"mine": {"command": [program]}}) for program in ("one", "two"))
+        tasks = self.piped("\n".join(map(json.dumps, (one, two, {"prompt": "p", "backend": "mine"}, {"prompt": "p"}))).encode(), allow_commands=True)
+        self.assertEqual([task.definition and task.definition.argv for task in tasks], [("one",), ("two",), None, None])
+        self.assertEqual(tasks[2].invalid, 'stdin:3: backend: unknown backend "mine"; known are claude, codex, gemini, echo')
+        self.assertEqual(tasks[3].invalid, "")
+
+    def test_what_the_environment_defines_is_for_all_unless_a_batch_defines_it_too(self):
+        mine = {"mine": clinvk.Definition(("user",))}
+        data = "\n".join(map(json.dumps, ({"prompt": "p", "backend": "mine"}, self.batch({"mine": {"command": ["batch"]}}), [{"prompt": "p", "backend": "mine"}])))
+        self.assertEqual([task.definition.argv for task in self.tasks(data, definitions=mine, allow_commands=True)], [("user",), ("batch",), ("user",)])
+        self.assertEqual(self.one({"backend": "min"}, definitions={"min": mine["mine"]}).backend, "min")
+        self.assertEqual(self.refused({"prompt": "p", "backend": "min"}, definitions=mine),
+                         'tasks.json:1: backend: unknown backend "min" (did you mean "mine"?); known are claude, codex, gemini, echo, mine')
+
+    def test_a_backend_can_be_named_in_every_place(self):
+        mine = {"mine": clinvk.Definition(("x",))}
+        for data, rules in (({"prompt": "p", "backend": "mine"}, {}), ({"prompt": "p"}, {"overrides": {"backend": "mine"}}),
+                            ({"tasks": [{"prompt": "p"}], "defaults": {"backend": "mine"}}, {}), ({"prompt": "p"}, {"environment": {"CLINVK_BACKEND": "mine"}})):
+            self.assertEqual(self.tasks(data, definitions=mine, **rules), [clinvk.Task(0, "mine", "p", definition=mine["mine"])])
+
+    def test_the_variable_of_its_model_has_its_name_in_capitals(self):
+        definitions = {name: clinvk.Definition(("x", "{model}")) for name in ("mine", "gpt-4o.mini_x")}
+        environment = {"CLINVK_MINE_MODEL": "m", "CLINVK_GPT_4O_MINI_X_MODEL": "n"}
+        self.assertEqual([self.one({"backend": name}, definitions=definitions, environment=environment).model for name in definitions], ["m", "n"])
+        self.assertEqual(self.one({"backend": "mine", "model": "own"}, definitions=definitions, environment=environment).model, "own")
+
+    def test_of_the_modes_only_those_are_taken_that_promise_nothing(self):
+        mine = {"mine": clinvk.Definition(("x",))}
+        for sandbox, approval in itertools.product(clinvk.SANDBOX_MODES, clinvk.APPROVAL_MODES):
+            fields = {"prompt": "p", "backend": "mine", "sandbox_mode": sandbox, "approval_mode": approval}
+            with self.subTest(sandbox=sandbox, approval=approval):
+                if sandbox in ("default", "full") and approval in ("default", "none"):
+                    self.assertEqual(self.one(fields, definitions=mine)[5:7], (approval, sandbox))
+                    continue
+                refused = self.refused(fields, definitions=mine)
+                self.assertTrue(refused.startswith("tasks.json:1: sandbox_mode: mine: "), refused)
+                self.assertIn('only "%s" is possible' % ("full" if sandbox not in ("default", "full") else "none"), refused)
+
+
+SANDBOXES, APPROVALS = ("read-only", "workspace", "full"), ("always", "auto", "none")  # the lowest first
+
+
+class Ceilings(TaskCase):
+    def test_a_ceiling_is_one_mode_or_both_in_any_order(self):
+        for text, ceiling in (("sandbox=workspace,approval=auto", ("workspace", "auto")), ("approval=none , sandbox = full", ("full", "none")),
+                              ("sandbox=read-only", ("read-only", "")), (" approval=always ", ("", "always"))):
+            self.assertEqual(clinvk.parse_ceiling(text), ceiling)
+
+    def test_what_is_no_ceiling_is_refused_with_what_was_expected(self):
+        for text in ("", " ", ",", "sandbox", "sandbox=", "=full", "sandbox=default", "approval=default", "sandbox=auto", "approval=full", "sandbox=full,",
+                     "sandbox=full,sandbox=full", "sandbox=full,approval=none,sandbox=full", "sandbox=Full", "sandbox_mode=full", "extra=none",
+                     "sandbox=full;approval=none", "sandbox=read-only=full"):
+            with self.subTest(text), self.assertRaises(ValueError) as caught:
+                clinvk.parse_ceiling(text)
+            self.assertEqual(str(caught.exception), "expected sandbox=MODE (read-only, workspace, full), approval=MODE (always, auto, none) "
+                             "or both with a comma between, got %s" % json.dumps(text))
+
+    def test_of_a_mode_that_is_said_what_is_above_the_ceiling_is_refused_and_nothing_else_changed(self):
+        for field, ranks, part in (("sandbox_mode", SANDBOXES, "sandbox"), ("approval_mode", APPROVALS, "approval")):
+            for most, mode in itertools.product(ranks, ranks):
+                ceiling = clinvk.Ceiling(**{part: most})
+                for data, place, rules in (({"prompt": "p", "backend": "echo", field: mode}, field + ": ", {}),
+                                           ({"prompt": "p", "backend": "echo"}, field + ": ", {"overrides": {field: mode}}),
+                                           ({"tasks": [{"prompt": "p", "backend": "echo"}], "defaults": {field: mode}}, "tasks[0]: %s: " % field, {})):
+                    with self.subTest(field=field, most=most, mode=mode, data=data):
+                        if ranks.index(mode) > ranks.index(most):
+                            self.assertEqual(self.refused(data, ceiling=ceiling, **rules),
+                                             'tasks.json:1: %s"%s" is above the ceiling, which is "%s"' % (place, mode, most))
+                        else:
+                            self.assertEqual(getattr(self.tasks(data, ceiling=ceiling, **rules)[0], field), mode)
+
+    def test_a_mode_that_is_left_to_the_backend_becomes_one_that_promises_something(self):
+        for sandbox, approval in itertools.product(("",) + SANDBOXES, ("",) + APPROVALS):
+            ceiling = clinvk.Ceiling(sandbox, approval)
+            for said, modes in ((None, ("default", "read-only")), ("default", ("default", "read-only"))):
+                task = self.one({"backend": "echo", "sandbox_mode": said, "approval_mode": said}, ceiling=ceiling)
+                self.assertEqual(task.sandbox_mode, modes[bool(sandbox)], ceiling)
+                # a sandbox that lets nothing be changed needs no approval
+                self.assertEqual(task.approval_mode, "always" if not sandbox and approval in ("always", "auto") else "default", ceiling)
+            if sandbox in ("", "full"):
+                task = self.one({"backend": "echo", "sandbox_mode": "full"}, ceiling=ceiling)
+                self.assertEqual((task.sandbox_mode, task.approval_mode), ("full", "always" if approval in ("always", "auto") else "default"), ceiling)
+
+    def test_no_task_adds_options_of_its_own_but_every_task_has_its_system_prompt(self):
+        for ceiling in (clinvk.Ceiling("full"), clinvk.Ceiling("", "none"), clinvk.Ceiling("full", "none")):
+            for data, place, rules in (({"prompt": "p", "extra": ["x"]}, "extra: ", {}), ([{"prompt": "p", "extra": ["-x"]}], "[0].extra: ", {}),
+                                       ({"tasks": [{"prompt": "p"}], "defaults": {"extra": ["x"]}}, "tasks[0]: extra: ", {})):
+                self.assertEqual(self.refused(data, ceiling=ceiling, **rules), "tasks.json:1: %sthe ceiling lets no task add options of its own" % place)
+            task = self.one({"extra": [], "system_prompt": "s", "model": "m", "max_turns": 1}, ceiling=ceiling)
+            self.assertEqual((task.extra, task.system_prompt, task.model, task.max_turns), ((), "s", "m", 1))
+        self.assertEqual(self.one({"extra": ["x"]}).extra, ("x",))
+
+    def test_a_large_file_is_held_to_it_in_both_readings(self):
+        line = b'{"prompt":"p","backend":"echo","sandbox_mode":"%s","meta":{"x":"%s"}}\n'
+        data = line % (b"read-only", b"x" * 1000) * 1100 + line % (b"full", b"")
+        self.assertGreater(len(data), clinvk.SMALL_FILE_BYTES)
+        self.assertEqual(self.refused(data, ceiling=clinvk.Ceiling("workspace")), 'tasks.json:1101: sandbox_mode: "full" is above the ceiling, which is "workspace"')
+        stream = self.stream(data.replace(b'"full"', b'"default"'), ceiling=clinvk.Ceiling("workspace"))
+        self.assertEqual(stream.total, 1101)
+        self.assertEqual([task.sandbox_mode for task in stream], ["read-only"] * 1101)
+        # the file changes behind its back: what is read the second time is checked again
+        stream = self.stream(data.replace(b'"full"', b'"workspace"'), ceiling=clinvk.Ceiling("workspace"))
+        self.file("input", data.replace(b'"full"', b'"workspace"').replace(b'"workspace"', b'"full"     '))
+        last = list(stream)[-1]
+        self.assertIn('"full" is above the ceiling', last.invalid)
+
+
+class Roots(TaskCase):
+    def setUp(self):
+        super().setUp()
+        for name in ("root", "root/in", "root-too", "out", "out/in"):
+            os.mkdir(self.path(name))
+        for link, target in (("root/leads-out", "../out"), ("into", "root/in"), ("root/loop", "loop"), ("root/up", ".."), ("the-root", "root"),
+                             ("root/there-and-back", "../out/back")):
+            os.symlink(target, self.path(link))
+        os.symlink("../root/in", self.path("out/back"))
+        former = os.getcwd()
+        os.chdir(self.directory)
+        self.addCleanup(os.chdir, former)
+
+    INSIDE = ("root", "root/", "root/in", "./root/in/..", "root/in/../in", "into", "the-root/in", "out/../root/in", "root/there-and-back", "root/new",
+              "root/new/../in", "root/leads-out/../root", "root/...", "root/..x")
+    OUTSIDE = (".", "..", "/", "out", "root-too", "root/..", "root/in/../../out", "root/leads-out", "root/leads-out/in", "root/leads-out/..", "root/up",
+               "root/up/root-too", "into/../../out", "root/new/../../out", "roo", "root/leads-out/new", "root/loop/../../out")
+
+    def test_a_path_is_inside_where_it_leads_after_all_links(self):
+        for root in ("root", self.path("root"), "the-root", "root/in/..", "out/../root"):
+            for paths, inside in ((self.INSIDE, True), (self.OUTSIDE, False)):
+                for path in paths:
+                    for way in (path, self.path(path)):
+                        self.assertIs(clinvk.is_inside(way, root), inside, (way, root))
+        self.assertTrue(clinvk.is_inside("/etc", "/"))
+        self.assertTrue(clinvk.is_inside("root", "."))
+
+    def test_a_workdir_that_leads_out_is_refused_and_one_that_stays_inside_is_kept(self):
+        for path in self.INSIDE:
+            self.assertEqual(self.one({"workdir": path}, root="root"), clinvk.Task(0, "claude", "p", workdir=path, root=self.path("root")))
+        for path in self.OUTSIDE:
+            message = '%s is outside of "root"' % json.dumps(path)
+            self.assertEqual(self.refused('[{"prompt":"p"},\n{"prompt":"p","workdir":%s}]' % json.dumps(path), root="root"),
+                             "tasks.json:2: [1].workdir: " + message)
+            self.assertEqual(self.refused({"prompt": "p", "workdir": path}, root="root"), "tasks.json:1: workdir: " + message)
+            self.assertEqual(self.refused({"prompt": "p"}, root="root", overrides={"workdir": path}), "tasks.json:1: workdir: " + message)
+            self.assertEqual(self.refused({"tasks": [{"prompt": "p"}], "defaults": {"workdir": path}}, root="root"), "tasks.json:1: tasks[0]: workdir: " + message)
+            self.assertEqual(self.one({"workdir": path}).workdir, path)
+
+    def test_a_batch_keeps_its_results_inside_of_the_current_directory(self):
+        for path in ("out", ".", "root/new/deep", "the-root/x", "root/up/x", "root/leads-out/../x", self.path("out")):
+            self.assertEqual(self.stream({"tasks": [{"prompt": "p"}], "output_dir": path}).run, {"output_dir": path})
+        os.symlink("/usr", self.path("away"))
+        for path in ("..", "/tmp", "../x", "away", "away/local", "root/up/..", "new/../../x", self.directory + "-too", "away/../usr"):
+            data = '{"output_dir":\n%s,"tasks":[{"prompt":"p"}]}' % json.dumps(path)
+            self.assertEqual(self.refused(data), "tasks.json:2: output_dir: %s is outside of the current directory: only --output-dir can name it" % clinvk.quoted(path))
+            self.assertEqual(self.stream(data, output_dir="mine").run, {"output_dir": path}, "which --output-dir then overrides")
 
 
 class Files(TaskCase):
@@ -487,9 +753,10 @@ class Files(TaskCase):
         self.assertIs(iter(stream), stream)
         self.assertEqual([task.prompt for task in stream], ["a", "b"])
 
-    def opened(self, path, environment=None):
+    def opened(self, path, **rules):
+        """The message that opening it ends with."""
         with self.assertRaises(clinvk.UserError) as caught:
-            clinvk.open_tasks(path, {}, environment or {}, self.warnings.append)
+            clinvk.open_tasks(path, clinvk.Rules(**rules), self.warnings.append)
         return str(caught.exception)
 
     def test_a_file_that_cannot_be_read_is_an_error_that_names_it(self):
@@ -497,8 +764,20 @@ class Files(TaskCase):
         self.assertRegex(self.opened(self.directory), "^%s: .*Is a directory$" % self.directory)
         self.assertEqual(self.opened(self.file("f", b"") + "/x"), self.path("f") + "/x: Not a directory")
 
-    def test_an_unknown_backend_in_the_environment_is_an_error(self):
-        self.assertEqual(self.opened(self.file("f", b"{}"), {"CLINVK_BACKEND": "codx"}), 'CLINVK_BACKEND: unknown backend "codx" (did you mean "codex"?)')
+    def test_an_unknown_backend_in_the_environment_or_on_the_command_line_is_an_error(self):
+        path, mine = self.file("f", {"prompt": "p"}), {"mine": clinvk.Definition(("cat",))}
+        for source, rules in (("CLINVK_BACKEND", {"environment": {"CLINVK_BACKEND": "codx"}}), ("--backend", {"overrides": {"backend": "codx"}})):
+            self.assertEqual(self.opened(path, **rules), source + ': unknown backend "codx" (did you mean "codex"?); known are claude, codex, gemini, echo')
+            self.assertEqual(self.opened(path, definitions=mine, **rules),
+                             source + ': unknown backend "codx" (did you mean "codex"?); known are claude, codex, gemini, echo, mine')
+            # a batch may still define it; this one does not
+            self.assertEqual(self.opened(path, allow_commands=True, **rules),
+                             path + ':1: unknown backend "codx" (did you mean "codex"?); known are claude, codex, gemini, echo')
+
+    def test_a_root_is_a_directory(self):
+        path = self.file("f", {"prompt": "p"})
+        for root in (self.path("nowhere"), path):
+            self.assertEqual(self.opened(path, root=root), "--root: %s is not a directory" % root)
 
     def test_without_a_file_it_is_stdin_but_never_a_terminal(self):
         for path in (None, "-"):
@@ -512,7 +791,7 @@ class Files(TaskCase):
 
     def test_a_file_is_opened_by_name(self):
         path = self.file("my tasks.json", {"prompt": "p"})
-        stream = clinvk.open_tasks(path, {"model": "m"}, {"CLINVK_BACKEND": "gemini"}, self.warnings.append)
+        stream = clinvk.open_tasks(path, clinvk.Rules({"model": "m"}, {"CLINVK_BACKEND": "gemini"}), self.warnings.append)
         self.assertEqual(list(stream), [clinvk.Task(0, "gemini", "p", "m")])
         self.assertIn(path + ":1: ", self.opened(self.file("bad", b"[1]")).replace("bad", "my tasks.json"))
 
@@ -525,7 +804,7 @@ class Pipes(TaskCase):
         self.ready = threading.Semaphore(0)
 
     def open_stream(self):
-        stream = clinvk.TaskStream(self.reader, "stdin", {}, {}, self.warnings.append)
+        stream = clinvk.TaskStream(self.reader, "stdin", clinvk.Rules(), self.warnings.append)
         stream.on_ready = self.ready.release
         return stream
 
@@ -602,7 +881,7 @@ class Pipes(TaskCase):
     def test_an_error_of_reading_is_the_last_bad_task(self):
         os.write(self.writer, b'{"prompt":"a"}')
         duplicate = os.dup(self.reader)
-        stream = clinvk.TaskStream(duplicate, "stdin", {}, {}, self.warnings.append)
+        stream = clinvk.TaskStream(duplicate, "stdin", clinvk.Rules(), self.warnings.append)
         stream.on_ready = self.ready.release
         self.assertEqual(next(stream).prompt, "a")
         directory = os.open(self.directory, os.O_RDONLY)

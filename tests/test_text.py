@@ -1,13 +1,16 @@
 """Section 2, Text and JSON: bytes that come back unchanged, JSON that is always valid and the same with and without orjson,
 display width, durations, and words that a real shell reads as they were meant."""
+import functools
 import itertools
 import json
 import math
+import os
 import random
 import re
 import shutil
 import subprocess
 import sys
+import types
 import unicodedata
 import unittest
 
@@ -20,12 +23,22 @@ except ImportError:
     orjson = None
 
 
+@functools.lru_cache()
+def compiled():
+    with open(support.PROGRAM, "rb") as file:
+        return compile(file.read(), support.PROGRAM, "exec")
+
+
+def fresh_module(name):
+    """A second clinvk module."""
+    module = types.ModuleType(name)
+    exec(compiled(), module.__dict__)
+    return module
+
+
 def module_without_orjson():
     """A second clinvk module, that finds no orjson."""
-    import importlib.util
-    spec = importlib.util.spec_from_file_location("clinvk_without_orjson", support.PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = fresh_module("clinvk_without_orjson")
     former = sys.modules.get("orjson")
     sys.modules["orjson"] = None
     try:
@@ -320,6 +333,65 @@ class Width(unittest.TestCase):
             kept = cut[:-3]
             self.assertTrue(text.startswith(kept))
             self.assertGreater(columns(text[:len(kept) + 1]), width - 3, (text, width))
+
+
+def module_in(environment):
+    """A clinvk module of its own, that has looked for secrets in that environment (it does so once)."""
+    module = fresh_module("clinvk_in_an_environment")
+    former = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        module.without_secrets("")
+    finally:
+        os.environ.clear()
+        os.environ.update(former)
+    return module
+
+
+class Secrets(unittest.TestCase):
+    VALUE = "sk-0123456789"
+
+    def test_the_value_of_a_variable_is_a_secret_by_a_word_in_its_name(self):
+        for name in ("KEY", "TOKEN", "SECRET", "PASSWORD", "X_API_KEY", "KEY_2", "MY_SECRETS_FILE", "GITHUB_TOKEN_RO", "openai_api_key", "Gh_Token", "GITHUB_PAT",
+                     "OPENAI_APIKEY", "DB_PASSWD", "GPG_PASSPHRASE", "AWS_ACCESS_KEY_ID", "GOOGLE_CREDENTIALS", "CLAUDE_CODE_SESSION_ACCESS_TOKEN", "_TOKENS_"):
+            module = module_in({name: self.VALUE, "HOME": "/home/sk"})
+            self.assertEqual(module.without_secrets("a %s b" % self.VALUE), "a [%s] b" % name)
+            self.assertEqual(module.secret_pieces("a %s b" % self.VALUE), [("a ", ""), (self.VALUE, name), (" b", "")])
+
+    def test_other_names_and_short_values_are_left(self):
+        for name, value in (("HOME", self.VALUE), ("MONKEY", self.VALUE), ("KEYBOARD", self.VALUE), ("X_TOKENIZER", self.VALUE), ("X_API_KEY", "1234567"), ("X_API_KEY", "")):
+            text = "a %s b" % value
+            module = module_in({name: value})
+            self.assertEqual(module.without_secrets(text), text, name)
+            self.assertEqual(module.secret_pieces(text), [(text, "")], name)
+        self.assertEqual(module_in({"X_API_KEY": "12345678"}).without_secrets("12345678"), "[X_API_KEY]")
+
+    def test_every_occurrence_is_found_and_what_is_no_secret_stays_as_it_is(self):
+        module = module_in({"A_KEY": "aaaaaaaa", "B_KEY": ".*+?(b)[$^|"})
+        self.assertEqual(module.without_secrets("aaaaaaaaaaaaaaaa x.*+?(b)[$^|\naaaaaaa aaaaaaaa"), "[A_KEY][A_KEY] x[B_KEY]\naaaaaaa [A_KEY]")
+        for text in ("", "nothing", "aaaaaaa", "审查 \udcff\0\n"):
+            self.assertEqual(module.without_secrets(text), text)
+            self.assertEqual("".join(piece for piece, _ in module.secret_pieces(text)), text)
+
+    def test_of_a_secret_in_another_one_the_longer_is_found(self):
+        for names in (("IN_KEY", "OUT_KEY"), ("OUT_KEY", "IN_KEY")):  # in whatever order the environment has them
+            values = {"IN_KEY": "01234567", "OUT_KEY": "abc01234567def"}
+            module = module_in({name: values[name] for name in names})
+            self.assertEqual(module.without_secrets("abc01234567def 01234567 abc01234567"), "[OUT_KEY] [IN_KEY] abc[IN_KEY]")
+            values = {"IN_KEY": "01234567", "OUT_KEY": "01234567def"}
+            module = module_in({name: values[name] for name in names})
+            self.assertEqual(module.without_secrets("01234567def 01234567de"), "[OUT_KEY] [IN_KEY]de")
+
+    def test_pieces_joined_are_the_text(self):
+        chance = random.Random(11)
+        module = module_in({"A_KEY": "abababab", "B_KEY": "babababa", "C_KEY": "abababab-ab", "D_KEY": "审查审查审查审查"})
+        for _ in range(2000):
+            text = "".join(chance.choice(("a", "b", "ab", "-", "审查", "abab", "x")) for _ in range(chance.randrange(20)))
+            pieces = module.secret_pieces(text)
+            self.assertEqual("".join(piece for piece, _ in pieces), text)
+            left = module.without_secrets(text)
+            self.assertFalse([value for value in ("abababab", "babababa", "审查审查审查审查") if value in left], text)
 
 
 class ShellWords(support.Case):

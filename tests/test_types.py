@@ -33,14 +33,15 @@ class Records(unittest.TestCase):
         self.assertGreaterEqual(seen, 6)
 
     def test_a_record_cannot_be_changed(self):
-        for record in (TASK, clinvk.unfinished(TASK, "failed", "e", "backend")):
+        for record in (TASK, clinvk.unfinished(TASK, "failed", "e", "backend"), clinvk.Definition(("x",)), clinvk.Rules(), clinvk.Ceiling()):
             with self.assertRaises(AttributeError):
-                record.prompt = "other"
+                setattr(record, record._fields[-1], "other")
             with self.assertRaises(AttributeError):
                 record.brand_new = 1
 
     def test_task_and_result_travel_between_processes_unchanged(self):
-        task = TASK._replace(extra=("-x", "\ud800"), meta={"a": [1, {"b": None}]}, timeout=1.5, tags=("t",))
+        task = TASK._replace(extra=("-x", "\ud800"), meta={"a": [1, {"b": None}]}, timeout=1.5, tags=("t",), root="/r",
+                             definition=clinvk.Definition(("x", "{model}"), "jsonl", ("a", 0), usage=("u", -1), join=True))
         result = clinvk.Result(3, "echo", "ok", 0, "answer\udcff\0", usage={"total_tokens": 1}, task=task)
         for value in (task, result):
             for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):

@@ -222,14 +222,13 @@ class LaunchFailures(WorkerCase):
             for workdir in ("", "/"):
                 result = clinvk.run_task(clinvk.Task(0, "echo", "x", workdir=workdir))
                 print(result.exit_code, result.error_kind, result.error, flush=True)
-            os._exit(0)  # nothing that measures this process can write any more
             """
         closed = self.path("closed")
         os.mkdir(closed, 0)
         os.chmod(self.directory, 0o711)
         os.chmod(self.tmp, 0o777)
         done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk, errno, select, shutil, signal, "
-                                 "subprocess, threading, traceback\n" % support.ROOT + textwrap.dedent(body)],
+                                 "subprocess, threading, traceback\n" % support.MODULES + textwrap.dedent(body)],
                                 env={"PATH": closed + os.pathsep + self.home})
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertEqual(done.stdout.decode().splitlines(), ["127 not_found cat: not found: it is not installed, or not on the PATH"] * 2)
@@ -304,7 +303,7 @@ class LaunchFailures(WorkerCase):
             """
         os.mkdir(self.path("d"))
         for workdir in ("", self.home):
-            done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.ROOT + textwrap.dedent(body),
+            done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.MODULES + textwrap.dedent(body),
                                      "40", self.path("d"), workdir])
             self.assertEqual((done.returncode, done.stderr), (0, b""))
             lines = done.stdout.decode().splitlines()
@@ -323,7 +322,7 @@ class Stopping(WorkerCase):
             result = clinvk.run_task(clinvk.Task(0, "echo", "sleep 300", timeout=60.0))
             print(result.status, result.exit_code, result.error_kind, result.error.splitlines()[-1])
             """
-        done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.ROOT + textwrap.dedent(body)])
+        done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.MODULES + textwrap.dedent(body)])
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertRegex(done.stdout.decode(), "^failed 1 backend .*can't start new thread")
         self.assertEqual(support.processes_with(self.mark), [])
@@ -482,7 +481,7 @@ class Leftovers(WorkerCase):
                 print(adopts, result.status, left)
             """
         os.mkdir(self.path("d"))
-        done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.ROOT + textwrap.dedent(body), self.path("d")])
+        done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.MODULES + textwrap.dedent(body), self.path("d")])
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertEqual(done.stdout.decode().splitlines(), ["True ok []", "True failed []", "True failed []", "True timeout []"])
 

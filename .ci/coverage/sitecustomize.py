@@ -1,77 +1,32 @@
-"""Measures line coverage in every Python process of a test run: put this directory on PYTHONPATH and set COVERAGE_RCFILE.
+"""Notes which lines of clinvk.py run, in every Python process of a test run: put this directory on PYTHONPATH, and set MEASURED_FILE (the path
+of clinvk.py) and MEASURED_LINES (a file with as many zero bytes as there are lines).  From Python 3.13 up; others are not measured.
 
-Most of clinvk's processes do not end as coverage expects.  The program leaves by os._exit or of a signal: what was measured is
-saved right before.  A worker dies of SIGTERM in the middle of whatever it does: it saves ten times a second.
+Most of clinvk's processes do not end in order: the program leaves by os._exit, a worker by a signal in the middle of whatever it does.  So
+nothing is kept to be saved later.  The file is mapped into the memory of all of them, forked or not, and a line's byte is set when the line
+runs for the first time in a process.  After that the interpreter does not look at it again, so that the tests run as fast as ever.
 """
 import os
-import signal
 import sys
-import threading
-import time
 
-try:
-    import coverage
-except ImportError:  # another Python than that of the measurement
-    coverage = None
+if sys.version_info >= (3, 13) and "MEASURED_LINES" in os.environ:
+    import mmap
 
-_measured = []
+    _monitoring = sys.monitoring
+    _source = os.environ["MEASURED_FILE"]
+    _file = os.open(os.environ["MEASURED_LINES"], os.O_RDWR)
+    _lines = mmap.mmap(_file, 0, trackfd=False)  # no descriptor stays open, as the tests count them
+    os.close(_file)
 
+    def _started(code, offset):
+        if code.co_filename == _source:
+            _monitoring.set_local_events(_monitoring.COVERAGE_ID, code, _monitoring.events.LINE)
+        return _monitoring.DISABLE
 
-def _start():
-    del _measured[:]
-    _measured.append(coverage.Coverage(config_file=os.environ["COVERAGE_RCFILE"], data_suffix=True))
-    _measured[0].start()
+    def _ran(code, line):
+        _lines[line - 1] = 1
+        return _monitoring.DISABLE
 
-
-def _save():
-    for measurement in _measured:
-        measurement.stop()
-        measurement.save()
-    del _measured[:]
-
-
-def _keep_saving():
-    while _measured:
-        time.sleep(0.1)
-        for measurement in _measured:
-            measurement.save()
-
-
-def _be_worker():
-    """In a forked child, or a spawned one."""
-    for measurement in _measured:
-        measurement.stop()
-    _start()
-    signal.signal = _signal
-    threading.Thread(target=_keep_saving, daemon=True).start()
-
-
-def _with_saving(leave):
-    def save_and_leave(status):
-        _save()
-        leave(status)
-    return save_and_leave
-
-
-def _saved_before(set_handler):
-    def set_and_save(number, handler):
-        if handler is not signal.SIG_DFL or number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            return set_handler(number, handler)
-
-        def save_and_die(number, frame):
-            _save()
-            set_handler(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        return set_handler(number, save_and_die)
-    return set_and_save
-
-
-if coverage and os.environ.get("COVERAGE_RCFILE"):
-    import atexit
-    _start()
-    atexit.register(_save)
-    os._exit = _with_saving(os._exit)
-    _signal, signal.signal = signal.signal, _saved_before(signal.signal)
-    os.register_at_fork(after_in_child=_be_worker)
-    if "--multiprocessing-fork" in getattr(sys, "orig_argv", ()):
-        _be_worker()
+    _monitoring.use_tool_id(_monitoring.COVERAGE_ID, "lines of clinvk.py")
+    _monitoring.register_callback(_monitoring.COVERAGE_ID, _monitoring.events.PY_START, _started)
+    _monitoring.register_callback(_monitoring.COVERAGE_ID, _monitoring.events.LINE, _ran)
+    _monitoring.set_events(_monitoring.COVERAGE_ID, _monitoring.events.PY_START)

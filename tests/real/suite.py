@@ -1,0 +1,699 @@
+#!/usr/bin/env python3
+"""clinvk with the real claude, codex and gemini, which talk to a mock of their APIs: `python3 tests/real/suite.py [-v] [NAME...]`.
+
+The three are installed from npm in pinned versions, once (tests/real/clis.py); the prompts say what the mock model does
+(tests/real/mock_api.py).  What is proved here is what holds for the programs as they are: which of clinvk's options they
+heed, what a sandbox mode keeps them from, what their failures are told apart by, and that nothing of them is left running.
+
+Where they cannot be had it prints a line that starts with `skipped ` and says why, and exits 0.
+"""
+import concurrent.futures
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+import unittest
+import uuid
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [HERE, os.path.dirname(HERE)]
+
+import clis  # noqa: E402  (found by the line above)
+import mock_api  # noqa: E402
+import support  # noqa: E402
+from mock_api import ANSWER  # noqa: E402
+from support import results, wait_until  # noqa: E402
+
+MODELS = {"claude": "claude-sonnet-4-5", "codex": clis.CODEX_MODEL, "gemini": "gemini-2.5-pro"}
+ALL = sorted(MODELS)
+USAGE = {"input_tokens": mock_api.INPUT, "cached_input_tokens": mock_api.CACHED, "output_tokens": mock_api.OUTPUT,
+         "total_tokens": mock_api.INPUT + mock_api.OUTPUT}
+COST = 0.004785  # of that usage, by claude's price list for its model
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+
+FULL = {"approval_mode": "none", "sandbox_mode": "full"}  # lets everything run
+
+# What cannot go wrong takes seconds; this bounds what does.
+LONG = 120
+
+mock = programs = None
+batches = itertools.count()
+
+
+class RealCase(support.Case):
+    """A test with a home of its own, in which the three programs talk to the mock under a tag of this test's."""
+
+    def setUp(self):
+        super().setUp()
+        self.tag = uuid.uuid4().hex
+        self.environment = clis.without_foreign(self.environment)
+        self.environment["PATH"] = self.environment["PATH"].replace(self.bin, programs, 1)
+        self.environment.update(clis.furnish(self.home, mock.base(self.tag)))
+
+    def clinvk(self, *args, **options):
+        if "--dry-run" not in args:
+            next(batches)
+        options.setdefault("timeout", LONG)
+        return super().clinvk("parallel", *args, **options)
+
+    def start(self, *args, **options):
+        next(batches)
+        return super().start("parallel", *args, **options)
+
+    def batch(self, tasks, *args, jobs=4, status=None, **options):
+        """Runs a batch of `(id, backend, directives, fields)`.  Its results by their ids; with `status` each must have that one."""
+        done = self.clinvk("--jsonl", "-q", "-j", str(jobs), *args, input=lines(tasks), **options)
+        answers = {result.get("task_id", ""): result for result in results(done)}
+        self.assertEqual(sorted(answers), sorted(task[0] for task in tasks), (shown(answers), done.stderr.decode("utf-8", "replace")))
+        self.assertEqual(done.stderr, b"")
+        if status:
+            self.assertEqual({name: result["status"] for name, result in answers.items()}, dict.fromkeys(answers, status), shown(answers))
+            self.assertEqual(done.returncode, 0 if status == "ok" else 1)
+        return answers
+
+    def requests(self, part=""):
+        """What the programs asked so far, with `part` in the prompt."""
+        return [request for request in mock.requests(self.tag) if part in request.user]
+
+    def tools(self):
+        """The processes that keep a tool running, of those that this test started."""
+        return [pid for pid in support.processes_with(self.mark) if support.process_words(pid).endswith(" tail -f /dev/null")]
+
+
+def shown(answers):
+    """For a message: results without what is long."""
+    return json.dumps(answers, indent=1) if len(str(answers)) < 20000 else {
+        name: {field: str(value)[:300] for field, value in result.items()} for name, result in answers.items()}
+
+
+def task(name, backend, directives="", **fields):
+    """The first line of its prompt is its name, so that its requests can be told from others."""
+    return name, backend, directives, fields
+
+
+def lines(tasks):
+    """As JSON Lines."""
+    return b"".join(json.dumps(dict({"id": name, "backend": backend, "model": MODELS[backend],
+                                     "prompt": "%s\n%s\n" % (name, directives)}, **fields)).encode() + b"\n"
+                    for name, backend, directives, fields in tasks)
+
+
+def say(backend):
+    return task(backend, backend, "mock: say %s answers" % backend)
+
+
+class Answers(RealCase):
+    def assert_well(self, result):
+        backend = result["backend"]
+        self.assertEqual((result["status"], result["exit_code"], result["output"]), ("ok", 0, backend + " answers"))
+        self.assertNotIn("error", result)
+        self.assertEqual(result["model"], MODELS[backend])
+        self.assertTrue(UUID.match(result["session_id"]), result["session_id"])
+        thoughts = 0 if backend == "claude" else mock_api.THOUGHTS
+        self.assertEqual(result["usage"], dict(USAGE, reasoning_output_tokens=thoughts))
+        self.assertEqual(result.get("cost_usd"), COST if backend == "claude" else None)
+        self.assertNotIn("warnings", result)
+
+    def test_as_json_lines(self):
+        answers = self.batch(map_all(say), status="ok")
+        for result in answers.values():
+            self.assert_well(result)
+        self.assertEqual(sorted(request.user.split()[0] for request in self.requests()), ALL)
+
+    def test_as_json(self):
+        done = self.clinvk("--json", "-j", "3", input=lines(map_all(say)))
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        summary = json.loads(done.stdout)
+        self.assertEqual([result["backend"] for result in summary["results"]], ALL)
+        for result in summary["results"]:
+            self.assert_well(result)
+        self.assertEqual((summary["completed"], summary["cost_usd"]), (3, COST))
+        self.assertEqual(summary["usage"]["total_tokens"], 3 * USAGE["total_tokens"])
+
+    def test_as_text(self):
+        done = self.clinvk("-j", "3", input=lines(map_all(say)))
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        said = done.stdout.decode()
+        for number, backend in enumerate(ALL, 1):
+            self.assertIn("\n[%d] %s answers\n" % (number, backend), said)
+            self.assertRegex(said, r"\n%d +%s +OK +[0-9.]+s +%s\n" % (number, backend, backend))
+        self.assertRegex(said, r"\nTotal: 3 tasks, 3 completed, 0 failed, .*\n\Z")
+
+    def test_as_the_last_line_alone_and_as_files(self):
+        done = self.clinvk("-q", "-j", "3", "--output-dir", "kept", input=lines(map_all(say)))
+        self.assertEqual((done.returncode, done.stderr, done.stdout.count(b"\n")), (0, b"", 1))
+        self.assertTrue(done.stdout.startswith(b"Total: 3 tasks, 3 completed, 0 failed"), done.stdout)
+        for number, backend in enumerate(ALL, 1):
+            with open(self.path("kept", "%03d_%s.json" % (number, backend))) as file:
+                self.assert_well(json.load(file)["result"])
+        with open(self.path("kept", "summary.json")) as file:
+            self.assertEqual(json.load(file)["completed"], 3)
+
+    def test_without_a_model_of_ours_and_without_a_trace_of_the_prompt(self):
+        """gemini then asks twice, once for which model to take; both count."""
+        word = "secret" + uuid.uuid4().hex
+        answers = self.batch([task(backend, backend, "%s\nmock: say fine" % word, model=None) for backend in ALL], status="ok")
+        self.assertEqual({result["output"] for result in answers.values()}, {"fine"})
+        self.assertTrue(answers["claude"]["model"].startswith("claude-"), answers["claude"])
+        self.assertTrue(answers["gemini"]["model"].startswith("gemini-"), answers["gemini"])
+        self.assertEqual({name: result["usage"]["total_tokens"] for name, result in answers.items()},
+                         {"claude": USAGE["total_tokens"], "codex": USAGE["total_tokens"], "gemini": 2 * USAGE["total_tokens"]})
+        self.assertEqual(files_with(self.home, word), [])
+
+    def test_verbose_output_is_read_as_well(self):
+        answers = self.batch([task("claude", "claude", "mock: shell echo hello\nmock: say claude answers", verbose=True,
+                                   approval_mode="none", sandbox_mode="full")], status="ok")
+        result = answers["claude"]
+        self.assertEqual((result["output"], result["num_turns"]), ("claude answers", 2))
+        self.assertEqual(result["usage"]["total_tokens"], 2 * USAGE["total_tokens"])
+
+    def test_a_long_answer_comes_whole(self):
+        answers = self.batch([task(backend, backend, "mock: flood 2000000") for backend in ALL], status="ok")
+        self.assertEqual({result["output"] == mock_api.flood(2000000) for result in answers.values()}, {True})
+
+    def test_eight_at_once_of_each_on_one_home(self):
+        for backend in ALL:
+            with self.subTest(backend):
+                tasks = [task("%s-%d" % (backend, number), backend, "mock: say answer %d" % number) for number in range(8)]
+                answers = self.batch(tasks, jobs=8, status="ok")
+                self.assertEqual([answers[name]["output"] for name, *_ in tasks], ["answer %d" % number for number in range(8)])
+                self.assertEqual(len({result["session_id"] for result in answers.values()}), 8)
+
+
+def map_all(function):
+    return [function(backend) for backend in ALL]
+
+
+def files_with(directory, word):
+    """The files below it that hold the word, by their paths in it."""
+    found = []
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            path = os.path.join(parent, name)
+            if os.path.isfile(path):
+                with open(path, "rb") as file:
+                    if word.encode() in file.read():
+                        found.append(os.path.relpath(path, directory))
+    return sorted(found)
+
+
+# What each API's trouble is to be told as: the directive, and for each program the kind of error (None: it gets over it) and the
+# seconds to wait that its output states (that it often says nothing of them is its own doing).  None: its API does not do that.
+TROUBLE = (
+    # directive                      claude                  codex                   gemini
+    ("status 400",                   ("invalid", None),      ("invalid", None),      ("invalid", None)),
+    ("status 401",                   ("auth", None),         ("auth", None),         ("auth", None)),
+    ("bad-key",                      None,                   None,                   ("auth", None)),
+    ("status 403",                   ("permission", None),   ("permission", None),   ("permission", None)),
+    ("status 404",                   ("invalid", None),      ("invalid", None),      ("invalid", None)),
+    ("status 429",                   ("rate_limit", None),   ("rate_limit", None),   ("rate_limit", 60)),
+    ("status 429 retry-after=7",     ("rate_limit", None),   ("rate_limit", None),   ("rate_limit", 7)),
+    ("quota",                        ("quota", None),        ("quota", None),        ("quota", None)),
+    ("context",                      ("context_length", None), ("context_length", None), ("context_length", None)),
+    ("status 500",                   ("backend", None),      ("overloaded", None),   ("backend", None)),
+    ("status 503",                   ("overloaded", None),   ("overloaded", None),   ("overloaded", None)),
+    ("status 529",                   ("overloaded", None),   None,                   None),
+    ("cut",                          (None, None),           ("network", None),      ("network", None)),
+    ("error-event",                  (None, None),           ("rate_limit", 20),     ("network", None)),
+    ("max-tokens",                   ("backend", None),      ("backend", None),      (None, None)),
+    ("refuse",                       ("invalid", None),      ("no_output", None),    (None, None)),
+    ("empty",                        ("no_output", None),    ("no_output", None),    ("no_output", None)),
+)
+
+
+class Trouble(RealCase):
+    def check(self, backend):
+        column = 1 + ALL.index(backend)
+        cases = [(row[0],) + row[column] for row in TROUBLE if row[column]]
+        answers = self.batch([task(directive, backend, "mock: " + directive, timeout=60) for directive, _, _ in cases])
+        for directive, kind, wait in cases:
+            result = answers[directive]
+            with self.subTest(backend + ": " + directive):
+                self.assertEqual(result["status"], "failed" if kind else "ok", result)
+                self.assertEqual((result.get("error_kind"), result.get("retry_after_seconds")), (kind, wait), result)
+                if kind:
+                    self.assertNotEqual(result["exit_code"], 0)
+                    self.assertTrue(result["error"].strip())
+                else:
+                    self.assertEqual(result["output"], ANSWER)
+        # that the user turned their retries off counts
+        self.assertEqual(len(self.requests("mock: status 503")), 1)
+
+    def test_claude(self):
+        self.check("claude")
+
+    def test_codex(self):
+        self.check("codex")
+
+    def test_gemini(self):
+        self.check("gemini")
+
+    def test_the_programs_own_retries_are_few(self):
+        """Where the user says nothing of them.  By default claude asks 11 times, codex up to 36 times; gemini has no option for it."""
+        self.environment.update(clis.furnish(self.home, mock.base(self.tag), own_retries=True))
+        self.environment.pop("CLAUDE_CODE_MAX_RETRIES")
+        answers = self.batch([task("claude", "claude", "mock: status 429 retry-after=3", timeout=90),
+                              task("codex", "codex", "mock: status 500", timeout=90)], status="failed")
+        self.assertLessEqual(len(self.requests("claude")), 3)
+        self.assertLessEqual(len(self.requests("codex")), 9)
+        self.assertEqual({name: result["error_kind"] for name, result in answers.items()}, {"claude": "rate_limit", "codex": "overloaded"})
+        self.assertGreaterEqual(answers["claude"]["retry_after_seconds"], 3)
+
+    def test_what_a_program_gets_over_by_itself_is_well(self):
+        self.environment.update(clis.furnish(self.home, mock.base(self.tag), own_retries=True))
+        self.environment.pop("CLAUDE_CODE_MAX_RETRIES")
+        self.batch([task(backend, backend, "mock: status 503 times=1", timeout=90) for backend in ALL], status="ok")
+        self.assertEqual({backend: len(self.requests(backend)) for backend in ALL}, dict.fromkeys(ALL, 2))
+
+    def test_without_a_key(self):
+        answers = self.batch(map_all(say), status="failed", env={"ANTHROPIC_API_KEY": None, "MOCK_API_KEY": None, "GEMINI_API_KEY": None})
+        self.assertEqual({name: result["error_kind"] for name, result in answers.items()}, dict.fromkeys(ALL, "auth"), answers)
+        self.assertEqual(self.requests(), [])
+
+    def test_nobody_listens(self):
+        """codex waits for the network without end; that is for --timeout."""
+        self.environment.update(clis.furnish(self.home, "http://127.0.0.1:9/nobody"))
+        answers = self.batch([task(backend, backend, timeout=15) for backend in ALL])
+        self.assertEqual({name: (result["status"], result["error_kind"]) for name, result in answers.items()}, {
+            "claude": ("failed", "network"), "codex": ("timeout", "timeout"), "gemini": ("failed", "network")}, answers)
+        self.assertIn("waiting for network", answers["codex"]["error"])
+
+    def test_an_error_that_the_program_gets_over_is_none(self):
+        answers = self.batch([task("codex", "codex", "mock: shell exit 3\nmock: say fine"),
+                              task("claude", "claude", "mock: shell exit 3\nmock: say fine", approval_mode="none", sandbox_mode="full")],
+                             status="ok")
+        self.assertEqual({result["output"] for result in answers.values()}, {"fine"})
+
+    def test_limits_that_the_user_set(self):
+        self.environment.update(clis.furnish(self.home, mock.base(self.tag), gemini={"model": {"maxSessionTurns": 2}}))
+        answers = self.batch([
+            task("turns", "claude", "mock: loop echo again", max_turns=3, **FULL),
+            task("budget", "claude", "mock: loop echo again", extra=["--max-budget-usd", "0.012"], **FULL),
+            task("gemini", "gemini", "mock: loop echo again", timeout=60, **FULL)], status="failed")
+        self.assertEqual({name: result["error_kind"] for name, result in answers.items()},
+                         {"turns": "max_turns", "budget": "budget", "gemini": "max_turns"}, answers)
+        self.assertEqual((len(self.requests("turns")), len(self.requests("budget")), len(self.requests("gemini"))), (3, 3, 2))
+
+    def test_words_in_an_answer_are_no_error(self):
+        words = "error: rate limit exceeded (429), quota exhausted, please try again in 20s, not logged in"
+        answers = self.batch([task(backend, backend, "mock: say " + words) for backend in ALL], status="ok")
+        self.assertEqual({result["output"] for result in answers.values()}, {words})
+
+
+HOLD = "mock: shell exec tail -f /dev/null\nmock: hang"  # codex lets its model go on after 30 s, and the tool run
+
+
+class Ends(RealCase):
+    """Tools run in sessions of their own, out of reach of a signal to the program's process group."""
+
+    def holding(self, *more):
+        """A task of each that waits for its tool, codex also with its sandbox."""
+        return [task(backend, backend, HOLD, **FULL) for backend in ALL] + [task("sandboxed", "codex", HOLD, sandbox_mode="workspace")] + list(more)
+
+    def running(self, tasks, *args):
+        process = self.start("--jsonl", "-q", "-j", "8", "-f", self.file("tasks", lines(tasks)), *args)
+        holding = sum(HOLD in directives for _, _, directives, _ in tasks)
+        wait_until(lambda: len(self.requests()) >= len(tasks) or process.poll() is not None, "all have asked", LONG)
+        wait_until(lambda: len(self.tools()) >= holding or process.poll() is not None, "the tools run", LONG)
+        return process
+
+    def test_a_timeout_while_it_hangs_or_a_tool_runs(self):
+        """Before an answer begins, in the middle of one, and with a tool that does not end."""
+        word = "secret" + uuid.uuid4().hex
+        tasks = [task("%s-%s" % (backend, where), backend, "%s\nmock: %s" % (word, where)) for backend in ALL for where in ("hang", "hang-mid")]
+        answers = self.batch(tasks + self.holding(), "--timeout", "15s", jobs=10, status="timeout")
+        self.assertEqual(support.processes_with(self.mark), [])
+        self.assertEqual(files_with(self.home, word), [])
+        for name, result in answers.items():
+            self.assertEqual((result["exit_code"], result["error_kind"]), (124, "timeout"), result)
+            self.assertTrue(self.requests(name + "\n"), name + " was stopped before it had asked")
+
+    def interrupt(self, task):
+        process = self.running([task])
+        self.assertTrue(self.requests())
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        done = process.finish(LONG)
+        self.assertEqual(support.processes_with(self.mark), [])
+        self.assertEqual(done.returncode, -signal.SIGINT, done.stderr)
+        self.assertEqual([(result["status"], result["exit_code"], result["error_kind"]) for result in results(done)],
+                         [("canceled", -1, "canceled")])
+
+    def test_an_interrupt_while_a_tool_of_claude_runs(self):
+        self.interrupt(task("claude", "claude", HOLD, **FULL))
+
+    def test_an_interrupt_while_a_tool_of_codex_runs(self):
+        self.interrupt(task("codex", "codex", HOLD, **FULL))
+
+    def test_an_interrupt_while_a_tool_of_codex_runs_in_its_sandbox(self):
+        self.interrupt(task("codex", "codex", HOLD, sandbox_mode="workspace"))
+
+    def test_an_interrupt_while_a_tool_of_gemini_runs(self):
+        self.interrupt(task("gemini", "gemini", HOLD, **FULL))
+
+    def test_a_termination_while_tools_of_all_run(self):
+        process = self.running(self.holding())
+        process.terminate()
+        done = process.finish(LONG)
+        self.assertEqual(support.processes_with(self.mark), [])
+        self.assertEqual(done.returncode, -signal.SIGTERM, done.stderr)
+        self.assertEqual([result["status"] for result in results(done)], ["canceled"] * 4)
+
+    def test_a_first_failure_while_tools_of_all_run(self):
+        gate = self.path("gate")
+        failing = task("failing", "claude", "mock: shell while [ ! -e '%s' ]; do :; done\nmock: status 400" % gate, **FULL)
+        process = self.running(self.holding(failing), "--fail-fast")
+        self.file("gate", "")
+        done = process.finish(LONG)
+        self.assertEqual(support.processes_with(self.mark), [])
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertEqual({result["task_id"]: result["status"] for result in results(done)},
+                         {"claude": "canceled", "codex": "canceled", "gemini": "canceled", "sandboxed": "canceled", "failing": "failed"})
+
+    def test_clinvk_is_killed_while_tools_of_all_run(self):
+        process = self.running(self.holding())
+        process.kill()
+        process.wait()
+        self.wait_until_nothing_runs()
+        wait_until(lambda: not os.listdir(self.tmp), "the temporary directory of the run is removed")
+
+    def test_what_a_tool_left_in_the_background_ends_with_the_task(self):
+        answers = self.batch([task(backend, backend, "mock: shell setsid -f tail -f /dev/null >'%s' 2>&1 </dev/null; echo $? >'%s'\nmock: say fine"
+                                   % (os.devnull, self.path(backend)), **FULL) for backend in ALL], status="ok")
+        self.assertEqual(support.processes_with(self.mark), [])
+        for backend in ALL:
+            self.assertEqual(self.wait_for_file(self.path(backend)), b"0\n")
+            self.assertEqual(answers[backend]["output"], "fine")
+
+
+class Options(RealCase):
+    """Seen in what the programs ask."""
+
+    def asked(self, name):
+        """The first request of a task."""
+        self.assertTrue(self.requests(name + "\n"), "no request of " + name)
+        return self.requests(name + "\n")[0]
+
+    def test_each_option_has_its_effect_and_all_go_together(self):
+        text = "Answer like a pirate: \u201caye\u201d, \U0001f3f4 \\ \"quoted\" $HOME\n-x\tend"
+        os.mkdir(self.path("more"))
+        extra = {"claude": ["--disallowedTools", "Agent"], "codex": ["-c", "model_reasoning_effort=low"],
+                 "gemini": ["--include-directories", self.path("more")]}
+        tasks = []
+        for backend in ALL:
+            os.mkdir(self.path("dir of " + backend))
+            tasks.append(task("given-" + backend, backend, "mock: shell pwd > here\nmock: say fine", model="any-model-" + backend,
+                              workdir=self.path("dir of " + backend), system_prompt=text, extra=extra[backend], max_turns=5, max_tokens=888,
+                              timeout=100, verbose=True, **FULL))
+            tasks.append(task("plain-" + backend, backend, "mock: shell pwd > here-%s\nmock: say fine" % backend, **FULL))
+        answers = self.batch(tasks, jobs=6, status="ok")
+        for backend in ALL:
+            with self.subTest(backend):
+                result, given, plain = answers["given-" + backend], self.asked("given-" + backend), self.asked("plain-" + backend)
+                self.assertEqual((result["output"], result["model"], given.model), ("fine", "any-model-" + backend, "any-model-" + backend))
+                self.assertEqual(self.wait_for_file(self.path("dir of " + backend, "here")).decode(), self.path("dir of " + backend) + "\n")
+                self.assertEqual(self.wait_for_file(self.path("here-" + backend)).decode(), self.directory + "\n")
+                self.assertIn(text, given.system)
+                self.assertNotIn(text, plain.system)
+                if backend == "gemini":
+                    self.assertLess(len(given.system), 1000, "its own system prompt is replaced")
+                else:
+                    self.assertGreater(len(given.system), 5000, "its own system prompt stays")
+                said = " ".join(result.get("warnings", ()))
+                self.assertEqual([field for field in ("max_turns", "max_tokens") if field in said],
+                                 [] if backend == "claude" else ["max_turns", "max_tokens"])
+        self.assertEqual((self.asked("given-claude").max_tokens, self.asked("plain-claude").max_tokens), (888, 32000))
+        self.assertEqual(["Agent" in self.asked(name).tools for name in ("given-claude", "plain-claude")], [False, True])
+        self.assertEqual(json.loads(self.asked("given-codex").body)["reasoning"]["effort"], "low")
+        self.assertIn(self.path("more").encode(), self.asked("given-gemini").body)
+
+    def test_options_of_the_command_line_and_of_the_environment(self):
+        environment = {"CLINVK_%s_MODEL" % backend.upper(): "model-for-" + backend for backend in ALL}
+        environment.update(CLAUDECODE="1", CLAUDE_CODE_ENTRYPOINT="cli")  # as a tool of claude finds them
+        self.batch([task(backend, backend, model=None) for backend in ALL], "--system-prompt", "be brief", "--max-tokens", "999",
+                   status="ok", env=environment)
+        for backend in ALL:
+            self.assertEqual(self.asked(backend).model, "model-for-" + backend)
+            self.assertIn("be brief", self.asked(backend).system)
+        self.assertEqual(self.asked("claude").max_tokens, 999)
+
+    def test_the_line_of_a_dry_run_does_what_the_task_would_do(self):
+        tasks = [task(backend, backend, "mock: say it's\nfine", system_prompt="be 'brief'", sandbox_mode="read-only") for backend in ALL]
+        done = self.clinvk("--dry-run", "--jsonl", "-q", input=lines(tasks))
+        self.assertEqual(self.requests(), [])
+        os.mkdir(self.path("other"))  # claude leaves files in TMPDIR
+        for result in results(done):
+            with self.subTest(result["backend"]):
+                ran = self.run_program(["bash", "-c", result["output"]], env={"TMPDIR": self.path("other")})
+                self.assertEqual(ran.returncode, 0, ran.stderr)
+                self.assertIn(b"it's", ran.stdout)
+                self.assertIn("be 'brief'", self.asked(result["backend"]).system)
+
+    def test_a_session_that_goes_on_costs_no_more_than_its_last_run(self):
+        session = str(uuid.uuid4())
+        for number, extra in enumerate((["--session-id", session], ["--resume", session], ["--resume", session])):
+            with self.subTest(extra):
+                name = "run-%d" % number
+                result = self.batch([task(name, "claude", extra=extra)], status="ok")[name]
+                self.assertEqual((result["session_id"], result["usage"]["total_tokens"], result["cost_usd"]), (session, USAGE["total_tokens"], COST))
+                self.assertEqual(b"run-0" in self.asked(name).body, True)
+
+    def test_turns(self):
+        """Three tools are four turns."""
+        tools = "mock: shell echo 1\nmock: shell echo 2\nmock: shell echo 3\nmock: say fine"
+        answers = self.batch([task("enough", "claude", tools, max_turns=4, **FULL), task("short", "claude", tools, max_turns=2, **FULL)])
+        self.assertEqual((answers["enough"]["status"], answers["enough"]["output"], answers["enough"]["num_turns"]), ("ok", "fine", 4))
+        self.assertEqual((answers["short"]["status"], answers["short"]["error_kind"]), ("failed", "max_turns"))
+
+    def test_a_wrong_extra_option_fails_its_task_alone(self):
+        answers = self.batch([task("wrong-" + backend, backend, extra=["--no-such-option"]) for backend in ALL] + [task("right", "claude")])
+        self.assertEqual(answers["right"]["status"], "ok")
+        self.assertEqual([request.user.split()[0] for request in self.requests()], ["right"])
+        for backend in ALL:
+            with self.subTest(backend):
+                result = answers["wrong-" + backend]
+                self.assertEqual((result["status"], result["error_kind"]), ("failed", "invalid"), result)
+                self.assertIn("such-option", result["error"])
+
+
+class Prompts(RealCase):
+    """They arrive as they are."""
+
+    WORDS = {"dash": "-x", "option": "--help", "subcommand": "review", "path": "/etc/hosts is a file",
+             "odd": "审查 \u2028 \U0001f469\u200d\U0001f4bb e\u0301 \ufeff '\"`$HOME`\\n !! %s ${x} a\r\nb\n\n\nc\tx \x1b[31mred",
+             "large": "".join("line %d\n" % number for number in range(20000))}
+
+    def check(self, backend):
+        tasks = [task(name, backend, prompt=text) for name, text in self.WORDS.items()]
+        answers = self.batch(tasks, status="ok")
+        self.assertEqual({result["output"] for result in answers.values()}, {ANSWER})
+        arrived = {request.user for request in self.requests()}
+        for name, text in self.WORDS.items():
+            with self.subTest(backend + ": " + name):
+                self.assertTrue(text in arrived, [other[:100] for other in arrived])
+        self.assertEqual(len(self.requests()), len(tasks))
+
+    def test_of_claude(self):
+        self.check("claude")
+
+    def test_of_codex(self):
+        self.check("codex")
+
+    def test_of_gemini(self):
+        self.check("gemini")
+
+    def test_what_the_programs_make_of_a_prompt_themselves(self):
+        """claude and gemini put the content of a file in that is named with an @.  codex refuses bytes that are not UTF-8."""
+        self.file("note.txt", "what the note says\n")
+        answers = self.batch([task("at-" + backend, backend, prompt="see @note.txt please") for backend in ALL] +
+                             [task("bytes-" + backend, backend, prompt="a \udcff z") for backend in ALL])
+        self.assertEqual({name for name, result in answers.items() if result["status"] != "ok"}, {"bytes-codex"})
+        self.assertEqual(answers["bytes-codex"]["error_kind"], "invalid")
+        self.assertEqual(sorted(request.api for request in self.requests("a \ufffd z")), ["anthropic", "gemini"])
+        self.assertEqual({request.api: b"what the note says" in request.body for request in mock.requests(self.tag)
+                          if b"see @note.txt please" in request.body}, {"anthropic": True, "openai": False, "gemini": True})
+
+
+# What a model that tries can do in each mode: files it writes with the program's own tool, in the working directory and
+# outside of it, and by commands; also with tools that it was not offered.  `refused`: clinvk says that it cannot be had.
+ATTEMPTS = (("write", "inside"), ("write", "outside"), ("touch", "inside"), ("touch", "outside"), ("run", "inside"), ("run", "outside"))
+SANDBOXES, APPROVALS = ("default", "read-only", "workspace", "full"), ("default", "auto", "none", "always")
+NOTHING, EVERYTHING, REFUSED = "", "all", "refused"
+EFFECTS = {
+    # sandbox: (approval default, auto, none, always)
+    "claude": {"default": (NOTHING, "write-inside touch-inside", EVERYTHING, NOTHING),
+               "read-only": (NOTHING, NOTHING, NOTHING, NOTHING),
+               "workspace": (NOTHING, "write-inside touch-inside", REFUSED, NOTHING),
+               "full": (NOTHING, "write-inside write-outside touch-inside touch-outside", EVERYTHING, NOTHING)},
+    "codex": {"default": (NOTHING, NOTHING, NOTHING, NOTHING),
+              "read-only": (NOTHING, NOTHING, NOTHING, NOTHING),
+              "workspace": ("write-inside touch-inside run-inside",) * 3 + (REFUSED,),
+              "full": (EVERYTHING, REFUSED, EVERYTHING, REFUSED)},
+    "gemini": {"default": (NOTHING, "write-inside", "write-inside touch-inside touch-outside run-inside run-outside", NOTHING),
+               "read-only": (NOTHING, NOTHING, NOTHING, NOTHING),
+               "workspace": (NOTHING, "write-inside", REFUSED, NOTHING),
+               "full": (NOTHING, "write-inside write-outside", EVERYTHING, NOTHING)},
+}
+
+
+class Effects(RealCase):
+    """Of each sandbox and approval mode, by what files are there in the end."""
+
+    def commands(self, backend):
+        """What it is called with in each pair of modes; None where they are refused."""
+        pairs = [(sandbox, approval) for sandbox in SANDBOXES for approval in APPROVALS]
+        tasks = [task("some", backend)] + [task("pair-%d" % number, backend, prompt="the same", sandbox_mode=sandbox, approval_mode=approval)
+                                           for number, (sandbox, approval) in enumerate(pairs)]
+        said = results(self.clinvk("--dry-run", "--jsonl", "-q", input=lines(tasks)))  # from a pipe a bad task is one failed result
+        self.assertEqual(len(said), len(tasks))
+        return dict(zip(pairs, [None if result.get("error_kind") == "invalid" else result["output"] for result in said[1:]]))
+
+    def attempt(self, backend, sandbox, approval):
+        """The task, with directories of its own, and where its files would be."""
+        name = "%s-%s-%s" % (backend, sandbox, approval)
+        places = {"inside": self.path(name, "inside"), "outside": self.path(name, "outside")}
+        for path in places.values():
+            os.makedirs(path)
+        files = {"%s-%s" % (how, where): os.path.join(places[where], how) for how, where in ATTEMPTS}
+        how = {"write": "write %s", "touch": "shell touch '%s'", "run": "shell sh -c ': > \"%s\"'"}
+        directives = ["mock: " + how[kind.partition("-")[0]] % path for kind, path in files.items()]
+        return task(name, backend, "\n".join(directives + ["mock: insist", "mock: say done"]), workdir=places["inside"],
+                    sandbox_mode=sandbox, approval_mode=approval), files
+
+    def did(self, files):
+        """What was done of that."""
+        return " ".join(kind for kind, path in files.items() if os.path.exists(path))
+
+    def check(self, backend):
+        attempts, seen, commands = {}, {}, self.commands(backend)
+        for sandbox in SANDBOXES:
+            for approval, expected in zip(APPROVALS, EFFECTS[backend][sandbox]):
+                with self.subTest(backend=backend, sandbox=sandbox, approval=approval):
+                    command = commands[sandbox, approval]
+                    self.assertEqual(command is None, expected == REFUSED)
+                    if command in seen:  # the same command does the same
+                        self.assertEqual(seen[command], expected)
+                    elif command:
+                        seen[command] = expected
+                        each, files = self.attempt(backend, sandbox, approval)
+                        attempts[each[0]] = each, files, expected
+        answers = self.batch([each for each, _, _ in attempts.values()], status="ok")
+        for name, (_, files, expected) in attempts.items():
+            with self.subTest(name):
+                self.assertEqual(self.did(files), " ".join(files) if expected == EVERYTHING else expected, answers[name])
+                self.assertEqual(len(self.requests(name)), len(ATTEMPTS) + 1, "a model was not heard to its end")
+                self.assertEqual(answers[name]["output"], "done")
+
+    def test_of_claude(self):
+        self.check("claude")
+
+    def test_of_codex(self):
+        self.check("codex")
+
+    def test_of_gemini(self):
+        self.check("gemini")
+
+    def test_a_lenient_configuration_of_the_users_widens_no_mode(self):
+        clis.furnish(self.home, mock.base(self.tag), gemini={
+            "tools": {"allowed": ["run_shell_command", "write_file"], "core": ["run_shell_command", "write_file"]},
+            "general": {"maxAttempts": 1, "defaultApprovalMode": "auto_edit"}, "context": {"includeDirectories": [self.directory]}})
+        os.makedirs(os.path.join(self.home, ".claude"))
+        self.file("home/.claude/settings.json", {"permissions": {
+            "allow": ["Bash", "Write", "Edit"], "defaultMode": "bypassPermissions", "additionalDirectories": [self.directory]}})
+        with open(os.path.join(self.home, ".codex", "config.toml")) as file:
+            config = file.read()
+        self.file("home/.codex/config.toml", 'sandbox_mode = "danger-full-access"\napproval_policy = "never"\n%s'
+                                             '[sandbox_workspace_write]\nwritable_roots = ["%s"]\n' % (config, self.directory))
+        os.makedirs(os.path.join(self.home, ".codex", "rules"))
+        self.file("home/.codex/rules/default.rules", 'prefix_rule(pattern=["touch"], decision="allow")\nprefix_rule(pattern=["sh"], decision="allow")\n')
+        attempts = [(backend, sandbox) + self.attempt(backend, sandbox, approval)
+                    for backend in ALL for sandbox, approval in (("read-only", "auto"), ("workspace", "auto"))]
+        self.batch([each for _, _, each, _ in attempts], status="ok")
+        for backend, sandbox, each, files in attempts:
+            with self.subTest(each[0]):
+                self.assertEqual(self.did(files), EFFECTS[backend][sandbox][1])
+
+    def test_a_directory_that_brings_its_own_configuration_widens_no_mode(self):
+        """Its settings, its hooks and its servers: what a repository brings is no word of the user's."""
+        attempts = []
+        for backend, sandbox in itertools.product(ALL, ("read-only", "workspace")):
+            each, files = self.attempt(backend, sandbox, "auto")
+            inside, outside = each[3]["workdir"], os.path.dirname(files["write-outside"])
+            files["hook"], files["server"] = os.path.join(outside, "hook"), os.path.join(outside, "server")
+            hooks = [{"hooks": [{"type": "command", "command": "touch '%s'" % files["hook"]}]}]
+            servers = {"some": {"command": "touch", "args": [files["server"]]}}
+            for path, content in (
+                    (".claude/settings.json", {"hooks": {"SessionStart": hooks, "UserPromptSubmit": hooks}, "permissions": {
+                        "allow": ["Bash", "Write", "Edit"], "defaultMode": "bypassPermissions", "additionalDirectories": [outside]}}),
+                    (".mcp.json", {"mcpServers": servers}),
+                    (".gemini/settings.json", {"tools": {"allowed": ["run_shell_command", "write_file"]}, "mcpServers": servers,
+                                               "context": {"includeDirectories": [outside]}, "hooksConfig": {"enabled": True},
+                                               "hooks": {"SessionStart": hooks, "BeforeAgent": hooks}}),
+                    (".codex/config.toml", 'sandbox_mode = "danger-full-access"\nnotify = ["touch", "%s"]\n' % files["hook"])):
+                os.makedirs(os.path.join(inside, os.path.dirname(path)), exist_ok=True)
+                self.file(os.path.relpath(os.path.join(inside, path), self.directory), content)
+            attempts.append((backend, sandbox, each, files))
+        self.batch([each for _, _, each, _ in attempts], status="ok")
+        for backend, sandbox, each, files in attempts:
+            with self.subTest(each[0]):
+                self.assertEqual(self.did(files), EFFECTS[backend][sandbox][1])
+
+
+class Lines(unittest.TestResult):
+    """Says of each test in one line how it went and how long it took."""
+
+    def startTest(self, test):
+        super().startTest(test)
+        self._bad, self._began = len(self.failures + self.errors), time.monotonic()
+
+    def stopTest(self, test):
+        super().stopTest(test)
+        print("%-4s %5.1f s  %s" % ("ok" if len(self.failures + self.errors) == self._bad else "FAIL", time.monotonic() - self._began, test.id()),
+              flush=True)
+
+
+class Together(unittest.TestSuite):
+    """Runs the classes two at a time: the programs start slowly, and wait a lot."""
+
+    def run(self, result, debug=False):
+        def run_class(suite):
+            own = Lines()
+            suite.run(own)
+            return own
+
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            for own in pool.map(run_class, self):
+                result.testsRun += own.testsRun
+                result.failures += own.failures
+                result.errors += own.errors
+        return result
+
+
+class Loader(unittest.TestLoader):
+    def loadTestsFromModule(self, module, *args, **options):
+        return Together(self.loadTestsFromTestCase(case) for case in (Trouble, Ends, Effects, Answers, Options, Prompts))
+
+
+def main():
+    global mock, programs
+    try:
+        programs = clis.programs()
+        versions = clis.versions(programs)
+    except clis.Missing as reason:
+        print("skipped %s" % reason)
+        return 0
+    print("\n".join("%s: %s" % each for each in sorted(versions.items())), flush=True)
+    # Not below /tmp, where codex lets its model write in any mode.
+    tempfile.tempdir = os.path.join(clis.cache_directory(), "work")
+    os.makedirs(tempfile.tempdir, exist_ok=True)
+    with mock_api.MockAPI() as mock:
+        program = unittest.main(testLoader=Loader(), exit=False)
+    print("%d batches" % next(batches))
+    return not program.result.wasSuccessful()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
