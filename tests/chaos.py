@@ -40,7 +40,8 @@ WRAPPED = {
     "claude": ('{"type":"result","subtype":"success","is_error":false,"result":"', '"}\\n'),
     "codex": ('{"type":"thread.started","thread_id":"t"}\\n{"type":"item.completed","item":{"type":"agent_message","text":"',
               '"}}\\n{"type":"turn.completed","usage":{"input_tokens":3,"output_tokens":2}}\\n'),
-    "gemini": ('{"session_id":"s","response":"', '"}\\n'),
+    "gemini": ('{"type":"init","session_id":"s","model":"m"}\\n{"type":"message","role":"assistant","content":"',
+               '"}\\n{"type":"result","status":"success"}\\n'),
 }
 
 # Grandchildren; each would live for most of a minute.  %s is the round's mark, for those whose environment is empty.
