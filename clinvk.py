@@ -3,6 +3,8 @@
 
     clinvk parallel --file tasks.json            results as text, a table at the end
     generate | clinvk parallel --jsonl | jq ...  one JSON line per task as it ends
+    clinvk chain --file chain.json               steps, each with the answers before it
+    clinvk compare --backends claude,codex TEXT  answers to one prompt, side by side
 
 One file, Python 3.8 or newer, the standard library only (orjson is used where it
 can be imported and changes nothing but speed).  How a batch flows through it:
@@ -19,14 +21,16 @@ Data flows down the file: a section uses only what stands above it.
      1. Types          what travels: Task, Result; statuses, exit codes, errors
      2. Text and JSON  dumps, loads, display width, durations, one-line cuts
      3. Platform       processes, files, locks, terminals; every platform difference
-     4. Backends       a row each: how to ask a program, how to read its answer
-     5. Tasks          JSON from a file or a pipe --> validated Tasks, lazily
-     6. Worker         run_task: one task, one process; the only place that launches
-     7. Pool           run_pool: a generator, exactly one Result per task
-     8. Sinks          text, JSON Lines, JSON, directory, progress
-     9. Summary        the ordered table, the totals, the verdict
-    10. Commands       options --> tasks --> pool --> sinks --> verdict
-    11. Command line   build_parser, main
+     4. Configuration  values and their checks, YAML, the file, what counts first
+     5. Backends       a row each: how to ask a program, how to read its answer
+     6. Tasks          JSON from a file or a pipe --> validated Tasks, lazily
+     7. Worker         run_task: one task, one process; the only place that launches
+     8. Pool           run_pool: a generator, exactly one Result per task
+     9. Sinks          text, JSON Lines, JSON, directory, progress
+    10. Summary        the ordered table, the totals, the verdict
+    11. Sessions       conversations that can be resumed, a file each
+    12. Commands       options --> tasks --> pool --> sinks --> verdict
+    13. Command line   build_parser, main
 
 What holds everywhere:
 
@@ -53,11 +57,13 @@ if TYPE_CHECKING:
     import argparse
     import threading
     from types import FrameType, ModuleType
-    from typing import (Any, Callable, Dict, FrozenSet, Generator, Iterable, Iterator, List, NamedTuple, NoReturn, Optional,
+    from typing import (Any, Callable, Dict, FrozenSet, Generator, Iterable, Iterator, List, NamedTuple, NoReturn, Optional, Pattern,
                         Sequence, Set, Tuple, Type, TypeVar, Union)
 
     _T = TypeVar("_T")
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
+    _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
+    _YamlItems = Dict[Union[str, int], "_YamlItem"]
 else:
     class _RecordType(type):
         """Makes `class X(NamedTuple)` mean what it means with typing.NamedTuple.
@@ -86,15 +92,21 @@ ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permissi
                "max_turns", "budget", "timeout", "signal", "not_found", "no_output", "backend", "worker_lost", "canceled")
 
 # clinvk's own exit statuses; the man page's EXIT STATUS section is held against this table.
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_BUG, EXIT_OUTPUT = 0, 1, 2, 70, 74
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION, EXIT_BUG, EXIT_OUTPUT = 0, 1, 2, 3, 4, 70, 74
+EXIT_TIMEOUT, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 124, 126, 127  # of single prompts
 EXIT_HANGUP, EXIT_INTERRUPT, EXIT_PIPE, EXIT_TERMINATE = 129, 130, 141, 143
 
+BUILT_IN = ("claude", "codex", "gemini", "echo")  # backends
 APPROVAL_MODES = ("default", "auto", "none", "always")
 SANDBOX_MODES = ("default", "read-only", "workspace", "full")
 
 
 class UserError(Exception):
     """Something its user can put right: bad usage or bad input.  The message says what and where."""
+
+
+class ConfigError(Exception):
+    """The configuration file cannot be read or holds what it must not: nothing is guessed, nothing starts.  Says what and where."""
 
 
 class OutputError(Exception):
@@ -131,7 +143,8 @@ class Task(NamedTuple):
     `timeout` is in seconds; None, 0 and () mean "not given".  `invalid` holds the reason
     why what stood in the task's place in the input is not a task; such a task is answered
     by a failed result without anything being launched.  `definition` is that of a backend which is not built in; `root` a
-    directory that `workdir` must not leave.
+    directory that `workdir` must not leave.  `keep`: the backend keeps its session; `resume` is one of its own that it goes on
+    with, or with `fork` from.  `follow`: what it prints can be read while it runs (followed_path).
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -155,6 +168,10 @@ class Task(NamedTuple):
     invalid: str = ""
     definition: Optional[Definition] = None
     root: str = ""
+    keep: bool = False
+    resume: str = ""
+    fork: bool = False
+    follow: bool = False
 
 
 class Result(NamedTuple):
@@ -163,7 +180,8 @@ class Result(NamedTuple):
     `exit_code` is the backend's own; 1 where it said 0 and failed all the same, 124 after a
     timeout, 126/127 where it could not be started, 128+n where signal n ended it, -1 for a
     task that was canceled or lost.  Times are seconds since the epoch.
-    `answer` is the backend's answer, or a TextFile where it is large: read `output`.
+    `answer` is the backend's answer, or a TextFile where it is large: read `output`.  `counts_session`: `usage` is that of all
+    runs of its session.
     """
 
     index: int  # type: ignore[assignment]
@@ -184,6 +202,7 @@ class Result(NamedTuple):
     start_time: float = 0.0
     end_time: float = 0.0
     task: Optional[Task] = None  # not sent back by a worker: who fed the task still has it
+    counts_session: bool = False
 
     @property
     def output(self) -> str:
@@ -358,6 +377,12 @@ def clock(seconds: float) -> str:
     return "%d:%02d:%02d" % (hours, minutes, rest) if hours else "%02d:%02d" % (minutes, rest)
 
 
+def age(seconds: float) -> str:
+    """`42s`, `5m`, `3h`, `12d`."""
+    unit, letter = next((unit, letter) for unit, letter in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")) if seconds >= unit or unit == 1)
+    return "%d%s" % (max(0.0, seconds) // unit, letter)
+
+
 def quoted(value: Any) -> str:
     """A value as it stands in an error message: JSON, cut to a readable length."""
     text = dumps(value).decode("utf-8")
@@ -415,6 +440,39 @@ def cut(text: str, columns: int) -> str:
         if width > max(columns, 3):
             return text[:kept] + "..."
     return text
+
+
+LONGEST_DIFF = 1 << 17  # characters, which word_diff takes seconds for
+_UNSPACED = "[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
+
+
+def word_diff(old: str, new: str) -> List[Tuple[str, str]]:
+    """`new` beside `old`, in pieces: ("", text in both), ("-", text of old alone), ("+", text of new alone).
+
+    White space counts for nothing; where both have the words it is that of `new`.  A character of a script that is
+    written without blanks is a word.
+    """
+    import difflib
+    import re
+    word = re.compile(r"%s|(?:(?!%s)\w)+|\S" % (_UNSPACED, _UNSPACED))
+    texts = old, new
+    places = [[found.span() for found in word.finditer(text)] for text in texts]
+    words = [[text[start:end] for start, end in spans] for text, spans in zip(texts, places)]
+
+    def blank_before(side: int, number: int) -> str:
+        spans = places[side]
+        return texts[side][spans[number - 1][1] if number else 0:spans[number][0] if number < len(spans) else len(texts[side])]
+
+    def part(side: int, begin: int, end: int) -> str:
+        return texts[side][places[side][begin][0]:places[side][end - 1][1]]
+
+    # what is popular is no place to begin at: that makes long texts bearable, and short ones less well matched
+    pieces: List[Tuple[str, str]] = []
+    for kind, a, b, c, d in difflib.SequenceMatcher(None, words[0], words[1], len(words[0]) * len(words[1]) > 1 << 22).get_opcodes():
+        pieces.append(("", blank_before(0, a) if kind == "delete" else blank_before(1, c)))
+        pieces += [("-", part(0, a, b))] if kind in ("delete", "replace") else []
+        pieces += [("" if kind == "equal" else "+", part(1, c, d))] if kind != "delete" else []
+    return [(kind, text) for kind, text in pieces + [("", blank_before(1, len(places[1])))] if text]
 
 
 def shell_quoted(text: str) -> str:
@@ -835,19 +893,37 @@ def make_private_directory() -> str:
             raise OutputError("cannot make temporary files in %s: %s" % (temporary_directory(), error.strerror)) from None
 
 
-def write_whole(path: str, pieces: Iterable[bytes]) -> None:
-    """Puts a file of mode 0600 in place, whole or not at all.  Raises OSError."""
+def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False) -> None:
+    """Puts a file of mode 0600 in place, whole or not at all; `durable`: the end of the machine does not undo that.  Raises OSError."""
     draft = "%s.%d.tmp" % (path, os.getpid())
     file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         try:
             write_pieces(file, pieces)
+            if durable:
+                os.fsync(file)
         finally:
             os.close(file)
         os.replace(draft, path)
     except BaseException:
         os.unlink(draft)
         raise
+    if durable:
+        sync_directory(os.path.dirname(path) or ".")
+
+
+def sync_directory(path: str) -> None:
+    """Puts the names in a directory on the disk, on file systems that know how."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # one may write into it, not read it
+        return
+    try:
+        os.fsync(file)
+    except OSError:  # the file is in place all the same
+        pass
+    finally:
+        os.close(file)
 
 
 def free_space(directory: str) -> int:
@@ -967,7 +1043,978 @@ def die_at_once(signal_number: int) -> None:
     os._exit(128 + signal_number)
 
 
-# --- 4. Backends -------------------------------------------------------------
+# --- 4. Configuration --------------------------------------------------------
+#
+# Three things: values and how they are checked, the subset of YAML, and the file with its settings.
+
+def _some_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected a string, got %s" % quoted(value))
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+def _argument(value: Any) -> str:
+    """A text that becomes part of a command line, an environment or a path."""
+    text = _some_text(value)
+    if "\0" in text:
+        raise ValueError("must not contain NUL")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError("holds a character that cannot be passed to a program") from None
+    return text
+
+
+def _whole_number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError("expected a whole number, got %s" % quoted(value))
+    if value < 1:
+        raise ValueError("expected a whole number from 1 on, got %d" % value)
+    return value
+
+
+MOST_JOBS = 1000  # each is a process of its own beside its backend
+
+
+def _jobs(value: Any) -> int:
+    jobs = _whole_number(value)
+    if jobs > MOST_JOBS:
+        raise ValueError("expected at most %d, got %d" % (MOST_JOBS, jobs))
+    return jobs
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, str):
+        return min(parse_duration(value), LONGEST)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError("expected seconds above 0 or a duration such as \"15m\", got %s" % quoted(value))
+    return min(float(value), LONGEST)
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("expected true or false, got %s" % quoted(value))
+    return value
+
+
+def _one_of(words: Iterable[str], what: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        known = list(words)
+        if value not in known:
+            raise ValueError("unknown %s %s%s; known are %s" % (
+                what, quoted(value), nearest(value, known) if isinstance(value, str) else "", ", ".join(known)))
+        return str(value)
+    return check
+
+
+def _list_of(element: Callable[[Any], str]) -> Callable[[Any], Tuple[str, ...]]:
+    def check(value: Any) -> Tuple[str, ...]:
+        if not isinstance(value, list):
+            raise ValueError("expected a list of strings, got %s" % quoted(value))
+        for position, item in enumerate(value):
+            with _at(position):
+                element(item)
+        return tuple(value)
+    return check
+
+
+DEEPEST = 200  # levels of free data: what every JSON program can take back
+
+
+def _free_object(value: Any) -> Dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("expected an object, got %s" % quoted(value))
+    level: List[Any] = [value]
+    for _ in range(DEEPEST):
+        level = [inner for item in level if isinstance(item, (dict, list))
+                 for inner in (item.values() if isinstance(item, dict) else item)]
+        if not level:
+            return value
+    raise RecursionError("nested too deep")  # as the JSON module would; orjson's limit is another
+
+
+def _known_string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected a string, got %s" % quoted(value))
+    return value
+
+
+class _Misfit(ValueError):
+    """A value that does not fit, with the path to it (`("tasks", 3, "max_turns")`)."""
+
+    def __init__(self, message: str, path: _Path = ()) -> None:
+        super().__init__(message)
+        self.message, self.path = message, path
+
+
+class _at:
+    """Says where in a value the block is: a ValueError that leaves it learns its path on the way."""
+
+    def __init__(self, *steps: Union[str, int]) -> None:
+        self._steps = steps
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, ValueError):
+            inner = error.path if isinstance(error, _Misfit) else ()
+            message = error.message if isinstance(error, _Misfit) else str(error)
+            raise _Misfit(message, self._steps + inner) from None
+
+
+def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> Dict[str, Any]:
+    """The fields of an object, each checked; None is the same as leaving a field out.  Raises _Misfit."""
+    if not isinstance(value, dict):
+        raise _Misfit("expected %s, got %s" % (what, quoted(value)))
+    checked = {}
+    for name, item in value.items():
+        with _at(name):
+            if name not in fields:
+                raise _Misfit("unknown field%s; free data goes into \"meta\"" % nearest(name, fields))
+            if item is not None:
+                checked[name] = fields[name](item)
+    return checked
+
+
+PLACEHOLDERS = ("model", "workdir", "system_prompt", "max_turns", "max_tokens", "prompt_file")
+OUTPUT_FORMS = ("text", "json", "jsonl")
+_PLACEHOLDER = r"\{\{([a-z_]+)\}\}|\{([a-z_]+)\}"
+
+
+def placeholders(element: str) -> List[str]:
+    """The names in braces; `{{name}}` is not one, but stands for `{name}`."""
+    import re
+    return [single for _, single in re.findall(_PLACEHOLDER, element) if single]
+
+
+def _element(value: Any) -> str:
+    """An element of a command, with placeholders or without."""
+    for name in placeholders(_argument(value)):
+        if name not in PLACEHOLDERS:
+            raise ValueError("unknown placeholder {%s}%s; known are %s" % (
+                name, nearest(name, PLACEHOLDERS), ", ".join("{%s}" % known for known in PLACEHOLDERS)))
+    return str(value)
+
+
+def _value_path(value: Any) -> _Path:
+    """`.message.content`, `.choices[0].text`: the keys and positions that lead into a JSON value."""
+    import re
+    text = _some_text(value)
+    if not re.fullmatch(r"(\.[\w-]+|\[-?\d{1,9}\])+", text):
+        raise ValueError("expected a path such as .message.content or .choices[0].text, got %s" % quoted(value))
+    return tuple(int(position) if position else key for key, position in re.findall(r"\.([\w-]+)|\[(-?\d+)\]", text))
+
+
+# What the definition of a command of the user's own may say.
+DEFINITION_FIELDS: Dict[str, Callable[[Any], Any]] = {
+    "command": _list_of(_element), "output": _one_of(OUTPUT_FORMS, "form of output"), "answer": _value_path, "error": _value_path,
+    "session_id": _value_path, "usage": _value_path, "join": _truth,
+}
+
+
+def _definition(value: Any) -> Definition:
+    """Raises _Misfit."""
+    fields = _checked(value, DEFINITION_FIELDS, "a definition (an object with a command)")
+    argv = fields.pop("command", ())
+    if not argv or placeholders(argv[0]):
+        raise _Misfit("expected a list that begins with the name of a program", ("command",) if "command" in value else ())
+    definition = Definition(argv, **fields)
+    if definition.output != "text" and not definition.answer:
+        raise _Misfit('output "%s" needs to know where the answer stands: "answer"' % definition.output)
+    if definition.output == "text" and definition[2:] != Definition(argv)[2:]:
+        raise _Misfit('output "text" is all answer: what leads into JSON needs the output "json" or "jsonl"')
+    return definition
+
+
+def _definitions(value: Any) -> Dict[str, Definition]:
+    """Commands of the user's own by name.  Raises _Misfit."""
+    import re
+    if not isinstance(value, dict):
+        raise _Misfit("expected an object of definitions, got %s" % quoted(value))
+    found = {}
+    for name, item in value.items():
+        with _at(name):
+            if name in BUILT_IN:
+                raise _Misfit("%s is built in and cannot be defined anew" % name)
+            if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+                raise _Misfit("a name may have lower-case letters, digits, '.', '_' and '-'")
+            found[name] = _definition(item)
+    return found
+
+
+def _path_text(path: _Path) -> str:
+    text = ""
+    for step in path:
+        text += "[%d]" % step if isinstance(step, int) else ("." if text else "") + step
+    return text
+
+
+def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition]:
+    """The commands that CLINVK_BACKENDS defines, as JSON.  Raises UserError."""
+    text = environment.get("CLINVK_BACKENDS")
+    if not text:
+        return {}
+    try:
+        return _definitions(loads(to_bytes(text)))
+    except _Misfit as misfit:
+        raise UserError("CLINVK_BACKENDS: %s%s" % (_path_text(misfit.path) + ": " if misfit.path else "", misfit.message)) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError("CLINVK_BACKENDS: not valid JSON: %s" % error) from None
+
+
+# - YAML -
+#
+# The subset of YAML that configuration files are written in: block and flow collections, text in quotes or without (on
+# one line), `|` and `>`, comments, a first line `---`; types by the core schema of YAML 1.2.  JSON is part of it.
+# What is read here means the same to PyYAML (given that schema) and ruamel.yaml.  Everything else, and whatever these
+# two or the standard read in different ways, is an error that says where.
+
+_YAML_DEPTH = 100  # collections inside each other
+_YAML_KEY = 1024  # characters up to the colon, by the standard
+_YAML_NUMBER = 400  # characters: int() takes quadratic time, and refuses long ones in its own way
+
+_YAML_REFUSED = {
+    "&": "anchors are not supported", "*": "aliases are not supported", "!": "tags are not supported",
+    "?": "keys marked by ? are not supported", "%": "directives are not supported", "@": "it is reserved", "`": "it is reserved",
+    "|": "a block of text cannot begin here", ">": "a block of text cannot begin here", "-": "a list entry cannot begin here",
+    "#": "a comment needs a space before it"}
+
+_YAML_ESCAPES = {
+    "0": "\0", "a": "\a", "b": "\b", "t": "\t", "\t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r", "e": "\x1b", " ": " ",
+    '"': '"', "/": "/", "\\": "\\", "N": "\x85", "_": "\xa0", "L": "\u2028", "P": "\u2029", "'": "'"}
+
+
+class YamlError(ValueError):
+    """Text that is not YAML, or not of the subset.  `line` and `column` count from 1; the message does not repeat them."""
+
+    def __init__(self, message: str, line: int, column: int) -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+
+
+class _YamlItem(NamedTuple):
+    """An entry of a collection: where it begins, where its value may begin (behind `:` or `-`), and its value."""
+
+    start: int
+    after: int
+    node: _YamlNode
+
+
+class _YamlNode(NamedTuple):
+    """A value and the text it was read from, from `start` to `end`.
+
+    `style` is the character that tells its form: ":" and "-" for block collections, "{" and "[" for flow collections,
+    a quote, "|" for both kinds of block text, "" for text without quotes and for nothing at all.
+    """
+
+    value: Any
+    start: int
+    end: int
+    style: str = ""
+    children: _YamlItems = {}  # shared, never changed
+
+
+@once
+def _yaml_patterns() -> Dict[str, Pattern[str]]:
+    """A NUL stands behind the text that they are used on, so that each can see the end."""
+    import re
+    # What YAML calls printable, less the line ends of YAML 1.1 alone and the byte order mark.
+    unprintable = "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+    quoted_text = r"([^%s \t\n\0]+(?:[ \t]+[^%s \t\n\0]+)*)|([ \t]*\n[ \t\n]*)|([ \t]+)|"
+    return {name: re.compile(pattern) for name, pattern in {
+        "unprintable": unprintable,
+        "unsafe": r'["\\\t\n]|' + unprintable,
+        "word": r"[A-Za-z/_][A-Za-z0-9/_.@+-]*\Z",
+        "first line": r"(?: *(?:#[^\n]*)?\n)*---(?=[ \t\n\0])",
+        "marker": r"(?:---|\.\.\.)[ \t\n\0]",
+        "white": r"[ \n]*",
+        "blank": r"(?:\n *)*",
+        "colon": r" *:(?=[ \t\n\0])",
+        "tight colon": r" *:",
+        "plain": r":(?=[ \t\n\0])|(?<= )#|[\t\n\0]",
+        "plain in flow": r":(?=[ \t\n\0,\[\]{}])|(?<= )#|[\t\n\0,?\[\]{}]",
+        "'": quoted_text % ("'", "'") + "'(')",
+        '"': quoted_text % (r'"\\', r'"\\')
+             + r'\\(\n[ \t\n]*|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0abt\tnvfre "/\\N_LP])',
+        "block text": r"([|>])([1-9]?[-+]?|[-+][1-9])(?: +(#[^\n]*)| *)(?=[\n\0])",
+        "int": r"[-+]?[0-9]+\Z",
+        "octal": r"0o[0-7]+\Z",
+        "hex": r"0x[0-9a-fA-F]+\Z",
+        "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z",
+        "infinite": r"[-+]?\.(?:inf|Inf|INF)\Z",
+    }.items()}
+
+
+def _yaml_scalar(text: str) -> Any:
+    """What text without quotes means by the core schema.  Raises ValueError for a number that is too large."""
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
+        return text.lower() == "true"
+    if text in (".nan", ".NaN", ".NAN"):
+        return float("nan")
+    patterns = _yaml_patterns()
+    if patterns["infinite"].match(text):
+        return float(text.replace(".", ""))
+    for name, base in (("int", 10), ("octal", 8), ("hex", 16), ("float", 0)):
+        if patterns[name].match(text):
+            if len(text) > _YAML_NUMBER or base == 0 and float(text) in (float("inf"), float("-inf")):
+                raise ValueError("the number is out of range")
+            return int(text, base) if base else float(text)
+    return text
+
+
+class _YamlReader:
+    """Reads one text from start to end: `pos` is where it is, `column` where that stands in its line (-1: at the end)."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.bom = int(source.startswith("\ufeff"))
+        self.text = source[self.bom:].replace("\r\n", "\n")
+        self.patterns = _yaml_patterns()
+        self.pos = self.line_start = self.column = self.depth = 0
+        self.comments: List[str] = []
+        bad = self.patterns["unprintable"].search(self.text)
+        if bad:
+            self.fail("the character U+%04X may not stand here (in double quotes there are escapes)" % ord(bad.group()), bad.start())
+        self.text += "\0"
+
+    def place(self, at: int) -> Tuple[int, int]:
+        """Line and column, from 1."""
+        return self.text.count("\n", 0, at) + 1, at - self.text.rfind("\n", 0, at)
+
+    def fail(self, message: str, at: Optional[int] = None) -> NoReturn:
+        raise YamlError(message, *self.place(self.pos if at is None else at))
+
+    def unexpected(self, wanted: str) -> NoReturn:
+        found = self.text[self.pos]
+        if found == "\t":
+            self.fail("found a tab: outside of quotes only spaces may stand between the parts of a line")
+        if found == "\0":
+            self.fail("the text ends where %s was expected" % wanted)
+        reason = ": %s; text that begins with it needs quotes" % _YAML_REFUSED[found] if found in _YAML_REFUSED else ""
+        self.fail("found `%s` where %s was expected%s" % (found, wanted, reason))
+
+    def skip(self, name: str) -> bool:
+        match = self.patterns[name].match(self.text, self.pos)
+        self.pos = match.end() if match else self.pos
+        return match is not None
+
+    def document(self) -> _YamlNode:
+        if self.skip("first line"):
+            self.line_end()
+        else:
+            self.gap()
+        if self.column < 0:
+            return _YamlNode(None, self.pos, self.pos)
+        node = self.block(-1)
+        self.outdent(-1)
+        return node
+
+    # Between the parts.
+
+    def gap(self) -> bool:
+        """Moves over spaces, comments and line ends; whether what follows is on another line, or the end."""
+        text, start = self.text, self.pos
+        self.skip("white")
+        while text[self.pos] == "#" and (self.pos == 0 or text[self.pos - 1] in " \n"):
+            end = text.find("\n", self.pos)
+            end = len(text) - 1 if end < 0 else end
+            self.comments.append(text[self.pos:end])
+            self.pos = end
+            self.skip("white")
+        newline = text.rfind("\n", start, self.pos)
+        self.line_start = newline + 1 if newline >= 0 else self.line_start
+        self.column = self.pos - self.line_start if text[self.pos] != "\0" else -1
+        if text[self.pos] == "\t":
+            self.unexpected("a value")
+        self.refuse_marker()
+        return newline >= 0 or self.column < 0
+
+    def flow_gap(self, margin: int, opening: int) -> None:
+        if self.gap():
+            if self.column < 0:
+                self.fail("`%s` is not closed" % self.text[opening], opening)
+            self.refuse_outdent(margin, opening)
+
+    def line_end(self) -> None:
+        if not self.gap():
+            self.unexpected("the end of the line")
+
+    def outdent(self, column: int) -> None:
+        """What follows a block that began in `column` may not be indented more than it."""
+        if self.column > column:
+            self.fail('unexpected indentation, or text that goes on from the line above (that needs quotes, "|" or ">")')
+
+    def refuse_outdent(self, margin: int, opening: int) -> None:
+        """A line that begins inside quotes or brackets is indented by `margin` at least."""
+        if not self.text.startswith(" " * margin, self.line_start):
+            self.fail("this line has to be indented more: `%s` in line %d is not closed yet" % (self.text[opening], self.place(opening)[0]))
+
+    def refuse_marker(self) -> None:
+        if self.pos == self.line_start and self.patterns["marker"].match(self.text, self.pos):
+            self.fail("found `%s`: more than one document in a text is not supported" % self.text[self.pos:self.pos + 3])
+
+    # Block collections.  Where the reader stands behind one, `column` is that of the next line that holds anything.
+
+    def dash(self) -> bool:
+        return self.text[self.pos] == "-" and self.text[self.pos + 1] in " \t\n\0"
+
+    def block(self, indent: int, beside_key: bool = False) -> _YamlNode:
+        """The value that begins here, inside a block collection in column `indent`."""
+        column = self.column
+        if self.dash() and not beside_key:
+            return self.sequence(column)
+        if self.text[self.pos] in "|>":
+            return self.block_text(indent)
+        node = self.atom(indent + 1)
+        if self.skip("colon"):
+            if beside_key:
+                self.fail("found a second `:`: a mapping begins on a line of its own, and text with a colon needs quotes", self.pos - 1)
+            return self.mapping(column, node)
+        self.line_end()
+        return node
+
+    def sequence(self, column: int) -> _YamlNode:
+        start = self.deeper(self.pos)
+        children: _YamlItems = {}
+        while self.column == column and self.dash():
+            at = self.pos
+            self.pos += 1
+            node = _YamlNode(None, self.pos, self.pos)
+            if not self.gap() or self.column > column:
+                node = self.block(column)
+            children[len(children)] = _YamlItem(at, at + 1, node)
+        self.outdent(column)
+        return self.collection("-", start, node.end, children)
+
+    def mapping(self, column: int, key: _YamlNode) -> _YamlNode:
+        start = self.deeper(key.start)
+        children: _YamlItems = {}
+        while True:
+            name, after = self.key(key, children), self.pos
+            node = _YamlNode(None, after, after)
+            if not self.gap():
+                node = self.block(column, beside_key=True)
+            elif self.column > column:
+                node = self.block(column)
+            elif self.column == column and self.dash():
+                node = self.sequence(column)
+            children[name] = _YamlItem(key.start, after, node)
+            if self.column != column:
+                break
+            key = self.atom(column + 1)
+            if not self.skip("colon"):
+                self.unexpected("`:` and a space")
+        self.outdent(column)
+        return self.collection(":", start, node.end, children)
+
+    def key(self, node: _YamlNode, known: _YamlItems) -> str:
+        """The text of a key; the reader stands behind its colon."""
+        text = self.text[node.start:node.end]
+        if node.style in ("[", "{"):
+            self.fail("a collection as a key is not supported", node.start)
+        if "\n" in text:
+            self.fail("a key has to stand on one line", node.start)
+        if self.pos - 1 - node.start > _YAML_KEY:
+            self.fail("a key cannot be longer than %d characters" % _YAML_KEY, node.start)
+        if not isinstance(node.value, str):
+            self.fail("the key `%s` is not text: it needs quotes" % text, node.start)
+        if text == "<<":
+            self.fail("found `<<`: merge keys are not supported", node.start)
+        if node.value in known:
+            self.fail("the key `%s` stands in line %d already" % (text, self.place(known[node.value].start)[0]), node.start)
+        return node.value
+
+    def deeper(self, start: int) -> int:
+        self.depth += 1
+        if self.depth > _YAML_DEPTH:
+            self.fail("more than %d collections inside each other" % _YAML_DEPTH, start)
+        return start
+
+    def collection(self, style: str, start: int, end: int, children: _YamlItems) -> _YamlNode:
+        self.depth -= 1
+        value: Any = {name: item.node.value for name, item in children.items()}
+        return _YamlNode(value if style in ":{" else list(value.values()), start, end, style, children)
+
+    # What may stand behind a key or inside brackets.
+
+    def atom(self, margin: int, in_flow: bool = False) -> _YamlNode:
+        character = self.text[self.pos]
+        if character in "'\"":
+            return self.quoted(margin)
+        if character in "[{":
+            return self.flow(margin if in_flow else margin - 1)  # people write its end below its key
+        return self.plain(in_flow)
+
+    def flow(self, margin: int) -> _YamlNode:
+        start, style = self.deeper(self.pos), self.text[self.pos]
+        closing = "}" if style == "{" else "]"
+        children: _YamlItems = {}
+        self.pos += 1
+        self.flow_gap(margin, start)
+        while self.text[self.pos] != closing:
+            at = after = self.pos
+            name: Union[str, int] = len(children)
+            if style == "{":
+                key = self.atom(margin, in_flow=True)
+                if not self.skip("tight colon" if key.style else "colon"):
+                    self.unexpected("`:` and a space")
+                name, after = self.key(key, children), self.pos
+                self.flow_gap(margin, start)
+            node = _YamlNode(None, self.pos, self.pos)
+            if style == "[" or self.text[self.pos] not in ",}":
+                node = self.atom(margin, in_flow=True)
+            children[name] = _YamlItem(at, after, node)
+            self.flow_gap(margin, start)
+            if self.text[self.pos] == ",":
+                self.pos += 1
+                self.flow_gap(margin, start)
+            elif self.text[self.pos] != closing:
+                self.unexpected("`,` or `%s`" % closing)
+        self.pos += 1
+        return self.collection(style, start, self.pos, children)
+
+    def plain(self, in_flow: bool) -> _YamlNode:
+        start, first = self.pos, self.text[self.pos]
+        if first in ",[]{}#&*!|>'\"%@`?:\0" or first == "-" and self.text[start + 1] in (" \t\n\0,[]{}" if in_flow else " \t\n\0"):
+            self.unexpected("a value")
+        end = self.patterns["plain in flow" if in_flow else "plain"].search(self.text, start)
+        text = self.text[start:end.start() if end else start].rstrip(" ")
+        self.pos += len(text)
+        try:
+            return _YamlNode(_yaml_scalar(text), start, self.pos)
+        except ValueError as error:
+            self.fail(str(error), start)
+
+    def quoted(self, margin: int) -> _YamlNode:
+        start, quote = self.pos, self.text[self.pos]
+        pieces: List[str] = []
+        self.pos += 1
+        match = self.patterns[quote].match(self.text, self.pos)
+        while match:
+            self.pos = match.end()
+            text, fold, white, escape = match.groups()
+            if fold or escape and escape[0] == "\n":
+                pieces.append("\n" * (match.group().count("\n") - 1) or (" " if fold else ""))
+                self.line_start = self.text.rindex("\n", 0, self.pos) + 1
+                self.refuse_outdent(margin, start)
+                self.refuse_marker()
+            else:
+                pieces.append(self.escape(escape) if escape else text or white)
+            match = self.patterns[quote].match(self.text, self.pos)
+        if self.text[self.pos] == "\\":
+            self.fail("found `%s`: there is no such escape" % self.text[self.pos:self.pos + 2].rstrip("\n\0"))
+        if self.text[self.pos] != quote:
+            self.fail("`%s` is not closed" % quote, start)
+        self.pos += 1
+        value = "".join(pieces)
+        try:  # JSON writes characters past U+FFFF as pairs of escapes
+            value = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            self.fail("half of a surrogate pair cannot stand alone", start)
+        return _YamlNode(value, start, self.pos, quote)
+
+    def escape(self, escape: str) -> str:
+        if len(escape) == 1:
+            return _YAML_ESCAPES[escape]
+        code = int(escape[1:], 16)
+        if code > 0x10FFFF:
+            self.fail("found `\\%s`: there is no such character" % escape, self.pos - len(escape) - 1)
+        return chr(code)
+
+    def block_text(self, indent: int) -> _YamlNode:
+        """Text behind `|` or `>`, whose lines are indented more than `indent`."""
+        text, start = self.text, self.pos
+        if indent < 0:
+            self.fail("a block of text cannot be the whole document")
+        header = self.patterns["block text"].match(text, start)
+        if not header:
+            self.fail("behind `%s` only + or -, a digit from 1 to 9 and a comment may follow" % text[start])
+        style, marks, comment = header.groups()
+        self.comments.extend([comment] if comment else [])
+        self.pos = end = header.end()
+        digit, chomp = marks.strip("+-"), marks.strip("123456789")
+        width = indent + int(digit) if digit else self.text_width(indent)
+        lines: List[str] = []
+        filled = 0  # how many of them there are up to the last one that is not empty
+        while text[self.pos] == "\n" and text[self.pos + 1] != "\0":
+            stop = text.find("\n", self.pos + 1)
+            stop = len(text) - 1 if stop < 0 else stop
+            line = text[self.pos + 1:stop]
+            unindented = line.lstrip(" ")
+            if unindented and len(line) - len(unindented) < width:
+                break
+            lines.append(line[width:])
+            self.pos = stop
+            if lines[-1]:
+                filled, end = len(lines), stop
+        breaks = len(lines) - (text[self.pos] == "\0") - max(filled - 1, 0)  # line ends behind the text
+        if chomp == "+":
+            end = self.pos
+        else:
+            breaks = min(breaks, 1) if filled and not chomp else 0
+        self.gap()
+        value = _yaml_folded(lines[:filled]) if style == ">" else "\n".join(lines[:filled])
+        return _YamlNode(value + "\n" * breaks, start, end, "|")
+
+    def text_width(self, floor: int) -> int:
+        """The indentation of block text that does not state it: that of its first line which is not blank, if it has one."""
+        before = self.pos
+        self.skip("blank")
+        widths = {len(line) for line in self.text[before:self.pos].split("\n")[1:]} - {0}
+        if len(widths) > 1:
+            self.fail("the blank lines above this one are indented unlike it: let them be empty")
+        self.pos = before
+        return max([floor + 1, *widths])
+
+    def spliced(self, start: int, end: int, new: str) -> str:
+        """The source with a part replaced; its line ends and byte order mark are kept."""
+        lines = self.source.split("\n")
+        start, end = (at + self.bom + sum(line.endswith("\r") for line in lines[:self.text.count("\n", 0, at)]) for at in (start, end))
+        return self.source[:start] + (new.replace("\n", "\r\n") if "\r\n" in self.source else new) + self.source[end:]
+
+
+def _yaml_folded(lines: List[str]) -> str:
+    """A line end between two lines is a space, unless one of them is indented; of several line ends one goes."""
+    pieces: List[str] = []
+    breaks, fold = 0, False  # line ends since the last text, and whether that may be folded
+    for line in lines:
+        if line:
+            indented = line[0] in " \t"
+            pieces.append("\n" * (breaks - 1) or " " if fold and not indented else "\n" * breaks)
+            pieces.append(line)
+            breaks, fold = 0, not indented
+        breaks += 1
+    return "".join(pieces)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text: dict (its keys are str), list, str, int, float, bool or None.  Raises YamlError."""
+    return _YamlReader(text).document().value
+
+
+def parse_yaml_with_lines(text: str) -> Tuple[Any, Callable[[_Path], int]]:
+    """The value of a YAML text, and a function from a path in it to the line where that entry, or what there is of the path, begins."""
+    reader = _YamlReader(text)
+    root = reader.document()
+
+    def line(path: _Path) -> int:
+        node, start = root, root.start
+        for step in path:
+            if step not in node.children:
+                break
+            start, _, node = node.children[step]
+        return reader.place(start)[0]
+
+    return root.value, line
+
+
+def _yaml_text(value: Any) -> str:
+    """A scalar or a flat list of them on one line, such that YAML 1.1 reads the same."""
+    if isinstance(value, list):
+        return "[%s]" % ", ".join(_yaml_text(item) for item in value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value)) or repr(value)
+    if isinstance(value, int):
+        return str(value)
+    patterns = _yaml_patterns()
+    other = value.lower() in ("y", "n", "yes", "no", "on", "off") or not isinstance(_yaml_scalar(value), str)
+    if patterns["word"].match(value) and not other:
+        return str(value)
+    names = {"\n": "\\n", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
+    return '"%s"' % patterns["unsafe"].sub(lambda match: names.get(match.group()) or "\\u%04x" % ord(match.group()), value)
+
+
+def _with_value(data: Any, path: Sequence[str], value: Any) -> Any:
+    if not path:
+        return value
+    changed = dict(data or {})
+    changed[path[0]] = _with_value(changed.get(path[0]), path[1:], value)
+    return changed
+
+
+def _yaml_addition(reader: _YamlReader, parent: _YamlNode, node: _YamlNode, keys: Sequence[str], value: Any) -> Tuple[int, int, str]:
+    """The edit, as start, end and new text, that puts what is missing at the end of the mapping `node`, or in place of a null."""
+    texts = [_yaml_text(key) for key in keys]
+    flow = ": {".join(texts) + ": " + _yaml_text(value) + "}" * (len(keys) - 1)
+    if node.style == "{":
+        last = max((item.node.end for item in node.children.values()), default=0)
+        return (last, last, ", " + flow) if last else (node.start + 1, node.start + 1, flow)
+    empty = node.start == node.end and parent.style != "{"
+    if node.style != ":" and not empty:
+        if node.value is not None:
+            reader.fail("this is not a mapping, so that %s cannot be set in it" % ".".join(keys), node.start)
+        return node.start, node.end, " " * (reader.text[node.start - 1] == ":") + "{" + flow + "}"
+    column = reader.place(node.start)[1] - 1 if node.style else reader.place(parent.start)[1] + 1 if parent.style else 0
+    lines = ["%s%s:" % (" " * (column + 2 * depth), text) for depth, text in enumerate(texts)]
+    lines[-1] += " " + _yaml_text(value)
+    at = reader.text.find("\n", node.end)
+    at = len(reader.text) - 1 if at < 0 else at
+    if reader.text[at] == "\0" and reader.text[at - 1] in "\n\0":
+        return at, at, "\n".join(lines) + "\n"
+    return at, at, "\n" + "\n".join(lines)
+
+
+def _yaml_replacement(reader: _YamlReader, item: _YamlItem, value: Any) -> Tuple[int, int, str]:
+    """The edit that puts a scalar or a flat list in the place of a value that is there."""
+    text, node = _yaml_text(value), item.node
+    if node.style in (":", "{"):
+        reader.fail("this is a mapping: only the values in it can be set", item.start)
+    if node.style == "-" and value and isinstance(value, list):
+        column = reader.place(node.start)[1] - 1
+        return node.start, node.end, ("\n" + " " * column).join("- " + _yaml_text(entry) for entry in value)
+    if node.style in ("-", "|"):
+        comment = reader.text[item.after:reader.text.find("\n", item.after)].lstrip(" |>+-123456789")
+        return item.after, node.end, " " + text + ("  " + comment if comment else "")
+    return node.start, node.end, " " * (reader.text[node.start - 1] == ":") + text
+
+
+def set_yaml(text: str, path: Sequence[str], value: Any) -> str:
+    """`text` with the value at `path`, keys of mappings, set to a scalar or a flat list of them; missing mappings are made.
+
+    Raises YamlError where one edit cannot do that and leave every other value and every comment as it is.
+    """
+    reader = _YamlReader(text)
+    parent = root = reader.document()
+    known, item, name = 0, _YamlItem(root.start, root.start, root), ".".join(path)
+    while known < len(path) and path[known] in item.node.children:
+        parent, item, known = item.node, item.node.children[path[known]], known + 1
+    if not 0 < len(path) <= _YAML_DEPTH:
+        reader.fail("a path has 1 to %d keys" % _YAML_DEPTH, root.start)
+    if known < len(path):
+        edit = _yaml_addition(reader, parent, item.node, path[known:], value)
+    else:
+        edit = _yaml_replacement(reader, item, value)
+    edited = reader.spliced(*edit)
+    try:
+        check = _YamlReader(edited)
+        found = check.document().value
+    except YamlError as error:
+        reader.fail("%s cannot be set here: %s" % (name, error), edit[0])
+    if repr(found) != repr(_with_value(root.value, path, value)) or check.comments != reader.comments:
+        reader.fail("%s cannot be set without changing something else, such as a comment: edit the text by hand" % name, edit[0])
+    return edited
+
+
+# - settings -
+
+
+def model_variable(backend: str) -> str:
+    """The environment variable that names the model for a backend."""
+    return "CLINVK_%s_MODEL" % "".join(c if c.isalnum() else "_" for c in backend.upper())
+
+
+def _or_nothing(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """An empty string, or 0, is the same as not saying it."""
+    return lambda value: None if value in ("", 0) and value is not False else check(value)
+
+
+def _days(value: Any) -> int:
+    return 0 if value == 0 and not isinstance(value, bool) else _whole_number(value)
+
+
+def _color(value: Any) -> str:
+    return _one_of(("auto", "always", "never"), "choice")({True: "auto", False: "never"}.get(value, value) if isinstance(value, bool) else value)
+
+
+def _tools(value: Any) -> str:
+    text = _argument(value)
+    return "" if text == "all" else text
+
+
+PROMPT_FORMS = ("text", "json", "stream-json")
+
+# What the configuration file may say, how it is checked, and what holds where nothing is said.
+SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
+    "default_backend": (_or_nothing(_argument), "claude"),
+    "unified_flags.approval_mode": (_or_nothing(_one_of(APPROVAL_MODES, "approval mode")), "default"),
+    "unified_flags.sandbox_mode": (_or_nothing(_one_of(SANDBOX_MODES, "sandbox mode")), "default"),
+    "unified_flags.verbose": (_truth, False),
+    "unified_flags.dry_run": (_truth, False),
+    "unified_flags.max_turns": (_or_nothing(_whole_number), 0),
+    "unified_flags.max_tokens": (_or_nothing(_whole_number), 0),
+    "unified_flags.command_timeout_secs": (_or_nothing(_seconds), 0),
+    "session.auto_resume": (_truth, False),
+    "session.retention_days": (_days, 30),
+    "session.default_tags": (_list_of(_known_string), ()),
+    "session.store_token_usage": (_truth, True),
+    "output.format": (_or_nothing(_one_of(PROMPT_FORMS, "format")), "text"),
+    "output.show_tokens": (_truth, False),
+    "output.show_timing": (_truth, False),
+    "output.color": (_color, "auto"),
+    "parallel.max_workers": (_or_nothing(_jobs), 3),
+    "parallel.fail_fast": (_truth, False),
+    "parallel.aggregate_output": (_truth, True),
+}
+# The same below `backends.NAME`; the last six make it a command of the user's own.
+BACKEND_SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
+    "model": (_or_nothing(_argument), ""),
+    "approval_mode": (_or_nothing(_one_of(APPROVAL_MODES, "approval mode")), ""),
+    "sandbox_mode": (_or_nothing(_one_of(SANDBOX_MODES, "sandbox mode")), ""),
+    "system_prompt": (_or_nothing(_argument), ""),
+    "allowed_tools": (_or_nothing(_tools), ""),
+    "extra_flags": (_list_of(_argument), ()),
+    "enabled": (_truth, True),
+    "max_parallel": (_or_nothing(_jobs), 0),
+    **{name: (check, None) for name, check in DEFINITION_FIELDS.items()},
+}
+
+
+def setting_named(key: str) -> Tuple[Callable[[Any], Any], Any]:
+    """The check and the default of a setting by its dotted name.  Raises ValueError with the nearest name."""
+    if key in SETTINGS:
+        return SETTINGS[key]
+    parts = key.split(".")
+    if parts[0] == "backends" and len(parts) >= 3 and parts[-1] in BACKEND_SETTINGS:
+        return BACKEND_SETTINGS[parts[-1]]
+    known = list(SETTINGS) + (["%s.%s" % (".".join(parts[:-1]), name) for name in BACKEND_SETTINGS] if parts[0] == "backends" else [])
+    raise ValueError("unknown setting %s%s" % (quoted(key), nearest(key, known)))
+
+
+class Configuration(NamedTuple):
+    """What a configuration file says: `values` by dotted name, each checked; `lines` is where.  One without a file says nothing."""
+
+    path: str = ""
+    values: Dict[str, Any] = {}
+    lines: Dict[str, int] = {}
+    definitions: Dict[str, Definition] = {}
+
+    def said(self, key: str) -> Any:
+        """The value; None where the file does not say it."""
+        return self.values.get(key)
+
+    def get(self, key: str) -> Any:
+        """The value, or what holds where nothing is said."""
+        value = self.values.get(key)
+        return setting_named(key)[1] if value is None else value
+
+    def place(self, key: str) -> str:
+        return "%s:%d" % (self.path, self.lines.get(key, 1))
+
+    def task_fields(self, backend: str) -> Dict[str, Any]:
+        """What it says of the tasks of a backend, `extra` aside."""
+        fields = {"approval_mode": "", "sandbox_mode": "", "verbose": "", "dry_run": "", "max_turns": "", "max_tokens": "",
+                  "timeout": "command_timeout_secs"}
+        found = {field: self.said("unified_flags." + (name or field)) for field, name in fields.items()}
+        for field in ("model", "approval_mode", "sandbox_mode", "system_prompt"):
+            found[field] = self.said("backends.%s.%s" % (backend, field)) or found.get(field)
+        return found
+
+    def extra(self, backend: str, sandbox: str) -> Tuple[str, ...]:
+        """The options that it adds for a backend.  Tools are not allowed beforehand where a sandbox is to hold."""
+        tools = self.said("backends.%s.allowed_tools" % backend) if sandbox in ("default", "full") else ""
+        return (("--allowedTools", tools) if tools else ()) + (self.said("backends.%s.extra_flags" % backend) or ())
+
+
+def read_configuration(text: str, path: str) -> Configuration:
+    """Raises ConfigError with the place."""
+    try:
+        value, line = parse_yaml_with_lines(text)
+    except YamlError as error:
+        raise ConfigError("%s:%d:%d: %s" % (path, error.line, error.column, error)) from None
+    try:
+        values: Dict[str, Any] = {}
+        lines: Dict[str, int] = {}
+        sections = {key.split(".")[0] for key in SETTINGS} | {"backends"}
+
+        def take(key: str, where: _Path, item: Any) -> None:
+            with _at(*where):
+                check, _ = setting_named(key)
+                values[key] = None if item is None else check(item)
+                lines[key] = line(where)
+
+        if not isinstance(value, (dict, type(None))):
+            raise _Misfit("expected a mapping of settings, got %s" % quoted(value))
+        for name, section in (value or {}).items():
+            with _at(name):
+                if name not in sections:
+                    raise _Misfit("unknown setting%s" % nearest(name, sections))
+                if name not in SETTINGS and not isinstance(section, (dict, type(None))):
+                    raise _Misfit("expected a mapping, got %s" % quoted(section))
+            if name in SETTINGS:
+                take(name, (name,), section)
+            elif name != "backends":
+                for key, item in (section or {}).items():
+                    take("%s.%s" % (name, key), (name, key), item)
+            else:
+                for backend, fields in (section or {}).items():
+                    with _at(name, backend):
+                        if not isinstance(fields, (dict, type(None))):
+                            raise _Misfit("expected a mapping, got %s" % quoted(fields))
+                    for key, item in (fields or {}).items():
+                        take("backends.%s.%s" % (backend, key), (name, backend, key), item)
+        return Configuration(path, {key: item for key, item in values.items() if item is not None}, lines, _configured(value or {}))
+    except _Misfit as misfit:
+        where = _path_text(misfit.path) + ": " if misfit.path else ""
+        raise ConfigError("%s:%d: %s%s" % (path, line(misfit.path), where, misfit.message)) from None
+
+
+def _configured(value: Dict[str, Any]) -> Dict[str, Definition]:
+    """The commands that a configuration defines.  Raises _Misfit."""
+    found = {}
+    for name, fields in (value.get("backends") or {}).items():
+        with _at("backends", name):
+            given = {key: item for key, item in (fields or {}).items() if key in DEFINITION_FIELDS and item is not None}
+            if name in BUILT_IN and given:
+                raise _Misfit("%s is built in and cannot be defined anew" % name, (next(iter(given)),))
+            if name not in BUILT_IN and not given:
+                raise _Misfit("unknown backend%s; one of your own needs a command" % nearest(name, BUILT_IN))
+            if name != "claude" and (fields or {}).get("allowed_tools") not in (None, "", "all"):
+                raise _Misfit("only claude has it", ("allowed_tools",))
+        with _at("backends"):
+            found.update({} if name in BUILT_IN else _definitions({name: given}))
+    return found
+
+
+def home_directory(environment: Dict[str, str]) -> str:
+    """Where clinvk keeps what is its user's: CLINVK_HOME, else ~/.clinvk."""
+    return environment.get("CLINVK_HOME") or os.path.expanduser("~/.clinvk")
+
+
+def configuration_path(option: Optional[str], environment: Dict[str, str]) -> Tuple[str, bool]:
+    """The path of the configuration file, and whether somebody named it: then it must be there."""
+    named = option or environment.get("CLINVK_CONFIG")
+    return (named, True) if named else (os.path.join(home_directory(environment), "config.yaml"), False)
+
+
+def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Configuration:
+    """The configuration file, or nothing where there is none.  Raises ConfigError."""
+    path, named = configuration_path(option, environment)
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError as error:
+        if named:
+            raise ConfigError("%s: %s" % (path, error.strerror)) from None
+        return Configuration(path)
+    except OSError as error:
+        raise ConfigError("%s: %s" % (path, error.strerror)) from None
+    try:
+        return read_configuration(data.decode("utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise ConfigError("%s:%d: not valid UTF-8" % (path, data.count(b"\n", 0, error.start) + 1)) from None
+
+
+def settled(layers: Sequence[Tuple[str, Dict[str, Any]]], names: Iterable[str]) -> Dict[str, Tuple[Any, str]]:
+    """The value of each setting that is said, and who says it: the first layer that has one.  The one place for precedence."""
+    found = {}
+    for name in names:
+        for source, layer in layers:
+            value = layer.get(name)
+            if value not in (None, ""):
+                found[name] = value, source
+                break
+    return found
+
+
+# --- 5. Backends -------------------------------------------------------------
 #
 # A row says how to say a task to one program, and how to read what it prints.  What the programs do with each option, and what
 # they print, was measured on Claude Code 2.1.331, Codex 0.169.0 and Gemini CLI 0.61.0; tests/real/ runs them.
@@ -992,6 +2039,35 @@ class Command(NamedTuple):
 LONGEST_LINE = 1 << 26  # bytes of a line of output that are looked at: no program prints an answer of that size
 
 
+class Lines:
+    """Cuts what comes in pieces into lines, without their ends; blank ones and those above LONGEST_LINE are left out."""
+
+    def __init__(self) -> None:
+        self._begun: List[bytes] = []
+        self._size = 0
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        """The lines that end in this piece."""
+        *ended, rest = piece.split(b"\n")
+        for line in ended:
+            whole = b"".join(self._begun) + line
+            if whole.strip() and self._size + len(line) <= LONGEST_LINE:
+                yield whole
+            self._begun.clear()
+            self._size = 0
+        self._size += len(rest)
+        if self._size <= LONGEST_LINE:
+            self._begun.append(rest)
+        else:
+            self._begun.clear()
+
+    def rest(self) -> Iterator[bytes]:
+        """The line that has no end."""
+        if b"".join(self._begun).strip():
+            yield b"".join(self._begun)
+        self._begun.clear()
+
+
 class Capture:
     """What a program printed, in a file that stays open while it is read."""
 
@@ -1006,24 +2082,11 @@ class Capture:
         return b"".join(file_chunks(self._file, 0, self._size))
 
     def lines(self) -> Iterator[bytes]:
-        """The lines one at a time, without their ends; blank ones and those above LONGEST_LINE are left out."""
-        begun: List[bytes] = []
-        size = 0
+        """The lines one at a time, as Lines has them."""
+        lines = Lines()
         for piece in file_chunks(self._file, 0, self._size):
-            *ended, rest = piece.split(b"\n")
-            for line in ended:
-                whole = b"".join(begun) + line
-                if whole.strip() and size + len(line) <= LONGEST_LINE:
-                    yield whole
-                begun.clear()
-                size = 0
-            size += len(rest)
-            if size <= LONGEST_LINE:
-                begun.append(rest)
-            else:
-                begun.clear()
-        if b"".join(begun).strip():
-            yield b"".join(begun)
+            yield from lines.feed(piece)
+        yield from lines.rest()
 
     def events(self, *marks: bytes) -> Iterator[Dict[str, Any]]:
         """The JSON objects in the lines that hold one of the marks; of a line that is a list, the objects in it.
@@ -1064,6 +2127,15 @@ class Reply(NamedTuple):
     cost_usd: Optional[float] = None
     num_turns: Optional[int] = None
     waiting: str = ""
+    counts_session: bool = False
+
+
+class Resuming(NamedTuple):
+    """What a program can do with a session of its own, beside going on with it."""
+
+    fork: bool = False           # go on from it, and leave it as it is
+    anywhere: bool = False       # go on in another directory than the one where it began
+    system_prompt: bool = False  # go on with another system prompt than the one with which it began
 
 
 class Backend(NamedTuple):
@@ -1072,7 +2144,8 @@ class Backend(NamedTuple):
     `honours` are the optional task fields that have an effect; for any other that is given the result carries a warning.
     `refuse` says why a combination of sandbox and approval mode cannot be kept, or nothing.  `leftovers` are the files that
     a run leaves behind though nobody wants its session.  `cautions` are warnings for words among `extra`; `install` says how
-    to get the program.
+    to get the program.  `resuming` is None where it keeps no sessions.  `saying` tells what of a line of its stdout is to be
+    shown while it runs; None where all is text.
     """
 
     name: str
@@ -1086,6 +2159,8 @@ class Backend(NamedTuple):
     leftovers: Callable[[Task, Reply], List[str]] = lambda task, reply: []
     install: str = ""
     cautions: Tuple[Tuple[str, str], ...] = ()
+    resuming: Optional[Resuming] = None
+    saying: Optional[Callable[[bytes], _Saying]] = None
 
 
 def prompt_too_large(backend: Backend, prompt: str) -> str:
@@ -1246,7 +2321,8 @@ def _string(value: Any) -> str:
 
 def last_words(stderr: str) -> str:
     """The last paragraph of what a failing program wrote to stderr: the reason mostly stands there."""
-    paragraphs = [part.strip() for part in stderr.replace("\r\n", "\n").split("\n\n") if part.strip()]
+    paragraphs = [part.strip() for part in stderr.replace("\r\n", "\n").split("\n\n")
+                  if part.strip() and not part.lstrip().startswith("Stack backtrace:")]
     return visible(paragraphs[-1][-2000:]) if paragraphs else ""
 
 
@@ -1298,8 +2374,10 @@ def _claude_modes(sandbox: str, approval: str) -> List[str]:
 
 def _claude_command(task: Task) -> Command:
     argv = ["claude", "-p", "--output-format", "stream-json", "--verbose"]
-    if not any(word.split("=")[0] in _CLAUDE_RESUMES for word in task.extra):
+    if not task.keep and not any(word.split("=")[0] in _CLAUDE_RESUMES for word in task.extra):
         argv.append("--no-session-persistence")
+    if task.resume:
+        argv += ["--resume", task.resume] + (["--fork-session"] if task.fork else [])
     argv += _claude_modes(task.sandbox_mode, task.approval_mode)
     for option, value in (("--model", task.model), ("--max-turns", str(task.max_turns or "")),
                           ("--append-system-prompt", task.system_prompt)):
@@ -1331,7 +2409,7 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
             results.append(event)
         elif kind == "assistant" and not (event.get("parent_tool_use_id") or event.get("is_api_error_message")):  # nor a subagent's
             retry = {}
-            text = "".join(_string(part.get("text")) for part in map(_mapping, _listed(_mapping(event.get("message")).get("content")))) or text
+            text = _claude_text(event) or text
         elif kind == "system" and event.get("subtype") == "api_retry":
             retry = event
         elif kind == "rate_limit_event":  # which comes with good turns too
@@ -1375,6 +2453,18 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     return Reply(**dict(said, **_failure(error, result.get("api_error_status"), kind, _claude_wait(retry, limit))))
 
 
+def _claude_text(event: Dict[str, Any]) -> str:
+    return "".join(_string(part.get("text")) for part in map(_mapping, _listed(_mapping(event.get("message")).get("content"))))
+
+
+def _claude_saying(line: bytes) -> _Saying:
+    event = _mapping(_parsed(line)) if b'"assistant"' in line else {}
+    if event.get("type") != "assistant" or event.get("parent_tool_use_id") or _mapping(event.get("message")).get("model") == "<synthetic>":
+        return "", False  # synthetic: an error, or what it says of itself; the result has it, too
+    text = _claude_text(event)
+    return text, bool(text)
+
+
 def _denial(item: Dict[str, Any]) -> str:
     """`permission denied: Bash: touch x`: the tool, and what of its input says most."""
     given = _mapping(item.get("tool_input"))
@@ -1401,8 +2491,11 @@ _CODEX_SANDBOX = {
 }
 
 
+CODEX_COUNTS = "codex counts the tokens of the whole session that it resumed"
+
+
 def _codex_command(task: Task) -> Command:
-    argv = ["codex", "exec", "--json", "--skip-git-repo-check", "--ephemeral", "--color", "never"]
+    argv = ["codex", "exec", "--json", "--skip-git-repo-check"] + ([] if task.keep else ["--ephemeral"]) + ["--color", "never"]
     sandbox = task.sandbox_mode
     if sandbox == "default" and task.approval_mode == "always":
         sandbox = "read-only"
@@ -1413,7 +2506,15 @@ def _codex_command(task: Task) -> Command:
         argv += ["-c", "developer_instructions=" + dumps(task.system_prompt).decode("utf-8").replace("\x7f", "\\u007f")]
     for setting in _codex_retries(task):
         argv += ["-c", "%s=%d" % (setting, OWN_RETRIES)]
-    return Command(tuple(argv) + task.extra + ("-",))
+    resume = ("fork" if task.fork else "resume", task.resume) if task.resume else ()  # which refuse some options behind them
+    return Command(tuple(argv) + task.extra + resume + ("-",))
+
+
+def _codex_saying(line: bytes) -> _Saying:
+    event = _mapping(_parsed(line)) if b'"agent_message"' in line else {}
+    item = _mapping(event.get("item"))
+    text = _string(item.get("text")) if event.get("type") == "item.completed" and item.get("type") == "agent_message" else ""
+    return text, bool(text)
 
 
 def _codex_retries(task: Task) -> List[str]:
@@ -1470,6 +2571,7 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
             progress = _string(event.get("message"))
     said: Dict[str, Any] = {
         "output": answer, "session_id": session, "warnings": tuple(warnings[:20]), "waiting": "" if completed else progress,
+        "counts_session": True,
         "usage": _usage(*(_count(usage.get(name)) for name in ("input_tokens", "cached_input_tokens", "output_tokens",
                                                                "reasoning_output_tokens")))}
     if failed or exit_code or not completed:
@@ -1518,11 +2620,20 @@ def _gemini_command(task: Task) -> Command:
             argv += ["--include-directories", "/"]
     if task.model:
         argv += ["-m", task.model]
+    if task.resume:
+        argv += ["--resume", task.resume]
     environment = {"GEMINI_CLI_NO_RELAUNCH": "1"}  # one process, which heeds signals; the relaunching parent swallows them
     if task.system_prompt:
         files["system.md"] = task.system_prompt
         environment["GEMINI_SYSTEM_MD"] = SCRATCH + "/system.md"
     return Command(tuple(argv) + task.extra, environment, files=files)
+
+
+def _gemini_saying(line: bytes) -> _Saying:
+    event = _mapping(_parsed(line)) if b'"assistant"' in line or b'"tool_use"' in line else {}
+    if event.get("type") == "message" and event.get("role") == "assistant":
+        return _string(event.get("content")), False
+    return "", event.get("type") == "tool_use"
 
 
 def _refuse_unconfined(sandbox: str, approval: str) -> str:
@@ -1611,7 +2722,8 @@ def _gemini_leftovers(task: Task, reply: Reply) -> List[str]:
     import glob
     import re
     wanted = ("--resume", "-r", "--session-id", "--session-file")
-    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", reply.session_id) or any(word.split("=")[0] in wanted for word in task.extra):
+    known = re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", reply.session_id)
+    if task.keep or not known or any(word.split("=")[0] in wanted for word in task.extra):
         return []
     home = os.environ.get("GEMINI_CLI_HOME") or os.path.expanduser("~")
     marks = glob.escape(os.path.join(home, ".gemini", "tmp")), glob.escape(reply.session_id[:8]), glob.escape(reply.session_id)
@@ -1631,17 +2743,6 @@ def _is_of(path: str, session: str) -> bool:
 
 
 # - commands of the user's own -
-
-PLACEHOLDERS = ("model", "workdir", "system_prompt", "max_turns", "max_tokens", "prompt_file")
-OUTPUT_FORMS = ("text", "json", "jsonl")
-_PLACEHOLDER = r"\{\{([a-z_]+)\}\}|\{([a-z_]+)\}"
-
-
-def placeholders(element: str) -> List[str]:
-    """The names in braces; `{{name}}` is not one, but stands for `{name}`."""
-    import re
-    return [single for _, single in re.findall(_PLACEHOLDER, element) if single]
-
 
 def _custom_command(definition: Definition, task: Task) -> Command:
     """Its argv, filled in.  An element whose placeholder is empty is left out, with the option before it that it belongs to."""
@@ -1726,7 +2827,13 @@ def custom_backend(name: str, definition: Definition) -> Backend:
     named = {placeholder for element in definition.argv for placeholder in placeholders(element)}
     return Backend(name, lambda task: _custom_command(definition, task),
                    lambda stdout, stderr, exit_code: _read_custom(definition, stdout, stderr, exit_code),
-                   frozenset(named | {"extra"}), _refuse_unknown)
+                   frozenset(named | {"extra"}), _refuse_unknown,
+                   saying=None if definition.output == "text" else lambda line: _custom_saying(definition, line))
+
+
+def _custom_saying(definition: Definition, line: bytes) -> _Saying:
+    answer = value_at(_parsed(line), definition.answer) if definition.output == "jsonl" else None
+    return (answer, not definition.join) if isinstance(answer, str) else ("", False)
 
 
 # - the rows -
@@ -1742,12 +2849,14 @@ def _read_text(stdout: Capture, stderr: str, exit_code: int) -> Reply:
 BACKENDS = {backend.name: backend for backend in (
     Backend("claude", _claude_command, _read_claude,
             frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")), _refuse_unconfined,
-            limit=10 * 1000 * 1000, limit_unit="bytes", install="npm install -g @anthropic-ai/claude-code"),
+            limit=10 * 1000 * 1000, limit_unit="bytes", install="npm install -g @anthropic-ai/claude-code",
+            resuming=Resuming(fork=True, anywhere=True), saying=_claude_saying),
     Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")), _refuse_unasked,
             stop_signal="SIGINT", limit=1 << 20, limit_unit="characters", install="npm install -g @openai/codex",
-            cautions=(("resume", "codex counts the tokens of the whole session that it resumed"),)),
+            cautions=(("resume", CODEX_COUNTS),), resuming=Resuming(fork=True, anywhere=True), saying=_codex_saying),
     Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")), _refuse_unconfined,
-            limit=8 << 20, limit_unit="bytes", leftovers=_gemini_leftovers, install="npm install -g @google/gemini-cli"),
+            limit=8 << 20, limit_unit="bytes", leftovers=_gemini_leftovers, install="npm install -g @google/gemini-cli",
+            resuming=Resuming(system_prompt=True), saying=_gemini_saying),
     # For trying, testing and showing pipelines on a machine without any AI program: a real process that answers with its prompt.
     Backend("echo", lambda task: Command(("cat",)), _read_text, frozenset()),
 )}
@@ -1785,101 +2894,7 @@ def command_line(task: Task) -> str:
     return "(%s)" % line if task.workdir else line
 
 
-# --- 5. Tasks ----------------------------------------------------------------
-
-
-def _some_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("expected a string, got %s" % quoted(value))
-    if not value.strip():
-        raise ValueError("must not be blank")
-    return value
-
-
-def _argument(value: Any) -> str:
-    """A text that becomes part of a command line, an environment or a path."""
-    text = _some_text(value)
-    if "\0" in text:
-        raise ValueError("must not contain NUL")
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        raise ValueError("holds a character that cannot be passed to a program") from None
-    return text
-
-
-def _whole_number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError("expected a whole number, got %s" % quoted(value))
-    if value < 1:
-        raise ValueError("expected a whole number from 1 on, got %d" % value)
-    return value
-
-
-MOST_JOBS = 1000  # each is a process of its own beside its backend
-
-
-def _jobs(value: Any) -> int:
-    jobs = _whole_number(value)
-    if jobs > MOST_JOBS:
-        raise ValueError("expected at most %d, got %d" % (MOST_JOBS, jobs))
-    return jobs
-
-
-def _seconds(value: Any) -> float:
-    if isinstance(value, str):
-        return min(parse_duration(value), LONGEST)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ValueError("expected seconds above 0 or a duration such as \"15m\", got %s" % quoted(value))
-    return min(float(value), LONGEST)
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("expected true or false, got %s" % quoted(value))
-    return value
-
-
-def _one_of(words: Iterable[str], what: str) -> Callable[[Any], str]:
-    def check(value: Any) -> str:
-        known = list(words)
-        if value not in known:
-            raise ValueError("unknown %s %s%s; known are %s" % (
-                what, quoted(value), nearest(value, known) if isinstance(value, str) else "", ", ".join(known)))
-        return str(value)
-    return check
-
-
-def _list_of(element: Callable[[Any], str]) -> Callable[[Any], Tuple[str, ...]]:
-    def check(value: Any) -> Tuple[str, ...]:
-        if not isinstance(value, list):
-            raise ValueError("expected a list of strings, got %s" % quoted(value))
-        for position, item in enumerate(value):
-            with _at(position):
-                element(item)
-        return tuple(value)
-    return check
-
-
-DEEPEST = 200  # levels of free data: what every JSON program can take back
-
-
-def _free_object(value: Any) -> Dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("expected an object, got %s" % quoted(value))
-    level: List[Any] = [value]
-    for _ in range(DEEPEST):
-        level = [inner for item in level if isinstance(item, (dict, list))
-                 for inner in (item.values() if isinstance(item, dict) else item)]
-        if not level:
-            return value
-    raise RecursionError("nested too deep")  # as the JSON module would; orjson's limit is another
-
-
-def _known_string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("expected a string, got %s" % quoted(value))
-    return value
+# --- 6. Tasks ----------------------------------------------------------------
 
 
 # What a task may say, and how each field is checked.  Raises ValueError with what was expected.
@@ -1893,99 +2908,6 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items() if name not in ("prompt", "id", "name")}
 RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {"max_parallel": _jobs, "fail_fast": _truth, "output_dir": _argument}
 BATCH_FIELDS = ("tasks", "defaults", "backends") + tuple(RUN_FIELDS)
-
-
-class _Misfit(ValueError):
-    """A value that does not fit, with the path to it (`("tasks", 3, "max_turns")`)."""
-
-    def __init__(self, message: str, path: _Path = ()) -> None:
-        super().__init__(message)
-        self.message, self.path = message, path
-
-
-class _at:
-    """Says where in a value the block is: a ValueError that leaves it learns its path on the way."""
-
-    def __init__(self, *steps: Union[str, int]) -> None:
-        self._steps = steps
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, ValueError):
-            inner = error.path if isinstance(error, _Misfit) else ()
-            message = error.message if isinstance(error, _Misfit) else str(error)
-            raise _Misfit(message, self._steps + inner) from None
-
-
-def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> Dict[str, Any]:
-    """The fields of an object, each checked; None is the same as leaving a field out.  Raises _Misfit."""
-    if not isinstance(value, dict):
-        raise _Misfit("expected %s, got %s" % (what, quoted(value)))
-    checked = {}
-    for name, item in value.items():
-        with _at(name):
-            if name not in fields:
-                raise _Misfit("unknown field%s; free data goes into \"meta\"" % nearest(name, fields))
-            if item is not None:
-                checked[name] = fields[name](item)
-    return checked
-
-
-def _element(value: Any) -> str:
-    """An element of a command, with placeholders or without."""
-    for name in placeholders(_argument(value)):
-        if name not in PLACEHOLDERS:
-            raise ValueError("unknown placeholder {%s}%s; known are %s" % (
-                name, nearest(name, PLACEHOLDERS), ", ".join("{%s}" % known for known in PLACEHOLDERS)))
-    return str(value)
-
-
-def _value_path(value: Any) -> _Path:
-    """`.message.content`, `.choices[0].text`: the keys and positions that lead into a JSON value."""
-    import re
-    text = _some_text(value)
-    if not re.fullmatch(r"(\.[\w-]+|\[-?\d{1,9}\])+", text):
-        raise ValueError("expected a path such as .message.content or .choices[0].text, got %s" % quoted(value))
-    return tuple(int(position) if position else key for key, position in re.findall(r"\.([\w-]+)|\[(-?\d+)\]", text))
-
-
-# What the definition of a command of the user's own may say.
-DEFINITION_FIELDS: Dict[str, Callable[[Any], Any]] = {
-    "command": _list_of(_element), "output": _one_of(OUTPUT_FORMS, "form of output"), "answer": _value_path, "error": _value_path,
-    "session_id": _value_path, "usage": _value_path, "join": _truth,
-}
-
-
-def _definition(value: Any) -> Definition:
-    """Raises _Misfit."""
-    fields = _checked(value, DEFINITION_FIELDS, "a definition (an object with a command)")
-    argv = fields.pop("command", ())
-    if not argv or placeholders(argv[0]):
-        raise _Misfit("expected a list that begins with the name of a program", ("command",) if "command" in value else ())
-    definition = Definition(argv, **fields)
-    if definition.output != "text" and not definition.answer:
-        raise _Misfit('output "%s" needs to know where the answer stands: "answer"' % definition.output)
-    if definition.output == "text" and definition[2:] != Definition(argv)[2:]:
-        raise _Misfit('output "text" is all answer: what leads into JSON needs the output "json" or "jsonl"')
-    return definition
-
-
-def _definitions(value: Any) -> Dict[str, Definition]:
-    """Commands of the user's own by name.  Raises _Misfit."""
-    import re
-    if not isinstance(value, dict):
-        raise _Misfit("expected an object of definitions, got %s" % quoted(value))
-    found = {}
-    for name, item in value.items():
-        with _at(name):
-            if name in BACKENDS:
-                raise _Misfit("%s is built in and cannot be defined anew" % name)
-            if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
-                raise _Misfit("a name may have lower-case letters, digits, '.', '_' and '-'")
-            found[name] = _definition(item)
-    return found
 
 
 class Ceiling(NamedTuple):
@@ -2042,7 +2964,7 @@ class Rules(NamedTuple):
 
     `overrides` are task fields given on the command line; `environment` is where CLINVK_BACKEND and CLINVK_*_MODEL are
     looked up; `definitions` are the user's own commands, to which a batch may add its own with `allow_commands`;
-    `root` is the directory that no workdir may leave; `output_dir` was given on the command line.
+    `root` is the directory that no workdir may leave; `output_dir` was given on the command line; `configuration` is the file.
     """
 
     overrides: Dict[str, Any] = {}
@@ -2052,11 +2974,7 @@ class Rules(NamedTuple):
     ceiling: Ceiling = Ceiling()
     root: str = ""
     output_dir: str = ""
-
-
-def model_variable(backend: str) -> str:
-    """The environment variable that names the model for a backend."""
-    return "CLINVK_%s_MODEL" % "".join(c if c.isalnum() else "_" for c in backend.upper())
+    configuration: Configuration = Configuration()
 
 
 def unknown_backend(name: str, definitions: Iterable[str] = ()) -> str:
@@ -2069,24 +2987,29 @@ def _task(value: Any, defaults: Dict[str, Any], rules: Rules) -> Task:
     own = _checked(value, TASK_FIELDS, "a task (an object)")
     if "prompt" not in own:
         raise _Misfit("a task needs a prompt", () if "prompt" not in value else ("prompt",))
-    merged = dict(defaults, **rules.overrides)
-    merged.update(own)
-    if rules.overrides.get("dry_run"):  # starts nothing, whatever a task says
-        merged["dry_run"] = True
-    if "backend" not in merged:
-        merged["backend"] = rules.environment.get("CLINVK_BACKEND") or "claude"
-    name = merged["backend"]
+    layers = [("task", own), ("command line", rules.overrides), ("batch", defaults), ("environment", {})]
+    file = rules.configuration
+    chosen = settled([(source, layer) for source, layer in layers[:3]] + [
+        ("environment", {"backend": rules.environment.get("CLINVK_BACKEND")}), ("configuration", {"backend": file.said("default_backend")}),
+        ("built-in", {"backend": "claude"})], ("backend",))
+    name = str(chosen["backend"][0])
     if name not in BACKENDS and name not in rules.definitions:
         raise _Misfit(unknown_backend(name, rules.definitions), ("backend",) if "backend" in own else ())
-    model = rules.environment.get(model_variable(name), "")
-    if model and "model" not in merged:
-        merged["model"] = model
+    if file.said("backends.%s.enabled" % name) is False:
+        raise _Misfit("%s is disabled by %s" % (name, file.place("backends.%s.enabled" % name)), ("backend",) if "backend" in own else ())
+    layers[3] = "environment", {"model": rules.environment.get(model_variable(name))}
+    said = settled(layers + [("configuration", file.task_fields(name))], TASK_FIELDS)
+    merged = {field: value for field, (value, _) in said.items()}
+    merged["backend"] = name
+    if rules.overrides.get("dry_run"):  # starts nothing, whatever a task says
+        merged["dry_run"] = True
     merged.pop("output_format", None)  # reserved: what a backend prints is ours to choose
     task = Task(index=-1, **merged)
     if name not in BACKENDS:
         task = task._replace(definition=rules.definitions[name])
     try:
         task = _under_ceiling(task, rules.ceiling)
+        task = task._replace(extra=file.extra(name, task.sandbox_mode) + task.extra)
         if rules.root and task.workdir:
             if not is_inside(task.workdir, rules.root):
                 raise _Misfit("%s is outside of %s" % (quoted(task.workdir), quoted(rules.root)), ("workdir",))
@@ -2105,6 +3028,19 @@ def _task(value: Any, defaults: Dict[str, Any], rules: Rules) -> Task:
     return task
 
 
+def _for_all(value: Dict[str, Any], rules: Rules, what: str) -> Tuple[Dict[str, Any], Rules]:
+    """What a batch or a chain says for all that is in it: its `defaults`, and the rules with its `backends`.  Raises _Misfit."""
+    if value.get("backends") is not None:
+        with _at("backends"):
+            if not rules.allow_commands:
+                raise _Misfit("commands that %s defines are only run with --allow-commands" % what)
+            rules = rules._replace(definitions=dict(rules.definitions, **_definitions(value["backends"])))
+    if value.get("defaults") is not None:
+        with _at("defaults"):
+            return _checked(value["defaults"], DEFAULTS_FIELDS, "an object"), rules
+    return {}, rules
+
+
 def _batch(value: Any, rules: Rules) -> Tuple[List[Task], List[_Path], Dict[str, Any]]:
     """The tasks of one JSON value (a batch, an array of tasks, a task), where in it they stand, and what it says of the run.
 
@@ -2120,14 +3056,7 @@ def _batch(value: Any, rules: Rules) -> Tuple[List[Task], List[_Path], Dict[str,
         run = _checked({name: value[name] for name in RUN_FIELDS if name in value}, RUN_FIELDS, "a batch")
         if "output_dir" in run and not rules.output_dir and not is_inside(run["output_dir"], "."):
             raise _Misfit("%s is outside of the current directory: only --output-dir can name it" % quoted(run["output_dir"]), ("output_dir",))
-        if value.get("backends") is not None:
-            with _at("backends"):
-                if not rules.allow_commands:
-                    raise _Misfit("commands that a batch defines are only run with --allow-commands")
-                rules = rules._replace(definitions=dict(rules.definitions, **_definitions(value["backends"])))
-        if value.get("defaults") is not None:
-            with _at("defaults"):
-                defaults = _checked(value["defaults"], DEFAULTS_FIELDS, "an object")
+        defaults, rules = _for_all(value, rules, "a batch")
         where, items = ("tasks",), value["tasks"]
         if not isinstance(items, list):
             raise _Misfit("expected a list of tasks, got %s" % quoted(items), where)
@@ -2135,6 +3064,8 @@ def _batch(value: Any, rules: Rules) -> Tuple[List[Task], List[_Path], Dict[str,
         items = value
     else:
         known = dict.fromkeys(BATCH_FIELDS)
+        if isinstance(value, dict) and "steps" in value:
+            raise _Misfit("this is a chain: run it with `clinvk chain`", ("steps",))
         near = isinstance(value, dict) and "prompt" not in value and next((n for n in value if n not in TASK_FIELDS and nearest(n, known)), None)
         if near:
             raise _Misfit("unknown field%s" % nearest(near, known), (near,))
@@ -2146,13 +3077,6 @@ def _batch(value: Any, rules: Rules) -> Tuple[List[Task], List[_Path], Dict[str,
         with _at(*where, position):
             tasks.append(_task(item, defaults, rules))
     return tasks, [where + (position,) for position in range(len(items))], run
-
-
-def _path_text(path: _Path) -> str:
-    text = ""
-    for step in path:
-        text += "[%d]" % step if isinstance(step, int) else ("." if text else "") + step
-    return text
 
 
 def _line_of(data: bytes, path: _Path) -> int:
@@ -2197,6 +3121,41 @@ class _Piece(NamedTuple):
     data: bytes
     is_value: bool = True
     value: Any = None  # what it says, where that is known already
+
+    def said(self) -> Any:
+        """The value.  Raises ValueError or RecursionError."""
+        if not self.is_value:
+            text = to_text(self.data[:200]).strip()
+            fence = text.startswith("```")
+            raise _Misfit("expected a JSON object or array, got %s%s" % (
+                quoted(text), ": the JSON is in a Markdown fence, which `sed '/^ *```/d'` strips" if fence else ""))
+        return loads(self.data) if self.value is None else self.value
+
+
+class _in_piece:
+    """Says where in the input the block is: what is wrong with a piece of it leaves as a UserError with file, line and path."""
+
+    def __init__(self, name: str, piece: _Piece) -> None:
+        self._name, self._piece = name, piece
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        line, text = 0, ""
+        if isinstance(error, _Misfit):
+            line = _line_of(self._piece.data, error.path)
+            text = (_path_text(error.path) + ": " if error.path else "") + error.message
+        elif isinstance(error, UnicodeDecodeError):
+            line = self._piece.data.count(b"\n", 0, error.start)
+            text = "not valid UTF-8 (byte 0x%02x)" % self._piece.data[error.start]
+        elif isinstance(error, ValueError):  # of json
+            line, column = getattr(error, "lineno", 1) - 1, getattr(error, "colno", 0)
+            text = "not valid JSON: %s%s" % (getattr(error, "msg", str(error)), " (column %d)" % column if column else "")
+        elif isinstance(error, RecursionError):
+            text = "nested too deep"
+        if text:
+            raise UserError("%s:%d: %s" % (self._name, self._piece.line + line, text)) from None
 
 
 class _Splitter:
@@ -2503,48 +3462,48 @@ class TaskStream:
 
     def _read(self, piece: _Piece, identifiers: _Identifiers) -> Tuple[List[Task], Dict[str, Any]]:
         """What a piece of the input says.  Raises UserError, with file, line and path, and has then changed nothing."""
-        try:
-            if not piece.is_value:
-                raise _Misfit("expected a JSON object or array, got %s" % quoted(to_text(piece.data[:200]).strip()))
-            tasks, places, run = _batch(loads(piece.data) if piece.value is None else piece.value, self._rules)
+        with _in_piece(self._name, piece):
+            tasks, places, run = _batch(piece.said(), self._rules)
             own: Set[str] = set()
             for position, task in enumerate(tasks):
                 if task.id:
                     if task.id in identifiers or task.id in own:
                         raise _Misfit("another task of this run has the id %s" % quoted(task.id), places[position] + ("id",))
                     own.add(task.id)
-        except _Misfit as error:
-            line = _line_of(piece.data, error.path)
-            path_text = _path_text(error.path) + ": " if error.path else ""
-            raise UserError("%s:%d: %s%s" % (self._name, piece.line + line, path_text, error.message)) from None
-        except UnicodeDecodeError as problem:
-            line = piece.data.count(b"\n", 0, problem.start)
-            raise UserError("%s:%d: not valid UTF-8 (byte 0x%02x)"
-                            % (self._name, piece.line + line, piece.data[problem.start])) from None
-        except ValueError as problem:  # of json
-            line = getattr(problem, "lineno", 1)
-            column = getattr(problem, "colno", 0)
-            raise UserError("%s:%d: not valid JSON: %s%s" % (
-                self._name, piece.line + line - 1, getattr(problem, "msg", str(problem)),
-                " (column %d)" % column if column else "")) from None
-        except RecursionError:
-            raise UserError("%s:%d: nested too deep" % (self._name, piece.line)) from None
         for identifier in own:
             identifiers.add(identifier)
         return tasks, run
 
 
-def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition]:
-    """The commands that CLINVK_BACKENDS defines, as JSON.  Raises UserError."""
-    text = environment.get("CLINVK_BACKENDS")
-    if not text:
-        return {}
+def _check_backends(rules: Rules) -> None:
+    """Raises UserError where the environment or the command line names an unknown backend."""
+    for source, backend in (("CLINVK_BACKEND", rules.environment.get("CLINVK_BACKEND")), ("--backend", rules.overrides.get("backend"))):
+        if backend and backend not in BACKENDS and backend not in rules.definitions and not rules.allow_commands:
+            raise UserError("%s: %s" % (source, unknown_backend(backend, rules.definitions)))
+
+
+def _open_input(path: Optional[str], rules: Rules, advice: str) -> Tuple[int, str]:
+    """A file, or stdin where `path` is None or `-`, and its name; once what was said beside it is known to be good.  Raises UserError."""
+    _check_backends(rules)
+    if rules.root and not os.path.isdir(rules.root):
+        raise UserError("--root: %s is not a directory" % rules.root)
+    if path in (None, "-"):
+        if is_terminal(0):
+            raise UserError("no input: stdin is a terminal; " + advice)
+        return 0, "stdin"
     try:
-        return _definitions(loads(to_bytes(text)))
+        return os.open(str(path), os.O_RDONLY | os.O_CLOEXEC), str(path)
+    except OSError as error:
+        raise UserError("%s: %s" % (path, error.strerror)) from None
+
+
+def single_task(prompt: str, rules: Rules) -> Task:
+    """The task of a prompt that is given by itself.  Raises UserError."""
+    _check_backends(rules)
+    try:
+        return _task({"prompt": prompt}, {}, rules)._replace(index=0)
     except _Misfit as misfit:
-        raise UserError("CLINVK_BACKENDS: %s%s" % (_path_text(misfit.path) + ": " if misfit.path else "", misfit.message)) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError("CLINVK_BACKENDS: not valid JSON: %s" % error) from None
+        raise UserError("%s%s" % (_path_text(misfit.path) + ": " if misfit.path else "", misfit.message)) from None
 
 
 def open_tasks(path: Optional[str], rules: Rules, warn: Callable[[str], None]) -> TaskStream:
@@ -2552,29 +3511,284 @@ def open_tasks(path: Optional[str], rules: Rules, warn: Callable[[str], None]) -
 
     `warn` is called with what should be said to the user.  Raises UserError.
     """
-    for source, backend in (("CLINVK_BACKEND", rules.environment.get("CLINVK_BACKEND")), ("--backend", rules.overrides.get("backend"))):
-        if backend and backend not in BACKENDS and backend not in rules.definitions and not rules.allow_commands:
-            raise UserError("%s: %s" % (source, unknown_backend(backend, rules.definitions)))
-    if rules.root and not os.path.isdir(rules.root):
-        raise UserError("--root: %s is not a directory" % rules.root)
-    if path in (None, "-"):
-        if is_terminal(0):
-            raise UserError("no input: stdin is a terminal; give a task file with --file, or pipe tasks in "
-                            "(`clinvk parallel --help` shows how)")
-        file, name = 0, "stdin"
-    else:
-        name = str(path)
-        try:
-            file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise UserError("%s: %s" % (name, error.strerror)) from None
+    file, name = _open_input(path, rules, "give a task file with --file, or pipe tasks in (`clinvk parallel --help` shows how)")
     try:
         return TaskStream(file, name, rules, warn)
     except OSError as error:
         raise UserError("%s: %s" % (name, error.strerror)) from None
 
 
-# --- 6. Worker ---------------------------------------------------------------
+# - chains -
+
+CHAIN_FIELDS = ("steps", "stop_on_failure", "pass_working_dir", "defaults", "backends")
+_REFERENCE = r"\{\{(previous|steps\.[^{}\n]+\.output)\}\}"
+
+
+class Chain(NamedTuple):
+    """Steps for one after the other.  `prompts` are theirs in parts: a number stands for the answer of the step with that index."""
+
+    steps: Tuple[Task, ...]
+    prompts: Tuple[Tuple[Union[str, int], ...], ...]
+    stop_on_failure: bool = True
+
+
+def _parts(prompt: str, position: int, names: Dict[str, int]) -> Tuple[Union[str, int], ...]:
+    """The prompt of the step at that position, cut at its placeholders.  Raises ValueError for one that stands for nothing."""
+    import re
+    parts: List[Union[str, int]] = list(re.split(_REFERENCE, prompt))
+    for place in range(1, len(parts), 2):
+        reference = str(parts[place])
+        name = reference[len("steps."):-len(".output")]
+        if reference == "previous":
+            problem = "no step comes before the first" if not position else ""
+            parts[place] = position - 1
+        elif name in names:
+            problem = "" if names[name] < position else "that step comes later" if names[name] > position else "that is this step itself"
+            parts[place] = names[name]
+        else:
+            problem = "no step has that name" + nearest(name, [known for known, its in names.items() if its < position])
+        if problem:
+            raise ValueError("{{%s}} stands for nothing: %s" % (reference, problem))
+    return tuple(part for part in parts if part != "")
+
+
+def _near_references(prompt: str, names: Iterable[str]) -> List[str]:
+    """What in a prompt looks like a placeholder that was meant, and is none."""
+    import re
+    known = ["{{previous}}"] + ["{{steps.%s.output}}" % name for name in names]
+    texts = list(dict.fromkeys(re.findall(r"\{\{[^{}\n]{1,200}\}\}", prompt)))[:100]  # a prompt may be all templates
+    found = {text: nearest("".join(text.split()), known) for text in texts}
+    return ["%s is no placeholder and stays as it is%s" % (text, near) for text, near in found.items()
+            if near and not re.fullmatch(_REFERENCE, text)]
+
+
+def _chain(value: Any, rules: Rules) -> Chain:
+    """Raises _Misfit."""
+    import re
+    if isinstance(value, list) or "tasks" in value:
+        raise _Misfit("this is a batch: run it with `clinvk parallel`", () if isinstance(value, list) else ("tasks",))
+    for name in value:
+        if name not in CHAIN_FIELDS:
+            raise _Misfit("unknown field%s" % nearest(name, CHAIN_FIELDS), (name,))
+    said = _checked({name: value[name] for name in CHAIN_FIELDS[1:3] if name in value}, dict.fromkeys(CHAIN_FIELDS, _truth), "a chain")
+    defaults, rules = _for_all(value, rules, "a chain")
+    items = value.get("steps")
+    if not isinstance(items, list) or not items:
+        raise _Misfit("a chain needs a list of steps" if items is None else "no steps: the list is empty" if items == []
+                      else "expected a list of steps, got %s" % quoted(items), ("steps",) if "steps" in value else ())
+    steps: List[Task] = []
+    names: Dict[str, int] = {}
+    ids: Set[str] = set()
+    for position, item in enumerate(items):
+        with _at("steps", position):
+            step = _task(item, defaults, rules)._replace(index=position)
+            for field in ("model", "workdir", "system_prompt", "extra"):
+                if re.search(_REFERENCE, str(getattr(step, field))):
+                    raise _Misfit(("" if field in item else field + ": ") + "placeholders are replaced in prompts alone",
+                                  (field,) if field in item else ())
+            if step.name and names.setdefault(step.name, position) != position:
+                raise _Misfit("another step has the name %s" % quoted(step.name), ("name",))
+            if step.id in ids:
+                raise _Misfit("another step has the id %s" % quoted(step.id), ("id",))
+            ids.update([step.id] if step.id else [])
+            if said.get("pass_working_dir") and steps and not item.get("workdir"):
+                step = step._replace(workdir=steps[-1].workdir, root=steps[-1].root)
+            steps.append(step)
+    prompts = []
+    for position, step in enumerate(steps):
+        with _at("steps", position, "prompt"):
+            prompts.append(_parts(step.prompt, position, names))
+    return Chain(tuple(steps), tuple(prompts), said.get("stop_on_failure", True))
+
+
+def read_chain(path: Optional[str], rules: Rules, warn: Callable[[str], None]) -> Chain:
+    """The chain in a file, or on stdin where `path` is None or `-`.  It is one JSON value, read to its end.  Raises UserError."""
+    file, name = _open_input(path, rules, "give a chain with --file, or pipe one in (`clinvk chain --help` shows how)")
+    splitter = _Splitter()
+    pieces: List[_Piece] = []
+    try:
+        while len(pieces) < 2:
+            chunk = read_some(file)
+            pieces += splitter.feed(chunk, at_end=not chunk)
+            if not chunk:
+                break
+    except OSError as error:
+        raise UserError("%s: %s" % (name, error.strerror)) from None
+    finally:
+        if file:
+            os.close(file)
+    if not pieces:
+        raise UserError("%s: no chain: the input is empty" % name)
+    with _in_piece(name, pieces[0]):
+        chain = _chain(pieces[0].said(), rules)
+    for piece in pieces[1:2]:
+        with _in_piece(name, piece):
+            piece.said()
+            raise _Misfit("a chain is one JSON value, and here begins another")
+    for step in chain.steps:
+        near = _near_references(step.prompt, [other.name for other in chain.steps[:step.index] if other.name])
+        line = pieces[0].line + _line_of(pieces[0].data, ("steps", step.index, "prompt")) if near else 0
+        for text in near:
+            warn("%s:%d: steps[%d].prompt: %s" % (name, line, step.index, text))
+    return chain
+
+
+class Steps:
+    """The steps of a chain as run_pool takes them: the prompt of each is made when it is its turn, of the answers before it.
+
+    `arrived` is to be called for each result, and gives back what is to be made of it.
+    """
+
+    def __init__(self, chain: Chain, warn: Callable[[str], None]) -> None:
+        self.total = len(chain.steps)
+        self.failed_step = 0  # the first that failed, counted from 1
+        self._chain, self._warn = chain, warn
+        self._last_use = {part: position for position, parts in enumerate(chain.prompts) for part in parts if isinstance(part, int)}
+        self._results: Dict[int, Result] = {}  # those that are still to be used
+        self._warnings: Tuple[str, ...] = ()  # about the step that is under way
+        self._next = 0
+        self._stopped = False
+
+    def in_turn(self) -> Iterator[Task]:
+        """The steps as they are written."""
+        return iter(self._chain.steps)
+
+    def stop_reading(self) -> None:
+        self._stopped = True
+
+    def __iter__(self) -> Steps:
+        return self
+
+    def __next__(self) -> Task:
+        if self._next == self.total:
+            raise StopIteration
+        self._next += 1
+        step = self._chain.steps[self._next - 1]
+        return step if self._stopped else self._completed(step)
+
+    def _completed(self, step: Task) -> Task:
+        """The step with its prompt.  One that cannot be asked is invalid: it fails, and nothing else."""
+        parts = self._chain.prompts[step.index]
+        missing = sorted({part for part in parts if isinstance(part, int) and self._results[part].status != "ok"})
+        self._warnings = tuple("step %d has no answer (%s): nothing stands in its place" % (source + 1, self._results[source].status)
+                               for source in missing)
+        for warning in self._warnings:
+            self._warn("step %d: %s" % (step.index + 1, warning))
+        prompt = "".join(part if isinstance(part, str) else self._answer(part) for part in parts)
+        for source in [source for source in self._results if self._last_use[source] <= step.index]:
+            del self._results[source]
+        problem = prompt_too_large(backend_of(step), prompt) if prompt.strip() else "the prompt is blank once its placeholders are replaced"
+        return step._replace(invalid=problem) if problem else step._replace(prompt=prompt)
+
+    def _answer(self, source: int) -> str:
+        return self._results[source].output if self._results[source].status == "ok" else ""
+
+    def arrived(self, result: Result) -> Result:
+        if result.index in self._last_use:
+            self._results[result.index] = result._replace(task=None)
+        if result.status in ("failed", "timeout", "lost"):
+            self.failed_step = self.failed_step or result.index + 1
+        elif result.status == "canceled" and not result.attempts and self.failed_step and self._chain.stop_on_failure:
+            result = result._replace(error="not run, because step %d failed" % self.failed_step)
+        warnings, self._warnings = self._warnings, ()
+        return result._replace(warnings=warnings + result.warnings)
+
+
+# - comparisons -
+
+
+def comparison(prompt: str, backends: Sequence[str], rules: Rules) -> List[Task]:
+    """One prompt for several backends: a task each.  Raises UserError."""
+    tasks: List[Task] = []
+    for name in backends:
+        if name not in BACKENDS and name not in rules.definitions:
+            raise UserError("--backends: " + unknown_backend(name, rules.definitions))
+        if any(task.backend == name for task in tasks):
+            raise UserError("--backends: %s stands there twice" % quoted(name))
+        try:
+            tasks.append(_task({"backend": name, "prompt": prompt}, {}, rules)._replace(index=len(tasks)))
+        except _Misfit as misfit:
+            raise UserError((_path_text(misfit.path) + ": " if misfit.path else "") + misfit.message) from None
+    return tasks
+
+
+def not_installed(task: Task) -> bool:
+    """Whether the program of the task's backend is not to be found."""
+    program = backend_of(task).command(task).argv[0]
+    return not find_program(os.path.join(task.workdir, program) if "/" in program else program)[0]
+
+
+class Tasks:
+    """Tasks that are all there, as run_plan takes them."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks)
+
+    in_turn = __iter__
+
+
+# - limits of single backends -
+
+MOST_HELD = 1000  # tasks that wait for their backend while others are read
+
+
+class Limited:
+    """Tasks, held back while their backend has as many running as its limit allows; those of other backends go first.
+
+    An iterator as run_pool takes it.  `ended` is to be called for each task of it that has ended.
+    """
+
+    def __init__(self, tasks: TaskStream, limits: Dict[str, int]) -> None:
+        self._tasks, self._limits = tasks, limits
+        self._running: Dict[str, int] = {}
+        self._held: Dict[str, List[Task]] = {}
+        self._exhausted = False
+        self.total, self.run, self.in_turn = tasks.total, tasks.run, tasks.in_turn
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "on_ready":  # run_pool's; it is for who reads
+            self._tasks.on_ready = value
+        super().__setattr__(name, value)
+
+    def stop_reading(self) -> None:
+        self._limits = {}
+        self._tasks.stop_reading()
+
+    def ended(self, task: Task) -> None:
+        self._running[task.backend] = self._running.get(task.backend, 0) - 1
+
+    def _is_full(self, backend: str) -> bool:
+        return self._running.get(backend, 0) >= self._limits.get(backend, MOST_JOBS)
+
+    def _started(self, task: Task) -> Task:
+        self._running[task.backend] = self._running.get(task.backend, 0) + 1
+        return task
+
+    def __iter__(self) -> Limited:
+        return self
+
+    def __next__(self) -> Optional[Task]:
+        for backend, held in self._held.items():
+            if held and not self._is_full(backend):
+                return self._started(held.pop(0))
+        while not self._exhausted and sum(map(len, self._held.values())) < MOST_HELD:
+            try:
+                task = next(self._tasks)
+            except StopIteration:
+                self._exhausted = True
+                break
+            if task is None or not self._is_full(task.backend):
+                return task and self._started(task)
+            self._held.setdefault(task.backend, []).append(task)
+        if self._exhausted and not any(self._held.values()):
+            raise StopIteration
+        return None
+
+
+# --- 7. Worker ---------------------------------------------------------------
 
 GRACE_SECONDS = 5.0     # between asking a backend to end and killing it
 INLINE_BYTES = 1024     # an answer up to here travels in the Result, a larger one as a file
@@ -2734,6 +3948,11 @@ def with_answer(result: Result) -> Result:
                                error="the answer could not be read back: %s" % error)
 
 
+def followed_path(directory: str, index: int) -> str:
+    """Where in a run's directory the stdout of a task that is followed goes."""
+    return os.path.join(directory, "%d.stdout" % index)
+
+
 def new_run_id() -> str:
     return "%d-%s" % (os.getpid(), os.urandom(6).hex())
 
@@ -2742,10 +3961,14 @@ def _run(task: Task, station: Station) -> Result:
     """One launch, from its files to its verdict."""
     result: Optional[Result] = None
     alone = False
+    followed = -1
     try:
         try:
             command = backend_of(task).command(task)
             directory, files = station.prepare()
+            if task.follow:
+                followed = os.open(followed_path(station.directory, task.index), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                files = [files[0], followed, files[2]]
             if command.by_stdin:
                 write_all(files[0], to_bytes(task.prompt))
                 os.lseek(files[0], 0, os.SEEK_SET)
@@ -2767,6 +3990,8 @@ def _run(task: Task, station: Station) -> Result:
             result = unfinished(task, "failed", "the answer could not be kept: %s" % error, "backend", exit_code=1, attempts=1)
         return result
     finally:
+        if followed >= 0:
+            os.close(followed)
         # a file that holds an answer on its way, or that some process may still write to, is not for the next task
         station.tidy(keep_files=alone and not (result and isinstance(result.answer, TextFile)))
 
@@ -2850,7 +4075,8 @@ def _judge(task: Task, code: int, stopped: str, path: str, stdout: int, stderr: 
         status, exit_code, error, kind = "failed", 1, "%s ended well but gave no answer" % backend.name, "no_output"
     return Result(task.index, task.backend, status, exit_code, _store(reply.output, capture, stdout, path), error, kind,
                   None if stopped else reply.retry_after_seconds, option_warnings(task) + reply.warnings,
-                  reply.model or task.model, reply.session_id, reply.usage, reply.cost_usd, reply.num_turns)
+                  reply.model or task.model, reply.session_id, reply.usage, reply.cost_usd, reply.num_turns,
+                  counts_session=reply.counts_session)
 
 
 def signal_name(number: int) -> str:
@@ -2872,7 +4098,7 @@ def _store(output: Optional[str], capture: Capture, stdout: int, path: str) -> U
     return to_text(capture.read()) if output is None else output
 
 
-# --- 7. Pool -----------------------------------------------------------------
+# --- 8. Pool -----------------------------------------------------------------
 #
 # multiprocessing.Pool gives the workers and carries the messages.  What it leaves to its user:
 #
@@ -2903,6 +4129,7 @@ class Control:
 
     def __init__(self) -> None:
         self.level = 0  # 1: start nothing more, stop what runs; 2: kill what runs
+        self.directory = ""  # of the run's files, while it is under way
         self.wake: Callable[[], None] = lambda: None
 
     def cancel(self) -> None:
@@ -3418,6 +4645,7 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
     run = _Run(jobs, method, grace, notice)
     try:
         control.wake = lambda: run.events.put((None, None))
+        control.directory = run.directory
         if hasattr(supply, "on_ready"):
             supply.on_ready = control.wake
         while True:
@@ -3441,7 +4669,7 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
             if not run.in_flight and (exhausted or stopping):
                 break
             for result in run.wait():
-                failed = failed or fail_fast and result.status not in ("ok", "skipped")
+                failed = failed or fail_fast and result.status not in ("ok", "skipped", "canceled")
                 yield result
     finally:
         if control.level > 1:
@@ -3461,7 +4689,7 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
             yield unfinished(rest, "canceled", why, "canceled")._replace(task=rest)
 
 
-# --- 8. Sinks ----------------------------------------------------------------
+# --- 9. Sinks ----------------------------------------------------------------
 #
 # A sink is fed one Result at a time, in the order in which tasks end: `write(result)`.  Nothing else in the program
 # writes results.  A sink raises OutputError when it cannot write.
@@ -3530,9 +4758,13 @@ def result_fields(result: Result) -> Dict[str, Any]:
     return fields
 
 
-def encoded(result: Result) -> Iterator[bytes]:
-    """The result as one JSON object, in pieces of bounded size."""
-    fields = result_fields(result)
+def nothing_more(result: Result) -> Dict[str, Any]:
+    return {}
+
+
+def encoded(result: Result, more: Callable[[Result], Dict[str, Any]] = nothing_more) -> Iterator[bytes]:
+    """The result as one JSON object, in pieces of bounded size.  `more` gives the fields that it has beside those of every result."""
+    fields = dict(more(result), **result_fields(result))
     if isinstance(result.answer, str):
         fields["output"] = result.answer
         yield dumps(fields)
@@ -3606,13 +4838,13 @@ class Spool:
 
 
 class JsonLines:
-    """`--jsonl`: a line for each result as it ends, written at once."""
+    """`--jsonl`: a line for each result as it ends, written at once; `more` are fields of its own."""
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    def __init__(self, output: Output, more: Callable[[Result], Dict[str, Any]] = nothing_more) -> None:
+        self._output, self._more = output, more
 
     def write(self, result: Result) -> None:
-        self._output.json(_line(encoded(result)))
+        self._output.json(_line(encoded(result, self._more)))
 
 
 def _line(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -3623,11 +4855,11 @@ def _line(pieces: Iterable[bytes]) -> Iterator[bytes]:
 class Report:
     """`--json`: one object at the end.  `pieces` is also what summary.json holds."""
 
-    def __init__(self) -> None:
-        self._spool = Spool()
+    def __init__(self, more: Callable[[Result], Dict[str, Any]] = nothing_more) -> None:
+        self._spool, self._more = Spool(), more
 
     def write(self, result: Result) -> None:
-        self._spool.add(result.index, encoded(result))
+        self._spool.add(result.index, encoded(result, self._more))
 
     def pieces(self, totals: Dict[str, Any]) -> Iterator[bytes]:
         """The object, a result a line; `totals` are its other fields."""
@@ -3647,18 +4879,206 @@ class Text:
         self._output = output
 
     def write(self, result: Result) -> None:
+        if result.answer:
+            write_answer(self._output, "[%d] " % (result.index + 1), result.answer)
+
+
+def write_answer(output: Output, head: str, answer: Union[str, TextFile]) -> None:
+    """An answer after a head.  It ends its line."""
+    if isinstance(answer, str):
+        output.text("%s%s%s" % (head, answer, "" if answer.endswith("\n") else "\n"))
+        return
+    last = ""
+    output.text(head)
+    for chunk in answer:
+        output.text(chunk)
+        last = chunk
+    if not last.endswith("\n"):
+        output.text("\n")
+
+
+class Sections:
+    """Each answer under a line that says whose it is, with a blank line between them."""
+
+    def __init__(self, output: Output, head: Callable[[Result], str]) -> None:
+        self._output, self._head = output, head
+        self._between = ""
+
+    def write(self, result: Result) -> None:
+        if result.answer:
+            write_answer(self._output, "%s%s\n" % (self._between, self._head(result)), result.answer)
+            self._between = "\n"
+
+
+class Kept:
+    """Results, which must be few, until they can be shown in the order of their tasks."""
+
+    def __init__(self) -> None:
+        self._results: List[Result] = []
+
+    def write(self, result: Result) -> None:
+        self._results.append(result)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(sorted(self._results, key=lambda result: result.index))
+
+
+def write_differences(output: Output, answers: Sequence[Result], color: bool) -> None:
+    """The words in which each answer differs from the first."""
+    for other in answers[1:]:
+        first = answers[0]
+        output.text("\n[%s] beside [%s]\n" % (other.backend, first.backend))
+        if max(len(first.answer), len(other.answer)) > LONGEST_DIFF:
+            output.text("(too long to be compared word by word)\n")
+            continue
+        pieces = word_diff(first.output, other.output)
+        if not any(kind for kind, _ in pieces):
+            output.text("(the same words)\n")
+            continue
+        marks = {"": ("", "", b"%s"), "-": ("[-", "-]", b"\033[31m%s\033[m"), "+": ("{+", "+}", b"\033[32m%s\033[m")}
+        shown = []
+        for kind, text in pieces:
+            before, after, colored = marks[kind]
+            shown.append((colored if color else b"%s") % to_bytes(before + (visible(text) if output.terminal else text) + after))
+        output.write(b"".join(shown) + (b"" if shown[-1].endswith(b"\n") else b"\n"))
+
+
+class Tail:
+    """Reads what a task that is followed has printed so far, piece by piece."""
+
+    def __init__(self) -> None:
+        self._file = -1
+        self._directory = ""
+        self.offset = 0
+
+    def pieces(self, directory: str = "", most: Optional[int] = None) -> Iterator[bytes]:
+        """What came since the last time, of the first `most` bytes of all.  A directory once said is remembered."""
+        self._directory = directory or self._directory
+        if self._file < 0:
+            try:
+                self._file = os.open(followed_path(self._directory, 0), os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:  # not there yet
+                return
+        size = os.fstat(self._file).st_size  # not for ever: it may grow as fast as it is read
+        for piece in file_chunks(self._file, self.offset, size if most is None else min(size, most)):
+            self.offset += len(piece)
+            yield piece
+
+    def __del__(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+
+class LiveText:
+    """The answer to a single prompt, shown while it comes: every message of the backend as it stands in its output.
+
+    At its end what was not shown yet of the answer is, and nothing is shown twice.  `prepare` is called before something is.
+    """
+
+    def __init__(self, output: Output, saying: Optional[Callable[[bytes], _Saying]], prepare: Callable[[], None]) -> None:
+        import codecs
+        self._output, self._saying, self._prepare = output, saying, prepare
+        self._tail, self._lines = Tail(), Lines()
+        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+        self._shown = self._sum = 0  # of the present message, white space aside: its size, its check sum
+        self._line_is_open = False
+
+    def follow(self, directory: str) -> None:
+        for piece in self._tail.pieces(directory):
+            self._take(piece)
+
+    def write(self, result: Result) -> None:
         answer = result.answer
-        if isinstance(answer, str):
-            if answer:
-                self._output.text("[%d] %s%s" % (result.index + 1, answer, "" if answer.endswith("\n") else "\n"))
+        data = [to_bytes(answer)] if isinstance(answer, str) else answer
+        if self._saying is None:
+            for piece in self._tail.pieces(most=sum(map(len, data)) if isinstance(data, list) else len(data)):  # then come left-over processes
+                self._take(piece)
+            self._show(self._decode(b"", True))
+        else:
+            for piece in self._tail.pieces():
+                self._take(piece)
+            for line in self._lines.rest():
+                self._say(*self._saying(line))
+        size = check = 0
+        for text in self._texts(answer) if self._saying else ():
+            size, check = _summed(text, size, check)
+        if (size, check) != (self._shown, self._sum) or not self._saying and not self._tail.offset:
+            self._end_line()
+            for text in self._texts(answer):
+                self._show(text)
+        self._end_line()
+
+    @staticmethod
+    def _texts(answer: Union[str, TextFile]) -> Iterator[str]:
+        return iter((answer,)) if isinstance(answer, str) else iter(answer)
+
+    def _take(self, piece: bytes) -> None:
+        if self._saying is None:
+            self._show(self._decode(piece))
             return
-        last = ""
-        self._output.text("[%d] " % (result.index + 1))
-        for chunk in answer:
-            self._output.text(chunk)
-            last = chunk
-        if not last.endswith("\n"):
-            self._output.text("\n")
+        for line in self._lines.feed(piece):
+            self._say(*self._saying(line))
+
+    def _say(self, text: str, whole: bool) -> None:
+        if whole:
+            self._end_line()
+            self._shown = self._sum = 0
+        self._shown, self._sum = _summed(text, self._shown, self._sum)
+        self._show(text)
+        if whole:
+            self._end_line()
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._prepare()
+            self._output.text(text)
+            self._line_is_open = not text.endswith("\n")
+
+    def _end_line(self) -> None:
+        if self._line_is_open:
+            self._show("\n")
+
+
+def _summed(text: str, size: int, check: int) -> Tuple[int, int]:
+    """The size and the check sum of a text with this one added, white space aside: programs trim what they give as their result."""
+    import binascii
+    data = to_bytes("".join(text.split()))
+    return size + len(data), binascii.crc32(data, check)
+
+
+class LiveLines:
+    """What a single prompt's backend prints, as it prints it, by whole lines."""
+
+    def __init__(self, output: Output, prepare: Callable[[], None]) -> None:
+        self._output, self._prepare = output, prepare
+        self._tail = Tail()
+        self._begun = bytearray()
+        self._line_is_open = False  # of one too large to be held
+
+    def follow(self, directory: str) -> None:
+        self._take(self._tail.pieces(directory))
+
+    def write(self, result: Result) -> None:
+        self._take(self._tail.pieces())
+        if self._begun or self._line_is_open:
+            self._put(bytes(self._begun) + b"\n")
+
+    def _take(self, pieces: Iterable[bytes]) -> None:
+        for piece in pieces:
+            self._begun += piece
+            end = self._begun.rfind(b"\n") + 1 or (len(self._begun) if len(self._begun) > ONE_WRITE_BYTES else 0)
+            if end:
+                data = bytes(self._begun[:end])
+                del self._begun[:end]
+                self._put(data)
+
+    def _put(self, data: bytes) -> None:
+        self._prepare()
+        self._line_is_open = not data.endswith(b"\n")
+        if self._output.terminal:
+            self._output.text(to_text(data))
+        else:
+            self._output.write(data)
 
 
 class Silence:
@@ -3716,8 +5136,8 @@ def _safe_name(result: Result) -> str:
 
 def _task_and_result(result: Result) -> Iterator[bytes]:
     task = result.task._asdict() if result.task else {}
-    given = {name: value for name, value in task.items()
-             if name not in ("index", "invalid", "definition", "root") and value != Task._field_defaults.get(name, "")}
+    internal = ("index", "invalid", "definition", "root", "keep", "resume", "fork", "follow")
+    given = {name: value for name, value in task.items() if name not in internal and value != Task._field_defaults.get(name, "")}
     yield b'{' + (b'"task":' + dumps(given) + b",\n" if given else b"") + b'"result":'
     yield from encoded(result)
     yield b"}\n"
@@ -3732,6 +5152,7 @@ class Progress:
         self._began = time.monotonic()
         self._shown = ""
         self._next = 0.0
+        self.over = False  # the terminal is not its own any more
 
     def write(self, result: Result) -> None:
         self._done += 1
@@ -3742,7 +5163,7 @@ class Progress:
     def show(self, running: int) -> None:
         """Draws the line anew, at most ten times a second."""
         self._running = running
-        if self._output.cursor and time.monotonic() >= self._next:
+        if self._output.cursor and not self.over and time.monotonic() >= self._next:
             self._next = time.monotonic() + 0.1
             self.hide()
             self._shown = cut(self._line(), terminal_columns(self._output.file) - 1)
@@ -3760,7 +5181,7 @@ class Progress:
         return "[%d%s] %d running%s, %s" % (self._done, of, self._running, failed, clock(time.monotonic() - self._began))
 
 
-# --- 9. Summary --------------------------------------------------------------
+# --- 10. Summary -------------------------------------------------------------
 
 
 class Totals:
@@ -3814,56 +5235,460 @@ def verdict(totals: Totals) -> int:
     return EXIT_FAILED if totals.failed or totals.canceled else EXIT_OK
 
 
+def task_row(result: Result) -> Tuple[str, str, str]:
+    """A line of the table, but for the status: what stands before it, what behind it, and the label at the end."""
+    task = result.task
+    label = one_line(task.name or task.prompt or task.invalid) if task else ""
+    return "%-4d %-12s " % (result.index + 1, result.backend), "%-10s" % ("%.2fs" % result.duration_seconds), label
+
+
+def comparison_row(result: Result) -> Tuple[str, str, str]:
+    tokens = (result.usage or {}).get("total_tokens")
+    return "%-12s " % result.backend, "%-10s %-10s %-10s" % (
+        "%.2fs" % result.duration_seconds, "{:,}".format(tokens) if tokens else "-",
+        "-" if result.cost_usd is None else "$%.4f" % result.cost_usd), one_line(result.model)
+
+
 class Table:
     """The results in the order of their tasks, at the end."""
+
+    HEAD = "%-4s %-12s %-10s %-10s %s" % ("#", "BACKEND", "STATUS", "DURATION", "TASK")
+    ROW = staticmethod(task_row)
 
     def __init__(self) -> None:
         self._rows = Spool()
 
     def write(self, result: Result) -> None:
-        task = result.task
-        label = one_line(task.name or task.prompt or task.invalid) if task else ""
-        row = (result.index + 1, result.backend, "OK" if result.status == "ok" else result.status.upper(),
-               "%.2fs" % result.duration_seconds, label[:400], one_line(result.error)[:400])
+        start, rest, label = self.ROW(result)
+        row = (start, "OK" if result.status == "ok" else result.status.upper(), rest, label[:400], one_line(result.error)[:400])
         self._rows.add(result.index, [dumps(row)])
 
     def print(self, output: Output, totals: Totals, color: bool) -> None:
         width = max(terminal_columns(output.file), 60)
-        lines = ["", "Results", "=" * 60, "%-4s %-12s %-10s %-10s %s" % ("#", "BACKEND", "STATUS", "DURATION", "TASK"), "-" * 60]
-        output.text("\n".join(lines) + "\n")
+        room = width - 2 - self.HEAD.rindex(" ")  # for what the last column holds
+        output.text("\n".join(["", "Results", "=" * 60, self.HEAD, "-" * 60]) + "\n")
         for record in self._rows:
-            number, backend, status, duration, label, error = loads(b"".join(record))
+            start, status, rest, label, error = loads(b"".join(record))
             cell = "%-10s" % status
             if color:
                 cell = {"OK": "\033[32m%s\033[m", "SKIPPED": "%s", "CANCELED": "\033[33m%s\033[m"}.get(status, "\033[31m%s\033[m") % cell
-            start = "%-4d %-12s " % (number, backend)
-            rest = " %-10s %s" % (duration, cut(label, width - 41))
-            output.write(to_bytes(start), cell.encode(), to_bytes(rest.rstrip() + "\n"))
+            output.write(to_bytes(start), cell.encode(), to_bytes((" %s %s" % (rest, cut(label, room))).rstrip() + "\n"))
             if error and status != "CANCELED":
                 output.text(cut("     error: " + error, width) + "\n")
         output.text("-" * 60 + "\n" + totals.line() + "\n")
 
 
-# --- 10. Commands ------------------------------------------------------------
+class ComparisonTable(Table):
+    HEAD = "%-12s %-10s %-10s %-10s %-10s %s" % ("BACKEND", "STATUS", "DURATION", "TOKENS", "COST", "MODEL")
+    ROW = staticmethod(comparison_row)
+
+
+# --- 11. Sessions ------------------------------------------------------------
+#
+# A session is a JSON file of its own, ID.json, and there is no index that could be wrong.  A file appears whole, by a
+# rename, so that readers need no lock.  Who writes or removes one holds the session's lock: a byte of the file `.lock`,
+# which is never removed.  (One that is removed can be held twice: by who had opened it, and by who made the next one.)
+
+SESSION_STATUSES = ("active", "completed", "error")  # that this version writes; a newer one may know more
+
+
+class SessionError(Exception):
+    """A session that is not there, cannot be told from others, or cannot be used.  The message is for the user."""
+
+
+class Session(NamedTuple):
+    """A conversation with a backend, of any number of runs.  Immutable, dictionaries included.
+
+    Times are seconds since the epoch.  `token_usage` and `cost_usd` are those of this session's runs.  Some backends count
+    on over all runs of a conversation, and in a fork of it: `cumulative_usage` and `cumulative_cost_usd` are what such a
+    one said last, and what the next run takes is what it says more than that.
+    """
+
+    id: str
+    backend: str
+    created_at: float
+    last_used: float
+    working_dir: str              # absolute, symbolic links resolved
+    backend_session_id: str = ""  # without one there is nothing to continue
+    model: str = ""
+    initial_prompt: str = ""
+    status: str = "active"
+    turn_count: int = 0
+    token_usage: Dict[str, int] = {}
+    cumulative_usage: Dict[str, int] = {}
+    cost_usd: Optional[float] = None
+    cumulative_cost_usd: Optional[float] = None
+    tags: Tuple[str, ...] = ()
+    title: str = ""
+    parent_id: str = ""
+    fork: bool = False            # the backend's session is the parent's: the next run must fork it
+    error: str = ""               # of the last run
+    unknown: Dict[str, Any] = {}  # what a newer clinvk put into the file: kept when it is written again
+
+
+def _counted(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError("expected a whole number from 0 on, got %s" % quoted(value))
+    return value
+
+
+def _counts(value: Any) -> Dict[str, int]:
+    if not isinstance(value, dict):
+        raise ValueError("expected an object of whole numbers, got %s" % quoted(value))
+    return {name: _counted(number) for name, number in value.items()}
+
+
+def _amount(value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+        raise ValueError("expected an amount, got %s" % quoted(value))
+    return float(value)
+
+
+def _moment(value: Any) -> float:
+    """The seconds of a time in RFC 3339."""
+    import datetime
+    text = _known_string(value)
+    if text.endswith("Z"):
+        text = text[:-1] + "+00:00"
+    whole, dot, rest = text.partition(".")
+    if dot:  # before Python 3.11 it takes three or six digits alone
+        text = "%s.%s%s" % (whole, (rest[:-6] + "000000")[:6], rest[-6:])
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        moment = datetime.datetime.min
+    if moment.tzinfo is None:
+        raise ValueError("expected a time such as 2025-01-31T12:00:00.000Z, got %s" % quoted(value))
+    return moment.timestamp()
+
+
+# How each field of a file is read.  Raises ValueError with what was expected.
+SESSION_FIELDS: Dict[str, Callable[[Any], Any]] = {
+    "id": _known_string, "backend": _known_string, "created_at": _moment, "last_used": _moment, "working_dir": _known_string,
+    "backend_session_id": _known_string, "model": _known_string, "initial_prompt": _known_string, "status": _known_string,
+    "turn_count": _counted, "token_usage": _counts, "cumulative_usage": _counts, "cost_usd": _amount,
+    "cumulative_cost_usd": _amount, "tags": _list_of(_known_string), "title": _known_string, "parent_id": _known_string,
+    "fork": _truth, "error": _known_string,
+}
+_EVEN_IF_EMPTY = ("status", "turn_count")
+_REQUIRED = ("id", "backend", "created_at", "last_used", "working_dir")
+
+
+def session_fields(session: Session) -> Dict[str, Any]:
+    """A session as its file and `--json` have it; what is empty is left out."""
+    fields = {name: value for name, value in session._asdict().items()
+              if name != "unknown" and (name in _EVEN_IF_EMPTY or value != Session._field_defaults.get(name))}
+    fields.update(created_at=utc(session.created_at), last_used=utc(session.last_used))
+    return {**fields, **session.unknown}
+
+
+def _session(data: bytes, id: str) -> Session:
+    """The session in a file.  Raises ValueError with what is wrong with it."""
+    try:
+        value = loads(data)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if not isinstance(value, dict):
+        raise ValueError("expected an object, got %s" % quoted(value))
+    fields: Dict[str, Any] = {}
+    unknown: Dict[str, Any] = {}
+    for name, item in value.items():
+        if name not in SESSION_FIELDS:
+            unknown[name] = item
+        elif item is not None:
+            try:
+                fields[name] = SESSION_FIELDS[name](item)
+            except ValueError as error:
+                raise ValueError("%s: %s" % (name, error)) from None
+    for name in _REQUIRED:
+        if name not in fields:
+            raise ValueError("%s is missing" % name)
+    if fields["id"] != id:
+        raise ValueError("it holds the session %s" % quoted(fields["id"]))
+    return Session(unknown=unknown, **fields)
+
+
+def _now() -> float:
+    """The time as a file will hold it."""
+    return _moment(utc(time.time()))
+
+
+_AGE_SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def parse_age(text: str) -> float:
+    """Seconds in `12h`, `30d` or `2w`; `0d` is 0.  Raises ValueError.
+
+    There is no `m`: whoever means months should not lose what is older than minutes.
+    """
+    number, factor = text[:-1], _AGE_SECONDS.get(text[-1:], 0)
+    if not factor or not number.replace(".", "", 1).isdigit() or not number.isascii():
+        raise ValueError("expected an age such as 12h, 30d or 2w, got %s" % quoted(text))
+    return float(number) * factor
+
+
+_ID_DIGITS = 32
+_SHORT_ID_DIGITS = 8  # of an id where people read it, or more where these do not tell it from others
+_HEX_DIGITS = frozenset("0123456789abcdef")
+_LISTINGS = 10         # readings of a directory that changes all the time
+_SKEW_SECONDS = 60.0   # by which a file server's clock may be behind
+_MOST_NAMED = 5        # sessions in an error message
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == _ID_DIGITS and _HEX_DIGITS.issuperset(text)
+
+
+def _new_id() -> str:
+    return os.urandom(_ID_DIGITS // 2).hex()
+
+
+class _SessionLock(KernelLock):
+    """The right to write or to remove one session (two, where their ids begin alike).
+
+    Closing the file drops all of the process's locks on it: nobody may take one who has another.
+    """
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class SessionStore:
+    """The sessions in a directory, for any number of processes at once; for one thread at a time, as its locks are the process's.
+
+    A file that cannot be read is left alone: `warn` is told, and the others are found all the same.  What is asked for by
+    its id raises SessionError; OSError comes where the directory cannot be written.
+    """
+
+    def __init__(self, directory: str, warn: Callable[[str], None] = lambda text: None) -> None:
+        self._directory, self._warn = os.path.abspath(directory), warn
+        self._warned: Set[str] = set()
+
+    def create(self, backend: str, *, working_dir: str = "", model: str = "", initial_prompt: str = "", title: str = "",
+               tags: Iterable[str] = ()) -> Session:
+        """A new session, of the current directory if no other is said."""
+        now = _now()
+        return self.save(Session(_new_id(), backend, now, now, os.path.realpath(working_dir or "."), model=model,
+                                 initial_prompt=initial_prompt, title=title, tags=tuple(tags)))
+
+    def fork(self, session: Session) -> Session:
+        """A new session that goes on from where this one is, and leaves it as it is."""
+        if not session.backend_session_id:
+            raise SessionError("session %s has no conversation yet that could be forked" % session.id)
+        now = _now()
+        # What the backend counted stays: it counts on in the fork.
+        return self.save(session._replace(
+            id=_new_id(), created_at=now, last_used=now, parent_id=session.id, fork=True, status="completed", turn_count=0,
+            token_usage={}, cost_usd=None, error="", unknown={}))
+
+    def save(self, session: Session) -> Session:
+        """Writes a session whatever its file says by now; `update` keeps what others changed.  Returns it as it will be read."""
+        os.makedirs(os.path.dirname(self._directory), 0o700, exist_ok=True)
+        os.makedirs(self._directory, 0o700, exist_ok=True)
+        with self._locked(session.id):
+            return self._write(session)
+
+    def update(self, id: str, change: Callable[[Session], Session]) -> Session:
+        """Writes what `change` makes of a session.  Nobody else can change it meanwhile, so it must not take long.
+
+        A session that was deleted is not brought back: that raises SessionError.
+        """
+        self._existing(id)
+        with self._locked(id):
+            return self._write(change(self.load(id))._replace(id=id))
+
+    def load(self, id: str) -> Session:
+        path = self._existing(id)
+        try:
+            return self._read(id)
+        except FileNotFoundError:
+            raise SessionError("there is no session %s" % id) from None
+        except OSError as error:
+            raise SessionError("cannot read %s: %s" % (path, error.strerror)) from None
+        except ValueError as error:
+            raise SessionError("%s is damaged: %s" % (path, error)) from None
+
+    def find(self, text: str) -> Session:
+        """The session that `text` names, as for `match`."""
+        return self.load(self.match(text))
+
+    def match(self, text: str) -> str:
+        """The id of the session that an id, the beginning of one, or the id of the backend's own session names."""
+        wanted = text.lower()
+        if _is_id(wanted) and os.path.lexists(self._path(wanted)):
+            return wanted
+        if not wanted or not _HEX_DIGITS.issuperset(wanted):
+            for session in self._newest():
+                if text and session.backend_session_id == text and not session.fork:
+                    return session.id
+            raise SessionError("%s is not the id of a session, nor the beginning of one" % quoted(text))
+        found = sorted(id for id in self._ids() if id.startswith(wanted))
+        if not found:
+            raise SessionError("no session begins with %s" % quoted(text))
+        if len(found) > 1:
+            raise SessionError("%d sessions begin with %s: %s" % (len(found), quoted(text), self._named(found)))
+        return found[0]
+
+    def all(self, backend: str = "", status: str = "", tag: str = "", working_dir: str = "", limit: int = 0) -> List[Session]:
+        """The sessions of which all that is said is true, the last used first; no more than `limit`, if that is not 0."""
+        import itertools
+        return list(itertools.islice(self._chosen(backend, status, tag, working_dir), limit or None))
+
+    def last(self, backend: str = "", working_dir: str = "") -> Optional[Session]:
+        """The last used session that can be continued."""
+        return next((session for session in self._chosen(backend, "", "", working_dir) if session.backend_session_id), None)
+
+    def delete(self, id: str) -> None:
+        """Removes a session, even one whose file is damaged."""
+        self._existing(id)
+        with self._locked(id):
+            os.unlink(self._existing(id))
+        self._clear_drafts(id)
+
+    def clean(self, older_than_seconds: float) -> List[str]:
+        """Removes the sessions that were not used for so long, and returns their ids."""
+        limit, removed = _now() - older_than_seconds, []
+        for session in self._newest():
+            if session.last_used <= limit:
+                with self._locked(session.id):
+                    try:
+                        if self._read(session.id).last_used > limit:  # it has been, meanwhile
+                            continue
+                        os.unlink(self._path(session.id))
+                    except (FileNotFoundError, ValueError):
+                        continue
+                removed.append(session.id)
+        self._clear_drafts()
+        return removed
+
+    def _path(self, id: str) -> str:
+        if not _is_id(id):
+            raise SessionError("%s is not the id of a session" % quoted(id))
+        return os.path.join(self._directory, id + ".json")
+
+    def _existing(self, id: str) -> str:
+        path = self._path(id)
+        if not os.path.lexists(path):
+            raise SessionError("there is no session %s" % id)
+        return path
+
+    def _locked(self, id: str) -> _SessionLock:
+        return _SessionLock(os.path.join(self._directory, ".lock"), int(id[:7], 16))  # a position that every system can take
+
+    def _write(self, session: Session) -> Session:
+        data = dumps(session_fields(session))
+        written = _session(data, session.id)  # nothing is written that could not be read
+        write_whole(self._path(session.id), (data, b"\n"), durable=True)
+        return written
+
+    def _read(self, id: str) -> Session:
+        """Raises OSError, or ValueError where the file is damaged."""
+        file = os.open(self._path(id), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO has no writer to wait for
+        try:
+            return _session(b"".join(file_chunks(file)), id)
+        finally:
+            os.close(file)
+
+    def _read_or_warn(self, id: str) -> Optional[Session]:
+        try:
+            return self._read(id)
+        except FileNotFoundError:
+            return None  # deleted meanwhile
+        except (OSError, ValueError) as error:
+            if id not in self._warned:
+                self._warned.add(id)
+                self._warn("%s is no session, and left alone: %s" % (
+                    self._path(id), error.strerror if isinstance(error, OSError) else error))
+            return None
+
+    def _ids(self) -> Set[str]:
+        """All ids.  Where there is no directory there are none.
+
+        On some file systems (btrfs) a reading can miss a name whose file is replaced meanwhile: it is good if nothing was.
+        """
+        found: Set[str] = set()
+        try:
+            for _ in range(_LISTINGS):
+                before = os.stat(self._directory).st_mtime_ns
+                found.update(name[:_ID_DIGITS] for name in os.listdir(self._directory)
+                             if name[_ID_DIGITS:] == ".json" and _is_id(name[:_ID_DIGITS]))
+                if os.stat(self._directory).st_mtime_ns == before:
+                    break
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self._warn("cannot read the sessions in %s: %s" % (self._directory, error.strerror))
+        return found
+
+    def _newest(self) -> Iterator[Session]:
+        """All sessions, the last used first.  Reads no more files than it takes to know the next one."""
+        import heapq
+        files: List[Tuple[float, str]] = []
+        for id in self._ids():
+            try:
+                files.append((os.stat(self._path(id)).st_mtime, id))
+            except OSError:  # deleted meanwhile
+                continue
+        waiting: List[Tuple[float, float, str, Session]] = []
+        for written, id in sorted(files, reverse=True):
+            # No session was used after its file was written, nor one whose file was written earlier still.
+            while waiting and -waiting[0][0] >= written + _SKEW_SECONDS:
+                yield heapq.heappop(waiting)[-1]
+            session = self._read_or_warn(id)
+            if session:
+                heapq.heappush(waiting, (-session.last_used, -session.created_at, id, session))
+        while waiting:
+            yield heapq.heappop(waiting)[-1]
+
+    def _chosen(self, backend: str, status: str, tag: str, working_dir: str) -> Iterator[Session]:
+        place = os.path.realpath(working_dir) if working_dir else ""
+        for session in self._newest():
+            if ((not backend or session.backend == backend) and (not status or session.status == status)
+                    and (not tag or tag in session.tags) and (not place or session.working_dir == place)):
+                yield session
+
+    def _named(self, ids: List[str]) -> str:
+        """Some sessions, for people: as much of each id as tells it from the others, the backend, what it is about."""
+        digits = next(count for count in range(_SHORT_ID_DIGITS, _ID_DIGITS + 1) if len({id[:count] for id in ids}) == len(ids))
+        names = []
+        for id in ids[:_MOST_NAMED]:
+            session = self._read_or_warn(id)
+            about = "%s: %s" % (session.backend, cut(one_line(session.title or session.initial_prompt), 40)) if session else "?"
+            names.append("%s (%s)" % (id[:digits], about))
+        return ", ".join(names) + (" and %d more" % (len(ids) - _MOST_NAMED) if len(ids) > _MOST_NAMED else "")
+
+    def _clear_drafts(self, id: str = "") -> None:
+        """Removes what writers that were killed have left.  While a session's lock is held nobody else writes a draft of it."""
+        try:
+            names = os.listdir(self._directory)
+        except OSError:  # there is no directory, or `_ids` has said what is wrong with it
+            return
+        for name in names:
+            owner = name[:_ID_DIGITS]
+            if name.startswith(id) and name.endswith(".tmp") and _is_id(owner):
+                with self._locked(owner):
+                    try:
+                        os.unlink(os.path.join(self._directory, name))
+                    except FileNotFoundError:
+                        pass
+
+
+# --- 12. Commands ------------------------------------------------------------
 
 
 class Settings(NamedTuple):
-    """The validated options of `parallel`.  Values only."""
+    """The validated options of the commands that run tasks.  Values only."""
 
-    file: Optional[str]
     rules: Rules
-    jobs: Optional[int]
-    fail_fast: bool
-    output_dir: str
-    dry_run: bool
-    form: str             # text, json or jsonl
-    quiet: bool
-    progress: str
-    color: str
-    start_method: str
+    dry_run: bool = False
+    form: str = "text"  # or json, jsonl
+    quiet: bool = False
+    progress: str = "auto"
+    color: str = "auto"
+    start_method: str = ""
 
 
-DEFAULT_JOBS = 3
+DEFAULT_JOBS = int(SETTINGS["parallel.max_workers"][1])
 
 
 def wanted(choice: str, terminal: bool) -> bool:
@@ -3933,29 +5758,61 @@ class _Stop:
             raise Interrupted(self.signal_number)
 
 
-def command_parallel(settings: Settings) -> int:
-    """Runs a batch.  Returns the exit status; a signal's (128 + n) where one ended it."""
-    heed_children()
-    stdout, stderr = Output(1), Output(2)
-    progress: Optional[Progress] = None
+class Console:
+    """Where a command writes to."""
 
-    def say(text: str) -> None:
-        if progress:
-            progress.hide()
-        stderr.text("clinvk: %s\n" % without_secrets(text))
+    def __init__(self) -> None:
+        self.stdout, self.stderr = Output(1), Output(2)
+        self.progress: Optional[Progress] = None
 
-    stream = open_tasks(settings.file, settings.rules, lambda text: say("warning: " + text))
-    jobs = settings.jobs or stream.run.get("max_parallel") or DEFAULT_JOBS
-    fail_fast = settings.fail_fast or stream.run.get("fail_fast", False)
-    output_dir = settings.output_dir or stream.run.get("output_dir", "")
+    def make_way(self) -> None:
+        """Before something is written to stdout: where that is the terminal, the status line gives it up."""
+        if self.progress:
+            self.progress.hide()
+            self.progress.over = self.stdout.terminal
+
+    def say(self, text: str) -> None:
+        """A message for whoever is there."""
+        if self.progress:
+            self.progress.hide()
+        self.stderr.text("clinvk: %s\n" % without_secrets(text))
+
+
+class Plan(NamedTuple):
+    """What a command runs, and what becomes of the results."""
+
+    tasks: Any                   # as run_pool takes them; for a dry run with a method `in_turn`
+    jobs: int
+    form: Any                    # the sink whose output was asked for
+    total: Optional[int] = None  # of the tasks, where it is known
+    heading: str = ""            # said first, with the form `text`
+    fail_fast: bool = False
+    output_dir: str = ""
+    fields: Callable[[Totals], Dict[str, Any]] = Totals.fields  # of the JSON object, but for its results
+    before_table: Callable[[Output], None] = lambda output: None
+    table: bool = True
+    new_table: Callable[[], Table] = Table
+    arrived: Callable[[Result], Result] = lambda result: result  # what is made of a result before anything sees it
+    summary: bool = True
+    follow: Callable[[str], None] = lambda directory: None  # called while it runs, with the directory of the run's files
+
+
+def form_of(settings: Settings, stdout: Output, text: Callable[[Output], Any] = Text,
+            more: Callable[[Result], Dict[str, Any]] = nothing_more) -> Any:
+    """The sink for what was asked for.  `text` makes that for text; `more` is as for `encoded`."""
+    return (Report(more) if settings.form == "json" else JsonLines(stdout, more) if settings.form == "jsonl"
+            else CommandLines(stdout) if settings.dry_run else Silence() if settings.quiet else text(stdout))
+
+
+def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
+    """Runs tasks.  Returns the exit status; a signal's (128 + n) where one ended it."""
+    stdout, stderr, say, form = console.stdout, console.stderr, console.say, plan.form
     if not settings.dry_run and wanted(settings.progress, stderr.cursor):
-        progress = Progress(stderr, stream.total)
-
+        console.progress = Progress(stderr, plan.total)
+    progress = console.progress
     control, totals = Control(), Totals()
-    table = None if settings.dry_run else Table()
-    form: Any = (Report() if settings.form == "json" else JsonLines(stdout) if settings.form == "jsonl"
-                 else CommandLines(stdout) if settings.dry_run else Silence() if settings.quiet else Text(stdout))
-    directory = Directory(output_dir) if output_dir and not settings.dry_run else None
+    table = None if settings.dry_run or not plan.table else plan.new_table()
+    directory = Directory(plan.output_dir) if plan.output_dir and not settings.dry_run else None
     feed = _Feed([sink for sink in (form, directory, table, totals, progress) if sink], control)
     stop = _Stop(control)
     stop.blocked = lambda seconds: max(stdout.writing_for(), stderr.writing_for()) > seconds
@@ -3965,25 +5822,28 @@ def command_parallel(settings: Settings) -> int:
         nonlocal told
         if form in feed and reader_is_gone(1):
             feed.attempt(form, _reader_went_away)
+        if form in feed:
+            feed.attempt(form, lambda: plan.follow(control.directory))
         if control.level and not told and running:
             told = True
             say("stopping %d running %s (once more kills)" % (running, "task" if running == 1 else "tasks"))
         if progress:
             progress.show(running)
 
-    if settings.form == "text" and not settings.quiet and not settings.dry_run:
-        number = "%d " % stream.total if stream.total is not None else ""
-        feed.attempt(form, lambda: stdout.text("Running %stasks (max %d parallel%s)...\n\n" % (
-            number, jobs, ", fail-fast" if fail_fast else "")))
+    if plan.heading and settings.form == "text" and not settings.quiet and not settings.dry_run:
+        feed.attempt(form, lambda: stdout.text(plan.heading + "\n\n"))
     # a dry run has nothing to stop: a signal ends it as it would have before
     with stop_signals(stop) if not settings.dry_run else stop_signals(die_at_once):
-        results = (run_task(task) for task in stream.in_turn()) if settings.dry_run else run_pool(
-            stream, min(jobs, stream.total or jobs), fail_fast=fail_fast, control=control, on_tick=tick,
+        results = (run_task(task) for task in plan.tasks.in_turn()) if settings.dry_run else run_pool(
+            plan.tasks, min(plan.jobs, plan.total or plan.jobs), fail_fast=plan.fail_fast, control=control, on_tick=tick,
             notice=lambda text: say("warning: " + text), start_method=settings.start_method)
         try:
             for result in results:
                 if progress:
                     progress.hide()
+                if isinstance(plan.tasks, Limited) and result.task:
+                    plan.tasks.ended(result.task)
+                result = plan.arrived(result)
                 feed.write(result)
                 if settings.dry_run and result.error:
                     say("error: " + result.error)
@@ -3994,7 +5854,7 @@ def command_parallel(settings: Settings) -> int:
         totals.stop()
         if progress:
             progress.hide()
-        _summarize(settings, feed, form, directory, table, totals, stdout, stderr)
+        _summarize(plan, settings, feed, directory, table, totals, stdout, stderr)
     if feed.error and not feed.error.broken_pipe:
         say("error: %s%s" % (feed.error, "; %d of %d results were not written" % (feed.unwritten, totals.total)
                              if feed.unwritten else ""))
@@ -4008,16 +5868,21 @@ def _reader_went_away() -> None:
     raise OutputError("the reader of stdout went away", broken_pipe=True)
 
 
-def _summarize(settings: Settings, feed: _Feed, form: Any, directory: Optional[Directory], table: Optional[Table],
+def _summarize(plan: Plan, settings: Settings, feed: _Feed, directory: Optional[Directory], table: Optional[Table],
                totals: Totals, stdout: Output, stderr: Output) -> None:
     """What is written when all results are there."""
+    form = plan.form
+    if not plan.summary:
+        return
     if directory in feed:
         feed.attempt(directory, lambda: directory.finish(totals.fields()))  # type: ignore[union-attr]
     if settings.form == "json" and form in feed:
-        feed.attempt(form, lambda: stdout.json(form.pieces(totals.fields())))
+        feed.attempt(form, lambda: stdout.json(form.pieces(plan.fields(totals))))
         feed.unwritten = 0 if form in feed else totals.total
 
     def summary(output: Output, whole: bool = not settings.quiet) -> None:
+        if whole:
+            plan.before_table(output)
         if table and whole:
             table.print(output, totals, use_color(settings.color, output))
         else:
@@ -4031,11 +5896,498 @@ def _summarize(settings: Settings, feed: _Feed, form: Any, directory: Optional[D
         feed.attempt(table, lambda: summary(stderr))
 
 
+def command_parallel(settings: Settings, file: Optional[str], jobs: Optional[int], fail_fast: bool, output_dir: str) -> int:
+    """Runs a batch.  Returns the exit status, as run_plan does."""
+    heed_children()
+    console = Console()
+    file_says = settings.rules.configuration
+    stream: Any = open_tasks(file, settings.rules, lambda text: console.say("warning: " + text))
+    limits = {name: file_says.said("backends.%s.max_parallel" % name) for name in [*BACKENDS, *file_says.definitions]}
+    if any(limits.values()):
+        stream = Limited(stream, {name: limit for name, limit in limits.items() if limit})
+    said = settled([("command line", {"jobs": jobs, "fail_fast": fail_fast or None, "output_dir": output_dir}),
+                    ("batch", {"jobs": stream.run.get("max_parallel"), "fail_fast": stream.run.get("fail_fast"),
+                               "output_dir": stream.run.get("output_dir")}),
+                    ("configuration", {"jobs": file_says.get("parallel.max_workers"), "fail_fast": file_says.get("parallel.fail_fast")})],
+                   ("jobs", "fail_fast", "output_dir"))
+    jobs, fail_fast = int(said["jobs"][0]), bool(said["fail_fast"][0])
+    heading = "Running %stasks (max %d parallel%s)..." % (
+        "%d " % stream.total if stream.total is not None else "", jobs, ", fail-fast" if fail_fast else "")
+    return run_plan(Plan(stream, jobs, form_of(settings, console.stdout), stream.total, heading, fail_fast,
+                         str(said.get("output_dir", ("",))[0]), table=file_says.get("parallel.aggregate_output")), settings, console)
+
+
+def step_fields(result: Result) -> Dict[str, Any]:
+    """What the result of a step has beside the fields of every result."""
+    name = result.task.name if result.task else ""
+    return dict({"step": result.index + 1}, **({"name": name} if name else {}))
+
+
+def chain_fields(totals: Totals, failed_step: int) -> Dict[str, Any]:
+    """The fields of the JSON object of a chain, `results` aside."""
+    fields = {"total_steps": totals.total, "completed_steps": totals.completed, "failed_step": failed_step}
+    if not failed_step:
+        del fields["failed_step"]
+    return dict(fields, **totals.fields())
+
+
+def command_chain(settings: Settings, file: Optional[str]) -> int:
+    """Runs the steps of a chain, each with the answers of those before it.  Returns the exit status, as run_plan does."""
+    heed_children()
+    console = Console()
+
+    def warn(text: str) -> None:
+        console.say("warning: " + text)
+
+    def head(result: Result) -> str:
+        name = cut(one_line(result.task.name), 60) if result.task else ""
+        return "[%d/%d] %s (%s)" % (result.index + 1, steps.total, name or "Step %d" % (result.index + 1), result.backend)
+
+    chain = read_chain(file, settings.rules, warn)
+    steps = Steps(chain, warn)
+    form = form_of(settings, console.stdout, lambda output: Sections(output, head), step_fields)
+    return run_plan(Plan(steps, 1, form, steps.total, "Running a chain of %d steps..." % steps.total, chain.stop_on_failure,
+                         fields=lambda totals: chain_fields(totals, steps.failed_step), arrived=steps.arrived), settings, console)
+
+
+def comparison_fields(totals: Totals, prompt: str, backends: List[str], missing: List[str]) -> Dict[str, Any]:
+    """The fields of the JSON object of a comparison, `results` aside."""
+    fields: Dict[str, Any] = {"prompt": prompt, "backends": backends, "not_installed": missing}
+    if not missing:
+        del fields["not_installed"]
+    return dict(fields, **totals.fields())
+
+
+def command_compare(settings: Settings, names: Optional[Sequence[str]], sequential: bool, diff: bool, argument: str) -> int:
+    """Asks several backends the same: the named ones, or all but echo.  Returns the exit status, as run_plan does."""
+    heed_children()
+    console, rules = Console(), settings.rules
+    if diff and settings.form != "text":
+        raise UserError("--diff is for people: it does not go with --" + settings.form)
+    if names is None:
+        names = [name for name in [*BACKENDS, *rules.definitions]
+                 if name != "echo" and rules.configuration.said("backends.%s.enabled" % name) is not False]
+    prompt = prompt_text(argument)
+    tasks = comparison(prompt, names, rules)
+    missing = [] if settings.dry_run else [task.backend for task in tasks if not_installed(task)]
+    tasks = [task._replace(index=number) for number, task in enumerate(task for task in tasks if task.backend not in missing)]
+    if not tasks:
+        console.say("error: " + ("none of the backends is installed: " + ", ".join(missing) if missing else "there is no backend to compare"))
+        return EXIT_FAILED
+    if missing:
+        console.say("warning: not installed, so left out: " + ", ".join(missing))
+    kept = Kept()
+
+    def answers(output: Output) -> None:
+        if output is not console.stdout:  # only the table is for whoever is there when nobody reads the answers
+            return
+        sections = Sections(output, lambda result: "[%s]" % result.backend)
+        for result in kept:
+            sections.write(result)
+        if diff:
+            write_differences(output, [result for result in kept if result.answer], use_color(settings.color, output))
+
+    present = [task.backend for task in tasks]
+    heading = "Comparing %d backends: %s" % (len(present), ", ".join(present))
+    return run_plan(Plan(Tasks(tasks), 1 if sequential else len(tasks), form_of(settings, console.stdout, lambda output: kept), len(tasks),
+                         heading, fields=lambda totals: comparison_fields(totals, prompt, present, missing),
+                         before_table=answers, new_table=ComparisonTable), settings, console)
+class Asked(NamedTuple):
+    """What the options of a single prompt say, beside those of its task."""
+
+    prompt: str
+    form: str = ""           # of PROMPT_FORMS
+    go_on: bool = False      # with the last session
+    ephemeral: bool = False
+    session: str = ""        # to resume: an id or the beginning of one
+    last: bool = False
+    backend: str = ""        # of the last session
+    here: bool = False
+
+
+class _Conversation:
+    """The sink of a single prompt: hands the result on as that of this run alone, and keeps it for the session."""
+
+    def __init__(self, form: Any, task: Task, session: Optional[Session], notes: Tuple[str, ...]) -> None:
+        self.form, self._task, self._session, self._notes = form, task, session, notes
+        self.result: Optional[Result] = None
+        self.counted: Dict[str, int] = {}  # by the backend, over the whole of its session
+
+    def follow(self, directory: str) -> None:
+        if self._task.follow:
+            self.form.follow(directory)
+
+    def write(self, result: Result) -> None:
+        result = result._replace(warnings=self._notes + result.warnings)
+        if result.counts_session and result.usage:
+            self.counted = result.usage
+            before = self._session.cumulative_usage if self._session else {}
+            if before:
+                result = result._replace(usage={name: max(0, count - before.get(name, 0)) for name, count in result.usage.items()})
+            elif self._task.resume:
+                result = result._replace(warnings=result.warnings + (CODEX_COUNTS,))
+        self.result = result
+        self.form.write(result)
+
+
+def session_after(session: Session, result: Optional[Result], counted: Dict[str, int], with_usage: bool) -> Session:
+    """What a session is after a run: `result` is that of the run, None where it was cut short; `counted` as _Conversation has it."""
+    if result is None:
+        return session._replace(last_used=time.time(), status="error", error="clinvk was stopped before the end of the run")
+    done = result.status == "ok"
+    own = result.session_id
+    forked = session.fork and own not in ("", session.backend_session_id)
+    usage = dict(session.token_usage)
+    for name, count in (result.usage or {}).items() if with_usage else ():
+        usage[name] = usage.get(name, 0) + count
+    return session._replace(
+        last_used=time.time(), status="completed" if done else "error", error="" if done else result.error,
+        backend_session_id=own or session.backend_session_id, fork=session.fork and not forked, model=result.model or session.model,
+        turn_count=session.turn_count + (done or bool(own)), token_usage=usage,
+        cumulative_usage=(counted or session.cumulative_usage) if with_usage else {},
+        cost_usd=session.cost_usd if result.cost_usd is None else (session.cost_usd or 0.0) + result.cost_usd)
+
+
+def prompt_verdict(result: Result) -> int:
+    """The exit status that the result of a single prompt calls for."""
+    if result.status in ("ok", "skipped"):
+        return EXIT_OK
+    return EXIT_TIMEOUT if result.status == "timeout" else (
+        result.exit_code if result.exit_code in (EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND) else EXIT_FAILED)
+
+
+def session_store(environment: Dict[str, str], console: Console) -> SessionStore:
+    return SessionStore(os.path.join(home_directory(environment), "sessions"), lambda text: console.say("warning: " + text))
+
+
+def _short(session: Session) -> str:
+    return "%s (%s)" % (session.id[:_SHORT_ID_DIGITS], session.backend)
+
+
+def command_prompt(settings: Settings, asked: Asked) -> int:
+    """Asks one backend.  Returns the exit status."""
+    console = Console()
+    rules = settings.rules
+    task = single_task(prompt_text(asked.prompt), rules)
+    session = None
+    store = session_store(rules.environment, console)
+    if asked.go_on or rules.configuration.get("session.auto_resume") and not asked.ephemeral:
+        session = store.last(task.backend, task.workdir or ".")
+        if session is None and asked.go_on:
+            raise SessionError("there is no session of %s in %s to go on with" % (task.backend, task.workdir or "the current directory"))
+        if session and not asked.go_on:
+            console.say("going on with session %s" % _short(session))
+    return _ask(task, session, None if asked.ephemeral else store, settings, asked, console)
+
+
+def command_resume(settings: Settings, asked: Asked) -> int:
+    """Goes on with a session.  Returns the exit status."""
+    console = Console()
+    rules = settings.rules
+    store = session_store(rules.environment, console)
+    if asked.last:
+        session = store.last(asked.backend)
+        if session is None:
+            raise SessionError("there is no session%s to resume" % (" of " + asked.backend if asked.backend else ""))
+    else:
+        session = store.find(asked.session)
+    if session.backend not in BACKENDS and session.backend not in rules.definitions:
+        raise SessionError("session %s: %s" % (_short(session), unknown_backend(session.backend, rules.definitions)))
+    workdir = "" if asked.here else session.working_dir
+    if workdir and not os.path.isdir(workdir):
+        raise SessionError("session %s was in %s, which is not there any more; --here goes on with it in the current directory"
+                           % (_short(session), workdir))
+    task = single_task(prompt_text(asked.prompt), rules._replace(overrides=dict(rules.overrides, backend=session.backend, workdir=workdir)))
+    return _ask(task, session, store, settings, asked, console)
+
+
+def prompt_text(text: str) -> str:
+    """The prompt, read from stdin where it is `-`.  Raises UserError."""
+    if text == "-":
+        try:
+            text = to_text(b"".join(iter(lambda: read_some(0), b"")))
+        except OSError as error:
+            raise UserError("stdin: %s" % error.strerror) from None
+    if not text.strip():
+        raise UserError("the prompt is blank")
+    return text
+
+
+def _resuming(task: Task, session: Session) -> Task:
+    """The task, told to go on with a session.  Raises SessionError where its backend cannot."""
+    can = backend_of(task).resuming
+    if not session.backend_session_id or can is None:
+        raise SessionError("session %s cannot be resumed: %s" % (
+            _short(session), "%s keeps no sessions" % task.backend if can is None else "its backend has not named its own"))
+    if session.fork and not can.fork:
+        raise SessionError("session %s cannot be resumed: %s cannot fork a session" % (_short(session), task.backend))
+    if not can.anywhere and os.path.realpath(task.workdir or ".") != session.working_dir:
+        raise SessionError("session %s cannot be resumed here: %s goes on with a session only in its directory, %s"
+                           % (_short(session), task.backend, session.working_dir))
+    return task._replace(resume=session.backend_session_id, fork=session.fork)
+
+
+def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], settings: Settings, asked: Asked, console: Console) -> int:
+    """Runs the task of a single prompt, which goes on with `session` if there is one, and stores what becomes of it."""
+    heed_children()
+    says = settings.rules.configuration
+    settings = settings._replace(dry_run=settings.dry_run or task.dry_run)
+    can = backend_of(task).resuming
+    task = task._replace(keep=bool(store and can))
+    notes: Tuple[str, ...] = ()
+    if settings.dry_run:
+        store = None
+    if session:
+        task = _resuming(task, session)
+        if "system_prompt" in settings.rules.overrides and not (can and can.system_prompt):
+            notes = ("%s may go on with the system prompt that its session began with" % task.backend,)
+        if store and not _update(store, session, lambda now: now._replace(status="active", last_used=time.time()), console):
+            store = None
+    elif store:
+        try:
+            session = store.create(task.backend, working_dir=task.workdir, model=task.model, initial_prompt=task.prompt[:LONGEST_KEPT],
+                                   tags=says.get("session.default_tags"))
+        except OSError as error:
+            console.say("warning: this session is not kept: %s" % _why(error))
+            task = task._replace(keep=False)
+    form = asked.form or says.get("output.format")
+    shown = _prompt_form(form, task, settings, session, console)
+    task = task._replace(follow=hasattr(shown, "follow"))
+    sink = _Conversation(shown, task, session, notes)
+    try:
+        status = run_plan(Plan(Tasks([task]), 1, sink, 1, table=False, summary=False, follow=sink.follow), settings, console)
+    finally:
+        if session and store:
+            _update(store, session, lambda now: session_after(now, sink.result, sink.counted, says.get("session.store_token_usage")), console)
+    result = sink.result
+    if result is None:
+        return status
+    _tell(result, form, says, console)
+    return status if status not in (EXIT_OK, EXIT_FAILED) else prompt_verdict(result)
+
+
+LONGEST_KEPT = 10000  # characters of a prompt that its session is remembered by
+
+
+def _prompt_form(form: str, task: Task, settings: Settings, session: Optional[Session], console: Console) -> Any:
+    """The sink for what a single prompt's output is to be."""
+    if form == "json":
+        return JsonLines(console.stdout, lambda result: {"session": session.id} if session else {})
+    if settings.dry_run:
+        return CommandLines(console.stdout)
+    if form == "stream-json":
+        return LiveLines(console.stdout, console.make_way)
+    return LiveText(console.stdout, backend_of(task).saying, console.make_way)
+
+
+def _why(error: OSError) -> str:
+    return "%s: %s" % (error.filename, error.strerror) if error.filename else str(error.strerror)
+
+
+def _update(store: SessionStore, session: Session, change: Callable[[Session], Session], console: Console) -> bool:
+    """Writes down what becomes of a session; where that cannot be, it is a warning."""
+    try:
+        store.update(session.id, change)
+        return True
+    except SessionError as error:  # deleted meanwhile
+        console.say("warning: the session is not updated: %s" % error)
+    except OSError as error:
+        console.say("warning: the session is not updated: %s" % _why(error))
+    return False
+
+
+def _tell(result: Result, form: str, says: Configuration, console: Console) -> None:
+    """What is said on stderr of a single prompt's result."""
+    if form != "json":  # where they are part of the result
+        for warning in result.warnings:
+            console.say("warning: " + warning)
+    if result.error:
+        prefix = result.backend + ": "
+        console.say(("" if result.error.startswith(prefix) else prefix) + result.error)
+    usage = result.usage or {}
+    if form == "text" and usage and says.get("output.show_tokens"):
+        console.stderr.text("Tokens: {total_tokens:,} (input: {input_tokens:,}, output: {output_tokens:,})\n".format(**usage))
+    if form == "text" and says.get("output.show_timing"):
+        console.stderr.text("Time: %.2fs\n" % result.duration_seconds)
+
+
+def command_sessions_list(store: SessionStore, console: Console, as_json: bool, backend: str, status: str, tag: str, limit: int) -> int:
+    """Prints the sessions, the last used first."""
+    sessions = store.all(backend, status, tag, limit=limit)
+    if as_json:
+        console.stdout.json([dumps([session_fields(session) for session in sessions]), b"\n"])
+        return EXIT_OK
+    if not sessions:
+        console.say("there are no such sessions" if backend or status or tag else "there are no sessions")
+        return EXIT_OK
+    digits = next(count for count in range(_SHORT_ID_DIGITS, _ID_DIGITS + 1) if len({session.id[:count] for session in sessions}) == len(sessions))
+    row = "%%-%ds %%-12s %%-10s %%-5s %%-5s %%-12s %%s" % digits
+    width, now = terminal_columns(console.stdout.file), time.time()
+    lines = [row % ("ID", "BACKEND", "STATUS", "AGE", "TURNS", "TAGS", "PROMPT")]
+    for session in sessions:
+        line = row % (session.id[:digits], session.backend, session.status, age(now - session.last_used), session.turn_count,
+                      ",".join(session.tags) or "-", one_line(session.title or session.initial_prompt))
+        lines.append(cut(line, max(width, 60)).rstrip())
+    console.stdout.text("\n".join(lines) + "\n")
+    return EXIT_OK
+
+
+def command_sessions_show(store: SessionStore, console: Console, as_json: bool, text: str) -> int:
+    """Prints all that is known of a session."""
+    session = store.find(text)
+    if as_json:
+        return _print_session(session, console)
+    now = time.time()
+    usage = ", ".join("%s %s" % (format(count, ","), name.replace("_", " ")) for name, count in session.token_usage.items())
+    shown = [("id", session.id), ("backend", session.backend), ("status", session.status),
+             ("created", "%s (%s ago)" % (utc(session.created_at), age(now - session.created_at))),
+             ("last used", "%s (%s ago)" % (utc(session.last_used), age(now - session.last_used))),
+             ("directory", session.working_dir), ("backend's id", session.backend_session_id + (" (to be forked)" if session.fork else "")),
+             ("model", session.model), ("turns", str(session.turn_count)), ("usage", usage),
+             ("cost", "" if session.cost_usd is None else "$%.4f" % session.cost_usd), ("tags", ", ".join(session.tags)),
+             ("forked from", session.parent_id), ("error", one_line(session.error)), ("title", one_line(session.title)),
+             ("prompt", one_line(session.initial_prompt))]
+    console.stdout.text("".join("%-14s %s\n" % (name + ":", value) for name, value in shown if value))
+    return EXIT_OK
+
+
+def _print_session(session: Session, console: Console) -> int:
+    console.stdout.json([dumps(session_fields(session)), b"\n"])
+    return EXIT_OK
+
+
+def command_sessions_delete(store: SessionStore, console: Console, as_json: bool, texts: Sequence[str]) -> int:
+    """Deletes sessions: all of those that are named, or none where one is not known."""
+    found = list(dict.fromkeys(store.match(text) for text in texts))
+    for id in found:
+        store.delete(id)
+    return _print_deleted(found, console, as_json)
+
+
+def command_sessions_clean(store: SessionStore, console: Console, as_json: bool, older_than: float, dry_run: bool) -> int:
+    """Deletes the sessions that were not used for so many seconds."""
+    if dry_run:
+        limit = time.time() - older_than
+        return _print_deleted([session.id for session in store.all() if session.last_used <= limit], console, as_json)
+    return _print_deleted(store.clean(older_than), console, as_json)
+
+
+def _print_deleted(ids: List[str], console: Console, as_json: bool) -> int:
+    """The ids, a line each."""
+    if as_json:
+        console.stdout.json([dumps({"deleted": ids}), b"\n"])
+    else:
+        console.stdout.text("".join(id + "\n" for id in ids))
+    return EXIT_OK
+
+
+def command_sessions_tag(store: SessionStore, console: Console, as_json: bool, text: str, more: Sequence[str], less: Sequence[str]) -> int:
+    """Adds tags to a session and removes some; prints those that it has then."""
+    session = store.find(text)
+    if more or less:
+        session = store.update(session.id, lambda now: now._replace(
+            tags=tuple(tag for tag in dict.fromkeys((*now.tags, *more)) if tag not in less)))
+    if as_json:
+        return _print_session(session, console)
+    console.stdout.text("".join(tag + "\n" for tag in session.tags))
+    return EXIT_OK
+
+
+def command_sessions_fork(store: SessionStore, console: Console, as_json: bool, text: str) -> int:
+    """Makes a session that goes on from where another one is; prints its id."""
+    session = store.find(text)
+    row = BACKENDS.get(session.backend)
+    if row is None or row.resuming is None or not row.resuming.fork:
+        raise SessionError("session %s: %s cannot fork a session" % (_short(session), session.backend))
+    session = store.fork(session)
+    if as_json:
+        return _print_session(session, console)
+    console.stdout.text(session.id + "\n")
+    return EXIT_OK
+
+
+def shown_settings(configuration: Configuration, environment: Dict[str, str]) -> Dict[str, Tuple[Any, str]]:
+    """Each setting with its value and where that comes from."""
+    names = list(BUILT_IN) + [name for name in configuration.definitions if name not in BUILT_IN]
+    keys = list(SETTINGS) + ["backends.%s.%s" % (name, field) for name in names for field in BACKEND_SETTINGS
+                             if name not in BUILT_IN or field not in DEFINITION_FIELDS]
+    variables = {"default_backend": "CLINVK_BACKEND"}
+    variables.update(("backends.%s.model" % name, model_variable(name)) for name in names)
+    found = {}
+    for key in keys:
+        variable = variables.get(key, "")
+        found.update(settled([("environment: " + variable, {key: environment.get(variable)}),
+                              (configuration.place(key), {key: configuration.said(key)})], (key,)))
+        found.setdefault(key, (setting_named(key)[1], "built-in"))
+    return found
+
+
+def command_config_show(configuration: Configuration, as_json: bool) -> int:
+    """Prints each setting and where it comes from."""
+    settings = shown_settings(configuration, dict(os.environ))
+    if as_json:
+        Output(1).json([dumps({key: {"value": value, "origin": origin} for key, (value, origin) in settings.items()}), b"\n"])
+    else:
+        Output(1).text("".join("%s: %s  # %s\n" % (key, without_secrets(dumps(value).decode("utf-8")), origin)
+                               for key, (value, origin) in settings.items()))
+    return EXIT_OK
+
+
+def command_config_get(configuration: Configuration, key: str) -> int:
+    """Prints the value of a setting; of a text just that, of anything else JSON."""
+    known_setting(key)
+    value = shown_settings(configuration, dict(os.environ)).get(key, (configuration.get(key), ""))[0]
+    Output(1).text(("" if value is None else value if isinstance(value, str) else dumps(value).decode("utf-8")) + "\n")
+    return EXIT_OK
+
+
+def known_setting(key: str) -> Callable[[Any], Any]:
+    """The check of a setting.  Raises UserError where there is none of that name."""
+    try:
+        return setting_named(key)[0]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def command_config_set(path: str, key: str, text: str) -> int:
+    """Sets a setting in the file, which is then checked as a whole; comments and layout stay.  Raises UserError or ConfigError."""
+    check = known_setting(key)
+    try:
+        value = parse_yaml(text)
+        check(value)
+    except ValueError as error:
+        try:
+            check(text)  # a text may look like something else, as a model named 4 does
+            value = text
+        except ValueError:
+            raise UserError("%s: %s" % (key, error)) from None
+    path = os.path.realpath(path)
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        with KernelLock(path + ".lock", 0):  # which stays: a lock on a file that is removed is none
+            former = ""
+            if os.path.exists(path):
+                with open(path, encoding="utf-8", newline="") as file:
+                    former = file.read()
+            read_configuration(former, path)
+            parts = key.split(".")
+            keys = [parts[0], ".".join(parts[1:-1]), parts[-1]] if parts[0] == "backends" else parts
+            try:
+                changed = set_yaml(former, keys, value)
+            except YamlError as error:
+                raise ConfigError("%s:%d:%d: %s" % (path, error.line, error.column, error)) from None
+            read_configuration(changed, path)
+            write_whole(path, [to_bytes(changed)])
+    except OSError as error:
+        raise OutputError("cannot write %s: %s" % (path, error.strerror)) from None
+    return EXIT_OK
+
+
 def command_doctor(as_json: bool) -> int:
     """Says which backends can be used, and what of the machine matters.  Returns the exit status: whether there is one to use."""
     heed_children()
     method = os.environ.get("CLINVK_START_METHOD") or default_start_method()
-    definitions = environment_definitions(dict(os.environ))
+    definitions = dict(load_configuration(None, dict(os.environ)).definitions, **environment_definitions(dict(os.environ)))
     rows = list(BACKENDS.values()) + [custom_backend(name, definition) for name, definition in definitions.items()]
     backends = []
     for row in rows:
@@ -4084,7 +6436,11 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
     }
 
 
-# --- 11. Command line --------------------------------------------------------
+# --- 13. Command line --------------------------------------------------------
+
+
+# Words that are no commands here, but of the Go program of the same name or of a later clinvk: no prompt to be paid for.
+RESERVED = ("chain", "compare", "completion", "help", "serve")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -4098,10 +6454,13 @@ def build_parser() -> argparse.ArgumentParser:
             super().__init__(allow_abbrev=False, **arguments)
 
         def parse_args(self, *arguments: Any, **others: Any) -> Any:
-            options, unknown = self.parse_known_args(*arguments, **others)
+            options, unknown = self.parse_known_args(implied(arguments[0]), *arguments[1:], **others)
             if unknown:
-                parser = commands.get(getattr(options, "command", None), self)
-                parser.error("unknown argument %s%s" % (unknown[0], nearest(unknown[0].split("=")[0], parser._option_string_actions)))
+                command = getattr(options, "command", None)
+                parser = commands.get(command, self)
+                quotes = command in ("prompt", "resume") and not unknown[0].startswith("-")
+                parser.error("unknown argument %s%s" % (unknown[0], "; a prompt of several words needs quotes around it" if quotes
+                                                        else nearest(unknown[0].split("=")[0], parser._option_string_actions)))
             return options
 
         def error(self, message: str) -> NoReturn:
@@ -4129,16 +6488,157 @@ def build_parser() -> argparse.ArgumentParser:
     def number(check: Callable[[Any], int]) -> Callable[[str], Any]:
         return checked(lambda text: check(int(text) if text.isascii() and text.isdigit() else text))
 
+    def form_options(parser: argparse.ArgumentParser, what: str) -> None:
+        form = parser.add_mutually_exclusive_group()
+        form.add_argument("--json", action="store_const", dest="form", const="json", default="text", help="print one JSON object at the end")
+        form.add_argument("--jsonl", action="store_const", dest="form", const="jsonl", help="print one JSON line per %s as it ends" % what)
+        parser.add_argument("-q", "--quiet", action="store_true",
+                            help="print the last line of the summary alone; with --jsonl: no summary")
+
+    def trust_options(parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("--ceiling", metavar="LIST", type=checked(parse_ceiling),
+            help="refuse tasks that ask for more, as in sandbox=workspace,approval=auto")
+        add("--root", metavar="DIR", type=checked(_argument), help="refuse tasks whose workdir is outside of DIR")
+        add("--allow-commands", action="store_true", help="let a batch define commands of its own as backends")
+
+    def run_options(parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("--dry-run", action="store_true", help="print the command line of each task and start nothing")
+        add("--progress", choices=("auto", "always", "never"), default="auto", help="status line on stderr (default: auto)")
+        add("--color", choices=("auto", "always", "never"), help="colored output (default: auto)")
+        add("--config", metavar="FILE", help="read the configuration from FILE (default: ~/.clinvk/config.yaml)")
+
+    def form_of_prompt(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("-o", "--output-format", choices=PROMPT_FORMS, dest="form",
+                            help="text; json: one object at the end; stream-json: what the backend prints (default: text)")
+
+    def task_options(parser: Any, *without: str) -> None:
+        for option, metavar, text in (
+                ("-b --backend", "NAME", "backend: %s, or a command of your own" % ", ".join(BACKENDS)), ("-m --model", "MODEL", "model"),
+                ("-w --workdir", "DIR", "working directory"),
+                ("--approval-mode", "MODE", ", ".join(APPROVAL_MODES)), ("--sandbox-mode", "MODE", ", ".join(SANDBOX_MODES)),
+                ("--system-prompt", "TEXT", "system prompt"), ("--max-turns", "N", "most turns"),
+                ("--max-tokens", "N", "most tokens of an answer"),
+                ("--timeout", "SECONDS", "most time for a task: 90, 90s, 15m, 2h")):
+            field = option.split("--")[1].replace("-", "_")
+            if field not in without:
+                kind = (number if field.startswith("max_") else checked)(TASK_FIELDS[field])
+                parser.add_argument(*option.split(), dest="task_" + field, metavar=metavar, type=kind, help=text)
+
+    def parted(words: Sequence[str], parser: argparse.ArgumentParser) -> Tuple[List[str], List[str]]:
+        """The options among the words, with their values, and the other words."""
+        known, options, others, place = parser._option_string_actions, list(words[:0]), list(words[:0]), 0
+        while place < len(words) and words[place] != "--":
+            word = words[place]
+            name, equals, _ = word.partition("=") if word.startswith("--") else (word, "", "")
+            flags = [name] if word.startswith("--") else ["-" + letter for letter in word[1:]]
+            takes = next((number for number, flag in enumerate(flags, 1) if flag in known and known[flag].nargs is None), 0)
+            is_text = " " in name and not (takes == 1 and word[2:3] not in ("", " "))  # but -mMODEL may hold blanks
+            if word == "-" or not word.startswith("-") or is_text:
+                others.append(word)
+                place += 1
+            else:
+                count = 2 if takes and takes == len(flags) and not equals else 1  # not with -bNAME or --backend=NAME
+                options += words[place:place + count]
+                place += count
+        return options, others + list(words[place + 1:])
+
+    def implied(arguments: Sequence[str]) -> List[str]:
+        """`clinvk TEXT` means `clinvk prompt TEXT`, unless the first word that is no option is a command.
+
+        Where words and options may be mixed, the options are put first: argparse takes words in one go.
+        """
+        words = list(arguments)
+        if not words or words[0] in ("-h", "--help", "--version"):
+            return words
+        if words[0] not in commands:
+            others = parted(words[:words.index("--")] if "--" in words else words, commands["prompt"])[1]
+            first = others[0] if others else ""
+            near = nearest(first, commands) if len(first.split()) == 1 else ""
+            if first in commands:
+                words.remove(first)
+            elif near or first in RESERVED:
+                parser.error("%s is no command%s; to ask it as a prompt: clinvk -- %s" % (quoted(first), near, shell_quoted(first)))
+            words.insert(0, first if first in commands else "prompt")
+        if words[0] in ("prompt", "resume", "sessions"):
+            options, others = parted(words[1:], commands[words[0]])
+            return words[:1] + options + ["--"] + others
+        return words
+
     parser = Parser(prog="clinvk", description="Run many prompts through AI command-line programs, several at a time.",
+                    usage="clinvk [-h] [--version] COMMAND ...\n       clinvk [OPTIONS OF prompt] TEXT",
                     epilog="clinvk COMMAND --help tells more of a command; see also clinvk(1).")
     parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser, prog="clinvk")
     commands: Dict[Any, argparse.ArgumentParser] = subparsers.choices  # type: ignore[assignment]
+
+    prompt = subparsers.add_parser(
+        "prompt", help="ask one backend (`clinvk TEXT` means the same)", formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="clinvk [prompt] [OPTIONS] TEXT", description="Ask one backend. The answer is shown while it comes.", epilog="""\
+Examples:
+  clinvk 'What does this repository do?'
+  git diff | clinvk -b codex --sandbox-mode read-only -
+  clinvk -c 'And in one sentence?'""")
+    prompt.set_defaults(run=run_prompt)
+    add = prompt.add_argument
+    add("prompt", metavar="TEXT", nargs="?", help="the prompt; - reads it from stdin")
+    form_of_prompt(prompt)
+    group = prompt.add_mutually_exclusive_group()
+    group.add_argument("-c", "--continue", dest="go_on", action="store_true",
+                       help="go on with the last session of this directory and backend")
+    group.add_argument("--ephemeral", action="store_true", help="keep no session")
+    run_options(prompt)
+    task_options(prompt)
+    resume = subparsers.add_parser(
+        "resume", help="go on with a session", usage="clinvk resume [OPTIONS] ID TEXT\n       clinvk resume [OPTIONS] --last TEXT",
+        description="Go on with a session, in its directory. Its options are those of this call alone.")
+    resume.set_defaults(run=run_resume)
+    add = resume.add_argument
+    add("words", metavar="ID TEXT", nargs="*",
+        help="the id of a session or the beginning of one, or the backend's own; and the prompt, which - reads from stdin")
+    add("--last", action="store_true", help="the last session of all")
+    add("-b", "--backend", metavar="NAME", type=checked(_argument), help="with --last: of this backend")
+    add("--here", action="store_true", help="in the current directory, not in that of the session")
+    form_of_prompt(resume)
+    run_options(resume)
+    task_options(resume, "backend", "workdir")
+    sessions = subparsers.add_parser(
+        "sessions", help="show and keep in order what can be resumed", formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="clinvk sessions [OPTIONS] ACTION ...", description="""\
+Show what can be resumed, and keep it in order. ID is the id of a session, the beginning of one, or the backend's own.
+  list                the sessions, the last used first
+  show ID             all that is known of a session
+  delete ID...        delete sessions
+  clean               delete the sessions that were not used for long
+  tag ID [TAG...]     add tags, or with --remove take some away; print those that it has
+  fork ID             make a session that goes on from where that one is, and print its id""")
+    add = sessions.add_argument
+    add("action", metavar="ACTION", choices=tuple(SESSIONS_OPTIONS), help="one of those above")
+    add("words", metavar="ID ...", nargs="*", help="ids or tags")
+    add("--json", action="store_true", help="print JSON")
+    add("-b", "--backend", metavar="NAME", help="list: those of a backend")
+    add("--status", metavar="STATUS", choices=SESSION_STATUSES, help="list: those that are %s" % ", ".join(SESSION_STATUSES))
+    add("--tag", metavar="TAG", help="list: those with a tag")
+    add("-n", "--limit", metavar="N", type=number(_whole_number), help="list: at most N")
+    add("--older-than", metavar="AGE", type=checked(parse_age), help="clean: 12h, 30d, 2w (default: session.retention_days of the configuration)")
+    add("--dry-run", action="store_true", help="clean: print what would be deleted")
+    add("--remove", metavar="TAG", action="append", help="tag: take a tag away; more than once for several")
+    add("--config", metavar="FILE", help="clean: read the configuration from FILE (default: ~/.clinvk/config.yaml)")
+    sessions.set_defaults(run=run_sessions)
 
     doctor = subparsers.add_parser("doctor", help="show which backends can be used, and what this machine has",
                                    description="Show which backends can be used here, and what this machine has. Logins are not tried.")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=lambda options: command_doctor(options.json))
+    config = subparsers.add_parser("config", help="show or change the configuration", description="Show or change the configuration.")
+    config.add_argument("action", choices=("show", "get", "set", "path"), metavar="ACTION",
+                        help="show: each setting and where its value comes from; get KEY; set KEY VALUE; path: of the file")
+    config.add_argument("key", nargs="?", metavar="KEY", help="as in unified_flags.sandbox_mode")
+    config.add_argument("value", nargs="?", metavar="VALUE", help="a text, a number, true, false or a list such as [a, b]")
+    config.add_argument("--config", metavar="FILE", help="the configuration file (default: ~/.clinvk/config.yaml)")
+    config.add_argument("--json", action="store_true", help="show: print one JSON object")
+    config.set_defaults(run=run_config)
     subparsers.add_parser("version", help="show the version").set_defaults(run=lambda options: print_version())
     parallel = subparsers.add_parser(
         "parallel", help="run a batch of tasks", formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -4152,29 +6652,40 @@ The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks,
     add("-f", "--file", metavar="FILE", help="read tasks from FILE; - or no FILE: from stdin")
     add("-j", "--max-parallel", metavar="N", type=number(_jobs), help="run at most N tasks at once (default: %d)" % DEFAULT_JOBS)
     add("--fail-fast", action="store_true", help="at the first failure start nothing more and stop what runs")
-    form = parallel.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_const", dest="form", const="json", default="text", help="print one JSON object at the end")
-    form.add_argument("--jsonl", action="store_const", dest="form", const="jsonl", help="print one JSON line per task as it ends")
-    add("-q", "--quiet", action="store_true", help="print the last line of the summary alone; with --jsonl: no summary")
+    form_options(parallel, "task")
     add("--output-dir", metavar="DIR", type=checked(_argument), help="keep a file per task in DIR, and summary.json")
-    add("--ceiling", metavar="LIST", type=checked(parse_ceiling),
-        help="refuse tasks that ask for more, as in sandbox=workspace,approval=auto")
-    add("--root", metavar="DIR", type=checked(_argument), help="refuse tasks whose workdir is outside of DIR")
-    add("--allow-commands", action="store_true", help="let a batch define commands of its own as backends")
-    add("--dry-run", action="store_true", help="print the command line of each task and start nothing")
-    add("--progress", choices=("auto", "always", "never"), default="auto", help="status line on stderr (default: auto)")
-    add("--color", choices=("auto", "always", "never"), default="auto", help="colored output (default: auto)")
-    tasks = parallel.add_argument_group("for tasks that do not say it themselves")
-    for option, metavar, text in (
-            ("-b --backend", "NAME", "backend: %s, or a command of your own" % ", ".join(BACKENDS)), ("-m --model", "MODEL", "model"),
-            ("-w --workdir", "DIR", "working directory"),
-            ("--approval-mode", "MODE", ", ".join(APPROVAL_MODES)), ("--sandbox-mode", "MODE", ", ".join(SANDBOX_MODES)),
-            ("--system-prompt", "TEXT", "system prompt"), ("--max-turns", "N", "most turns"),
-            ("--max-tokens", "N", "most tokens of an answer"),
-            ("--timeout", "SECONDS", "most time for a task: 90, 90s, 15m, 2h")):
-        field = option.split("--")[1].replace("-", "_")
-        kind = (number if field.startswith("max_") else checked)(TASK_FIELDS[field])
-        tasks.add_argument(*option.split(), dest="task_" + field, metavar=metavar, type=kind, help=text)
+    trust_options(parallel)
+    run_options(parallel)
+    task_options(parallel.add_argument_group("for tasks that do not say it themselves"))
+
+    chain = subparsers.add_parser(
+        "chain", help="run steps, each with the answers of those before it", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run steps one after the other, each with the answers of those before it.", epilog="""\
+The input is one JSON object, {"steps": [...]}: tasks, in whose prompts {{previous}} stands for the answer of
+the step before, and {{steps.NAME.output}} for that of the step with that name. Examples:
+  clinvk chain --file chain.json
+  clinvk chain --file chain.json --json | jq -r '.results[-1].output'""")
+    chain.set_defaults(run=lambda options: command_chain(settings_from(options), options.file))
+    chain.add_argument("-f", "--file", metavar="FILE", help="read the chain from FILE; - or no FILE: from stdin")
+    form_options(chain, "step")
+    trust_options(chain)
+    run_options(chain)
+    task_options(chain.add_argument_group("for steps that do not say it themselves"))
+
+    compare = subparsers.add_parser("compare", help="ask several backends the same",
+                                    description="Ask several backends the same, and show their answers side by side.")
+    compare.set_defaults(run=lambda options: command_compare(
+        settings_from(options), options.backends, options.sequential, options.diff, options.prompt))
+    compare.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from stdin")
+    which = compare.add_mutually_exclusive_group(required=True)
+    which.add_argument("--backends", metavar="LIST", type=lambda text: [name.strip() for name in text.split(",")],
+                       help="the backends, as in claude,codex")
+    which.add_argument("--all-backends", action="store_true", help="all that are installed but echo, and commands of your own")
+    compare.add_argument("--sequential", action="store_true", help="ask one after the other, not all at once")
+    form_options(compare, "answer")
+    compare.add_argument("--diff", action="store_true", help="show the words in which each answer differs from the first")
+    run_options(compare)
+    task_options(compare.add_argument_group("for all backends"), "backend")
     return parser
 
 
@@ -4183,24 +6694,119 @@ def print_version() -> int:
     return EXIT_OK
 
 
-def run_parallel(options: argparse.Namespace) -> int:
-    task = {name[len("task_"):]: value for name, value in vars(options).items() if name.startswith("task_") and value is not None}
-    method = os.environ.get("CLINVK_START_METHOD", "")
+def settings_from(options: argparse.Namespace) -> Settings:
+    """What the options of a command that runs tasks say, and the environment.  Raises UserError."""
+    given = dict(vars(options))
+    task = {name[len("task_"):]: value for name, value in given.items() if name.startswith("task_") and value is not None}
+    environment = dict(os.environ)
+    method = environment.get("CLINVK_START_METHOD", "")
     if method and method not in START_METHODS:
         raise UserError("CLINVK_START_METHOD: unknown start method %s; known are %s" % (quoted(method), ", ".join(START_METHODS)))
     if options.dry_run:
         task["dry_run"] = True
-    environment = dict(os.environ)
-    ceiling = options.ceiling
+    configuration = load_configuration(options.config, environment)
+    definitions = dict(configuration.definitions, **environment_definitions(environment))
+    default = configuration.said("default_backend")
+    if default and default not in BACKENDS and default not in definitions:
+        raise ConfigError("%s: default_backend: %s" % (configuration.place("default_backend"), unknown_backend(default, definitions)))
+    ceiling = given.get("ceiling")
     if ceiling is None and environment.get("CLINVK_CEILING"):
         try:
             ceiling = parse_ceiling(environment["CLINVK_CEILING"])
         except ValueError as error:
             raise UserError("CLINVK_CEILING: %s" % error) from None
-    rules = Rules(task, environment, environment_definitions(environment), options.allow_commands, ceiling or Ceiling(),
-                  options.root or "", options.output_dir or "")
-    return command_parallel(Settings(options.file, rules, options.max_parallel, options.fail_fast, options.output_dir or "",
-                                     options.dry_run, options.form, options.quiet, options.progress, options.color, method))
+    rules = Rules(task, environment, definitions, bool(given.get("allow_commands")), ceiling or Ceiling(),
+                  given.get("root") or "", given.get("output_dir") or "", configuration)
+    return Settings(rules, options.dry_run, given.get("form", "text"), given.get("quiet", False), options.progress,
+                    options.color or configuration.get("output.color"), method)
+
+
+def _tag(text: str) -> str:
+    if not text.strip() or "," in text or not text.isprintable():
+        raise UserError("expected a tag without a comma, got %s" % quoted(text))
+    return text
+
+
+def run_prompt(options: argparse.Namespace) -> int:
+    if options.prompt is None:
+        raise UserError("no prompt: give it as an argument, or - to read it from stdin")
+    return command_prompt(settings_from(options), Asked(options.prompt, options.form or "", options.go_on, options.ephemeral))
+
+
+def run_resume(options: argparse.Namespace) -> int:
+    words = list(options.words)
+    if options.backend and not options.last:
+        raise UserError("--backend goes with --last: a session that is named has its backend")
+    if not words and not options.last:
+        raise UserError("which session? Give its id (`clinvk sessions list` shows them), or --last")
+    session = "" if options.last else words.pop(0)
+    if not words:
+        raise UserError("no prompt: give it as an argument, or - to read it from stdin")
+    if len(words) > 1:
+        raise UserError("unknown argument %s; a prompt of several words needs quotes around it" % words[1])
+    form, options.form = options.form or "", "text"
+    return command_resume(settings_from(options), Asked(words[0], form, session=session, last=options.last,
+                                                        backend=options.backend or "", here=options.here))
+
+
+# Which options go with which action.
+SESSIONS_OPTIONS = {"list": ("json", "backend", "status", "tag", "limit"), "show": ("json",), "delete": ("json",),
+                    "clean": ("json", "older_than", "dry_run", "config"), "tag": ("json", "remove"), "fork": ("json",)}
+
+
+def run_sessions(options: argparse.Namespace) -> int:
+    action, words = options.action, list(options.words)
+    for name, value in vars(options).items():
+        if value not in (None, False) and name not in ("command", "run", "action", "words", *SESSIONS_OPTIONS[action]):
+            raise UserError("--%s does not go with `sessions %s`" % (name.replace("_", "-"), action))
+    if not words and action not in ("list", "clean"):
+        raise UserError("which session? `clinvk sessions list` shows them")
+    if words[{"list": 0, "clean": 0, "show": 1, "fork": 1}.get(action, len(words)):]:
+        raise UserError("`sessions %s` takes no argument %s" % (action, quoted(words[-1])))
+    environment, console = dict(os.environ), Console()
+    store = session_store(environment, console)
+    try:
+        if action == "list":
+            return command_sessions_list(store, console, options.json, options.backend or "", options.status or "", options.tag or "",
+                                         options.limit or 0)
+        if action == "show":
+            return command_sessions_show(store, console, options.json, words[0])
+        if action == "delete":
+            return command_sessions_delete(store, console, options.json, words)
+        if action == "tag":
+            return command_sessions_tag(store, console, options.json, words[0], [_tag(word) for word in words[1:]], options.remove or ())
+        if action == "fork":
+            return command_sessions_fork(store, console, options.json, words[0])
+        seconds = options.older_than
+        if seconds is None:
+            days = load_configuration(options.config, environment).get("session.retention_days")
+            if not days:
+                console.say("session.retention_days is 0: sessions are kept for ever; --older-than deletes some")
+                return _print_deleted([], console, options.json)
+            seconds = days * 86400.0
+        return command_sessions_clean(store, console, options.json, seconds, options.dry_run)
+    except OSError as error:
+        raise SessionError(_why(error)) from None
+
+
+def run_config(options: argparse.Namespace) -> int:
+    environment = dict(os.environ)
+    path, _ = configuration_path(options.config, environment)
+    given, wanted_words = [word for word in (options.key, options.value) if word is not None], {"get": 1, "set": 2}.get(options.action, 0)
+    if len(given) != wanted_words:
+        raise UserError("config %s takes %s" % (options.action, ("nothing more", "a KEY", "a KEY and a VALUE")[wanted_words]))
+    if options.action == "path":
+        Output(1).text(path + "\n")
+        return EXIT_OK
+    if options.action == "set":
+        return command_config_set(path, options.key, options.value)
+    configuration = load_configuration(options.config, environment)
+    return (command_config_show(configuration, options.json) if options.action == "show"
+            else command_config_get(configuration, options.key))
+
+
+def run_parallel(options: argparse.Namespace) -> int:
+    return command_parallel(settings_from(options), options.file, options.max_parallel, options.fail_fast, options.output_dir or "")
 
 
 def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> int:
@@ -4226,6 +6832,12 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
     except UserError as error:
         stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
         return EXIT_USAGE
+    except ConfigError as error:
+        stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
+        return EXIT_CONFIG
+    except SessionError as error:
+        stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
+        return EXIT_SESSION
     except OutputError as error:
         if error.broken_pipe:
             return EXIT_PIPE

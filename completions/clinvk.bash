@@ -1,6 +1,41 @@
 # Completion of clinvk(1) for bash.  It needs nothing but bash; source it, or put
 # it where bash-completion looks (under this name, or as `clinvk`).
 
+_clinvk_sessions()
+{
+    { clinvk sessions list -n 50 | sed -n 's/^\([0-9a-f]\{8,\}\) .*/\1/p'; } 2>/dev/null
+}
+
+# Sets `values` where the word is the value of an option; true where readline is to complete it.
+_clinvk_value()
+{
+    case ${COMP_WORDS[before]} in
+        -f | --file | --config)
+            return 0 ;;  # readline knows how to quote the name of a file
+        -w | --workdir | --output-dir | --root)
+            compopt +o default -o dirnames 2>/dev/null
+            return 0 ;;
+        -o | --output-format)
+            values='text json stream-json' ;;
+        --ceiling)
+            values='sandbox=read-only sandbox=workspace sandbox=full approval=always approval=auto approval=none' ;;
+        -b | --backend | --backends)
+            values='claude codex gemini echo' ;;
+        --approval-mode)
+            values='default auto none always' ;;
+        --sandbox-mode)
+            values='default read-only workspace full' ;;
+        --progress | --color)
+            values='auto always never' ;;
+        --status)
+            values='active completed error' ;;
+        -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --tag | -n | --limit \
+            | --older-than | --remove)
+            values='' ;;
+    esac
+    return 1
+}
+
 _clinvk()
 {
     local options values word=${COMP_WORDS[COMP_CWORD]} before=$((COMP_CWORD - 1)) command='' i IFS=$' \t\n'
@@ -21,28 +56,69 @@ _clinvk()
 
     COMPREPLY=()
     case $command in
+        prompt)
+            options='-h --help -o --output-format -c --continue --ephemeral --dry-run --progress --color --config -b --backend
+                -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout'
+            values=$options
+            _clinvk_value && return
+            ;;
+        resume)
+            options='-h --help --last -b --backend --here -o --output-format --dry-run --progress --color --config -m --model
+                --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout'
+            values=$options
+            if [[ $word != -* ]]; then
+                values=$(_clinvk_sessions)
+            fi
+            _clinvk_value && return
+            ;;
+        sessions)
+            options='-h --help --json -b --backend --status --tag -n --limit --older-than --dry-run --remove --config'
+            values=$options
+            if [[ $word != -* ]]; then
+                case ${COMP_WORDS[before]} in
+                    sessions)
+                        values='list show delete clean tag fork' ;;
+                    show | tag | fork)
+                        values=$(_clinvk_sessions) ;;
+                    *)
+                        if [[ " ${COMP_WORDS[*]} " == *' delete '* ]]; then
+                            values=$(_clinvk_sessions)
+                        fi ;;
+                esac
+            fi
+            _clinvk_value && return
+            ;;
         parallel)
             options='-h --help -f --file -j --max-parallel --fail-fast --json --jsonl -q --quiet --output-dir
-                --ceiling --root --allow-commands --dry-run --progress --color -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
+                --ceiling --root --allow-commands --dry-run --progress --color --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout'
+            values=$options
+            _clinvk_value && return
+            ;;
+        chain)
+            options='-h --help -f --file --json --jsonl -q --quiet --ceiling --root --allow-commands --dry-run --progress --color --config
+                -b --backend -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout'
+            values=$options
+            _clinvk_value && return
+            ;;
+        compare)
+            options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --diff --dry-run --progress --color --config
+                -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout'
+            values=$options
+            _clinvk_value && return
+            ;;
+        config)
+            options='-h --help --config --json'
             case ${COMP_WORDS[before]} in
-                -f | --file)
-                    return ;;  # to readline, which knows how to quote the name of a file
-                -w | --workdir | --output-dir | --root)
-                    compopt +o default -o dirnames 2>/dev/null
+                --config)
                     return ;;
-                --ceiling)
-                    values='sandbox=read-only sandbox=workspace sandbox=full approval=always approval=auto approval=none' ;;
-                -b | --backend)
-                    values='claude codex gemini echo' ;;
-                --approval-mode)
-                    values='default auto none always' ;;
-                --sandbox-mode)
-                    values='default read-only workspace full' ;;
-                --progress | --color)
-                    values='auto always never' ;;
-                -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout)
-                    values='' ;;
+                get | set)
+                    values=$(clinvk config show 2>/dev/null | sed 's/:.*//') ;;
+                config)
+                    values="show get set path"
+                    if [[ $word == -* ]]; then
+                        values=$options
+                    fi ;;
                 *)
                     values=$options ;;
             esac
@@ -57,7 +133,7 @@ _clinvk()
             ;;
         '')
             options='-h --help --version'
-            values="parallel doctor version $options"
+            values="prompt resume sessions parallel chain compare config doctor version $options"
             ;;
         *)
             values='' ;;

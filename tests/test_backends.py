@@ -521,12 +521,16 @@ class Readers(CaptureCase):
         return clinvk.BACKENDS[backend].read(self.capture(stdout), stderr, code)
 
     def check(self, reply, **expected):
-        fields = dict(clinvk.Reply()._asdict(), waiting=ANY, **expected)
+        fields = dict(clinvk.Reply()._asdict(), waiting=ANY, counts_session=ANY, **expected)
         for field, value in fields.items():
             if field == "error" and value:
                 self.assertEqual(reply.error[:len(value)], value)
             else:
                 self.assertEqual(getattr(reply, field), value, field)
+
+    def test_codex_alone_counts_the_tokens_of_the_whole_session(self):
+        for backend in ("claude", "codex", "gemini"):
+            self.assertEqual(self.read(backend, recorded(backend + "-ok")[0]).counts_session, backend == "codex")
 
     def test_each_recording_is_read_as_what_it_is(self):
         for name, code, expected in READINGS:

@@ -7,19 +7,29 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
 
 from support import COMPILED, ROOT, Case, clinvk, write_program
 
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}
-FILES, DIRECTORIES = {"--file"}, {"--workdir", "--output-dir", "--root"}
+FILES, DIRECTORIES = {"--file", "--config"}, {"--workdir", "--output-dir", "--root"}
 CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 
 
 def text_of(*names):
     with open(os.path.join(ROOT, *names), encoding="utf-8") as file:
         return file.read()
+
+
+# A clinvk that lists two sessions.
+FAKE_LIST = b"""#!/bin/sh
+[ "$1 $2" = "sessions list" ] || exit 2
+echo 'ID         BACKEND      STATUS     AGE   TURNS TAGS         PROMPT'
+echo '0123456789 claude       completed  1m    1     -            what is this?'
+echo 'abcdef0123 codex        error      2d    3     a,b          deadbeef is no id'
+"""
 
 
 def needs(*programs):
@@ -50,7 +60,7 @@ def words_for(action):
     """The words that the value of an option is one of; () where it is free, None where it has none."""
     if action.nargs == 0:
         return None
-    return tuple(action.choices or dict(WORDS_OF_FIELDS, ceiling=CEILINGS).get(action.dest.replace("task_", ""), ()))
+    return tuple(action.choices or dict(WORDS_OF_FIELDS, ceiling=CEILINGS, backends=tuple(clinvk.BACKENDS)).get(action.dest.replace("task_", ""), ()))
 
 
 def commands():
@@ -113,12 +123,12 @@ class ManPageTest(unittest.TestCase):
     def test_it_describes_exactly_the_options_of_the_parser(self):
         for command, parser in parsers().items():
             with self.subTest(command=command):
-                written = MAN.options("OPTIONS", "Options of " + command) if command in ("parallel", "doctor") else set()
+                written = MAN.options("OPTIONS", "Options of " + command) if command not in ("", "version") else set()
                 general = MAN.options("OPTIONS", "General options")
                 self.assertEqual(written | (general & HELP if command else general), options_of(parser))
 
     def test_its_synopsis_has_every_option(self):
-        for command, text in re.findall(r"^\.Nm\n(?:\.Cm (\w+)\n)?((?:\.Op .*\n)*)", "\n".join(MAN.part("SYNOPSIS")) + "\n", re.M):
+        for command, text in re.findall(r"^\.Nm\n(?:\.Cm (\w+)\n)?((?:\.(?:Op|Fl) .*\n)*)", "\n".join(MAN.part("SYNOPSIS")) + "\n", re.M):
             with self.subTest(command=command):
                 shown = set()
                 for option in re.findall(r"(?:Fl|\|) (-?[-\w]+)", text):
@@ -132,15 +142,35 @@ class ManPageTest(unittest.TestCase):
         self.assertEqual(set(MAN.words("COMMANDS")), commands())
 
     def test_it_gives_the_words_that_an_option_takes(self):
-        for action in option_actions(parsers()["parallel"]):
-            if action.choices:
-                with self.subTest(option=action.option_strings):
-                    item = next(item for item, _ in MAN.items("OPTIONS", "Options of parallel") if action.option_strings[-1][1:] in item)
-                    self.assertEqual(item.partition("Cm ")[2].split(" | "), list(action.choices))
+        described = set()
+        for command, parser in sorted(parsers().items(), key=lambda item: item[0] != "parallel"):
+            for action in option_actions(parser):
+                if action.choices:
+                    with self.subTest(command=command, option=action.option_strings):
+                        option = action.option_strings[-1]
+                        item = next(item for item, _ in MAN.items("OPTIONS", "Options of " + command) if option[1:] in item.split())
+                        if command == "parallel" or option not in described:  # the others say: as for parallel
+                            self.assertEqual(item.partition("Cm ")[2].split(" | "), list(action.choices))
+                    if command == "parallel":
+                        described.add(option)
 
     def test_it_describes_exactly_the_fields_of_a_batch_and_of_a_task(self):
         self.assertEqual(sorted(MAN.words("INPUT", "Batch fields")), sorted(clinvk.BATCH_FIELDS))
         self.assertEqual(sorted(MAN.words("INPUT", "Task fields")), sorted(clinvk.TASK_FIELDS))
+
+    def test_it_describes_exactly_the_fields_of_a_chain_and_what_is_put_into_its_prompts(self):
+        self.assertEqual(sorted(MAN.words("INPUT", "Chain fields")), sorted(clinvk.CHAIN_FIELDS))
+        text = "\n".join(MAN.part("INPUT", "Chain fields"))
+        said = re.findall(r"^\.Ql (\{\{.*\}\})", text, re.M)
+        self.assertEqual([bool(re.fullmatch(clinvk._REFERENCE, reference)) for reference in said], [True, True])
+
+    def test_it_describes_exactly_what_a_chain_and_a_comparison_have_beside_the_rest(self):
+        totals = clinvk.Totals()
+        task = clinvk.Task(0, "echo", "p", name="n")
+        ours = set(clinvk.chain_fields(totals, 1)) | set(clinvk.step_fields(clinvk.Result(0, "echo", "ok", 0, task=task)))
+        self.assertEqual(set(MAN.words("OUTPUT", "Output of a chain")), ours - set(totals.fields()))
+        ours = set(clinvk.comparison_fields(totals, "p", ["echo"], ["claude"]))
+        self.assertEqual(set(MAN.words("OUTPUT", "Output of a comparison")), ours - set(totals.fields()))
 
     def test_it_gives_the_words_that_a_field_takes(self):
         for field, words in WORDS_OF_FIELDS.items():
@@ -169,6 +199,40 @@ class ManPageTest(unittest.TestCase):
         totals = clinvk.Totals()
         totals.usage, totals.cost_usd = {"total_tokens": 1}, 0.1
         self.assertEqual(sorted(MAN.words("OUTPUT", "JSON")), sorted(list(totals.fields()) + ["results"]))
+
+    def test_it_describes_exactly_the_fields_of_a_session(self):
+        self.assertEqual(sorted(MAN.words("SESSIONS", "Session fields")), sorted(clinvk.SESSION_FIELDS))
+        always = set(clinvk.session_fields(clinvk.Session("0" * 32, "echo", 0.0, 0.0, "/")))
+        for item, lines in MAN.items("SESSIONS", "Session fields"):
+            for field in re.findall(r"\w{2,}", item.replace("Va ", "")):
+                with self.subTest(field=field):
+                    self.assertEqual(".Pq optional ." not in lines, field in always)
+        text = "\n".join(MAN.body("SESSIONS", "status", "Session fields"))
+        self.assertEqual(set(re.findall(r"\.Cm (\w+)", text)), set(clinvk.SESSION_STATUSES))
+        self.assertIn("its first {:,} characters".format(clinvk.LONGEST_KEPT), "\n".join(MAN.part("SESSIONS")))
+
+    def test_it_describes_exactly_the_actions_on_sessions_and_which_options_they_have(self):
+        items = MAN.items("OPTIONS", "Options of sessions")
+        self.assertEqual([item.split()[1] for item, _ in items if item.startswith("Cm ")], list(clinvk.SESSIONS_OPTIONS))
+        for item, lines in items:
+            for option in re.findall(r"Fl -([-\w]+)", item):
+                with self.subTest(option=option):
+                    having = {action for action, options in clinvk.SESSIONS_OPTIONS.items() if option.replace("-", "_") in options}
+                    said = " ".join(lines).partition(":")[0] if option != "json" else " ".join(lines)
+                    self.assertEqual(set(re.findall(r"\b(%s)\b" % "|".join(clinvk.SESSIONS_OPTIONS), said)), having)
+
+    def test_it_says_which_backends_can_be_resumed_and_how(self):
+        text = " ".join(MAN.part("SESSIONS"))
+        for name, backend in clinvk.BACKENDS.items():
+            with self.subTest(backend=name):
+                can = backend.resuming
+                if can is None:
+                    self.assertRegex(text, r"\.Cm %s and commands of your own cannot be resumed\." % name)
+                else:
+                    self.assertEqual(can.fork, can.anywhere)
+                    self.assertEqual(bool(re.search(r"\.Cm %s can do neither\." % name, text)), not can.fork)
+                    self.assertEqual(bool(re.search(r"\.Cm (\w+ and \.Cm )?%s (and \.Cm \w+ )?the system prompt of the first run" % name, text)),
+                                     not can.system_prompt)
 
     def test_it_describes_exactly_the_statuses_and_the_error_kinds(self):
         self.assertEqual(sorted(MAN.words("OUTPUT", "Statuses")), sorted(clinvk.STATUSES))
@@ -243,6 +307,7 @@ class ManPageTest(unittest.TestCase):
         self.assertIn("tasks at once, %d at most." % clinvk.MOST_JOBS, "\n".join(MAN.part("OPTIONS")))
         self.assertIn("no deeper than %d levels" % clinvk.DEEPEST, "\n".join(MAN.part("INPUT", "Task fields")))
         self.assertEqual((clinvk.SMALL_FILE_BYTES, clinvk.ONE_WRITE_BYTES), (1 << 20, 1 << 20), "the man page says 1 MiB of both")
+        self.assertIn("Answers above %d KiB are not compared." % (clinvk.LONGEST_DIFF >> 10), "\n".join(MAN.part("OPTIONS")))
 
     def test_it_describes_exactly_the_environment_variables(self):
         source = text_of("clinvk.py")
@@ -286,12 +351,12 @@ class VersionTest(unittest.TestCase):
 class BashCompletionTest(unittest.TestCase):
     path = os.path.join(ROOT, "completions", "clinvk.bash")
 
-    def complete(self, *words):
+    def complete(self, *words, **variables):
         """What the completion offers for the last of the words, and what it told readline by compopt."""
         script = ('compopt() { printf "compopt %s\\n" "$*"; }; source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _clinvk; '
                   'if ((${#COMPREPLY[@]})); then printf "%s\\n" "${COMPREPLY[@]}"; fi')
-        run = subprocess.run(["bash", "--norc", "--noprofile", "-c", script, self.path] + list(words), timeout=60,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, LC_ALL="C"))
+        run = subprocess.run([shutil.which("bash"), "--norc", "--noprofile", "-c", script, self.path] + list(words), timeout=60,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, LC_ALL="C", **variables))
         self.assertEqual((run.stderr.decode(), run.returncode), ("", 0))
         lines = run.stdout.decode().splitlines()
         return ({line for line in lines if not line.startswith("compopt ")},
@@ -318,7 +383,7 @@ class BashCompletionTest(unittest.TestCase):
         general = options_of(parsers()[""])
         self.assertEqual(self.complete("clinvk", "")[0], commands() | general)
         self.assertEqual(self.complete("clinvk", "-")[0], general)
-        self.assertEqual(self.complete("clinvk", "p")[0], {"parallel"})
+        self.assertEqual(self.complete("clinvk", "p")[0], {"parallel", "prompt"})
         for command, parser in parsers().items():
             if command:
                 with self.subTest(command=command):
@@ -338,6 +403,19 @@ class BashCompletionTest(unittest.TestCase):
                         kinds = set(action.option_strings)
                         self.assertEqual(told, [] if kinds & FILES else ["+o default -o dirnames"] if kinds & DIRECTORIES else ["+o default"])
 
+    @needs("bash", "sed")
+    def test_it_offers_actions_and_sessions(self):
+        with tempfile.TemporaryDirectory() as directory:
+            write_program(os.path.join(directory, "clinvk"), FAKE_LIST)
+            path = directory + os.pathsep + os.environ.get("PATH", os.defpath)
+            self.assertEqual(self.complete("clinvk", "sessions", "")[0], set(clinvk.SESSIONS_OPTIONS))
+            for words in (("resume",), ("sessions", "show"), ("sessions", "delete"), ("sessions", "delete", "0123456789"), ("sessions", "fork"),
+                          ("sessions", "tag")):
+                with self.subTest(words=words):
+                    self.assertEqual(self.complete("clinvk", *words, "", PATH=path)[0], {"0123456789", "abcdef0123"})
+            self.assertEqual(self.complete("clinvk", "resume", "01", PATH=path)[0], {"0123456789"})
+            self.assertEqual(self.complete("clinvk", "sessions", "show", "", PATH="/nonexistent")[0], set())
+
     @needs("bash")
     def test_it_knows_a_value_after_an_equals_sign(self):
         self.assertEqual(self.complete("clinvk", "parallel", "--color", "=", "a")[0], {"auto", "always"})
@@ -355,8 +433,8 @@ class ZshCompletionTest(unittest.TestCase):
         found = {}
         for command, part in [("", general)] + list(zip(parts[::2], parts[1::2])):
             found[command] = []
-            for spec in re.findall(r"^ +('(?:\([^)]*\))?(?:--|'\{).*)", part, re.M):
-                options = re.match(r"'(?:\([^)]*\))?(?:'\{([^}]*)\}'|([-\w=+]+))\[", spec)
+            for spec in re.findall(r"^ +('\*?(?:\([^)]*\))?(?:--|'\{).*)", part, re.M):
+                options = re.match(r"'\*?(?:\([^)]*\))?(?:'\{([^}]*)\}'|([-\w=+]+))\[", spec)
                 values = re.search(r"\]:[^:]*:(\(([^)]*)\))?", spec)
                 names = (options.group(1) or options.group(2)).split(",")
                 found[command].append(({name.rstrip("=+") for name in names}, {name[-1] for name in names} & set("=+"),
@@ -385,7 +463,7 @@ class ZshCompletionTest(unittest.TestCase):
                 self.assertRegex(text, r"%s=\}?'?\[[^]]*\]:[^:]*:_files%s'" % (option, " -/" if option in DIRECTORIES else ""))
 
     def test_it_knows_the_commands(self):
-        self.assertEqual(set(re.findall(r"^ +'(\w+):[^']*'$", text_of("completions", "_clinvk"), re.M)), commands())
+        self.assertEqual(set(re.findall(r"^ +'([a-z]+):[^']*'$", text_of("completions", "_clinvk"), re.M)), commands())
 
     @needs("zsh")
     def test_zsh_reads_it_without_a_complaint(self):
@@ -451,10 +529,20 @@ class FishCompletionTest(Case):
         self.assertEqual(self.complete("clinvk parallel --backend "), set(clinvk.BACKENDS))
         self.assertEqual(self.complete("clinvk parallel --color=a"), {"--color=auto", "--color=always"})
         self.assertEqual(self.complete("clinvk parallel --ceiling "), set(CEILINGS))
+        self.assertEqual(self.complete("clinvk prompt -o "), set(clinvk.PROMPT_FORMS))
+        self.assertEqual(self.complete("clinvk sessions list --status "), set(clinvk.SESSION_STATUSES))
         self.file("my-tasks.json", "{}")
         os.mkdir(self.path("my-directory"))
         self.assertEqual(self.complete("clinvk parallel -f my"), {"my-tasks.json", "my-directory/"})
         self.assertEqual(self.complete("clinvk parallel --output-dir my"), {"my-directory/"})
+
+    @needs("fish")
+    def test_it_offers_actions_and_sessions(self):
+        write_program(os.path.join(self.bin, "clinvk"), FAKE_LIST)
+        self.assertEqual(self.complete("clinvk sessions "), set(clinvk.SESSIONS_OPTIONS))
+        for words in ("resume", "sessions show", "sessions delete", "sessions delete abcdef0123", "sessions fork", "sessions tag"):
+            with self.subTest(words=words):
+                self.assertEqual(self.complete("clinvk %s " % words), {"0123456789", "abcdef0123"})
 
 
 class ExampleCase(Case):
@@ -537,9 +625,11 @@ class ReadmeTest(ExampleCase):
 
     def test_the_options_that_it_names_exist(self):
         known = {option for parser in parsers().values() for option in options_of(parser)}
-        lines = [command for _, block in readme_blocks("console") + readme_blocks("sh") for command in block.splitlines()]
+        lines = [re.sub(r"'[^']*'|#.*", "''", command) for _, block in readme_blocks("console") + readme_blocks("sh")
+                 for command in block.splitlines()]
+        self.assertGreater(sum("clinvk " in line for line in lines), 20)
         for line in lines:
-            for call in re.findall(r"clinvk parallel([^|;)]*)", line):
+            for call in re.findall(r"clinvk( [^|;)]*)", line):
                 with self.subTest(line=line):
                     self.assertEqual(set(re.findall(r"(?<=\s)--?[a-z][-a-z]*", call)) - known, set())
 
@@ -553,12 +643,14 @@ class ManPageExamplesTest(ExampleCase):
     @needs("bash", "jq")
     def test_each_works(self):
         answer = b'#!/bin/sh\ncat > /dev/null\n'
-        write_program(os.path.join(self.tools, "claude"), answer + b'echo \'{"type": "result", "is_error": false, "result": "fine"}\'\n')
+        write_program(os.path.join(self.tools, "claude"), answer + b'echo \'{"type": "result", "is_error": false, "result": "fine", "session_id": "s"}\'\n')
         write_program(os.path.join(self.tools, "gemini"), answer + b'echo \'{"type": "message", "role": "assistant", "content": "fine"}\'\n'
                       b'echo \'{"type": "result", "status": "success"}\'\n')
         write_program(os.path.join(self.tools, "llm"), b"#!/bin/sh\nexec cat\n")
         for name, content in (("tasks.json", '[{"prompt": "one"}, {"prompt": "two"}]'), ("prompts.txt", "one\ntwo\n"),
-                              ("plan.json", '[{"prompt": "one", "workdir": "src"}]')):
+                              ("plan.json", '[{"prompt": "one", "workdir": "src"}]'),
+                              ("chain.json", '{"steps": [{"backend": "echo", "prompt": "[{\\"prompt\\": \\"one\\"}]"}, '
+                               '{"backend": "echo", "prompt": "{{previous}}"}]}')):
             self.file(os.path.join("place", name), content)
         os.mkdir(os.path.join(self.place, "src"))
         self.file(os.path.join("place", "src", "a.py"), "")

@@ -245,7 +245,7 @@ class PlacesTest(unittest.TestCase):
         self.assert_only_in("Platform", written)
         self.assertEqual(len({functions for _, functions, _ in written}), 1)
         self.assertEqual({functions[0] for _, functions, _ in places("Output") if section_of(definitions()[functions[0]]) == "Commands"},
-                         {"command_parallel", "command_doctor"})
+                         {"Console", "command_doctor", "command_config_show", "command_config_get"})
         self.assertEqual({section for section, _, _ in places("Output")}, {"Commands", "Command line"})
 
     def test_platforms_are_told_apart_in_the_platform_section_alone(self):

@@ -341,7 +341,7 @@ FIELDS = {
 class Fields(TaskCase):
     def test_the_table_has_every_field(self):
         self.assertEqual(set(FIELDS), set(clinvk.TASK_FIELDS))
-        self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields) - {"index", "invalid", "definition", "root"})
+        self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields) - {"index", "invalid", "definition", "root", "keep", "resume", "fork", "follow"})
 
     def test_every_field_takes_what_it_should(self):
         for field, (good, _) in FIELDS.items():

@@ -26,7 +26,7 @@ import clis  # noqa: E402  (found by the line above)
 import mock_api  # noqa: E402
 import support  # noqa: E402
 from mock_api import ANSWER  # noqa: E402
-from support import results, wait_until  # noqa: E402
+from support import clinvk, results, wait_until  # noqa: E402
 
 MODELS = {"claude": "claude-sonnet-4-5", "codex": clis.CODEX_MODEL, "gemini": "gemini-2.5-pro"}
 ALL = sorted(MODELS)
@@ -642,6 +642,43 @@ class Effects(RealCase):
                 self.assertEqual(self.did(files), EFFECTS[backend][sandbox][1])
 
 
+class Plans(RealCase):
+    """Chains, comparisons, single prompts and sessions."""
+
+    def setUp(self):
+        super().setUp()
+        self.environment.update({clinvk.model_variable(backend): model for backend, model in MODELS.items()}, CLINVK_HOME=self.path("own"))
+
+    def command(self, *args, **options):
+        next(batches)
+        done = support.Case.clinvk(self, *args, timeout=LONG, **options)
+        self.assertEqual((done.returncode, done.stderr), (0, b""), done)
+        return done.stdout.decode()
+
+    def test_a_chain_through_all_three(self):
+        steps = [{"backend": "claude", "name": "one", "prompt": "chain\nmock: say first"}, {"backend": "codex", "prompt": "chain\nmock: say {{previous}} second"},
+                 {"backend": "gemini", "prompt": "chain\nmock: say {{previous}} third after {{steps.one.output}}"}]
+        said = json.loads(self.command("chain", "--json", input=json.dumps({"steps": steps})))
+        self.assertEqual([result["output"] for result in said["results"]], ["first", "first second", "first second third after first"])
+
+    def test_a_comparison_of_all_three(self):
+        said = json.loads(self.command("compare", "--all-backends", "--json", "compare\nmock: say the same"))
+        self.assertEqual({result["backend"]: result["output"] for result in said["results"]}, dict.fromkeys(ALL, "the same"))
+        self.assertEqual({request.model for request in self.requests("compare")}, set(MODELS.values()))
+
+    def test_a_prompt_and_the_session_that_goes_on_with_it(self):
+        for backend in ALL:
+            with self.subTest(backend):
+                self.assertEqual(self.command("-b", backend, "first-%s\nmock: say one" % backend), "one\n")
+                said = json.loads(self.command("resume", "--last", "-b", backend, "-o", "json", "second-%s\nmock: say two" % backend))
+                self.assertEqual(said["output"], "two")
+                self.assertEqual(said["usage"]["total_tokens"], USAGE["total_tokens"], "of this run alone")
+                request = self.requests("second-" + backend)[-1]
+                self.assertIn(b"first-" + backend.encode(), request.body, "it knows what was said before")
+        sessions = json.loads(self.command("sessions", "list", "--json"))
+        self.assertEqual([(session["backend"], session["turn_count"]) for session in sessions], [(backend, 2) for backend in reversed(ALL)])
+
+
 class Lines(unittest.TestResult):
     """Says of each test in one line how it went and how long it took."""
 
@@ -674,7 +711,7 @@ class Together(unittest.TestSuite):
 
 class Loader(unittest.TestLoader):
     def loadTestsFromModule(self, module, *args, **options):
-        return Together(self.loadTestsFromTestCase(case) for case in (Trouble, Ends, Effects, Answers, Options, Prompts))
+        return Together(self.loadTestsFromTestCase(case) for case in (Trouble, Ends, Effects, Answers, Options, Prompts, Plans))
 
 
 def main():

@@ -1,0 +1,588 @@
+"""`clinvk chain`: steps one after the other, each with the answers of those before it.  Mostly as a black box with fake AI programs.
+
+What placeholders become and which are refused, what a failure does to the steps after it, what comes out in every form, and the
+pipeline that turns the answer of a chain into a batch.
+"""
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import unittest
+
+import test_commands
+from support import PATIENCE, COMPILED, ROOT, Case, clinvk, only_linux, wait_until, write_program
+from test_commands import normal
+
+COUNTS = ("total_steps", "completed_steps", "failed_step", "total_tasks", "completed", "failed", "canceled", "skipped")
+
+
+def step(prompt, **fields):
+    return dict({"backend": "echo", "prompt": prompt}, **fields)
+
+
+class ChainCase(test_commands.Commands):
+    def command(self, *arguments):
+        return [sys.executable, "-W", "error", COMPILED, "chain", *arguments]
+
+    def chain_file(self, *steps, **fields):
+        return self.file("chain.json", dict(fields, steps=steps))
+
+    def chain(self, *steps, arguments=("--json",), env=None, **fields):
+        """Runs a chain of these steps; `fields` are said of it as a whole."""
+        return self.run_program(self.command(*arguments, "-f", self.chain_file(*steps, **fields)), env=env)
+
+    def run_input(self, text, *arguments, **options):
+        return self.run_program(self.command(*arguments), text if isinstance(text, (bytes, str)) else json.dumps(text), **options)
+
+    def assert_step(self, result):
+        self.assertEqual(result["step"], result["index"] + 1)
+        self.assertEqual(result.get("name"), result.get("task_name"))
+        self.assert_result({name: value for name, value in result.items() if name not in ("step", "name")})
+
+    def report(self, completed):
+        """The object that `--json` printed; what holds of every one is checked."""
+        report = json.loads(completed.stdout.decode("utf-8"))
+        for result in report["results"]:
+            self.assert_step(result)
+        self.assertEqual([result["index"] for result in report["results"]], list(range(report["total_steps"])))
+        self.assertEqual((report["total_steps"], report["completed_steps"]), (report["total_tasks"], report["completed"]))
+        self.assertEqual(sum(report[name] for name in ("completed", "failed", "canceled", "skipped")), report["total_tasks"])
+        failed = [result["step"] for result in report["results"] if result["status"] in ("failed", "timeout", "lost")]
+        self.assertEqual(report.get("failed_step"), failed[0] if failed else None)
+        self.assertEqual(list(report)[-1], "results")
+        return report
+
+    def outputs(self, *steps, **fields):
+        """The answers of a chain in which all goes well."""
+        completed = self.chain(*steps, **fields)
+        self.assertEqual((completed.returncode, completed.stderr), (0, b""), completed.stdout)
+        return [result["output"] for result in self.report(completed)["results"]]
+
+    def counts(self, report):
+        return {name: report[name] for name in COUNTS if name in report}
+
+
+class Placeholders(ChainCase):
+    def test_previous_is_the_answer_of_the_step_before(self):
+        self.assertEqual(self.outputs(step("say one"), step("rest\n<{{previous}}>"), step("rest\n[{{previous}}]")), ["one\n", "<one\n>", "[<one\n>]"])
+
+    def test_a_step_with_a_name_can_be_named_by_any_later_one(self):
+        names = ("analyze", "审查 auth", "a.b", "with 'quotes\" \\ $x", "output", "previous")
+        answers = self.outputs(*[step("say %d" % number, name=name) for number, name in enumerate(names)],
+                               step("rest\n" + " ".join("{{steps.%s.output}}" % name for name in reversed(names))))
+        self.assertEqual(answers[-1], "5\n 4\n 3\n 2\n 1\n 0\n")
+
+    def test_every_occurrence_is_replaced_and_no_answer_is_looked_at_again(self):
+        braces = "say \\x7b\\x7bprevious}} \\x7b\\x7bsteps.first.output}} \\\\1 \\\\g<0> %s $& \\x7b0}"
+        said = "{{previous}} {{steps.first.output}} \\1 \\g<0> %s $& {0}\n"
+        answers = self.outputs(step(braces, name="first"), step("rest\n{{previous}}|{{previous}}{{steps.first.output}}"),
+                               step("rest\n{{previous}}"))
+        self.assertEqual(answers, [said, said + "|" + said + said, said + "|" + said + said])
+
+    def test_what_is_no_placeholder_stays_as_it_is(self):
+        text = "{previous} {{ x }} {{}} {{steps.a}} {{steps..output}} {{{previous}}} {{Previous}} {{session}} ${{ steps.build.outputs.tag }} {{steps.a.outputs}}"
+        completed = self.chain(step("say A"), step("rest\n" + text))
+        self.assertEqual(self.report(completed)["results"][1]["output"], text.replace("{{previous}}", "A\n"))
+
+    def test_what_looks_like_one_that_was_meant_is_warned_about(self):
+        for text, meant in (("{{ previous }}", "{{previous}}"), ("{{previos}}", "{{previous}}"), ("{{steps.plan.outptu}}", "{{steps.plan.output}}"),
+                            ("{{ steps.plan.output }}", "{{steps.plan.output}}"), ("{{version}}", ""), ("{{session}}", ""), ("{{ x }}", "")):
+            with self.subTest(text=text):
+                path = self.file("chain.json", '{"steps": [\n{"backend": "echo", "name": "plan", "prompt": "say x"},\n'
+                                 '{"backend": "echo", "prompt": "rest\\n%s"}]}' % text)
+                completed = self.run_program(self.command("--json", "-f", path))
+                self.assertEqual(self.report(completed)["results"][1]["output"], text)
+                self.assertEqual(completed.stderr.decode(), "clinvk: warning: %s:3: steps[1].prompt: %s is no placeholder and stays as it is "
+                                 "(did you mean \"%s\"?)\n" % (path, text, meant) if meant else "")
+
+    def test_answers_of_any_size_and_look_go_on_as_they_are(self):
+        self.install_answerers("claude")
+        answers = self.outputs(step("flood 3000000"), step("prompt-size;rest\n{{previous}}"))
+        self.assertEqual(answers[1], "%d\n%s" % (3000000 + len("prompt-size;rest\n"), "x" * 3000000))
+        answers = self.outputs(step("invalid-utf8; nul; say \\u2028 \\x1b[31m \\U0001f642 \\ud83d"), step("rest\n{{previous}}"))
+        self.assertEqual(answers[0], answers[1])
+        answers = self.outputs(step("-x --help\n@file \\n  trailing  \n", backend="claude"), step("rest\n{{previous}}|"))
+        self.assertEqual(answers[1], "-x --help\n@file \\n  trailing  |")
+
+    def test_random_chains_come_out_as_a_plain_replacement_would_have_them(self):
+        chance = random.Random(5)
+        for _ in range(300):
+            names = ["n%d" % number for number in range(5)]
+            pieces = ["{{previous}}", "{{previous", "}}", "{", "x", "\\1", "{{steps.", ".output}}", "\n"]
+            steps, answers, expected = [], [], []
+            for position in range(5):
+                known = ["{{steps.%s.output}}" % name for name in names[:position]] + (["{{previous}}"] if position else [])
+                while True:
+                    parts = [chance.choice(pieces[1:] + known) for _ in range(chance.randrange(1, 9))]
+                    prompt = "".join(parts) + "."
+                    try:  # pieces may happen to be a placeholder that stands for nothing
+                        cut = clinvk._parts(prompt, position, {name: number for number, name in enumerate(names)})
+                        break
+                    except ValueError:
+                        continue
+                steps.append({"backend": "echo", "name": names[position], "prompt": prompt})
+                answers.append("".join(chance.choice(pieces) for _ in range(chance.randrange(4))))
+                expected.append("".join(part if isinstance(part, str) else answers[part] for part in cut))
+                self.assertEqual("".join(part if isinstance(part, str) else "\0" for part in cut),
+                                 self.with_marks(prompt, names))
+            run = clinvk.Steps(clinvk._chain({"steps": steps}, clinvk.Rules()), self.fail)
+            for position, task in enumerate(run):
+                self.assertEqual((task.prompt, task.invalid), (expected[position], ""))
+                result = clinvk.Result(position, "echo", "ok", 0, answers[position], task=task)
+                self.assertEqual(run.arrived(result), result)
+
+    @staticmethod
+    def with_marks(prompt, names):
+        """Each placeholder of the prompt as a NUL, found without a regular expression."""
+        known, marked = ["{{previous}}"] + ["{{steps.%s.output}}" % name for name in names], ""
+        while prompt:
+            here = next((text for text in known if prompt.startswith(text)), "")
+            marked += "\0" if here else prompt[0]
+            prompt = prompt[len(here) or 1:]
+        return marked
+
+
+class Refused(ChainCase):
+    def assert_chain_refused(self, text, *messages):
+        completed = self.run_input(text, "--json")
+        self.assert_refused(completed, *messages)
+        self.assertFalse(self.has("ran"))
+
+    def test_a_placeholder_with_nothing_to_stand_for_is_told_with_its_place(self):
+        chain = """{
+  "steps": [
+    {"backend": "echo", "name": "analyze", "prompt": "touch ran"},
+    {"backend": "echo", "name": "tests",
+     "prompt": "touch ran; %s"},
+    {"backend": "echo", "name": "last", "prompt": "say x"}]}"""
+        for text, problem in (
+                ("{{steps.analyse.output}}", 'no step has that name (did you mean "analyze"?)'), ("{{steps.zzz.output}}", "no step has that name"),
+                ("{{steps.last.output}}", "that step comes later"), ("{{steps.tests.output}}", "that is this step itself"),
+                ("{{previous}} {{steps.Analyze.output}}", 'no step has that name (did you mean "analyze"?)')):
+            with self.subTest(text=text):
+                path = self.file("chain.json", chain % text)
+                completed = self.run_program(self.command("-f", path))
+                self.assert_refused(completed)
+                self.assertEqual(completed.stderr.decode(), "clinvk: error: %s:5: steps[1].prompt: %s stands for nothing: %s\n"
+                                 % (path, text.split("} ")[-1], problem))
+                self.assertFalse(self.has("ran"))
+        self.assert_chain_refused({"steps": [step("say x {{previous}}")]},
+                                  "stdin:1: steps[0].prompt: {{previous}} stands for nothing: no step comes before the first")
+
+    def test_a_placeholder_outside_of_a_prompt_is_refused(self):
+        for field, value in (("model", "{{previous}}"), ("workdir", "/{{steps.a.output}}"), ("system_prompt", "x {{previous}}"),
+                             ("extra", ["x", "{{previous}}"])):
+            self.assert_chain_refused({"steps": [step("touch ran", name="a"), step("say x", **{field: value})]},
+                                      "stdin:1: steps[1].%s: placeholders are replaced in prompts alone" % field)
+        self.assert_chain_refused({"defaults": {"system_prompt": "{{previous}}"}, "steps": [step("touch ran")]},
+                                  "stdin:1: steps[0]: system_prompt: placeholders are replaced in prompts alone")
+
+    def test_what_a_chain_must_not_be(self):
+        ran = json.dumps(step("touch ran"))
+        for text, message in (
+                (b"", "stdin: no chain: the input is empty"), (b" \n\n", "stdin: no chain: the input is empty"),
+                (b"{}", "stdin:1: a chain needs a list of steps"), (b'{"steps": null}', "stdin:1: steps: a chain needs a list of steps"),
+                (b'{"steps": []}', "stdin:1: steps: no steps: the list is empty"), (b'\n{"steps":\n{}}', "stdin:3: steps: expected a list of steps, got {}"),
+                (b'{"step": []}', 'stdin:1: step: unknown field (did you mean "steps"?)'), (b'{"steps": [3]}', "stdin:1: steps[0]: expected a task (an object), got 3"),
+                ('{"steps": [%s, {"backend": "echo"}]}' % ran, "stdin:1: steps[1]: a task needs a prompt"),
+                ('{"steps": [%s], "stop_on_failure": "no"}' % ran, 'stdin:1: stop_on_failure: expected true or false, got "no"'),
+                ('{"steps": [%s], "max_parallel": 2}' % ran, "stdin:1: max_parallel: unknown field"),
+                ('{"steps": [%s, {"backend": "ecko", "prompt": "x"}]}' % ran, 'stdin:1: steps[1].backend: unknown backend "ecko" (did you mean "echo"?)'),
+                ('{"steps": [%s, {"promt": "x"}]}' % ran, 'stdin:1: steps[1].promt: unknown field (did you mean "prompt"?)'),
+                ('{"steps": [%s]}\n{"steps": [%s]}' % (ran, ran), "stdin:2: a chain is one JSON value, and here begins another"),
+                ('{"steps": [%s]}\nnoise' % ran, 'stdin:2: expected a JSON object or array, got "noise"'),
+                ('{"steps": [%s]' % ran, "stdin:1: not valid JSON: "), (b'{"steps": ["\xff"]}', "stdin:1: not valid UTF-8 (byte 0xff)"),
+                ("[%s]" % ran, "stdin:1: this is a batch: run it with `clinvk parallel`"),
+                ('\n{"tasks": [%s]}' % ran, "stdin:2: tasks: this is a batch: run it with `clinvk parallel`"),
+                ("[" * 100000, "stdin:1: nested too deep"),
+                ('{"steps": [%s], "defaults": {"id": "x"}}' % ran, "stdin:1: defaults.id: unknown field"),
+                ('{"steps": [%s], "backends": {"x": {"command": ["x"]}}}' % ran, "stdin:1: backends: commands that a chain defines are only run with --allow-commands")):
+            with self.subTest(text=text[:60]):
+                self.assert_chain_refused(text, message)
+
+    def test_names_and_ids_are_unique(self):
+        for field in ("name", "id"):
+            self.assert_chain_refused({"steps": [step("touch ran", **{field: "x"}), step("say x"), step("say x", **{field: "x"})]},
+                                      'stdin:1: steps[2].%s: another step has the %s "x"' % (field, field))
+
+    def test_a_batch_given_to_chain_and_a_chain_given_to_parallel_are_sent_to_each_other(self):
+        completed = self.run_program([sys.executable, COMPILED, "parallel"], json.dumps({"steps": [step("touch ran")]}).encode())
+        self.assert_refused(completed, "stdin:1: steps: this is a chain: run it with `clinvk chain`")
+
+    def test_input_that_cannot_be_read(self):
+        self.assert_refused(self.run_program(self.command("-f", self.path("missing"))), self.path("missing") + ": No such file or directory")
+        self.assert_refused(self.run_program(self.command("-f", self.directory)), "Is a directory")
+        terminal = test_commands.Terminal()
+        self.addCleanup(terminal.close)
+        for arguments in ([], ["-f", "-"]):
+            self.assert_refused(self.run_program(self.command(*arguments), stdin=terminal.slave), "no input: stdin is a terminal")
+
+    def test_what_the_reader_of_a_chain_does_not_allow(self):
+        os.mkdir(self.path("inside"))
+        for arguments, field, message in (
+                (["--ceiling", "sandbox=workspace"], {"sandbox_mode": "full"}, 'steps[1].sandbox_mode: "full" is above the ceiling'),
+                (["--root", "inside", "-w", "inside"], {"workdir": "/"}, 'steps[1].workdir: "/" is outside of "inside"')):
+            completed = self.chain(step("touch ran"), step("say x", **field), arguments=["--json"] + arguments)
+            self.assert_refused(completed, message)
+            self.assertFalse(self.has("inside/ran"))
+
+
+class Input(ChainCase):
+    def test_it_comes_from_a_file_or_a_pipe_in_any_layout(self):
+        chain = {"steps": [step("say one"), step("rest\n{{previous}}")]}
+        for text in (json.dumps(chain), "\ufeff\n" + json.dumps(chain, indent=4) + "\n\n"):
+            for completed in (self.run_input(text, "--json"), self.run_input(text, "--json", "-f", "-"),
+                              self.run_program(self.command("--json", "--file", self.file("c.json", text)))):
+                self.assertEqual([result["output"] for result in self.report(completed)["results"]], ["one\n", "one\n"])
+                self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+
+    def test_nothing_starts_before_its_end_was_read(self):
+        process = self.start_program(self.command("--jsonl", "-q"), stdin=subprocess.PIPE)
+        process.stdin.write(json.dumps({"steps": [step("touch ran; say x")]}).encode())
+        self.assertEqual(select.select([process.stdout], [], [], 0.2)[0], [])
+        self.assertFalse(self.has("ran"))
+        self.assertEqual(process.finish().returncode, 0)
+        self.assertTrue(self.has("ran"))
+
+    def test_an_input_without_end_ends_it_where_a_second_value_begins(self):
+        completed = self.run_program(["sh", "-c", "yes '{\"steps\": []}' | exec \"$@\"", "sh"] + self.command())
+        self.assertEqual(completed.returncode, 2)
+
+    def test_what_is_said_for_all_steps(self):
+        os.mkdir(self.path("sub"))
+        completed = self.chain(step("cwd; env CLINVK_TASK", name="a"), step("cwd", workdir="/"), step("rest\nx", backend="mine"),
+                               defaults={"workdir": self.path("sub"), "tags": ["t"]}, backends={"mine": {"command": ["tr", "x", "y"]}},
+                               arguments=["--json", "--allow-commands"])
+        results = self.report(completed)["results"]
+        self.assertEqual([result["output"] for result in results], [self.path("sub") + "\n0\n", "/\n", "rest\ny"])
+        self.assertEqual([result["tags"] for result in results], [["t"]] * 3)
+
+    def test_options_are_for_steps_that_do_not_say_it_themselves(self):
+        chain = {"steps": [{"prompt": "x"}, {"prompt": "x", "backend": "codex", "model": "own"}], "defaults": {"model": "of-defaults"}}
+        completed = self.run_input(chain, "--dry-run", "-b", "claude", "--model", "m", "--sandbox-mode", "read-only", "-w", "/")
+        lines = completed.stdout.decode().splitlines()
+        self.assertEqual(completed.returncode, 0, completed.stderr)
+        self.assertRegex(lines[0], r"^\(cd -- / && env .* claude -p .*--tools Read,.* --model m <<< x\)$")
+        self.assertRegex(lines[1], r"^\(cd -- / && env .* codex exec .* -s read-only .*-m own .*- <<< x\)$")
+
+    def test_the_working_directory_is_passed_on_where_that_is_asked_for(self):
+        for name in ("one", "two"):
+            os.mkdir(self.path(name))
+        steps = (step("cwd"), step("cwd", workdir="one"), step("cwd"), step("cwd", workdir=self.path("two")), step("cwd", workdir=None))
+        for passed, expected in ((True, ["", "/one", "/one", "/two", "/two"]), (False, ["", "/one", "", "/two", ""])):
+            self.assertEqual(self.outputs(*steps, pass_working_dir=passed), [self.directory + place + "\n" for place in expected])
+        completed = self.chain(*steps, pass_working_dir=True, arguments=["--json", "-w", "/", "--root", "/"])
+        self.assertEqual([result["output"] for result in self.report(completed)["results"]],
+                         ["/\n"] + [self.directory + place + "\n" for place in ("/one", "/one", "/two", "/two")])
+
+
+class Failures(ChainCase):
+    def test_the_first_failure_ends_the_chain(self):
+        os.unlink(os.path.join(self.bin, "claude"))
+        for prompt, fields, status in (("exit 3", {}, "failed"), ("sleep 300", {"timeout": 0.1}, "timeout"), ("stderr nothing", {}, "failed"),
+                                       ("die KILL", {}, "failed"), ("say x", {"backend": "claude"}, "failed"), ("say x", {"workdir": "/nonexistent"}, "failed")):
+            with self.subTest(prompt=prompt, fields=fields):
+                completed = self.chain(step("say one"), step(prompt, **fields), step("touch ran"), step("touch ran {{previous}}"), env={"PATH": self.bin})
+                report = self.report(completed)
+                self.assertEqual((completed.returncode, completed.stderr), (1, b""))
+                self.assertEqual(self.counts(report), dict(zip(COUNTS, (4, 1, 2, 4, 1, 1, 2, 0))))
+                self.assertEqual([result["status"] for result in report["results"]], ["ok", status, "canceled", "canceled"])
+                self.assertEqual([(result["error"], result["error_kind"], result["exit_code"], result["attempts"], result["output"])
+                                  for result in report["results"][2:]], [("not run, because step 2 failed", "canceled", -1, 0, "")] * 2)
+                self.assertFalse(self.has("ran"))
+
+    def test_a_chain_that_goes_on_puts_nothing_in_the_place_of_an_answer_that_is_not_there(self):
+        steps = (step("say partly; exit 3", name="bad"), step("rest\n<{{previous}}>"), step("rest\n<{{steps.bad.output}}{{previous}}>"))
+        completed = self.chain(*steps, stop_on_failure=False)
+        report = self.report(completed)
+        self.assertEqual([(result["status"], result["output"]) for result in report["results"]], [("failed", "partly\n"), ("ok", "<>"), ("ok", "<<>>")])
+        warning = "step 1 has no answer (failed): nothing stands in its place"
+        self.assertEqual([result.get("warnings") for result in report["results"]], [None, [warning], [warning]])
+        self.assertEqual(completed.stderr.decode(), "clinvk: warning: step 2: %s\nclinvk: warning: step 3: %s\n" % (warning, warning))
+        self.assertEqual((completed.returncode, self.counts(report)), (1, dict(zip(COUNTS, (3, 2, 1, 3, 2, 1, 0, 0)))))
+
+    def test_a_prompt_that_becomes_too_large_for_its_backend_is_a_failed_step(self):
+        for stop, last in ((True, ("canceled", "")), (False, ("ok", "on\n"))):
+            with self.subTest(stop_on_failure=stop):
+                completed = self.chain(step("flood 1048577"), step("{{previous}}", backend="codex", model="m"), step("say on"), stop_on_failure=stop)
+                results = self.report(completed)["results"]
+                self.assertEqual([results[1][name] for name in ("status", "exit_code", "error_kind", "error", "backend", "attempts", "model")], [
+                    "failed", 1, "invalid", "the prompt has 1,048,577 characters; codex takes 1,048,576 at most", "codex", 0, "m"])
+                self.assertEqual((results[2]["status"], results[2]["output"]), last)
+                self.assertEqual(completed.returncode, 1)
+
+    def test_a_prompt_that_becomes_blank_is_a_failed_step(self):
+        completed = self.chain(step("exit 1"), step(" {{previous}}\n"), step("say on"), stop_on_failure=False)
+        results = self.report(completed)["results"]
+        self.assertEqual([results[1][name] for name in ("status", "error_kind", "error")],
+                         ["failed", "invalid", "the prompt is blank once its placeholders are replaced"])
+        self.assertEqual(len(results[1]["warnings"]), 1)
+        self.assertEqual(results[2]["output"], "on\n")
+
+    def test_a_step_that_is_not_to_be_run_has_no_answer_and_ends_nothing(self):
+        completed = self.chain(step("touch ran", dry_run=True), step("rest\n<{{previous}}>"))
+        report = self.report(completed)
+        self.assertEqual([(result["status"], result["output"]) for result in report["results"]],
+                         [("skipped", "env NO_COLOR=1 cat <<< 'touch ran'"), ("ok", "<>")])
+        self.assertEqual(report["results"][1]["warnings"], ["step 1 has no answer (skipped): nothing stands in its place"])
+        self.assertEqual((completed.returncode, self.counts(report)), (0, {
+            "total_steps": 2, "completed_steps": 1, "total_tasks": 2, "completed": 1, "failed": 0, "canceled": 0, "skipped": 1}))
+        self.assertFalse(self.has("ran"))
+
+    @only_linux
+    def test_a_lost_worker_is_a_failed_step(self):
+        if os.environ.get("CLINVK_START_METHOD") == "thread":
+            self.skipTest("threads cannot be lost")
+        process = self.start_program(self.command("--json", "-f", self.chain_file(step("ids pid; sleep 300"), step("touch ran"))))
+        backend = self.pid_in(self.path("pid"))
+        with open("/proc/%d/stat" % backend) as file:
+            os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGKILL)  # its worker
+        report = self.report(process.finish())
+        self.assertEqual([result["status"] for result in report["results"]], ["lost", "canceled"])
+        self.assert_gone(backend)
+
+
+class Forms(ChainCase):
+    STEPS = (step("say one\\ntwo", name="审查", backend="claude"), step("stderr noise; rest\n{{previous}}", backend="codex"), step("exit 3", name="fix"), step("say x"))
+
+    def test_text_has_each_answer_under_its_step_and_then_the_table(self):
+        completed = self.chain(*self.STEPS, arguments=[])
+        self.assertEqual(normal(completed.stdout), """\
+Running a chain of 4 steps...
+
+[1/4] 审查 (claude)
+one
+two
+
+[2/4] Step 2 (codex)
+one
+two
+
+Results
+============================================================
+#    BACKEND      STATUS     DURATION   TASK
+------------------------------------------------------------
+1    claude       OK         0.00s      审查
+2    codex        OK         0.00s      stderr noise; rest
+3    echo         FAILED     0.00s      fix
+     error: exit status 3
+4    echo         CANCELED   0.00s      say x
+------------------------------------------------------------
+Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)
+""")
+        self.assertEqual((completed.returncode, completed.stderr), (1, b""))
+
+    def test_an_answer_is_shown_as_soon_as_it_is_there(self):
+        process = self.start_program(self.command("-f", self.chain_file(step("say one"), step("wait-for go; say two"))))
+        process.wait_for_line(b"[1/2] Step 1 (echo)")
+        self.assertEqual(process.line(), b"one")
+        self.touch("go")
+        completed = process.finish()
+        self.assertTrue(completed.stdout.startswith(b"\n[2/2] Step 2 (echo)\ntwo\n\nResults\n"), completed.stdout)
+
+    def test_json_lines_come_one_by_one_and_the_table_goes_to_stderr(self):
+        process = self.start_program(self.command("--jsonl", "-f", self.chain_file(step("say one", name="n"), step("wait-for go; rest\n{{previous}}"))))
+        first = json.loads(process.line())
+        self.touch("go")
+        second = json.loads(process.line())
+        completed = process.finish()
+        for result in (first, second):
+            self.assert_step(result)
+        self.assertEqual([(result["step"], result.get("name"), result["output"]) for result in (first, second)], [(1, "n", "one\n"), (2, None, "one\n")])
+        self.assertIn(b"\nTotal: 2 tasks, 2 completed, 0 failed (", completed.stderr)
+        self.assertEqual((completed.returncode, completed.stdout), (0, b""))
+
+    def test_the_json_object_has_its_fields_in_this_order(self):
+        report = self.report(self.chain(step("say one", name="n"), step("exit 1")))
+        self.assertEqual(list(report), ["total_steps", "completed_steps", "failed_step", "total_tasks", "completed", "failed", "canceled", "skipped",
+                                        "total_duration_seconds", "start_time", "end_time", "results"])
+        self.assertEqual(list(report["results"][0])[:4], ["step", "name", "index", "task_name"])
+
+    def test_quiet_prints_the_total_alone(self):
+        completed = self.chain(*self.STEPS, arguments=["-q"])
+        self.assertEqual(normal(completed.stdout), "Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)\n")
+        self.assertEqual(self.chain(*self.STEPS, arguments=["-q", "--jsonl"]).stderr, b"")
+
+    def test_a_dry_run_shows_the_steps_as_they_are_written(self):
+        steps = (step("touch ran", name="a"), step("touch ran {{previous}} {{steps.a.output}}", workdir="/nonexistent"))
+        completed = self.chain(*steps, arguments=["--dry-run"], pass_working_dir=True)
+        self.assertEqual((completed.returncode, completed.stderr, completed.stdout.decode().splitlines()), (0, b"", [
+            "env NO_COLOR=1 cat <<< 'touch ran'", "(cd -- /nonexistent && env NO_COLOR=1 cat <<< 'touch ran {{previous}} {{steps.a.output}}')"]))
+        report = self.report(self.chain(*steps, arguments=["--dry-run", "--json"]))
+        self.assertEqual(([result["status"] for result in report["results"]], report["skipped"]), (["skipped"] * 2, 2))
+        self.assertFalse(self.has("ran"))
+
+    def test_controls_in_a_name_or_an_answer_do_not_reach_a_terminal(self):
+        terminal = test_commands.Terminal()
+        self.addCleanup(terminal.close)
+        process = self.start_program(self.command("--progress", "never", "--color", "never", "-f", self.chain_file(
+            step("say \\x1b[31mred", name="a\x1b]0;x\x07\nb"))), stdout=terminal.slave, stderr=terminal.slave)
+        terminal.detach()
+        shown = terminal.rest()
+        process.finish()
+        self.assertNotIn(b"\x1b", shown)
+        self.assertIn(b"[1/1] a^[]0;x^G (echo)\n^[[31mred\n", shown)
+
+    def test_the_status_line_counts_the_steps(self):
+        completed = self.chain(step("say one"), step("exit 1"), arguments=["--json", "--progress", "always"])
+        self.assertRegex(completed.stderr.decode(), r"\A\[1/2\] 1 running, 00:..\n\[2/2\] 1 running, 1 failed, 00:..\n\Z")
+
+    def test_steps_run_one_after_the_other(self):
+        self.outputs(*[step("append log +%d; append log -%d; say x" % (number, number)) for number in range(4)])
+        self.assertEqual(self.log(), [sign + str(number) for number in range(4) for sign in "+-"])
+
+    def test_what_cannot_be_written_is_told(self):
+        if not os.path.exists("/dev/full"):
+            self.skipTest("/dev/full is not there")
+        path = self.chain_file(step("say one"), step("touch ran; say two"))
+        for arguments in ([], ["--json"], ["--jsonl"]):
+            with self.subTest(arguments=arguments):
+                completed = self.run_program(["sh", "-c", 'exec "$@" > /dev/full', "sh"] + self.command("-f", path, *arguments))
+                self.assertEqual(completed.returncode, 74)
+                self.assertIn(b"clinvk: error: cannot write to stdout: No space left on device", completed.stderr)
+
+
+class Stopped(ChainCase):
+    def start_steps(self, *arguments, **options):
+        process = self.start_program(self.command("-f", self.chain_file(
+            step("say one"), step("ids pid; leave-group left; touch ready; sleep 300"), step("touch ran {{previous}}"), step("touch ran"),
+            stop_on_failure=options.pop("stop_on_failure", True)), *arguments), **options)
+        self.wait_for_file(self.path("ready"))
+        return process
+
+    def assert_all_stopped(self):
+        for name in ("pid", "left"):
+            self.assert_gone(self.pid_in(self.path(name)))
+        self.assertFalse(self.has("ran"))
+        for name in ("pid", "left", "ready"):
+            os.unlink(self.path(name))
+
+    def test_a_signal_stops_it_and_every_step_is_answered(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            for stop in (True, False):
+                with self.subTest(signal=number, stop_on_failure=stop):
+                    process = self.start_steps("--json", stop_on_failure=stop)
+                    process.send_signal(number)
+                    completed = process.finish()
+                    report = self.report(completed)
+                    self.assertEqual(completed.returncode, -number)
+                    self.assertEqual([(result["status"], result.get("error")) for result in report["results"]], [
+                        ("ok", None), ("canceled", "canceled while it ran")] + [("canceled", "canceled before it started (interrupted)")] * 2)
+                    self.assertNotIn(b"warning", completed.stderr)
+                    self.assert_all_stopped()
+
+    def test_a_signal_is_the_reason_though_a_step_failed_before_it(self):
+        process = self.start_program(self.command("--json", "-f", self.chain_file(
+            step("exit 3"), step("touch ready; sleep 300"), step("say x"), stop_on_failure=False)))
+        self.wait_for_file(self.path("ready"))
+        process.send_signal(signal.SIGTERM)
+        report = self.report(process.finish())
+        self.assertEqual([(result["status"], result["error"]) for result in report["results"]], [
+            ("failed", "exit status 3"), ("canceled", "canceled while it ran"), ("canceled", "canceled before it started (interrupted)")])
+
+    def test_when_the_reader_goes_away_the_rest_is_not_run(self):
+        for arguments in ([], ["--jsonl"], ["--json"]):
+            with self.subTest(arguments=arguments):
+                process = self.start_steps(*arguments)
+                process.stdout.close()
+                self.assertEqual(process.wait(PATIENCE), 141)
+                self.assertIn(b"Total: 4 tasks, 1 completed, 0 failed, 3 canceled (", process.error_output())
+                self.assert_all_stopped()
+
+    @only_linux
+    def test_killed_it_leaves_nothing_running(self):
+        if os.environ.get("CLINVK_START_METHOD") == "thread":
+            self.skipTest("threads cannot do that")
+        process = self.start_steps("--json")
+        process.kill()
+        process.finish()
+        self.wait_until_nothing_runs()
+        wait_until(lambda: not os.listdir(self.tmp), "the files are gone")
+
+
+class Memory(ChainCase):
+    def test_answers_that_wait_for_a_later_step_do_not_wait_in_memory(self):
+        size, count = 4000000, 14
+        script = self.file("measured.py", "import resource, sys\nsys.path.insert(0, %r)\nimport clinvk\nif __name__ == '__main__':\n"
+                           "    status = clinvk.main()\n    print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n" % ROOT)
+
+        def peak(*steps):
+            completed = self.run_program([sys.executable, script, "chain", "--json", "-f", self.chain_file(*steps)], stdout=subprocess.DEVNULL)
+            status, size = map(int, completed.stderr.split())
+            self.assertEqual(status, 0)
+            return size * (1 if sys.platform == "darwin" else 1024)
+
+        least = peak(step("say x"), step("say y"))
+        self.assertLess(peak(*[step("flood %d" % size, name="n%d" % number) for number in range(count)],
+                             *[step("rest\n{{steps.n%d.output}}" % number) for number in range(count)]), least + 8 * size)
+
+
+class Pipeline(Case):
+    """The pipeline of the user's guide: the answer of a chain is a file of tasks, which `parallel` then runs."""
+
+    TASKS = '{"tasks": [{"backend": "claude", "prompt": "为 auth.go 生成单元测试"},\n  {"backend": "codex", "prompt": "为 user.go 生成单元测试"}]}'
+    CHAIN = {"steps": [
+        {"name": "analyze", "backend": "claude", "prompt": "分析代码库结构"},
+        {"name": "generate-tests", "backend": "claude", "prompt": "基于以下内容创建包含所有模块测试生成任务的 tasks.json 文件：{{previous}}"}]}
+
+    def setUp(self):
+        for program in ("bash", "jq"):
+            if not shutil.which(program):
+                self.skipTest(program + " is not installed")
+        super().setUp()
+        os.unlink(os.path.join(self.bin, "cat"))
+        write_program(os.path.join(self.bin, "clinvk"), b"#!/bin/sh\nexec '%s' -W error '%s' \"$@\"\n"
+                      % (os.fsencode(sys.executable), os.fsencode(COMPILED)))
+        self.file("analyze.json", self.CHAIN)
+
+    def install_models(self, answer):
+        """A claude that answers `answer` when it is asked for tasks.json, else with its prompt; a codex that answers with its prompt."""
+        self.file("answer", answer)
+        program = ("#!%s -IS\nimport json, os, sys\nprompt = sys.stdin.buffer.read().decode()\n"
+                   "with open(os.path.join(%r, 'asked'), 'a') as file:\n    file.write(json.dumps(prompt) + '\\n')\n"
+                   "answer = open(os.path.join(%r, 'answer')).read() if 'tasks.json' in prompt else 'auth.go, user.go' if '分析' in prompt else prompt\n"
+                   % (os.path.realpath(sys.executable), self.directory, self.directory)).encode()
+        write_program(os.path.join(self.bin, "claude"), program + b"print(json.dumps({'type': 'result', 'is_error': False, 'result': answer}))\n")
+        write_program(os.path.join(self.bin, "codex"), program + b"print(json.dumps({'type': 'item.completed', 'item': {'type': 'agent_message', 'text': "
+                      b"answer}}))\nprint(json.dumps({'type': 'turn.completed'}))\n")
+
+    def shell(self, script):
+        run = self.run_program(["bash", "-o", "pipefail", "-c", script])
+        return run.returncode, run.stdout.decode(), run.stderr.decode()
+
+    CHAINED = "clinvk chain --file analyze.json --json | jq -r '.results[-1].output' > generated-tasks.json; "
+
+    def test_the_answer_of_a_chain_is_the_batch_that_parallel_runs(self):
+        for answer in (self.TASKS, self.TASKS + "\n"):
+            self.install_models(answer)
+            status, printed, errors = self.shell(self.CHAINED + "clinvk parallel --file generated-tasks.json --json | jq -r '.results[].output'")
+            self.assertEqual((status, printed, errors), (0, "为 auth.go 生成单元测试\n为 user.go 生成单元测试\n", ""))
+        with open(self.path("asked")) as file:
+            asked = [json.loads(line) for line in file]
+        self.assertEqual(asked[1], "基于以下内容创建包含所有模块测试生成任务的 tasks.json 文件：auth.go, user.go")
+
+    def test_of_an_answer_in_a_markdown_fence_parallel_says_what_is_wrong_and_how_to_strip_it(self):
+        for answer in ("```json\n%s\n```" % self.TASKS, "```\n%s\n```\n" % self.TASKS, "\n  ```json\n%s\n  ```" % self.TASKS, self.TASKS + "\n```"):
+            with self.subTest(answer=answer):
+                self.install_models(answer)
+                status, printed, errors = self.shell(self.CHAINED + "clinvk parallel --file generated-tasks.json")
+                self.assertEqual((status, printed), (2, ""))
+                self.assertRegex(errors, r'\Aclinvk: error: generated-tasks\.json:\d: expected a JSON object or array, got "```(json)?": '
+                                 r"the JSON is in a Markdown fence, which `sed '/\^ \*```/d'` strips\n\Z")
+                advice = errors.split("which `")[1].split("` strips")[0]
+                status, printed, errors = self.shell(advice + " generated-tasks.json | clinvk parallel --json | jq -r '.results[].output'")
+                self.assertEqual((status, printed, errors), (0, "为 auth.go 生成单元测试\n为 user.go 生成单元测试\n", ""))
+
+    def test_a_chain_that_failed_leaves_no_tasks_to_run(self):
+        self.install_models(self.TASKS)
+        write_program(os.path.join(self.bin, "claude"), b"#!/bin/sh\nexit 3\n")
+        status, printed, errors = self.shell(self.CHAINED + "clinvk parallel --file generated-tasks.json")
+        self.assertEqual((status, printed, errors), (2, "", "clinvk: error: generated-tasks.json: no tasks: the input is empty\n"))
+
+
+if __name__ == "__main__":
+    unittest.main()

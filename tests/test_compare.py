@@ -1,0 +1,377 @@
+"""`clinvk compare`: one prompt for several backends, and their answers side by side.  As a black box with fake AI programs; the
+word diff by itself, too.
+"""
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import unittest
+
+import test_commands
+from support import PATIENCE, COMPILED, clinvk, wait_until
+from test_commands import normal
+
+# The fakes as commands of the user's own: each does what the prompt says, and `mine` is one that is not there.
+MINE = json.dumps({"one": {"command": ["cat"]}, "two": {"command": ["cat"]}, "upper": {"command": ["tr", "a-z", "A-Z"]},
+                   "mine": {"command": ["no-such-program"]}})
+
+
+class CompareCase(test_commands.Commands):
+    def setUp(self):
+        super().setUp()
+        self.environment["CLINVK_BACKENDS"] = MINE
+
+    def command(self, *arguments):
+        return [sys.executable, "-W", "error", COMPILED, "compare", *arguments]
+
+    def compare(self, *arguments, input=b"", **options):
+        return self.run_program(self.command(*arguments), input, **options)
+
+    def report(self, completed):
+        """The object that `--json` printed; what holds of every one is checked."""
+        report = json.loads(completed.stdout.decode("utf-8"))
+        for result in report["results"]:
+            self.assert_result(result)
+        self.assertEqual([result["backend"] for result in report["results"]], report["backends"])
+        self.assertEqual([result["index"] for result in report["results"]], list(range(report["total_tasks"])))
+        self.assertEqual(sum(report[name] for name in ("completed", "failed", "canceled", "skipped")), report["total_tasks"])
+        self.assertNotEqual(report.get("not_installed"), [])
+        return report
+
+    def only(self, *programs):
+        """A PATH with these fakes alone."""
+        for name in os.listdir(self.bin):
+            if name not in programs:
+                os.unlink(os.path.join(self.bin, name))
+        return {"PATH": self.bin}
+
+    def assert_error(self, completed, *words, status=2):
+        self.assertEqual((completed.returncode, completed.stdout), (status, b""), completed.stderr)
+        for word in words:
+            self.assertIn(word, completed.stderr.decode())
+        self.assertFalse(self.has("ran"))
+
+
+class Choice(CompareCase):
+    def test_one_of_the_two_ways_to_choose_must_be_taken(self):
+        self.assert_error(self.compare("touch ran"), "one of the arguments --backends --all-backends is required")
+        self.assert_error(self.compare("--all-backends", "--backends", "echo", "touch ran"), "not allowed with argument")
+        self.assert_error(self.compare("--all-backends"), "the following arguments are required: PROMPT")
+        self.assert_error(self.compare("--backends", "echo", "touch", "ran"), "unknown argument ran")
+        self.assert_error(self.compare("--all-backends", "-b", "echo", "touch ran"), "unknown argument -b")
+
+    def test_an_unknown_or_repeated_name_is_refused_and_nothing_runs(self):
+        for names, message in (("echo,ecko", '--backends: unknown backend "ecko" (did you mean "echo"?); known are claude, codex, gemini, echo, one, two'),
+                               ("echo,", '--backends: unknown backend ""'), ("", '--backends: unknown backend ""'), ("Claude", '"Claude"'),
+                               ("one,two, one", '--backends: "one" stands there twice')):
+            with self.subTest(names=names):
+                completed = self.compare("--backends", names, "touch ran")
+                self.assert_error(completed, "clinvk: error: " if message.startswith("--") else "", message)
+
+    def test_the_named_ones_are_asked_in_that_order_whatever_stands_around_the_names(self):
+        report = self.report(self.compare("--json", "--backends", " two , one,echo", "say x"))
+        self.assertEqual(report["backends"], ["two", "one", "echo"])
+        self.assertEqual([result["output"] for result in report["results"]], ["x\n"] * 3)
+
+    def test_all_are_those_that_are_installed_but_echo_and_the_users_own(self):
+        completed = self.compare("--json", "--all-backends", "say x", env=dict(self.only("cat", "claude", "codex"), CLINVK_BACKENDS='{"one": {"command": ["cat"]}}'))
+        report = self.report(completed)
+        self.assertEqual((report["backends"], report["not_installed"]), (["claude", "codex", "one"], ["gemini"]))
+        self.assertEqual((completed.returncode, completed.stderr.decode()), (0, "clinvk: warning: not installed, so left out: gemini\n"))
+
+    def test_a_backend_that_the_configuration_disables_is_not_among_all_and_cannot_be_named(self):
+        path = self.file("config.yaml", "backends:\n  codex:\n    enabled: false\n")
+        env = dict(self.only("cat", "claude", "codex"), CLINVK_CONFIG=path, CLINVK_BACKENDS="")
+        self.assertEqual(self.report(self.compare("--json", "--all-backends", "say x", env=env))["backends"], ["claude"])
+        self.assert_error(self.compare("--backends", "claude,codex", "touch ran", env=env), "codex is disabled by " + path)
+
+    def test_what_is_not_installed_is_named_and_the_others_run(self):
+        for arguments, missing in ((["--backends", "mine,one,gemini,echo"], ["mine", "gemini"]), (["--backends", "one,echo"], None)):
+            completed = self.compare("--json", *arguments, "say x", env=self.only("cat"))
+            report = self.report(completed)
+            self.assertEqual((report["backends"], report.get("not_installed")), (["one", "echo"], missing))
+            self.assertEqual((completed.returncode, completed.stderr.decode()), (0, "clinvk: warning: not installed, so left out: mine, gemini\n" if missing else ""))
+
+    def test_a_program_that_is_there_and_cannot_be_started_is_a_failure(self):
+        os.chmod(os.path.join(self.bin, "codex"), 0o644)
+        completed = self.compare("--json", "--backends", "codex,echo", "say x", env=self.only("cat", "codex"))
+        report = self.report(completed)
+        self.assertEqual([(result["status"], result["exit_code"]) for result in report["results"]], [("failed", 126), ("ok", 0)])
+        self.assertEqual((completed.returncode, "not_installed" in report), (1, False))
+
+    def test_where_none_is_installed_it_fails_and_says_so(self):
+        env = dict(self.only("cat"), CLINVK_BACKENDS='{"mine": {"command": ["no-such-program"]}}')
+        for arguments, names in ((["--backends", "claude,mine"], "claude, mine"), (["--all-backends"], "claude, codex, gemini, mine")):
+            for form in ([], ["--json"], ["--jsonl"]):
+                completed = self.compare(*arguments, *form, "touch ran", env=env)
+                self.assert_error(completed, status=1)
+                self.assertEqual(completed.stderr.decode(), "clinvk: error: none of the backends is installed: %s\n" % names)
+
+    def test_a_relative_program_is_looked_for_where_it_would_run(self):
+        os.mkdir(self.path("sub"))
+        shutil.copy(os.path.join(self.bin, "cat"), self.path("sub", "tool"))
+        env = {"CLINVK_BACKENDS": '{"tool": {"command": ["./tool"]}}'}
+        self.assertEqual(self.report(self.compare("--json", "--backends", "tool", "-w", "sub", "say x", env=env))["completed"], 1)
+        self.assert_error(self.compare("--json", "--backends", "tool", "say x", env=env), "none of the backends is installed: tool", status=1)
+
+
+class Prompts(CompareCase):
+    def test_a_dash_stands_for_stdin(self):
+        for text in ("rest\nfrom stdin\n", "rest\n" + "x" * 300000, "rest\n审查 \udcff"):
+            report = self.report(self.compare("--json", "--backends", "one,echo", "-", input=text))
+            self.assertEqual(report["prompt"], text)
+            self.assertEqual([result["output"] for result in report["results"]], [text[len("rest\n"):]] * 2)
+
+    def test_what_looks_like_an_option_is_a_prompt_after_two_dashes(self):
+        self.install_answerers("cat")
+        self.assertEqual(self.report(self.compare("--json", "--backends", "echo", "--", "--help"))["results"][0]["output"], "--help")
+
+    def test_a_prompt_that_cannot_be_asked_is_refused(self):
+        for prompt, options in (("", {}), (" \n", {}), ("-", {"input": b""}), ("-", {"input": b"\n"})):
+            self.assert_error(self.compare("--backends", "echo", prompt, **options), "clinvk: error: the prompt is blank\n")
+        self.assert_error(self.compare("--backends", "echo,codex", "-", input=b"x" * 1048577),
+                          "clinvk: error: prompt: the prompt has 1,048,577 characters; codex takes 1,048,576 at most\n")
+
+    def test_a_mode_that_one_of_them_cannot_keep_is_refused_for_all(self):
+        self.assert_error(self.compare("--backends", "claude,codex", "--sandbox-mode", "full", "--approval-mode", "auto", "touch ran"),
+                          "clinvk: error: sandbox_mode: codex: ")
+        self.assert_error(self.compare("--backends", "claude,one", "--sandbox-mode", "read-only", "touch ran"), "clinvk: error: sandbox_mode: one: ")
+
+    def test_options_are_for_all_of_them(self):
+        completed = self.compare("--dry-run", "--backends", "claude,codex,one", "-m", "m", "-w", "/", "x", env={"CLINVK_CLAUDE_MODEL": "other"})
+        lines = completed.stdout.decode().splitlines()
+        self.assertEqual((completed.returncode, completed.stderr, len(lines)), (0, b"", 3))
+        for line, part in zip(lines, ("--model m ", "-m m ", "cat ")):
+            self.assertTrue(line.startswith("(cd -- / && env "), line)
+            self.assertIn(part, line)
+        self.assertIn("--model other ", self.compare("--dry-run", "--backends", "claude", "x", env={"CLINVK_CLAUDE_MODEL": "other"}).stdout.decode())
+        report = self.report(self.compare("--json", "--backends", "one,two", "--timeout", "0.2s", "sleep 300"))
+        self.assertEqual([result["status"] for result in report["results"]], ["timeout"] * 2)
+
+    def test_a_dry_run_starts_nothing_and_needs_no_program(self):
+        env = {"PATH": "/nonexistent"}
+        completed = self.compare("--dry-run", "--all-backends", "touch ran", env=env)
+        self.assertEqual(completed.returncode, 0)
+        self.assertEqual([re.search(r"claude|codex|gemini|cat|tr|no-such-program", line).group() for line in completed.stdout.decode().splitlines()],
+                         ["claude", "codex", "gemini", "cat", "cat", "tr", "no-such-program"])
+        report = self.report(self.compare("--dry-run", "--json", "--backends", "echo", "touch ran", env=env))
+        self.assertEqual((report["skipped"], report["results"][0]["output"]), (1, "env NO_COLOR=1 cat <<< 'touch ran'"))
+        self.assertFalse(self.has("ran"))
+
+
+class Running(CompareCase):
+    def test_they_run_at_once_or_one_after_the_other(self):
+        env = {"CLINVK_BACKENDS": json.dumps({name: {"command": ["sh", "-c", "sed 's/ME/%s/g; s/OTHER/%s/g' | cat" % (name, other)]}
+                                              for name, other in (("a", "b"), ("b", "a"))})}
+        completed = self.compare("--json", "--backends", "a,b", "touch here-ME; wait-for here-OTHER; say met", env=env)
+        self.assertEqual([result["output"] for result in self.report(completed)["results"]], ["met\n"] * 2)
+        self.compare("--json", "--sequential", "--backends", "b,a", "append log +ME; append log -ME; say x", env=env)
+        self.assertEqual(self.log(), ["+b", "-b", "+a", "-a"])
+
+    def test_one_failure_is_the_verdict_and_stops_no_other(self):
+        completed = self.compare("--json", "--backends", "bad,one", "--sequential", "say x",
+                                 env={"CLINVK_BACKENDS": '{"bad": {"command": ["sh", "-c", "echo why >&2; exit 3"]}, "one": {"command": ["cat"]}}'})
+        report = self.report(completed)
+        self.assertEqual([(result["status"], result["exit_code"], result.get("error")) for result in report["results"]], [("failed", 3, "why"), ("ok", 0, None)])
+        self.assertEqual((completed.returncode, report["completed"], report["failed"]), (1, 1, 1))
+
+    def test_a_signal_stops_them_and_each_is_answered(self):
+        process = self.start_program(self.command("--json", "--backends", "one,two", "append pids x; leave-group left; touch ready; sleep 300"))
+        self.wait_for_file(self.path("left"))
+        wait_until(lambda: self.log("pids") == ["x", "x"], "both run")
+        process.send_signal(signal.SIGINT)
+        completed = process.finish()
+        report = self.report(completed)
+        self.assertEqual(([result["status"] for result in report["results"]], completed.returncode), (["canceled"] * 2, -signal.SIGINT))
+        self.assert_gone(self.pid_in(self.path("left")))
+
+    def test_when_the_reader_goes_away_they_are_stopped_and_the_table_is_told(self):
+        env = {"CLINVK_BACKENDS": '{"fast": {"command": ["tr", "x", "x"]}, "one": {"command": ["cat"]}, "two": {"command": ["cat"]}}'}
+        for arguments in ([], ["--json"], ["--jsonl"]):
+            process = self.start_program(self.command(*arguments, "--progress", "always", "--backends", "fast,one,two", "append log x; sleep 300"), env=env)
+            wait_until(lambda: self.log()[-2:] == ["x", "x"] and b"[1/3]" in process.error_output(), "two of them run, one has answered")
+            process.stdout.close()
+            self.assertEqual(process.wait(PATIENCE), 141)
+            self.assertRegex(process.error_output(), rb"(?m)^one          CANCELED +\S+ +- +-\n(.*\n)*Total: 3 tasks, 1 completed, 0 failed, 2 canceled \(")
+            self.assertNotIn(b"[fast]", process.error_output())
+            os.unlink(self.path("log"))
+
+
+class Forms(CompareCase):
+    def test_text_has_the_answers_in_the_given_order_and_then_the_table(self):
+        completed = self.compare("--backends", "claude,one,codex,mine,two", "-m", "m", "say a\\nb", env={"CLINVK_BACKENDS": json.dumps(
+            dict(json.loads(MINE), two={"command": ["sh", "-c", "echo no luck >&2; exit 1"]}))})
+        self.assertEqual(normal(completed.stdout), """\
+Comparing 4 backends: claude, one, codex, two
+
+[claude]
+a
+b
+
+[one]
+a
+b
+
+[codex]
+a
+b
+
+Results
+============================================================
+BACKEND      STATUS     DURATION   TOKENS     COST       MODEL
+------------------------------------------------------------
+claude       OK         0.00s      157        $0.2500    fake-model-1
+one          OK         0.00s      -          -          m
+codex        OK         0.00s      157        -          m
+two          FAILED     0.00s      -          -          m
+     error: no luck
+------------------------------------------------------------
+Total: 4 tasks, 3 completed, 1 failed, 314 tokens, $0.2500 (0.00s)
+""")
+        self.assertEqual((completed.returncode, completed.stderr.decode()), (1, "clinvk: warning: not installed, so left out: mine\n"))
+
+    def test_the_answers_come_at_the_end_together(self):
+        env = {"CLINVK_BACKENDS": '{"slow": {"command": ["sh", "-c", "while ! test -e go; do sleep 0.05; done; cat"]}, "one": {"command": ["cat"]}}'}
+        process = self.start_program(self.command("--backends", "slow,one", "append log x; say x"), env=env)
+        self.assertEqual(process.line(), b"Comparing 2 backends: slow, one")
+        wait_until(lambda: self.log() == ["x"], "the fast one has answered")
+        self.touch("go")
+        self.assertEqual(process.finish().stdout.split(b"\n")[:6], [b"", b"[slow]", b"x", b"", b"[one]", b"x"])
+
+    def test_large_answers_are_shown_whole(self):
+        completed = self.compare("--backends", "one,two", "flood 300000")
+        self.assertIn(b"[one]\n" + b"x" * 300000 + b"\n\n[two]\n" + b"x" * 300000 + b"\n\nResults\n", completed.stdout)
+
+    def test_the_json_object_has_its_fields_in_this_order(self):
+        report = self.report(self.compare("--json", "--backends", "one,mine", "say x"))
+        self.assertEqual(list(report), ["prompt", "backends", "not_installed", "total_tasks", "completed", "failed", "canceled", "skipped",
+                                        "total_duration_seconds", "start_time", "end_time", "results"])
+
+    def test_json_lines_come_as_the_answers_do_and_the_table_goes_to_stderr(self):
+        env = {"CLINVK_BACKENDS": '{"slow": {"command": ["sh", "-c", "while ! test -e go; do sleep 0.05; done; cat"]}, "one": {"command": ["cat"]}}'}
+        process = self.start_program(self.command("--jsonl", "--backends", "slow,one", "say x"), env=env)
+        self.assertEqual(json.loads(process.line())["backend"], "one")
+        self.touch("go")
+        second = json.loads(process.line())
+        self.assert_result(second)
+        self.assertEqual((second["backend"], second["index"]), ("slow", 0))
+        completed = process.finish()
+        self.assertIn(b"\nBACKEND      STATUS     DURATION   TOKENS     COST       MODEL\n", completed.stderr)
+        self.assertNotIn(b"[one]", completed.stderr)
+        self.assertEqual((completed.returncode, completed.stdout), (0, b""))
+
+    def test_quiet_prints_the_total_alone(self):
+        self.assertEqual(normal(self.compare("-q", "--diff", "--backends", "one,two", "say x").stdout), "Total: 2 tasks, 2 completed, 0 failed (0.00s)\n")
+
+    def test_controls_do_not_reach_a_terminal_and_statuses_are_colored_there(self):
+        self.install_answerers("cat")
+        terminal = test_commands.Terminal()
+        self.addCleanup(terminal.close)
+        process = self.start_program(self.command("--progress", "never", "--diff", "--backends", "echo,upper", "a\x1b]0;x\x07 b"),
+                                     stdout=terminal.slave, stderr=terminal.slave)
+        terminal.detach()
+        shown = terminal.rest()
+        self.assertEqual(process.finish().returncode, 0)
+        self.assertEqual(set(re.findall(rb"\x1b[^m]*m|[\x00-\x08\x0b-\x1f]", shown)), {b"\x1b[32m", b"\x1b[31m", b"\x1b[m"})
+        self.assertIn(b"echo         \x1b[32mOK        \x1b[m", shown)
+        self.assertIn(b"\n[echo]\na^[]0;x^G b\n\n[upper]\nA^[]0;X^G B\n\n[upper] beside [echo]\n\x1b[31m[-a-]\x1b[m\x1b[32m{+A+}\x1b[m^[]0;", shown)
+
+    def test_what_cannot_be_written_is_told(self):
+        if not os.path.exists("/dev/full"):
+            self.skipTest("/dev/full is not there")
+        for arguments in ([], ["--json"], ["--jsonl"]):
+            with self.subTest(arguments=arguments):
+                completed = self.run_program(["sh", "-c", 'exec "$@" > /dev/full', "sh"] + self.command("--backends", "one", *arguments, "say x"))
+                self.assertEqual(completed.returncode, 74)
+                self.assertIn(b"clinvk: error: cannot write to stdout: No space left on device", completed.stderr)
+
+
+class Differences(CompareCase):
+    ENV = {"CLINVK_BACKENDS": json.dumps(dict(json.loads(MINE), other={"command": ["sed", "s/quick/slow/; s/over//; s/模块/文件/"]}))}
+
+    def shown(self, *arguments, prompt="The quick fox\njumps over 审查模块", names="echo,other", **options):
+        self.install_answerers("cat")
+        completed = self.compare("--diff", "--backends", names, *arguments, prompt, **dict({"env": self.ENV}, **options))
+        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+        return completed.stdout.decode()
+
+    def test_each_answer_is_shown_beside_the_first_word_by_word(self):
+        text = self.shown(names="echo,other,two,upper")
+        self.assertIn("\n[upper]\nTHE QUICK FOX\nJUMPS OVER 审查模块\n"
+                      "\n[other] beside [echo]\nThe [-quick-]{+slow+} fox\njumps [-over-]  审查[-模块-]{+文件+}\n"
+                      "\n[two] beside [echo]\n(the same words)\n"
+                      "\n[upper] beside [echo]\n[-The quick fox\njumps over-]{+THE QUICK FOX\nJUMPS OVER+} 审查模块\n"
+                      "\nResults\n", text)
+
+    def test_it_is_red_and_green_where_color_is_wanted(self):
+        self.assertIn("The \x1b[31m[-quick-]\x1b[m\x1b[32m{+slow+}\x1b[m fox\n", self.shown("--color", "always"))
+        self.assertNotIn("\x1b", self.shown())
+
+    def test_an_answer_that_is_not_there_is_not_compared(self):
+        env = {"CLINVK_BACKENDS": json.dumps(dict(json.loads(MINE), bad={"command": ["false"]}))}
+        self.install_answerers("cat")
+        text = self.compare("--diff", "--backends", "bad,echo,upper", "a", env=env).stdout.decode()
+        self.assertEqual(re.findall(r"\[\w+\] beside \[\w+\]", text), ["[upper] beside [echo]"])
+        self.assertNotIn(" beside ", self.shown(names="echo"))
+
+    def test_what_is_too_long_is_not_compared(self):
+        self.install_answerers("cat")
+        completed = self.compare("--diff", "--backends", "echo,upper", "-", input=b"x " * (clinvk.LONGEST_DIFF // 2 + 1))
+        self.assertIn(b"\n[upper] beside [echo]\n(too long to be compared word by word)\n\nResults\n", completed.stdout)
+        completed = self.compare("--diff", "--backends", "echo,upper", "-", input=b"x " * 2000)
+        self.assertIn(b"\n[upper] beside [echo]\n[-x x x", completed.stdout)
+
+    def test_it_is_for_text_alone(self):
+        for form in ("--json", "--jsonl"):
+            self.assert_error(self.compare("--diff", form, "--backends", "one", "touch ran"), "clinvk: error: --diff is for people: it does not go with " + form)
+
+
+def marked(old, new):
+    return "".join({"": "%s", "-": "[-%s-]", "+": "{+%s+}"}[kind] % text for kind, text in clinvk.word_diff(old, new))
+
+
+class WordDiff(unittest.TestCase):
+    def test_pieces_are_words_and_punctuation_and_single_characters_where_no_blanks_part_words(self):
+        for old, new, expected in (
+                ("", "", ""), ("a", "a", "a"), ("", "x y\n", "{+x y+}\n"), ("x y\n", "", "[-x y-]"), ("a b c", "a c", "a [-b-] c"), ("a c", "a b c", "a {+b+} c"),
+                ("the old text", "the new text", "the [-old-]{+new+} text"), ("f(a)", "f(b)", "f([-a-]{+b+})"), ("end.", "end!", "end[-.-]{+!+}"),
+                ("a_b1", "a_b2", "[-a_b1-]{+a_b2+}"), ("审查模块", "审计模块", "审[-查-]{+计+}模块"), ("カタカナ", "カナ", "[-カタ-]カナ"),
+                ("café", "cafe", "[-café-]{+cafe+}"), ("a  b\n\nc", "a b\nc", "a b\nc"), (" a", "a", "a"), ("a\n", "a", "a"), ("v1审", "v1查", "v1[-审-]{+查+}")):
+            self.assertEqual(marked(old, new), expected)
+
+    def test_no_word_of_either_text_is_lost(self):
+        chance = random.Random(6)
+
+        def words(text):
+            return "".join(text.split())
+
+        for _ in range(2000):
+            old, new = ("".join(chance.choice(("a", "b", "cc", " ", "\n", ".", "审", "\u3042", "  ", "\udcff")) for _ in range(chance.randrange(12))) for _ in range(2))
+            pieces = clinvk.word_diff(old, new)
+            for text, other in ((old, "+"), (new, "-")):
+                self.assertEqual(words("".join(piece for kind, piece in pieces if kind != other)), words(text), (old, new))
+            if not any(kind == "-" for kind, _ in pieces):
+                self.assertEqual("".join(piece for _, piece in pieces), new)
+
+    def test_texts_without_a_common_word_come_out_whole(self):
+        pieces = clinvk.word_diff("a b c " * 50, "x y z " * 50)
+        self.assertEqual([kind for kind, _ in pieces], ["-", "+", ""])
+
+    def test_long_texts_are_compared_in_bearable_time(self):
+        chance = random.Random(7)
+        words = ["w%d" % number for number in range(2000)]
+        weights = [1 / (number + 1) for number in range(2000)]
+        old = chance.choices(words, weights, k=20000)
+        new = [word if chance.random() < 0.95 else "changed" for word in old]
+        changed = sum(word == "changed" for word in new)
+        pieces = clinvk.word_diff(" ".join(old), " ".join(new))
+        said = " ".join(text for kind, text in pieces if kind == "+").split()
+        self.assertGreater(len(said), changed // 2)
+        self.assertLess(len(said), 3 * changed)
+
+
+if __name__ == "__main__":
+    unittest.main()

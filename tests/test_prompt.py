@@ -1,0 +1,778 @@
+"""Single prompts, `resume` and `sessions`: what is a prompt and what a command, the three forms of output, text that is shown
+while it comes and never twice, the exit statuses, and what is remembered of a conversation and how it is gone on with.
+"""
+import json
+import os
+import pty
+import select
+import signal
+import sys
+import time
+import tty
+import unittest
+
+from support import COMPILED, PATIENCE, Case, clinvk, only_linux, wait_until
+
+CLAUDE, CODEX, GEMINI = ("5e551000-0000-%d000-8000-00000000000%d" % pair for pair in ((4, 1), (7, 2), (4, 3)))  # the sessions of the fakes
+USAGE = {"input_tokens": 150, "cached_input_tokens": 20, "output_tokens": 7, "reasoning_output_tokens": 2, "total_tokens": 157}
+
+
+def assistant(text, **more):
+    """A message of claude, as an instruction of the fake program."""
+    return raw(dict({"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}, "session_id": "s"}, **more))
+
+
+def raw(event):
+    return "raw %s\\n\n" % json.dumps(event).replace("\\", "\\\\")
+
+
+def done(text, **more):
+    return raw(dict({"type": "result", "subtype": "success", "is_error": False, "result": text, "session_id": "s"}, **more))
+
+
+class PromptCase(Case):
+    def setUp(self):
+        super().setUp()
+        self.environment["CLINVK_BACKEND"] = "echo"
+
+    def ask(self, *args, status=0, errors=b"", **options):
+        """Runs clinvk; its stdout as text."""
+        run = self.clinvk(*args, **options)
+        self.assertEqual((run.returncode, run.stderr), (status, errors), run.stdout[-2000:])
+        return run.stdout.decode("utf-8", "surrogateescape")
+
+    def asked(self, *args, status=0, **options):
+        """The result object of `-o json`."""
+        return json.loads(self.ask("-o", "json", *args, status=status, **options))
+
+    def refused(self, *args, status=2, **options):
+        """The message of a call that is refused."""
+        run = self.clinvk(*args, **options)
+        self.assertEqual((run.returncode, run.stdout), (status, b""), run.stderr)
+        return run.stderr.decode()
+
+    def sessions(self, *args):
+        return json.loads(self.ask("sessions", "list", "--json", *args))
+
+    def configure(self, **settings):
+        os.makedirs(self.path("home", ".clinvk"), exist_ok=True)
+        self.file("home/.clinvk/config.yaml", settings)
+
+
+class Words(unittest.TestCase):
+    """What of the command line is a prompt, what a command, what an option."""
+
+    def parsed(self, *words):
+        options = clinvk.build_parser().parse_args(list(words))
+        return options.command, getattr(options, "prompt", getattr(options, "words", None)), options
+
+    def test_what_is_no_command_is_a_prompt(self):
+        for words, prompt in (((" fix it ",), " fix it "), (("why",), "why"), (("",), ""), (("-",), "-"), (("prompt", "version"), "version"),
+                              (("--", "version"), "version"), (("--", "-x"), "-x"), (("--", "--"), "--"), (("-b", "echo", "why"), "why"),
+                              (("why", "-b", "echo"), "why"), (("-becho", "--", "parallel"), "parallel"), (("-c", "-w/", "why"), "why"),
+                              (("-cbecho", "why"), "why"), (("-cb", "echo", "why"), "why"), (("--model=a b", "-mc d", "why"), "why"),
+                              (("--system-prompt", "version", "why"), "why"), (("-x is what?",), "-x is what?"), (("paralel tasks",), "paralel tasks"),
+                              (("--dry-run why not",), "--dry-run why not"), (("-m", "x", "--", "-m"), "-m"), (("-b", "echo"), None),
+                              (("prompt", "--", "-h"), "-h")):
+            with self.subTest(words=words):
+                command, found, _ = self.parsed(*words)
+                self.assertEqual((command, found), ("prompt", prompt))
+
+    def test_a_command_is_one_wherever_its_options_stand(self):
+        for words, expected in ((("version",), "version"), (("-b", "echo", "parallel"), "parallel"), (("--dry-run", "--json", "parallel"), "parallel"),
+                                (("--last", "resume", "why"), "resume"), (("--json", "sessions", "list"), "sessions")):
+            with self.subTest(words=words):
+                self.assertEqual(self.parsed(*words)[0], expected)
+
+    def test_options_and_words_may_be_mixed(self):
+        for words in (("resume", "abc", "-o", "json", "go on", "--here"), ("resume", "-ojson", "--here", "abc", "go on"),
+                      ("resume", "--here", "-o", "json", "--", "abc", "go on"), ("--here", "resume", "abc", "go on", "--output-format=json")):
+            with self.subTest(words=words):
+                command, found, options = self.parsed(*words)
+                self.assertEqual((command, found, options.form, options.here), ("resume", ["abc", "go on"], "json", True))
+        _, found, options = self.parsed("sessions", "--remove", "a", "tag", "abc", "b", "--remove=c", "d")
+        self.assertEqual((options.action, found, options.remove), ("tag", ["abc", "b", "d"], ["a", "c"]))
+        _, found, options = self.parsed("sessions", "tag", "abc", "--", "-b")
+        self.assertEqual(found, ["abc", "-b"])
+
+    def test_each_option_of_a_task_is_one_of_a_prompt(self):
+        options = self.parsed("why", "-b", "codex", "-m", "m", "-w", "/", "--approval-mode", "none", "--sandbox-mode", "full", "--system-prompt", "s",
+                              "--max-turns", "2", "--max-tokens", "3", "--timeout", "2m")[2]
+        self.assertEqual({name: value for name, value in vars(options).items() if name.startswith("task_")}, {
+            "task_backend": "codex", "task_model": "m", "task_workdir": "/", "task_approval_mode": "none", "task_sandbox_mode": "full",
+            "task_system_prompt": "s", "task_max_turns": 2, "task_max_tokens": 3, "task_timeout": 120.0})
+
+    def test_an_age_is_short(self):
+        self.assertEqual([clinvk.age(seconds) for seconds in (-5, 0, 0.9, 59.9, 60, 3599, 3600, 86399, 86400, 86400 * 400)],
+                         ["0s", "0s", "0s", "59s", "1m", "59m", "1h", "23h", "1d", "400d"])
+
+
+class Refused(PromptCase):
+    def test_a_word_that_is_nearly_a_command_is_no_prompt(self):
+        for word, near in (("paralel", "parallel"), ("session", "sessions"), ("Resume", "resume"), ("prmpt", "prompt"), ("help", ""), ("serve", ""),
+                           ("completion", "")):
+            with self.subTest(word=word):
+                hint = ' (did you mean "%s"?)' % near if near else ""
+                self.assertEqual(self.refused("-b", "echo", word), 'clinvk: error: "%s" is no command%s; to ask it as a prompt: clinvk -- %s\n'
+                                 "Try `clinvk --help`.\n" % (word, hint, word))
+                self.assertEqual(self.ask("--dry-run", "-b", "echo", "--", word), "env NO_COLOR=1 cat <<< %s\n" % word)
+
+    def test_commands_that_are_to_come_are_no_prompts(self):
+        for word in ("chain", "compare"):
+            self.refused(word, input=b"")
+
+    def test_without_a_prompt_nothing_is_asked(self):
+        message = "clinvk: error: no prompt: give it as an argument, or - to read it from stdin\n"
+        for args in (("-b", "echo"), ("prompt",), ("-c",), ("resume", "--last"), ("resume", "abc")):
+            with self.subTest(args=args):
+                self.assertEqual(self.refused(*args, input=b"not this"), message)
+        for args in (("",), ("prompt", " \n"), ("-",)):
+            with self.subTest(args=args):
+                self.assertEqual(self.refused(*args), "clinvk: error: the prompt is blank\n")
+        self.assertEqual(self.refused("resume"), "clinvk: error: which session? Give its id (`clinvk sessions list` shows them), or --last\n")
+
+    def test_words_without_quotes_are_refused(self):
+        for args in (("why", "is", "this"), ("prompt", "why", "is"), ("resume", "--last", "why", "is"), ("resume", "abc", "why", "is")):
+            with self.subTest(args=args):
+                self.assertIn("unknown argument is; a prompt of several words needs quotes around it\n", self.refused(*args))
+
+    def test_what_is_said_wrongly_is_told(self):
+        for args, words in ((("-b", "ecko", "why"), '--backend: unknown backend "ecko" (did you mean "echo"?)'), (("-o", "yaml", "why"), "invalid choice: 'yaml'"),
+                            (("-c", "--ephemeral", "why"), "not allowed with"), (("-j", "2", "why"), 'unknown argument -j'),
+                            (("--ephemerel", "why"), '(did you mean "--ephemeral"?)'), (("-b", "codex", "--approval-mode", "always", "--sandbox-mode", "full", "x"),
+                                                                                       "sandbox_mode: codex: codex exec never asks"),
+                            (("resume", "abc", "-b", "echo", "x"), "--backend goes with --last"), (("resume", "abc", "--ephemeral", "x"), "--ephemeral")):
+            with self.subTest(args=args):
+                self.assertIn(words, self.refused(*args))
+        self.assertEqual(self.refused("why", env={"CLINVK_BACKEND": "ecko"}),
+                         'clinvk: error: CLINVK_BACKEND: unknown backend "ecko" (did you mean "echo"?); known are claude, codex, gemini, echo\n')
+        self.assertFalse(os.path.exists(self.path("home", ".clinvk")))
+
+
+class Output(PromptCase):
+    def test_the_answer_is_all_that_is_printed(self):
+        self.assertEqual(self.ask("say x\nsay 审查"), "x\n审查\n")
+        for backend in ("claude", "codex", "gemini"):
+            with self.subTest(backend=backend):
+                self.assertEqual(self.ask("-b", backend, "say x\nsay 审查"), "x\n审查\n")
+
+    def test_a_prompt_may_be_read_from_stdin(self):
+        self.assertEqual(self.ask("-", input=b"rest\na\nb"), "a\nb\n")
+        self.assertEqual(self.ask("-b", "claude", "-", input=b"prompt-size\nsay x\n"), "18\nx\n")
+
+    def test_a_byte_that_is_not_utf_8_comes_through(self):
+        self.assertEqual(self.clinvk("-", input=b"rest\na\xff\0b").stdout, b"a\xff\0b\n")
+
+    def test_stdin_is_neither_passed_on_nor_read(self):
+        run = self.run_program(["sh", "-c", '"$0" "$1" "say x"; sed ""', sys.executable, COMPILED], input=b"for cat\n")
+        self.assertEqual((run.stdout, run.stderr), (b"x\nfor cat\n", b""))
+
+    def test_json_is_the_result_with_the_session(self):
+        result = self.asked("-b", "claude", "say x")
+        session, = self.sessions()
+        self.assertEqual((result["status"], result["output"], result["session_id"], result["session"]), ("ok", "x", CLAUDE, session["id"]))
+        self.assertEqual((result["index"], result["usage"], result["cost_usd"]), (0, USAGE, 0.25))
+        self.assertNotIn("session", self.asked("--ephemeral", "say x"))
+
+    def test_stream_json_is_what_the_backend_prints(self):
+        for backend, mark in (("claude", "result"), ("codex", "turn.completed"), ("gemini", "result")):
+            with self.subTest(backend=backend):
+                events = [json.loads(line) for line in self.ask("-b", backend, "-o", "stream-json", "say x").splitlines()]
+                self.assertGreater(len(events), 2)
+                self.assertEqual(events[-1]["type"], mark)
+        self.assertEqual(self.ask("-o", "stream-json", "rest\na\nb"), "a\nb\n")
+        self.assertEqual(self.ask("-o", "stream-json", "-b", "claude", "raw [1]", status=1, errors=b"clinvk: claude: [1]\n"), "[1]\n")
+
+    def test_the_form_is_a_setting(self):
+        self.configure(output={"format": "json"})
+        self.assertEqual(json.loads(self.ask("say x"))["output"], "x\n")
+        self.assertEqual(self.ask("-o", "text", "say x"), "x\n")
+
+    def test_tokens_and_time_are_shown_on_stderr_where_that_is_set(self):
+        self.configure(output={"show_tokens": True, "show_timing": True})
+        run = self.clinvk("-b", "claude", "say x")
+        self.assertEqual(run.stdout, b"x\n")
+        self.assertRegex(run.stderr.decode(), r"\ATokens: 157 \(input: 150, output: 7\)\nTime: [0-9.]+s\n\Z")
+        self.assertEqual(self.clinvk("-b", "claude", "-o", "json", "say x").stderr, b"")
+
+    def test_errors_and_warnings_go_to_stderr(self):
+        for backend in ("echo", "claude", "codex"):
+            with self.subTest(backend=backend):
+                self.ask("-b", backend, "fail no luck", status=1, errors=b"clinvk: %s: no luck\n" % backend.encode())
+        self.assertEqual(self.ask("--max-turns", "3", "say x", errors=b"clinvk: warning: echo has no max_turns; it was not applied\n"), "x\n")
+        self.assertEqual(self.ask("say x\nfail no luck", status=1, errors=b"clinvk: echo: no luck\n"), "x\n")
+        result = json.loads(self.ask("-o", "json", "--max-turns", "3", "fail no luck", status=1, errors=b"clinvk: echo: no luck\n"))
+        self.assertEqual((result["error"], result["warnings"]), ("no luck", ["echo has no max_turns; it was not applied"]))
+        self.ask("-b", "claude", "exit 0", status=1, errors=b"clinvk: claude: claude ended well but gave no answer\n")
+
+    def test_a_dry_run_starts_and_remembers_nothing(self):
+        for form in ([], ["-o", "text"], ["-o", "stream-json"]):
+            self.assertEqual(self.ask("--dry-run", *form, "touch ran"), "env NO_COLOR=1 cat <<< 'touch ran'\n")
+        result = self.asked("--dry-run", "touch ran")
+        self.assertEqual((result["status"], result["output"]), ("skipped", "env NO_COLOR=1 cat <<< 'touch ran'"))
+        self.configure(unified_flags={"dry_run": True})
+        self.assertEqual(self.ask("touch ran"), "env NO_COLOR=1 cat <<< 'touch ran'\n")
+        self.assertEqual(os.listdir(self.path("home", ".clinvk")), ["config.yaml"])
+        self.assertFalse(os.path.exists(self.path("ran")))
+
+    def test_a_command_of_the_users_own_is_asked(self):
+        lines = 'raw {"t": "a"}\\n;raw {"t": "b"}\\n'
+        for definition, printed in (({"command": ["cat"]}, '{"t": "a"}\n{"t": "b"}\n'), ({"command": ["cat"], "output": "jsonl", "answer": ".t"}, "a\nb\n"),
+                                    ({"command": ["cat"], "output": "jsonl", "answer": ".t", "join": True}, "ab\n")):
+            with self.subTest(definition=definition):
+                self.assertEqual(self.ask("-b", "mine", lines, env={"CLINVK_BACKENDS": json.dumps({"mine": definition})}), printed)
+        self.assertEqual(self.ask("-b", "mine", 'raw {"t":\\n;raw "a"}', env={"CLINVK_BACKENDS": json.dumps(
+            {"mine": {"command": ["cat"], "output": "json", "answer": ".t"}})}), "a\n")
+
+
+class Live(PromptCase):
+    """The answer is shown while it comes, and nothing of it twice."""
+
+    def live(self, backend, *parts, form="text"):
+        """Runs a prompt whose parts are held back until what came before was seen; what was printed, by part."""
+        prompt = "".join("%s\nwait-for go-%d\n" % (part[0], number) for number, part in enumerate(parts))
+        process = self.start("-b", backend, "-o", form, prompt)
+        for number, (_, expected) in enumerate(parts):
+            for line in expected:
+                self.assertEqual(process.line().decode(), line)
+            self.file("go-%d" % number, "")
+        return process.finish()
+
+    def test_messages_of_claude(self):
+        end = self.live("claude", (assistant("one"), ["one"]), (assistant("not mine", parent_tool_use_id="x") + assistant(""), []),
+                        (assistant("two\nlines"), ["two", "lines"]), (done("two\nlines"), []))
+        self.assertEqual((end.returncode, end.stdout, end.stderr), (0, b"", b""))
+
+    def test_messages_of_codex(self):
+        def message(text):
+            return raw({"type": "item.completed", "item": {"type": "agent_message", "text": text}})
+
+        end = self.live("codex", (raw({"type": "thread.started", "thread_id": "t"}) + message("one"), ["one"]),
+                        (raw({"type": "item.completed", "item": {"type": "error", "message": "not this"}}) + message("two"), ["two"]),
+                        (raw({"type": "turn.completed", "usage": {}}), []))
+        self.assertEqual((end.returncode, end.stdout, end.stderr), (0, b"", b"clinvk: warning: not this\n"))
+
+    def test_pieces_of_gemini(self):
+        def piece(text, role="assistant"):
+            return raw({"type": "message", "role": role, "content": text, "delta": True})
+
+        end = self.live("gemini", (raw({"type": "init", "session_id": "s"}) + piece("the prompt", "user") + piece("one ") + piece("line\nand"), ["one line"]),
+                        (piece(" more") + raw({"type": "tool_use", "tool_name": "t"}) + piece("two\n"), ["and more", "two"]),
+                        (raw({"type": "result", "status": "success", "stats": {}}), []))
+        self.assertEqual((end.returncode, end.stdout, end.stderr), (0, b"", b""))
+
+    def test_text(self):
+        end = self.live("echo", ("raw one\\ntw", ["one"]), ("raw o\\n", ["two"]), ("raw three", []))
+        self.assertEqual((end.returncode, end.stdout, end.stderr), (0, b"three\n", b""))
+
+    def test_lines_of_the_backend_as_they_are(self):
+        last = {"type": "result", "is_error": False, "result": "x"}
+        end = self.live("claude", (raw({"n": 1}) + "raw {\"n\":", ['{"n": 1}']), ("raw 2}\\n", ['{"n":2}']), (raw(last), [json.dumps(last)]), form="stream-json")
+        self.assertEqual((end.returncode, end.stdout, end.stderr), (0, b"", b""))
+
+    def test_a_character_that_comes_in_two_writes_is_whole(self):
+        self.assertEqual(self.ask("split-utf8"), "审查\n")
+
+    def test_what_was_shown_is_not_shown_again(self):
+        for prompt, printed in (
+                (assistant("one") + done("one"), "one\n"), (assistant(" one\n\n") + done("one"), " one\n\n"), (assistant("one") + done("another"), "one\nanother\n"),
+                (assistant("one") + assistant("two") + done("two"), "one\ntwo\n"), (done("one"), "one\n"), (assistant("x" * 3000) + done("x" * 3000), "x" * 3000 + "\n"),
+                (assistant("ab") + done("abc"), "ab\nabc\n")):
+            with self.subTest(prompt=prompt[:200]):
+                self.assertEqual(self.ask("-b", "claude", "--ephemeral", prompt), printed)
+
+    def test_the_text_of_an_error_is_not_part_of_the_answer(self):
+        failed = raw({"type": "assistant", "message": {"model": "<synthetic>", "content": [{"type": "text", "text": "API Error: 500"}]}, "error": "unknown"})
+        self.assertEqual(self.ask("-b", "claude", assistant("one") + failed + done("API Error: 500", is_error=True), status=1,
+                                  errors=b"clinvk: claude: API Error: 500\n"), "one\n")
+
+    def test_control_characters_do_not_reach_a_terminal(self):
+        for form, shown in (("text", b"a^[]0;t^Gb\r\n"), ("stream-json", b"a^[]0;t^Gb\r\n")):
+            with self.subTest(form=form):
+                master, slave = pty.openpty()
+                try:
+                    process = self.start("-o", form, "raw a\\x1b]0\\x3bt\\x07b\\n", stdout=slave)
+                    os.close(slave)
+                    slave = -1
+                    self.assertEqual(process.wait(PATIENCE), 0)
+                    self.assertEqual(os.read(master, 1000), shown)
+                finally:
+                    for file in (master, slave):
+                        if file >= 0:
+                            os.close(file)
+
+    def test_the_status_line_makes_way_for_the_answer_on_a_terminal(self):
+        master, slave = pty.openpty()
+        tty.setraw(slave)
+        try:
+            process = self.start("--progress", "auto", "wait-for go; raw one\\n; wait-for more; raw two\\n", stdout=slave, stderr=slave)
+            os.close(slave)
+            slave = -1
+            seen = self.read_until(master, b"[0/1] 1 running, 00:0")
+            self.file("go", "")
+            seen = self.read_until(master, b"one\n")
+            self.assertIn(b"\r\x1b[K", seen)
+            self.file("more", "")
+            self.assertEqual(self.read_until(master, b"two\n"), b"two\n")
+            self.assertEqual(process.wait(PATIENCE), 0)
+        finally:
+            for file in (master, slave):
+                if file >= 0:
+                    os.close(file)
+
+    def read_until(self, file, end):
+        seen, deadline = b"", time.monotonic() + PATIENCE
+        while end not in seen:
+            self.assertTrue(select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0], seen)
+            seen += os.read(file, 1 << 16)
+        return seen
+
+    @only_linux
+    def test_memory_does_not_grow_with_the_answer(self):
+        size = 150 << 20
+        for form in ("text", "stream-json", "json"):
+            with self.subTest(form=form):
+                process = self.start_program(["sh", "-c", '"$@" | wc -c; exit $((0))', "sh", sys.executable, "-c", MEASURED, sys.executable, COMPILED, "-o", form,
+                                              "flood %d" % size])
+                self.assertGreater(int(process.line()), size)
+                self.assertEqual(process.finish().returncode, 0)
+                peak = int(process.error_output())
+                self.assertLess(peak, 60 << 10, "KiB, of the largest process")
+
+
+# Runs a program; what the largest of it and its children took, in KiB, goes to stderr.
+MEASURED = "import os, sys; pid = os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:]); print(os.wait4(pid, 0)[2].ru_maxrss, file=sys.stderr)"
+
+
+class Ends(PromptCase):
+    def test_exit_statuses(self):
+        self.file("bin/mine", "no program\n")
+        os.chmod(self.path("bin", "mine"), 0o755)
+        os.unlink(self.path("bin", "gemini"))
+        definitions = {"CLINVK_BACKENDS": json.dumps({"broken": {"command": [self.path("bin")]}, "sh": {"command": ["sh"]}})}
+        for args, status, error in ((("say x",), 0, ""), (("fail no luck",), 1, "echo: no luck"), (("exit 3",), 1, "echo: exit status 3"),
+                                    (("exit 0",), 1, "echo ended well but gave no answer"), (("--timeout", "0.2", "sleep 300"), 124, "echo: timed out after 0.2s"),
+                                    (("-b", "gemini", "x"), 127, "gemini: not found: it is not installed, or not on the PATH"),
+                                    (("-b", "broken", "x"), 126, "cannot be started: Permission denied"), (("-b", "sh", "exit 127"), 127, "exit status 127"),
+                                    (("-w", "/nonexistent", "x"), 1, "echo: workdir /nonexistent: No such file"), (("die SEGV",), 1, "ended by signal 11"),
+                                    (("die TERM",), 1, "ended by signal 15")):
+            with self.subTest(args=args):
+                run = self.clinvk(*args, env=dict(definitions, PATH=self.bin + ":/usr/bin:/bin"))
+                self.assertEqual(run.returncode, status, run.stderr)
+                self.assertIn(error, run.stderr.decode())
+
+    def test_a_signal_ends_it_and_its_backend(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            with self.subTest(signal=number):
+                process = self.start("raw one\\n; ids pid; sleep 300")
+                self.assertEqual(process.line(), b"one")
+                pid = self.pid_in(self.path("pid"))
+                process.send_signal(number)
+                end = process.finish()
+                self.assertEqual((end.returncode, end.stdout), (-number, b""))
+                self.assertIn(b"clinvk: echo: canceled while it ran\n", end.stderr)
+                self.assert_gone(pid)
+                self.assertEqual([(entry["status"], entry["error"]) for entry in self.sessions("-n", "1")], [("error", "canceled while it ran")])
+                os.unlink(self.path("pid"))
+
+    def test_killed_it_leaves_no_backend_and_no_file(self):
+        process = self.start("raw one\\n; ids pid; sleep 300")
+        self.assertEqual(process.line(), b"one")
+        self.pid_in(self.path("pid"))
+        process.kill()
+        process.wait()
+        self.wait_until_nothing_runs()
+        wait_until(lambda: not os.listdir(self.tmp), "the files of the run are gone")
+        self.assertEqual([entry["status"] for entry in self.sessions()], ["active"])
+
+    def test_when_the_reader_goes_away_the_backend_is_stopped(self):
+        for form in ("text", "json", "stream-json"):
+            with self.subTest(form=form):
+                process = self.start("-o", form, "raw one\\n; ids pid; sleep 300")
+                pid = self.pid_in(self.path("pid"))
+                process.stdout.close()
+                self.assertEqual(process.wait(PATIENCE), 141)
+                self.assert_gone(pid)
+                os.unlink(self.path("pid"))
+
+    def test_a_stdout_that_cannot_be_written_is_told(self):
+        for form in ("text", "json", "stream-json"):
+            with self.subTest(form=form):
+                run = self.run_program(["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, COMPILED, "-o", form, "say x"])
+                self.assertEqual(run.returncode, 74)
+                self.assertIn(b"clinvk: error: cannot write to stdout: Bad file descriptor", run.stderr)
+
+    def test_left_over_processes_do_not_write_into_the_answer(self):
+        self.assertEqual(self.ask("keep-pipe pid go; say x"), "x\n")
+
+
+class Conversations(PromptCase):
+    """Sessions, as runs make them and go on with them."""
+
+    def argv(self, *args, **options):
+        return json.loads(self.ask(*args, "argv", **options))
+
+    def test_each_run_is_remembered(self):
+        self.ask("-b", "claude", "-m", "opus", "say x")
+        entry, = self.sessions()
+        self.assertEqual({name: entry.get(name) for name in ("backend", "backend_session_id", "status", "turn_count", "token_usage", "cost_usd", "working_dir", "model",
+                                                             "initial_prompt", "error")},
+                         {"backend": "claude", "backend_session_id": CLAUDE, "status": "completed", "turn_count": 1, "token_usage": USAGE, "cost_usd": 0.25,
+                          "working_dir": self.directory, "model": "fake-model-1", "initial_prompt": "say x", "error": None})
+        self.ask("-b", "claude", "fail no luck", status=1, errors=b"clinvk: claude: no luck\n")
+        self.ask("-w", "/", "fail no luck", status=1, errors=b"clinvk: echo: no luck\n")
+        last, failed, _ = self.sessions()
+        self.assertEqual([(entry["status"], entry["error"], entry["turn_count"], entry["working_dir"]) for entry in (last, failed)],
+                         [("error", "no luck", 0, "/"), ("error", "no luck", 1, self.directory)])
+
+    def test_what_runs_is_active(self):
+        process = self.start("raw one\\n; wait-for go")
+        self.assertEqual(process.line(), b"one")
+        self.assertEqual([entry["status"] for entry in self.sessions()], ["active"])
+        self.file("go", "")
+        process.finish()
+        self.assertEqual([entry["status"] for entry in self.sessions()], ["completed"])
+
+    def test_the_backend_keeps_its_session_unless_the_run_is_ephemeral(self):
+        for backend, word in (("claude", "--no-session-persistence"), ("codex", "--ephemeral")):
+            with self.subTest(backend=backend):
+                self.assertNotIn(word, self.argv("-b", backend))
+                self.assertIn(word, self.argv("-b", backend, "--ephemeral"))
+        chats = self.path("home", ".gemini", "tmp", "project", "chats")
+        os.makedirs(chats)
+        for args, left in (((), 1), (("--ephemeral",), 0)):
+            self.file("home/.gemini/tmp/project/chats/session-%s.json" % GEMINI[:8], json.dumps({"id": GEMINI}))
+            self.ask("-b", "gemini", *args, "say x")
+            self.assertEqual(len(os.listdir(chats)), left)
+        self.assertEqual([entry["backend"] for entry in self.sessions()], ["gemini", "codex", "claude"])
+
+    def test_batches_keep_none(self):
+        done = self.clinvk("parallel", "--jsonl", "-q", "-b", "claude", input=b'{"prompt": "argv"}')
+        self.assertIn("--no-session-persistence", json.loads(json.loads(done.stdout)["output"]))
+        self.assertEqual(os.listdir(self.home), [])
+
+    def test_a_store_that_cannot_be_written_is_a_warning(self):
+        os.mkdir(self.path("home", ".clinvk"))
+        self.file("home/.clinvk/sessions", "")
+        run = self.clinvk("-b", "claude", "argv")
+        self.assertEqual(run.returncode, 0)
+        self.assertIn("--no-session-persistence", json.loads(run.stdout))
+        self.assertRegex(run.stderr.decode(), r"\Aclinvk: warning: this session is not kept: [^\n]+\n\Z")
+
+    def test_it_goes_on_with_the_last_session_of_the_directory_and_the_backend(self):
+        message = self.refused("-c", "-b", "claude", "x", status=4)
+        self.assertEqual(message, "clinvk: error: there is no session of claude in the current directory to go on with\n")
+        os.mkdir(self.path("other"))
+        self.assertNotIn("--resume", self.argv("-b", "claude"))
+        self.assertNotIn("--resume", self.argv("-b", "gemini", "-w", "other"))
+        self.assertIn("in other to go on", self.refused("-c", "-b", "claude", "-w", "other", "x", status=4))
+        self.assertIn("of gemini in", self.refused("-c", "-b", "gemini", "x", status=4))
+        words = self.argv("-b", "claude", "-c")
+        self.assertEqual(words[words.index("--resume") + 1], CLAUDE)
+        words = self.argv("-b", "gemini", "-c", cwd=self.path("other"))
+        self.assertEqual(words[words.index("--resume") + 1], GEMINI)
+        self.assertEqual([(entry["backend"], entry["turn_count"]) for entry in self.sessions()], [("gemini", 2), ("claude", 2)])
+        self.assertEqual([entry["initial_prompt"] for entry in self.sessions()], ["argv", "argv"])
+
+    def test_it_goes_on_by_itself_only_where_that_is_set(self):
+        self.assertNotIn("--resume", self.argv("-b", "claude"))
+        self.assertNotIn("--resume", self.argv("-b", "claude"))
+        self.configure(session={"auto_resume": True})
+        os.mkdir(self.path("other"))
+        self.assertNotIn("--resume", self.argv("-b", "claude", "-w", "other"))
+        self.assertNotIn("--resume", self.argv("-b", "codex"))
+        self.assertNotIn("--resume", self.argv("-b", "claude", "--ephemeral"))
+        run = self.clinvk("-b", "claude", "argv")
+        self.assertIn("--resume", json.loads(run.stdout))
+        self.assertRegex(run.stderr.decode(), r"\Aclinvk: going on with session [0-9a-f]{8} \(claude\)\n\Z")
+
+    def test_resume_finds_a_session_by_its_name(self):
+        self.ask("-b", "claude", "say x")
+        session, = self.sessions()
+        for words in (("resume", session["id"]), ("resume", session["id"][:6]), ("resume", CLAUDE), ("resume", "--last"), ("resume", "--last", "-b", "claude")):
+            with self.subTest(words=words):
+                self.assertIn(CLAUDE, self.argv(*words))
+        self.assertEqual(self.ask("resume", "--last", "-", input=b"say from stdin"), "from stdin\n")
+        self.assertEqual(self.sessions()[0]["turn_count"], 7)
+        for words, message in ((("resume", "beef"), 'no session begins with "beef"'), (("resume", "xyz"), '"xyz" is not the id of a session'),
+                               (("resume", "--last", "-b", "codex"), "there is no session of codex to resume")):
+            with self.subTest(words=words):
+                self.assertIn(message, self.refused(*words, "x", status=4))
+
+    def test_resume_runs_in_the_directory_of_the_session(self):
+        os.mkdir(self.path("other"))
+        self.ask("-b", "claude", "-w", "other", "say x")
+        self.assertEqual(self.ask("resume", "--last", "cwd"), self.path("other") + "\n")
+        self.assertEqual(self.ask("resume", "--last", "--here", "cwd"), self.directory + "\n")
+        os.rmdir(self.path("other"))
+        self.assertIn("which is not there any more; --here goes on", self.refused("resume", "--last", "x", status=4))
+        self.assertEqual(self.ask("resume", "--last", "--here", "say y"), "y\n")
+
+    def test_what_a_backend_cannot_do_is_told(self):
+        self.ask("-b", "gemini", "say x")
+        self.ask("-b", "echo", "say x")
+        os.mkdir(self.path("other"))
+        echo, gemini = self.sessions()
+        self.assertIn("gemini goes on with a session only in its directory, " + self.directory,
+                      self.refused("resume", gemini["id"], "--here", "x", status=4, cwd=self.path("other")))
+        self.assertIn("gemini cannot fork a session", self.refused("sessions", "fork", gemini["id"], status=4))
+        self.assertIn("echo cannot fork a session", self.refused("sessions", "fork", echo["id"], status=4))
+        self.assertIn("echo keeps no sessions", self.refused("resume", echo["id"], "x", status=4))
+        self.ask("-b", "mine", "say x", env={"CLINVK_BACKENDS": '{"mine": {"command": ["cat"]}}'})
+        self.assertIn('unknown backend "mine"', self.refused("resume", self.sessions()[0]["id"], "x", status=4))
+
+    def test_a_fork_leaves_its_session_as_it_is(self):
+        for backend, theirs, words in (("claude", CLAUDE, ["--resume", CLAUDE, "--fork-session"]), ("codex", CODEX, ["fork", CODEX, "-"])):
+            with self.subTest(backend=backend):
+                self.ask("-b", backend, "say x")
+                parent = self.sessions()[0]
+                fork = self.ask("sessions", "fork", parent["id"][:8]).strip()
+                self.assertEqual(json.loads(self.ask("sessions", "show", "--json", fork))["fork"], True)
+                argv = json.loads(self.ask("resume", fork, "--dry-run", "-o", "json", "x"))["output"]
+                self.assertIn(" ".join(words), argv)
+                # the fake gives every session the same name; a program would give the fork one of its own
+                self.ask("resume", fork, *self.renamed(backend, "fork-of-" + theirs))
+                made = json.loads(self.ask("sessions", "show", "--json", fork))
+                self.assertEqual((made["parent_id"], made["backend_session_id"], made.get("fork"), made["turn_count"]), (parent["id"], "fork-of-" + theirs, None, 1))
+                self.assertEqual(json.loads(self.ask("sessions", "show", "--json", parent["id"])), parent)
+                self.assertNotIn("--fork-session", self.argv("resume", fork))
+
+    @staticmethod
+    def renamed(backend, session):
+        if backend == "claude":
+            return [done("x", session_id=session)]
+        return [raw({"type": "thread.started", "thread_id": session}) + raw({"type": "item.completed", "item": {"type": "agent_message", "text": "x"}}) +
+                raw({"type": "turn.completed", "usage": {}})]
+
+    def counting(self, tokens):
+        return raw({"type": "thread.started", "thread_id": CODEX}) + raw({"type": "item.completed", "item": {"type": "agent_message", "text": "x"}}) + raw(
+            {"type": "turn.completed", "usage": {"input_tokens": tokens, "cached_input_tokens": 10, "output_tokens": tokens // 10}})
+
+    def test_of_what_codex_counts_over_a_conversation_each_run_has_its_share(self):
+        shares = [self.asked(*words, self.counting(tokens))["usage"]["total_tokens"]
+                  for words, tokens in ((("-b", "codex"), 1000), (("-b", "codex", "-c"), 3000), (("resume", "--last"), 3500))]
+        self.assertEqual(shares, [1100, 2200, 550])
+        session, = self.sessions()
+        self.assertEqual((session["token_usage"]["total_tokens"], session["cumulative_usage"]["total_tokens"]), (3850, 3850))
+        fork = self.ask("sessions", "fork", session["id"]).strip()
+        self.assertEqual(self.asked("resume", fork, self.counting(4000))["usage"]["total_tokens"], 550)
+        self.assertEqual(json.loads(self.ask("sessions", "show", "--json", fork))["token_usage"]["total_tokens"], 550)
+
+    def test_tokens_are_not_stored_where_that_is_set(self):
+        self.configure(session={"store_token_usage": False, "default_tags": ["a", "b"]})
+        self.ask("-b", "codex", self.counting(1000))
+        session, = self.sessions()
+        self.assertEqual((session.get("token_usage"), session.get("cumulative_usage"), session["tags"]), (None, None, ["a", "b"]))
+        result = self.asked("-b", "codex", "-c", self.counting(3000))
+        self.assertEqual((result["usage"]["total_tokens"], result["warnings"]), (3300, ["codex counts the tokens of the whole session that it resumed"]))
+
+    def test_a_new_system_prompt_is_warned_about_where_the_old_one_goes_on_to_hold(self):
+        for backend, warned in (("claude", True), ("codex", True), ("gemini", False)):
+            with self.subTest(backend=backend):
+                self.assertNotIn("warnings", self.asked("-b", backend, "--system-prompt", "s", "say x"))
+                self.assertEqual("warnings" in self.asked("-b", backend, "-c", "--system-prompt", "s", "say x"), warned)
+                self.assertNotIn("warnings", self.asked("-b", backend, "-c", "say x"))
+
+    def test_a_session_that_is_deleted_while_it_runs_stays_so(self):
+        process = self.start("-b", "claude", "touch started; wait-for go; say x")
+        self.wait_for_file(self.path("started"))
+        self.ask("sessions", "delete", self.sessions()[0]["id"])
+        self.file("go", "")
+        end = process.finish()
+        self.assertEqual((end.returncode, end.stdout), (0, b"x\n"))
+        self.assertRegex(end.stderr.decode(), r"\Aclinvk: warning: the session is not updated: there is no session [0-9a-f]{32}\n\Z")
+        self.assertEqual(self.sessions(), [])
+
+    def test_many_at_once_lose_none(self):
+        processes = [self.start("-b", "claude", "say %d" % number) for number in range(12)]
+        self.assertEqual([process.finish().returncode for process in processes], [0] * 12)
+        self.assertEqual(sorted(entry["initial_prompt"] for entry in self.sessions()), sorted("say %d" % number for number in range(12)))
+        processes = [self.start("resume", entry["id"], "say again") for entry in self.sessions()]
+        processes += [self.start("sessions", "tag", entry["id"], "tagged") for entry in self.sessions()]
+        self.assertEqual([process.finish().returncode for process in processes], [0] * 24)
+        self.assertEqual({(entry["turn_count"], tuple(entry["tags"])) for entry in self.sessions()}, {(2, ("tagged",))})
+
+
+class After(unittest.TestCase):
+    """What a session is after a run, as a function."""
+
+    session = clinvk.Session("0" * 32, "claude", 1.0, 2.0, "/", "theirs", token_usage={"input_tokens": 5}, cost_usd=1.0, turn_count=3, error="former",
+                             model="asked", cumulative_usage={"input_tokens": 50})
+
+    def after(self, session=None, with_usage=True, counted=None, **fields):
+        result = clinvk.Result(0, "claude", "ok", 0)._replace(**fields)
+        return clinvk.session_after(session or self.session, result, counted or {}, with_usage)
+
+    def test_a_good_run_adds_up(self):
+        after = self.after(usage={"input_tokens": 7, "output_tokens": 1}, cost_usd=0.5, session_id="new", model="used", counted={"input_tokens": 57})
+        self.assertEqual((after.status, after.error, after.backend_session_id, after.turn_count, after.token_usage, after.cost_usd, after.model, after.cumulative_usage),
+                         ("completed", "", "new", 4, {"input_tokens": 12, "output_tokens": 1}, 1.5, "used", {"input_tokens": 57}))
+        self.assertGreater(after.last_used, self.session.last_used)
+
+    def test_what_a_run_does_not_say_stays(self):
+        after = self.after()
+        self.assertEqual((after.backend_session_id, after.token_usage, after.cost_usd, after.model, after.cumulative_usage),
+                         ("theirs", {"input_tokens": 5}, 1.0, "asked", {"input_tokens": 50}))
+
+    def test_a_bad_run_counts_where_the_backend_took_it(self):
+        self.assertEqual(self.after(status="failed", error="no luck", session_id="theirs")[8:10], ("error", 4))
+        self.assertEqual(self.after(status="failed", error="no luck")[8:10], ("error", 3))
+        self.assertEqual(self.after(status="failed", error="no luck").error, "no luck")
+
+    def test_a_run_that_was_cut_short_is_an_error(self):
+        after = clinvk.session_after(self.session, None, {}, True)
+        self.assertEqual((after.status, after.error), ("error", "clinvk was stopped before the end of the run"))
+
+    def test_a_fork_is_one_until_its_backend_has_named_another_session(self):
+        fork = self.session._replace(fork=True)
+        self.assertEqual([self.after(fork, session_id=name).fork for name in ("", "theirs", "own")], [True, True, False])
+
+    def test_the_exit_status_of_a_prompt(self):
+        for fields, status in (({}, 0), ({"status": "skipped"}, 0), ({"status": "timeout", "exit_code": 124}, 124), ({"status": "lost", "exit_code": -1}, 1),
+                               ({"status": "failed", "exit_code": 127}, 127), ({"status": "failed", "exit_code": 126}, 126), ({"status": "failed", "exit_code": 3}, 1),
+                               ({"status": "failed", "exit_code": 124}, 1), ({"status": "canceled", "exit_code": -1}, 1)):
+            with self.subTest(fields=fields):
+                self.assertEqual(clinvk.prompt_verdict(clinvk.Result(0, "echo", "ok", 0)._replace(**fields)), status)
+
+
+class SessionsCommand(PromptCase):
+    def make(self, *prompts, backend="claude"):
+        for prompt in prompts:
+            self.ask("-b", backend, prompt)
+        return [entry["id"] for entry in reversed(self.sessions("-n", str(len(prompts))))]
+
+    def test_list_shows_a_table_the_last_used_first(self):
+        self.assertEqual(self.ask("sessions", "list", errors=b"clinvk: there are no sessions\n"), "")
+        one, two = self.make("say x\nsay more", "say 审查" + "查" * 60)
+        self.ask("sessions", "tag", one, "a", "b")
+        head, first, second = self.ask("sessions", "list").splitlines()
+        self.assertEqual(head, "ID       BACKEND      STATUS     AGE   TURNS TAGS         PROMPT")
+        self.assertRegex(first, r"\A%s claude       completed  \d+s +1     -            say 审查查+\.\.\.\Z" % two[:8])
+        self.assertLessEqual(sum(map(clinvk.columns_of, first)), 80)
+        self.assertRegex(second, r"\A%s claude       completed  \d+s +1     a,b          say x\Z" % one[:8])
+        self.ask("resume", one, "say y")
+        self.assertTrue(self.ask("sessions", "list").splitlines()[1].startswith(one[:8]))
+
+    def test_list_takes_filters(self):
+        one, two = self.make("say x", "say y")
+        three, = self.make("say z", backend="codex")
+        self.ask("-b", "claude", "fail no luck", status=1, errors=b"clinvk: claude: no luck\n")
+        four = self.sessions()[0]["id"]
+        self.ask("sessions", "tag", two, "a")
+        for args, ids in ((("--backend", "codex"), [three]), (("--status", "error"), [four]), (("--tag", "a"), [two]), (("-n", "2"), [four, three]),
+                          (("-b", "claude", "--status", "completed"), [two, one]), (("-b", "gemini"), [])):
+            with self.subTest(args=args):
+                self.assertEqual([entry["id"] for entry in self.sessions(*args)], ids)
+        self.assertEqual(self.ask("sessions", "list", "-b", "gemini", errors=b"clinvk: there are no such sessions\n"), "")
+
+    def test_show_says_what_is_known(self):
+        id, = self.make("say x\nsay y")
+        text = self.ask("sessions", "show", id[:7])
+        for line in ("id: +%s" % id, "backend: +claude", "status: +completed", r"created: +\S+Z \(\d+s ago\)", "directory: +" + self.directory,
+                     "backend's id: +" + CLAUDE, "turns: +1", "usage: +150 input tokens, .*, 157 total tokens", r"cost: +\$0.2500", "prompt: +say x"):
+            self.assertRegex(text, "(?m)^%s$" % line)
+        self.assertNotIn("error:", text)
+        self.assertEqual(json.loads(self.ask("sessions", "show", id, "--json")), self.sessions()[0])
+
+    def test_delete_removes_all_or_none(self):
+        one, two, three = self.make("say x", "say y", "say z")
+        self.assertIn("no session begins with", self.refused("sessions", "delete", one, "0" * 20, status=4))
+        self.assertEqual(len(self.sessions()), 3)
+        self.assertEqual(self.ask("sessions", "delete", one, two[:8], one[:8]), "%s\n%s\n" % (one, two))
+        self.assertEqual(json.loads(self.ask("sessions", "delete", "--json", three)), {"deleted": [three]})
+        self.assertEqual(self.sessions(), [])
+
+    def test_clean_removes_the_old(self):
+        one, two = self.make("say x", "say y")
+        path = self.path("home", ".clinvk", "sessions", one + ".json")
+        with open(path) as file:
+            entry = json.load(file)
+        self.file(path, dict(entry, last_used=clinvk.utc(time.time() - 31 * 86400)))
+        self.assertEqual(self.ask("sessions", "clean", "--older-than", "32d"), "")
+        self.configure(session={"retention_days": 0})
+        self.assertEqual(self.ask("sessions", "clean", errors=b"clinvk: session.retention_days is 0: sessions are kept for ever; --older-than deletes some\n"), "")
+        self.configure(session={"retention_days": 40})
+        self.assertEqual(self.ask("sessions", "clean"), "")
+        self.configure()
+        self.assertEqual(self.ask("sessions", "clean", "--dry-run"), one + "\n")
+        self.assertEqual(len(self.sessions()), 2)
+        self.assertEqual(json.loads(self.ask("sessions", "clean", "--json")), {"deleted": [one]})
+        self.assertEqual(self.ask("sessions", "clean", "--older-than", "0d"), two + "\n")
+
+    def test_a_broken_configuration_cleans_nothing(self):
+        self.make("say x")
+        os.makedirs(self.path("home", ".clinvk"), exist_ok=True)
+        self.file("home/.clinvk/config.yaml", "session: {retention_days: x}\n")
+        self.assertIn("config.yaml:1: session.retention_days: ", self.refused("sessions", "clean", status=3))
+        self.assertEqual(len(self.sessions()), 1)
+
+    def test_tags_are_added_and_taken_away(self):
+        id, = self.make("say x")
+        self.assertEqual(self.ask("sessions", "tag", id), "")
+        self.assertEqual(self.ask("sessions", "tag", id, "a", "b", "a"), "a\nb\n")
+        self.assertEqual(self.ask("sessions", "tag", id, "c", "--remove", "a", "--remove", "zzz"), "b\nc\n")
+        self.assertEqual(json.loads(self.ask("sessions", "tag", "--json", id, "d"))["tags"], ["b", "c", "d"])
+        for tag in ("", " ", "a,b", "a\nb"):
+            self.assertIn("expected a tag without a comma", self.refused("sessions", "tag", id, tag))
+
+    def test_what_is_said_wrongly_is_told(self):
+        for args, message in (((), "ACTION"), (("lst",), "invalid choice: 'lst'"), (("show",), "which session? `clinvk sessions list` shows them"),
+                              (("show", "a", "b"), '`sessions show` takes no argument "b"'), (("list", "a"), '`sessions list` takes no argument "a"'),
+                              (("list", "--older-than", "1d"), "--older-than does not go with `sessions list`"),
+                              (("delete", "--dry-run", "a"), "--dry-run does not go with `sessions delete`"),
+                              (("clean", "--older-than", "3m"), "expected an age such as 12h, 30d or 2w"), (("list", "--status", "good"), "invalid choice: 'good'"),
+                              (("list", "-n", "0"), "from 1 on"), (("list", "--jsn"), 'unknown argument --jsn (did you mean "--json"?)')):
+            with self.subTest(args=args):
+                self.assertIn(message, self.refused("sessions", *args))
+        self.assertFalse(os.path.exists(self.path("home", ".clinvk")))
+
+    def test_a_damaged_file_is_named_and_the_rest_is_shown(self):
+        id, = self.make("say x")
+        self.file("home/.clinvk/sessions/%s.json" % ("0" * 32), "{")
+        run = self.clinvk("sessions", "list")
+        self.assertEqual((run.returncode, run.stdout.count(b"\n")), (0, 2))
+        self.assertRegex(run.stderr.decode(), r"\Aclinvk: warning: \S+/0{32}\.json is no session, and left alone: [^\n]+\n\Z")
+        self.assertEqual(self.ask("sessions", "delete", "0" * 32), "0" * 32 + "\n")
+
+    def test_they_are_kept_where_clinvk_home_says(self):
+        self.ask("say x", env={"CLINVK_HOME": self.path("elsewhere")})
+        self.assertEqual(self.sessions(), [])
+        self.assertEqual(len(os.listdir(self.path("elsewhere", "sessions"))), 2)
+
+
+class Row(unittest.TestCase):
+    """How backends are told to keep a session and to go on with one."""
+
+    def argv(self, name, **fields):
+        return list(clinvk.BACKENDS[name].command(clinvk.Task(0, name, "p", **fields)).argv)
+
+    def test_a_session_to_go_on_with_is_named(self):
+        for name, words in (("claude", ["--resume", "ID"]), ("codex", ["resume", "ID", "-"]), ("gemini", ["--resume", "ID"])):
+            with self.subTest(backend=name):
+                argv = self.argv(name, keep=True, resume="ID", sandbox_mode="read-only", model="m")
+                place = argv.index(words[0])
+                self.assertEqual(argv[place:place + len(words)], words)
+                self.assertNotIn("--fork-session", argv)
+        self.assertEqual(self.argv("codex", keep=True, resume="ID", extra=("--add-dir", "/"), sandbox_mode="full")[-5:], ["--add-dir", "/", "resume", "ID", "-"])
+        self.assertEqual(self.argv("codex", keep=True, resume="ID", fork=True)[-3:], ["fork", "ID", "-"])
+        self.assertIn("--fork-session", self.argv("claude", keep=True, resume="ID", fork=True))
+
+    def test_lines_that_come_in_pieces(self):
+        for size in (1, 3, 100):
+            lines = clinvk.Lines()
+            data = b"one\n\n  \ntwo\r\nthree"
+            found = [line for start in range(0, len(data), size) for line in lines.feed(data[start:start + size])]
+            self.assertEqual(found + list(lines.rest()), [b"one", b"two\r", b"three"])
+
+    def test_a_line_that_is_too_long_is_left_out(self):
+        former, clinvk.LONGEST_LINE = clinvk.LONGEST_LINE, 10
+        try:
+            lines = clinvk.Lines()
+            found = [line for piece in (b"x" * 8, b"y" * 8, b"\nok\n" + b"z" * 11 + b"\n", b"end") for line in lines.feed(piece)]
+            self.assertEqual(found + list(lines.rest()), [b"ok", b"end"])
+        finally:
+            clinvk.LONGEST_LINE = former
+
+
+if __name__ == "__main__":
+    unittest.main()
