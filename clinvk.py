@@ -1219,7 +1219,7 @@ def _definition(value: Any) -> Definition:
     """Raises _Misfit."""
     fields = _checked(value, DEFINITION_FIELDS, "a definition (an object with a command)")
     argv = fields.pop("command", ())
-    if not argv or placeholders(argv[0]):
+    if not argv or placeholders(argv[0]) or argv[0].startswith("-"):
         raise _Misfit("expected a list that begins with the name of a program", ("command",) if "command" in value else ())
     definition = Definition(argv, **fields)
     if definition.output != "text" and not definition.answer:
@@ -2195,7 +2195,7 @@ _KIND_PATTERNS = (
     ("auth", r"\b401\b|api.key|not logged in|authenticat|unauthorized|missing environment variable|auth method"),
     ("permission", r"\b403\b|forbidden|permission|trusted directory|untrusted"),
     ("network", r"econn|connection|network|enotfound|getaddrinfo|stream (disconnected|ended)|timed out|fetch failed"),
-    ("invalid", r"\b40[04]\b|does not exist|not found|invalid|unexpected argument|unknown (option|argument)"),
+    ("invalid", r"\b40[04]\b|does not exist|not found|invalid|unexpected argument|unknown (option|argument)|no (conversation|rollout) found"),
 )
 _KIND_BY_STATUS = {400: "invalid", 401: "auth", 403: "permission", 404: "invalid", 408: "network", 413: "context_length",
                    429: "rate_limit", 500: "backend", 502: "overloaded", 503: "overloaded", 504: "overloaded", 529: "overloaded"}
@@ -2243,28 +2243,40 @@ def retry_after(text: str, now: Optional[float] = None) -> Optional[float]:
         found = re.search(r"(?:resets_?at\W+|limit reached\|)([0-9]{10})\b", text, re.I)
         seconds = max(0.0, float(found.group(1)) - now) if found else None
     if seconds is None:
-        found = re.search(r"(?:resets|try again)(?: at)? (\d{1,2})(?::(\d\d))? ?([ap])\.?m\b(?: \(([\w/+-]+)\))?", text, re.I)
-        seconds = _until(int(found.group(1)), int(found.group(2) or 0), found.group(3).lower(), found.group(4) or "", now) if found else None
+        found = re.search(r"(?:resets|try again)(?: at)? (?:([a-z]{3})[a-z]* (\d{1,2})(?:st|nd|rd|th)?,?(?: (\d{4}))?,?(?: at)? )?"
+                          r"(\d{1,2})(?::(\d\d))? ?([ap])\.?m\b(?: \(([\w/+-]+)\))?", text, re.I)
+        seconds = _until(found.groups(""), now) if found else None
     return seconds if seconds is not None and seconds < LONGEST else None
 
 
-def _until(hour: int, minute: int, half: str, zone: str, now: float) -> Optional[float]:
-    """The seconds until the clock shows that time next, in a named zone or here.  None where that cannot be known."""
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+
+
+def _until(said: Sequence[str], now: float) -> Optional[float]:
+    """The seconds until a moment: (month, day, year, hour, minute, a or p, zone), the first three and the last perhaps "".
+
+    Without a day it is the next time that the clock shows that, here or in the zone.  None where that cannot be known.
+    """
     import datetime
-    if not 1 <= hour <= 12 or minute > 59:
-        return None
+    month, day, year, hour, minute, half, zone = said
     there: Optional[datetime.tzinfo] = None
-    if zone:
-        try:
+    try:
+        if zone:
             import zoneinfo  # Python 3.9; and the system may have no zones
             there = zoneinfo.ZoneInfo(zone)
-        except (ImportError, KeyError, ValueError, OSError):
+        present = datetime.datetime.fromtimestamp(now, there)
+        if not 1 <= int(hour) <= 12:
             return None
-    present = datetime.datetime.fromtimestamp(now, there)
-    then = present.replace(hour=hour % 12 + (12 if half == "p" else 0), minute=minute, second=0, microsecond=0)
-    if then <= present:
-        then += datetime.timedelta(days=1)
-    return then.timestamp() - now
+        then = present.replace(hour=int(hour) % 12 + (12 if half.lower() == "p" else 0), minute=int(minute or 0), second=0, microsecond=0)
+        if month:
+            then = then.replace(year=int(year or then.year), month=_MONTHS.index(month.lower()) + 1, day=int(day))
+            if then < present and not year:
+                then = then.replace(year=then.year + 1)
+        elif then <= present:
+            then += datetime.timedelta(days=1)
+        return max(0.0, then.timestamp() - now)
+    except (ImportError, KeyError, ValueError, OSError, OverflowError):
+        return None
 
 
 LONGEST_REASON = 8192  # characters of an error in which its class is looked for
@@ -2450,7 +2462,11 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     error = listed or _reason(stderr) or "claude failed: %s" % (_string(result.get("subtype")) or exit_code)
     if result.get("stop_reason") == "refusal":
         kind = "invalid"
-    return Reply(**dict(said, **_failure(error, result.get("api_error_status"), kind, _claude_wait(retry, limit))))
+    failure = _failure(error, result.get("api_error_status"), kind)
+    if failure["error_kind"] in ("rate_limit", "quota", "overloaded"):
+        stated = _claude_wait(retry, limit)
+        failure["retry_after_seconds"] = failure["retry_after_seconds"] if stated is None or stated >= LONGEST else stated
+    return Reply(**dict(said, **failure))
 
 
 def _claude_text(event: Dict[str, Any]) -> str:
@@ -2594,11 +2610,12 @@ def _gemini_policy(*tools: str, inside: str = "") -> str:
     """
     text = ('[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 997\n'
             '[[rule]]\ntoolName = [%s]\ndecision = "allow"\npriority = 998\n' % ", ".join('"%s"' % tool for tool in tools))
-    if inside:
+    ways = {os.path.abspath(inside), os.path.realpath(inside)} if inside else {"/"}
+    if "/" not in ways:
         import re
-        ways = {os.path.abspath(inside), os.path.realpath(inside)}
         here = "|".join(re.escape(dumps(way).decode("utf-8")[2:-1]).replace("/", "\\/") for way in sorted(ways))
-        pattern = r'"file_path":"(\/(?!(%s)\/)|([^"\\]|\\.)*\.\.)' % here
+        # gemini does without a rule whose pattern has a repetition in a repetition; so a name with a backslash is refused, too
+        pattern = r'"file_path":"(\/(?!(%s)\/)|[^"]*\.\.(\/|")|[^"]*\\)' % here
         text += ('[[rule]]\ntoolName = ["write_file", "replace"]\ndecision = "deny"\npriority = 999\nargsPattern = %s\n'
                  % dumps(pattern).decode("utf-8"))
     return text
@@ -2787,6 +2804,8 @@ def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code
     """By the paths of its definition.  Of JSON Lines the last that has something at a path counts; of texts to be joined, all."""
     if definition.output == "text":
         return _read_text(stdout, stderr, exit_code)
+    if definition.output == "json" and len(stdout) > LONGEST_LINE:
+        return Reply(output="", **_failure("it printed {:,} bytes; an answer may have {:,}".format(len(stdout), LONGEST_LINE), kind="backend"))
     answers: List[str] = []
     error: Any = None
     session = ""
@@ -2878,7 +2897,10 @@ def command_line(task: Task) -> str:
     command = backend_of(task).command(task)
 
     def word(text: str) -> str:
-        return '"$d"'.join("".join('"$%s"' % name if name else shell_quoted(piece) for piece, name in secret_pieces(part))
+        def reference(name: str) -> str:
+            return '"$%s"' % name if name.isidentifier() else shell_quoted("[%s]" % name)
+
+        return '"$d"'.join("".join(reference(name) if name else shell_quoted(piece) for piece, name in secret_pieces(part))
                            for part in text.split(SCRATCH)) or "''"
 
     words = ["env"] + [part for name in NESTING_VARIABLES if name in os.environ for part in ("-u", name)]

@@ -64,6 +64,12 @@ if os.environ.get("CLINVK_START_METHOD") in PROCESS_METHODS:
     START_METHODS = PROCESS_METHODS + (("thread",) if PROCESS_METHODS == ("fork",) else ())
 
 
+def same_for_all_start_methods():
+    """For the head of a module whose tests never look at workers: the run for spawn leaves it to the one for fork."""
+    if os.environ.get("CLINVK_START_METHOD") == "spawn":
+        raise unittest.SkipTest("the run of the tests with fork has these")
+
+
 def data_file(name):
     with open(os.path.join(DATA, name), "rb") as file:
         return file.read()

@@ -12,9 +12,12 @@ import textwrap
 import tty
 import unittest
 
+import support
 from support import COMPILED, MODULES, PATIENCE, ROOT, Case, only_linux, results, tasks
 
 import clinvk
+
+support.same_for_all_start_methods()
 
 # One line that says what is wrong, and one that says where help is.
 USAGE_ERROR = re.compile(r"\A(clinvk(?: [a-z]+)?): error: ([^\n]+)\nTry `\1 --help`\.\n\Z")

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import unittest
 
+import support
 from support import COMPILED, Case, clinvk, results, tasks
+
+support.same_for_all_start_methods()
 
 EVERYTHING = """\
 # all settings
@@ -114,6 +117,26 @@ class Precedence(ConfigurationCase):
                     done = self.clinvk("parallel", "--dry-run", *args, input=json.dumps(value))
                     shown = shows[expected] if isinstance(shows, dict) else shows % expected
                     self.assertIn(shown, done.stdout.decode(), done.stderr)
+
+    def test_the_file_counts_last_for_every_field_that_it_can_say(self):
+        # field: what the file says and where, what somebody else says, what is built in
+        table = {"model": ("backends.echo.model", "m1", "m2", ""), "approval_mode": ("unified_flags.approval_mode", "auto", "none", "default"),
+                 "sandbox_mode": ("unified_flags.sandbox_mode", "workspace", "full", "default"),
+                 "system_prompt": ("backends.echo.system_prompt", "s1", "s2", ""), "max_turns": ("unified_flags.max_turns", 1, 2, 0),
+                 "max_tokens": ("unified_flags.max_tokens", 1, 2, 0), "timeout": ("unified_flags.command_timeout_secs", 1.5, 2.5, 0.0),
+                 "verbose": ("unified_flags.verbose", True, False, False), "dry_run": ("unified_flags.dry_run", True, False, False)}
+        self.assertEqual(set(table), set(clinvk.Configuration().task_fields("echo")))
+        for field, (key, said, other, built_in) in table.items():
+            file = clinvk.Configuration("c.yaml", {key: said, "default_backend": "echo"})
+            for source in ("nobody", "task", "command line", "batch", "environment"):
+                if source == "environment" and field != "model":
+                    continue
+                rules = clinvk.Rules({field: other} if source == "command line" else {}, {"CLINVK_ECHO_MODEL": other} if source == "environment" else {},
+                                     configuration=file)
+                task = clinvk._task(dict({"prompt": "p"}, **{field: other} if source == "task" else {}), {field: other} if source == "batch" else {}, rules)
+                with self.subTest(field=field, source=source):
+                    self.assertEqual(getattr(task, field), said if source == "nobody" else other)
+            self.assertEqual(getattr(clinvk._task({"prompt": "p"}, {}, clinvk.Rules()), field), built_in)
 
     def test_the_environment_counts_before_the_file(self):
         self.configure("default_backend: codex\nbackends:\n  gemini: {model: from-file}\n")

@@ -10,7 +10,10 @@ import sys
 import tempfile
 import unittest
 
+import support
 from support import COMPILED, ROOT, Case, clinvk, write_program
+
+support.same_for_all_start_methods()
 
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}

@@ -13,7 +13,10 @@ import tempfile
 import unittest
 import zipapp
 
+import support
 from support import PROCESS_METHODS, PROGRAM, ROOT, Case, clinvk, results, tasks
+
+support.same_for_all_start_methods()
 
 SHARED = {"man/clinvk.1": "share/man/man1/clinvk.1",
           "completions/clinvk.bash": "share/bash-completion/completions/clinvk.bash",

@@ -17,6 +17,8 @@ import unittest
 import support
 from support import clinvk
 
+support.same_for_all_start_methods()
+
 EVERYTHING = dict(
     backend="claude", backend_session_id="0f6c4b1e-9a51-4a3c-8a3b-111111111111", model="opus", initial_prompt="审查 auth 模块\n\0\x1b[31m \udcff",
     status="completed", turn_count=3, token_usage={"input_tokens": 1200, "cached_input_tokens": 900, "output_tokens": 34,

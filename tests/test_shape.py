@@ -10,7 +10,10 @@ import sys
 import sysconfig
 import unittest
 
+import support
 from support import PROGRAM, ROOT, clinvk
+
+support.same_for_all_start_methods()
 
 # What costs as much as starting Python, or is needed by some commands only.
 LATE_IMPORTS = ("argparse", "json", "re", "typing", "dataclasses", "subprocess", "multiprocessing", "threading", "shutil", "tempfile",

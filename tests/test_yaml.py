@@ -8,7 +8,10 @@ import random
 import signal
 import unittest
 
+import support
 from support import clinvk
+
+support.same_for_all_start_methods()
 
 YamlError, parse_yaml, parse_yaml_with_lines, set_yaml = clinvk.YamlError, clinvk.parse_yaml, clinvk.parse_yaml_with_lines, clinvk.set_yaml
 
