@@ -64,10 +64,17 @@ if os.environ.get("CLINVK_START_METHOD") in PROCESS_METHODS:
     START_METHODS = PROCESS_METHODS + (("thread",) if PROCESS_METHODS == ("fork",) else ())
 
 
-def same_for_all_start_methods():
-    """For the head of a module whose tests never look at workers: the run for spawn leaves it to the one for fork."""
+def left_to_full_runs():
+    """For the head of a module that looks neither at workers nor at what a Python's version changes: a run with
+    CLINVK_TESTS=brief, of which CI makes some beside the full ones, goes without it."""
+    if os.environ.get("CLINVK_TESTS") == "brief":
+        raise unittest.SkipTest("a full run of the tests has these")
+
+
+def left_to_fork():
+    """For the head of a module whose workers are those of other modules, too: the brief run for spawn goes without it."""
     if os.environ.get("CLINVK_START_METHOD") == "spawn":
-        raise unittest.SkipTest("the run of the tests with fork has these")
+        left_to_full_runs()
 
 
 def data_file(name):

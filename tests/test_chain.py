@@ -14,8 +14,11 @@ import sys
 import unittest
 
 import test_commands
+import support
 from support import PATIENCE, COMPILED, ROOT, Case, clinvk, only_linux, wait_until, write_program
 from test_commands import normal
+
+support.left_to_fork()
 
 COUNTS = ("total_steps", "completed_steps", "failed_step", "total_tasks", "completed", "failed", "canceled", "skipped")
 

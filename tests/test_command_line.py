@@ -17,7 +17,7 @@ from support import COMPILED, MODULES, PATIENCE, ROOT, Case, only_linux, results
 
 import clinvk
 
-support.same_for_all_start_methods()
+support.left_to_full_runs()
 
 # One line that says what is wrong, and one that says where help is.
 USAGE_ERROR = re.compile(r"\A(clinvk(?: [a-z]+)?): error: ([^\n]+)\nTry `\1 --help`\.\n\Z")

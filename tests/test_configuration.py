@@ -12,7 +12,7 @@ import unittest
 import support
 from support import COMPILED, Case, clinvk, results, tasks
 
-support.same_for_all_start_methods()
+support.left_to_full_runs()
 
 EVERYTHING = """\
 # all settings

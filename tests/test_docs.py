@@ -13,7 +13,7 @@ import unittest
 import support
 from support import COMPILED, ROOT, Case, clinvk, write_program
 
-support.same_for_all_start_methods()
+support.left_to_full_runs()
 
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}

@@ -16,7 +16,7 @@ import zipapp
 import support
 from support import PROCESS_METHODS, PROGRAM, ROOT, Case, clinvk, results, tasks
 
-support.same_for_all_start_methods()
+support.left_to_full_runs()
 
 SHARED = {"man/clinvk.1": "share/man/man1/clinvk.1",
           "completions/clinvk.bash": "share/bash-completion/completions/clinvk.bash",

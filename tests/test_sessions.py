@@ -17,7 +17,7 @@ import unittest
 import support
 from support import clinvk
 
-support.same_for_all_start_methods()
+support.left_to_full_runs()
 
 EVERYTHING = dict(
     backend="claude", backend_session_id="0f6c4b1e-9a51-4a3c-8a3b-111111111111", model="opus", initial_prompt="审查 auth 模块\n\0\x1b[31m \udcff",

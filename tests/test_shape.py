@@ -13,7 +13,7 @@ import unittest
 import support
 from support import PROGRAM, ROOT, clinvk
 
-support.same_for_all_start_methods()
+support.left_to_full_runs()
 
 # What costs as much as starting Python, or is needed by some commands only.
 LATE_IMPORTS = ("argparse", "json", "re", "typing", "dataclasses", "subprocess", "multiprocessing", "threading", "shutil", "tempfile",

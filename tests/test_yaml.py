@@ -11,7 +11,7 @@ import unittest
 import support
 from support import clinvk
 
-support.same_for_all_start_methods()
+support.left_to_full_runs()
 
 YamlError, parse_yaml, parse_yaml_with_lines, set_yaml = clinvk.YamlError, clinvk.parse_yaml, clinvk.parse_yaml_with_lines, clinvk.set_yaml
 
