@@ -2970,15 +2970,19 @@ def _under_ceiling(task: Task, ceiling: Ceiling) -> Task:
             raise _Misfit("%s is above the ceiling, which is %s" % (quoted(mode), quoted(most)), (field,))
     if ceiling.sandbox and task.sandbox_mode == "default":
         task = task._replace(sandbox_mode="read-only")
-    if ceiling.approval not in ("", "none") and task.approval_mode == "default" and task.sandbox_mode in ("default", "full"):
+    if ceiling.approval not in ("", "none") and task.approval_mode == "default" and (
+            task.sandbox_mode in ("default", "full") or (ceiling.approval, task.sandbox_mode) == ("always", "workspace")):  # there codex never asks
         task = task._replace(approval_mode="always")
     return task
 
 
 def is_inside(path: str, root: str) -> bool:
     """Whether a path leads into a directory, or to it, all symbolic links followed."""
-    real, real_root = os.path.realpath(path), os.path.realpath(root)
-    return os.path.commonpath((real, real_root)) == real_root
+    try:
+        real, real_root = os.path.realpath(path), os.path.realpath(root)
+        return os.path.commonpath((real, real_root)) == real_root
+    except OSError:  # a link that is being replaced
+        return False
 
 
 class Rules(NamedTuple):
@@ -4028,7 +4032,8 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
     for name in command.environment:
         environment[name] = environment[name].replace(SCRATCH, directory)
     if task.workdir:
-        if task.root and not is_inside(task.workdir, task.root):  # it was, when the task was read
+        real = os.path.realpath(task.workdir)
+        if task.root and os.path.commonpath((real, task.root)) != task.root:  # it was inside, when the task was read
             raise OSError(0, "is outside of %s" % task.root, os.path.join(task.workdir, "."))
         os.stat(os.path.join(task.workdir, "."))
         environment["PWD"] = os.path.abspath(task.workdir)
