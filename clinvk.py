@@ -2262,7 +2262,7 @@ def _until(said: Sequence[str], now: float) -> Optional[float]:
     there: Optional[datetime.tzinfo] = None
     try:
         if zone:
-            import zoneinfo  # Python 3.9; and the system may have no zones
+            import zoneinfo  # novm  # Python 3.9; and the system may have no zones
             there = zoneinfo.ZoneInfo(zone)
         present = datetime.datetime.fromtimestamp(now, there)
         if not 1 <= int(hour) <= 12:
