@@ -384,8 +384,8 @@ def age(seconds: float) -> str:
 
 
 def quoted(value: Any) -> str:
-    """A value as it stands in an error message: JSON, cut to a readable length."""
-    text = dumps(value).decode("utf-8")
+    """A value as it stands in an error message: JSON, without secrets, cut to a readable length."""
+    text = without_secrets(dumps(value).decode("utf-8"))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -485,16 +485,31 @@ def shell_quoted(text: str) -> str:
         escapes.get(c) or (c if c.isprintable() else "".join("\\x%02x" % byte for byte in to_bytes(c))) for c in text)
 
 
-_SECRET_WORDS = frozenset(("KEY", "KEYS", "APIKEY", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE",
-                           "CREDENTIAL", "CREDENTIALS", "PAT"))
+_SECRET_ENDINGS = ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASSWD", "PASSPHRASE",
+                   "CREDENTIAL", "CREDENTIALS", "PASS")
+SHORTEST_SECRET = 8  # characters: a shorter value is a word that occurs elsewhere
+
+
+def _names_secret(variable: str) -> bool:
+    words = variable.upper().replace("-", "_").replace(".", "_").split("_")
+    return (any(word.endswith(_SECRET_ENDINGS) and not word.endswith("ASKPASS") for word in words)  # that is a program
+            or "PAT" in words or words[-1] in ("AUTH", "PWD") and len(words) > 1)
 
 
 @once
 def _secrets() -> Dict[str, str]:
-    """The values of the environment's variables that are secrets by their names, with these; the longest first."""
-    found = {value: name for name, value in os.environ.items()
-             if len(value) >= 8 and _SECRET_WORDS.intersection(name.upper().split("_"))}
-    return {value: found[value] for value in sorted(found, key=len, reverse=True)}
+    """The values of the environment's variables that are secrets by their names, with these; the longest first.
+
+    Also as they stand in JSON, and the lines of one that has several: an error text quotes, and may show one line.
+    """
+    found: Dict[str, str] = {}
+    for name, value in os.environ.items():
+        if _names_secret(name):
+            import json
+            for text in [value] + value.splitlines():
+                for form in (text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]):
+                    found.setdefault(form.strip(), name)
+    return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= SHORTEST_SECRET}
 
 
 def secret_pieces(text: str) -> List[Tuple[str, str]]:
@@ -507,7 +522,7 @@ def secret_pieces(text: str) -> List[Tuple[str, str]]:
 
 
 def without_secrets(text: str) -> str:
-    """For what clinvk itself says: the name of the variable in place of its value."""
+    """For what clinvk itself says: the name of the variable in place of its value.  To be called before anything is cut."""
     return "".join("[%s]" % name if name else piece for piece, name in secret_pieces(text))
 
 
@@ -523,13 +538,47 @@ def send_signal(process_group: int, signal_number: int) -> bool:
         return False
 
 
-def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: str, files: Sequence[int]) -> int:
+class Place(NamedTuple):
+    """A directory that is open: whatever becomes of the names that led to it, it stays what it was."""
+
+    file: int
+    real: str  # where it is, all symbolic links followed
+
+    def path(self) -> str:
+        """A path that leads to it, here and in a child; where a system has none for open files, that where it was."""
+        own = "/proc/self/fd/%d" % self.file
+        return own if os.path.isdir(own) else self.real
+
+
+def open_place(path: str) -> Place:
+    """Opens a directory that one may enter.  Raises OSError."""
+    file = os.open(os.path.join(path, "."), getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        real = os.readlink("/proc/self/fd/%d" % file)
+    except OSError:
+        real = os.path.realpath(path)
+    return Place(file, real)
+
+
+def candidates(program: str) -> List[str]:
+    """The paths at which a program may be, absolute: what is relative counts from here, not from where it will run."""
+    return [os.path.abspath(program)] if "/" in program else [os.path.abspath(os.path.join(entry, program)) for entry in os.get_exec_path()]
+
+
+def find_program(name: str) -> Tuple[str, str]:
+    """The path of a program, and what keeps it from being started ("" where nothing does)."""
+    there = [path for path in candidates(name) if os.path.isfile(path)]
+    found = next((path for path in there if os.access(path, os.X_OK)), "")
+    return (found, "") if found else (there[0], "cannot be executed") if there else ("", "not found on the PATH")
+
+
+def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: Optional[Place], files: Sequence[int]) -> int:
     """Starts a program in a session of its own, with `files` for its stdin, stdout and stderr.  Returns its pid.
 
-    Raises OSError; its `filename` is `workdir` where that is what is wrong, else the program or None.
+    Raises OSError; its `filename` is the program or None.
     """
     import signal
-    if not workdir:
+    if workdir is None:
         try:
             return os.posix_spawnp(
                 argv[0], argv, environment, setsid=True, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
@@ -537,8 +586,14 @@ def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: s
         except NotImplementedError:  # setsid
             pass
     import subprocess  # twice the price of posix_spawn (of a fork, before Python 3.10), but it can change the directory
-    process = subprocess.Popen(argv, stdin=files[0], stdout=files[1], stderr=files[2], cwd=workdir or None,
-                               env=environment, start_new_session=True)
+    there = next(filter(os.path.exists, candidates(argv[0])), argv[0])
+    program = find_program(argv[0])[0] or os.path.abspath(there)  # which is then the system's to refuse
+    try:
+        process = subprocess.Popen(argv, executable=program, stdin=files[0], stdout=files[1], stderr=files[2],
+                                   cwd=workdir.path() if workdir else None, env=environment, start_new_session=True)
+    except OSError as error:
+        error.filename = argv[0]
+        raise
     process.returncode = 0  # it is waited for by its pid
     return process.pid
 
@@ -893,10 +948,13 @@ def make_private_directory() -> str:
             raise OutputError("cannot make temporary files in %s: %s" % (temporary_directory(), error.strerror)) from None
 
 
-def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False) -> None:
-    """Puts a file of mode 0600 in place, whole or not at all; `durable`: the end of the machine does not undo that.  Raises OSError."""
-    draft = "%s.%d.tmp" % (path, os.getpid())
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False, directory: Optional[int] = None) -> None:
+    """Puts a file of mode 0600 in place, whole or not at all; `durable`: the end of the machine does not undo that.  Raises OSError.
+
+    `directory`: an open one in which `path` is.
+    """
+    draft = "%s.%s.tmp" % (path, os.urandom(6).hex())  # that nobody can know beforehand, and put a link there
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:
         try:
             write_pieces(file, pieces)
@@ -904,9 +962,9 @@ def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False) ->
                 os.fsync(file)
         finally:
             os.close(file)
-        os.replace(draft, path)
+        os.replace(draft, path, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
-        os.unlink(draft)
+        os.unlink(draft, dir_fd=directory)
         raise
     if durable:
         sync_directory(os.path.dirname(path) or ".")
@@ -939,17 +997,6 @@ def descriptor_limit() -> int:
     """How many files a process may have open."""
     import resource
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def find_program(name: str) -> Tuple[str, str]:
-    """The path of a program, and what keeps it from being started ("" where nothing does)."""
-    import shutil
-    found = shutil.which(name)
-    if found:
-        return os.path.abspath(found), ""
-    there = next((path for path in ([name] if "/" in name else [os.path.join(entry, name) for entry in os.get_exec_path()])
-                  if os.path.isfile(path)), "")
-    return (there, "cannot be executed") if there else ("", "not found on the PATH")
 
 
 def is_terminal(file: int) -> bool:
@@ -1246,9 +1293,15 @@ def _definitions(value: Any) -> Dict[str, Definition]:
 
 
 def _path_text(path: _Path) -> str:
+    """`tasks[3].max_turns`; a name that could be mistaken for other text stands in quotes."""
     text = ""
     for step in path:
-        text += "[%d]" % step if isinstance(step, int) else ("." if text else "") + step
+        if isinstance(step, int):
+            text += "[%d]" % step
+        elif step.replace("-", "_").replace(".", "_").isidentifier() and len(step) <= 60:
+            text += ("." if text else "") + step
+        else:
+            text += "[%s]" % quoted(step)
     return text
 
 
@@ -2106,8 +2159,9 @@ class Capture:
         return not any(piece.strip() for piece in file_chunks(self._file, 0, self._size))
 
     def tail(self) -> str:
-        """The last 64 KiB as text."""
-        return to_text(b"".join(file_chunks(self._file, max(0, self._size - CHUNK), self._size)))
+        """The last 64 KiB as text, from the beginning of a line: half a secret is not known to be one."""
+        text = to_text(b"".join(file_chunks(self._file, max(0, self._size - CHUNK), self._size)))
+        return text if self._size <= CHUNK else text[text.find("\n") + 1 or CHUNK // 2:]
 
 
 class Reply(NamedTuple):
@@ -2283,7 +2337,7 @@ LONGEST_REASON = 8192  # characters of an error in which its class is looked for
 
 
 def _failure(error: str, status: Any = None, kind: str = "", wait: Optional[float] = None) -> Dict[str, Any]:
-    error = error.strip()[:CHUNK]
+    error = without_secrets(error.strip())[:CHUNK]
     said = error[:LONGEST_REASON]
     return {"error": error, "error_kind": kind or error_kind(said, status), "retry_after_seconds": retry_after(said) if wait is None else wait}
 
@@ -2333,7 +2387,7 @@ def _string(value: Any) -> str:
 
 def last_words(stderr: str) -> str:
     """The last paragraph of what a failing program wrote to stderr: the reason mostly stands there."""
-    paragraphs = [part.strip() for part in stderr.replace("\r\n", "\n").split("\n\n")
+    paragraphs = [part.strip() for part in without_secrets(stderr.replace("\r\n", "\n")).split("\n\n")
                   if part.strip() and not part.lstrip().startswith("Stack backtrace:")]
     return visible(paragraphs[-1][-2000:]) if paragraphs else ""
 
@@ -2346,7 +2400,7 @@ def _reason(stderr: str) -> str:
     """Why one of the three programs failed, out of what it wrote to stderr: neither its noise nor its usage, nor a stack trace."""
     import re
     lines = []
-    for line in stderr.replace("\r\n", "\n").split("\n"):
+    for line in without_secrets(stderr.replace("\r\n", "\n")).split("\n"):
         if re.match(_AFTERMATH, line):
             break
         if not re.match(_NOISE, line):
@@ -2484,7 +2538,7 @@ def _claude_saying(line: bytes) -> _Saying:
 def _denial(item: Dict[str, Any]) -> str:
     """`permission denied: Bash: touch x`: the tool, and what of its input says most."""
     given = _mapping(item.get("tool_input"))
-    what = next((one_line(given[name]) for name in ("command", "file_path", "url") if isinstance(given.get(name), str)), "")
+    what = next((one_line(without_secrets(given[name])) for name in ("command", "file_path", "url") if isinstance(given.get(name), str)), "")
     return "permission denied: %s%s" % (_string(item.get("tool_name")), ": " + what[:200] if what else "")
 
 
@@ -2900,7 +2954,7 @@ def command_line(task: Task) -> str:
         def reference(name: str) -> str:
             return '"$%s"' % name if name.isidentifier() else shell_quoted("[%s]" % name)
 
-        return '"$d"'.join("".join(reference(name) if name else shell_quoted(piece) for piece, name in secret_pieces(part))
+        return '"$d"'.join("".join(reference(name) if name else shell_quoted(piece) for piece, name in secret_pieces(part) if piece)
                            for part in text.split(SCRATCH)) or "''"
 
     words = ["env"] + [part for name in NESTING_VARIABLES if name in os.environ for part in ("-u", name)]
@@ -3034,11 +3088,14 @@ def _task(value: Any, defaults: Dict[str, Any], rules: Rules) -> Task:
     if name not in BACKENDS:
         task = task._replace(definition=rules.definitions[name])
     try:
+        if task.model.startswith("-"):  # to the program it would be an option
+            raise _Misfit("no model begins with -, as %s does" % quoted(task.model), ("model",))
         task = _under_ceiling(task, rules.ceiling)
         task = task._replace(extra=file.extra(name, task.sandbox_mode) + task.extra)
-        if rules.root and task.workdir:
-            if not is_inside(task.workdir, rules.root):
-                raise _Misfit("%s is outside of %s" % (quoted(task.workdir), quoted(rules.root)), ("workdir",))
+        if rules.root:
+            if not is_inside(task.workdir or ".", rules.root):
+                what = quoted(task.workdir) if task.workdir else "the current directory, in which a task without a workdir runs,"
+                raise _Misfit("%s is outside of %s" % (what, quoted(rules.root)), ("workdir",) if task.workdir else ())
             task = task._replace(root=os.path.realpath(rules.root))
         backend = backend_of(task)
         problem = backend.refuse(task.sandbox_mode, task.approval_mode)
@@ -3089,12 +3146,14 @@ def _batch(value: Any, rules: Rules) -> Tuple[List[Task], List[_Path], Dict[str,
     elif isinstance(value, list):
         items = value
     else:
-        known = dict.fromkeys(BATCH_FIELDS)
         if isinstance(value, dict) and "steps" in value:
             raise _Misfit("this is a chain: run it with `clinvk chain`", ("steps",))
-        near = isinstance(value, dict) and "prompt" not in value and next((n for n in value if n not in TASK_FIELDS and nearest(n, known)), None)
-        if near:
-            raise _Misfit("unknown field%s" % nearest(near, known), (near,))
+        if isinstance(value, dict) and "prompt" not in value:
+            near = next((name for name in value if name not in TASK_FIELDS and nearest(name, BATCH_FIELDS)), "")
+            if near in BATCH_FIELDS:
+                raise _Misfit("a batch needs a list of tasks")
+            if near:
+                raise _Misfit("unknown field%s" % nearest(near, BATCH_FIELDS), (near,))
         return [_task(value, defaults, rules)], [()], run
     if not items:
         raise _Misfit("no tasks: the list is empty", where)
@@ -3468,7 +3527,7 @@ class TaskStream:
                 except UserError as error:
                     if strict or index == 0:
                         raise
-                    tasks, run = [Task(-1, "", "", invalid=str(error))], {}
+                    tasks, run = [Task(-1, "", "", invalid=without_secrets(str(error)))], {}
                 self._note_run(piece, run)
                 yield [task._replace(index=index + position) for position, task in enumerate(tasks)]
                 index += len(tasks)
@@ -3740,8 +3799,7 @@ def comparison(prompt: str, backends: Sequence[str], rules: Rules) -> List[Task]
 
 def not_installed(task: Task) -> bool:
     """Whether the program of the task's backend is not to be found."""
-    program = backend_of(task).command(task).argv[0]
-    return not find_program(os.path.join(task.workdir, program) if "/" in program else program)[0]
+    return not find_program(backend_of(task).command(task).argv[0])[0]
 
 
 class Tasks:
@@ -3934,7 +3992,7 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
     Without a station it makes one for itself, and leaves nothing running and no file behind.
     """
     if task.invalid:
-        return unfinished(task, "failed", without_secrets(task.invalid), "invalid", exit_code=1)._replace(task=task)
+        return unfinished(task, "failed", task.invalid, "invalid", exit_code=1)._replace(task=task)
     if task.dry_run:
         return unfinished(task, "skipped", "", "", exit_code=0)._replace(answer=command_line(task), task=task)
     if station is None:
@@ -4031,13 +4089,17 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
         write_whole(os.path.join(directory, name), [to_bytes(text)])
     for name in command.environment:
         environment[name] = environment[name].replace(SCRATCH, directory)
-    if task.workdir:
-        real = os.path.realpath(task.workdir)
-        if task.root and os.path.commonpath((real, task.root)) != task.root:  # it was inside, when the task was read
-            raise OSError(0, "is outside of %s" % task.root, os.path.join(task.workdir, "."))
-        os.stat(os.path.join(task.workdir, "."))
-        environment["PWD"] = os.path.abspath(task.workdir)
-    pid = start_session(tuple(word.replace(SCRATCH, directory) for word in command.argv), environment, task.workdir, files)
+    argv = tuple(word.replace(SCRATCH, directory) for word in command.argv)
+    workdir = open_place(task.workdir) if task.workdir else None
+    try:
+        if workdir:
+            if task.root and os.path.commonpath((workdir.real, task.root)) != task.root:  # it was inside, when the task was read
+                raise OSError(0, "is outside of %s" % task.root, os.path.join(task.workdir, "."))
+            environment["PWD"] = os.path.abspath(task.workdir)
+        pid = start_session(argv, environment, workdir, files)
+    finally:
+        if workdir:
+            os.close(workdir.file)
     return _BackendProcess(pid, getattr(signal, backend_of(task).stop_signal), station.grace)
 
 
@@ -4066,12 +4128,12 @@ def _not_started(task: Task, program: str, error: OSError) -> Result:
     import errno
     kinds = {errno.EACCES: "permission", errno.EPERM: "permission", errno.ENOENT: "not_found", errno.E2BIG: "invalid"}
     reason = error.strerror or str(error)
-    of_workdir = task.workdir and error.filename == os.path.join(task.workdir, ".")  # which _launch looks at first
+    of_workdir = task.workdir and error.filename == os.path.join(task.workdir, ".")  # which open_place opens
     if of_workdir:
         text, code, kind = "workdir %s: %s" % (task.workdir, reason), 1, "invalid"
     elif error.filename not in (None, program):
         text, code, kind = "%s: %s" % (error.filename, reason), 1, "backend"
-    elif error.errno in (errno.ENOENT, errno.EACCES) and not any(os.path.exists(os.path.join(entry, program)) for entry in os.get_exec_path()):
+    elif error.errno in (errno.ENOENT, errno.EACCES) and not any(map(os.path.exists, candidates(program))):
         text, code, kind = "%s: not found: it is not installed, or not on the PATH" % program, 127, "not_found"
     elif error.errno == errno.ENOENT:
         text, code, kind = "%s: cannot be executed: the interpreter it names does not exist" % program, 126, "not_found"
@@ -5127,14 +5189,18 @@ class CommandLines:
 
 
 class Directory:
-    """`output_dir`: a file for each task as it ends, `NNN_NAME.json`, and summary.json at the end.  Mode 0600, never half a file."""
+    """`output_dir`: a file for each task as it ends, `NNN_NAME.json`, and summary.json at the end.  Mode 0600, never half a file.
+
+    It is opened once: a task that puts a link in its place does not lead it elsewhere.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._report = Report()
         try:
             os.makedirs(path, 0o700, exist_ok=True)
-            if not os.access(path, os.W_OK | os.X_OK):
+            self._place = open_place(path)
+            if not os.access(self._place.path(), os.W_OK | os.X_OK):
                 raise PermissionError(0, "Permission denied")
         except OSError as error:
             raise OutputError("cannot write to output_dir %s: %s" % (path, error.strerror)) from None
@@ -5148,7 +5214,7 @@ class Directory:
 
     def _put(self, name: str, pieces: Iterable[bytes]) -> None:
         try:
-            write_whole(os.path.join(self._path, name), in_one_write(pieces))
+            write_whole(name, in_one_write(pieces), directory=self._place.file)
         except OSError as error:
             raise OutputError("cannot write %s: %s" % (os.path.join(self._path, name), error.strerror)) from None
 
@@ -5265,7 +5331,7 @@ def verdict(totals: Totals) -> int:
 def task_row(result: Result) -> Tuple[str, str, str]:
     """A line of the table, but for the status: what stands before it, what behind it, and the label at the end."""
     task = result.task
-    label = one_line(task.name or task.prompt or task.invalid) if task else ""
+    label = without_secrets(one_line(task.name or task.prompt or task.invalid)) if task else ""
     return "%-4d %-12s " % (result.index + 1, result.backend), "%-10s" % ("%.2fs" % result.duration_seconds), label
 
 
@@ -6410,10 +6476,18 @@ def command_config_set(path: str, key: str, text: str) -> int:
     return EXIT_OK
 
 
+def start_method_of(environment: Dict[str, str]) -> str:
+    """What CLINVK_START_METHOD says.  Raises UserError."""
+    method = environment.get("CLINVK_START_METHOD", "")
+    if method and method not in START_METHODS:
+        raise UserError("CLINVK_START_METHOD: unknown start method %s; known are %s" % (quoted(method), ", ".join(START_METHODS)))
+    return method
+
+
 def command_doctor(as_json: bool) -> int:
     """Says which backends can be used, and what of the machine matters.  Returns the exit status: whether there is one to use."""
     heed_children()
-    method = os.environ.get("CLINVK_START_METHOD") or default_start_method()
+    method = start_method_of(dict(os.environ)) or default_start_method()
     definitions = dict(load_configuration(None, dict(os.environ)).definitions, **environment_definitions(dict(os.environ)))
     rows = list(BACKENDS.values()) + [custom_backend(name, definition) for name, definition in definitions.items()]
     backends = []
@@ -6424,9 +6498,13 @@ def command_doctor(as_json: bool) -> int:
                          "problem": problem + (row.install and "; to install it: " + row.install) if problem else ""})
     asked = [Task(number, row.name, " ", timeout=60.0, definition=Definition((str(entry["path"]), "--version")))
              for number, (row, entry) in enumerate(zip(rows, backends)) if row.install and entry["usable"]]
-    for result in run_pool(asked, max(1, len(asked)), start_method=method):  # what is asked is also whether the pool works
-        entry = backends[result.index]
-        entry.update(version=one_line(result.output), usable=result.status == "ok", problem=result.error)
+    try:
+        for result in run_pool(asked, max(1, len(asked)), start_method=method):  # what is asked is also whether the pool works
+            entry = backends[result.index]
+            entry.update(version=one_line(result.output), usable=result.status == "ok", problem=result.error)
+    except OutputError as error:  # there is nowhere to write: nothing can be run
+        for entry in backends:
+            entry.update(usable=False, problem=entry["problem"] or str(error))
     machine = machine_fields(method)
     if as_json:
         Output(1).json([dumps({"clinvk": __version__, "backends": backends, "machine": machine}), b"\n"])
@@ -6467,7 +6545,7 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
 
 
 # Words that are no commands here, but of the Go program of the same name or of a later clinvk: no prompt to be paid for.
-RESERVED = ("chain", "compare", "completion", "help", "serve")
+RESERVED = ("completion", "help", "serve")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -6492,7 +6570,7 @@ def build_parser() -> argparse.ArgumentParser:
 
         def error(self, message: str) -> NoReturn:
             """The message, not buried under the usage."""
-            Output(2).text("%s: error: %s\nTry `%s --help`.\n" % (self.prog, message, self.prog))
+            Output(2).text("%s: error: %s\nTry `%s --help`.\n" % (self.prog, without_secrets(message), self.prog))
             raise SystemExit(EXIT_USAGE)
 
         def print_help(self, file: Any = None) -> None:
@@ -6726,9 +6804,6 @@ def settings_from(options: argparse.Namespace) -> Settings:
     given = dict(vars(options))
     task = {name[len("task_"):]: value for name, value in given.items() if name.startswith("task_") and value is not None}
     environment = dict(os.environ)
-    method = environment.get("CLINVK_START_METHOD", "")
-    if method and method not in START_METHODS:
-        raise UserError("CLINVK_START_METHOD: unknown start method %s; known are %s" % (quoted(method), ", ".join(START_METHODS)))
     if options.dry_run:
         task["dry_run"] = True
     configuration = load_configuration(options.config, environment)
@@ -6745,7 +6820,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
     rules = Rules(task, environment, definitions, bool(given.get("allow_commands")), ceiling or Ceiling(),
                   given.get("root") or "", given.get("output_dir") or "", configuration)
     return Settings(rules, options.dry_run, given.get("form", "text"), given.get("quiet", False), options.progress,
-                    options.color or configuration.get("output.color"), method)
+                    options.color or configuration.get("output.color"), start_method_of(environment))
 
 
 def _tag(text: str) -> str:
@@ -6856,20 +6931,14 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
             return int(options.run(options))
     except SystemExit as leaving:  # of argparse: after --help, --version or a usage error
         return int(leaving.code or 0)
-    except UserError as error:
-        stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
-        return EXIT_USAGE
-    except ConfigError as error:
-        stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
-        return EXIT_CONFIG
-    except SessionError as error:
-        stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
-        return EXIT_SESSION
     except OutputError as error:
         if error.broken_pipe:
             return EXIT_PIPE
-        stderr.text("clinvk: error: %s\n" % error)
+        stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
         return EXIT_OUTPUT
+    except (UserError, ConfigError, SessionError) as error:
+        stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
+        return EXIT_USAGE if isinstance(error, UserError) else EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_SESSION
     except Interrupted as interruption:
         return 128 + interruption.signal_number
 
@@ -6880,7 +6949,7 @@ def console() -> None:
         status = main(whole_process=True)
     except Exception:
         import traceback
-        Output(2).text("clinvk: this is a bug in clinvk %s:\n%s" % (__version__, traceback.format_exc()))
+        Output(2).text("clinvk: this is a bug in clinvk %s:\n%s" % (__version__, without_secrets(traceback.format_exc())))
         status = EXIT_BUG
     if status in (EXIT_HANGUP, EXIT_INTERRUPT, EXIT_TERMINATE):
         die_of(status - 128)

@@ -1070,8 +1070,38 @@ class Captures(CaptureCase):
         self.assertEqual((len(capture), capture.read(), list(capture.lines()), capture.tail()), (7, b"one\ntwo", [b"one", b"two"], "one\ntwo"))
 
     def test_the_tail_is_the_end_of_a_large_text(self):
+        data = b"b" * 20000 + b"\n" + b"a" * 50000 + b"\xffend"
+        self.assertEqual(self.capture(data).tail(), clinvk.to_text(data[20001:]), "it begins with a line")
         data = b"a" * 100000 + b"\xffend"
-        self.assertEqual(self.capture(data).tail(), clinvk.to_text(data[-clinvk.CHUNK:]))
+        tail = self.capture(data).tail()
+        self.assertTrue(clinvk.to_text(data).endswith(tail))
+        self.assertGreaterEqual(len(tail), clinvk.CHUNK // 2)
+        data = b"a" * 60000 + b"\n" + b"b" * (clinvk.CHUNK - 60001)
+        self.assertEqual(self.capture(data).tail(), data.decode(), "all of it where it is short enough")
+
+    def test_no_half_of_a_secret_is_in_an_error(self):
+        """Whatever is cut: the beginning and the end of what the program wrote, its last paragraph, a quotation."""
+        secret = "s3cr3t-" + "0123456789abcdef" * 4
+        body = """if True:
+            import os, sys
+            sys.path.insert(0, sys.argv[1])
+            import clinvk
+            secret = os.environ["THE_API_KEY"]
+            for filling in range(0, 90, 3):
+                for text in ("x" * (clinvk.CHUNK - filling) + "\\n\\n", "x" * (2000 - filling), "error: " + "x" * (2000 - filling), "x" * (200 - filling),
+                             "x" * (60 - filling % 60), "x" * (clinvk.CHUNK - filling)):
+                    for stderr in (secret + text, text + secret, text + secret + text):
+                        file = clinvk.nameless_file(sys.argv[2])
+                        os.write(file, stderr.encode())
+                        tail = clinvk.Capture(file).tail()
+                        os.close(file)
+                        said = [clinvk.last_words(tail), clinvk._reason(tail), clinvk._failure(stderr)["error"], clinvk.quoted(stderr),
+                                clinvk.one_line(clinvk._denial({"tool_name": "Bash", "tool_input": {"command": stderr}}))]
+                        for shown in said:
+                            assert not {"s3cr", "cdef"} & {shown[place:place + 4] for place in range(len(shown))}, (filling, len(text), shown[-300:])
+            """
+        done = self.run_program([sys.executable, "-c", body, support.ROOT, self.directory], env={"THE_API_KEY": secret})
+        self.assertEqual((done.returncode, done.stderr.decode()[-2000:]), (0, ""))
 
     def test_blank_is_what_holds_white_space_alone(self):
         for data, blank in ((b"", True), (b" \n\t\r", True), (b" " * 200000, True), (b" " * 200000 + b"x", False), (b"\0", False), (b"\xff", False)):
@@ -1225,7 +1255,7 @@ class DryRun(CaptureCase):
                 (clinvk.Task(0, "codex", "x", workdir="/w d"),
                  "(cd -- '/w d' && env NO_COLOR=1 codex exec --json --skip-git-repo-check --ephemeral --color never - <<< x)"),
                 (clinvk.Task(0, "gemini", "x", system_prompt="be brief"),
-                 "(d=$(mktemp -d) && printf %s 'be brief' > \"$d\"/system.md && env GEMINI_CLI_NO_RELAUNCH=1 GEMINI_SYSTEM_MD=''\"$d\"/system.md NO_COLOR=1 "
+                 "(d=$(mktemp -d) && printf %s 'be brief' > \"$d\"/system.md && env GEMINI_CLI_NO_RELAUNCH=1 GEMINI_SYSTEM_MD=\"$d\"/system.md NO_COLOR=1 "
                  "gemini --skip-trust -o stream-json <<< x; s=$?; rm -r \"$d\"; exit $s)"),
                 (clinvk.Task(0, "own", "it's", definition=clinvk.Definition(("own", "--in={prompt_file}"))),
                  "(d=$(mktemp -d) && printf %s 'it'\"'\"'s' > \"$d\"/prompt && env NO_COLOR=1 own --in=\"$d\"/prompt < /dev/null; s=$?; rm -r \"$d\"; exit $s)")):

@@ -792,7 +792,7 @@ class OutputDirectory(Commands):
         process = self.start_parallel("-j", "1", "--jsonl", "-q", "--output-dir", "out", "-f",
                                       self.file("t", tasks("say one", "wait-for go; say two", "say three")))
         self.wait_for_file(self.path("out", "001_task-1.json"))
-        os.rename(self.path("out"), self.path("gone"))
+        shutil.rmtree(self.path("out"))
         self.touch("go")
         completed = process.finish()
         self.assertEqual([result["output"] for result in self.lines_of(completed)], ["one\n", "two\n", "three\n"])
@@ -1147,6 +1147,49 @@ class Strangers(Commands):
     def test_a_workdir_that_became_a_link_within_the_root_is_entered(self):
         self.assertEqual(self.swapped("cwd", "other")["output"], self.path("root", "other") + "\n")
 
+    def test_a_task_without_a_workdir_is_held_to_the_root_too(self):
+        os.mkdir(self.path("root"))
+        self.assert_refused(self.parallel("--root", "root", input=tasks("touch ran")),
+                            'stdin:1: the current directory, in which a task without a workdir runs, is outside of "root"')
+        self.assertFalse(self.has("ran"))
+        self.assertEqual(self.parallel("-q", "--root", "root", "--workdir", "root", input=tasks("touch ran; say x")).returncode, 0)
+        self.assertTrue(self.has("root/ran"))
+        self.assertEqual(self.parallel("-q", "--root", ".", input=tasks("touch ran; say x")).returncode, 0)
+
+    def test_a_program_with_a_relative_path_is_not_that_of_the_workdir(self):
+        for name in ("there", "beside"):
+            os.mkdir(self.path(name))
+        write_program(self.path("there", "tool"), b"#!/bin/sh\necho theirs\n")
+        here = defined(tool={"command": ["./tool"]}, other={"command": ["other"]})
+        env = dict(here, PATH=":".join(("", "beside", self.environment["PATH"])))
+        batch = b"".join(tasks("x", backend=name, workdir="there") for name in ("tool", "other"))
+        os.link(self.path("there", "tool"), self.path("there", "other"))
+        missing, absent = self.lines_of(self.parallel("--jsonl", "-q", input=batch, env=env))
+        self.assertEqual([(result["exit_code"], result["error_kind"]) for result in (missing, absent)], [(127, "not_found")] * 2)
+        write_program(self.path("tool"), b"#!/bin/sh\necho ours\n")
+        write_program(self.path("beside", "other"), b"#!/bin/sh\necho ours, too\n")
+        found = self.lines_of(self.parallel("--jsonl", "-q", input=batch, env=env))
+        self.assertEqual([result["output"] for result in found], ["ours\n", "ours, too\n"])
+        os.chmod(self.path("tool"), 0o644)
+        for workdir in ({}, {"workdir": "there"}):
+            result, = self.lines_of(self.parallel("--jsonl", "-q", input=tasks("x", backend="tool", **workdir), env=here))
+            self.assertEqual((result["exit_code"], result["error"]), (126, "./tool: cannot be started: Permission denied"))
+
+    def test_no_model_is_an_option(self):
+        self.assert_refused(self.parallel(input=tasks("touch ran", model="--yolo")), 'stdin:1: model: no model begins with -, as "--yolo" does')
+        self.assert_refused(self.parallel("--model=-x", input=tasks("touch ran")), 'stdin:1: model: no model begins with -')
+        self.assert_refused(self.parallel(input=tasks("touch ran", backend="claude"), env={"CLINVK_CLAUDE_MODEL": "-x"}), 'stdin:1: model: no model begins')
+        self.assertFalse(self.has("ran"))
+
+    def test_results_go_where_they_went_whatever_a_task_puts_in_that_place(self):
+        os.mkdir(self.path("victim"))
+        swap = python("import os; os.rename('out', 'moved'); os.symlink('victim', 'out'); print('swapped')")
+        batch = {"output_dir": "out", "max_parallel": 1, "tasks": [{"backend": "swap", "prompt": "x", "id": "../a"}, {"backend": "echo", "prompt": "say x"}]}
+        completed = self.parallel("-q", "-f", self.file("t", batch), env=defined(swap={"command": swap}))
+        self.assertEqual(completed.returncode, 0, completed.stderr)
+        self.assertEqual(os.listdir(self.path("victim")), [])
+        self.assertEqual(sorted(os.listdir(self.path("moved"))), ["001_a.json", "002_task-2.json", "summary.json"])
+
     def test_results_stay_in_the_current_directory_unless_the_command_line_says_otherwise(self):
         os.mkdir(self.path("out"))
         os.mkdir(self.path("here"))
@@ -1229,6 +1272,26 @@ class Secrets(Commands):
                 self.assert_refused(completed, message)
                 self.assertNotIn(self.SECRET.encode(), completed.stderr)
 
+    def test_in_what_is_said_of_bad_options(self):
+        for arguments, message in ((["--timeout", self.SECRET], 'argument --timeout: expected a duration such as 90, 90s, 15m or 2h, got "[X_API_KEY]"'),
+                                   (["--color", self.SECRET], "argument --color: invalid choice: '[X_API_KEY]'"), (["--" + self.SECRET], "unknown argument --[X_API_KEY]")):
+            completed = self.run_with(*arguments)
+            self.assertEqual(completed.returncode, 2)
+            self.assertIn(message, completed.stderr.decode())
+
+    def test_in_what_is_said_of_a_directory_that_cannot_be_written(self):
+        self.file(self.SECRET, b"")
+        completed = self.run_with("--output-dir", self.SECRET, input=tasks("x"))
+        self.assertEqual(completed.returncode, 74)
+        self.assertIn(b"cannot write to output_dir [X_API_KEY]: ", completed.stderr)
+        self.assertNotIn(self.SECRET.encode(), completed.stderr)
+
+    def test_in_the_table(self):
+        completed = self.run_with(input=tasks("say a") + tasks("x", backend=self.SECRET) + tasks("say c", name="named " + self.SECRET) + tasks("say " + self.SECRET))
+        rows = completed.stdout.decode().partition("#")[2]
+        self.assertEqual(rows.count("[X_API_KEY]"), 3, rows)
+        self.assertNotIn(self.SECRET, rows)
+
     def test_in_what_becomes_of_a_bad_task_on_a_pipe(self):
         batch = tasks("say a") + tasks("x", max_turns=self.SECRET) + tasks("x", workdir="/nowhere/" + self.SECRET) + json.dumps(
             {"max_parallel": 3, "output_dir": self.SECRET, "tasks": [{"backend": "echo", "prompt": "say b"}]}).encode()
@@ -1256,7 +1319,7 @@ class Secrets(Commands):
         self.assertNotIn(self.SECRET.encode(), report.stdout)
 
     def test_other_names_and_short_values_are_left(self):
-        for name, value in (("X_NAME", self.SECRET), ("MONKEY", self.SECRET), ("X_API_KEY", "sk-0123")):
+        for name, value in (("X_NAME", self.SECRET), ("KEYBOARD", self.SECRET), ("X_API_KEY", "sk-0123")):
             result, = self.lines_of(self.parallel("--jsonl", "-q", env={name: value}, input=tasks("stderr it is %s; exit 3" % value)))
             self.assertEqual(result["error"], "it is " + value)
             self.assertEqual(self.parallel("--dry-run", env={name: value}, input=tasks(value)).stdout.decode(), "env NO_COLOR=1 cat <<< %s\n" % value)
@@ -1374,6 +1437,16 @@ class Doctor(Commands):
         for method in ("fork", "spawn", "thread"):
             backends, machine = self.report(0, env={"CLINVK_START_METHOD": method})
             self.assertEqual((machine["start_method"], backends["claude"]["version"]), (method, "1"))
+
+    def test_an_unknown_start_method_is_refused(self):
+        self.assert_refused(self.doctor(env={"CLINVK_START_METHOD": "forc"}), 'CLINVK_START_METHOD: unknown start method "forc"')
+
+    def test_without_a_place_for_temporary_files_nothing_can_be_used(self):
+        self.install("claude", "echo 1")
+        backends, machine = self.report(1, env={"TMPDIR": self.path("nowhere")})
+        self.assertEqual((machine["temp"], machine["temp_writable"], machine["temp_free_mb"]), (self.path("nowhere"), False, 0))
+        self.assertEqual([backends[name]["problem"].partition(": ")[0] for name in ("claude", "echo", "gemini")],
+                         ["cannot make temporary files in " + self.path("nowhere")] * 2 + ["not found on the PATH; to install it"])
 
     def test_definitions_with_a_mistake_are_refused(self):
         self.assert_refused(self.doctor(env={"CLINVK_BACKENDS": '{"mine": {}}'}), "CLINVK_BACKENDS: mine: ")

@@ -16,6 +16,7 @@ import termios
 import textwrap
 import threading
 import unittest
+import unittest.mock
 
 import support
 from support import clinvk, is_running, wait_until
@@ -226,6 +227,15 @@ class Files(PlatformCase):
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
         self.assertEqual(sorted(os.listdir(self.directory)), ["bin", "home", "target", "tmp"])
 
+    def test_a_draft_is_written_through_no_link(self):
+        """Somebody who can write into the directory may guess its name."""
+        path, victim = self.path("target"), self.file("victim", b"old")
+        os.symlink(victim, "%s.%s.tmp" % (path, bytes(6).hex()))
+        with unittest.mock.patch("os.urandom", bytes), self.assertRaises(FileExistsError):
+            clinvk.write_whole(path, [b"new"])
+        with open(victim, "rb") as file:
+            self.assertEqual(file.read(), b"old")
+
     def test_what_cannot_be_written_whole_leaves_what_was_there_and_no_draft(self):
         path = self.file("target", b"old")
 
@@ -360,7 +370,12 @@ class Starting(PlatformCase):
 
     def both_ways(self):
         """No working directory, and one."""
-        return "", self.home
+        return None, self.place(self.home)
+
+    def place(self, path):
+        place = clinvk.open_place(path)
+        self.addCleanup(os.close, place.file)
+        return place
 
     def start_it(self, argv, workdir, content=b"", environment=None):
         """(exit code, stdout, stderr) of a program, started to its end."""
@@ -377,7 +392,7 @@ class Starting(PlatformCase):
             argv, mark, ids, cwd = out.decode().splitlines()
             self.assertEqual((code, argv, mark, err), (7, '["-a", "b c", ""]', "审查 1", b"oops\n"))
             self.assertEqual(len(set(ids.split())), 1, "its own group and session: " + ids)
-            self.assertEqual(cwd, workdir or os.getcwd())
+            self.assertEqual(cwd, workdir.real if workdir else os.getcwd())
 
     def test_a_program_that_dies_of_a_signal_says_so_by_a_negative_code(self):
         self.enter_environment()
@@ -407,14 +422,42 @@ class Starting(PlatformCase):
 
     def test_a_working_directory_that_is_not_one_is_an_error_that_names_it(self):
         for workdir, expected in ((self.path("nowhere"), errno.ENOENT), (self.file("a file", b""), errno.ENOTDIR)):
-            self.assert_fails(expected, ("cat",), workdir, (workdir,))
+            with self.assertRaises(OSError) as caught:
+                clinvk.open_place(workdir)
+            self.assertEqual((caught.exception.errno, caught.exception.filename), (expected, os.path.join(workdir, ".")))
+
+    def test_a_directory_that_is_open_stays_what_it_was_whatever_becomes_of_its_name(self):
+        for name in ("one", "two"):
+            os.mkdir(self.path(name))
+        os.symlink("one", self.path("link"))
+        place = self.place(self.path("link"))
+        os.unlink(self.path("link"))
+        os.symlink("two", self.path("link"))
+        self.assertEqual(place.real, self.path("one"))
+        self.enter_environment()
+        self.assertEqual(self.start_it(("cat",), place, b"cwd")[1].decode().strip(), self.path("one"))
+
+    def test_a_relative_program_is_not_looked_for_in_the_working_directory(self):
+        for name in ("here", "there"):
+            os.mkdir(self.path(name))
+            support.write_program(self.path(name, "tool"), b"#!/bin/sh\necho %s $0\n" % name.encode())
+        support.write_program(self.path("there", "other"), b"#!/bin/sh\necho wrong\n")
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.path("here"))
+        for path in (".", "", ":/usr/bin", self.bin + "::"):
+            self.enter_environment(PATH=path)
+            place = self.place(self.path("there"))
+            for program in ("./tool", "tool", "../here/tool"):
+                self.assertEqual(self.start_it((program,), place), (0, b"here %s\n" % self.path("here", "tool").encode(), b""))
+            self.assert_fails(errno.ENOENT, ("./other",), place, ("./other",))
+            self.assert_fails(errno.ENOENT, ("other",), place, ("other",))
 
     def test_an_error_leaves_no_process(self):
         before = support.children_of(os.getpid())
         with self.assertRaises(OSError):
-            clinvk.start_session(("no-such-program",), self.environment, "", self.files())
+            clinvk.start_session(("no-such-program",), self.environment, None, self.files())
         with self.assertRaises(OSError):
-            clinvk.start_session(("no-such-program",), self.environment, self.home, self.files())
+            clinvk.start_session(("no-such-program",), self.environment, self.place(self.home), self.files())
         self.assertEqual(support.children_of(os.getpid()), before)
 
     @support.only_linux
@@ -428,7 +471,7 @@ class Starting(PlatformCase):
     def test_a_program_gets_no_descriptor_but_its_three(self):
         body = """
             clinvk.keep_descriptors()
-            for workdir in ("", "/"):
+            for workdir in (None, clinvk.open_place("/")):
                 files = [os.open("/dev/null", os.O_RDONLY)] + [clinvk.nameless_file(sys.argv[1]) for _ in range(2)]
                 pid = clinvk.start_session((sys.executable, "-IS", "-c", '''
             import os
@@ -453,14 +496,14 @@ class Starting(PlatformCase):
                 raise NotImplementedError("setsid")
             os.posix_spawnp = refuse
             files = [os.open("/dev/null", os.O_RDONLY)] + [clinvk.nameless_file(sys.argv[1]) for _ in range(2)]
-            pid = clinvk.start_session(("sh", "-c", "exit 5"), dict(os.environ), "", files)
+            pid = clinvk.start_session(("sh", "-c", "exit 5"), dict(os.environ), None, files)
             print(os.getsid(pid) == pid, clinvk.code_of_status(os.waitpid(pid, 0)[1]))
             """
         self.assertEqual(self.script(body, self.directory), "True 5\n")
 
     def test_waiting_for_an_end_does_not_reap(self):
         files = self.files()
-        pid = clinvk.start_session(("sh", "-c", "exit 3"), self.environment, "", files)
+        pid = clinvk.start_session(("sh", "-c", "exit 3"), self.environment, None, files)
         clinvk.wait_for_end(pid)
         os.kill(pid, 0)  # a zombie: its pid is nobody else's
         self.assertEqual(clinvk.code_of_status(os.waitpid(pid, 0)[1]), 3)
@@ -562,12 +605,12 @@ class Ending(PlatformCase):
             prompt = clinvk.nameless_file(sys.argv[1])
             os.write(prompt, "".join("%s %s/%s;" % (word, sys.argv[1], word) for word in ("leave-group", "fork-child", "scrub")).encode())
             os.lseek(prompt, 0, os.SEEK_SET)
-            backend = clinvk.start_session(("cat",), dict(os.environ), "", (prompt, null, null))
+            backend = clinvk.start_session(("cat",), dict(os.environ), None, (prompt, null, null))
             clinvk.wait_for_end(backend)
             pids = [int(open(sys.argv[1] + "/" + word).read()) for word in ("leave-group", "fork-child", "scrub")]
             for pid in pids:
                 os.kill(pid, 0)
-            stubborn = clinvk.start_session(("sh", "-c", "trap '' TERM INT; kill -STOP $$"), dict(os.environ), "", (null, null, null))
+            stubborn = clinvk.start_session(("sh", "-c", "trap '' TERM INT; kill -STOP $$"), dict(os.environ), None, (null, null, null))
             print(clinvk.end_children())
             for pid in pids + [backend, stubborn]:
                 try:
@@ -586,7 +629,7 @@ class Ending(PlatformCase):
             clinvk.adopt_orphans()
             null = os.open(os.devnull, os.O_RDWR)
             for _ in range(20):
-                clinvk.start_session(("sh", "-c", "sleep 300 & sleep 300 & sleep 300 & wait"), dict(os.environ), "", (null, null, null))
+                clinvk.start_session(("sh", "-c", "sleep 300 & sleep 300 & sleep 300 & wait"), dict(os.environ), None, (null, null, null))
             print(clinvk.end_children(), clinvk._children())
             """
         self.assertEqual(self.script(body), "True []\n")

@@ -254,6 +254,11 @@ class Errors(TaskCase):
                 ('{"tasks":[{"prompt":"a"}],"max_paralel":1}', 'tasks.json:1: max_paralel: unknown field (did you mean "max_parallel"?)'),
                 ('{"task":[{"prompt":"a"}]}', 'tasks.json:1: task: unknown field (did you mean "tasks"?)'),
                 ('{"promt":"a"}', 'tasks.json:1: promt: unknown field (did you mean "prompt"?); free data goes into "meta"'),
+                ('{"backends":{}}', "tasks.json:1: a batch needs a list of tasks"), ('{"defaults":{},"prompts":[]}', "tasks.json:1: a batch needs a list of tasks"),
+                ('{"max_paralel":3}', 'tasks.json:1: max_paralel: unknown field (did you mean "max_parallel"?)'),
+                ('{"prompt":"a","x\\nclinvk: error: y":1}', 'tasks.json:1: ["x\\nclinvk: error: y"]: unknown field'), ('{"prompt":"a","":1}', 'tasks.json:1: [""]: unknown field'),
+                ('{"prompt":"a","%s":1}' % ("x" * 500), 'tasks.json:1: ["%s...]: unknown field' % ("x" * 56)), ('{"prompt":"a","a-b.c":1}', "tasks.json:1: a-b.c: unknown field"),
+                ('{"tasks":[{"prompt":"a"}],"defaults":{"a b":1}}', 'tasks.json:1: defaults["a b"]: unknown field'),
                 ('{"backend":"echo"}', "tasks.json:1: a task needs a prompt"), ('[\n{"prompt":"a"},\n\n{"backend":"echo"}]', "tasks.json:4: [1]: a task needs a prompt"),
                 ('{"backend":"echo",\n"prompt":null}', "tasks.json:2: prompt: a task needs a prompt"), ("{}", "tasks.json:1: a task needs a prompt"),
                 ('{"tasks":{}}', "tasks.json:1: tasks: expected a list of tasks, got {}"), ('{"tasks":null}', "tasks.json:1: tasks: expected a list of tasks, got null"),
@@ -318,7 +323,8 @@ LONG = "x" * 500
 FIELDS = {
     "backend": ([("codex", "codex")], [("", "must not be blank"), (3, "expected a string, got 3"), ("CLAUDE", 'unknown backend "CLAUDE"'), (["claude"], "expected a string, got [")]),
     "prompt": ([("x", "x"), (" a\n", " a\n"), ("\0", "\0")], [("", "must not be blank"), (" \n\t", "must not be blank"), (3, "expected a string, got 3"), (["a"], "expected a string"), ({}, "expected a string")]),
-    "model": ([("opus", "opus"), (LONG, LONG), ("\udcff", "\udcff")], [("", "must not be blank"), ("a\0b", "must not contain NUL"), ("\ud800", "holds a character that cannot be passed"), (1, "expected a string")]),
+    "model": ([("opus", "opus"), (LONG, LONG), ("\udcff", "\udcff")], [("", "must not be blank"), ("a\0b", "must not contain NUL"), ("\ud800", "holds a character that cannot be passed"),
+                                                                              ("-x", "no model begins with -, as \"-x\" does"), ("--y=z", "no model begins with -"), (1, "expected a string")]),
     "workdir": ([("/x y", "/x y"), ("审查", "审查"), (".", ".")], [("", "must not be blank"), ("\0", "must not contain NUL"), (False, "expected a string, got false")]),
     "approval_mode": ([(mode, mode) for mode in clinvk.APPROVAL_MODES], [("", 'unknown approval mode ""'), ("never", 'unknown approval mode "never"'), (True, "unknown approval mode true"), ({}, "unknown approval mode {}")]),
     "sandbox_mode": ([(mode, mode) for mode in clinvk.SANDBOX_MODES], [("readonly", 'unknown sandbox mode "readonly" (did you mean "read-only"?); known are default, read-only, workspace, full')]),
@@ -513,7 +519,7 @@ class Definitions(TaskCase):
 
     def assert_bad(self, backends, message):
         refused = self.refused(self.batch(backends), allow_commands=True)
-        self.assertTrue(refused.startswith("tasks.json:1: backends%s%s" % ("." if message[0] != ":" else "", message)), refused)
+        self.assertTrue(refused.startswith("tasks.json:1: backends%s%s" % ("." if message[0] not in ":[" else "", message)), refused)
         with self.assertRaises(clinvk.UserError) as caught:
             clinvk.environment_definitions({"CLINVK_BACKENDS": json.dumps(backends)})
         said = str(caught.exception)
@@ -546,7 +552,7 @@ class Definitions(TaskCase):
             self.assertEqual(set(clinvk.environment_definitions({"CLINVK_BACKENDS": json.dumps({name: {"command": ["x"]}})})), {name})
         for name in ("A", "Mine", "-x", ".x", "_x", "a b", "a/b", "审", "x ", "x" * 65):
             with self.subTest(name):
-                self.assert_bad({name: {"command": ["x"]}}, "%s: %s" % (name, NAMES))
+                self.assert_bad({name: {"command": ["x"]}}, "%s: %s" % (name, NAMES) if clinvk._path_text((name,)) == name else "[%s]: %s" % (clinvk.quoted(name), NAMES))
         for name in clinvk.BACKENDS:
             self.assert_bad({name: {"command": ["x"]}}, "%s: %s is built in and cannot be defined anew" % (name, name))
 
@@ -712,12 +718,19 @@ class Roots(TaskCase):
             self.assertEqual(self.one({"workdir": path}, root="root"), clinvk.Task(0, "claude", "p", workdir=path, root=self.path("root")))
         for path in self.OUTSIDE:
             message = '%s is outside of "root"' % json.dumps(path)
-            self.assertEqual(self.refused('[{"prompt":"p"},\n{"prompt":"p","workdir":%s}]' % json.dumps(path), root="root"),
+            self.assertEqual(self.refused('[{"prompt":"p","workdir":"root"},\n{"prompt":"p","workdir":%s}]' % json.dumps(path), root="root"),
                              "tasks.json:2: [1].workdir: " + message)
             self.assertEqual(self.refused({"prompt": "p", "workdir": path}, root="root"), "tasks.json:1: workdir: " + message)
             self.assertEqual(self.refused({"prompt": "p"}, root="root", overrides={"workdir": path}), "tasks.json:1: workdir: " + message)
             self.assertEqual(self.refused({"tasks": [{"prompt": "p"}], "defaults": {"workdir": path}}, root="root"), "tasks.json:1: tasks[0]: workdir: " + message)
             self.assertEqual(self.one({"workdir": path}).workdir, path)
+
+    def test_a_task_without_a_workdir_runs_in_the_current_directory_and_that_counts(self):
+        message = '%sthe current directory, in which a task without a workdir runs, is outside of "root"'
+        self.assertEqual(self.refused({"prompt": "p"}, root="root"), "tasks.json:1: " + message % "")
+        self.assertEqual(self.refused([{"prompt": "p", "workdir": "root"}, {"prompt": "p"}], root="root"), "tasks.json:1: [1]: " + message % "")
+        for root in (".", self.directory, "..", "root/up"):
+            self.assertEqual(self.one({}, root=root).root, os.path.realpath(root))
 
     def test_a_batch_keeps_its_results_inside_of_the_current_directory(self):
         for path in ("out", ".", "root/new/deep", "the-root/x", "root/up/x", "root/leads-out/../x", self.path("out")):

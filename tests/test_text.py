@@ -354,13 +354,14 @@ class Secrets(unittest.TestCase):
 
     def test_the_value_of_a_variable_is_a_secret_by_a_word_in_its_name(self):
         for name in ("KEY", "TOKEN", "SECRET", "PASSWORD", "X_API_KEY", "KEY_2", "MY_SECRETS_FILE", "GITHUB_TOKEN_RO", "openai_api_key", "Gh_Token", "GITHUB_PAT",
-                     "OPENAI_APIKEY", "DB_PASSWD", "GPG_PASSPHRASE", "AWS_ACCESS_KEY_ID", "GOOGLE_CREDENTIALS", "CLAUDE_CODE_SESSION_ACCESS_TOKEN", "_TOKENS_"):
+                     "OPENAI_APIKEY", "DB_PASSWD", "GPG_PASSPHRASE", "AWS_ACCESS_KEY_ID", "GOOGLE_CREDENTIALS", "CLAUDE_CODE_SESSION_ACCESS_TOKEN", "_TOKENS_", "PGPASSWORD",
+                     "DB_PASS", "MYSQL_PWD", "REDIS_AUTH", "SSHPASS", "NPM_AUTHTOKEN", "AWS_ACCESSKEY", "MY-TOKEN", "githubToken", "npm.token"):
             module = module_in({name: self.VALUE, "HOME": "/home/sk"})
             self.assertEqual(module.without_secrets("a %s b" % self.VALUE), "a [%s] b" % name)
             self.assertEqual(module.secret_pieces("a %s b" % self.VALUE), [("a ", ""), (self.VALUE, name), (" b", "")])
 
     def test_other_names_and_short_values_are_left(self):
-        for name, value in (("HOME", self.VALUE), ("MONKEY", self.VALUE), ("KEYBOARD", self.VALUE), ("X_TOKENIZER", self.VALUE), ("X_API_KEY", "1234567"), ("X_API_KEY", "")):
+        for name, value in (("HOME", self.VALUE), ("PWD", self.VALUE), ("OLDPWD", self.VALUE), ("SSH_ASKPASS", self.VALUE), ("SSH_AUTH_SOCK", self.VALUE), ("KEYBOARD", self.VALUE), ("X_TOKENIZER", self.VALUE), ("X_API_KEY", "1234567"), ("X_API_KEY", "")):
             text = "a %s b" % value
             module = module_in({name: value})
             self.assertEqual(module.without_secrets(text), text, name)
@@ -373,6 +374,15 @@ class Secrets(unittest.TestCase):
         for text in ("", "nothing", "aaaaaaa", "审查 \udcff\0\n"):
             self.assertEqual(module.without_secrets(text), text)
             self.assertEqual("".join(piece for piece, _ in module.secret_pieces(text)), text)
+
+    def test_it_is_found_as_it_stands_in_json_and_line_by_line(self):
+        value = 'pass "审\\q" word'
+        module = module_in({"A_KEY": value, "B_KEY": "-----BEGIN-----\nabcdefghijkl\nshort\n-----END-----\n"})
+        for text in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
+            self.assertEqual(module.without_secrets("<%s>" % text), "<[A_KEY]>")
+        self.assertEqual(module.quoted(value), '"[A_KEY]"')
+        self.assertEqual(module.without_secrets("x abcdefghijkl y short"), "x [B_KEY] y short")
+        self.assertEqual(module.without_secrets("-----BEGIN-----\\nabcdefghijkl\\nshort\\n-----END-----\\n"), "[B_KEY]")
 
     def test_of_a_secret_in_another_one_the_longer_is_found(self):
         for names in (("IN_KEY", "OUT_KEY"), ("OUT_KEY", "IN_KEY")):  # in whatever order the environment has them
