@@ -2197,8 +2197,8 @@ class Backend(NamedTuple):
 
     `honours` are the optional task fields that have an effect; for any other that is given the result carries a warning.
     `refuse` says why a combination of sandbox and approval mode cannot be kept, or nothing.  `leftovers` are the files that
-    a run leaves behind though nobody wants its session.  `cautions` are warnings for words among `extra`; `install` says how
-    to get the program.  `resuming` is None where it keeps no sessions.  `saying` tells what of a line of its stdout is to be
+    a run leaves behind though nobody wants its session.  `cautions` are warnings for words among `extra`; `ours` are options that
+    may not be among them, as they decide what it prints; `install` says how to get the program.  `resuming` is None where it keeps no sessions.  `saying` tells what of a line of its stdout is to be
     shown while it runs; None where all is text.
     """
 
@@ -2213,6 +2213,7 @@ class Backend(NamedTuple):
     leftovers: Callable[[Task, Reply], List[str]] = lambda task, reply: []
     install: str = ""
     cautions: Tuple[Tuple[str, str], ...] = ()
+    ours: Tuple[str, ...] = ()
     resuming: Optional[Resuming] = None
     saying: Optional[Callable[[bytes], _Saying]] = None
 
@@ -2223,6 +2224,13 @@ def prompt_too_large(backend: Backend, prompt: str) -> str:
     if size <= backend.limit or not backend.limit:
         return ""
     return "the prompt has {:,} {}; {} takes {:,} at most".format(size, backend.limit_unit, backend.name, backend.limit)
+
+
+def refused_extra(backend: Backend, extra: Iterable[str]) -> str:
+    """Why the program cannot be given these words; nothing where it can."""
+    found = next((word for word in extra for option in backend.ours
+                  if word.split("=")[0] == option or len(option) == 2 and word.startswith(option)), "")
+    return "%s decides what %s prints, which clinvk has to read" % (quoted(found), backend.name) if found else ""
 
 
 def option_warnings(task: Task) -> Tuple[str, ...]:
@@ -2572,8 +2580,9 @@ def _codex_command(task: Task) -> Command:
     argv += _CODEX_SANDBOX.get(sandbox, [])
     if task.model:
         argv += ["-m", task.model]
-    if task.system_prompt:  # the value is TOML; a JSON string is a TOML string, once it holds no surrogate pairs, and no DEL as it is
-        argv += ["-c", "developer_instructions=" + dumps(task.system_prompt).decode("utf-8").replace("\x7f", "\\u007f")]
+    if task.system_prompt:  # the value is TOML; a JSON string is a TOML string, once it holds no surrogates, and no DEL as it is
+        without_surrogates = task.system_prompt.encode("utf-8", "replace").decode("utf-8")
+        argv += ["-c", "developer_instructions=" + dumps(without_surrogates).decode("utf-8").replace("\x7f", "\\u007f")]
     for setting in _codex_retries(task):
         argv += ["-c", "%s=%d" % (setting, OWN_RETRIES)]
     resume = ("fork" if task.fork else "resume", task.resume) if task.resume else ()  # which refuse some options behind them
@@ -2922,14 +2931,14 @@ def _read_text(stdout: Capture, stderr: str, exit_code: int) -> Reply:
 BACKENDS = {backend.name: backend for backend in (
     Backend("claude", _claude_command, _read_claude,
             frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")), _refuse_unconfined,
-            limit=10 * 1000 * 1000, limit_unit="bytes", install="npm install -g @anthropic-ai/claude-code",
+            limit=10 * 1000 * 1000, limit_unit="bytes", install="npm install -g @anthropic-ai/claude-code", ours=("--output-format",),
             resuming=Resuming(fork=True, anywhere=True), saying=_claude_saying),
     Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")), _refuse_unasked,
             stop_signal="SIGINT", limit=1 << 20, limit_unit="characters", install="npm install -g @openai/codex",
             cautions=(("resume", CODEX_COUNTS),), resuming=Resuming(fork=True, anywhere=True), saying=_codex_saying),
     Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")), _refuse_unconfined,
             limit=8 << 20, limit_unit="bytes", leftovers=_gemini_leftovers, install="npm install -g @google/gemini-cli",
-            resuming=Resuming(system_prompt=True), saying=_gemini_saying),
+            ours=("-o", "--output-format"), resuming=Resuming(system_prompt=True), saying=_gemini_saying),
     # For trying, testing and showing pipelines on a machine without any AI program: a real process that answers with its prompt.
     Backend("echo", lambda task: Command(("cat",)), _read_text, frozenset()),
 )}
@@ -3101,6 +3110,9 @@ def _task(value: Any, defaults: Dict[str, Any], rules: Rules) -> Task:
         problem = backend.refuse(task.sandbox_mode, task.approval_mode)
         if problem:
             raise _Misfit("%s: %s" % (backend.name, problem), ("sandbox_mode",))
+        problem = refused_extra(backend, task.extra)
+        if problem:
+            raise _Misfit(problem, ("extra",))
         problem = prompt_too_large(backend, task.prompt)
         if problem:
             raise _Misfit(problem, ("prompt",))

@@ -154,8 +154,8 @@ class Commands(Environment):
         self.assertEqual(command("codex", model="m", system_prompt="s")[1:], ({}, {}, {}, True))
 
     def test_a_system_prompt_of_any_characters_is_a_string_of_toml(self):
-        text = "it's \"x\" \\ \t\x7f\x00 審 \U0001f600\n$HOME"
-        setting = command("codex", system_prompt=text).argv[-2]
+        text = "it's \"x\" \\ \t\x7f\x00 審 \U0001f600\n$HOME?"
+        setting = command("codex", system_prompt=text[:-1] + "\udcff").argv[-2]
         name, _, value = setting.partition("=")
         self.assertEqual((name, json.loads(value)), ("developer_instructions", text))
         self.assertNotRegex(value, r"\\ud[89a-f]|[\x00-\x08\x0a-\x1f\x7f]", "TOML knows no surrogate pairs, and no control characters but tab")

@@ -446,6 +446,16 @@ class Precedence(TaskCase):
         self.assertEqual(self.one({}, environment=dict(environment, CLINVK_BACKEND="codex"))[1:4], ("codex", "p", "gpt"))
         self.assertEqual(self.one({}, environment={"CLINVK_BACKEND": "", "CLINVK_CLAUDE_MODEL": ""})[1:4], ("claude", "p", ""))
 
+    def test_options_that_decide_what_a_program_prints_are_refused(self):
+        for backend, extra in (("claude", ["--output-format", "text"]), ("claude", ["-x", "--output-format=json"]), ("gemini", ["-o", "json"]), ("gemini", ["-ojson"]),
+                               ("gemini", ["--output-format", "stream-json"])):
+            word = next(word for word in extra if word.startswith(("-o", "--o")))
+            message = '"%s" decides what %s prints, which clinvk has to read' % (word, backend)
+            self.assertEqual(self.refused({"prompt": "p", "backend": backend, "extra": extra}), "tasks.json:1: extra: " + message)
+            self.assertEqual(self.refused({"tasks": [{"prompt": "p", "backend": backend}], "defaults": {"extra": extra}}), "tasks.json:1: tasks[0]: extra: " + message)
+        for backend, extra in (("codex", ["-o", "last"]), ("claude", ["--output-style", "-o"]), ("gemini", ["--other", "o"])):
+            self.assertEqual(self.one({"backend": backend, "extra": extra}).extra, tuple(extra))
+
     def test_what_comes_from_elsewhere_is_held_against_what_the_task_says(self):
         # each is allowed alone, both together are not; the path is that of the task, which says nothing wrong itself
         self.assertEqual(self.refused({"tasks": [{"prompt": "a"}, {"prompt": "p", "approval_mode": "none"}]}, overrides={"sandbox_mode": "workspace"}).partition("claude: ")[0],
