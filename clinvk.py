@@ -1195,6 +1195,9 @@ class _Misfit(ValueError):
         super().__init__(message)
         self.message, self.path = message, path
 
+    def __str__(self) -> str:
+        return (_path_text(self.path) + ": " if self.path else "") + self.message
+
 
 class _at:
     """Says where in a value the block is: a ValueError that leaves it learns its path on the way."""
@@ -1313,7 +1316,7 @@ def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition
     try:
         return _definitions(loads(to_bytes(text)))
     except _Misfit as misfit:
-        raise UserError("CLINVK_BACKENDS: %s%s" % (_path_text(misfit.path) + ": " if misfit.path else "", misfit.message)) from None
+        raise UserError("CLINVK_BACKENDS: %s" % misfit) from None
     except (ValueError, RecursionError) as error:
         raise UserError("CLINVK_BACKENDS: not valid JSON: %s" % error) from None
 
@@ -2005,8 +2008,7 @@ def read_configuration(text: str, path: str) -> Configuration:
                         take("backends.%s.%s" % (backend, key), (name, backend, key), item)
         return Configuration(path, {key: item for key, item in values.items() if item is not None}, lines, _configured(value or {}))
     except _Misfit as misfit:
-        where = _path_text(misfit.path) + ": " if misfit.path else ""
-        raise ConfigError("%s:%d: %s%s" % (path, line(misfit.path), where, misfit.message)) from None
+        raise ConfigError("%s:%d: %s" % (path, line(misfit.path), misfit)) from None
 
 
 def _configured(value: Dict[str, Any]) -> Dict[str, Definition]:
@@ -2842,6 +2844,8 @@ def _custom_command(definition: Definition, task: Task) -> Command:
             continue
         argv.append(re.sub(_PLACEHOLDER, lambda found: values[found.group(2)] if found.group(2) else "{%s}" % found.group(1), element))
         flag = not names and len(element) > 1 and element.startswith("-") and element != "--"
+    if "/" in argv[0]:
+        argv[0] = os.path.abspath(argv[0])  # it counts from where clinvk runs, not from the workdir
     return Command(tuple(argv) + task.extra, files={"prompt": task.prompt} if by_file else {}, by_stdin=not by_file)
 
 
@@ -3118,7 +3122,7 @@ def _task(value: Any, defaults: Dict[str, Any], rules: Rules) -> Task:
             raise _Misfit(problem, ("prompt",))
     except _Misfit as misfit:
         if misfit.path and misfit.path[0] not in own:  # said elsewhere: on the command line, in the defaults
-            raise _Misfit("%s: %s" % (misfit.path[0], misfit.message)) from None
+            raise _Misfit(str(misfit)) from None
         raise
     return task
 
@@ -3242,7 +3246,7 @@ class _in_piece:
         line, text = 0, ""
         if isinstance(error, _Misfit):
             line = _line_of(self._piece.data, error.path)
-            text = (_path_text(error.path) + ": " if error.path else "") + error.message
+            text = str(error)
         elif isinstance(error, UnicodeDecodeError):
             line = self._piece.data.count(b"\n", 0, error.start)
             text = "not valid UTF-8 (byte 0x%02x)" % self._piece.data[error.start]
@@ -3600,7 +3604,7 @@ def single_task(prompt: str, rules: Rules) -> Task:
     try:
         return _task({"prompt": prompt}, {}, rules)._replace(index=0)
     except _Misfit as misfit:
-        raise UserError("%s%s" % (_path_text(misfit.path) + ": " if misfit.path else "", misfit.message)) from None
+        raise UserError(str(misfit)) from None
 
 
 def open_tasks(path: Optional[str], rules: Rules, warn: Callable[[str], None]) -> TaskStream:
@@ -3805,7 +3809,7 @@ def comparison(prompt: str, backends: Sequence[str], rules: Rules) -> List[Task]
         try:
             tasks.append(_task({"backend": name, "prompt": prompt}, {}, rules)._replace(index=len(tasks)))
         except _Misfit as misfit:
-            raise UserError((_path_text(misfit.path) + ": " if misfit.path else "") + misfit.message) from None
+            raise UserError(str(misfit)) from None
     return tasks
 
 

@@ -1170,10 +1170,12 @@ class Strangers(Commands):
         write_program(self.path("beside", "other"), b"#!/bin/sh\necho ours, too\n")
         found = self.lines_of(self.parallel("--jsonl", "-q", input=batch, env=env))
         self.assertEqual([result["output"] for result in found], ["ours\n", "ours, too\n"])
+        line = self.parallel("--dry-run", input=batch.splitlines()[0], env=env).stdout
+        self.assertEqual(self.run_program(["bash", "-c", line]).stdout, b"ours\n")
         os.chmod(self.path("tool"), 0o644)
         for workdir in ({}, {"workdir": "there"}):
             result, = self.lines_of(self.parallel("--jsonl", "-q", input=tasks("x", backend="tool", **workdir), env=here))
-            self.assertEqual((result["exit_code"], result["error"]), (126, "./tool: cannot be started: Permission denied"))
+            self.assertEqual((result["exit_code"], result["error"]), (126, self.path("tool") + ": cannot be started: Permission denied"))
 
     def test_no_model_is_an_option(self):
         self.assert_refused(self.parallel(input=tasks("touch ran", model="--yolo")), 'stdin:1: model: no model begins with -, as "--yolo" does')
