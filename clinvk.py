@@ -2199,9 +2199,9 @@ class Backend(NamedTuple):
 
     `honours` are the optional task fields that have an effect; for any other that is given the result carries a warning.
     `refuse` says why a combination of sandbox and approval mode cannot be kept, or nothing.  `leftovers` are the files that
-    a run leaves behind though nobody wants its session.  `cautions` are warnings for words among `extra`; `ours` are options that
-    may not be among them, as they decide what it prints; `install` says how to get the program.  `resuming` is None where it keeps no sessions.  `saying` tells what of a line of its stdout is to be
-    shown while it runs; None where all is text.
+    a run leaves behind though nobody wants its session.  `cautions` are warnings for words among `extra`; `ours` are options
+    that may not be among them, as they decide what it prints; `install` says how to get the program.  `resuming` is None where
+    it keeps no sessions.  `saying` tells what of a line of its stdout is to be shown while it runs; None where all is text.
     """
 
     name: str
