@@ -517,7 +517,7 @@ SHORTEST_SECRET = 8  # characters: a shorter value is a word that occurs elsewhe
 
 
 def _names_secret(variable: str) -> bool:
-    words = variable.upper().replace("-", "_").replace(".", "_").split("_")
+    words = [word.rstrip("0123456789") or word for word in variable.upper().replace("-", "_").replace(".", "_").split("_")]
     return (any(word.endswith(_SECRET_ENDINGS) and not word.endswith("ASKPASS") for word in words)  # that is a program
             or "PAT" in words or words[-1] in ("AUTH", "PWD") and len(words) > 1)
 
@@ -526,7 +526,8 @@ def _names_secret(variable: str) -> bool:
 def _secrets() -> Dict[str, str]:
     """The values of the environment's variables that are secrets by their names, with these; the longest first.
 
-    Also as they stand in JSON, and the lines of one that has several: an error text quotes, and may show one line.
+    Also as they stand in JSON, and the lines of one that has several: an error text quotes, and may show one line.  What is
+    quoted more than once is found by _secret_pattern.
     """
     found: Dict[str, str] = {}
     for name, value in os.environ.items():
@@ -538,13 +539,32 @@ def _secrets() -> Dict[str, str]:
     return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= SHORTEST_SECRET}
 
 
+@once
+def _secret_words() -> List[str]:
+    """Of each secret its longest word: where none of them is, no secret is."""
+    import re
+    return [max(re.findall(r"[^\W_]+", value), key=len, default="") for value in _secrets()]
+
+
+@once
+def _secret_pattern() -> Pattern[str]:
+    """Any secret, a group each; before whatever is no letter or digit there may be backslashes, as JSON in JSON, a shell or a
+    regular expression has them."""
+    import re
+    marks = re.compile(r"\\+|[\W_]")
+    return re.compile("|".join("(%s)" % marks.sub(
+        lambda mark: r"\\+" if mark.group()[0] == "\\" else r"\\*" + re.escape(mark.group()), value) for value in _secrets()))
+
+
 def secret_pieces(text: str) -> List[Tuple[str, str]]:
     """`text` in pieces: (text, "") or (secret, the name of the variable that holds it)."""
-    secrets = _secrets()
-    if not any(value in text for value in secrets):
+    if not any(word in text for word in _secret_words()):
         return [(text, "")]
-    import re
-    return [(piece, secrets.get(piece, "")) for piece in re.split("(%s)" % "|".join(map(re.escape, secrets)), text) if piece]
+    names, pieces, end = list(_secrets().values()), [], 0
+    for found in _secret_pattern().finditer(text):
+        pieces += [(text[end:found.start()], ""), (found.group(), names[(found.lastindex or 1) - 1])]
+        end = found.end()
+    return [piece for piece in pieces + [(text[end:], "")] if piece[0]]
 
 
 def without_secrets(text: str) -> str:
@@ -586,9 +606,22 @@ def open_place(path: str) -> Place:
     return Place(file, real)
 
 
+def is_same(file: int, path: str) -> bool:
+    """Whether a path leads to an open file."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except OSError:
+        return False
+
+
+def search_path() -> List[str]:
+    """The directories of the PATH, absolute: what is relative counts from here, not from where a program will run."""
+    return [os.path.abspath(entry) for entry in os.get_exec_path()]
+
+
 def candidates(program: str) -> List[str]:
-    """The paths at which a program may be, absolute: what is relative counts from here, not from where it will run."""
-    return [os.path.abspath(program)] if "/" in program else [os.path.abspath(os.path.join(entry, program)) for entry in os.get_exec_path()]
+    """The paths at which a program may be, absolute."""
+    return [os.path.abspath(program)] if "/" in program else [os.path.join(entry, program) for entry in search_path()]
 
 
 def find_program(name: str) -> Tuple[str, str]:
@@ -2575,7 +2608,7 @@ def _denial(item: Dict[str, Any]) -> str:
     """`permission denied: Bash: touch x`: the tool, and what of its input says most."""
     given = _mapping(item.get("tool_input"))
     what = next((one_line(without_secrets(given[name])) for name in ("command", "file_path", "url") if isinstance(given.get(name), str)), "")
-    return "permission denied: %s%s" % (_string(item.get("tool_name")), ": " + what[:200] if what else "")
+    return "permission denied: %s%s" % (one_line(_string(item.get("tool_name"))), ": " + what[:200] if what else "")
 
 
 def _claude_wait(retry: Dict[str, Any], limit: Dict[str, Any]) -> Optional[float]:
@@ -2669,7 +2702,7 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         elif kind == "item.completed" and item.get("type") == "agent_message":
             answer, progress = _string(item.get("text")), ""
         elif kind == "item.completed" and item.get("type") == "error":
-            warnings.append(one_line(_string(item.get("message"))))
+            warnings.append(one_line(without_secrets(_string(item.get("message")))))
         elif kind == "turn.completed":
             completed, usage = True, _mapping(event.get("usage"))
         elif kind == "turn.failed":
@@ -2778,7 +2811,7 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
             tools_came = True
         elif kind == "error":
             problem = _string(event.get("message"))
-            warnings.append(one_line(problem))
+            warnings.append(one_line(without_secrets(problem)))
         elif kind == "result":
             result = event
     said: Dict[str, Any] = {"output": "".join(text), "session_id": session, "model": model, "warnings": tuple(warnings[:20])}
@@ -2868,7 +2901,8 @@ def _custom_command(definition: Definition, task: Task) -> Command:
                 argv.pop()
             flag = False
             continue
-        argv.append(re.sub(_PLACEHOLDER, lambda found: values[found.group(2)] if found.group(2) else "{%s}" % found.group(1), element))
+        word = re.sub(_PLACEHOLDER, lambda found: values[found.group(2)] if found.group(2) else "{%s}" % found.group(1), element)
+        argv.append(" " + word if word.startswith("-") and not element.startswith("-") else word)  # what a task says is no option
         flag = not names and len(element) > 1 and element.startswith("-") and element != "--"
     if "/" in argv[0]:
         argv[0] = os.path.abspath(argv[0])  # it counts from where clinvk runs, not from the workdir
@@ -2990,10 +3024,10 @@ def command_line(task: Task) -> str:
     command = backend_of(task).command(task)
 
     def word(text: str) -> str:
-        def reference(name: str) -> str:
-            return '"$%s"' % name if name.isidentifier() else shell_quoted("[%s]" % name)
+        def reference(piece: str, name: str) -> str:  # to the variable, where that is what stands there
+            return '"$%s"' % name if name.isidentifier() and os.environ.get(name) == piece else shell_quoted("[%s]" % name)
 
-        return '"$d"'.join("".join(reference(name) if name else shell_quoted(piece) for piece, name in secret_pieces(part) if piece)
+        return '"$d"'.join("".join(reference(piece, name) if name else shell_quoted(piece) for piece, name in secret_pieces(part) if piece)
                            for part in text.split(SCRATCH)) or "''"
 
     words = ["env"] + [part for name in NESTING_VARIABLES if name in os.environ for part in ("-u", name)]
@@ -3252,7 +3286,7 @@ class _Piece(NamedTuple):
     def said(self) -> Any:
         """The value.  Raises ValueError or RecursionError."""
         if not self.is_value:
-            text = to_text(self.data[:200]).strip()
+            text = to_text(self.data[:CHUNK]).strip()
             fence = text.startswith("```")
             raise _Misfit("expected a JSON object or array, got %s%s" % (
                 quoted(text), ": the JSON is in a Markdown fence, which `sed '/^ *```/d'` strips" if fence else ""))
@@ -3708,6 +3742,8 @@ def _chain(value: Any, rules: Rules) -> Chain:
     ids: Set[str] = set()
     for position, item in enumerate(items):
         with _at("steps", position):
+            if said.get("pass_working_dir") and steps and steps[-1].workdir and isinstance(item, dict) and not item.get("workdir"):
+                item = dict(item, workdir=steps[-1].workdir)
             step = _task(item, defaults, rules)._replace(index=position)
             for field in ("model", "workdir", "system_prompt", "extra"):
                 if re.search(_REFERENCE, str(getattr(step, field))):
@@ -3718,8 +3754,6 @@ def _chain(value: Any, rules: Rules) -> Chain:
             if step.id in ids:
                 raise _Misfit("another step has the id %s" % quoted(step.id), ("id",))
             ids.update([step.id] if step.id else [])
-            if said.get("pass_working_dir") and steps and not item.get("workdir"):
-                step = step._replace(workdir=steps[-1].workdir, root=steps[-1].root)
             steps.append(step)
     prompts = []
     for position, step in enumerate(steps):
@@ -4086,11 +4120,15 @@ def new_run_id() -> str:
 def _run(task: Task, station: Station) -> Result:
     """One launch, from its files to its verdict."""
     result: Optional[Result] = None
+    workdir: Optional[Place] = None
+    command: Optional[Command] = None
     alone = False
     followed = -1
     try:
         try:
-            command = backend_of(task).command(task)
+            workdir = _open_workdir(task)
+            # what is told of a directory that must not be left does not lead out of it later, as a link could
+            command = backend_of(task).command(task._replace(workdir=workdir.real) if workdir and task.root else task)
             directory, files = station.prepare()
             if task.follow:
                 followed = os.open(followed_path(station.directory, task.index), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -4101,9 +4139,12 @@ def _run(task: Task, station: Station) -> Result:
             with station.lock:
                 if station.canceled:
                     return unfinished(task, "canceled", "canceled before it started", "canceled")
-                running = station.running = _launch(task, command, station, directory, files)
+                running = station.running = _launch(task, command, station, directory, files, workdir)
         except OSError as error:
-            return _not_started(task, command.argv[0], error)
+            return _not_started(task, command.argv[0] if command else "", error)
+        finally:
+            if workdir:
+                os.close(workdir.file)
         began = time.monotonic()
         station.note(task.index, running.pid)
         code = _await(task, running)
@@ -4122,7 +4163,19 @@ def _run(task: Task, station: Station) -> Result:
         station.tidy(keep_files=alone and not (result and isinstance(result.answer, TextFile)))
 
 
-def _launch(task: Task, command: Command, station: Station, directory: str, files: Sequence[int]) -> _BackendProcess:
+def _open_workdir(task: Task) -> Optional[Place]:
+    """The directory in which a task is to run, None for this one.  Raises OSError."""
+    if not task.workdir:
+        return None
+    workdir = open_place(task.workdir)
+    # it was inside, when the task was read; and /proc/PID/root leads to where other directories have those names
+    if task.root and not (is_inside(workdir.real, task.root) and is_same(workdir.file, workdir.real)):
+        os.close(workdir.file)
+        raise OSError(0, "is outside of %s" % task.root, os.path.join(task.workdir, "."))
+    return workdir
+
+
+def _launch(task: Task, command: Command, station: Station, directory: str, files: Sequence[int], workdir: Optional[Place]) -> _BackendProcess:
     """Starts the backend.  The only place in the program that starts anything; raises OSError."""
     import signal
     environment = dict(command.preset, **station.environment)
@@ -4132,16 +4185,11 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
     for name in command.environment:
         environment[name] = environment[name].replace(SCRATCH, directory)
     argv = tuple(word.replace(SCRATCH, directory) for word in command.argv)
-    workdir = open_place(task.workdir) if task.workdir else None
-    try:
-        if workdir:
-            if task.root and os.path.commonpath((workdir.real, task.root)) != task.root:  # it was inside, when the task was read
-                raise OSError(0, "is outside of %s" % task.root, os.path.join(task.workdir, "."))
-            environment["PWD"] = os.path.abspath(task.workdir)
-        pid = start_session(argv, environment, workdir, files)
-    finally:
-        if workdir:
-            os.close(workdir.file)
+    if workdir:
+        environment["PWD"] = workdir.real if task.root else os.path.abspath(task.workdir)
+        if "PATH" in environment:
+            environment["PATH"] = os.pathsep.join(search_path())
+    pid = start_session(argv, environment, workdir, files)
     return _BackendProcess(pid, getattr(signal, backend_of(task).stop_signal), station.grace)
 
 
@@ -4194,7 +4242,7 @@ def _judge(task: Task, code: int, stopped: str, path: str, stdout: int, stderr: 
     status, error, kind = "ok", reply.error, reply.error_kind
     blank = capture.is_blank() if reply.output is None else not reply.output.strip()
     if stopped == "timeout":
-        waiting = " (it was waiting: %s)" % one_line(reply.waiting) if reply.waiting else ""
+        waiting = " (it was waiting: %s)" % one_line(without_secrets(reply.waiting)) if reply.waiting else ""
         status, exit_code, error, kind = "timeout", 124, "timed out after %gs%s" % (task.timeout, waiting), "timeout"
     elif stopped:
         status, exit_code, error, kind = "canceled", -1, "canceled while it ran", "canceled"
@@ -6259,6 +6307,9 @@ def _resuming(task: Task, session: Session) -> Task:
     if not can.anywhere and os.path.realpath(task.workdir or ".") != session.working_dir:
         raise SessionError("session %s cannot be resumed here: %s goes on with a session only in its directory, %s"
                            % (_short(session), task.backend, session.working_dir))
+    if session.backend_session_id.startswith("-"):  # to the program it would be an option
+        raise SessionError("session %s cannot be resumed: no id of a backend's session begins with -, as %s does"
+                           % (_short(session), quoted(session.backend_session_id)))
     return task._replace(resume=session.backend_session_id, fork=session.fork)
 
 
@@ -6380,9 +6431,8 @@ def command_sessions_show(store: SessionStore, console: Console, as_json: bool, 
              ("directory", session.working_dir), ("backend's id", session.backend_session_id + (" (to be forked)" if session.fork else "")),
              ("model", session.model), ("turns", str(session.turn_count)), ("usage", usage),
              ("cost", "" if session.cost_usd is None else "$%.4f" % session.cost_usd), ("tags", ", ".join(session.tags)),
-             ("forked from", session.parent_id), ("error", one_line(session.error)), ("title", one_line(session.title)),
-             ("prompt", one_line(session.initial_prompt))]
-    console.stdout.text("".join("%-14s %s\n" % (name + ":", value) for name, value in shown if value))
+             ("forked from", session.parent_id), ("error", session.error), ("title", session.title), ("prompt", session.initial_prompt)]
+    console.stdout.text("".join("%-14s %s\n" % (name + ":", one_line(value)) for name, value in shown if value))
     return EXIT_OK
 
 
@@ -6461,7 +6511,10 @@ def command_config_show(configuration: Configuration, as_json: bool) -> int:
     """Prints each setting and where it comes from."""
     settings = shown_settings(configuration, dict(os.environ))
     if as_json:
-        Output(1).json([dumps({key: {"value": value, "origin": origin} for key, (value, origin) in settings.items()}), b"\n"])
+        def shown(value: Any) -> Any:
+            return without_secrets(value) if isinstance(value, str) else list(map(shown, value)) if isinstance(value, (list, tuple)) else value
+
+        Output(1).json([dumps({key: {"value": shown(value), "origin": origin} for key, (value, origin) in settings.items()}), b"\n"])
     else:
         Output(1).text("".join("%s: %s  # %s\n" % (key, without_secrets(dumps(value).decode("utf-8")), origin)
                                for key, (value, origin) in settings.items()))

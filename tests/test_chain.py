@@ -281,6 +281,8 @@ class Input(ChainCase):
         completed = self.chain(*steps, pass_working_dir=True, arguments=["--json", "-w", "/", "--root", "/"])
         self.assertEqual([result["output"] for result in self.report(completed)["results"]],
                          ["/\n"] + [self.directory + place + "\n" for place in ("/one", "/one", "/two", "/two")])
+        completed = self.chain(*steps[1:3], pass_working_dir=True, arguments=["--json", "--root", "one"])
+        self.assertEqual([result["output"] for result in self.report(completed)["results"]], [self.path("one") + "\n"] * 2)
 
 
 class Failures(ChainCase):

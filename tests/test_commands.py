@@ -1177,6 +1177,45 @@ class Strangers(Commands):
             result, = self.lines_of(self.parallel("--jsonl", "-q", input=tasks("x", backend="tool", **workdir), env=here))
             self.assertEqual((result["exit_code"], result["error"]), (126, self.path("tool") + ": cannot be started: Permission denied"))
 
+    def test_nor_is_what_a_program_looks_for_on_the_path(self):
+        for name in ("beside", "there", "there/beside"):
+            os.mkdir(self.path(name))
+        write_program(self.path("beside", "tool"), b"#!/usr/bin/env helper\n")
+        for directory, said in (("beside", b"ours"), ("there/beside", b"theirs")):
+            write_program(self.path(directory, "helper"), b"#!/bin/sh\necho %s\n" % said)
+        env = dict(defined(tool={"command": ["tool"]}), PATH="beside:" + self.environment["PATH"])
+        for workdir in ({}, {"workdir": "there"}):
+            result, = self.lines_of(self.parallel("--jsonl", "-q", input=tasks("x", backend="tool", **workdir), env=env))
+            self.assertEqual(result["output"], "ours\n")
+
+    def test_what_a_program_is_told_of_its_workdir_does_not_lead_out_of_the_root_later(self):
+        for name in ("root", "root/in", "outside"):
+            os.mkdir(self.path(name))
+        os.symlink("in", self.path("root", "link"))
+        swap = python("import os, sys; os.unlink('../link'); os.symlink('../outside', '../link'); "
+                      "print(*map(os.path.realpath, (sys.argv[1], os.environ['PWD'])))") + ["{workdir}"]
+        result, = self.lines_of(self.parallel("--jsonl", "-q", "--root", "root", input=tasks("x", backend="swap", workdir="root/link"), env=defined(swap={"command": swap})))
+        self.assertEqual(result["output"].split(), [self.path("root", "in")] * 2)
+
+    @only_linux
+    def test_a_directory_that_only_has_the_name_of_one_inside_is_outside(self):
+        """As in another mount namespace, to which /proc leads."""
+        for name in ("root", "root/in", "outside"):
+            os.mkdir(self.path(name))
+        other = self.start_program(["unshare", "-rm", "sh", "-c", "mount --bind outside root/in && echo there && exec sleep 300"]) if shutil.which("unshare") else None
+        if not other or other.line() != b"there":
+            self.skipTest("no mount namespace can be made")
+        elsewhere = "/proc/%d/root%s" % (other.pid, self.path("root", "in"))
+        result, = self.lines_of(self.parallel("--jsonl", "-q", "--root", "root", input=tasks("touch ran; say x", workdir=elsewhere)))
+        other.kill()
+        self.assertEqual((result["status"], result["error"]), ("failed", "workdir %s: is outside of %s" % (elsewhere, self.path("root"))))
+        self.assertEqual(os.listdir(self.path("outside")), [])
+
+    def test_no_system_prompt_is_an_option(self):
+        show = python("import sys; print(sys.argv[1:])") + ["-s", "{system_prompt}", "--s={system_prompt}", "-{system_prompt}"]
+        result, = self.lines_of(self.parallel("--jsonl", "-q", input=tasks("x", backend="show", system_prompt="--yolo"), env=defined(show={"command": show})))
+        self.assertEqual(result["output"], "['-s', ' --yolo', '--s=--yolo', '---yolo']\n")
+
     def test_no_model_is_an_option(self):
         self.assert_refused(self.parallel(input=tasks("touch ran", model="--yolo")), 'stdin:1: model: no model begins with -, as "--yolo" does')
         self.assert_refused(self.parallel("--model=-x", input=tasks("touch ran")), 'stdin:1: model: no model begins with -')
@@ -1273,6 +1312,24 @@ class Secrets(Commands):
                 completed = self.run_with(*options.pop("arguments", ()), **options)
                 self.assert_refused(completed, message)
                 self.assertNotIn(self.SECRET.encode(), completed.stderr)
+
+    def test_in_what_is_said_of_a_line_that_is_no_task(self):
+        secret = "eyJ" + "abcdefghij" * 40
+        completed = self.run_with(input="TOKEN=%s\n" % secret, env={"A_TOKEN": secret})
+        self.assertEqual(completed.stderr, b'clinvk: error: stdin:1: expected a JSON object or array, got "TOKEN=[A_TOKEN]"\n')
+
+    def test_in_the_files_of_a_dry_run(self):
+        completed = self.run_with("--dry-run", input=tasks("x", backend="gemini", workdir=self.SECRET, sandbox_mode="workspace", approval_mode="auto"))
+        self.assertEqual(completed.returncode, 0, completed.stderr)
+        self.assertIn(b"[X_API_KEY]", completed.stdout.partition(b"policy.toml")[0])
+        self.assertNotIn(b"0123456789", completed.stdout)
+
+    def test_in_the_configuration_as_it_is_shown(self):
+        path = self.file("own.yaml", "backends:\n  claude:\n    extra_flags: [--settings, '%s']\n" % self.SECRET)
+        for form in ((), ("--json",)):
+            completed = self.clinvk("config", "show", "--config", path, *form, env={"X_API_KEY": self.SECRET})
+            self.assertIn(b"[X_API_KEY]", completed.stdout)
+            self.assertNotIn(self.SECRET.encode(), completed.stdout)
 
     def test_in_what_is_said_of_bad_options(self):
         for arguments, message in ((["--timeout", self.SECRET], 'argument --timeout: expected a duration such as 90, 90s, 15m or 2h, got "[X_API_KEY]"'),

@@ -428,6 +428,22 @@ class Conversations(PromptCase):
         self.assertEqual([(entry["status"], entry["error"], entry["turn_count"], entry["working_dir"]) for entry in (last, failed)],
                          [("error", "no luck", 0, "/"), ("error", "no luck", 1, self.directory)])
 
+    def changed(self, **fields):
+        """The id of a session of claude whose file says something else."""
+        self.ask("-b", "claude", "say x")
+        entry = dict(self.sessions()[0], **fields)
+        self.file(os.path.join("home", ".clinvk", "sessions", entry["id"] + ".json"), entry)
+        return entry["id"]
+
+    def test_an_id_that_would_be_an_option_is_not_told_to_the_program(self):
+        id = self.changed(backend_session_id="--yolo")
+        self.assertEqual(self.refused("resume", id, "argv", status=4),
+                         "clinvk: error: session %s (claude) cannot be resumed: no id of a backend's session begins with -, as \"--yolo\" does\n" % id[:8])
+
+    def test_what_is_shown_of_a_session_is_a_line_each(self):
+        text = self.ask("sessions", "show", self.changed(model="m\nstatus: forged", tags=["a\nid: forged"], working_dir="/w\nx: forged"))
+        self.assertNotIn("forged", text)
+
     def test_what_runs_is_active(self):
         process = self.start("raw one\\n; wait-for go")
         self.assertEqual(process.line(), b"one")

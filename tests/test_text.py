@@ -355,7 +355,7 @@ class Secrets(unittest.TestCase):
     def test_the_value_of_a_variable_is_a_secret_by_a_word_in_its_name(self):
         for name in ("KEY", "TOKEN", "SECRET", "PASSWORD", "X_API_KEY", "KEY_2", "MY_SECRETS_FILE", "GITHUB_TOKEN_RO", "openai_api_key", "Gh_Token", "GITHUB_PAT",
                      "OPENAI_APIKEY", "DB_PASSWD", "GPG_PASSPHRASE", "AWS_ACCESS_KEY_ID", "GOOGLE_CREDENTIALS", "CLAUDE_CODE_SESSION_ACCESS_TOKEN", "_TOKENS_", "PGPASSWORD",
-                     "DB_PASS", "MYSQL_PWD", "REDIS_AUTH", "SSHPASS", "NPM_AUTHTOKEN", "AWS_ACCESSKEY", "MY-TOKEN", "githubToken", "npm.token"):
+                     "DB_PASS", "MYSQL_PWD", "REDIS_AUTH", "SSHPASS", "NPM_AUTHTOKEN", "AWS_ACCESSKEY", "MY-TOKEN", "githubToken", "npm.token", "GROQ_API_KEY2"):
             module = module_in({name: self.VALUE, "HOME": "/home/sk"})
             self.assertEqual(module.without_secrets("a %s b" % self.VALUE), "a [%s] b" % name)
             self.assertEqual(module.secret_pieces("a %s b" % self.VALUE), [("a ", ""), (self.VALUE, name), (" b", "")])
@@ -383,6 +383,17 @@ class Secrets(unittest.TestCase):
         self.assertEqual(module.quoted(value), '"[A_KEY]"')
         self.assertEqual(module.without_secrets("x abcdefghijkl y short"), "x [B_KEY] y short")
         self.assertEqual(module.without_secrets("-----BEGIN-----\\nabcdefghijkl\\nshort\\n-----END-----\\n"), "[B_KEY]")
+
+    def test_it_is_found_however_often_it_is_quoted(self):
+        value = 'sk-ant_01/"x\\y"+审'
+        module = module_in({"A_KEY": value})
+        text = value
+        for _ in range(3):
+            text = json.dumps(text)[1:-1]
+            self.assertEqual(module.without_secrets("<%s>" % text), "<[A_KEY]>")
+        self.assertEqual(module.without_secrets("<%s>" % json.dumps(re.escape(value), ensure_ascii=False)), '<"[A_KEY]">')
+        backslashes = "sk" + "\\" * 100000
+        self.assertEqual(module.without_secrets(backslashes), backslashes)
 
     def test_of_a_secret_in_another_one_the_longer_is_found(self):
         for names in (("IN_KEY", "OUT_KEY"), ("OUT_KEY", "IN_KEY")):  # in whatever order the environment has them
