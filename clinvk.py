@@ -560,7 +560,9 @@ def secret_pieces(text: str) -> List[Tuple[str, str]]:
     """`text` in pieces: (text, "") or (secret, the name of the variable that holds it)."""
     if not any(word in text for word in _secret_words()):
         return [(text, "")]
-    names, pieces, end = list(_secrets().values()), [], 0
+    names = list(_secrets().values())
+    pieces: List[Tuple[str, str]] = []
+    end = 0
     for found in _secret_pattern().finditer(text):
         pieces += [(text[end:found.start()], ""), (found.group(), names[(found.lastindex or 1) - 1])]
         end = found.end()
@@ -5281,15 +5283,17 @@ class CommandLines:
 class Directory:
     """`output_dir`: a file for each task as it ends, `NNN_NAME.json`, and summary.json at the end.  Mode 0600, never half a file.
 
-    It is opened once: a task that puts a link in its place does not lead it elsewhere.
+    It is opened once: a task that puts a link in its place does not lead it elsewhere.  `root`: a directory in which it must be.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, root: str = "") -> None:
         self._path = path
         self._report = Report()
         try:
             os.makedirs(path, 0o700, exist_ok=True)
             self._place = open_place(path)
+            if root and not is_inside(self._place.real, root):  # it was inside, when the batch was read
+                raise PermissionError(0, "it is outside of the current directory")
             if not os.access(self._place.path(), os.W_OK | os.X_OK):
                 raise PermissionError(0, "Permission denied")
         except OSError as error:
@@ -5971,6 +5975,7 @@ class Plan(NamedTuple):
     heading: str = ""            # said first, with the form `text`
     fail_fast: bool = False
     output_dir: str = ""
+    output_root: str = ""        # in which that must be
     fields: Callable[[Totals], Dict[str, Any]] = Totals.fields  # of the JSON object, but for its results
     before_table: Callable[[Output], None] = lambda output: None
     table: bool = True
@@ -5995,7 +6000,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     progress = console.progress
     control, totals = Control(), Totals()
     table = None if settings.dry_run or not plan.table else plan.new_table()
-    directory = Directory(plan.output_dir) if plan.output_dir and not settings.dry_run else None
+    directory = Directory(plan.output_dir, plan.output_root) if plan.output_dir and not settings.dry_run else None
     feed = _Feed([sink for sink in (form, directory, table, totals, progress) if sink], control)
     stop = _Stop(control)
     stop.blocked = lambda seconds: max(stdout.writing_for(), stderr.writing_for()) > seconds
@@ -6096,8 +6101,9 @@ def command_parallel(settings: Settings, file: Optional[str], jobs: Optional[int
     jobs, fail_fast = int(said["jobs"][0]), bool(said["fail_fast"][0])
     heading = "Running %stasks (max %d parallel%s)..." % (
         "%d " % stream.total if stream.total is not None else "", jobs, ", fail-fast" if fail_fast else "")
+    output_dir, source = said.get("output_dir", ("", ""))
     return run_plan(Plan(stream, jobs, form_of(settings, console.stdout), stream.total, heading, fail_fast,
-                         str(said.get("output_dir", ("",))[0]), table=file_says.get("parallel.aggregate_output")), settings, console)
+                         str(output_dir), "." if source == "batch" else "", table=file_says.get("parallel.aggregate_output")), settings, console)
 
 
 def step_fields(result: Result) -> Dict[str, Any]:

@@ -1208,6 +1208,7 @@ class Strangers(Commands):
         elsewhere = "/proc/%d/root%s" % (other.pid, self.path("root", "in"))
         result, = self.lines_of(self.parallel("--jsonl", "-q", "--root", "root", input=tasks("touch ran; say x", workdir=elsewhere)))
         other.kill()
+        other.wait()
         self.assertEqual((result["status"], result["error"]), ("failed", "workdir %s: is outside of %s" % (elsewhere, self.path("root"))))
         self.assertEqual(os.listdir(self.path("outside")), [])
 

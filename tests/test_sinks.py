@@ -380,6 +380,15 @@ class Directories(SinkCase):
         with open(os.path.join(self.out, "001_task-1.json")) as file:
             self.assertEqual(json.load(file)["result"]["output"], "two")
 
+    def test_one_that_became_a_link_out_of_where_it_must_be_is_refused(self):
+        for name in ("root", "outside"):
+            os.mkdir(self.path(name))
+        os.symlink("../outside", self.path("root", "out"))
+        with self.assertRaises(clinvk.OutputError) as caught:
+            clinvk.Directory(self.path("root", "out"), self.path("root"))
+        self.assertEqual(str(caught.exception), "cannot write to output_dir %s: it is outside of the current directory" % self.path("root", "out"))
+        clinvk.Directory(self.path("root", "new"), self.path("root"))
+
     def test_a_directory_that_cannot_be_used_is_an_error_that_names_it(self):
         path = self.file("a file", b"")
         for bad in (path, os.path.join(path, "below")):
