@@ -2497,10 +2497,12 @@ def _claude_modes(sandbox: str, approval: str) -> List[str]:
     """The options for a sandbox and an approval mode.
 
     What the user's or the project's settings allow beforehand would hold in every permission mode: where the sandbox is to be
-    kept they are not read (--restricted), or the tools that could change something are not there at all.
+    kept they are not read (--restricted), or the tools that could change something are not there at all, and the project's
+    are not read, which may name helpers to be run.
     """
     if sandbox == "read-only":
-        return ["--permission-mode", "dontAsk", "--strict-mcp-config", "--settings", '{"disableAllHooks":true}', "--tools", _CLAUDE_READING]
+        return ["--permission-mode", "dontAsk", "--setting-sources", "user", "--strict-mcp-config",
+                "--settings", '{"disableAllHooks":true}', "--tools", _CLAUDE_READING]
     mode = {"auto": "acceptEdits", "none": "bypassPermissions", "always": "dontAsk"}.get(approval, "")
     if sandbox == "workspace":
         return ["--permission-mode", mode or "dontAsk", "--restricted", "--strict-mcp-config",

@@ -40,7 +40,7 @@ class Environment(support.Case):
         self.environment = dict(os.environ)
 
 
-CLAUDE_READS = '--strict-mcp-config --settings {"disableAllHooks":true} --tools Read,Glob,Grep,WebFetch,WebSearch'
+CLAUDE_READS = '--setting-sources user --strict-mcp-config --settings {"disableAllHooks":true} --tools Read,Glob,Grep,WebFetch,WebSearch'
 CLAUDE_WRITES = "--restricted --strict-mcp-config --tools Read,Glob,Grep,WebFetch,WebSearch,Edit,Write,NotebookEdit,Bash"
 CODEX_READS = "-s read-only --ignore-rules"
 CODEX_WRITES = ("-s workspace-write --ignore-rules -c sandbox_workspace_write.exclude_slash_tmp=true"
