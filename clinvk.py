@@ -5461,8 +5461,12 @@ class Session(NamedTuple):
     unknown: Dict[str, Any] = {}  # what a newer clinvk put into the file: kept when it is written again
 
 
+# What is larger than that is damage, and could not be added to, printed or written.
+_MOST_COUNTED, _MOST_DOLLARS, _LAST_MOMENT = 1 << 60, 1e15, 253370764800.0  # the end of the year 9998, with room for any time zone
+
+
 def _counted(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_COUNTED:
         raise ValueError("expected a whole number from 0 on, got %s" % quoted(value))
     return value
 
@@ -5474,7 +5478,7 @@ def _counts(value: Any) -> Dict[str, int]:
 
 
 def _amount(value: Any) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < _MOST_DOLLARS:
         raise ValueError("expected an amount, got %s" % quoted(value))
     return float(value)
 
@@ -5492,7 +5496,7 @@ def _moment(value: Any) -> float:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:
         moment = datetime.datetime.min
-    if moment.tzinfo is None:
+    if moment.tzinfo is None or not 0 <= moment.timestamp() < _LAST_MOMENT:
         raise ValueError("expected a time such as 2025-01-31T12:00:00.000Z, got %s" % quoted(value))
     return moment.timestamp()
 
@@ -5520,11 +5524,9 @@ def session_fields(session: Session) -> Dict[str, Any]:
 def _session(data: bytes, id: str) -> Session:
     """The session in a file.  Raises ValueError with what is wrong with it."""
     try:
-        value = loads(data)
+        value = _free_object(loads(data))
     except RecursionError:
         raise ValueError("nested too deep") from None
-    if not isinstance(value, dict):
-        raise ValueError("expected an object, got %s" % quoted(value))
     fields: Dict[str, Any] = {}
     unknown: Dict[str, Any] = {}
     for name, item in value.items():
@@ -6328,6 +6330,8 @@ def _update(store: SessionStore, session: Session, change: Callable[[Session], S
         console.say("warning: the session is not updated: %s" % error)
     except OSError as error:
         console.say("warning: the session is not updated: %s" % _why(error))
+    except ValueError as error:  # a count that grew too large
+        console.say("warning: the session is not updated: %s" % error)
     return False
 
 
@@ -6360,8 +6364,8 @@ def command_sessions_list(store: SessionStore, console: Console, as_json: bool, 
     width, now = terminal_columns(console.stdout.file), time.time()
     lines = [row % ("ID", "BACKEND", "STATUS", "AGE", "TURNS", "TAGS", "PROMPT")]
     for session in sessions:
-        line = row % (session.id[:digits], session.backend, session.status, age(now - session.last_used), session.turn_count,
-                      ",".join(session.tags) or "-", one_line(session.title or session.initial_prompt))
+        line = row % (session.id[:digits], one_line(session.backend), one_line(session.status), age(now - session.last_used),
+                      session.turn_count, one_line(",".join(session.tags)) or "-", one_line(session.title or session.initial_prompt))
         lines.append(cut(line, max(width, 60)).rstrip())
     console.stdout.text("\n".join(lines) + "\n")
     return EXIT_OK
@@ -6380,9 +6384,8 @@ def command_sessions_show(store: SessionStore, console: Console, as_json: bool, 
              ("directory", session.working_dir), ("backend's id", session.backend_session_id + (" (to be forked)" if session.fork else "")),
              ("model", session.model), ("turns", str(session.turn_count)), ("usage", usage),
              ("cost", "" if session.cost_usd is None else "$%.4f" % session.cost_usd), ("tags", ", ".join(session.tags)),
-             ("forked from", session.parent_id), ("error", one_line(session.error)), ("title", one_line(session.title)),
-             ("prompt", one_line(session.initial_prompt))]
-    console.stdout.text("".join("%-14s %s\n" % (name + ":", value) for name, value in shown if value))
+             ("forked from", session.parent_id), ("error", session.error), ("title", session.title), ("prompt", session.initial_prompt)]
+    console.stdout.text("".join("%-14s %s\n" % (name + ":", one_line(value)) for name, value in shown if value))
     return EXIT_OK
 
 

@@ -279,9 +279,9 @@ class Files(SessionCase):
 class Damage(SessionCase):
     WRONG = {"id": [5, "0" * 32], "backend": [5, ["claude"]], "working_dir": [7], "model": [{}], "status": [1], "title": [[]],
              "created_at": [1700000000, "", "yesterday", "2025-01-31", "2025-01-31T12:00:00", "2025-02-30T12:00:00Z",
-                            "2025-01-31T12:00:00.1234", "Z", "."],
-             "last_used": [False, "2025-13-01T00:00:00Z"], "turn_count": [-1, 1.5, True, "3"], "token_usage": [[], {"input_tokens": "5"}, {"x": None}],
-             "cumulative_usage": [3, {"x": -1}], "cost_usd": ["0.5", -1, True], "cumulative_cost_usd": [[]], "tags": ["a", [1], [None], {"a": 1}],
+                            "2025-01-31T12:00:00.1234", "Z", ".", "1969-12-31T23:59:59Z", "9999-12-31T23:59:59Z", "9999-01-01T00:00:00Z"],
+             "last_used": [False, "2025-13-01T00:00:00Z"], "turn_count": [-1, 1.5, True, "3", 10 ** 4000], "token_usage": [[], {"input_tokens": "5"}, {"x": None}],
+             "cumulative_usage": [3, {"x": -1}], "cost_usd": ["0.5", -1, True, 10 ** 400, 1e15], "cumulative_cost_usd": [[]], "tags": ["a", [1], [None], {"a": 1}],
              "fork": [1, "true"], "error": [False], "initial_prompt": [["x"]], "backend_session_id": [12], "parent_id": [0]}
 
     def assert_left_alone(self, id, *parts):
@@ -357,6 +357,65 @@ class Damage(SessionCase):
         self.assertEqual(self.warnings, [])
         self.assertEqual(self.store.clean(1e9), [])
         self.assertEqual(names_in(self.sessions), before)
+
+    NUMBERS = ["1" + "0" * 400, "1e15", "999999999999999", "-1", "-0", "0.0", "1e308", "1e-400", "9" * 20, "4" * 5000, "1.5", "1152921504606846976"]
+    TIMES = ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59", "1969-12-31T23:59:59.999Z",
+             "9998-12-31T23:59:59.9999Z", "2025-01-31T24:00:00Z", "2025-01-31T12:00:00+00:00:00.000001", "2025-W05-5T12:00:00Z", "20250131T120000Z",
+             "2025-01-31T12:00:00.Z", "2025-01-31T12:00:00.٣Z", "\ud800Z", "2025\0", "2025-01-31T12:00:00.123456+25:00"]
+    TEXTS = ["", "\0", "a\nb\x1b[2J\r", "\ud83d", "审查" * 50, "x" * 20000, "--x", "[" * 300, "active", "claude"]
+
+    def noise(self, chance, depth=0):
+        """The JSON text of any value."""
+        kind = chance.randrange(9 if depth < 3 else 5)
+        if kind < 2:
+            return chance.choice(self.NUMBERS)
+        if kind < 4:
+            return json.dumps(chance.choice(self.TIMES if kind == 2 else self.TEXTS))
+        if kind == 4:
+            return chance.choice(["null", "true", "false", "[]", "{}"])
+        if kind == 5:
+            levels = chance.choice([10, 150, 250, 800, 990, 5000])
+            return chance.choice(["[" * levels + "]" * levels, '{"a":' * levels + "1" + "}" * levels])
+        inner = [self.noise(chance, depth + 1) for _ in range(chance.randrange(4))]
+        if kind < 8:
+            return "[%s]" % ",".join(inner)
+        return "{%s}" % ",".join("%s:%s" % (json.dumps(chance.choice(self.TEXTS)), value) for value in inner)
+
+    def test_whatever_a_file_holds_the_others_can_be_used_and_it_can_be_deleted(self):
+        """What is taken for a session can also be shown and written again."""
+        seed = int.from_bytes(os.urandom(4), "little")
+        chance = random.Random(seed)
+        taken, wrong = set(), set()
+        fields = sorted(clinvk.SESSION_FIELDS) + ["unknown", "later"]
+        with self.subTest(seed=seed):
+            for number in range(400):
+                id = self.put_fields(status="completed")
+                text = json.dumps(self.fields(id))[:-1]
+                for field in [fields[number % len(fields)]] + chance.sample(fields, chance.randrange(3)):  # the last of several counts
+                    text += ', "%s": %s' % (field, self.noise(chance))
+                self.put((text + "}").encode(), id)
+                try:
+                    self.store.load(id)
+                    taken.add(id)
+                except clinvk.SessionError:
+                    wrong.add(id)
+            self.assertTrue(len(taken) > 20 and len(wrong) > 100, (len(taken), len(wrong)))
+            self.assertEqual(set(self.ids()), taken | {self.good.id})
+            self.assertEqual(len(self.warnings), len(wrong))
+            for id in taken:
+                self.assertEqual(self.store.update(id, lambda session: session._replace(turn_count=1)).turn_count, 1)
+            os.symlink(os.path.dirname(self.sessions), self.path("home", ".clinvk"))
+            for words in (["list"], ["list", "--json"], ["show", self.good.id], ["tag", self.good.id, "x"], ["fork", self.good.id],
+                          ["clean", "--dry-run"], *(["show", id] for id in sorted(taken)[:5])):
+                done = self.clinvk("sessions", *words)
+                self.assertEqual(done.returncode, 4 if words[0] == "fork" else 0, done.stderr[-2000:])
+                if words == ["list"]:
+                    self.assertEqual(done.stdout.count(b"\n"), len(taken) + 2)
+            self.assertEqual(self.store.load(self.good.id).tags, ("x",))
+            self.store.clean(1e12)
+            for id in taken | wrong:
+                self.store.delete(id)
+            self.assertEqual(self.ids(), [self.good.id])
 
     def test_a_link_to_nowhere_is_no_session_but_can_be_deleted(self):
         id = os.urandom(16).hex()
