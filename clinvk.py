@@ -6142,33 +6142,18 @@ class Asked(NamedTuple):
     here: bool = False
 
 
-class _Conversation:
-    """The sink of a single prompt: hands the result on as that of this run alone, and keeps it for the session."""
-
-    def __init__(self, form: Any, task: Task, session: Optional[Session], notes: Tuple[str, ...]) -> None:
-        self.form, self._task, self._session, self._notes = form, task, session, notes
-        self.result: Optional[Result] = None
-        self.counted: Dict[str, int] = {}  # by the backend, over the whole of its session
-
-    def follow(self, directory: str) -> None:
-        if self._task.follow:
-            self.form.follow(directory)
-
-    def write(self, result: Result) -> None:
-        result = result._replace(warnings=self._notes + result.warnings)
-        if result.counts_session and result.usage:
-            self.counted = result.usage
-            before = self._session.cumulative_usage if self._session else {}
-            if before:
-                result = result._replace(usage={name: max(0, count - before.get(name, 0)) for name, count in result.usage.items()})
-            elif self._task.resume:
-                result = result._replace(warnings=result.warnings + (CODEX_COUNTS,))
-        self.result = result
-        self.form.write(result)
+def of_this_run(result: Result, task: Task, session: Optional[Session]) -> Tuple[Result, Dict[str, int]]:
+    """The result of a single prompt as that of this run alone, and what its backend counted over the whole of its session."""
+    if not (result.counts_session and result.usage):
+        return result, {}
+    before = session.cumulative_usage if session else {}
+    if before:
+        return result._replace(usage={name: max(0, count - before.get(name, 0)) for name, count in result.usage.items()}), result.usage
+    return result._replace(warnings=result.warnings + ((CODEX_COUNTS,) if task.resume else ())), result.usage
 
 
 def session_after(session: Session, result: Optional[Result], counted: Dict[str, int], with_usage: bool) -> Session:
-    """What a session is after a run: `result` is that of the run, None where it was cut short; `counted` as _Conversation has it."""
+    """What a session is after a run: `result` is that of the run, None where it was cut short; `counted` as of_this_run has it."""
     if result is None:
         return session._replace(last_used=time.time(), status="error", error="clinvk was stopped before the end of the run")
     done = result.status == "ok"
@@ -6290,14 +6275,26 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
     form = asked.form or says.get("output.format")
     shown = _prompt_form(form, task, settings, session, console)
     task = task._replace(follow=hasattr(shown, "follow"))
-    sink = _Conversation(shown, task, session, notes)
-    try:
-        status = run_plan(Plan(Tasks([task]), 1, sink, 1, table=False, summary=False, follow=sink.follow), settings, console)
-    finally:
+    result: Optional[Result] = None
+
+    def keep(counted: Dict[str, int]) -> None:
         if session and store:
-            _update(store, session, lambda now: session_after(now, sink.result, sink.counted, says.get("session.store_token_usage")), console)
-    result = sink.result
-    if result is None:
+            _update(store, session, lambda now: session_after(now, result, counted, says.get("session.store_token_usage")), console)
+
+    def arrived(given: Result) -> Result:
+        """Before it is shown, which may be impossible or take for ever: the session is paid for."""
+        nonlocal result
+        result, counted = of_this_run(given._replace(warnings=notes + given.warnings), task, session)
+        keep(counted)
+        return result
+
+    try:
+        status = run_plan(Plan(Tasks([task]), 1, shown, 1, table=False, summary=False, arrived=arrived,
+                               follow=shown.follow if task.follow else lambda directory: None), settings, console)
+    finally:
+        if result is None:
+            keep({})
+    if result is None or status == EXIT_PIPE:
         return status
     _tell(result, form, says, console)
     return status if status not in (EXIT_OK, EXIT_FAILED) else prompt_verdict(result)

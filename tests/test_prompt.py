@@ -405,6 +405,43 @@ class Ends(PromptCase):
                 self.assertEqual(run.returncode, 74)
                 self.assertIn(b"clinvk: error: cannot write to stdout: Bad file descriptor", run.stderr)
 
+    BEGUN = "raw %s\\n" % json.dumps({"type": "system", "subtype": "init", "session_id": CLAUDE, "model": "m"})
+
+    def test_what_is_known_of_the_backends_session_is_kept_when_a_run_is_stopped(self):
+        for form in ("text", "json", "stream-json"):
+            for end in (signal.SIGINT, signal.SIGTERM, "the reader goes away"):
+                with self.subTest(form=form, end=end):
+                    process = self.start("-b", "claude", "-o", form, self.BEGUN + "; ids pid; sleep 300")
+                    self.pid_in(self.path("pid"))
+                    if isinstance(end, str):
+                        process.stdout.close()
+                        self.assertEqual(process.wait(PATIENCE), 141)
+                    else:
+                        process.send_signal(end)
+                        self.assertEqual(process.finish().returncode, -end)
+                    session = self.sessions("-n", "1")[0]
+                    self.assertEqual((session["status"], session["error"], session.get("backend_session_id"), session["turn_count"]),
+                                     ("error", "canceled while it ran", CLAUDE, 1))
+                    os.unlink(self.path("pid"))
+
+    @only_linux
+    def test_a_session_is_kept_where_the_answer_cannot_be_written(self):
+        for form in ("text", "json", "stream-json"):
+            with self.subTest(form=form), open("/dev/full", "wb") as full:
+                run = self.clinvk("-b", "claude", "-o", form, "say x", stdout=full)
+                self.assertEqual((run.returncode, run.stderr.count(b"No space left on device")), (74, 1), run.stderr)
+                session = self.sessions("-n", "1")[0]
+                self.assertEqual((session["status"], session["backend_session_id"], session["turn_count"], session["token_usage"]),
+                                 ("completed", CLAUDE, 1, USAGE))
+
+    def test_a_session_is_kept_before_the_answer_is_written(self):
+        process = self.start("-b", "claude", "-o", "json", "flood 1000000")
+        wait_until(lambda: [session["status"] for session in self.sessions()] == ["completed"], "the session is kept while nobody reads the answer")
+        self.assertIsNone(process.poll())
+        process.kill()
+        process.wait()
+        wait_until(lambda: not os.listdir(self.tmp), "the files of the run are gone")
+
     def test_left_over_processes_do_not_write_into_the_answer(self):
         self.assertEqual(self.ask("keep-pipe pid go; say x"), "x\n")
 
