@@ -5423,8 +5423,11 @@ class ComparisonTable(Table):
 # A session is a JSON file of its own, ID.json, and there is no index that could be wrong.  A file appears whole, by a
 # rename, so that readers need no lock.  Who writes or removes one holds the session's lock: a byte of the file `.lock`,
 # which is never removed.  (One that is removed can be held twice: by who had opened it, and by who made the next one.)
+# Another byte is held for the whole of a run, by the process that runs it: two at once would mix up one conversation, and
+# a session that is `active` in its file is so only while somebody holds that.
 
 SESSION_STATUSES = ("active", "completed", "error")  # that this version writes; a newer one may know more
+CUT_SHORT = "clinvk was stopped before the end of the run"
 
 
 class SessionError(Exception):
@@ -5447,7 +5450,7 @@ class Session(NamedTuple):
     backend_session_id: str = ""  # without one there is nothing to continue
     model: str = ""
     initial_prompt: str = ""
-    status: str = "active"
+    status: str = "completed"
     turn_count: int = 0
     token_usage: Dict[str, int] = {}
     cumulative_usage: Dict[str, int] = {}
@@ -5581,32 +5584,55 @@ def _new_id() -> str:
 
 
 class _SessionLock(KernelLock):
-    """The right to write or to remove one session (two, where their ids begin alike).
+    """The right to write or to remove one session, or to run a prompt in it (in two, where their ids begin alike).
 
-    Closing the file drops all of the process's locks on it: nobody may take one who has another.
+    The file stays open: closing it would drop all of the process's locks on it.
     """
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __init__(self, file: int, position: int) -> None:
+        self._file, self._position = file, position
+
+    def attempt(self) -> bool:
+        """Takes it unless another process has it."""
+        import fcntl
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._position)
+            return True
+        except (BlockingIOError, PermissionError):
+            return False
 
 
 class SessionStore:
     """The sessions in a directory, for any number of processes at once; for one thread at a time, as its locks are the process's.
 
+    Who makes a session active holds it, until it is written with another status or the process ends.
+
     A file that cannot be read is left alone: `warn` is told, and the others are found all the same.  What is asked for by
     its id raises SessionError; OSError comes where the directory cannot be written.
     """
 
+    _held: Set[str] = set()  # ids; of all stores, as are the locks
+
     def __init__(self, directory: str, warn: Callable[[str], None] = lambda text: None) -> None:
         self._directory, self._warn = os.path.abspath(directory), warn
         self._warned: Set[str] = set()
+        self._locks = -1
 
     def create(self, backend: str, *, working_dir: str = "", model: str = "", initial_prompt: str = "", title: str = "",
                tags: Iterable[str] = ()) -> Session:
-        """A new session, of the current directory if no other is said."""
+        """A new session, active, of the current directory if no other is said."""
         now = _now()
         return self.save(Session(_new_id(), backend, now, now, os.path.realpath(working_dir or "."), model=model,
-                                 initial_prompt=initial_prompt, title=title, tags=tuple(tags)))
+                                 initial_prompt=initial_prompt, status="active", title=title, tags=tuple(tags)))
+
+    def begin(self, id: str) -> Session:
+        """Makes a session active.  Raises SessionError where another process runs a prompt in it."""
+        def active(session: Session) -> Session:
+            if not self._hold(id):
+                raise SessionError("session %s (%s) is in use: another clinvk runs a prompt in it" % (id[:_SHORT_ID_DIGITS], session.backend))
+            return session._replace(status="active", last_used=time.time())
+
+        return self.update(id, active)
 
     def fork(self, session: Session) -> Session:
         """A new session that goes on from where this one is, and leaves it as it is."""
@@ -5632,12 +5658,15 @@ class SessionStore:
         """
         self._existing(id)
         with self._locked(id):
-            return self._write(change(self.load(id))._replace(id=id))
+            return self._write(change(self._load(id, self._settled))._replace(id=id))
 
     def load(self, id: str) -> Session:
+        return self._load(id, self._as_it_is)
+
+    def _load(self, id: str, settled: Callable[[Session], Session]) -> Session:
         path = self._existing(id)
         try:
-            return self._read(id)
+            return settled(self._read(id))
         except FileNotFoundError:
             raise SessionError("there is no session %s" % id) from None
         except OSError as error:
@@ -5683,13 +5712,14 @@ class SessionStore:
         self._clear_drafts(id)
 
     def clean(self, older_than_seconds: float) -> List[str]:
-        """Removes the sessions that were not used for so long, and returns their ids."""
+        """Removes the sessions that were not used for so long, and are not active; returns their ids."""
         limit, removed = _now() - older_than_seconds, []
         for session in self._newest():
             if session.last_used <= limit:
                 with self._locked(session.id):
                     try:
-                        if self._read(session.id).last_used > limit:  # it has been, meanwhile
+                        now = self._settled(self._read(session.id))
+                        if now.last_used > limit or now.status == "active":
                             continue
                         os.unlink(self._path(session.id))
                     except (FileNotFoundError, ValueError):
@@ -5710,12 +5740,47 @@ class SessionStore:
         return path
 
     def _locked(self, id: str) -> _SessionLock:
-        return _SessionLock(os.path.join(self._directory, ".lock"), int(id[:7], 16))  # a position that every system can take
+        return self._lock(id, 0)
+
+    def _use(self, id: str) -> _SessionLock:
+        return self._lock(id, 1)
+
+    def _lock(self, id: str, which: int) -> _SessionLock:
+        if self._locks < 0:
+            self._locks = os.open(os.path.join(self._directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return _SessionLock(self._locks, int(id[:7], 16) + (which << 28))  # a position that every system can take
+
+    def _hold(self, id: str) -> bool:
+        """Keeps a session for this process, whose lock it has now; False where another one does."""
+        if id not in self._held and self._use(id).attempt():
+            self._held.add(id)
+        return id in self._held
+
+    def _settled(self, session: Session) -> Session:
+        """A session as it is, once its lock is held: not active, where that was a process that died."""
+        if session.status != "active" or session.id in self._held or not self._use(session.id).attempt():
+            return session
+        self._use(session.id).release()
+        return session._replace(status="error", error=CUT_SHORT)
+
+    def _as_it_is(self, session: Session) -> Session:
+        if session.status != "active" or session.id in self._held:
+            return session
+        try:
+            with self._locked(session.id):  # so that nobody begins with it meanwhile
+                return self._settled(self._read(session.id))
+        except OSError:  # who may not write there cannot tell
+            return session
 
     def _write(self, session: Session) -> Session:
         data = dumps(session_fields(session))
         written = _session(data, session.id)  # nothing is written that could not be read
+        if session.status == "active":
+            self._hold(session.id)
         write_whole(self._path(session.id), (data, b"\n"), durable=True)
+        if session.status != "active" and session.id in self._held:
+            self._held.remove(session.id)
+            self._use(session.id).release()
         return written
 
     def _read(self, id: str) -> Session:
@@ -5728,7 +5793,7 @@ class SessionStore:
 
     def _read_or_warn(self, id: str) -> Optional[Session]:
         try:
-            return self._read(id)
+            return self._as_it_is(self._read(id))
         except FileNotFoundError:
             return None  # deleted meanwhile
         except (OSError, ValueError) as error:
@@ -6155,7 +6220,7 @@ def of_this_run(result: Result, task: Task, session: Optional[Session]) -> Tuple
 def session_after(session: Session, result: Optional[Result], counted: Dict[str, int], with_usage: bool) -> Session:
     """What a session is after a run: `result` is that of the run, None where it was cut short; `counted` as of_this_run has it."""
     if result is None:
-        return session._replace(last_used=time.time(), status="error", error="clinvk was stopped before the end of the run")
+        return session._replace(last_used=time.time(), status="error", error=CUT_SHORT)
     done = result.status == "ok"
     own = result.session_id
     forked = session.fork and own not in ("", session.backend_session_id)
@@ -6197,7 +6262,10 @@ def command_prompt(settings: Settings, asked: Asked) -> int:
         session = store.last(task.backend, task.workdir or ".")
         if session is None and asked.go_on:
             raise SessionError("there is no session of %s in %s to go on with" % (task.backend, task.workdir or "the current directory"))
-        if session and not asked.go_on:
+        if session and not asked.go_on and session.status == "active":  # nobody has asked for just that one
+            console.say("session %s is in use: this is a new one" % _short(session))
+            session = None
+        elif session and not asked.go_on:
             console.say("going on with session %s" % _short(session))
     return _ask(task, session, None if asked.ephemeral else store, settings, asked, console)
 
@@ -6260,11 +6328,16 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
     if settings.dry_run:
         store = None
     if session:
-        task = _resuming(task, session)
+        _resuming(task, session)  # if it cannot be, it is not begun
         if "system_prompt" in settings.rules.overrides and not (can and can.system_prompt):
             notes = ("%s may go on with the system prompt that its session began with" % task.backend,)
-        if store and not _update(store, session, lambda now: now._replace(status="active", last_used=time.time()), console):
-            store = None
+        if store:
+            try:
+                session = store.begin(session.id)
+            except OSError as error:
+                console.say("warning: the session is not updated: %s" % _why(error))
+                store = None
+        task = _resuming(task, session)
     elif store:
         try:
             session = store.create(task.backend, working_dir=task.workdir, model=task.model, initial_prompt=task.prompt[:LONGEST_KEPT],
@@ -6279,7 +6352,12 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
 
     def keep(counted: Dict[str, int]) -> None:
         if session and store:
-            _update(store, session, lambda now: session_after(now, result, counted, says.get("session.store_token_usage")), console)
+            try:
+                store.update(session.id, lambda now: session_after(now, result, counted, says.get("session.store_token_usage")))
+            except (SessionError, ValueError) as error:  # deleted meanwhile; a count that grew too large
+                console.say("warning: the session is not updated: %s" % error)
+            except OSError as error:
+                console.say("warning: the session is not updated: %s" % _why(error))
 
     def arrived(given: Result) -> Result:
         """Before it is shown, which may be impossible or take for ever: the session is paid for."""
@@ -6316,20 +6394,6 @@ def _prompt_form(form: str, task: Task, settings: Settings, session: Optional[Se
 
 def _why(error: OSError) -> str:
     return "%s: %s" % (error.filename, error.strerror) if error.filename else str(error.strerror)
-
-
-def _update(store: SessionStore, session: Session, change: Callable[[Session], Session], console: Console) -> bool:
-    """Writes down what becomes of a session; where that cannot be, it is a warning."""
-    try:
-        store.update(session.id, change)
-        return True
-    except SessionError as error:  # deleted meanwhile
-        console.say("warning: the session is not updated: %s" % error)
-    except OSError as error:
-        console.say("warning: the session is not updated: %s" % _why(error))
-    except ValueError as error:  # a count that grew too large
-        console.say("warning: the session is not updated: %s" % error)
-    return False
 
 
 def _tell(result: Result, form: str, says: Configuration, console: Console) -> None:

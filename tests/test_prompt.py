@@ -386,7 +386,8 @@ class Ends(PromptCase):
         process.wait()
         self.wait_until_nothing_runs()
         wait_until(lambda: not os.listdir(self.tmp), "the files of the run are gone")
-        self.assertEqual([entry["status"] for entry in self.sessions()], ["active"])
+        self.assertEqual([(entry["status"], entry["error"]) for entry in self.sessions()], [("error", "clinvk was stopped before the end of the run")])
+        self.assertRegex(self.ask("sessions", "list"), r" echo +error ")
 
     def test_when_the_reader_goes_away_the_backend_is_stopped(self):
         for form in ("text", "json", "stream-json"):
@@ -622,6 +623,36 @@ class Conversations(PromptCase):
         self.assertEqual((end.returncode, end.stdout), (0, b"x\n"))
         self.assertRegex(end.stderr.decode(), r"\Aclinvk: warning: the session is not updated: there is no session [0-9a-f]{32}\n\Z")
         self.assertEqual(self.sessions(), [])
+
+    def test_two_runs_do_not_go_on_with_one_session_at_once(self):
+        self.ask("-b", "claude", "say x")
+        id = self.sessions()[0]["id"]
+        first = self.start("resume", id, "touch started; wait-for go; say y")
+        self.wait_for_file(self.path("started"))
+        for words in (("resume", id), ("resume", "--last"), ("resume", CLAUDE), ("-b", "claude", "-c")):
+            with self.subTest(words=words):
+                self.assertEqual(self.refused(*words, "touch ran", status=4),
+                                 "clinvk: error: session %s (claude) is in use: another clinvk runs a prompt in it\n" % id[:8])
+        self.ask("resume", id, "--dry-run", "touch ran")
+        self.assertEqual(self.sessions()[0]["status"], "active")
+        self.configure(session={"auto_resume": True})
+        self.assertEqual(self.ask("-b", "claude", "say z", errors=b"clinvk: session %s is in use: this is a new one\n" % (id[:8] + " (claude)").encode()), "z\n")
+        self.file("go", "")
+        self.assertEqual(first.finish().stdout, b"y\n")
+        self.assertEqual({entry["id"] == id: (entry["status"], entry["turn_count"]) for entry in self.sessions()}, {True: ("completed", 2), False: ("completed", 1)})
+        self.assertFalse(os.path.exists(self.path("ran")))
+
+    def test_a_session_whose_run_was_killed_can_be_gone_on_with(self):
+        self.ask("-b", "claude", "say x")
+        process = self.start("resume", "--last", "ids pid; sleep 300")
+        self.pid_in(self.path("pid"))
+        process.kill()
+        process.wait()
+        self.assertEqual([(entry["status"], entry["error"]) for entry in self.sessions()], [("error", "clinvk was stopped before the end of the run")])
+        self.wait_until_nothing_runs()
+        wait_until(lambda: not os.listdir(self.tmp), "the files of the run are gone")
+        self.assertEqual(self.ask("resume", "--last", "say y"), "y\n")
+        self.assertEqual([(entry["status"], entry.get("error"), entry["turn_count"]) for entry in self.sessions()], [("completed", None, 2)])
 
     def test_many_at_once_lose_none(self):
         processes = [self.start("-b", "claude", "say %d" % number) for number in range(12)]

@@ -21,7 +21,7 @@ support.left_to_full_runs()
 
 EVERYTHING = dict(
     backend="claude", backend_session_id="0f6c4b1e-9a51-4a3c-8a3b-111111111111", model="opus", initial_prompt="审查 auth 模块\n\0\x1b[31m \udcff",
-    status="completed", turn_count=3, token_usage={"input_tokens": 1200, "cached_input_tokens": 900, "output_tokens": 34,
+    status="error", turn_count=3, token_usage={"input_tokens": 1200, "cached_input_tokens": 900, "output_tokens": 34,
                                                    "reasoning_output_tokens": 4, "total_tokens": 1234},
     cumulative_usage={"input_tokens": 2400}, cost_usd=0.0, cumulative_cost_usd=0.02106, tags=("a", "部署", ""), title="Auth",
     parent_id="f" * 32, fork=True, error="exceeded retry limit\nlast status: 429")
@@ -148,7 +148,7 @@ class Files(SessionCase):
                                     title="t", tags=["x", "y"])
         self.assertRegex(session.id, r"\A[0-9a-f]{32}\Z")
         self.assertEqual(session, clinvk.Session(session.id, "codex", session.created_at, session.created_at, self.home, model="o3",
-                                                 initial_prompt="hello", title="t", tags=("x", "y")))
+                                                 initial_prompt="hello", status="active", title="t", tags=("x", "y")))
         self.assertEqual((session.status, session.turn_count, session.fork), ("active", 0, False))
         self.assertTrue(before - 0.001 <= session.created_at <= time.time() + 0.001)
         self.assertEqual(self.store.load(session.id), session)
@@ -565,7 +565,7 @@ class Removing(SessionCase):
 
     def test_what_was_not_used_for_long_is_cleaned_away(self):
         ages = (0, 86000, 86800, 40 * 86400)
-        made = [self.store.save(self.store.create("claude")._replace(last_used=time.time() - age)) for age in ages]
+        made = [self.store.save(self.store.create("claude")._replace(last_used=time.time() - age, status="error")) for age in ages]
         self.assertEqual(self.store.clean(50 * 86400), [])
         self.assertEqual(set(self.store.clean(86400)), {made[2].id, made[3].id})
         self.assertEqual(self.ids(), [made[0].id, made[1].id])
@@ -622,6 +622,120 @@ class Removing(SessionCase):
         self.assertEqual(names_in(self.sessions), [".lock", b.id + ".json", b.id + ".json.12345.tmp"])
         self.assertEqual(self.store.clean(1000), [])
         self.assertEqual(names_in(self.sessions), [".lock", b.id + ".json"])
+
+
+class InUse(SessionCase):
+    """A session is active while a process lives that made it so, and no other can begin in it meanwhile."""
+
+    USER = """
+        store.begin(sys.argv[1])
+        print("begun", flush=True)
+        sys.stdin.read()
+        store.update(sys.argv[1], lambda session: session._replace(status="completed", turn_count=session.turn_count + 1))
+        """
+
+    def setUp(self):
+        super().setUp()
+        self.session = self.store.save(self.store.create("claude")._replace(status="completed"))
+
+    def start_user(self):
+        user = self.start_script(self.USER, self.session.id, stdin=subprocess.PIPE)
+        self.assertEqual(user.line(), b"begun", user.error_output())
+        return user
+
+    def as_it_is(self):
+        session = self.new_store().load(self.session.id)
+        self.assertEqual(self.store.all(), [session])
+        return session.status, session.error
+
+    def test_it_can_be_begun_by_one_at_a_time(self):
+        user = self.start_user()
+        self.assertEqual(self.as_it_is(), ("active", ""))
+        self.assertEqual(self.refused(self.store.begin, self.session.id),
+                         "session %s (claude) is in use: another clinvk runs a prompt in it" % self.session.id[:8])
+        self.assertEqual(user.finish().returncode, 0)
+        self.assertEqual(self.as_it_is(), ("completed", ""))
+        self.assertEqual(self.store.begin(self.session.id).status, "active")
+        self.assertEqual(self.script("print(store.load(sys.argv[1]).status)", self.session.id), "active\n")
+
+    def test_one_whose_process_was_killed_is_not_active_and_can_be_begun(self):
+        user = self.start_user()
+        user.kill()
+        user.wait()
+        self.assertEqual(self.fields(self.session)["status"], "active")
+        self.assertEqual(self.as_it_is(), ("error", "clinvk was stopped before the end of the run"))
+        self.assertEqual((self.ids(status="active"), self.ids(status="error")), ([], [self.session.id]))
+        self.assertEqual(self.start_user().finish().returncode, 0)
+        self.assertEqual(self.as_it_is()[0], "completed")
+
+    def test_others_may_change_it_and_it_stays_in_use(self):
+        user = self.start_user()
+        self.script('store.update(sys.argv[1], lambda session: session._replace(title="new"))', self.session.id)
+        self.assertEqual(self.as_it_is(), ("active", ""))
+        self.assertIn("is in use", self.refused(self.store.begin, self.session.id))
+        self.assertEqual(user.finish().returncode, 0)
+        session = self.store.load(self.session.id)
+        self.assertEqual((session.status, session.title, session.turn_count), ("completed", "new", 1))
+
+    def test_it_is_not_cleaned_away(self):
+        user = self.start_user()
+        self.assertEqual(self.store.clean(0), [])
+        self.assertEqual(user.finish().returncode, 0)
+        self.assertEqual(self.store.clean(0), [self.session.id])
+
+    def test_a_new_one_is_in_use(self):
+        maker = self.start_script('print(store.create("codex").id, flush=True)\nsys.stdin.read()', stdin=subprocess.PIPE)
+        id = maker.line().decode()
+        self.assertEqual(self.ids(status="active"), [id])
+        self.assertIn("is in use", self.refused(self.store.begin, id))
+        maker.finish()
+        self.assertEqual(self.ids(status="active"), [])
+
+    def test_of_many_that_begin_at_once_while_others_look_one_may(self):
+        printed = self.at_once(30, """
+            if int(sys.argv[1]) % 3 == 0:
+                for _ in range(100):
+                    store.all()
+            else:
+                try:
+                    print(store.begin(sys.argv[2]).status, flush=True)
+                    while not os.path.exists(sys.argv[3]):
+                        time.sleep(0.01)
+                except clinvk.SessionError:
+                    print("refused", flush=True)
+                    open(sys.argv[3] + ".refused", "ab", 0).write(b"x")
+                    if os.stat(sys.argv[3] + ".refused").st_size == 19:
+                        open(sys.argv[3], "wb")
+            """, self.session.id, self.path("go"))
+        self.assertEqual(sorted(line for lines in printed for line in lines), ["active"] + ["refused"] * 19)
+
+    def test_one_that_was_killed_can_be_begun_while_others_look(self):
+        """Who looks has to take a lock for a moment: nobody may take that for a run."""
+        lookers = [self.start_script('print("looks", flush=True)\nwhile True:\n    store.all()') for _ in range(3)]
+        for looker in lookers:
+            self.assertEqual(looker.line(), b"looks")
+        self.assertEqual(self.script("""
+            for _ in range(50):
+                child = os.fork()
+                if not child:
+                    store.begin(sys.argv[1])
+                    os._exit(0)
+                if os.waitpid(child, 0)[1]:
+                    raise SystemExit(1)
+            print(store.load(sys.argv[1]).status)
+            """, self.session.id), "error\n")
+        for looker in lookers:
+            self.assertIsNone(looker.poll(), looker.error_output())
+            looker.kill()
+            looker.wait()
+
+    def test_who_may_not_write_there_sees_what_the_file_says(self):
+        user = self.start_user()
+        user.kill()
+        user.wait()
+        os.unlink(os.path.join(self.sessions, ".lock"))
+        os.mkdir(os.path.join(self.sessions, ".lock"))
+        self.assertEqual(self.script("print([session.status for session in store.all()])"), "['active']\n")
 
 
 class Forks(SessionCase):
