@@ -2054,15 +2054,19 @@ def _configured(value: Dict[str, Any]) -> Dict[str, Definition]:
     return found
 
 
+NO_HOME = os.path.join(os.devnull, "no-home-directory")  # where nothing is, nor can be
+
+
 def home_directory(environment: Dict[str, str]) -> str:
     """Where clinvk keeps what is its user's: CLINVK_HOME, else ~/.clinvk."""
-    return environment.get("CLINVK_HOME") or os.path.expanduser("~/.clinvk")
+    path = os.path.expanduser(environment.get("CLINVK_HOME") or "~/.clinvk")
+    return NO_HOME if path.startswith("~") else path  # which would be a directory `~` in the current one
 
 
 def configuration_path(option: Optional[str], environment: Dict[str, str]) -> Tuple[str, bool]:
     """The path of the configuration file, and whether somebody named it: then it must be there."""
     named = option or environment.get("CLINVK_CONFIG")
-    return (named, True) if named else (os.path.join(home_directory(environment), "config.yaml"), False)
+    return (os.path.expanduser(named), True) if named else (os.path.join(home_directory(environment), "config.yaml"), False)
 
 
 def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Configuration:
@@ -2071,11 +2075,9 @@ def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Co
     try:
         with open(path, "rb") as file:
             data = file.read()
-    except FileNotFoundError as error:
-        if named:
-            raise ConfigError("%s: %s" % (path, error.strerror)) from None
-        return Configuration(path)
     except OSError as error:
+        if not named and isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return Configuration(path)
         raise ConfigError("%s: %s" % (path, error.strerror)) from None
     try:
         return read_configuration(data.decode("utf-8"), path)
@@ -6393,6 +6395,8 @@ def _prompt_form(form: str, task: Task, settings: Settings, session: Optional[Se
 
 
 def _why(error: OSError) -> str:
+    if str(error.filename).startswith(NO_HOME):
+        return "there is no home directory; HOME or CLINVK_HOME would name one"
     return "%s: %s" % (error.filename, error.strerror) if error.filename else str(error.strerror)
 
 
