@@ -1956,8 +1956,15 @@ def setting_named(key: str) -> Tuple[Callable[[Any], Any], Any]:
     parts = key.split(".")
     if parts[0] == "backends" and len(parts) >= 3 and parts[-1] in BACKEND_SETTINGS:
         return BACKEND_SETTINGS[parts[-1]]
-    known = list(SETTINGS) + (["%s.%s" % (".".join(parts[:-1]), name) for name in BACKEND_SETTINGS] if parts[0] == "backends" else [])
-    raise ValueError("unknown setting %s%s" % (quoted(key), nearest(key, known)))
+    backend = ".".join(parts[:-1] if len(parts) > 2 else (parts + ["NAME"])[:2])
+    known = list(SETTINGS)
+    if parts[0] == "backends":
+        known += ["%s.%s" % (backend, name) for name in BACKEND_SETTINGS if name not in DEFINITION_FIELDS or backend[9:] not in BUILT_IN]
+    below = [name for name in known if name.startswith(key + ".")]
+    if below:
+        raise ValueError("%s is no setting; these are: %s" % (quoted(key), ", ".join(below)))
+    found = [' (did you mean "%s"?)' % name for name in known if name.endswith("." + key)]
+    raise ValueError("unknown setting %s%s" % (quoted(key), found[0] if found else nearest(key, known)))
 
 
 class Configuration(NamedTuple):
@@ -6262,6 +6269,8 @@ def command_prompt(settings: Settings, asked: Asked) -> int:
     store = session_store(rules.environment, console)
     if asked.go_on or rules.configuration.get("session.auto_resume") and not asked.ephemeral:
         session = store.last(task.backend, task.workdir or ".")
+        if session is None and asked.go_on and backend_of(task).resuming is None:
+            raise SessionError("%s keeps no sessions that could be gone on with" % task.backend)
         if session is None and asked.go_on:
             raise SessionError("there is no session of %s in %s to go on with" % (task.backend, task.workdir or "the current directory"))
         if session and not asked.go_on and session.status == "active":  # nobody has asked for just that one
@@ -6422,7 +6431,8 @@ def command_sessions_list(store: SessionStore, console: Console, as_json: bool, 
         console.stdout.json([dumps([session_fields(session) for session in sessions]), b"\n"])
         return EXIT_OK
     if not sessions:
-        console.say("there are no such sessions" if backend or status or tag else "there are no sessions")
+        console.say("there are no such sessions" + ("" if backend in BACKENDS else nearest(backend, BACKENDS)) if backend or status or tag
+                    else "there are no sessions")
         return EXIT_OK
     digits = next(count for count in range(_SHORT_ID_DIGITS, _ID_DIGITS + 1) if len({session.id[:count] for session in sessions}) == len(sessions))
     row = "%%-%ds %%-12s %%-10s %%-5s %%-5s %%-12s %%s" % digits
@@ -6471,7 +6481,8 @@ def command_sessions_clean(store: SessionStore, console: Console, as_json: bool,
     """Deletes the sessions that were not used for so many seconds."""
     if dry_run:
         limit = time.time() - older_than
-        return _print_deleted([session.id for session in store.all() if session.last_used <= limit], console, as_json)
+        return _print_deleted([session.id for session in store.all()
+                               if session.last_used <= limit and session.status != "active"], console, as_json)
     return _print_deleted(store.clean(older_than), console, as_json)
 
 
@@ -6552,6 +6563,15 @@ def known_setting(key: str) -> Callable[[Any], Any]:
         raise UserError(str(error)) from None
 
 
+def check_default(configuration: Configuration, environment: Dict[str, str]) -> Dict[str, Definition]:
+    """The definitions of the file and of the environment.  Raises ConfigError where the default backend is neither of them nor built in."""
+    definitions = dict(configuration.definitions, **environment_definitions(environment))
+    default = configuration.said("default_backend")
+    if default and default not in BACKENDS and default not in definitions:
+        raise ConfigError("%s: default_backend: %s" % (configuration.place("default_backend"), unknown_backend(default, definitions)))
+    return definitions
+
+
 def command_config_set(path: str, key: str, text: str) -> int:
     """Sets a setting in the file, which is then checked as a whole; comments and layout stay.  Raises UserError or ConfigError."""
     check = known_setting(key)
@@ -6579,7 +6599,7 @@ def command_config_set(path: str, key: str, text: str) -> int:
                 changed = set_yaml(former, keys, value)
             except YamlError as error:
                 raise ConfigError("%s:%d:%d: %s" % (path, error.line, error.column, error)) from None
-            read_configuration(changed, path)
+            check_default(read_configuration(changed, path), dict(os.environ))
             write_whole(path, [to_bytes(changed)])
     except OSError as error:
         raise OutputError("cannot write %s: %s" % (path, error.strerror)) from None
@@ -6657,6 +6677,11 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
 # Words that are no commands here, but of the Go program of the same name or of a later clinvk: no prompt to be paid for.
 RESERVED = ("completion", "help", "serve")
 
+# What one word too many most likely is.
+UNKNOWN_WORDS = {"prompt": "; a prompt of several words needs quotes around it", "parallel": "; a file is named with --file",
+                 "chain": "; a file is named with --file",
+                 "compare": "; commas part the backends, and a prompt of several words needs quotes around it"}
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line.  The man page and the completions are held against it."""
@@ -6673,9 +6698,9 @@ def build_parser() -> argparse.ArgumentParser:
             if unknown:
                 command = getattr(options, "command", None)
                 parser = commands.get(command, self)
-                quotes = command in ("prompt", "resume") and not unknown[0].startswith("-")
-                parser.error("unknown argument %s%s" % (unknown[0], "; a prompt of several words needs quotes around it" if quotes
-                                                        else nearest(unknown[0].split("=")[0], parser._option_string_actions)))
+                hint = "" if unknown[0].startswith("-") else UNKNOWN_WORDS.get(command or "", "")
+                parser.error("unknown argument %s%s" % (
+                    unknown[0], hint or nearest(unknown[0].split("=")[0], parser._option_string_actions)))
             return options
 
         def error(self, message: str) -> NoReturn:
@@ -6750,7 +6775,7 @@ def build_parser() -> argparse.ArgumentParser:
             flags = [name] if word.startswith("--") else ["-" + letter for letter in word[1:]]
             takes = next((number for number, flag in enumerate(flags, 1) if flag in known and known[flag].nargs is None), 0)
             is_text = " " in name and not (takes == 1 and word[2:3] not in ("", " "))  # but -mMODEL may hold blanks
-            if word == "-" or not word.startswith("-") or is_text:
+            if word == "-" or not word.startswith("-") or is_text or word[1:].isdigit():
                 others.append(word)
                 place += 1
             else:
@@ -6776,7 +6801,7 @@ def build_parser() -> argparse.ArgumentParser:
             elif near or first in RESERVED:
                 parser.error("%s is no command%s; to ask it as a prompt: clinvk -- %s" % (quoted(first), near, shell_quoted(first)))
             words.insert(0, first if first in commands else "prompt")
-        if words[0] in ("prompt", "resume", "sessions"):
+        if words[0] in ("prompt", "resume", "sessions", "config"):
             options, others = parted(words[1:], commands[words[0]])
             return words[:1] + options + ["--"] + others
         return words
@@ -6829,7 +6854,7 @@ Show what can be resumed, and keep it in order. ID is the id of a session, the b
   tag ID [TAG...]     add tags, or with --remove take some away; print those that it has
   fork ID             make a session that goes on from where that one is, and print its id""")
     add = sessions.add_argument
-    add("action", metavar="ACTION", choices=tuple(SESSIONS_OPTIONS), help="one of those above")
+    add("action", metavar="ACTION", nargs="?", choices=tuple(SESSIONS_OPTIONS), help="one of those above")
     add("words", metavar="ID ...", nargs="*", help="ids or tags")
     add("--json", action="store_true", help="print JSON")
     add("-b", "--backend", metavar="NAME", help="list: those of a backend")
@@ -6847,7 +6872,7 @@ Show what can be resumed, and keep it in order. ID is the id of a session, the b
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=lambda options: command_doctor(options.json))
     config = subparsers.add_parser("config", help="show or change the configuration", description="Show or change the configuration.")
-    config.add_argument("action", choices=("show", "get", "set", "path"), metavar="ACTION",
+    config.add_argument("action", nargs="?", choices=("show", "get", "set", "path"), metavar="ACTION",
                         help="show: each setting and where its value comes from; get KEY; set KEY VALUE; path: of the file")
     config.add_argument("key", nargs="?", metavar="KEY", help="as in unified_flags.sandbox_mode")
     config.add_argument("value", nargs="?", metavar="VALUE", help="a text, a number, true, false or a list such as [a, b]")
@@ -6917,10 +6942,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
     if options.dry_run:
         task["dry_run"] = True
     configuration = load_configuration(options.config, environment)
-    definitions = dict(configuration.definitions, **environment_definitions(environment))
-    default = configuration.said("default_backend")
-    if default and default not in BACKENDS and default not in definitions:
-        raise ConfigError("%s: default_backend: %s" % (configuration.place("default_backend"), unknown_backend(default, definitions)))
+    definitions = check_default(configuration, environment)
     ceiling = given.get("ceiling")
     if ceiling is None and environment.get("CLINVK_CEILING"):
         try:
@@ -6953,9 +6975,11 @@ def run_resume(options: argparse.Namespace) -> int:
         raise UserError("which session? Give its id (`clinvk sessions list` shows them), or --last")
     session = "" if options.last else words.pop(0)
     if not words:
-        raise UserError("no prompt: give it as an argument, or - to read it from stdin")
+        raise UserError("no prompt%s: give it as an argument, or - to read it from stdin" % (
+            " beside the session %s" % quoted(session) if session else ""))
     if len(words) > 1:
-        raise UserError("unknown argument %s; a prompt of several words needs quotes around it" % words[1])
+        raise UserError("unknown argument %s; a prompt of several words needs quotes around it%s" % (
+            words[1], ", and with --last there is no id" if options.last else ""))
     form, options.form = options.form or "", "text"
     return command_resume(settings_from(options), Asked(words[0], form, session=session, last=options.last,
                                                         backend=options.backend or "", here=options.here))
@@ -6968,6 +6992,8 @@ SESSIONS_OPTIONS = {"list": ("json", "backend", "status", "tag", "limit"), "show
 
 def run_sessions(options: argparse.Namespace) -> int:
     action, words = options.action, list(options.words)
+    if action is None:
+        raise UserError("`sessions` takes an action: %s" % ", ".join(SESSIONS_OPTIONS))
     for name, value in vars(options).items():
         if value not in (None, False) and name not in ("command", "run", "action", "words", *SESSIONS_OPTIONS[action]):
             raise UserError("--%s does not go with `sessions %s`" % (name.replace("_", "-"), action))
@@ -7002,6 +7028,8 @@ def run_sessions(options: argparse.Namespace) -> int:
 
 
 def run_config(options: argparse.Namespace) -> int:
+    if options.action is None:
+        raise UserError("`config` takes an action: show, get KEY, set KEY VALUE, or path")
     environment = dict(os.environ)
     path, _ = configuration_path(options.config, environment)
     given, wanted_words = [word for word in (options.key, options.value) if word is not None], {"get": 1, "set": 2}.get(options.action, 0)

@@ -309,6 +309,28 @@ class Commands(ConfigurationCase):
         self.assertEqual(done.returncode, 2)
         self.assertIn(b'did you mean "unified_flags.sandbox_mode"?', done.stderr)
 
+    def test_a_part_of_a_settings_name_is_told_the_rest(self):
+        for key, message in (("color", 'unknown setting "color" (did you mean "output.color"?)'), ("foo", 'unknown setting "foo"'),
+                             ("output", '"output" is no setting; these are: output.format, output.show_tokens, output.show_timing, output.color'),
+                             ("backends.claude.modle", 'unknown setting "backends.claude.modle" (did you mean "backends.claude.model"?)')):
+            self.assertEqual(self.clinvk("config", "get", key).stderr.decode(), "clinvk: error: %s\n" % message)
+        for key, part, other in (("backends", "backends.NAME.command", "claude"), ("backends.mine", "backends.mine.command", "NAME"),
+                                 ("backends.claude", "backends.claude.model", "backends.claude.command")):
+            message = self.clinvk("config", "get", key).stderr.decode()
+            self.assertIn(part, message)
+            self.assertNotIn(other, message)
+
+    def test_options_may_stand_anywhere_and_an_action_must(self):
+        path = self.path("new.yaml")
+        for words in (("set", "--config", path, "output.color", "never"), ("set", "output.color", "--config", path, "always"),
+                      ("--config", path, "set", "output.color", "auto")):
+            with self.subTest(words):
+                done = self.clinvk("config", *words)
+                self.assertEqual((done.returncode, done.stderr), (0, b""))
+                self.assertEqual(self.clinvk("config", "get", "--config", path, "output.color").stdout.decode().strip(), words[-1])
+        self.assertEqual(self.clinvk("config").stderr, b"clinvk: error: `config` takes an action: show, get KEY, set KEY VALUE, or path\n")
+        self.assertEqual(self.set("parallel.max_workers", "-1").stderr, b"clinvk: error: parallel.max_workers: expected a whole number from 1 on, got -1\n")
+
     def test_set_changes_one_value_and_leaves_the_rest_as_it_is(self):
         text = "# mine\nunified_flags:\n    sandbox_mode:   full   # really?\n\nbackends: {codex: {model: old}}\n"
         path = self.configure(text)
@@ -330,7 +352,7 @@ class Commands(ConfigurationCase):
     def test_set_refuses_what_the_setting_does_not_take_and_changes_nothing(self):
         path = self.configure("parallel: {max_workers: 2}\n")
         for key, value, status in (("parallel.max_workers", "0x", 2), ("parallel.max_workers", "-1", 2), ("parallel.workers", "1", 2), ("unified_flags", "1", 2),
-                                   ("backends.claude.command", "[cat]", 3), ("output.color", "blue", 2), ("backends.new.model", "m", 3)):
+                                   ("backends.claude.command", "[cat]", 3), ("default_backend", "ecko", 3), ("output.color", "blue", 2), ("backends.new.model", "m", 3)):
             with self.subTest(key=key, value=value):
                 done = self.set(key, value)
                 self.assertEqual(done.returncode, status, done.stderr)

@@ -126,9 +126,10 @@ class Refused(PromptCase):
 
     def test_without_a_prompt_nothing_is_asked(self):
         message = "clinvk: error: no prompt: give it as an argument, or - to read it from stdin\n"
-        for args in (("-b", "echo"), ("prompt",), ("-c",), ("resume", "--last"), ("resume", "abc")):
+        for args in (("-b", "echo"), ("prompt",), ("-c",), ("resume", "--last")):
             with self.subTest(args=args):
                 self.assertEqual(self.refused(*args, input=b"not this"), message)
+        self.assertEqual(self.refused("resume", "what is this"), message.replace("prompt:", 'prompt beside the session "what is this":'))
         for args in (("",), ("prompt", " \n"), ("-",)):
             with self.subTest(args=args):
                 self.assertEqual(self.refused(*args), "clinvk: error: the prompt is blank\n")
@@ -137,14 +138,15 @@ class Refused(PromptCase):
     def test_words_without_quotes_are_refused(self):
         for args in (("why", "is", "this"), ("prompt", "why", "is"), ("resume", "--last", "why", "is"), ("resume", "abc", "why", "is")):
             with self.subTest(args=args):
-                self.assertIn("unknown argument is; a prompt of several words needs quotes around it\n", self.refused(*args))
+                self.assertIn("unknown argument is; a prompt of several words needs quotes around it", self.refused(*args))
 
     def test_what_is_said_wrongly_is_told(self):
         for args, words in ((("-b", "ecko", "why"), '--backend: unknown backend "ecko" (did you mean "echo"?)'), (("-o", "yaml", "why"), "invalid choice: 'yaml'"),
                             (("-c", "--ephemeral", "why"), "not allowed with"), (("-j", "2", "why"), 'unknown argument -j'),
                             (("--ephemerel", "why"), '(did you mean "--ephemeral"?)'), (("-b", "codex", "--approval-mode", "always", "--sandbox-mode", "full", "x"),
                                                                                        "sandbox_mode: codex: codex exec never asks"),
-                            (("resume", "abc", "-b", "echo", "x"), "--backend goes with --last"), (("resume", "abc", "--ephemeral", "x"), "--ephemeral")):
+                            (("resume", "abc", "-b", "echo", "x"), "--backend goes with --last"),
+                            (("resume", "--last", "abc", "x"), "quotes around it, and with --last there is no id\n"), (("resume", "abc", "--ephemeral", "x"), "--ephemeral")):
             with self.subTest(args=args):
                 self.assertIn(words, self.refused(*args))
         self.assertEqual(self.refused("why", env={"CLINVK_BACKEND": "ecko"}),
@@ -559,6 +561,7 @@ class Conversations(PromptCase):
         self.assertIn("gemini cannot fork a session", self.refused("sessions", "fork", gemini["id"], status=4))
         self.assertIn("echo cannot fork a session", self.refused("sessions", "fork", echo["id"], status=4))
         self.assertIn("echo keeps no sessions", self.refused("resume", echo["id"], "x", status=4))
+        self.assertEqual(self.refused("-c", "x", status=4), "clinvk: error: echo keeps no sessions that could be gone on with\n")
         self.ask("-b", "mine", "say x", env={"CLINVK_BACKENDS": '{"mine": {"command": ["cat"]}}'})
         self.assertIn('unknown backend "mine"', self.refused("resume", self.sessions()[0]["id"], "x", status=4))
 
@@ -735,6 +738,7 @@ class SessionsCommand(PromptCase):
             with self.subTest(args=args):
                 self.assertEqual([entry["id"] for entry in self.sessions(*args)], ids)
         self.assertEqual(self.ask("sessions", "list", "-b", "gemini", errors=b"clinvk: there are no such sessions\n"), "")
+        self.assertEqual(self.ask("sessions", "list", "-b", "cluade", errors=b'clinvk: there are no such sessions (did you mean "claude"?)\n'), "")
 
     def test_show_says_what_is_known(self):
         id, = self.make("say x\nsay y")
@@ -768,7 +772,12 @@ class SessionsCommand(PromptCase):
         self.assertEqual(self.ask("sessions", "clean", "--dry-run"), one + "\n")
         self.assertEqual(len(self.sessions()), 2)
         self.assertEqual(json.loads(self.ask("sessions", "clean", "--json")), {"deleted": [one]})
-        self.assertEqual(self.ask("sessions", "clean", "--older-than", "0d"), two + "\n")
+        process = self.start("raw one\\n; wait-for go")
+        self.assertEqual(process.line(), b"one")
+        for dry in (("--dry-run",), ()):  # what runs is in use, however little that is
+            self.assertEqual(self.ask("sessions", "clean", "--older-than", "0d", *dry), two + "\n")
+        self.file("go", "")
+        process.finish()
 
     def test_a_broken_configuration_cleans_nothing(self):
         self.make("say x")
@@ -787,7 +796,7 @@ class SessionsCommand(PromptCase):
             self.assertIn("expected a tag without a comma", self.refused("sessions", "tag", id, tag))
 
     def test_what_is_said_wrongly_is_told(self):
-        for args, message in (((), "ACTION"), (("lst",), "invalid choice: 'lst'"), (("show",), "which session? `clinvk sessions list` shows them"),
+        for args, message in (((), "clinvk: error: `sessions` takes an action: list, show, delete, clean, tag, fork\n"), (("lst",), "invalid choice: 'lst'"), (("show",), "which session? `clinvk sessions list` shows them"),
                               (("show", "a", "b"), '`sessions show` takes no argument "b"'), (("list", "a"), '`sessions list` takes no argument "a"'),
                               (("list", "--older-than", "1d"), "--older-than does not go with `sessions list`"),
                               (("delete", "--dry-run", "a"), "--dry-run does not go with `sessions delete`"),
