@@ -6320,6 +6320,8 @@ def _resuming(task: Task, session: Session) -> Task:
     if not session.backend_session_id or can is None:
         raise SessionError("session %s cannot be resumed: %s" % (
             _short(session), "%s keeps no sessions" % task.backend if can is None else "its backend has not named its own"))
+    if session.backend_session_id.startswith("-") or not session.backend_session_id.isprintable():  # it becomes part of a command line
+        raise SessionError("session %s cannot be resumed: %s is no id" % (_short(session), quoted(session.backend_session_id)))
     if session.fork and not can.fork:
         raise SessionError("session %s cannot be resumed: %s cannot fork a session" % (_short(session), task.backend))
     if not can.anywhere and os.path.realpath(task.workdir or ".") != session.working_dir:

@@ -542,6 +542,15 @@ class Conversations(PromptCase):
             with self.subTest(words=words):
                 self.assertIn(message, self.refused(*words, "x", status=4))
 
+    def test_what_the_file_of_a_session_holds_is_never_an_option_of_the_backend(self):
+        self.ask("-b", "claude", "say x")
+        session, = self.sessions()
+        for name in ("--yolo", "-", "a\0b", "\ud800", "\udcff", "\x1b[2J", "a\nb"):
+            with self.subTest(name=name):
+                self.file("home/.clinvk/sessions/%s.json" % session["id"], dict(session, backend_session_id=name))
+                self.assertIn("is no id", self.refused("resume", session["id"], "touch ran", status=4))
+                self.assertEqual(self.sessions()[0]["status"], "completed")
+
     def test_resume_runs_in_the_directory_of_the_session(self):
         os.mkdir(self.path("other"))
         self.ask("-b", "claude", "-w", "other", "say x")
