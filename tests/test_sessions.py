@@ -782,7 +782,7 @@ class Unwritable(SessionCase):
                 self.refused(store.find, "0" * 32)
 
     def test_in_a_directory_that_cannot_be_written_sessions_can_be_read(self):
-        session = self.store.create("claude", initial_prompt="hello")
+        session = self.store.save(self.store.create("claude", initial_prompt="hello")._replace(status="completed"))
         owner = 65534 if os.geteuid() == 0 else -1
         os.chown(self.file_of(session), owner, -1)
         os.chmod(self.directory, 0o711)
