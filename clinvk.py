@@ -5508,7 +5508,7 @@ def _moment(value: Any) -> float:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:
         moment = datetime.datetime.min
-    if moment.tzinfo is None or not 0 <= moment.timestamp() < _LAST_MOMENT:
+    if moment.tzinfo is None or not 0 <= round(moment.timestamp(), 3) < _LAST_MOMENT:
         raise ValueError("expected a time such as 2025-01-31T12:00:00.000Z, got %s" % quoted(value))
     return moment.timestamp()
 

@@ -280,7 +280,8 @@ class Files(SessionCase):
 class Damage(SessionCase):
     WRONG = {"id": [5, "0" * 32], "backend": [5, ["claude"]], "working_dir": [7], "model": [{}], "status": [1], "title": [[]],
              "created_at": [1700000000, "", "yesterday", "2025-01-31", "2025-01-31T12:00:00", "2025-02-30T12:00:00Z",
-                            "2025-01-31T12:00:00.1234", "Z", ".", "1969-12-31T23:59:59Z", "9999-12-31T23:59:59Z", "9999-01-01T00:00:00Z"],
+                            "2025-01-31T12:00:00.1234", "Z", ".", "1969-12-31T23:59:59Z", "9999-12-31T23:59:59Z", "9999-01-01T00:00:00Z",
+                            "9998-12-31T23:59:59.9999Z"],
              "last_used": [False, "2025-13-01T00:00:00Z"], "turn_count": [-1, 1.5, True, "3", 10 ** 4000], "token_usage": [[], {"input_tokens": "5"}, {"x": None}],
              "cumulative_usage": [3, {"x": -1}], "cost_usd": ["0.5", -1, True, 10 ** 400, 1e15], "cumulative_cost_usd": [[]], "tags": ["a", [1], [None], {"a": 1}],
              "fork": [1, "true"], "error": [False], "initial_prompt": [["x"]], "backend_session_id": [12], "parent_id": [0]}
