@@ -1991,8 +1991,15 @@ def setting_named(key: str) -> Tuple[Callable[[Any], Any], Any]:
     parts = key.split(".")
     if parts[0] == "backends" and len(parts) >= 3 and parts[-1] in BACKEND_SETTINGS:
         return BACKEND_SETTINGS[parts[-1]]
-    known = list(SETTINGS) + (["%s.%s" % (".".join(parts[:-1]), name) for name in BACKEND_SETTINGS] if parts[0] == "backends" else [])
-    raise ValueError("unknown setting %s%s" % (quoted(key), nearest(key, known)))
+    backend = ".".join(parts[:-1] if len(parts) > 2 else (parts + ["NAME"])[:2])
+    known = list(SETTINGS)
+    if parts[0] == "backends":
+        known += ["%s.%s" % (backend, name) for name in BACKEND_SETTINGS if name not in DEFINITION_FIELDS or backend[9:] not in BUILT_IN]
+    below = [name for name in known if name.startswith(key + ".")]
+    if below:
+        raise ValueError("%s is no setting; these are: %s" % (quoted(key), ", ".join(below)))
+    found = [' (did you mean "%s"?)' % name for name in known if name.endswith("." + key)]
+    raise ValueError("unknown setting %s%s" % (quoted(key), found[0] if found else nearest(key, known)))
 
 
 class Configuration(NamedTuple):
@@ -2089,15 +2096,19 @@ def _configured(value: Dict[str, Any]) -> Dict[str, Definition]:
     return found
 
 
+NO_HOME = os.path.join(os.devnull, "no-home-directory")  # where nothing is, nor can be
+
+
 def home_directory(environment: Dict[str, str]) -> str:
     """Where clinvk keeps what is its user's: CLINVK_HOME, else ~/.clinvk."""
-    return environment.get("CLINVK_HOME") or os.path.expanduser("~/.clinvk")
+    path = os.path.expanduser(environment.get("CLINVK_HOME") or "~/.clinvk")
+    return NO_HOME if path.startswith("~") else path  # which would be a directory `~` in the current one
 
 
 def configuration_path(option: Optional[str], environment: Dict[str, str]) -> Tuple[str, bool]:
     """The path of the configuration file, and whether somebody named it: then it must be there."""
     named = option or environment.get("CLINVK_CONFIG")
-    return (named, True) if named else (os.path.join(home_directory(environment), "config.yaml"), False)
+    return (os.path.expanduser(named), True) if named else (os.path.join(home_directory(environment), "config.yaml"), False)
 
 
 def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Configuration:
@@ -2106,11 +2117,9 @@ def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Co
     try:
         with open(path, "rb") as file:
             data = file.read()
-    except FileNotFoundError as error:
-        if named:
-            raise ConfigError("%s: %s" % (path, error.strerror)) from None
-        return Configuration(path)
     except OSError as error:
+        if not named and isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return Configuration(path)
         raise ConfigError("%s: %s" % (path, error.strerror)) from None
     try:
         return read_configuration(data.decode("utf-8"), path)
@@ -5477,8 +5486,11 @@ class ComparisonTable(Table):
 # A session is a JSON file of its own, ID.json, and there is no index that could be wrong.  A file appears whole, by a
 # rename, so that readers need no lock.  Who writes or removes one holds the session's lock: a byte of the file `.lock`,
 # which is never removed.  (One that is removed can be held twice: by who had opened it, and by who made the next one.)
+# Another byte is held for the whole of a run, by the process that runs it: two at once would mix up one conversation, and
+# a session that is `active` in its file is so only while somebody holds that.
 
 SESSION_STATUSES = ("active", "completed", "error")  # that this version writes; a newer one may know more
+CUT_SHORT = "clinvk was stopped before the end of the run"
 
 
 class SessionError(Exception):
@@ -5501,7 +5513,7 @@ class Session(NamedTuple):
     backend_session_id: str = ""  # without one there is nothing to continue
     model: str = ""
     initial_prompt: str = ""
-    status: str = "active"
+    status: str = "completed"
     turn_count: int = 0
     token_usage: Dict[str, int] = {}
     cumulative_usage: Dict[str, int] = {}
@@ -5515,8 +5527,12 @@ class Session(NamedTuple):
     unknown: Dict[str, Any] = {}  # what a newer clinvk put into the file: kept when it is written again
 
 
+# What is larger than that is damage, and could not be added to, printed or written.
+_MOST_COUNTED, _MOST_DOLLARS, _LAST_MOMENT = 1 << 60, 1e15, 253370764800.0  # the end of the year 9998, with room for any time zone
+
+
 def _counted(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_COUNTED:
         raise ValueError("expected a whole number from 0 on, got %s" % quoted(value))
     return value
 
@@ -5528,7 +5544,7 @@ def _counts(value: Any) -> Dict[str, int]:
 
 
 def _amount(value: Any) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < _MOST_DOLLARS:
         raise ValueError("expected an amount, got %s" % quoted(value))
     return float(value)
 
@@ -5546,7 +5562,7 @@ def _moment(value: Any) -> float:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:
         moment = datetime.datetime.min
-    if moment.tzinfo is None:
+    if moment.tzinfo is None or not 0 <= round(moment.timestamp(), 3) < _LAST_MOMENT:
         raise ValueError("expected a time such as 2025-01-31T12:00:00.000Z, got %s" % quoted(value))
     return moment.timestamp()
 
@@ -5574,11 +5590,9 @@ def session_fields(session: Session) -> Dict[str, Any]:
 def _session(data: bytes, id: str) -> Session:
     """The session in a file.  Raises ValueError with what is wrong with it."""
     try:
-        value = loads(data)
+        value = _free_object(loads(data))
     except RecursionError:
         raise ValueError("nested too deep") from None
-    if not isinstance(value, dict):
-        raise ValueError("expected an object, got %s" % quoted(value))
     fields: Dict[str, Any] = {}
     unknown: Dict[str, Any] = {}
     for name, item in value.items():
@@ -5633,32 +5647,55 @@ def _new_id() -> str:
 
 
 class _SessionLock(KernelLock):
-    """The right to write or to remove one session (two, where their ids begin alike).
+    """The right to write or to remove one session, or to run a prompt in it (in two, where their ids begin alike).
 
-    Closing the file drops all of the process's locks on it: nobody may take one who has another.
+    The file stays open: closing it would drop all of the process's locks on it.
     """
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __init__(self, file: int, position: int) -> None:
+        self._file, self._position = file, position
+
+    def attempt(self) -> bool:
+        """Takes it unless another process has it."""
+        import fcntl
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._position)
+            return True
+        except (BlockingIOError, PermissionError):
+            return False
 
 
 class SessionStore:
     """The sessions in a directory, for any number of processes at once; for one thread at a time, as its locks are the process's.
 
+    Who makes a session active holds it, until it is written with another status or the process ends.
+
     A file that cannot be read is left alone: `warn` is told, and the others are found all the same.  What is asked for by
     its id raises SessionError; OSError comes where the directory cannot be written.
     """
 
+    _held: Set[str] = set()  # ids; of all stores, as are the locks
+
     def __init__(self, directory: str, warn: Callable[[str], None] = lambda text: None) -> None:
         self._directory, self._warn = os.path.abspath(directory), warn
         self._warned: Set[str] = set()
+        self._locks = -1
 
     def create(self, backend: str, *, working_dir: str = "", model: str = "", initial_prompt: str = "", title: str = "",
                tags: Iterable[str] = ()) -> Session:
-        """A new session, of the current directory if no other is said."""
+        """A new session, active, of the current directory if no other is said."""
         now = _now()
         return self.save(Session(_new_id(), backend, now, now, os.path.realpath(working_dir or "."), model=model,
-                                 initial_prompt=initial_prompt, title=title, tags=tuple(tags)))
+                                 initial_prompt=initial_prompt, status="active", title=title, tags=tuple(tags)))
+
+    def begin(self, id: str) -> Session:
+        """Makes a session active.  Raises SessionError where another process runs a prompt in it."""
+        def active(session: Session) -> Session:
+            if not self._hold(id):
+                raise SessionError("session %s (%s) is in use: another clinvk runs a prompt in it" % (id[:_SHORT_ID_DIGITS], session.backend))
+            return session._replace(status="active", last_used=time.time())
+
+        return self.update(id, active)
 
     def fork(self, session: Session) -> Session:
         """A new session that goes on from where this one is, and leaves it as it is."""
@@ -5684,12 +5721,15 @@ class SessionStore:
         """
         self._existing(id)
         with self._locked(id):
-            return self._write(change(self.load(id))._replace(id=id))
+            return self._write(change(self._load(id, self._settled))._replace(id=id))
 
     def load(self, id: str) -> Session:
+        return self._load(id, self._as_it_is)
+
+    def _load(self, id: str, settled: Callable[[Session], Session]) -> Session:
         path = self._existing(id)
         try:
-            return self._read(id)
+            return settled(self._read(id))
         except FileNotFoundError:
             raise SessionError("there is no session %s" % id) from None
         except OSError as error:
@@ -5735,13 +5775,14 @@ class SessionStore:
         self._clear_drafts(id)
 
     def clean(self, older_than_seconds: float) -> List[str]:
-        """Removes the sessions that were not used for so long, and returns their ids."""
+        """Removes the sessions that were not used for so long, and are not active; returns their ids."""
         limit, removed = _now() - older_than_seconds, []
         for session in self._newest():
             if session.last_used <= limit:
                 with self._locked(session.id):
                     try:
-                        if self._read(session.id).last_used > limit:  # it has been, meanwhile
+                        now = self._settled(self._read(session.id))
+                        if now.last_used > limit or now.status == "active":
                             continue
                         os.unlink(self._path(session.id))
                     except (FileNotFoundError, ValueError):
@@ -5762,12 +5803,47 @@ class SessionStore:
         return path
 
     def _locked(self, id: str) -> _SessionLock:
-        return _SessionLock(os.path.join(self._directory, ".lock"), int(id[:7], 16))  # a position that every system can take
+        return self._lock(id, 0)
+
+    def _use(self, id: str) -> _SessionLock:
+        return self._lock(id, 1)
+
+    def _lock(self, id: str, which: int) -> _SessionLock:
+        if self._locks < 0:
+            self._locks = os.open(os.path.join(self._directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return _SessionLock(self._locks, int(id[:7], 16) + (which << 28))  # a position that every system can take
+
+    def _hold(self, id: str) -> bool:
+        """Keeps a session for this process, whose lock it has now; False where another one does."""
+        if id not in self._held and self._use(id).attempt():
+            self._held.add(id)
+        return id in self._held
+
+    def _settled(self, session: Session) -> Session:
+        """A session as it is, once its lock is held: not active, where that was a process that died."""
+        if session.status != "active" or session.id in self._held or not self._use(session.id).attempt():
+            return session
+        self._use(session.id).release()
+        return session._replace(status="error", error=CUT_SHORT)
+
+    def _as_it_is(self, session: Session) -> Session:
+        if session.status != "active" or session.id in self._held:
+            return session
+        try:
+            with self._locked(session.id):  # so that nobody begins with it meanwhile
+                return self._settled(self._read(session.id))
+        except OSError:  # who may not write there cannot tell
+            return session
 
     def _write(self, session: Session) -> Session:
         data = dumps(session_fields(session))
         written = _session(data, session.id)  # nothing is written that could not be read
+        if session.status == "active":
+            self._hold(session.id)
         write_whole(self._path(session.id), (data, b"\n"), durable=True)
+        if session.status != "active" and session.id in self._held:
+            self._held.remove(session.id)
+            self._use(session.id).release()
         return written
 
     def _read(self, id: str) -> Session:
@@ -5780,7 +5856,7 @@ class SessionStore:
 
     def _read_or_warn(self, id: str) -> Optional[Session]:
         try:
-            return self._read(id)
+            return self._as_it_is(self._read(id))
         except FileNotFoundError:
             return None  # deleted meanwhile
         except (OSError, ValueError) as error:
@@ -6196,35 +6272,20 @@ class Asked(NamedTuple):
     here: bool = False
 
 
-class _Conversation:
-    """The sink of a single prompt: hands the result on as that of this run alone, and keeps it for the session."""
-
-    def __init__(self, form: Any, task: Task, session: Optional[Session], notes: Tuple[str, ...]) -> None:
-        self.form, self._task, self._session, self._notes = form, task, session, notes
-        self.result: Optional[Result] = None
-        self.counted: Dict[str, int] = {}  # by the backend, over the whole of its session
-
-    def follow(self, directory: str) -> None:
-        if self._task.follow:
-            self.form.follow(directory)
-
-    def write(self, result: Result) -> None:
-        result = result._replace(warnings=self._notes + result.warnings)
-        if result.counts_session and result.usage:
-            self.counted = result.usage
-            before = self._session.cumulative_usage if self._session else {}
-            if before:
-                result = result._replace(usage={name: max(0, count - before.get(name, 0)) for name, count in result.usage.items()})
-            elif self._task.resume:
-                result = result._replace(warnings=result.warnings + (CODEX_COUNTS,))
-        self.result = result
-        self.form.write(result)
+def of_this_run(result: Result, task: Task, session: Optional[Session]) -> Tuple[Result, Dict[str, int]]:
+    """The result of a single prompt as that of this run alone, and what its backend counted over the whole of its session."""
+    if not (result.counts_session and result.usage):
+        return result, {}
+    before = session.cumulative_usage if session else {}
+    if before:
+        return result._replace(usage={name: max(0, count - before.get(name, 0)) for name, count in result.usage.items()}), result.usage
+    return result._replace(warnings=result.warnings + ((CODEX_COUNTS,) if task.resume else ())), result.usage
 
 
 def session_after(session: Session, result: Optional[Result], counted: Dict[str, int], with_usage: bool) -> Session:
-    """What a session is after a run: `result` is that of the run, None where it was cut short; `counted` as _Conversation has it."""
+    """What a session is after a run: `result` is that of the run, None where it was cut short; `counted` as of_this_run has it."""
     if result is None:
-        return session._replace(last_used=time.time(), status="error", error="clinvk was stopped before the end of the run")
+        return session._replace(last_used=time.time(), status="error", error=CUT_SHORT)
     done = result.status == "ok"
     own = result.session_id
     forked = session.fork and own not in ("", session.backend_session_id)
@@ -6264,9 +6325,14 @@ def command_prompt(settings: Settings, asked: Asked) -> int:
     store = session_store(rules.environment, console)
     if asked.go_on or rules.configuration.get("session.auto_resume") and not asked.ephemeral:
         session = store.last(task.backend, task.workdir or ".")
+        if session is None and asked.go_on and backend_of(task).resuming is None:
+            raise SessionError("%s keeps no sessions that could be gone on with" % task.backend)
         if session is None and asked.go_on:
             raise SessionError("there is no session of %s in %s to go on with" % (task.backend, task.workdir or "the current directory"))
-        if session and not asked.go_on:
+        if session and not asked.go_on and session.status == "active":  # nobody has asked for just that one
+            console.say("session %s is in use: this is a new one" % _short(session))
+            session = None
+        elif session and not asked.go_on:
             console.say("going on with session %s" % _short(session))
     return _ask(task, session, None if asked.ephemeral else store, settings, asked, console)
 
@@ -6310,6 +6376,8 @@ def _resuming(task: Task, session: Session) -> Task:
     if not session.backend_session_id or can is None:
         raise SessionError("session %s cannot be resumed: %s" % (
             _short(session), "%s keeps no sessions" % task.backend if can is None else "its backend has not named its own"))
+    if session.backend_session_id.startswith("-") or not session.backend_session_id.isprintable():  # it becomes part of a command line
+        raise SessionError("session %s cannot be resumed: %s is no id" % (_short(session), quoted(session.backend_session_id)))
     if session.fork and not can.fork:
         raise SessionError("session %s cannot be resumed: %s cannot fork a session" % (_short(session), task.backend))
     if not can.anywhere and os.path.realpath(task.workdir or ".") != session.working_dir:
@@ -6332,11 +6400,16 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
     if settings.dry_run:
         store = None
     if session:
-        task = _resuming(task, session)
+        _resuming(task, session)  # if it cannot be, it is not begun
         if "system_prompt" in settings.rules.overrides and not (can and can.system_prompt):
             notes = ("%s may go on with the system prompt that its session began with" % task.backend,)
-        if store and not _update(store, session, lambda now: now._replace(status="active", last_used=time.time()), console):
-            store = None
+        if store:
+            try:
+                session = store.begin(session.id)
+            except OSError as error:
+                console.say("warning: the session is not updated: %s" % _why(error))
+                store = None
+        task = _resuming(task, session)
     elif store:
         try:
             session = store.create(task.backend, working_dir=task.workdir, model=task.model, initial_prompt=task.prompt[:LONGEST_KEPT],
@@ -6347,14 +6420,31 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
     form = asked.form or says.get("output.format")
     shown = _prompt_form(form, task, settings, session, console)
     task = task._replace(follow=hasattr(shown, "follow"))
-    sink = _Conversation(shown, task, session, notes)
-    try:
-        status = run_plan(Plan(Tasks([task]), 1, sink, 1, table=False, summary=False, follow=sink.follow), settings, console)
-    finally:
+    result: Optional[Result] = None
+
+    def keep(counted: Dict[str, int]) -> None:
         if session and store:
-            _update(store, session, lambda now: session_after(now, sink.result, sink.counted, says.get("session.store_token_usage")), console)
-    result = sink.result
-    if result is None:
+            try:
+                store.update(session.id, lambda now: session_after(now, result, counted, says.get("session.store_token_usage")))
+            except (SessionError, ValueError) as error:  # deleted meanwhile; a count that grew too large
+                console.say("warning: the session is not updated: %s" % error)
+            except OSError as error:
+                console.say("warning: the session is not updated: %s" % _why(error))
+
+    def arrived(given: Result) -> Result:
+        """Before it is shown, which may be impossible or take for ever: the session is paid for."""
+        nonlocal result
+        result, counted = of_this_run(given._replace(warnings=notes + given.warnings), task, session)
+        keep(counted)
+        return result
+
+    try:
+        status = run_plan(Plan(Tasks([task]), 1, shown, 1, table=False, summary=False, arrived=arrived,
+                               follow=shown.follow if task.follow else lambda directory: None), settings, console)
+    finally:
+        if result is None:
+            keep({})
+    if result is None or status == EXIT_PIPE:
         return status
     _tell(result, form, says, console)
     return status if status not in (EXIT_OK, EXIT_FAILED) else prompt_verdict(result)
@@ -6375,19 +6465,9 @@ def _prompt_form(form: str, task: Task, settings: Settings, session: Optional[Se
 
 
 def _why(error: OSError) -> str:
+    if str(error.filename).startswith(NO_HOME):
+        return "there is no home directory; HOME or CLINVK_HOME would name one"
     return "%s: %s" % (error.filename, error.strerror) if error.filename else str(error.strerror)
-
-
-def _update(store: SessionStore, session: Session, change: Callable[[Session], Session], console: Console) -> bool:
-    """Writes down what becomes of a session; where that cannot be, it is a warning."""
-    try:
-        store.update(session.id, change)
-        return True
-    except SessionError as error:  # deleted meanwhile
-        console.say("warning: the session is not updated: %s" % error)
-    except OSError as error:
-        console.say("warning: the session is not updated: %s" % _why(error))
-    return False
 
 
 def _tell(result: Result, form: str, says: Configuration, console: Console) -> None:
@@ -6412,15 +6492,16 @@ def command_sessions_list(store: SessionStore, console: Console, as_json: bool, 
         console.stdout.json([dumps([session_fields(session) for session in sessions]), b"\n"])
         return EXIT_OK
     if not sessions:
-        console.say("there are no such sessions" if backend or status or tag else "there are no sessions")
+        console.say("there are no such sessions" + ("" if backend in BACKENDS else nearest(backend, BACKENDS)) if backend or status or tag
+                    else "there are no sessions")
         return EXIT_OK
     digits = next(count for count in range(_SHORT_ID_DIGITS, _ID_DIGITS + 1) if len({session.id[:count] for session in sessions}) == len(sessions))
     row = "%%-%ds %%-12s %%-10s %%-5s %%-5s %%-12s %%s" % digits
     width, now = terminal_columns(console.stdout.file), time.time()
     lines = [row % ("ID", "BACKEND", "STATUS", "AGE", "TURNS", "TAGS", "PROMPT")]
     for session in sessions:
-        line = row % (session.id[:digits], session.backend, session.status, age(now - session.last_used), session.turn_count,
-                      ",".join(session.tags) or "-", one_line(session.title or session.initial_prompt))
+        line = row % (session.id[:digits], one_line(session.backend), one_line(session.status), age(now - session.last_used),
+                      session.turn_count, one_line(",".join(session.tags)) or "-", one_line(session.title or session.initial_prompt))
         lines.append(cut(line, max(width, 60)).rstrip())
     console.stdout.text("\n".join(lines) + "\n")
     return EXIT_OK
@@ -6461,7 +6542,8 @@ def command_sessions_clean(store: SessionStore, console: Console, as_json: bool,
     """Deletes the sessions that were not used for so many seconds."""
     if dry_run:
         limit = time.time() - older_than
-        return _print_deleted([session.id for session in store.all() if session.last_used <= limit], console, as_json)
+        return _print_deleted([session.id for session in store.all()
+                               if session.last_used <= limit and session.status != "active"], console, as_json)
     return _print_deleted(store.clean(older_than), console, as_json)
 
 
@@ -6545,6 +6627,15 @@ def known_setting(key: str) -> Callable[[Any], Any]:
         raise UserError(str(error)) from None
 
 
+def check_default(configuration: Configuration, environment: Dict[str, str]) -> Dict[str, Definition]:
+    """The definitions of the file and of the environment.  Raises ConfigError where the default backend is neither of them nor built in."""
+    definitions = dict(configuration.definitions, **environment_definitions(environment))
+    default = configuration.said("default_backend")
+    if default and default not in BACKENDS and default not in definitions:
+        raise ConfigError("%s: default_backend: %s" % (configuration.place("default_backend"), unknown_backend(default, definitions)))
+    return definitions
+
+
 def command_config_set(path: str, key: str, text: str) -> int:
     """Sets a setting in the file, which is then checked as a whole; comments and layout stay.  Raises UserError or ConfigError."""
     check = known_setting(key)
@@ -6572,7 +6663,7 @@ def command_config_set(path: str, key: str, text: str) -> int:
                 changed = set_yaml(former, keys, value)
             except YamlError as error:
                 raise ConfigError("%s:%d:%d: %s" % (path, error.line, error.column, error)) from None
-            read_configuration(changed, path)
+            check_default(read_configuration(changed, path), dict(os.environ))
             write_whole(path, [to_bytes(changed)])
     except OSError as error:
         raise OutputError("cannot write %s: %s" % (path, error.strerror)) from None
@@ -6650,6 +6741,11 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
 # Words that are no commands here, but of the Go program of the same name or of a later clinvk: no prompt to be paid for.
 RESERVED = ("completion", "help", "serve")
 
+# What one word too many most likely is.
+UNKNOWN_WORDS = {"prompt": "; a prompt of several words needs quotes around it", "parallel": "; a file is named with --file",
+                 "chain": "; a file is named with --file",
+                 "compare": "; commas part the backends, and a prompt of several words needs quotes around it"}
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line.  The man page and the completions are held against it."""
@@ -6666,9 +6762,9 @@ def build_parser() -> argparse.ArgumentParser:
             if unknown:
                 command = getattr(options, "command", None)
                 parser = commands.get(command, self)
-                quotes = command in ("prompt", "resume") and not unknown[0].startswith("-")
-                parser.error("unknown argument %s%s" % (unknown[0], "; a prompt of several words needs quotes around it" if quotes
-                                                        else nearest(unknown[0].split("=")[0], parser._option_string_actions)))
+                hint = "" if unknown[0].startswith("-") else UNKNOWN_WORDS.get(command or "", "")
+                parser.error("unknown argument %s%s" % (
+                    unknown[0], hint or nearest(unknown[0].split("=")[0], parser._option_string_actions)))
             return options
 
         def error(self, message: str) -> NoReturn:
@@ -6743,7 +6839,7 @@ def build_parser() -> argparse.ArgumentParser:
             flags = [name] if word.startswith("--") else ["-" + letter for letter in word[1:]]
             takes = next((number for number, flag in enumerate(flags, 1) if flag in known and known[flag].nargs is None), 0)
             is_text = " " in name and not (takes == 1 and word[2:3] not in ("", " "))  # but -mMODEL may hold blanks
-            if word == "-" or not word.startswith("-") or is_text:
+            if word == "-" or not word.startswith("-") or is_text or word[1:].isdigit():
                 others.append(word)
                 place += 1
             else:
@@ -6769,7 +6865,7 @@ def build_parser() -> argparse.ArgumentParser:
             elif near or first in RESERVED:
                 parser.error("%s is no command%s; to ask it as a prompt: clinvk -- %s" % (quoted(first), near, shell_quoted(first)))
             words.insert(0, first if first in commands else "prompt")
-        if words[0] in ("prompt", "resume", "sessions"):
+        if words[0] in ("prompt", "resume", "sessions", "config"):
             options, others = parted(words[1:], commands[words[0]])
             return words[:1] + options + ["--"] + others
         return words
@@ -6822,7 +6918,7 @@ Show what can be resumed, and keep it in order. ID is the id of a session, the b
   tag ID [TAG...]     add tags, or with --remove take some away; print those that it has
   fork ID             make a session that goes on from where that one is, and print its id""")
     add = sessions.add_argument
-    add("action", metavar="ACTION", choices=tuple(SESSIONS_OPTIONS), help="one of those above")
+    add("action", metavar="ACTION", nargs="?", choices=tuple(SESSIONS_OPTIONS), help="one of those above")
     add("words", metavar="ID ...", nargs="*", help="ids or tags")
     add("--json", action="store_true", help="print JSON")
     add("-b", "--backend", metavar="NAME", help="list: those of a backend")
@@ -6840,7 +6936,7 @@ Show what can be resumed, and keep it in order. ID is the id of a session, the b
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
     doctor.set_defaults(run=lambda options: command_doctor(options.json))
     config = subparsers.add_parser("config", help="show or change the configuration", description="Show or change the configuration.")
-    config.add_argument("action", choices=("show", "get", "set", "path"), metavar="ACTION",
+    config.add_argument("action", nargs="?", choices=("show", "get", "set", "path"), metavar="ACTION",
                         help="show: each setting and where its value comes from; get KEY; set KEY VALUE; path: of the file")
     config.add_argument("key", nargs="?", metavar="KEY", help="as in unified_flags.sandbox_mode")
     config.add_argument("value", nargs="?", metavar="VALUE", help="a text, a number, true, false or a list such as [a, b]")
@@ -6910,10 +7006,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
     if options.dry_run:
         task["dry_run"] = True
     configuration = load_configuration(options.config, environment)
-    definitions = dict(configuration.definitions, **environment_definitions(environment))
-    default = configuration.said("default_backend")
-    if default and default not in BACKENDS and default not in definitions:
-        raise ConfigError("%s: default_backend: %s" % (configuration.place("default_backend"), unknown_backend(default, definitions)))
+    definitions = check_default(configuration, environment)
     ceiling = given.get("ceiling")
     if ceiling is None and environment.get("CLINVK_CEILING"):
         try:
@@ -6946,9 +7039,11 @@ def run_resume(options: argparse.Namespace) -> int:
         raise UserError("which session? Give its id (`clinvk sessions list` shows them), or --last")
     session = "" if options.last else words.pop(0)
     if not words:
-        raise UserError("no prompt: give it as an argument, or - to read it from stdin")
+        raise UserError("no prompt%s: give it as an argument, or - to read it from stdin" % (
+            " beside the session %s" % quoted(session) if session else ""))
     if len(words) > 1:
-        raise UserError("unknown argument %s; a prompt of several words needs quotes around it" % words[1])
+        raise UserError("unknown argument %s; a prompt of several words needs quotes around it%s" % (
+            words[1], ", and with --last there is no id" if options.last else ""))
     form, options.form = options.form or "", "text"
     return command_resume(settings_from(options), Asked(words[0], form, session=session, last=options.last,
                                                         backend=options.backend or "", here=options.here))
@@ -6961,6 +7056,8 @@ SESSIONS_OPTIONS = {"list": ("json", "backend", "status", "tag", "limit"), "show
 
 def run_sessions(options: argparse.Namespace) -> int:
     action, words = options.action, list(options.words)
+    if action is None:
+        raise UserError("`sessions` takes an action: %s" % ", ".join(SESSIONS_OPTIONS))
     for name, value in vars(options).items():
         if value not in (None, False) and name not in ("command", "run", "action", "words", *SESSIONS_OPTIONS[action]):
             raise UserError("--%s does not go with `sessions %s`" % (name.replace("_", "-"), action))
@@ -6995,6 +7092,8 @@ def run_sessions(options: argparse.Namespace) -> int:
 
 
 def run_config(options: argparse.Namespace) -> int:
+    if options.action is None:
+        raise UserError("`config` takes an action: show, get KEY, set KEY VALUE, or path")
     environment = dict(os.environ)
     path, _ = configuration_path(options.config, environment)
     given, wanted_words = [word for word in (options.key, options.value) if word is not None], {"get": 1, "set": 2}.get(options.action, 0)

@@ -69,7 +69,7 @@ complete -c clinvk -n '__fish_seen_subcommand_from config' -s h -l help -d 'show
 complete -c clinvk -n '__fish_seen_subcommand_from config' -n 'not __fish_seen_subcommand_from show get set path' -a 'show get set path'
 complete -c clinvk -n '__fish_seen_subcommand_from config' -l config -rF -d 'the configuration file'
 complete -c clinvk -n '__fish_seen_subcommand_from config' -l json -d 'print one JSON object'
-complete -c clinvk -n '__fish_seen_subcommand_from config' -n '__fish_seen_subcommand_from get set' -a '(clinvk config show 2>/dev/null | string replace -r ":.*" "")'
+complete -c clinvk -n '__fish_seen_subcommand_from config' -n '__fish_seen_subcommand_from get set' -a '(command -q clinvk; and clinvk config show 2>/dev/null | string replace -r ":.*" "")'
 
 complete -c clinvk -n '__fish_seen_subcommand_from doctor' -s h -l help -d 'show help and exit'
 complete -c clinvk -n '__fish_seen_subcommand_from doctor' -l json -d 'print one JSON object'

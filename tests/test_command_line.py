@@ -108,6 +108,8 @@ class Usage(CommandLine):
 
     def test_the_program_ends_as_main_says(self):
         for arguments, word in ((["parallel", "--nonsense"], "clinvk parallel: error: unknown argument --nonsense"),
+                                (["parallel", "tasks.json"], "clinvk parallel: error: unknown argument tasks.json; a file is named with --file\n"),
+                                (["chain", "chain.json"], "clinvk chain: error: unknown argument chain.json; a file is named with --file\n"),
                                 (["versoin"], "clinvk: error: "), ([], "clinvk: error: ")):
             with self.subTest(arguments=arguments):
                 completed = self.run_clinvk(*arguments, input=tasks("touch ran"))

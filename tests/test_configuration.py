@@ -225,6 +225,52 @@ class Files(ConfigurationCase):
         os.rmdir(self.path("own"))
         self.assertEqual(self.clinvk("parallel", "-q", input=tasks("say a")).returncode, 0)
 
+    def test_a_default_file_that_cannot_be_is_none_but_one_that_cannot_be_read_is_not(self):
+        self.file("occupied", "")
+        for home in ("/dev/null/x", self.path("occupied", "x")):
+            with self.subTest(home):
+                env = {"CLINVK_HOME": home}
+                self.assertEqual(self.clinvk("parallel", "-q", input=tasks("say a"), env=env).returncode, 0)
+                done = self.clinvk("-b", "echo", "say a", env=env)
+                self.assertEqual((done.returncode, done.stdout), (0, b"a\n"))
+                self.assertEqual(done.stderr.decode(), "clinvk: warning: this session is not kept: %s: Not a directory\n" % home)
+                self.assertEqual(self.clinvk("config", "set", "output.color", "never", env=env).returncode, 74)
+                self.assertEqual(self.clinvk("config", "show", "--config", home + "/c.yaml").returncode, 3)
+                self.assertEqual(self.clinvk("config", "show", env={"CLINVK_CONFIG": home + "/c.yaml"}).returncode, 3)
+        os.mkdir(self.path("own", "config.yaml"))
+        self.assertEqual(self.clinvk("parallel", input=tasks("say a")).returncode, 3)
+
+    # A user without a home: HOME is not set, and nobody knows more of them, as in a container that is started with another user's number.
+    HOMELESS = ("import pwd, sys\ndef nobody(*_):\n    raise KeyError\npwd.getpwuid = nobody\n"
+                "sys.path.insert(0, %r)\nimport clinvk\nclinvk.console()\n" % support.MODULES)
+
+    def test_without_a_home_everything_works_that_needs_none(self):
+        def homeless(*args, **options):
+            done = self.run_program([sys.executable, "-c", self.HOMELESS, *args], env={"HOME": None, "CLINVK_HOME": None}, cwd=self.path("own"), **options)
+            self.assertEqual(os.listdir(self.path("own")), [])
+            return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+        nowhere = "/dev/null/no-home-directory"
+        self.assertEqual(homeless("parallel", "-q", input=tasks("say a"))[0], 0)
+        self.assertEqual(homeless("-b", "echo", "say a"), (
+            0, "a\n", "clinvk: warning: this session is not kept: there is no home directory; HOME or CLINVK_HOME would name one\n"))
+        self.assertEqual(homeless("-b", "echo", "--ephemeral", "say a"), (0, "a\n", ""))
+        status, output, errors = homeless("sessions", "list")
+        self.assertEqual((status, output), (0, ""))
+        self.assertIn(nowhere + "/sessions: Not a directory", errors)
+        self.assertEqual(homeless("resume", "--last", "x")[0], 4)
+        self.assertEqual(homeless("config", "get", "output.color"), (0, "auto\n", ""))
+        self.assertEqual(homeless("config", "path"), (0, nowhere + "/config.yaml\n", ""))
+        self.assertEqual(homeless("config", "set", "output.color", "never"), (
+            74, "", "clinvk: error: cannot write %s/config.yaml: Not a directory\n" % nowhere))
+
+    def test_a_tilde_that_no_shell_has_replaced_is_the_home_directory(self):
+        self.environment["HOME"] = self.home
+        self.assertEqual(self.clinvk("config", "set", "output.color", "never", env={"CLINVK_HOME": "~/kept"}).returncode, 0)
+        self.assertEqual(self.clinvk("config", "get", "output.color", env={"CLINVK_CONFIG": "~/kept/config.yaml"}).stdout, b"never\n")
+        self.assertEqual(os.listdir(self.home), ["kept"])
+        self.assertFalse(os.path.exists(self.path("~")))
+
     def test_bytes_that_are_not_utf_8_are_named(self):
         self.file("own/config.yaml", b"# fine\ndefault_backend: \xff\n")
         self.assertIn(b"config.yaml:2: not valid UTF-8", self.clinvk("config", "show").stderr)
@@ -263,6 +309,28 @@ class Commands(ConfigurationCase):
         self.assertEqual(done.returncode, 2)
         self.assertIn(b'did you mean "unified_flags.sandbox_mode"?', done.stderr)
 
+    def test_a_part_of_a_settings_name_is_told_the_rest(self):
+        for key, message in (("color", 'unknown setting "color" (did you mean "output.color"?)'), ("foo", 'unknown setting "foo"'),
+                             ("output", '"output" is no setting; these are: output.format, output.show_tokens, output.show_timing, output.color'),
+                             ("backends.claude.modle", 'unknown setting "backends.claude.modle" (did you mean "backends.claude.model"?)')):
+            self.assertEqual(self.clinvk("config", "get", key).stderr.decode(), "clinvk: error: %s\n" % message)
+        for key, part, other in (("backends", "backends.NAME.command", "claude"), ("backends.mine", "backends.mine.command", "NAME"),
+                                 ("backends.claude", "backends.claude.model", "backends.claude.command")):
+            message = self.clinvk("config", "get", key).stderr.decode()
+            self.assertIn(part, message)
+            self.assertNotIn(other, message)
+
+    def test_options_may_stand_anywhere_and_an_action_must(self):
+        path = self.path("new.yaml")
+        for words in (("set", "--config", path, "output.color", "never"), ("set", "output.color", "--config", path, "always"),
+                      ("--config", path, "set", "output.color", "auto")):
+            with self.subTest(words):
+                done = self.clinvk("config", *words)
+                self.assertEqual((done.returncode, done.stderr), (0, b""))
+                self.assertEqual(self.clinvk("config", "get", "--config", path, "output.color").stdout.decode().strip(), words[-1])
+        self.assertEqual(self.clinvk("config").stderr, b"clinvk: error: `config` takes an action: show, get KEY, set KEY VALUE, or path\n")
+        self.assertEqual(self.set("parallel.max_workers", "-1").stderr, b"clinvk: error: parallel.max_workers: expected a whole number from 1 on, got -1\n")
+
     def test_set_changes_one_value_and_leaves_the_rest_as_it_is(self):
         text = "# mine\nunified_flags:\n    sandbox_mode:   full   # really?\n\nbackends: {codex: {model: old}}\n"
         path = self.configure(text)
@@ -284,7 +352,7 @@ class Commands(ConfigurationCase):
     def test_set_refuses_what_the_setting_does_not_take_and_changes_nothing(self):
         path = self.configure("parallel: {max_workers: 2}\n")
         for key, value, status in (("parallel.max_workers", "0x", 2), ("parallel.max_workers", "-1", 2), ("parallel.workers", "1", 2), ("unified_flags", "1", 2),
-                                   ("backends.claude.command", "[cat]", 3), ("output.color", "blue", 2), ("backends.new.model", "m", 3)):
+                                   ("backends.claude.command", "[cat]", 3), ("default_backend", "ecko", 3), ("output.color", "blue", 2), ("backends.new.model", "m", 3)):
             with self.subTest(key=key, value=value):
                 done = self.set(key, value)
                 self.assertEqual(done.returncode, status, done.stderr)

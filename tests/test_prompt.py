@@ -126,9 +126,10 @@ class Refused(PromptCase):
 
     def test_without_a_prompt_nothing_is_asked(self):
         message = "clinvk: error: no prompt: give it as an argument, or - to read it from stdin\n"
-        for args in (("-b", "echo"), ("prompt",), ("-c",), ("resume", "--last"), ("resume", "abc")):
+        for args in (("-b", "echo"), ("prompt",), ("-c",), ("resume", "--last")):
             with self.subTest(args=args):
                 self.assertEqual(self.refused(*args, input=b"not this"), message)
+        self.assertEqual(self.refused("resume", "what is this"), message.replace("prompt:", 'prompt beside the session "what is this":'))
         for args in (("",), ("prompt", " \n"), ("-",)):
             with self.subTest(args=args):
                 self.assertEqual(self.refused(*args), "clinvk: error: the prompt is blank\n")
@@ -137,14 +138,15 @@ class Refused(PromptCase):
     def test_words_without_quotes_are_refused(self):
         for args in (("why", "is", "this"), ("prompt", "why", "is"), ("resume", "--last", "why", "is"), ("resume", "abc", "why", "is")):
             with self.subTest(args=args):
-                self.assertIn("unknown argument is; a prompt of several words needs quotes around it\n", self.refused(*args))
+                self.assertIn("unknown argument is; a prompt of several words needs quotes around it", self.refused(*args))
 
     def test_what_is_said_wrongly_is_told(self):
         for args, words in ((("-b", "ecko", "why"), '--backend: unknown backend "ecko" (did you mean "echo"?)'), (("-o", "yaml", "why"), "invalid choice: 'yaml'"),
                             (("-c", "--ephemeral", "why"), "not allowed with"), (("-j", "2", "why"), 'unknown argument -j'),
                             (("--ephemerel", "why"), '(did you mean "--ephemeral"?)'), (("-b", "codex", "--approval-mode", "always", "--sandbox-mode", "full", "x"),
                                                                                        "sandbox_mode: codex: codex exec never asks"),
-                            (("resume", "abc", "-b", "echo", "x"), "--backend goes with --last"), (("resume", "abc", "--ephemeral", "x"), "--ephemeral")):
+                            (("resume", "abc", "-b", "echo", "x"), "--backend goes with --last"),
+                            (("resume", "--last", "abc", "x"), "quotes around it, and with --last there is no id\n"), (("resume", "abc", "--ephemeral", "x"), "--ephemeral")):
             with self.subTest(args=args):
                 self.assertIn(words, self.refused(*args))
         self.assertEqual(self.refused("why", env={"CLINVK_BACKEND": "ecko"}),
@@ -386,7 +388,8 @@ class Ends(PromptCase):
         process.wait()
         self.wait_until_nothing_runs()
         wait_until(lambda: not os.listdir(self.tmp), "the files of the run are gone")
-        self.assertEqual([entry["status"] for entry in self.sessions()], ["active"])
+        self.assertEqual([(entry["status"], entry["error"]) for entry in self.sessions()], [("error", "clinvk was stopped before the end of the run")])
+        self.assertRegex(self.ask("sessions", "list"), r" echo +error ")
 
     def test_when_the_reader_goes_away_the_backend_is_stopped(self):
         for form in ("text", "json", "stream-json"):
@@ -404,6 +407,43 @@ class Ends(PromptCase):
                 run = self.run_program(["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, COMPILED, "-o", form, "say x"])
                 self.assertEqual(run.returncode, 74)
                 self.assertIn(b"clinvk: error: cannot write to stdout: Bad file descriptor", run.stderr)
+
+    BEGUN = "raw %s\\n" % json.dumps({"type": "system", "subtype": "init", "session_id": CLAUDE, "model": "m"})
+
+    def test_what_is_known_of_the_backends_session_is_kept_when_a_run_is_stopped(self):
+        for form in ("text", "json", "stream-json"):
+            for end in (signal.SIGINT, signal.SIGTERM, "the reader goes away"):
+                with self.subTest(form=form, end=end):
+                    process = self.start("-b", "claude", "-o", form, self.BEGUN + "; ids pid; sleep 300")
+                    self.pid_in(self.path("pid"))
+                    if isinstance(end, str):
+                        process.stdout.close()
+                        self.assertEqual(process.wait(PATIENCE), 141)
+                    else:
+                        process.send_signal(end)
+                        self.assertEqual(process.finish().returncode, -end)
+                    session = self.sessions("-n", "1")[0]
+                    self.assertEqual((session["status"], session["error"], session.get("backend_session_id"), session["turn_count"]),
+                                     ("error", "canceled while it ran", CLAUDE, 1))
+                    os.unlink(self.path("pid"))
+
+    @only_linux
+    def test_a_session_is_kept_where_the_answer_cannot_be_written(self):
+        for form in ("text", "json", "stream-json"):
+            with self.subTest(form=form), open("/dev/full", "wb") as full:
+                run = self.clinvk("-b", "claude", "-o", form, "say x", stdout=full)
+                self.assertEqual((run.returncode, run.stderr.count(b"No space left on device")), (74, 1), run.stderr)
+                session = self.sessions("-n", "1")[0]
+                self.assertEqual((session["status"], session["backend_session_id"], session["turn_count"], session["token_usage"]),
+                                 ("completed", CLAUDE, 1, USAGE))
+
+    def test_a_session_is_kept_before_the_answer_is_written(self):
+        process = self.start("-b", "claude", "-o", "json", "flood 1000000")
+        wait_until(lambda: [session["status"] for session in self.sessions()] == ["completed"], "the session is kept while nobody reads the answer")
+        self.assertIsNone(process.poll())
+        process.kill()
+        process.wait()
+        wait_until(lambda: not os.listdir(self.tmp), "the files of the run are gone")
 
     def test_left_over_processes_do_not_write_into_the_answer(self):
         self.assertEqual(self.ask("keep-pipe pid go; say x"), "x\n")
@@ -518,6 +558,15 @@ class Conversations(PromptCase):
             with self.subTest(words=words):
                 self.assertIn(message, self.refused(*words, "x", status=4))
 
+    def test_what_the_file_of_a_session_holds_is_never_an_option_of_the_backend(self):
+        self.ask("-b", "claude", "say x")
+        session, = self.sessions()
+        for name in ("--yolo", "-", "a\0b", "\ud800", "\udcff", "\x1b[2J", "a\nb"):
+            with self.subTest(name=name):
+                self.file("home/.clinvk/sessions/%s.json" % session["id"], dict(session, backend_session_id=name))
+                self.assertIn("is no id", self.refused("resume", session["id"], "touch ran", status=4))
+                self.assertEqual(self.sessions()[0]["status"], "completed")
+
     def test_resume_runs_in_the_directory_of_the_session(self):
         os.mkdir(self.path("other"))
         self.ask("-b", "claude", "-w", "other", "say x")
@@ -537,6 +586,7 @@ class Conversations(PromptCase):
         self.assertIn("gemini cannot fork a session", self.refused("sessions", "fork", gemini["id"], status=4))
         self.assertIn("echo cannot fork a session", self.refused("sessions", "fork", echo["id"], status=4))
         self.assertIn("echo keeps no sessions", self.refused("resume", echo["id"], "x", status=4))
+        self.assertEqual(self.refused("-c", "x", status=4), "clinvk: error: echo keeps no sessions that could be gone on with\n")
         self.ask("-b", "mine", "say x", env={"CLINVK_BACKENDS": '{"mine": {"command": ["cat"]}}'})
         self.assertIn('unknown backend "mine"', self.refused("resume", self.sessions()[0]["id"], "x", status=4))
 
@@ -601,6 +651,36 @@ class Conversations(PromptCase):
         self.assertEqual((end.returncode, end.stdout), (0, b"x\n"))
         self.assertRegex(end.stderr.decode(), r"\Aclinvk: warning: the session is not updated: there is no session [0-9a-f]{32}\n\Z")
         self.assertEqual(self.sessions(), [])
+
+    def test_two_runs_do_not_go_on_with_one_session_at_once(self):
+        self.ask("-b", "claude", "say x")
+        id = self.sessions()[0]["id"]
+        first = self.start("resume", id, "touch started; wait-for go; say y")
+        self.wait_for_file(self.path("started"))
+        for words in (("resume", id), ("resume", "--last"), ("resume", CLAUDE), ("-b", "claude", "-c")):
+            with self.subTest(words=words):
+                self.assertEqual(self.refused(*words, "touch ran", status=4),
+                                 "clinvk: error: session %s (claude) is in use: another clinvk runs a prompt in it\n" % id[:8])
+        self.ask("resume", id, "--dry-run", "touch ran")
+        self.assertEqual(self.sessions()[0]["status"], "active")
+        self.configure(session={"auto_resume": True})
+        self.assertEqual(self.ask("-b", "claude", "say z", errors=b"clinvk: session %s is in use: this is a new one\n" % (id[:8] + " (claude)").encode()), "z\n")
+        self.file("go", "")
+        self.assertEqual(first.finish().stdout, b"y\n")
+        self.assertEqual({entry["id"] == id: (entry["status"], entry["turn_count"]) for entry in self.sessions()}, {True: ("completed", 2), False: ("completed", 1)})
+        self.assertFalse(os.path.exists(self.path("ran")))
+
+    def test_a_session_whose_run_was_killed_can_be_gone_on_with(self):
+        self.ask("-b", "claude", "say x")
+        process = self.start("resume", "--last", "ids pid; sleep 300")
+        self.pid_in(self.path("pid"))
+        process.kill()
+        process.wait()
+        self.assertEqual([(entry["status"], entry["error"]) for entry in self.sessions()], [("error", "clinvk was stopped before the end of the run")])
+        self.wait_until_nothing_runs()
+        wait_until(lambda: not os.listdir(self.tmp), "the files of the run are gone")
+        self.assertEqual(self.ask("resume", "--last", "say y"), "y\n")
+        self.assertEqual([(entry["status"], entry.get("error"), entry["turn_count"]) for entry in self.sessions()], [("completed", None, 2)])
 
     def test_many_at_once_lose_none(self):
         processes = [self.start("-b", "claude", "say %d" % number) for number in range(12)]
@@ -683,6 +763,7 @@ class SessionsCommand(PromptCase):
             with self.subTest(args=args):
                 self.assertEqual([entry["id"] for entry in self.sessions(*args)], ids)
         self.assertEqual(self.ask("sessions", "list", "-b", "gemini", errors=b"clinvk: there are no such sessions\n"), "")
+        self.assertEqual(self.ask("sessions", "list", "-b", "cluade", errors=b'clinvk: there are no such sessions (did you mean "claude"?)\n'), "")
 
     def test_show_says_what_is_known(self):
         id, = self.make("say x\nsay y")
@@ -716,7 +797,12 @@ class SessionsCommand(PromptCase):
         self.assertEqual(self.ask("sessions", "clean", "--dry-run"), one + "\n")
         self.assertEqual(len(self.sessions()), 2)
         self.assertEqual(json.loads(self.ask("sessions", "clean", "--json")), {"deleted": [one]})
-        self.assertEqual(self.ask("sessions", "clean", "--older-than", "0d"), two + "\n")
+        process = self.start("raw one\\n; wait-for go")
+        self.assertEqual(process.line(), b"one")
+        for dry in (("--dry-run",), ()):  # what runs is in use, however little that is
+            self.assertEqual(self.ask("sessions", "clean", "--older-than", "0d", *dry), two + "\n")
+        self.file("go", "")
+        process.finish()
 
     def test_a_broken_configuration_cleans_nothing(self):
         self.make("say x")
@@ -735,7 +821,7 @@ class SessionsCommand(PromptCase):
             self.assertIn("expected a tag without a comma", self.refused("sessions", "tag", id, tag))
 
     def test_what_is_said_wrongly_is_told(self):
-        for args, message in (((), "ACTION"), (("lst",), "invalid choice: 'lst'"), (("show",), "which session? `clinvk sessions list` shows them"),
+        for args, message in (((), "clinvk: error: `sessions` takes an action: list, show, delete, clean, tag, fork\n"), (("lst",), "invalid choice: 'lst'"), (("show",), "which session? `clinvk sessions list` shows them"),
                               (("show", "a", "b"), '`sessions show` takes no argument "b"'), (("list", "a"), '`sessions list` takes no argument "a"'),
                               (("list", "--older-than", "1d"), "--older-than does not go with `sessions list`"),
                               (("delete", "--dry-run", "a"), "--dry-run does not go with `sessions delete`"),

@@ -21,7 +21,7 @@ support.left_to_full_runs()
 
 EVERYTHING = dict(
     backend="claude", backend_session_id="0f6c4b1e-9a51-4a3c-8a3b-111111111111", model="opus", initial_prompt="审查 auth 模块\n\0\x1b[31m \udcff",
-    status="completed", turn_count=3, token_usage={"input_tokens": 1200, "cached_input_tokens": 900, "output_tokens": 34,
+    status="error", turn_count=3, token_usage={"input_tokens": 1200, "cached_input_tokens": 900, "output_tokens": 34,
                                                    "reasoning_output_tokens": 4, "total_tokens": 1234},
     cumulative_usage={"input_tokens": 2400}, cost_usd=0.0, cumulative_cost_usd=0.02106, tags=("a", "部署", ""), title="Auth",
     parent_id="f" * 32, fork=True, error="exceeded retry limit\nlast status: 429")
@@ -48,6 +48,7 @@ class SessionCase(support.Case):
     def tearDown(self):
         super().tearDown()
         if os.path.isdir(self.sessions):
+            os.chmod(self.sessions, 0o700)
             self.assertEqual([name for name in os.listdir(self.sessions) if name.endswith(".tmp")], [], "drafts were left")
 
     def file_of(self, session):
@@ -147,7 +148,7 @@ class Files(SessionCase):
                                     title="t", tags=["x", "y"])
         self.assertRegex(session.id, r"\A[0-9a-f]{32}\Z")
         self.assertEqual(session, clinvk.Session(session.id, "codex", session.created_at, session.created_at, self.home, model="o3",
-                                                 initial_prompt="hello", title="t", tags=("x", "y")))
+                                                 initial_prompt="hello", status="active", title="t", tags=("x", "y")))
         self.assertEqual((session.status, session.turn_count, session.fork), ("active", 0, False))
         self.assertTrue(before - 0.001 <= session.created_at <= time.time() + 0.001)
         self.assertEqual(self.store.load(session.id), session)
@@ -259,10 +260,10 @@ class Files(SessionCase):
         self.assertEqual(self.script("""
             sync, replace, done = os.fsync, os.replace, []
             os.fsync = lambda file: (done.append(("sync", os.readlink("/proc/self/fd/%d" % file))), sync(file))
-            os.replace = lambda source, target: (done.append(("rename", source, target)), replace(source, target))
+            os.replace = lambda source, target, **more: (done.append(("rename", source, target)), replace(source, target, **more))
             path = sys.argv[1] + "/" + store.create("claude").id + ".json"
-            draft = "%s.%d.tmp" % (path, os.getpid())
-            print(done == [("sync", draft), ("rename", draft, path), ("sync", sys.argv[1])] or done)
+            draft = done[0][1]
+            print(draft.startswith(path + ".") and draft.endswith(".tmp") and done == [("sync", draft), ("rename", draft, path), ("sync", sys.argv[1])] or done)
             """, self.sessions), "True\n")
 
     def test_nothing_is_written_that_could_not_be_read_again(self):
@@ -279,9 +280,10 @@ class Files(SessionCase):
 class Damage(SessionCase):
     WRONG = {"id": [5, "0" * 32], "backend": [5, ["claude"]], "working_dir": [7], "model": [{}], "status": [1], "title": [[]],
              "created_at": [1700000000, "", "yesterday", "2025-01-31", "2025-01-31T12:00:00", "2025-02-30T12:00:00Z",
-                            "2025-01-31T12:00:00.1234", "Z", "."],
-             "last_used": [False, "2025-13-01T00:00:00Z"], "turn_count": [-1, 1.5, True, "3"], "token_usage": [[], {"input_tokens": "5"}, {"x": None}],
-             "cumulative_usage": [3, {"x": -1}], "cost_usd": ["0.5", -1, True], "cumulative_cost_usd": [[]], "tags": ["a", [1], [None], {"a": 1}],
+                            "2025-01-31T12:00:00.1234", "Z", ".", "1969-12-31T23:59:59Z", "9999-12-31T23:59:59Z", "9999-01-01T00:00:00Z",
+                            "9998-12-31T23:59:59.9999Z"],
+             "last_used": [False, "2025-13-01T00:00:00Z"], "turn_count": [-1, 1.5, True, "3", 10 ** 4000], "token_usage": [[], {"input_tokens": "5"}, {"x": None}],
+             "cumulative_usage": [3, {"x": -1}], "cost_usd": ["0.5", -1, True, 10 ** 400, 1e15], "cumulative_cost_usd": [[]], "tags": ["a", [1], [None], {"a": 1}],
              "fork": [1, "true"], "error": [False], "initial_prompt": [["x"]], "backend_session_id": [12], "parent_id": [0]}
 
     def assert_left_alone(self, id, *parts):
@@ -340,6 +342,8 @@ class Damage(SessionCase):
         self.assert_left_alone(directory)
         os.rmdir(self.file_of(directory))
         os.mkfifo(self.file_of(fifo))
+        # in a process that can be ended: who waits for a writer waits for ever
+        self.assertEqual(self.script("print(len(clinvk.SessionStore(store._directory).all()))", timeout=support.PATIENCE), "1\n")
         self.assert_left_alone(fifo)
         self.store.delete(fifo)
         os.symlink("/dev/null", self.file_of(device))
@@ -357,6 +361,65 @@ class Damage(SessionCase):
         self.assertEqual(self.warnings, [])
         self.assertEqual(self.store.clean(1e9), [])
         self.assertEqual(names_in(self.sessions), before)
+
+    NUMBERS = ["1" + "0" * 400, "1e15", "999999999999999", "-1", "-0", "0.0", "1e308", "1e-400", "9" * 20, "4" * 5000, "1.5", "1152921504606846976"]
+    TIMES = ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59", "1969-12-31T23:59:59.999Z",
+             "9998-12-31T23:59:59.9999Z", "2025-01-31T24:00:00Z", "2025-01-31T12:00:00+00:00:00.000001", "2025-W05-5T12:00:00Z", "20250131T120000Z",
+             "2025-01-31T12:00:00.Z", "2025-01-31T12:00:00.٣Z", "\ud800Z", "2025\0", "2025-01-31T12:00:00.123456+25:00"]
+    TEXTS = ["", "\0", "a\nb\x1b[2J\r", "\ud83d", "审查" * 50, "x" * 20000, "--x", "[" * 300, "active", "claude"]
+
+    def noise(self, chance, depth=0):
+        """The JSON text of any value."""
+        kind = chance.randrange(9 if depth < 3 else 5)
+        if kind < 2:
+            return chance.choice(self.NUMBERS)
+        if kind < 4:
+            return json.dumps(chance.choice(self.TIMES if kind == 2 else self.TEXTS))
+        if kind == 4:
+            return chance.choice(["null", "true", "false", "[]", "{}"])
+        if kind == 5:
+            levels = chance.choice([10, 150, 250, 800, 990, 5000])
+            return chance.choice(["[" * levels + "]" * levels, '{"a":' * levels + "1" + "}" * levels])
+        inner = [self.noise(chance, depth + 1) for _ in range(chance.randrange(4))]
+        if kind < 8:
+            return "[%s]" % ",".join(inner)
+        return "{%s}" % ",".join("%s:%s" % (json.dumps(chance.choice(self.TEXTS)), value) for value in inner)
+
+    def test_whatever_a_file_holds_the_others_can_be_used_and_it_can_be_deleted(self):
+        """What is taken for a session can also be shown and written again."""
+        seed = int.from_bytes(os.urandom(4), "little")
+        chance = random.Random(seed)
+        taken, wrong = set(), set()
+        fields = sorted(clinvk.SESSION_FIELDS) + ["unknown", "later"]
+        with self.subTest(seed=seed):
+            for number in range(400):
+                id = self.put_fields(status="completed")
+                text = json.dumps(self.fields(id))[:-1]
+                for field in [fields[number % len(fields)]] + chance.sample(fields, chance.randrange(3)):  # the last of several counts
+                    text += ', "%s": %s' % (field, self.noise(chance))
+                self.put((text + "}").encode(), id)
+                try:
+                    self.store.load(id)
+                    taken.add(id)
+                except clinvk.SessionError:
+                    wrong.add(id)
+            self.assertTrue(len(taken) > 20 and len(wrong) > 100, (len(taken), len(wrong)))
+            self.assertEqual(set(self.ids()), taken | {self.good.id})
+            self.assertEqual(len(self.warnings), len(wrong))
+            for id in taken:
+                self.assertEqual(self.store.update(id, lambda session: session._replace(turn_count=1)).turn_count, 1)
+            os.symlink(os.path.dirname(self.sessions), self.path("home", ".clinvk"))
+            for words in (["list"], ["list", "--json"], ["show", self.good.id], ["tag", self.good.id, "x"], ["fork", self.good.id],
+                          ["clean", "--dry-run"], *(["show", id] for id in sorted(taken)[:5])):
+                done = self.clinvk("sessions", *words)
+                self.assertEqual(done.returncode, 4 if words[0] == "fork" else 0, done.stderr[-2000:])
+                if words == ["list"]:
+                    self.assertEqual(done.stdout.count(b"\n"), len(taken) + 2)
+            self.assertEqual(self.store.load(self.good.id).tags, ("x",))
+            self.store.clean(1e12)
+            for id in taken | wrong:
+                self.store.delete(id)
+            self.assertEqual(self.ids(), [self.good.id])
 
     def test_a_link_to_nowhere_is_no_session_but_can_be_deleted(self):
         id = os.urandom(16).hex()
@@ -503,7 +566,7 @@ class Removing(SessionCase):
 
     def test_what_was_not_used_for_long_is_cleaned_away(self):
         ages = (0, 86000, 86800, 40 * 86400)
-        made = [self.store.save(self.store.create("claude")._replace(last_used=time.time() - age)) for age in ages]
+        made = [self.store.save(self.store.create("claude")._replace(last_used=time.time() - age, status="error")) for age in ages]
         self.assertEqual(self.store.clean(50 * 86400), [])
         self.assertEqual(set(self.store.clean(86400)), {made[2].id, made[3].id})
         self.assertEqual(self.ids(), [made[0].id, made[1].id])
@@ -562,6 +625,120 @@ class Removing(SessionCase):
         self.assertEqual(names_in(self.sessions), [".lock", b.id + ".json"])
 
 
+class InUse(SessionCase):
+    """A session is active while a process lives that made it so, and no other can begin in it meanwhile."""
+
+    USER = """
+        store.begin(sys.argv[1])
+        print("begun", flush=True)
+        sys.stdin.read()
+        store.update(sys.argv[1], lambda session: session._replace(status="completed", turn_count=session.turn_count + 1))
+        """
+
+    def setUp(self):
+        super().setUp()
+        self.session = self.store.save(self.store.create("claude")._replace(status="completed"))
+
+    def start_user(self):
+        user = self.start_script(self.USER, self.session.id, stdin=subprocess.PIPE)
+        self.assertEqual(user.line(), b"begun", user.error_output())
+        return user
+
+    def as_it_is(self):
+        session = self.new_store().load(self.session.id)
+        self.assertEqual(self.store.all(), [session])
+        return session.status, session.error
+
+    def test_it_can_be_begun_by_one_at_a_time(self):
+        user = self.start_user()
+        self.assertEqual(self.as_it_is(), ("active", ""))
+        self.assertEqual(self.refused(self.store.begin, self.session.id),
+                         "session %s (claude) is in use: another clinvk runs a prompt in it" % self.session.id[:8])
+        self.assertEqual(user.finish().returncode, 0)
+        self.assertEqual(self.as_it_is(), ("completed", ""))
+        self.assertEqual(self.store.begin(self.session.id).status, "active")
+        self.assertEqual(self.script("print(store.load(sys.argv[1]).status)", self.session.id), "active\n")
+
+    def test_one_whose_process_was_killed_is_not_active_and_can_be_begun(self):
+        user = self.start_user()
+        user.kill()
+        user.wait()
+        self.assertEqual(self.fields(self.session)["status"], "active")
+        self.assertEqual(self.as_it_is(), ("error", "clinvk was stopped before the end of the run"))
+        self.assertEqual((self.ids(status="active"), self.ids(status="error")), ([], [self.session.id]))
+        self.assertEqual(self.start_user().finish().returncode, 0)
+        self.assertEqual(self.as_it_is()[0], "completed")
+
+    def test_others_may_change_it_and_it_stays_in_use(self):
+        user = self.start_user()
+        self.script('store.update(sys.argv[1], lambda session: session._replace(title="new"))', self.session.id)
+        self.assertEqual(self.as_it_is(), ("active", ""))
+        self.assertIn("is in use", self.refused(self.store.begin, self.session.id))
+        self.assertEqual(user.finish().returncode, 0)
+        session = self.store.load(self.session.id)
+        self.assertEqual((session.status, session.title, session.turn_count), ("completed", "new", 1))
+
+    def test_it_is_not_cleaned_away(self):
+        user = self.start_user()
+        self.assertEqual(self.store.clean(0), [])
+        self.assertEqual(user.finish().returncode, 0)
+        self.assertEqual(self.store.clean(0), [self.session.id])
+
+    def test_a_new_one_is_in_use(self):
+        maker = self.start_script('print(store.create("codex").id, flush=True)\nsys.stdin.read()', stdin=subprocess.PIPE)
+        id = maker.line().decode()
+        self.assertEqual(self.ids(status="active"), [id])
+        self.assertIn("is in use", self.refused(self.store.begin, id))
+        maker.finish()
+        self.assertEqual(self.ids(status="active"), [])
+
+    def test_of_many_that_begin_at_once_while_others_look_one_may(self):
+        printed = self.at_once(30, """
+            if int(sys.argv[1]) % 3 == 0:
+                for _ in range(100):
+                    store.all()
+            else:
+                try:
+                    print(store.begin(sys.argv[2]).status, flush=True)
+                    while not os.path.exists(sys.argv[3]):
+                        time.sleep(0.01)
+                except clinvk.SessionError:
+                    print("refused", flush=True)
+                    open(sys.argv[3] + ".refused", "ab", 0).write(b"x")
+                    if os.stat(sys.argv[3] + ".refused").st_size == 19:
+                        open(sys.argv[3], "wb")
+            """, self.session.id, self.path("go"))
+        self.assertEqual(sorted(line for lines in printed for line in lines), ["active"] + ["refused"] * 19)
+
+    def test_one_that_was_killed_can_be_begun_while_others_look(self):
+        """Who looks has to take a lock for a moment: nobody may take that for a run."""
+        lookers = [self.start_script('print("looks", flush=True)\nwhile True:\n    store.all()') for _ in range(2)]
+        for looker in lookers:
+            self.assertEqual(looker.line(), b"looks")
+        self.assertEqual(self.script("""
+            for _ in range(20):
+                child = os.fork()
+                if not child:
+                    store.begin(sys.argv[1])
+                    os._exit(0)
+                if os.waitpid(child, 0)[1]:
+                    raise SystemExit(1)
+            print(store.load(sys.argv[1]).status)
+            """, self.session.id), "error\n")
+        for looker in lookers:
+            self.assertIsNone(looker.poll(), looker.error_output())
+            looker.kill()
+            looker.wait()
+
+    def test_who_may_not_write_there_sees_what_the_file_says(self):
+        user = self.start_user()
+        user.kill()
+        user.wait()
+        os.unlink(os.path.join(self.sessions, ".lock"))
+        os.mkdir(os.path.join(self.sessions, ".lock"))
+        self.assertEqual(self.script("print([session.status for session in store.all()])"), "['active']\n")
+
+
 class Forks(SessionCase):
     def test_a_fork_goes_on_from_its_parent_and_leaves_it_alone(self):
         parent = self.store.save(self.store.create("claude", working_dir=self.home)._replace(
@@ -606,13 +783,12 @@ class Unwritable(SessionCase):
                 self.refused(store.find, "0" * 32)
 
     def test_in_a_directory_that_cannot_be_written_sessions_can_be_read(self):
-        session = self.store.create("claude", initial_prompt="hello")
+        session = self.store.save(self.store.create("claude", initial_prompt="hello")._replace(status="completed"))
         owner = 65534 if os.geteuid() == 0 else -1
         os.chown(self.file_of(session), owner, -1)
         os.chmod(self.directory, 0o711)
         os.chmod(self.home, 0o755)
         os.chmod(self.sessions, 0o555)
-        self.addCleanup(os.chmod, self.sessions, 0o700)
         before = names_in(self.sessions), self.content(session)
         self.assertEqual(self.script(self.AS_NOBODY + textwrap.dedent("""
             print(len(store.all()), store.find(sys.argv[1][:5]).initial_prompt)
@@ -633,7 +809,6 @@ class Unwritable(SessionCase):
         os.chmod(self.directory, 0o711)
         os.chmod(self.home, 0o755)
         os.chmod(self.sessions, 0o555)
-        self.addCleanup(os.chmod, self.sessions, 0o700)
         body = self.AS_NOBODY + "said = []\nprint([session.id for session in clinvk.SessionStore(store._directory, said.append).all()], said)"
         self.assertEqual(self.script(body), "%s %s\n" % ([a.id], ["%s is no session, and left alone: Permission denied" % self.file_of(b)]))
         os.chmod(self.sessions, 0o311 if owner < 0 else 0o711)
