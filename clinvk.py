@@ -2100,9 +2100,12 @@ NO_HOME = os.path.join(os.devnull, "no-home-directory")  # where nothing is, nor
 
 
 def home_directory(environment: Dict[str, str]) -> str:
-    """Where clinvk keeps what is its user's: CLINVK_HOME, else ~/.clinvk."""
-    path = os.path.expanduser(environment.get("CLINVK_HOME") or "~/.clinvk")
-    return NO_HOME if path.startswith("~") else path  # which would be a directory `~` in the current one
+    """Where clinvk keeps what is its user's: CLINVK_HOME, else ~/.clinvk, where the user has a home that is there."""
+    if environment.get("CLINVK_HOME"):
+        path = os.path.expanduser(environment["CLINVK_HOME"])
+        return NO_HOME if path.startswith("~") else path  # which would be a directory `~` in the current one
+    home = os.path.expanduser("~") if environment.get("HOME") != "" else ""
+    return os.path.join(home, ".clinvk") if os.path.isabs(home) and os.path.isdir(home) else NO_HOME  # /nonexistent is to stay so
 
 
 def configuration_path(option: Optional[str], environment: Dict[str, str]) -> Tuple[str, bool]:
@@ -6383,9 +6386,6 @@ def _resuming(task: Task, session: Session) -> Task:
     if not can.anywhere and os.path.realpath(task.workdir or ".") != session.working_dir:
         raise SessionError("session %s cannot be resumed here: %s goes on with a session only in its directory, %s"
                            % (_short(session), task.backend, session.working_dir))
-    if session.backend_session_id.startswith("-"):  # to the program it would be an option
-        raise SessionError("session %s cannot be resumed: no id of a backend's session begins with -, as %s does"
-                           % (_short(session), quoted(session.backend_session_id)))
     return task._replace(resume=session.backend_session_id, fork=session.fork)
 
 

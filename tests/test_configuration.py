@@ -264,6 +264,15 @@ class Files(ConfigurationCase):
         self.assertEqual(homeless("config", "set", "output.color", "never"), (
             74, "", "clinvk: error: cannot write %s/config.yaml: Not a directory\n" % nowhere))
 
+    def test_a_home_that_is_not_there_is_not_made(self):
+        """System users have /nonexistent, which is to stay so."""
+        for home in (self.path("nowhere"), ""):
+            done = self.clinvk("-b", "echo", "say a", env={"HOME": home, "CLINVK_HOME": None})
+            self.assertEqual((done.returncode, done.stdout), (0, b"a\n"))
+            self.assertIn(b"this session is not kept: there is no home directory", done.stderr)
+            self.assertFalse(os.path.exists(self.path("nowhere")))
+            self.assertEqual(self.clinvk("parallel", "-q", input=tasks("say a"), env={"HOME": home, "CLINVK_HOME": None}).returncode, 0)
+
     def test_a_tilde_that_no_shell_has_replaced_is_the_home_directory(self):
         self.environment["HOME"] = self.home
         self.assertEqual(self.clinvk("config", "set", "output.color", "never", env={"CLINVK_HOME": "~/kept"}).returncode, 0)

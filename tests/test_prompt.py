@@ -475,11 +475,6 @@ class Conversations(PromptCase):
         self.file(os.path.join("home", ".clinvk", "sessions", entry["id"] + ".json"), entry)
         return entry["id"]
 
-    def test_an_id_that_would_be_an_option_is_not_told_to_the_program(self):
-        id = self.changed(backend_session_id="--yolo")
-        self.assertEqual(self.refused("resume", id, "argv", status=4),
-                         "clinvk: error: session %s (claude) cannot be resumed: no id of a backend's session begins with -, as \"--yolo\" does\n" % id[:8])
-
     def test_what_is_shown_of_a_session_is_a_line_each(self):
         text = self.ask("sessions", "show", self.changed(model="m\nstatus: forged", tags=["a\nid: forged"], working_dir="/w\nx: forged"))
         self.assertNotIn("forged", text)
