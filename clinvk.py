@@ -4520,6 +4520,26 @@ def _serve(message: Union[bytes, str]) -> Optional[Union[bytes, str]]:
     return _pack(result, os.path.join(station.directory, "%d.result" % task.index))
 
 
+def _spawn_from_nowhere() -> None:
+    """Keeps the current directory off the path of the processes that multiprocessing spawns.
+
+    It starts them by `python -c`, which imports from there before all else: where a `signal.py` lies no worker would come up,
+    and what a backend may write there would be run by the next worker, outside of any sandbox.
+    """
+    import multiprocessing.util
+    util: Any = multiprocessing.util
+    spawn = util.spawnv_passfds
+
+    def spawn_with_path(path: Any, args: Sequence[Any], files: Any) -> Any:
+        args = list(args)
+        if "-c" in args:
+            args[args.index("-c") + 1] = "import sys; sys.path[:1] = filter(None, sys.path[:1]); " + args[args.index("-c") + 1]
+        return spawn(path, args, files)
+
+    if spawn.__module__ != __name__:  # not yet
+        util.spawnv_passfds = spawn_with_path
+
+
 class _Crew:
     """One multiprocessing.Pool with its ledger."""
 
@@ -4573,6 +4593,7 @@ class _Crew:
 
         if method == "spawn":  # whose tracker would undo the mask below when it is started
             from multiprocessing import resource_tracker
+            _spawn_from_nowhere()
             resource_tracker.ensure_running()
         # A signal that comes between fork and _enter_process waits until the worker knows what to do with it; Pool's own threads
         # never take one.
