@@ -4651,6 +4651,14 @@ class _Run:
         import multiprocessing.pool
         import queue
         self.run_id, self.grace, self.jobs, self.method, self._notice = new_run_id(), grace, jobs, method, notice
+
+        def too_few(number: int) -> UserError:
+            return UserError("cannot start %d workers: %s; fewer may do: --max-parallel" % (jobs, os.strerror(number)))
+
+        try:
+            self._reader, self._lifeline = multiprocessing.Pipe(duplex=False)
+        except OSError as error:  # before there is anything to clear away
+            raise too_few(error.errno or 0) from None
         self.directory = make_private_directory()
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.in_flight: Dict[int, Tuple[Task, _Crew, float]] = {}
@@ -4660,7 +4668,6 @@ class _Run:
         self.canceled = False
         self.killed_at = 0.0
         self._next_look = time.monotonic() + TICK_SECONDS
-        self._reader, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.append(self._lifeline)
         try:
             try:
@@ -4668,7 +4675,7 @@ class _Run:
             except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: no more threads
                 number = errno.EAGAIN if isinstance(error, RuntimeError) else getattr(error, "errno", 0)
                 if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
-                    raise UserError("cannot start %d workers: %s; fewer may do: --max-parallel" % (jobs, os.strerror(number))) from None
+                    raise too_few(number) from None
                 notice("worker processes cannot be had here (%s): tasks run in threads, and if clinvk itself is killed "
                        "with SIGKILL its backends live on" % error)
                 self.method = "thread"
