@@ -5383,6 +5383,7 @@ class Progress:
     def write(self, result: Result) -> None:
         self._done += 1
         self._failed += result.status in ("failed", "timeout", "lost")
+        self._running -= self._running > 0  # this one does not run any more; `show` comes when all results at hand are written
         if not self._output.cursor:
             self._output.text(self._line() + "\n")
 
