@@ -3295,6 +3295,7 @@ class _Piece(NamedTuple):
     data: bytes
     is_value: bool = True
     value: Any = None  # what it says, where that is known already
+    torn: bool = False  # the input ends inside of it
 
     def said(self) -> Any:
         """The value.  Raises ValueError or RecursionError."""
@@ -3326,6 +3327,8 @@ class _in_piece:
         elif isinstance(error, ValueError):  # of json
             line, column = getattr(error, "lineno", 1) - 1, getattr(error, "colno", 0)
             text = "not valid JSON: %s%s" % (getattr(error, "msg", str(error)), " (column %d)" % column if column else "")
+            if self._piece.torn:
+                text += "; the input ends inside of the value that begins in line %d" % self._piece.line
         elif isinstance(error, RecursionError):
             text = "nested too deep"
         if text:
@@ -3386,7 +3389,7 @@ class _Splitter:
             end, whole = self._end_of_value()
             if end < 0:
                 if at_end:  # torn off: nothing in it may pass for a value of its own
-                    yield self._take(len(self._buffer))
+                    yield self._take(len(self._buffer))._replace(torn=True)
                 return
             self._skipping = not whole
             yield self._take(end)
@@ -3668,7 +3671,7 @@ def _open_input(path: Optional[str], rules: Rules, advice: str) -> Tuple[int, st
     try:
         return os.open(str(path), os.O_RDONLY | os.O_CLOEXEC), str(path)
     except OSError as error:
-        raise UserError("%s: %s" % (path, error.strerror)) from None
+        raise UserError("%s: %s" % (path or quoted(""), error.strerror)) from None
 
 
 def single_task(prompt: str, rules: Rules) -> Task:
