@@ -3298,6 +3298,7 @@ class _Piece(NamedTuple):
     data: bytes
     is_value: bool = True
     value: Any = None  # what it says, where that is known already
+    torn: bool = False  # the input ends inside of it
 
     def said(self) -> Any:
         """The value.  Raises ValueError or RecursionError."""
@@ -3329,6 +3330,8 @@ class _in_piece:
         elif isinstance(error, ValueError):  # of json
             line, column = getattr(error, "lineno", 1) - 1, getattr(error, "colno", 0)
             text = "not valid JSON: %s%s" % (getattr(error, "msg", str(error)), " (column %d)" % column if column else "")
+            if self._piece.torn:
+                text += "; the input ends inside of the value that begins in line %d" % self._piece.line
         elif isinstance(error, RecursionError):
             text = "nested too deep"
         if text:
@@ -3389,7 +3392,7 @@ class _Splitter:
             end, whole = self._end_of_value()
             if end < 0:
                 if at_end:  # torn off: nothing in it may pass for a value of its own
-                    yield self._take(len(self._buffer))
+                    yield self._take(len(self._buffer))._replace(torn=True)
                 return
             self._skipping = not whole
             yield self._take(end)
@@ -3671,7 +3674,7 @@ def _open_input(path: Optional[str], rules: Rules, advice: str) -> Tuple[int, st
     try:
         return os.open(str(path), os.O_RDONLY | os.O_CLOEXEC), str(path)
     except OSError as error:
-        raise UserError("%s: %s" % (path, error.strerror)) from None
+        raise UserError("%s: %s" % (path or quoted(""), error.strerror)) from None
 
 
 def single_task(prompt: str, rules: Rules) -> Task:
@@ -4523,6 +4526,26 @@ def _serve(message: Union[bytes, str]) -> Optional[Union[bytes, str]]:
     return _pack(result, os.path.join(station.directory, "%d.result" % task.index))
 
 
+def _spawn_from_nowhere() -> None:
+    """Keeps the current directory off the path of the processes that multiprocessing spawns.
+
+    It starts them by `python -c`, which imports from there before all else: where a `signal.py` lies no worker would come up,
+    and what a backend may write there would be run by the next worker, outside of any sandbox.
+    """
+    import multiprocessing.util
+    util: Any = multiprocessing.util
+    spawn = util.spawnv_passfds
+
+    def spawn_with_path(path: Any, args: Sequence[Any], files: Any) -> Any:
+        args = list(args)
+        if "-c" in args:
+            args[args.index("-c") + 1] = "import sys; sys.path[:1] = filter(None, sys.path[:1]); " + args[args.index("-c") + 1]
+        return spawn(path, args, files)
+
+    if spawn.__module__ != __name__:  # not yet
+        util.spawnv_passfds = spawn_with_path
+
+
 class _Crew:
     """One multiprocessing.Pool with its ledger."""
 
@@ -4576,6 +4599,7 @@ class _Crew:
 
         if method == "spawn":  # whose tracker would undo the mask below when it is started
             from multiprocessing import resource_tracker
+            _spawn_from_nowhere()
             resource_tracker.ensure_running()
         # A signal that comes between fork and _enter_process waits until the worker knows what to do with it; Pool's own threads
         # never take one.
@@ -4633,6 +4657,14 @@ class _Run:
         import multiprocessing.pool
         import queue
         self.run_id, self.grace, self.jobs, self.method, self._notice = new_run_id(), grace, jobs, method, notice
+
+        def too_few(number: int) -> UserError:
+            return UserError("cannot start %d workers: %s; fewer may do: --max-parallel" % (jobs, os.strerror(number)))
+
+        try:
+            self._reader, self._lifeline = multiprocessing.Pipe(duplex=False)
+        except OSError as error:  # before there is anything to clear away
+            raise too_few(error.errno or 0) from None
         self.directory = make_private_directory()
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.in_flight: Dict[int, Tuple[Task, _Crew, float]] = {}
@@ -4642,7 +4674,6 @@ class _Run:
         self.canceled = False
         self.killed_at = 0.0
         self._next_look = time.monotonic() + TICK_SECONDS
-        self._reader, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.append(self._lifeline)
         try:
             try:
@@ -4650,7 +4681,7 @@ class _Run:
             except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: no more threads
                 number = errno.EAGAIN if isinstance(error, RuntimeError) else getattr(error, "errno", 0)
                 if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
-                    raise UserError("cannot start %d workers: %s; fewer may do: --max-parallel" % (jobs, os.strerror(number))) from None
+                    raise too_few(number) from None
                 notice("worker processes cannot be had here (%s): tasks run in threads, and if clinvk itself is killed "
                        "with SIGKILL its backends live on" % error)
                 self.method = "thread"
@@ -5358,6 +5389,7 @@ class Progress:
     def write(self, result: Result) -> None:
         self._done += 1
         self._failed += result.status in ("failed", "timeout", "lost")
+        self._running -= self._running > 0  # this one does not run any more; `show` comes when all results at hand are written
         if not self._output.cursor:
             self._output.text(self._line() + "\n")
 

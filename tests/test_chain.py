@@ -434,7 +434,7 @@ Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)
 
     def test_the_status_line_counts_the_steps(self):
         completed = self.chain(step("say one"), step("exit 1"), arguments=["--json", "--progress", "always"])
-        self.assertRegex(completed.stderr.decode(), r"\A\[1/2\] 1 running, 00:..\n\[2/2\] 1 running, 1 failed, 00:..\n\Z")
+        self.assertRegex(completed.stderr.decode(), r"\A\[1/2\] 0 running, 00:..\n\[2/2\] 0 running, 1 failed, 00:..\n\Z")
 
     def test_steps_run_one_after_the_other(self):
         self.outputs(*[step("append log +%d; append log -%d; say x" % (number, number)) for number in range(4)])

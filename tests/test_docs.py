@@ -122,6 +122,12 @@ class ManPage:
 MAN = ManPage()
 
 
+def examples_of_the_man_page():
+    text = "\n".join(MAN.part("EXAMPLES")) + "\n"
+    found = re.findall(r"^\.Dl \$ ([^\n]*)|^\.Bd [^\n]*\n\$ (.*?)^\.Ed", text, re.M | re.S)
+    return [(line or block).replace(r"\(dq", '"').replace(r"\e", "\\").replace(r"\&", "") for line, block in found]
+
+
 class ManPageTest(unittest.TestCase):
     def test_it_describes_exactly_the_options_of_the_parser(self):
         for command, parser in parsers().items():
@@ -335,6 +341,17 @@ class ManPageTest(unittest.TestCase):
         lint = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", os.path.join(ROOT, "man", "clinvk.1")],
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
         self.assertEqual((lint.stdout.decode(), lint.returncode), ("", 0))
+
+    @needs("mandoc")
+    def test_it_is_shown_as_it_was_meant(self):
+        """mdoc takes a lone `.` for the end of a sentence, and a quotation that another one follows goes on behind that."""
+        shown = subprocess.run(["mandoc", "-T", "utf8", "-O", "width=200", os.path.join(ROOT, "man", "clinvk.1")],
+                               stdout=subprocess.PIPE, check=True, timeout=60).stdout.decode()
+        shown = re.sub(".\b", "", shown)
+        self.assertEqual(re.findall("\u2018[^\u2019]*\u2018.*", shown), [])
+        for example in examples_of_the_man_page():
+            for line in example.splitlines():
+                self.assertIn(line.strip() + "\n", shown)
 
 
 class VersionTest(unittest.TestCase):
@@ -648,11 +665,6 @@ class ReadmeTest(ExampleCase):
 
 
 class ManPageExamplesTest(ExampleCase):
-    def examples(self):
-        text = "\n".join(MAN.part("EXAMPLES")) + "\n"
-        found = re.findall(r"^\.Dl \$ ([^\n]*)|^\.Bd [^\n]*\n\$ (.*?)^\.Ed", text, re.M | re.S)
-        return [(line or block).replace(r"\(dq", '"').replace(r"\e", "\\") for line, block in found]
-
     @needs("bash", "jq")
     def test_each_works(self):
         answer = b'#!/bin/sh\ncat > /dev/null\n'
@@ -660,8 +672,8 @@ class ManPageExamplesTest(ExampleCase):
         write_program(os.path.join(self.tools, "gemini"), answer + b'echo \'{"type": "message", "role": "assistant", "content": "fine"}\'\n'
                       b'echo \'{"type": "result", "status": "success"}\'\n')
         write_program(os.path.join(self.tools, "llm"), b"#!/bin/sh\nexec cat\n")
-        for name, content in (("tasks.json", '[{"prompt": "one"}, {"prompt": "two"}]'), ("prompts.txt", "one\ntwo\n"),
-                              ("plan.json", '[{"prompt": "one", "workdir": "src"}]'),
+        for name, content in (("tasks.json", '{"tasks": [{"prompt": "one"}, {"prompt": "two"}]}'), ("prompts.txt", "one\ntwo\n"),
+                              ("results.jsonl", '{"index":1,"status":"ok"}\n'), ("plan.json", '[{"prompt": "one", "workdir": "src"}]'),
                               ("chain.json", '{"steps": [{"backend": "echo", "prompt": "[{\\"prompt\\": \\"one\\"}]"}, '
                                '{"backend": "echo", "prompt": "{{previous}}"}]}')):
             self.file(os.path.join("place", name), content)
@@ -670,12 +682,15 @@ class ManPageExamplesTest(ExampleCase):
         made = self.shell("""echo '{"prompt": "one", "workdir": "/no/such"}' | clinvk parallel -q --output-dir out; """
                           "sed -i.bak 's,/no/such,/,' out/001*.json; rm out/*.bak")
         self.assertEqual(made[1], 0, made[0])
-        examples = self.examples()
+        examples = examples_of_the_man_page()
         self.assertGreater(len(examples), 4)
         for example in examples:
             with self.subTest(example=example):
                 printed, status = self.shell("set -o pipefail; " + example)
                 self.assertEqual(status, 0, printed)
+                if "results.jsonl" in example:
+                    self.assertIn('{"index":0,', printed)
+                    self.assertNotIn('"index":1', printed)
         with open(os.path.join(self.place, "review.md")) as file:
             self.assertEqual(file.read(), "## src/a.py\nfine\n")
         with open(os.path.join(self.place, "all.json")) as file:

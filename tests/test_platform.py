@@ -688,6 +688,27 @@ class Elsewhere(PlatformCase):
         self.assertEqual(self.script(body, prepare=self.PREPARE + "; del os.waitid"), "ok 0\nfailed 3\nfailed 137\ntimeout 124\n")
 
 
+class Spawned(PlatformCase):
+    def test_nothing_in_the_current_directory_is_imported(self):
+        """Neither by a worker, nor by the tracker that multiprocessing starts beside it; nor in a second run."""
+        os.mkdir(self.path("here"))
+        for name in ("multiprocessing", "signal", "selectors", "struct"):
+            self.file(os.path.join("here", name + ".py"), "open(%r, 'w')" % self.path("imported"))
+        program = self.file("program.py", textwrap.dedent("""
+            import sys
+            sys.path.insert(0, %r)
+            import clinvk
+            if __name__ == "__main__":
+                tasks = [clinvk.Task(index, "echo", prompt) for index, prompt in enumerate(["say a", "say b"])]
+                for _ in range(2):
+                    for result in clinvk.run_pool(tasks, jobs=1, start_method="spawn"):
+                        print(result.status)
+            """ % support.MODULES))
+        done = self.run_program([sys.executable, "-W", "error", program], cwd=self.path("here"))
+        self.assertEqual((done.stdout, done.stderr), (b"ok\n" * 4, b""))
+        self.assertFalse(os.path.exists(self.path("imported")))
+
+
 class WithoutProc(PlatformCase):
     """A chroot or container in which nobody has mounted /proc (and so no /dev/fd works)."""
 

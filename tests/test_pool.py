@@ -416,6 +416,21 @@ class Deaths(Pool):
                 self.assertEqual(process.finish().returncode, 0)
 
 
+class WithoutDescriptors(Pool):
+    def test_a_run_for_which_there_are_none_is_refused_and_leaves_nothing(self):
+        lines = self.run_script(PROCESS_METHODS[0], """
+            import multiprocessing
+            def refuse(duplex):
+                raise OSError(24, "Too many open files")
+            multiprocessing.Pipe = refuse
+            try:
+                list(run_pool(echo("say a"), start_method=METHOD))
+            except clinvk.UserError as error:
+                say(json.dumps(str(error)))
+            """)
+        self.assertIn("cannot start 3 workers: Too many open files", lines[0])
+
+
 class WithoutLocks(Pool):
     def test_where_worker_processes_cannot_be_had_tasks_run_in_threads_and_that_is_said_once(self):
         completed = self.run_program([sys.executable, "-W", "error", self.script("""

@@ -449,7 +449,7 @@ class Statuses(SinkCase):
             progress.hide()
             progress.write(result(1, status="lost"))
 
-        self.assertRegex(self.written(write, 2).decode(), r"\A\[1/3\] \d running, 00:0\d\n\[2/3\] \d running, 1 failed, 00:0\d\n\Z")
+        self.assertRegex(self.written(write, 2).decode(), r"\A\[1/3\] 1 running, 00:0\d\n\[2/3\] 0 running, 1 failed, 00:0\d\n\Z")
 
 
 if __name__ == "__main__":

@@ -279,7 +279,8 @@ class Errors(TaskCase):
                 ('{"prompt":"a"\n"x"}', "tasks.json:2: not valid JSON: Expecting ',' delimiter (column 1)"), ('{"prompt":NaN}', "tasks.json:1: not valid JSON: NaN is not JSON"),
                 ('{"prompt":"a","meta":{"x":1e999}}', "tasks.json:1: not valid JSON: "), ('{"prompt":"a",}', "tasks.json:1: not valid JSON: "),
                 ('{"prompt":"a\nb"}', "tasks.json:1: not valid JSON: "), ('{"prompt":"a"', "tasks.json:1: not valid JSON: "), ('{"prompt":"a"}]', "tasks.json:1: expected a JSON object or array, got "),
-                ('{"tasks":[{"prompt":"a"},\n{"prompt":"b"}', "tasks.json:2: not valid JSON: "), ("[" * 100000 + "]" * 100000, "tasks.json:1: nested too deep"),
+                ('{"tasks":[{"prompt":"a"},\n{"prompt":"b"}', "tasks.json:2: not valid JSON: Expecting ',' delimiter (column 15); "
+                 "the input ends inside of the value that begins in line 1"), ("[" * 100000 + "]" * 100000, "tasks.json:1: nested too deep"),
                 ('{"prompt":"a","meta":{"x":' + "[" * 100000 + "]" * 100000 + "}}", "tasks.json:1: nested too deep")):
             with self.subTest(data[:80]):
                 refused = self.refused(data)
