@@ -135,8 +135,10 @@ def is_worker(pid):
     """Whether a child has come as far as to see to its parent's end: a spawned one has a Python to start first."""
     try:
         with open("/proc/%d/cmdline" % pid, "rb") as file:
-            spawned = b"spawn_main" in file.read()
-        return not spawned or len(os.listdir("/proc/%d/task" % pid)) > 1
+            command = file.read()
+        if b"resource_tracker" in command:  # multiprocessing's own, beside those that it spawns
+            return False
+        return b"spawn_main" not in command or len(os.listdir("/proc/%d/task" % pid)) > 1
     except OSError:
         return False
 
