@@ -3304,9 +3304,9 @@ class _Piece(NamedTuple):
         """The value.  Raises ValueError or RecursionError."""
         if not self.is_value:
             text = to_text(self.data[:CHUNK]).strip()
-            fence = text.startswith("```")
-            raise _Misfit("expected a JSON object or array, got %s%s" % (
-                quoted(text), ": the JSON is in a Markdown fence, which `sed '/^ *```/d'` strips" if fence else ""))
+            hint = (": the JSON is in a Markdown fence, which `sed '/^ *```/d'` strips" if text.startswith("```") else
+                    ": it is UTF-16, of which `iconv -f UTF-16 -t UTF-8` makes UTF-8" if self.data[:2] in (b"\xff\xfe", b"\xfe\xff") else "")
+            raise _Misfit("expected a JSON object or array, got %s%s" % (quoted(text), hint))
         return loads(self.data) if self.value is None else self.value
 
 

@@ -275,7 +275,8 @@ class Errors(TaskCase):
                 ('{"prompt":"a","sandbox_mode":"workspace",\n"approval_mode":"none"}', "tasks.json:1: sandbox_mode: claude: without approval nothing would keep it in the workspace: "
                  'use approval_mode "auto", or sandbox_mode "full"'),
                 ("hello", 'tasks.json:1: expected a JSON object or array, got "hello"'), ("\n12\n", 'tasks.json:2: expected a JSON object or array, got "12"'),
-                ("\xff{}".encode("latin-1"), "tasks.json:1: expected a JSON object or array, got "), (b'{"prompt":\n"a\xff"}', "tasks.json:2: not valid UTF-8 (byte 0xff)"),
+                ("\xff{}".encode("latin-1"), "tasks.json:1: expected a JSON object or array, got "),
+                ('{"prompt":"a"}'.encode("utf-16"), 'tasks.json:1: expected a JSON object or array, got "\\udcff\\udcfe{\\u0000\\"\\u0000p\\u0000r\\u0000o\\u0000m\\u0000p...: it is UTF-16, '),
                 ('{"prompt":"a"\n"x"}', "tasks.json:2: not valid JSON: Expecting ',' delimiter (column 1)"), ('{"prompt":NaN}', "tasks.json:1: not valid JSON: NaN is not JSON"),
                 ('{"prompt":"a","meta":{"x":1e999}}', "tasks.json:1: not valid JSON: "), ('{"prompt":"a",}', "tasks.json:1: not valid JSON: "),
                 ('{"prompt":"a\nb"}', "tasks.json:1: not valid JSON: "), ('{"prompt":"a"', "tasks.json:1: not valid JSON: "), ('{"prompt":"a"}]', "tasks.json:1: expected a JSON object or array, got "),
