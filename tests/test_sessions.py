@@ -853,7 +853,7 @@ class AtOnce(SessionCase):
                 store.update(id, lambda session: session._replace(turn_count=session.turn_count + 1, last_used=time.time(),
                              token_usage=dict(session.token_usage, **{"by-%d" % number: session.token_usage.get("by-%d" % number, 0) + 1})))
             made = [store.create("claude", initial_prompt="x" * chance.randrange(20000)).id for _ in range(4)]
-            for turn in range(5):
+            for turn in range(3):
                 count(shared)
                 count(made[0])
                 victim = chance.choice(prey)
@@ -883,9 +883,9 @@ class AtOnce(SessionCase):
 
         found = {session.id: session for session in self.store.all()}
         self.assertEqual(set(found), {shared.id} | set(keepers) | set(made) | (set(prey) - set(deleted)))
-        self.assertEqual(found[shared.id].turn_count, 300)
-        self.assertEqual(found[shared.id].token_usage, {"by-%d" % number: 5 for number in range(60)})
-        self.assertEqual([found[id].turn_count for words in said if words[0] == "made" for id in words[1:]], [5, 0, 0] * 60)
+        self.assertEqual(found[shared.id].turn_count, 180)
+        self.assertEqual(found[shared.id].token_usage, {"by-%d" % number: 3 for number in range(60)})
+        self.assertEqual([found[id].turn_count for words in said if words[0] == "made" for id in words[1:]], [3, 0, 0] * 60)
         self.assertEqual({id: found[id].turn_count for id in prey if id in found}, {id: counted.count(id) for id in prey if id in found})
         self.assertEqual(names_in(self.sessions), sorted([".lock"] + [id + ".json" for id in found]))
         self.assertEqual(self.warnings, [])
