@@ -6779,8 +6779,12 @@ UNKNOWN_WORDS = {"prompt": "; a prompt of several words needs quotes around it",
                  "compare": "; commas part the backends, and a prompt of several words needs quotes around it"}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line.  The man page and the completions are held against it."""
+def build_parser(only: str = "") -> argparse.ArgumentParser:
+    """The command line.  The man page and the completions are held against it.
+
+    `only`: where that is the name of a command, nothing else is needed; argparse asks for translations and for the terminal's
+    width with each option.
+    """
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -6909,39 +6913,44 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser, prog="clinvk")
     commands: Dict[Any, argparse.ArgumentParser] = subparsers.choices  # type: ignore[assignment]
 
-    prompt = subparsers.add_parser(
-        "prompt", help="ask one backend (`clinvk TEXT` means the same)", formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="clinvk [prompt] [OPTIONS] TEXT", description="Ask one backend. The answer is shown while it comes.", epilog="""\
+    def prompt_command() -> None:
+        parser = subparsers.add_parser(
+            "prompt", help="ask one backend (`clinvk TEXT` means the same)", formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage="clinvk [prompt] [OPTIONS] TEXT", description="Ask one backend. The answer is shown while it comes.", epilog="""\
 Examples:
   clinvk 'What does this repository do?'
   git diff | clinvk -b codex --sandbox-mode read-only -
   clinvk -c 'And in one sentence?'""")
-    prompt.set_defaults(run=run_prompt)
-    add = prompt.add_argument
-    add("prompt", metavar="TEXT", nargs="?", help="the prompt; - reads it from stdin")
-    form_of_prompt(prompt)
-    group = prompt.add_mutually_exclusive_group()
-    group.add_argument("-c", "--continue", dest="go_on", action="store_true",
-                       help="go on with the last session of this directory and backend")
-    group.add_argument("--ephemeral", action="store_true", help="keep no session")
-    run_options(prompt)
-    task_options(prompt)
-    resume = subparsers.add_parser(
-        "resume", help="go on with a session", usage="clinvk resume [OPTIONS] ID TEXT\n       clinvk resume [OPTIONS] --last TEXT",
-        description="Go on with a session, in its directory. Its options are those of this call alone.")
-    resume.set_defaults(run=run_resume)
-    add = resume.add_argument
-    add("words", metavar="ID TEXT", nargs="*",
-        help="the id of a session or the beginning of one, or the backend's own; and the prompt, which - reads from stdin")
-    add("--last", action="store_true", help="the last session of all")
-    add("-b", "--backend", metavar="NAME", type=checked(_argument), help="with --last: of this backend")
-    add("--here", action="store_true", help="in the current directory, not in that of the session")
-    form_of_prompt(resume)
-    run_options(resume)
-    task_options(resume, "backend", "workdir")
-    sessions = subparsers.add_parser(
-        "sessions", help="show and keep in order what can be resumed", formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="clinvk sessions [OPTIONS] ACTION ...", description="""\
+        parser.set_defaults(run=run_prompt)
+        add = parser.add_argument
+        add("prompt", metavar="TEXT", nargs="?", help="the prompt; - reads it from stdin")
+        form_of_prompt(parser)
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument("-c", "--continue", dest="go_on", action="store_true",
+                           help="go on with the last session of this directory and backend")
+        group.add_argument("--ephemeral", action="store_true", help="keep no session")
+        run_options(parser)
+        task_options(parser)
+
+    def resume_command() -> None:
+        parser = subparsers.add_parser(
+            "resume", help="go on with a session", usage="clinvk resume [OPTIONS] ID TEXT\n       clinvk resume [OPTIONS] --last TEXT",
+            description="Go on with a session, in its directory. Its options are those of this call alone.")
+        parser.set_defaults(run=run_resume)
+        add = parser.add_argument
+        add("words", metavar="ID TEXT", nargs="*",
+            help="the id of a session or the beginning of one, or the backend's own; and the prompt, which - reads from stdin")
+        add("--last", action="store_true", help="the last session of all")
+        add("-b", "--backend", metavar="NAME", type=checked(_argument), help="with --last: of this backend")
+        add("--here", action="store_true", help="in the current directory, not in that of the session")
+        form_of_prompt(parser)
+        run_options(parser)
+        task_options(parser, "backend", "workdir")
+
+    def sessions_command() -> None:
+        parser = subparsers.add_parser(
+            "sessions", help="show and keep in order what can be resumed", formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage="clinvk sessions [OPTIONS] ACTION ...", description="""\
 Show what can be resumed, and keep it in order. ID is the id of a session, the beginning of one, or the backend's own.
   list                the sessions, the last used first
   show ID             all that is known of a session
@@ -6949,79 +6958,94 @@ Show what can be resumed, and keep it in order. ID is the id of a session, the b
   clean               delete the sessions that were not used for long
   tag ID [TAG...]     add tags, or with --remove take some away; print those that it has
   fork ID             make a session that goes on from where that one is, and print its id""")
-    add = sessions.add_argument
-    add("action", metavar="ACTION", nargs="?", choices=tuple(SESSIONS_OPTIONS), help="one of those above")
-    add("words", metavar="ID ...", nargs="*", help="ids or tags")
-    add("--json", action="store_true", help="print JSON")
-    add("-b", "--backend", metavar="NAME", help="list: those of a backend")
-    add("--status", metavar="STATUS", choices=SESSION_STATUSES, help="list: those that are %s" % ", ".join(SESSION_STATUSES))
-    add("--tag", metavar="TAG", help="list: those with a tag")
-    add("-n", "--limit", metavar="N", type=number(_whole_number), help="list: at most N")
-    add("--older-than", metavar="AGE", type=checked(parse_age), help="clean: 12h, 30d, 2w (default: session.retention_days of the configuration)")
-    add("--dry-run", action="store_true", help="clean: print what would be deleted")
-    add("--remove", metavar="TAG", action="append", help="tag: take a tag away; more than once for several")
-    add("--config", metavar="FILE", help="clean: read the configuration from FILE (default: ~/.clinvk/config.yaml)")
-    sessions.set_defaults(run=run_sessions)
+        add = parser.add_argument
+        add("action", metavar="ACTION", nargs="?", choices=tuple(SESSIONS_OPTIONS), help="one of those above")
+        add("words", metavar="ID ...", nargs="*", help="ids or tags")
+        add("--json", action="store_true", help="print JSON")
+        add("-b", "--backend", metavar="NAME", help="list: those of a backend")
+        add("--status", metavar="STATUS", choices=SESSION_STATUSES, help="list: those that are %s" % ", ".join(SESSION_STATUSES))
+        add("--tag", metavar="TAG", help="list: those with a tag")
+        add("-n", "--limit", metavar="N", type=number(_whole_number), help="list: at most N")
+        add("--older-than", metavar="AGE", type=checked(parse_age), help="clean: 12h, 30d, 2w (default: session.retention_days of the configuration)")
+        add("--dry-run", action="store_true", help="clean: print what would be deleted")
+        add("--remove", metavar="TAG", action="append", help="tag: take a tag away; more than once for several")
+        add("--config", metavar="FILE", help="clean: read the configuration from FILE (default: ~/.clinvk/config.yaml)")
+        parser.set_defaults(run=run_sessions)
 
-    doctor = subparsers.add_parser("doctor", help="show which backends can be used, and what this machine has",
-                                   description="Show which backends can be used here, and what this machine has. Logins are not tried.")
-    doctor.add_argument("--json", action="store_true", help="print one JSON object")
-    doctor.set_defaults(run=lambda options: command_doctor(options.json))
-    config = subparsers.add_parser("config", help="show or change the configuration", description="Show or change the configuration.")
-    config.add_argument("action", nargs="?", choices=("show", "get", "set", "path"), metavar="ACTION",
-                        help="show: each setting and where its value comes from; get KEY; set KEY VALUE; path: of the file")
-    config.add_argument("key", nargs="?", metavar="KEY", help="as in unified_flags.sandbox_mode")
-    config.add_argument("value", nargs="?", metavar="VALUE", help="a text, a number, true, false or a list such as [a, b]")
-    config.add_argument("--config", metavar="FILE", help="the configuration file (default: ~/.clinvk/config.yaml)")
-    config.add_argument("--json", action="store_true", help="show: print one JSON object")
-    config.set_defaults(run=run_config)
-    subparsers.add_parser("version", help="show the version").set_defaults(run=lambda options: print_version())
-    parallel = subparsers.add_parser(
-        "parallel", help="run a batch of tasks", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run a batch of tasks, several at a time.", epilog="""\
+    def doctor_command() -> None:
+        parser = subparsers.add_parser("doctor", help="show which backends can be used, and what this machine has",
+                                       description="Show which backends can be used here, and what this machine has. Logins are not tried.")
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.set_defaults(run=lambda options: command_doctor(options.json))
+
+    def config_command() -> None:
+        parser = subparsers.add_parser("config", help="show or change the configuration", description="Show or change the configuration.")
+        parser.add_argument("action", nargs="?", choices=("show", "get", "set", "path"), metavar="ACTION",
+                            help="show: each setting and where its value comes from; get KEY; set KEY VALUE; path: of the file")
+        parser.add_argument("key", nargs="?", metavar="KEY", help="as in unified_flags.sandbox_mode")
+        parser.add_argument("value", nargs="?", metavar="VALUE", help="a text, a number, true, false or a list such as [a, b]")
+        parser.add_argument("--config", metavar="FILE", help="the configuration file (default: ~/.clinvk/config.yaml)")
+        parser.add_argument("--json", action="store_true", help="show: print one JSON object")
+        parser.set_defaults(run=run_config)
+
+    def version_command() -> None:
+        subparsers.add_parser("version", help="show the version").set_defaults(run=lambda options: print_version())
+
+    def parallel_command() -> None:
+        parser = subparsers.add_parser(
+            "parallel", help="run a batch of tasks", formatter_class=argparse.RawDescriptionHelpFormatter,
+            description="Run a batch of tasks, several at a time.", epilog="""\
 The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks, or tasks. Examples:
   clinvk parallel --file tasks.json
   echo '{"backend": "echo", "prompt": "hello"}' | clinvk parallel
   jq -R '{prompt: .}' prompts.txt | clinvk parallel --backend claude --jsonl""")
-    parallel.set_defaults(run=run_parallel)
-    add = parallel.add_argument
-    add("-f", "--file", metavar="FILE", help="read tasks from FILE; - or no FILE: from stdin")
-    add("-j", "--max-parallel", metavar="N", type=number(_jobs), help="run at most N tasks at once (default: %d)" % DEFAULT_JOBS)
-    add("--fail-fast", action="store_true", help="at the first failure start nothing more and stop what runs")
-    form_options(parallel, "task")
-    add("--output-dir", metavar="DIR", type=checked(_argument), help="keep a file per task in DIR, and summary.json")
-    trust_options(parallel)
-    run_options(parallel)
-    task_options(parallel.add_argument_group("for tasks that do not say it themselves"))
+        parser.set_defaults(run=run_parallel)
+        add = parser.add_argument
+        add("-f", "--file", metavar="FILE", help="read tasks from FILE; - or no FILE: from stdin")
+        add("-j", "--max-parallel", metavar="N", type=number(_jobs), help="run at most N tasks at once (default: %d)" % DEFAULT_JOBS)
+        add("--fail-fast", action="store_true", help="at the first failure start nothing more and stop what runs")
+        form_options(parser, "task")
+        add("--output-dir", metavar="DIR", type=checked(_argument), help="keep a file per task in DIR, and summary.json")
+        trust_options(parser)
+        run_options(parser)
+        task_options(parser.add_argument_group("for tasks that do not say it themselves"))
 
-    chain = subparsers.add_parser(
-        "chain", help="run steps, each with the answers of those before it", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run steps one after the other, each with the answers of those before it.", epilog="""\
+    def chain_command() -> None:
+        parser = subparsers.add_parser(
+            "chain", help="run steps, each with the answers of those before it", formatter_class=argparse.RawDescriptionHelpFormatter,
+            description="Run steps one after the other, each with the answers of those before it.", epilog="""\
 The input is one JSON object, {"steps": [...]}: tasks, in whose prompts {{previous}} stands for the answer of
 the step before, and {{steps.NAME.output}} for that of the step with that name. Examples:
   clinvk chain --file chain.json
   clinvk chain --file chain.json --json | jq -r '.results[-1].output'""")
-    chain.set_defaults(run=lambda options: command_chain(settings_from(options), options.file))
-    chain.add_argument("-f", "--file", metavar="FILE", help="read the chain from FILE; - or no FILE: from stdin")
-    form_options(chain, "step")
-    trust_options(chain)
-    run_options(chain)
-    task_options(chain.add_argument_group("for steps that do not say it themselves"))
+        parser.set_defaults(run=lambda options: command_chain(settings_from(options), options.file))
+        parser.add_argument("-f", "--file", metavar="FILE", help="read the chain from FILE; - or no FILE: from stdin")
+        form_options(parser, "step")
+        trust_options(parser)
+        run_options(parser)
+        task_options(parser.add_argument_group("for steps that do not say it themselves"))
 
-    compare = subparsers.add_parser("compare", help="ask several backends the same",
-                                    description="Ask several backends the same, and show their answers side by side.")
-    compare.set_defaults(run=lambda options: command_compare(
-        settings_from(options), options.backends, options.sequential, options.diff, options.prompt))
-    compare.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from stdin")
-    which = compare.add_mutually_exclusive_group(required=True)
-    which.add_argument("--backends", metavar="LIST", type=lambda text: [name.strip() for name in text.split(",")],
-                       help="the backends, as in claude,codex")
-    which.add_argument("--all-backends", action="store_true", help="all that are installed but echo, and commands of your own")
-    compare.add_argument("--sequential", action="store_true", help="ask one after the other, not all at once")
-    form_options(compare, "answer")
-    compare.add_argument("--diff", action="store_true", help="show the words in which each answer differs from the first")
-    run_options(compare)
-    task_options(compare.add_argument_group("for all backends"), "backend")
+    def compare_command() -> None:
+        parser = subparsers.add_parser("compare", help="ask several backends the same",
+                                        description="Ask several backends the same, and show their answers side by side.")
+        parser.set_defaults(run=lambda options: command_compare(
+            settings_from(options), options.backends, options.sequential, options.diff, options.prompt))
+        parser.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from stdin")
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument("--backends", metavar="LIST", type=lambda text: [name.strip() for name in text.split(",")],
+                           help="the backends, as in claude,codex")
+        which.add_argument("--all-backends", action="store_true", help="all that are installed but echo, and commands of your own")
+        parser.add_argument("--sequential", action="store_true", help="ask one after the other, not all at once")
+        form_options(parser, "answer")
+        parser.add_argument("--diff", action="store_true", help="show the words in which each answer differs from the first")
+        run_options(parser)
+        task_options(parser.add_argument_group("for all backends"), "backend")
+
+    builders = {"prompt": prompt_command, "resume": resume_command, "sessions": sessions_command, "doctor": doctor_command,
+                "config": config_command, "version": version_command, "parallel": parallel_command, "chain": chain_command,
+                "compare": compare_command}
+    for name in [only] if only in builders else builders:
+        builders[name]()
     return parser
 
 
@@ -7161,7 +7185,7 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
         if whole_process:
             forgo_keyboard_interrupt()
         with stop_signals(die_at_once):
-            options = build_parser().parse_args(arguments)
+            options = build_parser(*arguments[:1]).parse_args(arguments)
             return int(options.run(options))
     except SystemExit as leaving:  # of argparse: after --help, --version or a usage error
         return int(leaving.code or 0)
