@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     import argparse
     import threading
     from types import FrameType, ModuleType
-    from typing import (Any, Callable, Dict, FrozenSet, Generator, Iterable, Iterator, List, NamedTuple, NoReturn, Optional, Pattern,
+    from typing import (Any, Callable, Container, Dict, FrozenSet, Generator, Iterable, Iterator, List, NamedTuple, NoReturn, Optional, Pattern,
                         Sequence, Set, Tuple, Type, TypeVar, Union)
 
     _T = TypeVar("_T")
@@ -2130,16 +2130,10 @@ def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Co
         raise ConfigError("%s:%d: not valid UTF-8" % (path, data.count(b"\n", 0, error.start) + 1)) from None
 
 
-def settled(layers: Sequence[Tuple[str, Dict[str, Any]]], names: Iterable[str]) -> Dict[str, Tuple[Any, str]]:
+def settled(layers: Sequence[Tuple[str, Dict[str, Any]]], names: Container[str]) -> Dict[str, Tuple[Any, str]]:
     """The value of each setting that is said, and who says it: the first layer that has one.  The one place for precedence."""
-    found = {}
-    for name in names:
-        for source, layer in layers:
-            value = layer.get(name)
-            if value not in (None, ""):
-                found[name] = value, source
-                break
-    return found
+    return {name: (value, source) for source, layer in reversed(layers) for name, value in layer.items()
+            if value not in (None, "") and name in names}
 
 
 # --- 5. Backends -------------------------------------------------------------
