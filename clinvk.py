@@ -751,17 +751,24 @@ def sweep(*marks: str) -> None:
         time.sleep(0.002)  # a killed process keeps its environment until it is torn down
 
 
+@once
+def process_control() -> Any:
+    """prctl(2), None where it cannot be had.  Loaded before a process forks its workers, it is theirs at no cost."""
+    try:
+        import ctypes
+        return ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):
+        return None
+
+
 if sys.platform.startswith("linux"):
     def adopt_orphans() -> bool:
         """From now on an orphan among this process's descendants becomes its child (prctl(2), PR_SET_CHILD_SUBREAPER).
 
         Only so can be seen, and at little cost, that a task has left nothing behind.  False where it cannot be had.
         """
-        try:
-            import ctypes
-            return bool(ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0)
-        except (ImportError, OSError, AttributeError):
-            return False
+        prctl = process_control()
+        return prctl is not None and prctl(36, 1, 0, 0, 0) == 0
 
     def _children() -> List[int]:
         me, found = os.getpid(), []
@@ -4595,6 +4602,8 @@ class _Crew:
             from multiprocessing import resource_tracker
             _spawn_from_nowhere()
             resource_tracker.ensure_running()
+        else:
+            process_control()
         # A signal that comes between fork and _enter_process waits until the worker knows what to do with it; Pool's own threads
         # never take one.
         former = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
