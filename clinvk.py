@@ -647,8 +647,8 @@ def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: O
         except NotImplementedError:  # setsid
             pass
     import subprocess  # twice the price of posix_spawn (of a fork, before Python 3.10), but it can change the directory
-    there = next(filter(os.path.exists, candidates(argv[0])), argv[0])
-    program = find_program(argv[0])[0] or os.path.abspath(there)  # which is then the system's to refuse
+    paths = candidates(argv[0])
+    program = find_program(argv[0])[0] or next(filter(os.path.exists, paths), paths[0])  # which is then the system's to refuse
     try:
         process = subprocess.Popen(argv, executable=program, stdin=files[0], stdout=files[1], stderr=files[2],
                                    cwd=workdir.path() if workdir else None, env=environment, start_new_session=True)

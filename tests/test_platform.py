@@ -442,6 +442,7 @@ class Starting(PlatformCase):
             os.mkdir(self.path(name))
             support.write_program(self.path(name, "tool"), b"#!/bin/sh\necho %s $0\n" % name.encode())
         support.write_program(self.path("there", "other"), b"#!/bin/sh\necho wrong\n")
+        support.write_program(self.path("here", "stray"), b"#!/bin/sh\necho wrong, too\n")
         self.addCleanup(os.chdir, os.getcwd())
         os.chdir(self.path("here"))
         for path in (".", "", ":/usr/bin", self.bin + "::"):
@@ -451,6 +452,20 @@ class Starting(PlatformCase):
                 self.assertEqual(self.start_it((program,), place), (0, b"here %s\n" % self.path("here", "tool").encode(), b""))
             self.assert_fails(errno.ENOENT, ("./other",), place, ("./other",))
             self.assert_fails(errno.ENOENT, ("other",), place, ("other",))
+        self.enter_environment(PATH=self.bin)
+        for workdir in (None, place):  # what is beside clinvk is not on the PATH
+            self.assert_fails(errno.ENOENT, ("stray",), workdir, ("stray", None))
+
+    def test_a_directory_is_entered_where_standard_descriptors_are_closed(self):
+        self.assertEqual(self.script("""
+            files = [os.open(name, os.O_RDWR | os.O_CREAT) for name in (os.devnull, sys.argv[1], os.devnull)]
+            former = os.dup(1)
+            for file in range(3):
+                os.close(file)
+            pid = clinvk.start_session(("pwd",), dict(os.environ), clinvk.open_place("/"), files)
+            code = clinvk.code_of_status(os.waitpid(pid, 0)[1])
+            os.write(former, ("%d %s" % (code, open(sys.argv[1]).read())).encode())
+            """, self.path("out")), "0 /\n")
 
     def test_an_error_leaves_no_process(self):
         before = support.children_of(os.getpid())
