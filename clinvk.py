@@ -600,7 +600,12 @@ class Place(NamedTuple):
 
 def open_place(path: str) -> Place:
     """Opens a directory that one may enter.  Raises OSError."""
-    file = os.open(os.path.join(path, "."), getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    import fcntl
+    lowest = os.open(os.path.join(path, "."), getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        file = fcntl.fcntl(lowest, fcntl.F_DUPFD_CLOEXEC, 3)  # a child has its standard ones in place before it enters the directory
+    finally:
+        os.close(lowest)
     try:
         real = os.readlink("/proc/self/fd/%d" % file)
     except OSError:
