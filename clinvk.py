@@ -2240,9 +2240,9 @@ class Capture:
         return not any(piece.strip() for piece in file_chunks(self._file, 0, self._size))
 
     def tail(self) -> str:
-        """The last 64 KiB as text, from the beginning of a line: half a secret is not known to be one."""
+        """The last 64 KiB as text, from the beginning of a line: half a secret is not known to be one.  Of a very long line its end."""
         text = to_text(b"".join(file_chunks(self._file, max(0, self._size - CHUNK), self._size)))
-        return text if self._size <= CHUNK else text[text.find("\n") + 1 or CHUNK // 2:]
+        return text if self._size <= CHUNK else text[text.find("\n", 0, CHUNK // 2) + 1 or CHUNK // 2:]
 
 
 class Reply(NamedTuple):

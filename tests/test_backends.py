@@ -1076,6 +1076,8 @@ class Captures(CaptureCase):
         tail = self.capture(data).tail()
         self.assertTrue(clinvk.to_text(data).endswith(tail))
         self.assertGreaterEqual(len(tail), clinvk.CHUNK // 2)
+        self.assertEqual(self.capture(data + b"\nb\n").tail()[-4:], "d\nb\n")
+        self.assertGreaterEqual(len(self.capture(data + b"\n").tail()), clinvk.CHUNK // 2, "a line that is longer ends it")
         data = b"a" * 60000 + b"\n" + b"b" * (clinvk.CHUNK - 60001)
         self.assertEqual(self.capture(data).tail(), data.decode(), "all of it where it is short enough")
 
