@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     import argparse
     import threading
     from types import FrameType, ModuleType
-    from typing import (Any, Callable, Container, Dict, FrozenSet, Generator, Iterable, Iterator, List, NamedTuple, NoReturn, Optional, Pattern,
-                        Sequence, Set, Tuple, Type, TypeVar, Union)
+    from typing import (Any, Callable, Container, Dict, FrozenSet, Generator, Iterable, Iterator, List, Match, NamedTuple, NoReturn,
+                        Optional, Pattern, Sequence, Set, Tuple, Type, TypeVar, Union)
 
     _T = TypeVar("_T")
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
@@ -548,23 +548,27 @@ def _secret_words() -> List[str]:
 
 @once
 def _secret_pattern() -> Pattern[str]:
-    """Any secret, a group each; before whatever is no letter or digit there may be backslashes, as JSON in JSON, a shell or a
-    regular expression has them."""
+    """Any secret; before whatever in it is no letter or digit there may be backslashes, as JSON in JSON, a shell or a regular
+    expression has them.  (Not before its first character: each backslash of a long run of them would be a beginning to try.)"""
     import re
-    marks = re.compile(r"\\+|[\W_]")
-    return re.compile("|".join("(%s)" % marks.sub(
-        lambda mark: r"\\+" if mark.group()[0] == "\\" else r"\\*" + re.escape(mark.group()), value) for value in _secrets()))
+    marks = re.compile(r"\\+[\W_]?|[\W_]")
+
+    def quotable(mark: Match[str]) -> str:
+        text = mark.group()
+        return re.escape(text) if mark.start() == 0 else (r"\\+" if text[0] == "\\" else r"\\*") + re.escape(text.lstrip("\\"))
+
+    return re.compile("|".join(marks.sub(quotable, value) for value in _secrets()))
 
 
 def secret_pieces(text: str) -> List[Tuple[str, str]]:
     """`text` in pieces: (text, "") or (secret, the name of the variable that holds it)."""
     if not any(word in text for word in _secret_words()):
         return [(text, "")]
-    names = list(_secrets().values())
+    names = {value.replace("\\", ""): name for value, name in reversed(list(_secrets().items()))}
     pieces: List[Tuple[str, str]] = []
     end = 0
     for found in _secret_pattern().finditer(text):
-        pieces += [(text[end:found.start()], ""), (found.group(), names[(found.lastindex or 1) - 1])]
+        pieces += [(text[end:found.start()], ""), (found.group(), names[found.group().replace("\\", "")])]
         end = found.end()
     return [piece for piece in pieces + [(text[end:], "")] if piece[0]]
 

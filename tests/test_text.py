@@ -392,8 +392,16 @@ class Secrets(unittest.TestCase):
             text = json.dumps(text)[1:-1]
             self.assertEqual(module.without_secrets("<%s>" % text), "<[A_KEY]>")
         self.assertEqual(module.without_secrets("<%s>" % json.dumps(re.escape(value), ensure_ascii=False)), '<"[A_KEY]">')
-        backslashes = "sk" + "\\" * 100000
-        self.assertEqual(module.without_secrets(backslashes), backslashes)
+        # In time that grows as the text does, or this would not end.
+        backslashes = "sk" + "\\" * 1000000
+        for secret in (value, "--------", "\\-\\-\\-\\-", "-\\\\\\\\--"):
+            self.assertEqual(module_in({"A_KEY": secret}).without_secrets(backslashes), backslashes)
+        self.assertEqual(module_in({"A_KEY": "-\\-\\'0'-"}).without_secrets(json.dumps("<-\\-\\'0'->")), '"<[A_KEY]>"')
+
+    def test_many_are_found_each_by_its_name(self):
+        values = {"A%d_KEY" % number: "sk-%03d-secret" % number for number in range(200)}
+        module = module_in(values)
+        self.assertEqual(module.without_secrets(" ".join(values.values())), " ".join(map("[%s]".__mod__, values)))
 
     def test_of_a_secret_in_another_one_the_longer_is_found(self):
         for names in (("IN_KEY", "OUT_KEY"), ("OUT_KEY", "IN_KEY")):  # in whatever order the environment has them
