@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     _YamlItems = Dict[Union[str, int], "_YamlItem"]
 else:
     class _Record(tuple):
-        """What `class X(NamedTuple)` becomes here: it means what it means with typing.NamedTuple.
+        """What `class X(NamedTuple)` becomes here: it means what it means with typing.NamedTuple, but for _make.
 
         Importing typing takes as long as starting Python (9 ms beside 10, CPython 3.11), which a program for shell pipelines
         should not spend on every call; collections.namedtuple, which compiles a function for each class at once, half of that.
@@ -76,10 +76,12 @@ else:
 
         def __new__(cls, *values, **named):
             """Compiles the class's own, which takes its fields by position or by name, when the first record is made."""
+            record = next(base for base in cls.__mro__ if "_fields" in vars(base))
             fields = ", ".join(cls._fields)
-            new = eval("lambda cls, %s: new(cls, (%s,))" % (fields, fields), {"new": tuple.__new__})
+            new = eval("lambda _cls, %s: _new(_cls, (%s,))" % (fields, fields), {"_new": tuple.__new__})
+            new.__name__, new.__qualname__ = "__new__", record.__name__
             new.__defaults__ = tuple(cls._field_defaults.values())
-            cls.__new__ = staticmethod(new)
+            record.__new__ = staticmethod(new)
             return new(cls, *values, **named)
 
         def __getnewargs__(self):
@@ -104,7 +106,7 @@ else:
             fields = tuple(body.get("__annotations__", ()))
             defaults = {field: body.pop(field) for field in fields if field in body}
             body.update({field: property(itemgetter(place)) for place, field in enumerate(fields)})
-            return type(name, (_Record,), dict(body, __slots__=(), _fields=fields, _field_defaults=defaults))
+            return type(name, (_Record,), dict(body, __slots__=(), __match_args__=fields, _fields=fields, _field_defaults=defaults))
 
     class NamedTuple(metaclass=_RecordType):
         pass
