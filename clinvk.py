@@ -6812,9 +6812,10 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
             if unknown:
                 command = getattr(options, "command", None)
                 parser = commands.get(command, self)
-                hint = "" if unknown[0].startswith("-") else UNKNOWN_WORDS.get(command or "", "")
+                known = parser._option_string_actions
+                hint = "" if unknown[0].startswith("-") and unknown[0] not in known else UNKNOWN_WORDS.get(command or "", "")
                 parser.error("unknown argument %s%s" % (
-                    unknown[0], hint or nearest(unknown[0].split("=")[0], parser._option_string_actions)))
+                    unknown[0], hint or nearest(unknown[0].split("=")[0], known)))
             return options
 
         def error(self, message: str) -> NoReturn:

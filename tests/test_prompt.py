@@ -139,6 +139,7 @@ class Refused(PromptCase):
         for args in (("why", "is", "this"), ("prompt", "why", "is"), ("resume", "--last", "why", "is"), ("resume", "abc", "why", "is")):
             with self.subTest(args=args):
                 self.assertIn("unknown argument is; a prompt of several words needs quotes around it", self.refused(*args))
+        self.assertIn("unknown argument -b; a prompt of several words needs", self.refused("--", "why", "-b", "echo"))
 
     def test_what_is_said_wrongly_is_told(self):
         for args, words in ((("-b", "ecko", "why"), '--backend: unknown backend "ecko" (did you mean "echo"?)'), (("-o", "yaml", "why"), "invalid choice: 'yaml'"),
