@@ -5347,6 +5347,7 @@ class Directory:
 
     def __init__(self, path: str, root: str = "") -> None:
         self._path = path
+        self._place = Place(-1, "")
         self._report = Report()
         try:
             os.makedirs(path, 0o700, exist_ok=True)
@@ -5364,6 +5365,10 @@ class Directory:
 
     def finish(self, totals: Dict[str, Any]) -> None:
         self._put("summary.json", self._report.pieces(totals))
+
+    def __del__(self) -> None:
+        if self._place.file >= 0:
+            os.close(self._place.file)
 
     def _put(self, name: str, pieces: Iterable[bytes]) -> None:
         try:

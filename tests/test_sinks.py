@@ -388,6 +388,9 @@ class Directories(SinkCase):
             clinvk.Directory(self.path("root", "out"), self.path("root"))
         self.assertEqual(str(caught.exception), "cannot write to output_dir %s: it is outside of the current directory" % self.path("root", "out"))
         clinvk.Directory(self.path("root", "new"), self.path("root"))
+        before = len(os.listdir("/dev/fd"))
+        clinvk.Directory(self.path("root", "new")).finish({})
+        self.assertEqual(len(os.listdir("/dev/fd")), before, "it is closed")
 
     def test_a_directory_that_cannot_be_used_is_an_error_that_names_it(self):
         path = self.file("a file", b"")
