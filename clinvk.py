@@ -5729,11 +5729,11 @@ class SessionStore:
     """
 
     _held: Set[str] = set()  # ids; of all stores, as are the locks
+    _files: Dict[str, int] = {}  # those of the locks, which stay open, by their paths
 
     def __init__(self, directory: str, warn: Callable[[str], None] = lambda text: None) -> None:
         self._directory, self._warn = os.path.abspath(directory), warn
         self._warned: Set[str] = set()
-        self._locks = -1
 
     def create(self, backend: str, *, working_dir: str = "", model: str = "", initial_prompt: str = "", title: str = "",
                tags: Iterable[str] = ()) -> Session:
@@ -5863,9 +5863,10 @@ class SessionStore:
         return self._lock(id, 1)
 
     def _lock(self, id: str, which: int) -> _SessionLock:
-        if self._locks < 0:
-            self._locks = os.open(os.path.join(self._directory, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        return _SessionLock(self._locks, int(id[:7], 16) + (which << 28))  # a position that every system can take
+        path = os.path.join(self._directory, ".lock")
+        if not is_same(self._files.get(path, -1), path):  # not yet, or the directory is another one by now
+            self._files[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return _SessionLock(self._files[path], int(id[:7], 16) + (which << 28))  # a position that every system can take
 
     def _hold(self, id: str) -> bool:
         """Keeps a session for this process, whose lock it has now; False where another one does."""

@@ -5,6 +5,7 @@ that create, change, delete and list at once, or are killed in the midst of it, 
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -668,6 +669,19 @@ class InUse(SessionCase):
         self.assertEqual((self.ids(status="active"), self.ids(status="error")), ([], [self.session.id]))
         self.assertEqual(self.start_user().finish().returncode, 0)
         self.assertEqual(self.as_it_is()[0], "completed")
+
+    def test_stores_share_the_files_of_their_locks(self):
+        """Which stay open; but a directory that was made anew has another one."""
+        self.store.begin(self.session.id)
+        before = len(os.listdir("/dev/fd"))
+        for _ in range(5):
+            self.new_store().update(self.session.id, lambda session: session._replace(title="new"))
+        self.assertEqual(len(os.listdir("/dev/fd")), before)
+        shutil.rmtree(self.sessions)
+        self.session = self.store.save(self.store.create("claude")._replace(status="completed"))
+        user = self.start_user()
+        self.assertIn("is in use", self.refused(self.store.begin, self.session.id))
+        user.finish()
 
     def test_others_may_change_it_and_it_stays_in_use(self):
         user = self.start_user()
