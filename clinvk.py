@@ -78,8 +78,9 @@ else:
             """Compiles the class's own, which takes its fields by position or by name, when the first record is made."""
             record = next(base for base in cls.__mro__ if "_fields" in vars(base))
             fields = ", ".join(cls._fields)
-            new = eval("lambda _cls, %s: _new(_cls, (%s,))" % (fields, fields), {"_new": tuple.__new__})
-            new.__name__, new.__qualname__ = "__new__", record.__name__
+            scope = {"_new": tuple.__new__}
+            exec("def __new__(_cls, %s): return _new(_cls, (%s,))" % (fields, fields), scope)  # a name that TypeErrors can tell
+            new = scope["__new__"]
             new.__defaults__ = tuple(cls._field_defaults.values())
             record.__new__ = staticmethod(new)
             return new(cls, *values, **named)

@@ -66,7 +66,7 @@ class Records(unittest.TestCase):
         self.assertEqual([Shifted(1, 2) for _ in range(2)], [(2, 2)] * 2)
         self.assertEqual((Point(1), Point(y=2, x=1)), ((1, 0), (1, 2)))
         self.assertEqual(Point.__match_args__, ("x", "y"))
-        with self.assertRaisesRegex(TypeError, r"^(Point|__new__)\(\) missing 1 required positional argument: 'x'$"):
+        with self.assertRaisesRegex(TypeError, r"^__new__\(\) missing 1 required positional argument: 'x'$"):
             Point()
 
     def test_a_task_needs_an_index_a_backend_and_a_prompt_and_nothing_else(self):
