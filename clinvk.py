@@ -5888,6 +5888,8 @@ class SessionStore:
         try:
             with self._locked(session.id):  # so that nobody begins with it meanwhile
                 return self._settled(self._read(session.id))
+        except FileNotFoundError:  # deleted meanwhile
+            raise
         except OSError:  # who may not write there cannot tell
             return session
 

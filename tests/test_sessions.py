@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 import unittest
+import unittest.mock
 
 import support
 from support import clinvk
@@ -669,6 +670,19 @@ class InUse(SessionCase):
         self.assertEqual((self.ids(status="active"), self.ids(status="error")), ([], [self.session.id]))
         self.assertEqual(self.start_user().finish().returncode, 0)
         self.assertEqual(self.as_it_is()[0], "completed")
+
+    def test_one_that_is_deleted_while_it_is_looked_at_is_not_there(self):
+        user = self.start_user()
+        read = self.store._read
+
+        def read_and_lose(id):
+            session = read(id)
+            os.unlink(self.file_of(id))
+            return session
+
+        with unittest.mock.patch.object(self.store, "_read", read_and_lose):
+            self.assertEqual(self.store.all(), [])
+        self.assertNotEqual(user.finish().returncode, 0)
 
     def test_stores_share_the_files_of_their_locks(self):
         """Which stay open; but a directory that was made anew has another one."""
