@@ -659,8 +659,9 @@ def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: O
         except NotImplementedError:  # setsid
             pass
     import subprocess  # twice the price of posix_spawn (of a fork, before Python 3.10), but it can change the directory
-    paths = candidates(argv[0])
-    program = find_program(argv[0])[0] or next(filter(os.path.exists, paths), paths[0])  # which is then the system's to refuse
+    program = os.path.abspath(argv[0]) if "/" in argv[0] else argv[0]
+    if "PATH" in environment:
+        environment = dict(environment, PATH=os.pathsep.join(search_path()))
     try:
         process = subprocess.Popen(argv, executable=program, stdin=files[0], stdout=files[1], stderr=files[2],
                                    cwd=workdir.path() if workdir else None, env=environment, start_new_session=True)
@@ -4219,8 +4220,6 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
     argv = tuple(word.replace(SCRATCH, directory) for word in command.argv)
     if workdir:
         environment["PWD"] = workdir.real if task.root else os.path.abspath(task.workdir)
-        if "PATH" in environment:
-            environment["PATH"] = os.pathsep.join(search_path())
     pid = start_session(argv, environment, workdir, files)
     return _BackendProcess(pid, getattr(signal, backend_of(task).stop_signal), station.grace)
 

@@ -456,6 +456,15 @@ class Starting(PlatformCase):
         for workdir in (None, place):  # what is beside clinvk is not on the PATH
             self.assert_fails(errno.ENOENT, ("stray",), workdir, ("stray", None))
 
+    def test_the_first_program_on_the_path_that_can_be_started_is(self):
+        for name, content in (("lost", b"#!/nowhere/interpreter\n"), ("plain", b"#!/bin/sh\n"), ("good", b"#!/bin/sh\necho good\n"), ("later", b"#!/bin/sh\necho later\n")):
+            os.mkdir(self.path(name))
+            support.write_program(self.path(name, "tool"), content)
+        os.chmod(self.path("plain", "tool"), 0o644)
+        self.enter_environment(PATH=":".join(map(self.path, ("lost", "plain", "good", "later"))))
+        for workdir in self.both_ways():
+            self.assertEqual(self.start_it(("tool",), workdir), (0, b"good\n", b""))
+
     def test_a_directory_is_entered_where_standard_descriptors_are_closed(self):
         self.assertEqual(self.script("""
             files = [os.open(name, os.O_RDWR | os.O_CREAT) for name in (os.devnull, sys.argv[1], os.devnull)]
