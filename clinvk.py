@@ -607,12 +607,11 @@ class Place(NamedTuple):
 
 def open_place(path: str) -> Place:
     """Opens a directory that one may enter.  Raises OSError."""
-    import fcntl
-    lowest = os.open(os.path.join(path, "."), getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        file = fcntl.fcntl(lowest, fcntl.F_DUPFD_CLOEXEC, 3)  # a child has its standard ones in place before it enters the directory
-    finally:
-        os.close(lowest)
+    file = os.open(os.path.join(path, "."), getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    if file <= 2:  # a child has its own standard ones in place before it enters the directory
+        import fcntl
+        standard, file = file, fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.close(standard)
     try:
         real = os.readlink("/proc/self/fd/%d" % file)
     except OSError:
