@@ -2249,7 +2249,10 @@ class Capture:
     def tail(self) -> str:
         """The last 64 KiB as text, from the beginning of a line: half a secret is not known to be one.  Of a very long line its end."""
         text = to_text(b"".join(file_chunks(self._file, max(0, self._size - CHUNK), self._size)))
-        return text if self._size <= CHUNK else text[text.find("\n", 0, CHUNK // 2) + 1 or CHUNK // 2:]
+        if self._size > CHUNK:
+            text = without_secrets(text)
+            text = text[text.find("\n", 0, len(text) // 2) + 1 or len(text) // 2:]
+        return text
 
 
 class Reply(NamedTuple):
