@@ -3034,7 +3034,7 @@ BACKENDS = {backend.name: backend for backend in (
             cautions=(("resume", CODEX_COUNTS),), resuming=Resuming(fork=True, anywhere=True), saying=_codex_saying),
     Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")), _refuse_unconfined,
             limit=8 << 20, limit_unit="bytes", leftovers=_gemini_leftovers, install="npm install -g @google/gemini-cli",
-            ours=("-o", "--output-format"), resuming=Resuming(system_prompt=True), saying=_gemini_saying),
+            ours=("-o", "--output-format", "--outputFormat"), resuming=Resuming(system_prompt=True), saying=_gemini_saying),
     # For trying, testing and showing pipelines on a machine without any AI program: a real process that answers with its prompt.
     Backend("echo", lambda task: Command(("cat",)), _read_text, frozenset()),
 )}

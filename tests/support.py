@@ -71,12 +71,6 @@ def left_to_full_runs():
         raise unittest.SkipTest("a full run of the tests has these")
 
 
-def left_to_fork():
-    """For the head of a module whose workers are those of other modules, too: the brief run for spawn goes without it."""
-    if os.environ.get("CLINVK_START_METHOD") == "spawn":
-        left_to_full_runs()
-
-
 def data_file(name):
     with open(os.path.join(DATA, name), "rb") as file:
         return file.read()

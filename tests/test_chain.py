@@ -18,7 +18,7 @@ import support
 from support import PATIENCE, COMPILED, ROOT, Case, clinvk, only_linux, wait_until, write_program
 from test_commands import normal
 
-support.left_to_fork()
+support.left_to_full_runs()
 
 COUNTS = ("total_steps", "completed_steps", "failed_step", "total_tasks", "completed", "failed", "canceled", "skipped")
 

@@ -15,7 +15,7 @@ import support
 from support import PATIENCE, COMPILED, clinvk, wait_until
 from test_commands import normal
 
-support.left_to_fork()
+support.left_to_full_runs()
 
 # The fakes as commands of the user's own: each does what the prompt says, and `mine` is one that is not there.
 MINE = json.dumps({"one": {"command": ["cat"]}, "two": {"command": ["cat"]}, "upper": {"command": ["tr", "a-z", "A-Z"]},

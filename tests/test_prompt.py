@@ -14,7 +14,7 @@ import unittest
 import support
 from support import COMPILED, PATIENCE, Case, clinvk, only_linux, wait_until
 
-support.left_to_fork()
+support.left_to_full_runs()
 
 CLAUDE, CODEX, GEMINI = ("5e551000-0000-%d000-8000-00000000000%d" % pair for pair in ((4, 1), (7, 2), (4, 3)))  # the sessions of the fakes
 USAGE = {"input_tokens": 150, "cached_input_tokens": 20, "output_tokens": 7, "reasoning_output_tokens": 2, "total_tokens": 157}

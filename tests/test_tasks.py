@@ -450,7 +450,7 @@ class Precedence(TaskCase):
 
     def test_options_that_decide_what_a_program_prints_are_refused(self):
         for backend, extra in (("claude", ["--output-format", "text"]), ("claude", ["-x", "--output-format=json"]), ("gemini", ["-o", "json"]), ("gemini", ["-ojson"]),
-                               ("gemini", ["--output-format", "stream-json"])):
+                               ("gemini", ["--output-format", "stream-json"]), ("gemini", ["--outputFormat=text"])):
             word = next(word for word in extra if word.startswith(("-o", "--o")))
             message = '"%s" decides what %s prints, which clinvk has to read' % (word, backend)
             self.assertEqual(self.refused({"prompt": "p", "backend": backend, "extra": extra}), "tasks.json:1: extra: " + message)
