@@ -530,7 +530,7 @@ def _secrets() -> Dict[str, str]:
     """The values of the environment's variables that are secrets by their names, with these; the longest first.
 
     Also as they stand in JSON, and the lines of one that has several: an error text quotes, and may show one line.  What is
-    quoted more than once is found by _secret_pattern.
+    quoted more than once is found by _secret_search.
     """
     found: Dict[str, str] = {}
     for name, value in os.environ.items():
@@ -550,9 +550,12 @@ def _secret_words() -> List[str]:
 
 
 @once
-def _secret_pattern() -> Pattern[str]:
-    """Any secret; before whatever in it is no letter or digit there may be backslashes, as JSON in JSON, a shell or a regular
-    expression has them.  (Not before its first character: each backslash of a long run of them would be a beginning to try.)"""
+def _secret_search() -> Tuple[Pattern[str], Dict[str, str]]:
+    """A pattern for any secret, and the variables' names by what it finds, without backslashes.
+
+    Before whatever in a secret is no letter or digit there may be backslashes, as JSON in JSON, a shell or a regular expression
+    has them.  (Not before its first character: each backslash of a long run of them would be a beginning to try.)
+    """
     import re
     marks = re.compile(r"\\+[\W_]?|[\W_]")
 
@@ -560,17 +563,18 @@ def _secret_pattern() -> Pattern[str]:
         text = mark.group()
         return re.escape(text) if mark.start() == 0 else (r"\\+" if text[0] == "\\" else r"\\*") + re.escape(text.lstrip("\\"))
 
-    return re.compile("|".join(marks.sub(quotable, value) for value in _secrets()))
+    return (re.compile("|".join(marks.sub(quotable, value) for value in _secrets())),
+            {value.replace("\\", ""): name for value, name in reversed(list(_secrets().items()))})
 
 
 def secret_pieces(text: str) -> List[Tuple[str, str]]:
     """`text` in pieces: (text, "") or (secret, the name of the variable that holds it)."""
     if not any(word in text for word in _secret_words()):
         return [(text, "")]
-    names = {value.replace("\\", ""): name for value, name in reversed(list(_secrets().items()))}
+    pattern, names = _secret_search()
     pieces: List[Tuple[str, str]] = []
     end = 0
-    for found in _secret_pattern().finditer(text):
+    for found in pattern.finditer(text):
         pieces += [(text[end:found.start()], ""), (found.group(), names[found.group().replace("\\", "")])]
         end = found.end()
     return [piece for piece in pieces + [(text[end:], "")] if piece[0]]
@@ -2010,15 +2014,15 @@ def setting_named(key: str) -> Tuple[Callable[[Any], Any], Any]:
     parts = key.split(".")
     if parts[0] == "backends" and len(parts) >= 3 and parts[-1] in BACKEND_SETTINGS:
         return BACKEND_SETTINGS[parts[-1]]
-    backend = ".".join(parts[:-1] if len(parts) > 2 else (parts + ["NAME"])[:2])
     known = list(SETTINGS)
     if parts[0] == "backends":
-        known += ["%s.%s" % (backend, name) for name in BACKEND_SETTINGS if name not in DEFINITION_FIELDS or backend[9:] not in BUILT_IN]
+        backend = ".".join(parts[1:-1] or parts[1:] or ["NAME"])
+        known += ["backends.%s.%s" % (backend, name) for name in BACKEND_SETTINGS if name not in DEFINITION_FIELDS or backend not in BUILT_IN]
     below = [name for name in known if name.startswith(key + ".")]
     if below:
         raise ValueError("%s is no setting; these are: %s" % (quoted(key), ", ".join(below)))
-    found = [' (did you mean "%s"?)' % name for name in known if name.endswith("." + key)]
-    raise ValueError("unknown setting %s%s" % (quoted(key), found[0] if found else nearest(key, known)))
+    near = next((' (did you mean "%s"?)' % name for name in known if name.endswith("." + key)), "") or nearest(key, known)
+    raise ValueError("unknown setting %s%s" % (quoted(key), near))
 
 
 class Configuration(NamedTuple):
@@ -2247,12 +2251,12 @@ class Capture:
         return not any(piece.strip() for piece in file_chunks(self._file, 0, self._size))
 
     def tail(self) -> str:
-        """The last 64 KiB as text, from the beginning of a line: half a secret is not known to be one.  Of a very long line its end."""
-        text = to_text(b"".join(file_chunks(self._file, max(0, self._size - CHUNK), self._size)))
-        if self._size > CHUNK:
-            text = without_secrets(text)
-            text = text[text.find("\n", 0, len(text) // 2) + 1 or len(text) // 2:]
-        return text
+        """The last 64 KiB as text, without secrets, from the beginning of a line: half a secret is not known to be one.
+
+        Of a very long line its end.
+        """
+        text = without_secrets(to_text(b"".join(file_chunks(self._file, max(0, self._size - CHUNK), self._size))))
+        return text if self._size <= CHUNK else text[text.find("\n", 0, len(text) // 2) + 1 or len(text) // 2:]
 
 
 class Reply(NamedTuple):
@@ -2486,7 +2490,7 @@ def _string(value: Any) -> str:
 
 def last_words(stderr: str) -> str:
     """The last paragraph of what a failing program wrote to stderr: the reason mostly stands there."""
-    paragraphs = [part.strip() for part in without_secrets(stderr.replace("\r\n", "\n")).split("\n\n")
+    paragraphs = [part.strip() for part in stderr.replace("\r\n", "\n").split("\n\n")
                   if part.strip() and not part.lstrip().startswith("Stack backtrace:")]
     return visible(paragraphs[-1][-2000:]) if paragraphs else ""
 
@@ -2499,7 +2503,7 @@ def _reason(stderr: str) -> str:
     """Why one of the three programs failed, out of what it wrote to stderr: neither its noise nor its usage, nor a stack trace."""
     import re
     lines = []
-    for line in without_secrets(stderr.replace("\r\n", "\n")).split("\n"):
+    for line in stderr.replace("\r\n", "\n").split("\n"):
         if re.match(_AFTERMATH, line):
             break
         if not re.match(_NOISE, line):
@@ -6482,10 +6486,8 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
         if session and store:
             try:
                 store.update(session.id, lambda now: session_after(now, result, counted, says.get("session.store_token_usage")))
-            except (SessionError, ValueError) as error:  # deleted meanwhile; a count that grew too large
-                console.say("warning: the session is not updated: %s" % error)
-            except OSError as error:
-                console.say("warning: the session is not updated: %s" % _why(error))
+            except (SessionError, ValueError, OSError) as error:  # deleted meanwhile; a count that grew too large
+                console.say("warning: the session is not updated: %s" % (_why(error) if isinstance(error, OSError) else error))
 
     def arrived(given: Result) -> Result:
         """Before it is shown, which may be impossible or take for ever: the session is paid for."""
@@ -6683,9 +6685,14 @@ def known_setting(key: str) -> Callable[[Any], Any]:
         raise UserError(str(error)) from None
 
 
+def definitions_of(configuration: Configuration, environment: Dict[str, str]) -> Dict[str, Definition]:
+    """The commands that the file and the environment define.  Raises UserError."""
+    return dict(configuration.definitions, **environment_definitions(environment))
+
+
 def check_default(configuration: Configuration, environment: Dict[str, str]) -> Dict[str, Definition]:
-    """The definitions of the file and of the environment.  Raises ConfigError where the default backend is neither of them nor built in."""
-    definitions = dict(configuration.definitions, **environment_definitions(environment))
+    """As definitions_of.  Raises ConfigError where the default backend is neither one of these nor built in."""
+    definitions = definitions_of(configuration, environment)
     default = configuration.said("default_backend")
     if default and default not in BACKENDS and default not in definitions:
         raise ConfigError("%s: default_backend: %s" % (configuration.place("default_backend"), unknown_backend(default, definitions)))
@@ -6737,8 +6744,9 @@ def start_method_of(environment: Dict[str, str]) -> str:
 def command_doctor(as_json: bool) -> int:
     """Says which backends can be used, and what of the machine matters.  Returns the exit status: whether there is one to use."""
     heed_children()
-    method = start_method_of(dict(os.environ)) or default_start_method()
-    definitions = dict(load_configuration(None, dict(os.environ)).definitions, **environment_definitions(dict(os.environ)))
+    environment = dict(os.environ)
+    method = start_method_of(environment) or default_start_method()
+    definitions = definitions_of(load_configuration(None, environment), environment)
     rows = list(BACKENDS.values()) + [custom_backend(name, definition) for name, definition in definitions.items()]
     backends = []
     for row in rows:
@@ -7052,7 +7060,7 @@ the step before, and {{steps.NAME.output}} for that of the step with that name. 
 
     def compare_command() -> None:
         parser = subparsers.add_parser("compare", help="ask several backends the same",
-                                        description="Ask several backends the same, and show their answers side by side.")
+                                       description="Ask several backends the same, and show their answers side by side.")
         parser.set_defaults(run=lambda options: command_compare(
             settings_from(options), options.backends, options.sequential, options.diff, options.prompt))
         parser.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from stdin")
@@ -7214,14 +7222,11 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
             return int(options.run(options))
     except SystemExit as leaving:  # of argparse: after --help, --version or a usage error
         return int(leaving.code or 0)
-    except OutputError as error:
-        if error.broken_pipe:
+    except (UserError, ConfigError, SessionError, OutputError) as error:
+        if isinstance(error, OutputError) and error.broken_pipe:
             return EXIT_PIPE
         stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
-        return EXIT_OUTPUT
-    except (UserError, ConfigError, SessionError) as error:
-        stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
-        return EXIT_USAGE if isinstance(error, UserError) else EXIT_CONFIG if isinstance(error, ConfigError) else EXIT_SESSION
+        return {UserError: EXIT_USAGE, ConfigError: EXIT_CONFIG, SessionError: EXIT_SESSION, OutputError: EXIT_OUTPUT}[type(error)]
     except Interrupted as interruption:
         return 128 + interruption.signal_number
 
