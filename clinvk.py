@@ -2495,21 +2495,32 @@ def last_words(stderr: str) -> str:
     return visible(paragraphs[-1][-2000:]) if paragraphs else ""
 
 
-_NOISE = r"Warning: 256-color|Ripgrep is not|\[STARTUP\]|YOLO mode|Reading additional input|Loaded cached|Attempt \d+ failed|Suggested retry"
-_AFTERMATH = r"Usage:|Options:|Stack backtrace:|[ \t]+at "
+_NOISE = (r"Warning: 256-color|Ripgrep is not|\[STARTUP\]|YOLO mode|Reading additional input|Loaded cached|Attempt \d+ failed"
+          r"|Suggested retry|Node\.js v\d|\(Use `node ")
+_AFTERMATH = r"(?i:usage|options|require stack|stack (?:back)?trace):|[ \t]+at |\tfrom |goroutine \d|(?:note|hint): "
+# The first of Python's chained exceptions is the root cause; Java and Node print theirs last.
+_ROOT_TRACEBACK = (r"(?m)(?<!exception:\n\n)(?<!occurred:\n\n)^Traceback \(most recent call last\):\n"
+                   r"(?:[ \t].*\n)+")
+_CAUSE = r"\s*(?:\[cause\]|Caused by): "
+# How the line begins that states the reason, the surest first; and which of several such lines counts.
+_STATED = ((r"(?:\S+: |PHP )?(?i:fatal(?: error)?|panic): |thread .* panicked at ", -1), (_CAUSE, -1),
+           (r"(?:\S+: |Uncaught |Exception in thread \S+ )?[\w.$]*(?:[Ee]rror|ERROR|Exception)(?: \[\w+\])?: ", 0))
 
 
 def _reason(stderr: str) -> str:
-    """Why one of the three programs failed, out of what it wrote to stderr: neither its noise nor its usage, nor a stack trace."""
+    """Return the reason that a failed program wrote to stderr, without noise, usage text and stack traces."""
+    import itertools
     import re
-    lines = []
-    for line in stderr.replace("\r\n", "\n").split("\n"):
-        if re.match(_AFTERMATH, line):
-            break
-        if not re.match(_NOISE, line):
-            lines.append(line)
-    stated = next((place for place, line in enumerate(lines) if re.match("error: ", line, re.I)), None)
-    return last_words("\n".join(lines)) if stated is None else visible("\n".join(lines[stated:]).partition("\n\n")[0][:2000].strip())
+    text = stderr.replace("\r\n", "\n").replace("\n\nCaused by:\n", "\nCaused by:\n")
+    text = re.sub(_ROOT_TRACEBACK, "Caused by: ", text)
+    lines = [line for line in text.split("\n") if not re.match(_NOISE, line)]
+    stated = [[place for place, line in enumerate(lines) if re.match(pattern, line)][which:][:1]
+              for pattern, which in _STATED]
+    start = next(itertools.chain(*stated), 0)
+    rest = "\n".join(itertools.takewhile(lambda line: not re.match(_AFTERMATH, line), lines[start:]))
+    if not any(stated):
+        return last_words(rest)
+    return visible(re.sub(_CAUSE, "", rest.partition("\n\n")[0], count=1)[:2000].strip())
 
 
 def _no_result(stdout: Capture, stderr: str, exit_code: int, said: Dict[str, Any], program: str) -> Reply:
@@ -2989,7 +3000,7 @@ def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code
                             "usage": _usage(counts["input"], counts["cached"], counts["output"], counts["reasoning"])}
     if error or exit_code:
         text = error if isinstance(error, str) else _string(_mapping(error).get("message")) or dumps(error).decode() if error else ""
-        return Reply(**dict(said, **_failure(text or last_words(stderr) or "exit status %d" % exit_code)))
+        return Reply(**dict(said, **_failure(text or _reason(stderr) or last_words(stderr) or "exit status %d" % exit_code)))
     if not some:
         return Reply(output=None, **_failure("what it printed is not JSON", kind="backend"))
     return Reply(**said)
@@ -3024,7 +3035,7 @@ def _custom_saying(definition: Definition, line: bytes) -> _Saying:
 def _read_text(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     """A plain command: its stdout is the answer, its exit code the verdict."""
     if exit_code:
-        return Reply(output=None, **_failure(last_words(stderr) or "exit status %d" % exit_code))
+        return Reply(output=None, **_failure(_reason(stderr) or last_words(stderr) or "exit status %d" % exit_code))
     return Reply(output=None)
 
 

@@ -754,6 +754,57 @@ class Readers(CaptureCase):
         self.check(self.read("echo", b"half", "cat: a\n\ncat: b: Permission denied\n", 1), output=None, error="cat: b: Permission denied", error_kind="permission")
         self.check(self.read("echo", b"half", "", 4), output=None, error="exit status 4", error_kind="backend")
 
+    def test_reason_of_a_failed_command_is_found_on_stderr(self):
+        chained = ("Traceback (most recent call last):\n  File \"x.py\", line 2, in <module>\n    open('/nowhere/key')\n"
+                   "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/key'\n\n%s\n\n"
+                   "Traceback (most recent call last):\n  File \"x.py\", line 4, in <module>\n    raise RuntimeError('no client')\n"
+                   "RuntimeError: no client\n")
+        root = "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/key'"
+        direct = chained % "The above exception was the direct cause of the following exception:"
+        during = chained % "During handling of the above exception, another exception occurred:"
+        earlier = "Traceback (most recent call last):\n  File \"log.py\", line 1, in f\nKeyError: 'old'\nretrying\n\n"
+        for stderr, reason in (
+                (direct, root), (during, root), (earlier + direct, root), (direct.replace("\n", "\r\n"), root),
+                (earlier, "KeyError: 'old'\nretrying"),
+                ("x.py:1: SyntaxWarning: x\n" + earlier + "fatal: not a git repository\n", "fatal: not a git repository"),
+                ("node:internal/modules/cjs/loader:1210\n  throw err;\n  ^\n\nError: Cannot find module '/m'\nRequire stack:\n- /[eval]\n"
+                 "    at Module._load (node:internal:1)\n  code: 'MODULE_NOT_FOUND'\n}\n\nNode.js v20.20.2\n", "Error: Cannot find module '/m'"),
+                ("/x.js:9\n  throw e\n  ^\n\nTypeError [ERR_X]: bad\nin two lines\n    at f (/x.js:9:1)\n\nNode.js v22.17.0\n",
+                 "TypeError [ERR_X]: bad\nin two lines"),
+                ("TypeError: fetch failed\n    at node:1:2 {\n  [cause]: Error: connect ECONNREFUSED 127.0.0.1:9\n      at f (x:1)\n}\n",
+                 "Error: connect ECONNREFUSED 127.0.0.1:9"),
+                ("\n/x.js:1\nthrow 'boom'\n^\nboom\n(Use `node --trace-uncaught ...` to show where)\n\nNode.js v20.20.2\n",
+                 "/x.js:1\nthrow 'boom'\n^\nboom"),
+                ("fatal: Unable to create '/r/.git/index.lock': File exists.\n\nAnother git process seems to be running, e.g.\nan editor.\n",
+                 "fatal: Unable to create '/r/.git/index.lock': File exists."),
+                ("error: failed to push some refs to 'x'\nhint: Updates were rejected\nhint: See the manual.\n",
+                 "error: failed to push some refs to 'x'"),
+                ("error: no such model: x-9\n\nUsage: tool [options]\nTry tool --help.\n", "error: no such model: x-9"),
+                ("usage: tool [-h] x\ntool: error: x is required\n", "tool: error: x is required"),
+                ("2026-01-01 starting\n\npanic: open /x: no such file\n\ngoroutine 1 [running]:\nmain.main()\n\t/x.go:5 +0x2c\nexit status 2\n",
+                 "panic: open /x: no such file"),
+                ("fatal error: all goroutines are asleep - deadlock!\n\ngoroutine 1 [select]:\nmain.main()\n",
+                 "fatal error: all goroutines are asleep - deadlock!"),
+                ("\nthread 'main' (7) panicked at p.rs:1:76:\nthe key is missing\nnote: run with `RUST_BACKTRACE=1`\n",
+                 "thread 'main' (7) panicked at p.rs:1:76:\nthe key is missing"),
+                ("\nthread 'main' panicked at p.rs:1:76:\nno key\nstack backtrace:\n   0: std::panicking\n             at /lib.rs:1\n",
+                 "thread 'main' panicked at p.rs:1:76:\nno key"),
+                ("Error: cannot load the settings\n\nCaused by:\n    No such file (os error 2)\n\nStack backtrace:\n   0: x\n",
+                 "Error: cannot load the settings\nCaused by:\n    No such file (os error 2)"),
+                ("Exception in thread \"main\" java.lang.RuntimeException: no client\n\tat X.main(X.java:1)\n"
+                 "Caused by: java.io.FileNotFoundException: /nowhere/key\n\tat X.main(X.java:1)\n", "java.io.FileNotFoundException: /nowhere/key"),
+                ("x.rb:1:in `f': no key (RuntimeError)\n\tfrom x.rb:2:in `<main>'\n", "x.rb:1:in `f': no key (RuntimeError)"),
+                ("Usage: tool FILE\n", "Usage: tool FILE"), ("Node.js v20\n", "Node.js v20"), ("one\n\ntwo: three\n", "two: three")):
+            with self.subTest(stderr):
+                self.assertEqual(self.read("echo", b"", stderr, 1).error, reason)
+                definition = clinvk.Definition(("x",), "jsonl", ("answer",))
+                self.assertEqual(clinvk.custom_backend("x", definition).read(self.capture(b""), stderr, 1).error, reason)
+
+    def test_reason_of_a_python_that_fails_is_its_root_cause(self):
+        script = "try:\n    {}['key']\nexcept KeyError:\n    raise RuntimeError('no client')"
+        failed = self.run_program([sys.executable, "-c", script])
+        self.assertEqual(self.read("echo", b"", failed.stderr.decode(), failed.returncode).error, "KeyError: 'key'")
+
     def test_no_output_whatever_its_shape_makes_a_reader_fail(self):
         chance = random.Random(6)
         odd = [None, True, False, 0, -1, 1.5, 1 << 70, "", "text", "429", [], [1], ["a"], {}, {"a": 1}, [[]], [{}], {"message": []}, "\udcff"]
