@@ -1198,6 +1198,18 @@ def _argument(value: Any) -> str:
     return text
 
 
+def _path(value: Any) -> str:
+    """Return the path, with `~` and `~user` at its start expanded as a shell does."""
+    path = _argument(value)
+    if not path.startswith("~"):
+        return path
+    expanded = os.path.expanduser(path)
+    if not os.path.isabs(expanded) or os.environ.get("HOME") == "" and path[1:2] in ("", "/"):
+        raise ValueError("%s begins with a home directory that is not known; write the path in full, "
+                         "or ./%s for a name in the current directory" % (quoted(path), visible(path)))
+    return expanded
+
+
 def _whole_number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError("expected a whole number, got %s" % quoted(value))
@@ -3095,14 +3107,14 @@ def command_line(task: Task) -> str:
 
 # What a task may say, and how each field is checked.  Raises ValueError with what was expected.
 TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
-    "backend": _argument, "prompt": _some_text, "model": _argument, "workdir": _argument,
+    "backend": _argument, "prompt": _some_text, "model": _argument, "workdir": _path,
     "approval_mode": _one_of(APPROVAL_MODES, "approval mode"), "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"),
     "output_format": _known_string, "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
     "timeout": _seconds, "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "id": _some_text,
     "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
 }
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items() if name not in ("prompt", "id", "name")}
-RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {"max_parallel": _jobs, "fail_fast": _truth, "output_dir": _argument}
+RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {"max_parallel": _jobs, "fail_fast": _truth, "output_dir": _path}
 BATCH_FIELDS = ("tasks", "defaults", "backends") + tuple(RUN_FIELDS)
 
 
@@ -6883,7 +6895,7 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
         add = parser.add_argument
         add("--ceiling", metavar="LIST", type=checked(parse_ceiling),
             help="refuse tasks that ask for more, as in sandbox=workspace,approval=auto")
-        add("--root", metavar="DIR", type=checked(_argument), help="refuse tasks whose workdir is outside of DIR")
+        add("--root", metavar="DIR", type=checked(_path), help="refuse tasks whose workdir is outside of DIR")
         add("--allow-commands", action="store_true", help="let a batch define commands of its own as backends")
 
     def run_options(parser: argparse.ArgumentParser) -> None:
@@ -7045,11 +7057,11 @@ The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks,
   jq -R '{prompt: .}' prompts.txt | clinvk parallel --backend claude --jsonl""")
         parser.set_defaults(run=run_parallel)
         add = parser.add_argument
-        add("-f", "--file", metavar="FILE", help="read tasks from FILE; - or no FILE: from stdin")
+        add("-f", "--file", metavar="FILE", type=checked(_path), help="read tasks from FILE; - or no FILE: from stdin")
         add("-j", "--max-parallel", metavar="N", type=number(_jobs), help="run at most N tasks at once (default: %d)" % DEFAULT_JOBS)
         add("--fail-fast", action="store_true", help="at the first failure start nothing more and stop what runs")
         form_options(parser, "task")
-        add("--output-dir", metavar="DIR", type=checked(_argument), help="keep a file per task in DIR, and summary.json")
+        add("--output-dir", metavar="DIR", type=checked(_path), help="keep a file per task in DIR, and summary.json")
         trust_options(parser)
         run_options(parser)
         task_options(parser.add_argument_group("for tasks that do not say it themselves"))
@@ -7063,7 +7075,7 @@ the step before, and {{steps.NAME.output}} for that of the step with that name. 
   clinvk chain --file chain.json
   clinvk chain --file chain.json --json | jq -r '.results[-1].output'""")
         parser.set_defaults(run=lambda options: command_chain(settings_from(options), options.file))
-        parser.add_argument("-f", "--file", metavar="FILE", help="read the chain from FILE; - or no FILE: from stdin")
+        parser.add_argument("-f", "--file", metavar="FILE", type=checked(_path), help="read the chain from FILE; - or no FILE: from stdin")
         form_options(parser, "step")
         trust_options(parser)
         run_options(parser)

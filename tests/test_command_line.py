@@ -170,6 +170,15 @@ class Usage(CommandLine):
             self.assertEqual(answer, (2, "", "clinvk: error: %s\n" % message))
         self.assert_nothing_ran()
 
+    def test_a_tilde_in_the_path_of_an_option_is_expanded_or_refused(self):
+        self.environment["HOME"] = self.directory
+        self.file("tasks.jsonl", tasks("say x"))
+        done = self.run_clinvk("parallel", "-b", "echo", "--jsonl", "-q", "--file=~/tasks.jsonl", "--root=~", "--workdir=~", "--output-dir=~/kept")
+        self.assertEqual((done.returncode, done.stderr, os.path.exists(self.path("kept", "summary.json"))), (0, b"", True))
+        options = ("--file", "--root", "--workdir", "--output-dir")
+        for option, answer in zip(options, self.main(*[["parallel", option + "=~no-such-user/x"] for option in options])):
+            self.assert_usage_error(answer, option, '"~no-such-user/x" begins with a home directory that is not known')
+
     def test_options_may_stand_in_any_order_and_form(self):
         batch = self.file("batch.json", [{"prompt": "say x"}, {"prompt": "say y", "model": "own"}])
         orders = (["parallel", "--dry-run", "--backend", "codex", "--model", "m", "--sandbox-mode", "full", "-f", batch],

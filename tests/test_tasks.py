@@ -4,9 +4,11 @@ starts, pipes hand their tasks out as they come.  No backend is started."""
 import itertools
 import json
 import os
+import pwd
 import random
 import threading
 import unittest
+import unittest.mock
 
 import support
 from support import clinvk
@@ -367,6 +369,20 @@ class Fields(TaskCase):
                     refused = self.refused(dict({"prompt": "p"}, **{field: value}))
                     step = "[0]" if isinstance(value, list) and field in ("extra", "tags") else ""
                     self.assertTrue(refused.startswith("tasks.json:1: %s%s: %s" % (field, step, message)), refused)
+
+    def test_a_path_that_begins_with_a_tilde_is_expanded_or_refused(self):
+        for home, path, expected in (("/h", "~", "/h"), ("/h", "~/a b", "/h/a b"), ("/h", "~root/x", pwd.getpwuid(0).pw_dir.rstrip("/") + "/x"),
+                                     ("", "~root", pwd.getpwuid(0).pw_dir), ("/h", "./~", "./~"), ("/h", "a/~", "a/~"), ("", "a~", "a~"),
+                                     ("/h", "~no-such-user/x", None), ("", "~", None), ("", "~/x", None), ("here", "~/x", None)):
+            with self.subTest(home=home, path=path), unittest.mock.patch.dict(os.environ, HOME=home):
+                for data in ({"prompt": "p", "workdir": path}, {"tasks": [{"prompt": "p"}], "defaults": {"workdir": path}}):
+                    if expected:
+                        self.assertEqual(self.tasks(data)[0].workdir, expected)
+                    else:
+                        self.assertIn("workdir: %s begins with a home directory that is not known; write the path in full, or ./~" % json.dumps(path),
+                                      self.refused(data))
+        with unittest.mock.patch.dict(os.environ, HOME=os.getcwd()):
+            self.assertEqual(self.stream({"tasks": [{"prompt": "p"}], "output_dir": "~/x"}).run, {"output_dir": os.getcwd() + "/x"})
 
     def test_defaults_take_every_field_but_those_of_a_single_task(self):
         for field, (good, bad) in FIELDS.items():
