@@ -2174,7 +2174,7 @@ def settled(layers: Sequence[Tuple[str, Dict[str, Any]]], names: Container[str])
 # --- 5. Backends -------------------------------------------------------------
 #
 # A row says how to say a task to one program, and how to read what it prints.  What the programs do with each option, and what
-# they print, was measured on Claude Code 2.1.331, Codex 0.169.0 and Gemini CLI 0.61.0; tests/real/ runs them.
+# they print, was measured on Claude Code 2.1.332, Codex 0.171.0 and Gemini CLI 0.61.0; tests/real/ runs them.
 
 SCRATCH = "\0scratch\0"  # in an argument or a variable: the directory where the command's files are put
 

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 
-PINS = {"claude": ("@anthropic-ai/claude-code", "2.1.331"),
-        "codex": ("@openai/codex", "0.169.0"),
+PINS = {"claude": ("@anthropic-ai/claude-code", "2.1.332"),
+        "codex": ("@openai/codex", "0.171.0"),
         "gemini": ("@google/gemini-cli", "0.61.0")}
 CODEX_MODEL = "gpt-5.5"  # one that it knows; for others it warns, and offers other tools
 INSTALL_SECONDS = 600
