@@ -412,6 +412,11 @@ def age(seconds: float) -> str:
     return "%d%s" % (max(0.0, seconds) // unit, letter)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 task" or "2 tasks"."""
+    return "%d %s%s" % (number, noun, "" if number == 1 else "s")
+
+
 def quoted(value: Any) -> str:
     """A value as it stands in an error message: JSON, without secrets, cut to a readable length."""
     text = without_secrets(dumps(value).decode("utf-8"))
@@ -935,6 +940,14 @@ def read_some(file: int) -> bytes:
         except BlockingIOError:  # whoever shares the pipe made it non-blocking
             import select
             select.select([file], [], [])
+
+
+def can_be_read(file: int) -> bool:
+    """Return whether a read of `file` returns at once, with bytes or with the end of the file."""
+    import select
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def give_name(file: int, path: str) -> None:
@@ -3562,9 +3575,10 @@ class TaskStream:
     """The tasks of a file or a pipe, in order: an iterator of Task.
 
     A regular file is read twice, one value at a time: once to validate all of it, then to run it; so `total` is known, and
-    memory does not grow with the number of values.  From a pipe tasks come as their values arrive: `next` gives None where none is
-    ready yet, and `on_ready` is called, from another thread, when one is.  A bad value on a pipe becomes a task with
-    `invalid` set.  Before the first task both raise UserError instead.
+    memory does not grow with the number of values.  `total` is also known of a pipe whose writer has finished.
+    From another pipe tasks come as their values arrive: `next` gives None where none is ready yet, and `on_ready` is
+    called, from another thread, when one is.  A bad value on a pipe becomes a task with `invalid` set.  Before the first
+    task both raise UserError instead.
 
     `run` is what the input says of the run as a whole (`max_parallel`, `fail_fast`, `output_dir`): its first word counts.
     """
@@ -3579,6 +3593,7 @@ class TaskStream:
         self._begun = False
         self._waiting: queue.Queue[Any] = queue.Queue(4)  # a list of tasks for each value, an exception, or None at the end
         self._stopped = False
+        self._held: List[bytes] = []  # of a pipe: what is read but not split into values yet
         self._thread: Optional[threading.Thread] = None
         if _is_regular(file):
             start = os.lseek(file, 0, os.SEEK_CUR)
@@ -3590,12 +3605,32 @@ class TaskStream:
                 self.total = sum(map(len, tasks))
                 self._values = self._tasks(file_chunks(file, start), strict=False)
         else:
-            self._values = self._tasks(iter(lambda: read_some(file), b""), strict=False)
-        self._now = iter(next(self._values, []))  # the tasks of the value that was read last
+            self._values = self._tasks(iter(self._read_pipe, b""), strict=False)
+        first = next(self._values, [])
+        self._now = iter(first)  # the tasks of the value that was read last
         self._begun = True  # what is read from a pipe from here on comes too late to say anything of the run
         self._next = next(self._now, None)
         if self._next is None:
             raise UserError("%s: no tasks: the input is empty" % name)
+        if self.total is None and self._has_ended():
+            kept = list(self._values)
+            self.total, self._values = sum(map(len, [first, *kept])), iter(kept)
+
+    def _read_pipe(self) -> bytes:
+        return self._held.pop(0) if self._held else read_some(self._file)
+
+    def _has_ended(self) -> bool:
+        """Take what the pipe contains.  Return whether its end is part of that."""
+        size = 0
+        while size <= SMALL_FILE_BYTES and can_be_read(self._file):
+            try:
+                self._held.append(read_some(self._file))
+            except OSError:  # the next read raises it again
+                return False
+            if not self._held[-1]:
+                return True
+            size += len(self._held[-1])
+        return False
 
     def in_turn(self) -> Iterator[Task]:
         """The tasks one after the other, each waited for; for a caller that has nothing to do meanwhile."""
@@ -6263,8 +6298,8 @@ def command_parallel(settings: Settings, file: Optional[str], jobs: Optional[int
                     ("configuration", {"jobs": file_says.get("parallel.max_workers"), "fail_fast": file_says.get("parallel.fail_fast")})],
                    ("jobs", "fail_fast", "output_dir"))
     jobs, fail_fast = int(said["jobs"][0]), bool(said["fail_fast"][0])
-    heading = "Running %stasks (max %d parallel%s)..." % (
-        "%d " % stream.total if stream.total is not None else "", jobs, ", fail-fast" if fail_fast else "")
+    heading = "Running %s (max %d parallel%s)..." % (
+        "tasks" if stream.total is None else counted(stream.total, "task"), jobs, ", fail-fast" if fail_fast else "")
     output_dir, source = said.get("output_dir", ("", ""))
     return run_plan(Plan(stream, jobs, form_of(settings, console.stdout), stream.total, heading, fail_fast,
                          str(output_dir), "." if source == "batch" else "", table=file_says.get("parallel.aggregate_output")), settings, console)

@@ -86,6 +86,14 @@ class Commands(Case):
         """Programs whose answer is their prompt, whatever it says."""
         install_fakes(self.bin, names, 'read = fakeai.read_prompt\nfakeai.read_prompt = lambda: b"rest\\n" + read()')
 
+    def finished_pipe(self, data):
+        """A pipe that contains `data` and has no writer any more, for the stdin of a run."""
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        os.write(writer, data)
+        os.close(writer)
+        return reader
+
     def assert_refused(self, completed, *messages):
         """It ended as one that was given bad input: nothing on stdout, one line on stderr, which has these words in it."""
         self.assertEqual((completed.returncode, completed.stdout), (2, b""), completed.stderr)
@@ -180,20 +188,27 @@ Total: 3 tasks, 2 completed, 1 failed, 157 tokens, $0.2500 (0.00s)
     def test_the_header_says_how_many_run_at_a_time_and_whether_it_fails_fast(self):
         one = self.file("one.json", {"tasks": [{"backend": "echo", "prompt": "say x"}], "max_parallel": 2, "fail_fast": True})
         for arguments, options, header in (
-                (["-f", one], {}, "Running 1 tasks (max 2 parallel, fail-fast)..."),
-                (["-f", one, "-j", "5"], {}, "Running 1 tasks (max 5 parallel, fail-fast)..."),
-                (["--fail-fast"], {"input": tasks("say x")}, "Running tasks (max 3 parallel, fail-fast)...")):
+                (["-f", one], {}, "Running 1 task (max 2 parallel, fail-fast)..."),
+                (["-f", one, "-j", "5"], {}, "Running 1 task (max 5 parallel, fail-fast)..."),
+                (["--fail-fast"], {"stdin": self.finished_pipe(tasks("say x"))}, "Running 1 task (max 3 parallel, fail-fast)..."),
+                ([], {"stdin": self.finished_pipe(tasks("say x", "exit 0"))}, "Running 2 tasks (max 3 parallel)...")):
             with self.subTest(header=header):
                 completed = self.parallel(*arguments, **options)
                 self.assertEqual(completed.stdout.decode().split("\n")[:3], [header, "", "[1] x"])
-                self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+                self.assertEqual(completed.stderr, b"")
+
+    def test_header_while_the_pipe_is_still_written_has_no_number(self):
+        process = self.start_parallel(stdin=subprocess.PIPE)
+        process.stdin.write(tasks("say x"))
+        self.assertEqual(process.line(), b"Running tasks (max 3 parallel)...")
+        self.assertEqual(process.finish().returncode, 0)
 
     def test_an_answer_is_given_as_it_is_and_always_ends_its_line(self):
         self.install_answerers("cat")
         for answer in ("x", "x\n", "two\n\n", "\ttab, \x07bell and \x1b[31m"):
             with self.subTest(answer=answer):
-                completed = self.parallel("-j", "1", input=tasks(answer))
-                start = b"Running tasks (max 1 parallel)...\n\n[1] " + answer.encode() + (b"" if answer.endswith("\n") else b"\n")
+                completed = self.parallel("-j", "1", "-f", self.file("t", tasks(answer)))
+                start = b"Running 1 task (max 1 parallel)...\n\n[1] " + answer.encode() + (b"" if answer.endswith("\n") else b"\n")
                 self.assertEqual(completed.stdout[:len(start) + 9], start + b"\nResults\n")
 
     def test_a_task_without_an_answer_shows_in_the_table_alone(self):
@@ -452,6 +467,14 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
         completed = process.finish()
         self.assertEqual([result["output"] for result in self.lines_of(completed)], ["x\n"])
         self.assertEqual(screen(terminal.rest())[:2], ["", "Results"])
+
+    def test_status_line_of_a_finished_pipe_has_the_number_of_tasks(self):
+        terminal = self.terminal()
+        stdin = self.finished_pipe(tasks("exit 0", "wait-for go; say x"))
+        process = self.start_on(terminal, "--json", stdout=subprocess.PIPE, stdin=stdin)
+        terminal.wait_for(rb"\[1/2\] 1 running")
+        self.touch("go")
+        self.report_of(process.finish())
 
     def test_where_the_number_of_tasks_is_not_known_the_status_line_does_not_say_it(self):
         terminal = self.terminal()

@@ -209,10 +209,12 @@ class Shapes(TaskCase):
             encoded = data.encode() if isinstance(data, str) else json.dumps(data).encode()
             self.assertEqual(self.piped(encoded), expected)
 
-    def test_the_total_of_a_file_is_known_and_of_a_pipe_is_not(self):
+    def test_total_of_a_file_and_of_a_finished_pipe_is_known(self):
         data = support.tasks("a", "b", "c")
         self.assertEqual(self.stream(data).total, 3)
-        self.assertIsNone(self.pipe_stream(data).total)
+        self.assertEqual(self.pipe_stream(data).total, 3)
+        stream = self.pipe_stream(data + b'{"prompt": 3}\n[{"prompt":"d"},{"prompt":"e"}]')
+        self.assertEqual((stream.total, [task.prompt for task in stream]), (6, ["a", "b", "c", "", "d", "e"]))
 
     def test_a_file_is_read_from_where_it_stands(self):
         path = self.file("input", b"a heading line\n" + support.tasks("a"))
@@ -872,6 +874,21 @@ class Pipes(TaskCase):
         os.close(self.writer)
         self.assertRaises(StopIteration, self.next_of, stream)
         self.assertRaises(StopIteration, next, stream)
+
+    def test_total_of_a_pipe_with_an_open_writer_is_unknown(self):
+        os.write(self.writer, b'{"prompt":"first"}{"prompt":"second"}')
+        stream = self.open_stream()
+        self.assertIsNone(stream.total)
+        os.close(self.writer)
+        self.assertEqual([self.next_of(stream).prompt for _ in range(2)], ["first", "second"])
+
+    def test_total_of_a_pipe_with_much_in_it_is_unknown_and_nothing_is_lost(self):
+        os.close(self.writer)
+        data = support.tasks(*["x" * 1000] * 3000)
+        self.assertGreater(len(data), 2 * clinvk.SMALL_FILE_BYTES)
+        stream = self.pipe_stream(data)
+        self.assertIsNone(stream.total)
+        self.assertEqual(sum(1 for _ in stream.in_turn()), 3000)
 
     def test_the_parts_of_a_value_wait_for_its_end(self):
         os.write(self.writer, b'{"prompt":"first"}{"tasks":[{"prompt":"a"},{"prompt":"b"},')
