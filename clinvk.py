@@ -44,7 +44,9 @@ What holds everywhere:
 """
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import time
 from _operator import itemgetter
@@ -63,7 +65,6 @@ if TYPE_CHECKING:
     _T = TypeVar("_T")
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
-    _YamlItems = Dict[Union[str, int], "_YamlItem"]
 else:
     class _Record(tuple):
         """What `class X(NamedTuple)` becomes here: it means what it means with typing.NamedTuple, but for _make.
@@ -1432,540 +1433,338 @@ def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition
 
 # - YAML -
 #
-# The subset of YAML that configuration files are written in: block and flow collections, text in quotes or without (on
-# one line), `|` and `>`, comments, a first line `---`; types by the core schema of YAML 1.2.  JSON is part of it.
-# What is read here means the same to PyYAML (given that schema) and ruamel.yaml.  Everything else, and whatever these
-# two or the standard read in different ways, is an error that says where.
+# The subset of YAML that configuration files use: block mappings and sequences, flow collections
+# on one line, quoted and plain scalars on one line, `|` and `|-`, comments, and JSON.  The types
+# are those of the core schema of YAML 1.2.  Everything else is an error that names the place and
+# what to write instead, so no text means one thing to clinvk and another to a YAML library.
 
-_YAML_DEPTH = 100  # collections inside each other
-_YAML_KEY = 1024  # characters up to the colon, by the standard
-_YAML_NUMBER = 400  # characters: int() takes quadratic time, and refuses long ones in its own way
+MAX_YAML_DEPTH = 100  # collections inside each other
+MAX_YAML_DIGITS = 400  # int() takes quadratic time for more
 
-_YAML_REFUSED = {
-    "&": "anchors are not supported", "*": "aliases are not supported", "!": "tags are not supported",
-    "?": "keys marked by ? are not supported", "%": "directives are not supported", "@": "it is reserved", "`": "it is reserved",
-    "|": "a block of text cannot begin here", ">": "a block of text cannot begin here", "-": "a list entry cannot begin here",
-    "#": "a comment needs a space before it"}
-
-_YAML_ESCAPES = {
-    "0": "\0", "a": "\a", "b": "\b", "t": "\t", "\t": "\t", "n": "\n", "v": "\v", "f": "\f", "r": "\r", "e": "\x1b", " ": " ",
-    '"': '"', "/": "/", "\\": "\\", "N": "\x85", "_": "\xa0", "L": "\u2028", "P": "\u2029", "'": "'"}
+_YAML_INDICATORS = {
+    "&": "anchors are not supported; write the value out",
+    "*": "aliases are not supported; write the value out",
+    "!": "tags are not supported; leave the tag out",
+    "?": "write the key as `key:`",
+    "%": "directives are not supported; leave the line out",
+    ">": "folded text is not supported; write `|` or put the text on one line",
+    "|": "a text block is only possible as the value of a key or of a list entry",
+    "\t": "indent and separate with spaces, not with a tab",
+}
 
 
 class YamlError(ValueError):
-    """Text that is not YAML, or not of the subset.  `line` and `column` count from 1; the message does not repeat them."""
+    """A text that is not in the YAML subset.  `line` and `column` count from 1."""
 
     def __init__(self, message: str, line: int, column: int) -> None:
         super().__init__(message)
-        self.line = line
-        self.column = column
+        self.line, self.column = line, column
 
 
-class _YamlItem(NamedTuple):
-    """An entry of a collection: where it begins, where its value may begin (behind `:` or `-`), and its value."""
-
-    start: int
-    after: int
-    node: _YamlNode
-
-
-class _YamlNode(NamedTuple):
-    """A value and the text it was read from, from `start` to `end`.
-
-    `style` is the character that tells its form: ":" and "-" for block collections, "{" and "[" for flow collections,
-    a quote, "|" for both kinds of block text, "" for text without quotes and for nothing at all.
-    """
-
-    value: Any
-    start: int
-    end: int
-    style: str = ""
-    children: _YamlItems = {}  # shared, never changed
-
-
-@once
-def _yaml_patterns() -> Dict[str, Pattern[str]]:
-    """A NUL stands behind the text that they are used on, so that each can see the end."""
-    import re
-    # What YAML calls printable, less the line ends of YAML 1.1 alone and the byte order mark.
-    unprintable = "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
-    quoted_text = r"([^%s \t\n\0]+(?:[ \t]+[^%s \t\n\0]+)*)|([ \t]*\n[ \t\n]*)|([ \t]+)|"
-    return {name: re.compile(pattern) for name, pattern in {
-        "unprintable": unprintable,
-        "unsafe": r'["\\\t\n]|' + unprintable,
-        "word": r"[A-Za-z/_][A-Za-z0-9/_.@+-]*\Z",
-        "first line": r"(?: *(?:#[^\n]*)?\n)*---(?=[ \t\n\0])",
-        "marker": r"(?:---|\.\.\.)[ \t\n\0]",
-        "white": r"[ \n]*",
-        "blank": r"(?:\n *)*",
-        "colon": r" *:(?=[ \t\n\0])",
-        "tight colon": r" *:",
-        "plain": r":(?=[ \t\n\0])|(?<= )#|[\t\n\0]",
-        "plain in flow": r":(?=[ \t\n\0,\[\]{}])|(?<= )#|[\t\n\0,?\[\]{}]",
-        "'": quoted_text % ("'", "'") + "'(')",
-        '"': quoted_text % (r'"\\', r'"\\')
-             + r'\\(\n[ \t\n]*|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0abt\tnvfre "/\\N_LP])',
-        "block text": r"([|>])([1-9]?[-+]?|[-+][1-9])(?: +(#[^\n]*)| *)(?=[\n\0])",
-        "int": r"[-+]?[0-9]+\Z",
-        "octal": r"0o[0-7]+\Z",
-        "hex": r"0x[0-9a-fA-F]+\Z",
-        "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z",
-        "infinite": r"[-+]?\.(?:inf|Inf|INF)\Z",
-    }.items()}
-
-
-def _yaml_scalar(text: str) -> Any:
-    """What text without quotes means by the core schema.  Raises ValueError for a number that is too large."""
-    if text in ("", "~", "null", "Null", "NULL"):
-        return None
-    if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
-        return text.lower() == "true"
-    if text in (".nan", ".NaN", ".NAN"):
-        return float("nan")
-    patterns = _yaml_patterns()
-    if patterns["infinite"].match(text):
-        return float(text.replace(".", ""))
-    for name, base in (("int", 10), ("octal", 8), ("hex", 16), ("float", 0)):
-        if patterns[name].match(text):
-            if len(text) > _YAML_NUMBER or base == 0 and float(text) in (float("inf"), float("-inf")):
-                raise ValueError("the number is out of range")
-            return int(text, base) if base else float(text)
-    return text
+_PLAIN = re.compile(r"(?!:)(?:[^\s:#]|:(?=\S)|(?<=\S)#| +(?=[^\s:#]|:\S))+")
+_PLAIN_IN_FLOW = re.compile(r"(?!:|-[,\[\]{}])(?:[^\s:#?,\[\]{}]|:(?=[^\s,\[\]{}])"
+                            r"|(?<=[^\s,\[\]{}])#| +(?=[^\s:#?,\[\]{}]|:[^\s,\[\]{}]))+")
+_QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^']|'')*'")
+_BLOCK_HEADER = re.compile(r"\|(-?) *(?: #.*)?$")
+_UNPRINTABLE = re.compile(
+    "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+_NUMBER = re.compile(r"[-+]?(?:[0-9]+|\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?")
+_FOREIGN_NUMBER = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
 class _YamlReader:
-    """Reads one text from start to end: `pos` is where it is, `column` where that stands in its line (-1: at the end)."""
+    """Read one document.  `row` and `column` are the current place, counted from 0."""
 
     def __init__(self, source: str) -> None:
-        self.source = source
-        self.bom = int(source.startswith("\ufeff"))
-        self.text = source[self.bom:].replace("\r\n", "\n")
-        self.patterns = _yaml_patterns()
-        self.pos = self.line_start = self.column = self.depth = 0
-        self.comments: List[str] = []
-        bad = self.patterns["unprintable"].search(self.text)
-        if bad:
-            self.fail("the character U+%04X may not stand here (in double quotes there are escapes)" % ord(bad.group()), bad.start())
-        self.text += "\0"
+        self.rows = source[source.startswith("\ufeff"):].replace("\r\n", "\n").split("\n")
+        first = next((row for row, text in enumerate(self.rows) if text[:1] not in ("", "#")), 0)
+        if self.rows[first].rstrip(" ") == "---":
+            self.rows[first] = ""
+        self.row, self.column, self.depth = -1, 0, 0
+        self.spans_lines = False  # a flow collection that is the whole document, such as JSON
+        self.line_of: Dict[_Path, int] = {}  # of each entry, counted from 1
+        for row, text in enumerate(self.rows):
+            bad = _UNPRINTABLE.search(text)
+            if bad:
+                self.row = row
+                self.fail("the character U+%04X is not allowed; in double quotes write \\u%04x"
+                          % (ord(bad.group()), ord(bad.group())), bad.start())
 
-    def place(self, at: int) -> Tuple[int, int]:
-        """Line and column, from 1."""
-        return self.text.count("\n", 0, at) + 1, at - self.text.rfind("\n", 0, at)
+    def fail(self, message: str, column: Optional[int] = None) -> NoReturn:
+        raise YamlError(message, self.row + 1, (self.column if column is None else column) + 1)
 
-    def fail(self, message: str, at: Optional[int] = None) -> NoReturn:
-        raise YamlError(message, *self.place(self.pos if at is None else at))
+    @property
+    def rest(self) -> str:
+        """The current line from the current column on."""
+        return self.rows[self.row][self.column:]
 
-    def unexpected(self, wanted: str) -> NoReturn:
-        found = self.text[self.pos]
-        if found == "\t":
-            self.fail("found a tab: outside of quotes only spaces may stand between the parts of a line")
-        if found == "\0":
-            self.fail("the text ends where %s was expected" % wanted)
-        reason = ": %s; text that begins with it needs quotes" % _YAML_REFUSED[found] if found in _YAML_REFUSED else ""
-        self.fail("found `%s` where %s was expected%s" % (found, wanted, reason))
-
-    def skip(self, name: str) -> bool:
-        match = self.patterns[name].match(self.text, self.pos)
-        self.pos = match.end() if match else self.pos
-        return match is not None
-
-    def document(self) -> _YamlNode:
-        if self.skip("first line"):
-            self.line_end()
-        else:
-            self.gap()
-        if self.column < 0:
-            return _YamlNode(None, self.pos, self.pos)
-        node = self.block(-1)
-        self.outdent(-1)
-        return node
-
-    # Between the parts.
-
-    def gap(self) -> bool:
-        """Moves over spaces, comments and line ends; whether what follows is on another line, or the end."""
-        text, start = self.text, self.pos
-        self.skip("white")
-        while text[self.pos] == "#" and (self.pos == 0 or text[self.pos - 1] in " \n"):
-            end = text.find("\n", self.pos)
-            end = len(text) - 1 if end < 0 else end
-            self.comments.append(text[self.pos:end])
-            self.pos = end
-            self.skip("white")
-        newline = text.rfind("\n", start, self.pos)
-        self.line_start = newline + 1 if newline >= 0 else self.line_start
-        self.column = self.pos - self.line_start if text[self.pos] != "\0" else -1
-        if text[self.pos] == "\t":
-            self.unexpected("a value")
-        self.refuse_marker()
-        return newline >= 0 or self.column < 0
-
-    def flow_gap(self, margin: int, opening: int) -> None:
-        if self.gap():
-            if self.column < 0:
-                self.fail("`%s` is not closed" % self.text[opening], opening)
-            self.refuse_outdent(margin, opening)
-
-    def line_end(self) -> None:
-        if not self.gap():
-            self.unexpected("the end of the line")
-
-    def outdent(self, column: int) -> None:
-        """What follows a block that began in `column` may not be indented more than it."""
-        if self.column > column:
-            self.fail('unexpected indentation, or text that goes on from the line above (that needs quotes, "|" or ">")')
-
-    def refuse_outdent(self, margin: int, opening: int) -> None:
-        """A line that begins inside quotes or brackets is indented by `margin` at least."""
-        if not self.text.startswith(" " * margin, self.line_start):
-            self.fail("this line has to be indented more: `%s` in line %d is not closed yet" % (self.text[opening], self.place(opening)[0]))
-
-    def refuse_marker(self) -> None:
-        if self.pos == self.line_start and self.patterns["marker"].match(self.text, self.pos):
-            self.fail("found `%s`: more than one document in a text is not supported" % self.text[self.pos:self.pos + 3])
-
-    # Block collections.  Where the reader stands behind one, `column` is that of the next line that holds anything.
-
-    def dash(self) -> bool:
-        return self.text[self.pos] == "-" and self.text[self.pos + 1] in " \t\n\0"
-
-    def block(self, indent: int, beside_key: bool = False) -> _YamlNode:
-        """The value that begins here, inside a block collection in column `indent`."""
-        column = self.column
-        if self.dash() and not beside_key:
-            return self.sequence(column)
-        if self.text[self.pos] in "|>":
-            return self.block_text(indent)
-        node = self.atom(indent + 1)
-        if self.skip("colon"):
-            if beside_key:
-                self.fail("found a second `:`: a mapping begins on a line of its own, and text with a colon needs quotes", self.pos - 1)
-            return self.mapping(column, node)
-        self.line_end()
-        return node
-
-    def sequence(self, column: int) -> _YamlNode:
-        start = self.deeper(self.pos)
-        children: _YamlItems = {}
-        while self.column == column and self.dash():
-            at = self.pos
-            self.pos += 1
-            node = _YamlNode(None, self.pos, self.pos)
-            if not self.gap() or self.column > column:
-                node = self.block(column)
-            children[len(children)] = _YamlItem(at, at + 1, node)
-        self.outdent(column)
-        return self.collection("-", start, node.end, children)
-
-    def mapping(self, column: int, key: _YamlNode) -> _YamlNode:
-        start = self.deeper(key.start)
-        children: _YamlItems = {}
-        while True:
-            name, after = self.key(key, children), self.pos
-            node = _YamlNode(None, after, after)
-            if not self.gap():
-                node = self.block(column, beside_key=True)
-            elif self.column > column:
-                node = self.block(column)
-            elif self.column == column and self.dash():
-                node = self.sequence(column)
-            children[name] = _YamlItem(key.start, after, node)
-            if self.column != column:
-                break
-            key = self.atom(column + 1)
-            if not self.skip("colon"):
-                self.unexpected("`:` and a space")
-        self.outdent(column)
-        return self.collection(":", start, node.end, children)
-
-    def key(self, node: _YamlNode, known: _YamlItems) -> str:
-        """The text of a key; the reader stands behind its colon."""
-        text = self.text[node.start:node.end]
-        if node.style in ("[", "{"):
-            self.fail("a collection as a key is not supported", node.start)
-        if "\n" in text:
-            self.fail("a key has to stand on one line", node.start)
-        if self.pos - 1 - node.start > _YAML_KEY:
-            self.fail("a key cannot be longer than %d characters" % _YAML_KEY, node.start)
-        if not isinstance(node.value, str):
-            self.fail("the key `%s` is not text: it needs quotes" % text, node.start)
-        if text == "<<":
-            self.fail("found `<<`: merge keys are not supported", node.start)
-        if node.value in known:
-            self.fail("the key `%s` stands in line %d already" % (text, self.place(known[node.value].start)[0]), node.start)
-        return node.value
-
-    def deeper(self, start: int) -> int:
-        self.depth += 1
-        if self.depth > _YAML_DEPTH:
-            self.fail("more than %d collections inside each other" % _YAML_DEPTH, start)
-        return start
-
-    def collection(self, style: str, start: int, end: int, children: _YamlItems) -> _YamlNode:
-        self.depth -= 1
-        value: Any = {name: item.node.value for name, item in children.items()}
-        return _YamlNode(value if style in ":{" else list(value.values()), start, end, style, children)
-
-    # What may stand behind a key or inside brackets.
-
-    def atom(self, margin: int, in_flow: bool = False) -> _YamlNode:
-        character = self.text[self.pos]
-        if character in "'\"":
-            return self.quoted(margin)
-        if character in "[{":
-            return self.flow(margin if in_flow else margin - 1)  # people write its end below its key
-        return self.plain(in_flow)
-
-    def flow(self, margin: int) -> _YamlNode:
-        start, style = self.deeper(self.pos), self.text[self.pos]
-        closing = "}" if style == "{" else "]"
-        children: _YamlItems = {}
-        self.pos += 1
-        self.flow_gap(margin, start)
-        while self.text[self.pos] != closing:
-            at = after = self.pos
-            name: Union[str, int] = len(children)
-            if style == "{":
-                key = self.atom(margin, in_flow=True)
-                if not self.skip("tight colon" if key.style else "colon"):
-                    self.unexpected("`:` and a space")
-                name, after = self.key(key, children), self.pos
-                self.flow_gap(margin, start)
-            node = _YamlNode(None, self.pos, self.pos)
-            if style == "[" or self.text[self.pos] not in ",}":
-                node = self.atom(margin, in_flow=True)
-            children[name] = _YamlItem(at, after, node)
-            self.flow_gap(margin, start)
-            if self.text[self.pos] == ",":
-                self.pos += 1
-                self.flow_gap(margin, start)
-            elif self.text[self.pos] != closing:
-                self.unexpected("`,` or `%s`" % closing)
-        self.pos += 1
-        return self.collection(style, start, self.pos, children)
-
-    def plain(self, in_flow: bool) -> _YamlNode:
-        start, first = self.pos, self.text[self.pos]
-        if first in ",[]{}#&*!|>'\"%@`?:\0" or first == "-" and self.text[start + 1] in (" \t\n\0,[]{}" if in_flow else " \t\n\0"):
-            self.unexpected("a value")
-        end = self.patterns["plain in flow" if in_flow else "plain"].search(self.text, start)
-        text = self.text[start:end.start() if end else start].rstrip(" ")
-        self.pos += len(text)
-        try:
-            return _YamlNode(_yaml_scalar(text), start, self.pos)
-        except ValueError as error:
-            self.fail(str(error), start)
-
-    def quoted(self, margin: int) -> _YamlNode:
-        start, quote = self.pos, self.text[self.pos]
-        pieces: List[str] = []
-        self.pos += 1
-        match = self.patterns[quote].match(self.text, self.pos)
-        while match:
-            self.pos = match.end()
-            text, fold, white, escape = match.groups()
-            if fold or escape and escape[0] == "\n":
-                pieces.append("\n" * (match.group().count("\n") - 1) or (" " if fold else ""))
-                self.line_start = self.text.rindex("\n", 0, self.pos) + 1
-                self.refuse_outdent(margin, start)
-                self.refuse_marker()
-            else:
-                pieces.append(self.escape(escape) if escape else text or white)
-            match = self.patterns[quote].match(self.text, self.pos)
-        if self.text[self.pos] == "\\":
-            self.fail("found `%s`: there is no such escape" % self.text[self.pos:self.pos + 2].rstrip("\n\0"))
-        if self.text[self.pos] != quote:
-            self.fail("`%s` is not closed" % quote, start)
-        self.pos += 1
-        value = "".join(pieces)
-        try:  # JSON writes characters past U+FFFF as pairs of escapes
-            value = value.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
-        except UnicodeDecodeError:
-            self.fail("half of a surrogate pair cannot stand alone", start)
-        return _YamlNode(value, start, self.pos, quote)
-
-    def escape(self, escape: str) -> str:
-        if len(escape) == 1:
-            return _YAML_ESCAPES[escape]
-        code = int(escape[1:], 16)
-        if code > 0x10FFFF:
-            self.fail("found `\\%s`: there is no such character" % escape, self.pos - len(escape) - 1)
-        return chr(code)
-
-    def block_text(self, indent: int) -> _YamlNode:
-        """Text behind `|` or `>`, whose lines are indented more than `indent`."""
-        text, start = self.text, self.pos
-        if indent < 0:
-            self.fail("a block of text cannot be the whole document")
-        header = self.patterns["block text"].match(text, start)
-        if not header:
-            self.fail("behind `%s` only + or -, a digit from 1 to 9 and a comment may follow" % text[start])
-        style, marks, comment = header.groups()
-        self.comments.extend([comment] if comment else [])
-        self.pos = end = header.end()
-        digit, chomp = marks.strip("+-"), marks.strip("123456789")
-        width = indent + int(digit) if digit else self.text_width(indent)
-        lines: List[str] = []
-        filled = 0  # how many of them there are up to the last one that is not empty
-        while text[self.pos] == "\n" and text[self.pos + 1] != "\0":
-            stop = text.find("\n", self.pos + 1)
-            stop = len(text) - 1 if stop < 0 else stop
-            line = text[self.pos + 1:stop]
-            unindented = line.lstrip(" ")
-            if unindented and len(line) - len(unindented) < width:
-                break
-            lines.append(line[width:])
-            self.pos = stop
-            if lines[-1]:
-                filled, end = len(lines), stop
-        breaks = len(lines) - (text[self.pos] == "\0") - max(filled - 1, 0)  # line ends behind the text
-        if chomp == "+":
-            end = self.pos
-        else:
-            breaks = min(breaks, 1) if filled and not chomp else 0
-        self.gap()
-        value = _yaml_folded(lines[:filled]) if style == ">" else "\n".join(lines[:filled])
-        return _YamlNode(value + "\n" * breaks, start, end, "|")
-
-    def text_width(self, floor: int) -> int:
-        """The indentation of block text that does not state it: that of its first line which is not blank, if it has one."""
-        before = self.pos
-        self.skip("blank")
-        widths = {len(line) for line in self.text[before:self.pos].split("\n")[1:]} - {0}
-        if len(widths) > 1:
-            self.fail("the blank lines above this one are indented unlike it: let them be empty")
-        self.pos = before
-        return max([floor + 1, *widths])
-
-    def spliced(self, start: int, end: int, new: str) -> str:
-        """The source with a part replaced; its line ends and byte order mark are kept."""
-        lines = self.source.split("\n")
-        start, end = (at + self.bom + sum(line.endswith("\r") for line in lines[:self.text.count("\n", 0, at)]) for at in (start, end))
-        return self.source[:start] + (new.replace("\n", "\r\n") if "\r\n" in self.source else new) + self.source[end:]
-
-
-def _yaml_folded(lines: List[str]) -> str:
-    """A line end between two lines is a space, unless one of them is indented; of several line ends one goes."""
-    pieces: List[str] = []
-    breaks, fold = 0, False  # line ends since the last text, and whether that may be folded
-    for line in lines:
-        if line:
-            indented = line[0] in " \t"
-            pieces.append("\n" * (breaks - 1) or " " if fold and not indented else "\n" * breaks)
-            pieces.append(line)
-            breaks, fold = 0, not indented
-        breaks += 1
-    return "".join(pieces)
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text: dict (its keys are str), list, str, int, float, bool or None.  Raises YamlError."""
-    return _YamlReader(text).document().value
-
-
-def parse_yaml_with_lines(text: str) -> Tuple[Any, Callable[[_Path], int]]:
-    """The value of a YAML text, and a function from a path in it to the line where that entry, or what there is of the path, begins."""
-    reader = _YamlReader(text)
-    root = reader.document()
-
-    def line(path: _Path) -> int:
-        node, start = root, root.start
-        for step in path:
-            if step not in node.children:
-                break
-            start, _, node = node.children[step]
-        return reader.place(start)[0]
-
-    return root.value, line
-
-
-def _yaml_text(value: Any) -> str:
-    """A scalar or a flat list of them on one line, such that YAML 1.1 reads the same."""
-    if isinstance(value, list):
-        return "[%s]" % ", ".join(_yaml_text(item) for item in value)
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float):
-        return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(repr(value)) or repr(value)
-    if isinstance(value, int):
-        return str(value)
-    patterns = _yaml_patterns()
-    other = value.lower() in ("y", "n", "yes", "no", "on", "off") or not isinstance(_yaml_scalar(value), str)
-    if patterns["word"].match(value) and not other:
-        return str(value)
-    names = {"\n": "\\n", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
-    return '"%s"' % patterns["unsafe"].sub(lambda match: names.get(match.group()) or "\\u%04x" % ord(match.group()), value)
-
-
-def _with_value(data: Any, path: Sequence[str], value: Any) -> Any:
-    if not path:
+    def document(self) -> Any:
+        self.next_row()
+        if self.at_end():
+            return None
+        self.spans_lines = self.rest[0] in "[{"
+        value = self.block(())
+        if not self.at_end():
+            self.fail("unexpected text: it belongs to no key of its indentation; put text of "
+                      "several lines behind `|`")
         return value
-    changed = dict(data or {})
-    changed[path[0]] = _with_value(changed.get(path[0]), path[1:], value)
-    return changed
+
+    def at_end(self) -> bool:
+        return self.row == len(self.rows) - 1 and not self.rest
+
+    def next_row(self) -> None:
+        """Move to the first character of the next line that holds more than a comment."""
+        while self.row < len(self.rows) - 1:
+            self.row += 1
+            text = self.rows[self.row]
+            self.column = len(text) - len(text.lstrip(" "))
+            if self.rest[:1] not in ("", "#"):
+                break
+        if self.rest[:1] == "\t":
+            self.unexpected("a value")
+        if self.column == 0 and self.rest[:3] in ("---", "...") and self.rest[3:4] in ("", " "):
+            self.fail("only one document is possible in a file")
+        self.column += len(self.rest) if self.rest[:1] == "#" else 0
+
+    def end_row(self) -> None:
+        """Move to the next line; only a comment may follow on this one."""
+        self.skip_spaces()
+        if self.rest and not self.at_comment():
+            if self.rest[0] == ":":
+                self.fail("found a second `:`; put text with a colon and a space in quotes")
+            self.unexpected("the end of the line")
+        self.next_row()
+
+    def skip_spaces(self) -> None:
+        self.column += len(self.rest) - len(self.rest.lstrip(" "))
+
+    def at_comment(self) -> bool:
+        return self.rest[:1] == "#" and self.rows[self.row][self.column - 1:self.column] in " "
+
+    def unexpected(self, expected: str) -> NoReturn:
+        found = self.rest[:1]
+        hint = _YAML_INDICATORS.get(found, "text that begins so needs quotes")
+        self.fail("found %s where %s was expected: %s" % (quoted(found), expected, hint))
+
+    def block(self, path: _Path) -> Any:
+        """Read the value that begins here: a sequence, a mapping or a value on one line."""
+        indent = self.column
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            self.fail("more than %d collections inside each other" % MAX_YAML_DEPTH)
+        if self.at_dash():
+            value: Any = self.sequence(indent, path)
+        elif self.rest[0] not in "[{" and self.key_end(_PLAIN):
+            value = self.mapping(indent, path)
+        else:
+            value = self.inline(path, _PLAIN)
+            self.end_row()
+        self.depth -= 1
+        return value
+
+    def at_dash(self) -> bool:
+        return self.rest == "-" or self.rest.startswith("- ")
+
+    def sequence(self, indent: int, path: _Path) -> List[Any]:
+        items: List[Any] = []
+        while self.column == indent and self.at_dash():
+            self.line_of[path + (len(items),)] = self.row + 1
+            self.column += 1
+            items.append(self.entry(indent, path + (len(items),), in_sequence=True))
+        self.refuse_deeper(indent)
+        return items
+
+    def mapping(self, indent: int, path: _Path) -> Dict[str, Any]:
+        found: Dict[str, Any] = {}
+        while self.column == indent and not self.at_end() and not self.at_dash():
+            name = self.key(found, path, _PLAIN)
+            found[name] = self.entry(indent, path + (name,), in_sequence=False)
+        self.refuse_deeper(indent)
+        return found
+
+    def refuse_deeper(self, indent: int) -> None:
+        if self.column > indent and not self.at_end():
+            self.fail("unexpected indentation; put text of several lines behind `|`")
+
+    def entry(self, indent: int, path: _Path, *, in_sequence: bool) -> Any:
+        """Read the value behind a dash or a key."""
+        self.skip_spaces()
+        if not self.rest or self.at_comment():
+            self.next_row()
+            if not self.at_end() and (self.column > indent or self.column == indent
+                                      and not in_sequence and self.at_dash()):
+                return self.block(path)
+            return None
+        if self.rest[0] == "|":
+            return self.text_block(indent)
+        if in_sequence:
+            return self.block(path)
+        value = self.inline(path, _PLAIN)
+        self.end_row()
+        return value
+
+    def key_end(self, plain: Pattern[str]) -> int:
+        """Return the column behind the key that begins here, 0 where there is no key."""
+        text = self.rows[self.row]
+        match = (_QUOTED if self.rest[:1] in "\"'" else plain).match(text, self.column)
+        if not match:
+            return 0
+        colon = re.compile(r" *:").match(text, match.end())
+        if not colon or (text[colon.end():colon.end() + 1] not in ("", " ")
+                         and not (self.rest[0] in "\"'" and plain is _PLAIN_IN_FLOW)):
+            return 0
+        return colon.end()
+
+    def key(self, known: Dict[str, Any], path: _Path, plain: Pattern[str]) -> str:
+        """Read a key and its colon."""
+        start, end = self.column, self.key_end(plain)
+        if not end:
+            self.inline(path, plain)
+            self.fail("expected `:` and a space behind the key")
+        name = self.inline(path, plain)
+        if not isinstance(name, str):
+            self.fail("the key %s is not text: it needs quotes" % quoted(name), start)
+        if name == "<<":
+            self.fail("merge keys are not supported; write the values out", start)
+        if name in known:
+            self.fail("the key %s is in line %d already"
+                      % (quoted(name), self.line_of[path + (name,)]), start)
+        self.line_of[path + (name,)] = self.row + 1
+        self.column = end
+        return name
+
+    def inline(self, path: _Path, plain: Pattern[str]) -> Any:
+        """Read a value on one line."""
+        first = self.rest[:1]
+        if first in ("[", "{"):
+            return self.flow(path)
+        if first in ("'", '"'):
+            return self.quoted()
+        match = plain.match(self.rows[self.row], self.column)
+        if first in _YAML_INDICATORS or first in ",]}@`#" or self.at_dash() or not match:
+            self.unexpected("a value")
+        return self.scalar(match.group())
+
+    def scalar(self, text: str) -> Any:
+        """Return the value of plain text by the core schema."""
+        constants = {"null": None, "~": None, "true": True, "false": False}
+        if text in (text.lower(), text.capitalize(), text.upper()) and text.lower() in constants:
+            value: Any = constants[text.lower()]
+        elif _FOREIGN_NUMBER.fullmatch(text):
+            self.fail("%s: write a decimal number, or quotes for a text" % quoted(text))
+        elif _NUMBER.fullmatch(text):
+            whole = text.lstrip("+-").isdigit()
+            if len(text) > MAX_YAML_DIGITS or not whole and abs(float(text)) == float("inf"):
+                self.fail("the number is out of range")
+            value = int(text) if whole else float(text)
+        else:
+            value = text
+        self.column += len(text)
+        return value
+
+    def quoted(self) -> str:
+        match = _QUOTED.match(self.rows[self.row], self.column)
+        if not match:
+            self.fail("`%s` is not closed on this line; put text of several lines behind `|`"
+                      % self.rest[0])
+        text = match.group()
+        if text[0] == "'":
+            value = text[1:-1].replace("''", "'")
+        else:
+            try:  # the escapes are those of JSON
+                value = json.loads(text, strict=False)
+                value.encode("utf-8")
+            except ValueError:
+                self.fail("%s has an escape that JSON does not have; write \\uXXXX" % text)
+        self.column = match.end()
+        return value
+
+    def flow(self, path: _Path) -> Any:
+        opening, row, start = self.rest[0], self.row, self.column
+        closing = {"[": "]", "{": "}"}[opening]
+        items: Dict[Any, Any] = {}
+        self.depth += 1
+        if self.depth > MAX_YAML_DEPTH:
+            self.fail("more than %d collections inside each other" % MAX_YAML_DEPTH)
+        self.column += 1
+        self.flow_gap(opening, row, start)
+        while self.rest[0] != closing:
+            name: Union[int, str] = len(items)
+            if opening == "{":
+                name = self.key(items, path, _PLAIN_IN_FLOW)
+                self.flow_gap(opening, row, start)
+            self.line_of[path + (name,)] = self.row + 1
+            items[name] = None
+            if opening == "[" or self.rest[0] not in ",}":
+                items[name] = self.inline(path + (name,), _PLAIN_IN_FLOW)
+            self.flow_gap(opening, row, start)
+            if self.rest[0] == ",":
+                self.column += 1
+                self.flow_gap(opening, row, start)
+            elif self.rest[0] != closing:
+                self.fail("expected `,` or `%s`" % closing)
+        self.column += 1
+        self.depth -= 1
+        return items if opening == "{" else list(items.values())
+
+    def flow_gap(self, opening: str, row: int, start: int) -> None:
+        """Skip white space inside brackets; JSON may span lines, nothing else."""
+        self.skip_spaces()
+        if self.rest and not self.at_comment() and self.rest[0] != "\t":
+            return
+        if self.spans_lines and (not self.rest.strip() or self.at_comment()):
+            self.next_row()
+            if not self.at_end():
+                return
+        if self.rest[:1] == "\t":
+            self.unexpected("a value")
+        self.row = row
+        self.fail("`%s` is not closed on this line; write an entry a line, as `- value` or "
+                  "`key: value`" % opening, start)
+
+    def text_block(self, indent: int) -> str:
+        """Read the text behind `|` or `|-`: the following lines that are indented more."""
+        header = _BLOCK_HEADER.match(self.rest)
+        if not header:
+            self.fail("only `|` and `|-` are supported")
+        lines: List[str] = []
+        width = 0
+        while self.row + 1 < len(self.rows):
+            text = self.rows[self.row + 1]
+            own = len(text) - len(text.lstrip(" "))
+            if text.strip(" "):
+                if own <= indent or width and own < width:
+                    break
+                if not width and len(max(lines, key=len, default="")) > own:
+                    self.fail("leave the blank lines of the text above its first line empty", 0)
+                width = width or own
+            self.row += 1
+            lines.append(text)
+        lines = [line[width or len(line):] for line in lines]
+        at_end = self.row + 1 == len(self.rows) and bool(lines) and bool(lines[-1])
+        while lines and not lines[-1]:
+            lines.pop()
+        self.next_row()
+        self.refuse_deeper(indent)
+        return "\n".join(lines) + ("" if header.group(1) or at_end or not lines else "\n")
 
 
-def _yaml_addition(reader: _YamlReader, parent: _YamlNode, node: _YamlNode, keys: Sequence[str], value: Any) -> Tuple[int, int, str]:
-    """The edit, as start, end and new text, that puts what is missing at the end of the mapping `node`, or in place of a null."""
-    texts = [_yaml_text(key) for key in keys]
-    flow = ": {".join(texts) + ": " + _yaml_text(value) + "}" * (len(keys) - 1)
-    if node.style == "{":
-        last = max((item.node.end for item in node.children.values()), default=0)
-        return (last, last, ", " + flow) if last else (node.start + 1, node.start + 1, flow)
-    empty = node.start == node.end and parent.style != "{"
-    if node.style != ":" and not empty:
-        if node.value is not None:
-            reader.fail("this is not a mapping, so that %s cannot be set in it" % ".".join(keys), node.start)
-        return node.start, node.end, " " * (reader.text[node.start - 1] == ":") + "{" + flow + "}"
-    column = reader.place(node.start)[1] - 1 if node.style else reader.place(parent.start)[1] + 1 if parent.style else 0
-    lines = ["%s%s:" % (" " * (column + 2 * depth), text) for depth, text in enumerate(texts)]
-    lines[-1] += " " + _yaml_text(value)
-    at = reader.text.find("\n", node.end)
-    at = len(reader.text) - 1 if at < 0 else at
-    if reader.text[at] == "\0" and reader.text[at - 1] in "\n\0":
-        return at, at, "\n".join(lines) + "\n"
-    return at, at, "\n" + "\n".join(lines)
+def parse_yaml(text: str) -> Tuple[Any, Callable[[_Path], int]]:
+    """Return the value of a text in the YAML subset, and a function from a path to its line.
 
-
-def _yaml_replacement(reader: _YamlReader, item: _YamlItem, value: Any) -> Tuple[int, int, str]:
-    """The edit that puts a scalar or a flat list in the place of a value that is there."""
-    text, node = _yaml_text(value), item.node
-    if node.style in (":", "{"):
-        reader.fail("this is a mapping: only the values in it can be set", item.start)
-    if node.style == "-" and value and isinstance(value, list):
-        column = reader.place(node.start)[1] - 1
-        return node.start, node.end, ("\n" + " " * column).join("- " + _yaml_text(entry) for entry in value)
-    if node.style in ("-", "|"):
-        comment = reader.text[item.after:reader.text.find("\n", item.after)].lstrip(" |>+-123456789")
-        return item.after, node.end, " " + text + ("  " + comment if comment else "")
-    return node.start, node.end, " " * (reader.text[node.start - 1] == ":") + text
-
-
-def set_yaml(text: str, path: Sequence[str], value: Any) -> str:
-    """`text` with the value at `path`, keys of mappings, set to a scalar or a flat list of them; missing mappings are made.
-
-    Raises YamlError where one edit cannot do that and leave every other value and every comment as it is.
+    The value consists of dict (with keys of type str), list, str, int, float, bool and None.  The
+    line, counted from 1, is that of the longest part of the path that the text contains.  Raises
+    YamlError.
     """
     reader = _YamlReader(text)
-    parent = root = reader.document()
-    known, item, name = 0, _YamlItem(root.start, root.start, root), ".".join(path)
-    while known < len(path) and path[known] in item.node.children:
-        parent, item, known = item.node, item.node.children[path[known]], known + 1
-    if not 0 < len(path) <= _YAML_DEPTH:
-        reader.fail("a path has 1 to %d keys" % _YAML_DEPTH, root.start)
-    if known < len(path):
-        edit = _yaml_addition(reader, parent, item.node, path[known:], value)
-    else:
-        edit = _yaml_replacement(reader, item, value)
-    edited = reader.spliced(*edit)
-    try:
-        check = _YamlReader(edited)
-        found = check.document().value
-    except YamlError as error:
-        reader.fail("%s cannot be set here: %s" % (name, error), edit[0])
-    if repr(found) != repr(_with_value(root.value, path, value)) or check.comments != reader.comments:
-        reader.fail("%s cannot be set without changing something else, such as a comment: edit the text by hand" % name, edit[0])
-    return edited
+    value = reader.document()
+
+    def line(path: _Path) -> int:
+        while path and path not in reader.line_of:
+            path = path[:-1]
+        return reader.line_of.get(path, 1)
+
+    return value, line
 
 
 # - settings -
@@ -2088,7 +1887,7 @@ class Configuration(NamedTuple):
 def read_configuration(text: str, path: str) -> Configuration:
     """Raises ConfigError with the place."""
     try:
-        value, line = parse_yaml_with_lines(text)
+        value, line = parse_yaml(text)
     except YamlError as error:
         raise ConfigError("%s:%d:%d: %s" % (path, error.line, error.column, error)) from None
     try:
@@ -6727,22 +6526,6 @@ def command_config_show(configuration: Configuration, as_json: bool) -> int:
     return EXIT_OK
 
 
-def command_config_get(configuration: Configuration, key: str) -> int:
-    """Prints the value of a setting; of a text just that, of anything else JSON."""
-    known_setting(key)
-    value = shown_settings(configuration, dict(os.environ)).get(key, (configuration.get(key), ""))[0]
-    Output(1).text(("" if value is None else value if isinstance(value, str) else dumps(value).decode("utf-8")) + "\n")
-    return EXIT_OK
-
-
-def known_setting(key: str) -> Callable[[Any], Any]:
-    """The check of a setting.  Raises UserError where there is none of that name."""
-    try:
-        return setting_named(key)[0]
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
 def definitions_of(configuration: Configuration, environment: Dict[str, str]) -> Dict[str, Definition]:
     """The commands that the file and the environment define.  Raises UserError."""
     return dict(configuration.definitions, **environment_definitions(environment))
@@ -6755,40 +6538,6 @@ def check_default(configuration: Configuration, environment: Dict[str, str]) -> 
     if default and default not in BACKENDS and default not in definitions:
         raise ConfigError("%s: default_backend: %s" % (configuration.place("default_backend"), unknown_backend(default, definitions)))
     return definitions
-
-
-def command_config_set(path: str, key: str, text: str) -> int:
-    """Sets a setting in the file, which is then checked as a whole; comments and layout stay.  Raises UserError or ConfigError."""
-    check = known_setting(key)
-    try:
-        value = parse_yaml(text)
-        check(value)
-    except ValueError as error:
-        try:
-            check(text)  # a text may look like something else, as a model named 4 does
-            value = text
-        except ValueError:
-            raise UserError("%s: %s" % (key, error)) from None
-    path = os.path.realpath(path)
-    try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        with KernelLock(path + ".lock", 0):  # which stays: a lock on a file that is removed is none
-            former = ""
-            if os.path.exists(path):
-                with open(path, encoding="utf-8", newline="") as file:
-                    former = file.read()
-            read_configuration(former, path)
-            parts = key.split(".")
-            keys = [parts[0], ".".join(parts[1:-1]), parts[-1]] if parts[0] == "backends" else parts
-            try:
-                changed = set_yaml(former, keys, value)
-            except YamlError as error:
-                raise ConfigError("%s:%d:%d: %s" % (path, error.line, error.column, error)) from None
-            check_default(read_configuration(changed, path), dict(os.environ))
-            write_whole(path, [to_bytes(changed)])
-    except OSError as error:
-        raise OutputError("cannot write %s: %s" % (path, error.strerror)) from None
-    return EXIT_OK
 
 
 def start_method_of(environment: Dict[str, str]) -> str:
@@ -7070,11 +6819,11 @@ Show what can be resumed, and keep it in order. ID is the id of a session, the b
         parser.set_defaults(run=lambda options: command_doctor(options.json))
 
     def config_command() -> None:
-        parser = subparsers.add_parser("config", help="show or change the configuration", description="Show or change the configuration.")
-        parser.add_argument("action", nargs="?", choices=("show", "get", "set", "path"), metavar="ACTION",
-                            help="show: each setting and where its value comes from; get KEY; set KEY VALUE; path: of the file")
-        parser.add_argument("key", nargs="?", metavar="KEY", help="as in unified_flags.sandbox_mode")
-        parser.add_argument("value", nargs="?", metavar="VALUE", help="a text, a number, true, false or a list such as [a, b]")
+        parser = subparsers.add_parser("config", help="show the configuration",
+                                       description="Show the configuration.")
+        parser.add_argument("action", nargs="?", choices=("show", "path"), metavar="ACTION",
+                            help="show: print each setting and the origin of its value; "
+                                 "path: print the path of the configuration file")
         parser.add_argument("--config", metavar="FILE", help="the configuration file (default: ~/.clinvk/config.yaml)")
         parser.add_argument("--json", action="store_true", help="show: print one JSON object")
         parser.set_defaults(run=run_config)
@@ -7240,20 +6989,12 @@ def run_sessions(options: argparse.Namespace) -> int:
 
 def run_config(options: argparse.Namespace) -> int:
     if options.action is None:
-        raise UserError("`config` takes an action: show, get KEY, set KEY VALUE, or path")
-    environment = dict(os.environ)
-    path, _ = configuration_path(options.config, environment)
-    given, wanted_words = [word for word in (options.key, options.value) if word is not None], {"get": 1, "set": 2}.get(options.action, 0)
-    if len(given) != wanted_words:
-        raise UserError("config %s takes %s" % (options.action, ("nothing more", "a KEY", "a KEY and a VALUE")[wanted_words]))
-    if options.action == "path":
-        Output(1).text(path + "\n")
-        return EXIT_OK
-    if options.action == "set":
-        return command_config_set(path, options.key, options.value)
-    configuration = load_configuration(options.config, environment)
-    return (command_config_show(configuration, options.json) if options.action == "show"
-            else command_config_get(configuration, options.key))
+        raise UserError("`config` takes an action: show or path")
+    if options.action == "show":
+        return command_config_show(load_configuration(options.config, dict(os.environ)),
+                                   options.json)
+    Output(1).text(configuration_path(options.config, dict(os.environ))[0] + "\n")
+    return EXIT_OK
 
 
 def run_parallel(options: argparse.Namespace) -> int:

@@ -112,10 +112,8 @@ _clinvk()
             case ${COMP_WORDS[before]} in
                 --config)
                     return ;;
-                get | set)
-                    values=$(clinvk config show 2>/dev/null | sed 's/:.*//') ;;
                 config)
-                    values="show get set path"
+                    values="show path"
                     if [[ $word == -* ]]; then
                         values=$options
                     fi ;;

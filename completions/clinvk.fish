@@ -8,7 +8,7 @@ complete -c clinvk -n __fish_use_subcommand -a sessions -d 'show and keep in ord
 complete -c clinvk -n __fish_use_subcommand -a parallel -d 'run a batch of tasks'
 complete -c clinvk -n __fish_use_subcommand -a chain -d 'run steps, each with the answers of those before it'
 complete -c clinvk -n __fish_use_subcommand -a compare -d 'ask several backends the same'
-complete -c clinvk -n __fish_use_subcommand -a config -d 'show or change the configuration'
+complete -c clinvk -n __fish_use_subcommand -a config -d 'show the configuration'
 complete -c clinvk -n __fish_use_subcommand -a doctor -d 'show which backends can be used'
 complete -c clinvk -n __fish_use_subcommand -a version -d 'show the version'
 complete -c clinvk -n __fish_use_subcommand -s h -l help -d 'show help and exit'
@@ -66,10 +66,9 @@ complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l config -rF -d 't
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -n '__fish_seen_subcommand_from show delete tag fork' -a '(command -q clinvk; and clinvk sessions list -n 50 2>/dev/null | string replace -rf "^([0-9a-f]{8,}) +(.*)" "\$1\t\$2")'
 
 complete -c clinvk -n '__fish_seen_subcommand_from config' -s h -l help -d 'show help and exit'
-complete -c clinvk -n '__fish_seen_subcommand_from config' -n 'not __fish_seen_subcommand_from show get set path' -a 'show get set path'
+complete -c clinvk -n '__fish_seen_subcommand_from config' -n 'not __fish_seen_subcommand_from show path' -a 'show path'
 complete -c clinvk -n '__fish_seen_subcommand_from config' -l config -rF -d 'the configuration file'
 complete -c clinvk -n '__fish_seen_subcommand_from config' -l json -d 'print one JSON object'
-complete -c clinvk -n '__fish_seen_subcommand_from config' -n '__fish_seen_subcommand_from get set' -a '(command -q clinvk; and clinvk config show 2>/dev/null | string replace -r ":.*" "")'
 
 complete -c clinvk -n '__fish_seen_subcommand_from doctor' -s h -l help -d 'show help and exit'
 complete -c clinvk -n '__fish_seen_subcommand_from doctor' -l json -d 'print one JSON object'

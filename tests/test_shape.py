@@ -16,7 +16,7 @@ from support import PROGRAM, ROOT, clinvk
 support.left_to_full_runs()
 
 # What costs as much as starting Python, or is needed by some commands only.
-LATE_IMPORTS = ("argparse", "json", "re", "typing", "dataclasses", "subprocess", "multiprocessing", "threading", "shutil", "tempfile",
+LATE_IMPORTS = ("argparse", "typing", "dataclasses", "subprocess", "multiprocessing", "threading", "shutil", "tempfile",
                 "signal", "codecs", "difflib", "queue", "pickle")
 
 
@@ -248,7 +248,7 @@ class PlacesTest(unittest.TestCase):
         self.assert_only_in("Platform", written)
         self.assertEqual(len({functions for _, functions, _ in written}), 1)
         self.assertEqual({functions[0] for _, functions, _ in places("Output") if section_of(definitions()[functions[0]]) == "Commands"},
-                         {"Console", "command_doctor", "command_config_show", "command_config_get"})
+                         {"Console", "command_doctor", "command_config_show"})
         self.assertEqual({section for section, _, _ in places("Output")}, {"Commands", "Command line"})
 
     def test_platforms_are_told_apart_in_the_platform_section_alone(self):
