@@ -388,13 +388,21 @@ def utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000)) + ".%03dZ" % (milliseconds % 1000)
 
 
+_DURATION = ("(?:N ?(?:h|hrs?|hours?))? ?(?:N ?(?:m|mins?|minutes?))? ?"
+             "(?:N ?(?:s|secs?|seconds?))? ?(?:N ?(?:ms|milliseconds?))?")
+
+
 def parse_duration(text: str) -> float:
-    """Seconds in `90`, `90s`, `1.5m`, `15m` or `2h`.  Raises ValueError."""
-    factor = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
-    number = text[:-1] if factor else text
-    if not number.replace(".", "", 1).isdigit() or not number.isascii():
+    """Return the seconds in `90`, `90s`, `1.5m`, `2h`, `1h30m`, `500ms` or `10 min`.  Raise ValueError for other texts."""
+    import re
+    number = r"(\d+\.?\d*|\.\d+)"
+    parts = re.fullmatch(number, text, re.ASCII)
+    if text.strip() == text != "":
+        parts = parts or re.fullmatch(_DURATION.replace("N", number), text, re.ASCII)
+    if not parts:
         raise ValueError("expected a duration such as 90, 90s, 15m or 2h, got %s" % quoted(text))
-    seconds = float(number) * (factor or 1)
+    factors = (1.0,) if parts.re.groups == 1 else (3600.0, 60.0, 1.0, 0.001)
+    seconds = sum(float(part) * factor for part, factor in zip(parts.groups(), factors) if part)
     if not 0 < seconds < float("inf"):
         raise ValueError("expected a duration above 0, got %s" % quoted(text))
     return seconds
@@ -425,10 +433,32 @@ def quoted(value: Any) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean "prompt"?)`, or nothing where no known word is near."""
+    """Return ` (did you mean "prompt"?)`, or nothing where no known word is near: a wrong hint is worse than none."""
     import difflib
-    near = difflib.get_close_matches(word, list(known), 1, 0.7)
+    words = list(known)
+    near = difflib.get_close_matches(word, words, 1, 0.8) or [
+        other for other in difflib.get_close_matches(word, words, 1, 0.75) if other[:1] == word[:1] != "-"]
     return ' (did you mean "%s"?)' % near[0] if near else ""
+
+
+# Names of fields and options in other programs, and what they are called here.
+OTHER_NAMES = {
+    "cwd": "workdir", "dir": "workdir", "directory": "workdir", "working_dir": "workdir", "working_directory": "workdir",
+    "system": "system_prompt", "instructions": "system_prompt", "text": "prompt", "message": "prompt", "args": "extra", "flags": "extra",
+    "options": "extra", "agent": "backend", "provider": "backend", "tool": "backend", "sandbox": "sandbox_mode", "approval": "approval_mode",
+    "permission_mode": "approval_mode", "title": "name", "labels": "tags", "metadata": "meta", "timeout_seconds": "timeout",
+    "workers": "max_parallel", "max_workers": "max_parallel", "concurrency": "max_parallel", "threads": "max_parallel",
+    "--jobs": "--max-parallel", "-P": "--max-parallel", "-n": "--max-parallel",
+}
+
+
+def known_as(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean "workdir"?)` for the name of a field or an option in another program, else the nearest known name."""
+    names = list(known)
+    other = OTHER_NAMES.get(name) or OTHER_NAMES.get(name.lstrip("-").replace("-", "_"), "")
+    if name.startswith("--") and not other.startswith("-"):
+        other = "--" + other.replace("_", "-")
+    return ' (did you mean "%s"?)' % other if other in names else nearest(name, names)
 
 
 @once
@@ -1325,6 +1355,10 @@ class _at:
             raise _Misfit(message, self._steps + inner) from None
 
 
+# What to do instead of giving a field that a task does not have.
+FIELD_HINTS = {"files": "; name the files in the prompt, and their directory in \"workdir\""}
+
+
 def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> Dict[str, Any]:
     """The fields of an object, each checked; None is the same as leaving a field out.  Raises _Misfit."""
     if not isinstance(value, dict):
@@ -1333,7 +1367,8 @@ def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> 
     for name, item in value.items():
         with _at(name):
             if name not in fields:
-                raise _Misfit("unknown field%s; free data goes into \"meta\"" % nearest(name, fields))
+                hint = FIELD_HINTS.get(name, "") if "prompt" in fields else ""
+                raise _Misfit("unknown field%s; free data goes into \"meta\"" % (hint or known_as(name, fields)))
             if item is not None:
                 checked[name] = fields[name](item)
     return checked
@@ -3082,7 +3117,7 @@ def _batch(value: Any, rules: Rules) -> Tuple[List[Task], List[_Path], Dict[str,
     if isinstance(value, dict) and "tasks" in value:
         for name in value:
             if name not in BATCH_FIELDS:
-                raise _Misfit("unknown field%s" % nearest(name, BATCH_FIELDS), (name,))
+                raise _Misfit("unknown field%s" % known_as(name, BATCH_FIELDS), (name,))
         run = _checked({name: value[name] for name in RUN_FIELDS if name in value}, RUN_FIELDS, "a batch")
         if "output_dir" in run and not rules.output_dir and not is_inside(run["output_dir"], "."):
             raise _Misfit("%s is outside of the current directory: only --output-dir can name it" % quoted(run["output_dir"]), ("output_dir",))
@@ -3096,11 +3131,11 @@ def _batch(value: Any, rules: Rules) -> Tuple[List[Task], List[_Path], Dict[str,
         if isinstance(value, dict) and "steps" in value:
             raise _Misfit("this is a chain: run it with `clinvk chain`", ("steps",))
         if isinstance(value, dict) and "prompt" not in value:
-            near = next((name for name in value if name not in TASK_FIELDS and nearest(name, BATCH_FIELDS)), "")
+            near = next((name for name in value if name not in TASK_FIELDS and known_as(name, BATCH_FIELDS)), "")
             if near in BATCH_FIELDS:
                 raise _Misfit("a batch needs a list of tasks")
             if near:
-                raise _Misfit("unknown field%s" % nearest(near, BATCH_FIELDS), (near,))
+                raise _Misfit("unknown field%s" % known_as(near, BATCH_FIELDS), (near,))
         return [_task(value, defaults, rules)], [()], run
     if not items:
         raise _Misfit("no tasks: the list is empty", where)
@@ -3626,7 +3661,7 @@ def _chain(value: Any, rules: Rules) -> Chain:
         raise _Misfit("this is a batch: run it with `clinvk parallel`", () if isinstance(value, list) else ("tasks",))
     for name in value:
         if name not in CHAIN_FIELDS:
-            raise _Misfit("unknown field%s" % nearest(name, CHAIN_FIELDS), (name,))
+            raise _Misfit("unknown field%s" % known_as(name, CHAIN_FIELDS), (name,))
     said = _checked({name: value[name] for name in CHAIN_FIELDS[1:3] if name in value}, dict.fromkeys(CHAIN_FIELDS, _truth), "a chain")
     defaults, rules = _for_all(value, rules, "a chain")
     items = value.get("steps")
@@ -6610,7 +6645,13 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
 
 
 # Words that are no commands here, but of the Go program of the same name or of a later clinvk: no prompt to be paid for.
-RESERVED = ("completion", "help", "serve")
+_RUN_HINT = "; to run a batch: clinvk parallel --file FILE"
+RESERVED = {"completion": "", "serve": "", "run": _RUN_HINT, "exec": _RUN_HINT, "batch": _RUN_HINT}
+
+# What to do instead of giving an option that is not there.
+_PROMPT_HINT = "; a prompt needs no option: clinvk TEXT"
+_RETRY_HINT = "; each program retries failed requests by itself, see clinvk(1) under Retries"
+OPTION_HINTS = {"-p": _PROMPT_HINT, "--prompt": _PROMPT_HINT, "--print": _PROMPT_HINT, "--retry": _RETRY_HINT, "--retries": _RETRY_HINT}
 
 # What one word too many most likely is.
 UNKNOWN_WORDS = {"prompt": "; a prompt of several words needs quotes around it", "parallel": "; a file is named with --file",
@@ -6639,8 +6680,8 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
                 parser = commands.get(command, self)
                 known = parser._option_string_actions
                 hint = "" if unknown[0].startswith("-") and unknown[0] not in known else UNKNOWN_WORDS.get(command or "", "")
-                parser.error("unknown argument %s%s" % (
-                    unknown[0], hint or nearest(unknown[0].split("=")[0], known)))
+                name = unknown[0].split("=")[0] if unknown[0].startswith("--") else unknown[0][:2]
+                parser.error("unknown argument %s%s" % (unknown[0], hint or OPTION_HINTS.get(name) or known_as(name, known)))
             return options
 
         def error(self, message: str) -> NoReturn:
@@ -6651,6 +6692,14 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
         def print_help(self, file: Any = None) -> None:
             """To stdout; argparse itself would not notice that it could not be written."""
             Output(1).text(self.format_help())
+
+    class Once(argparse.Action):
+        """Store the value of an option that is not given twice."""
+
+        def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
+            if getattr(namespace, self.dest) is not None:
+                raise argparse.ArgumentError(self, "given twice; only one file is read")
+            setattr(namespace, self.dest, value)
 
     class Version(argparse.Action):
         def __call__(self, *_: Any) -> NoReturn:
@@ -6730,7 +6779,15 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
         Where words and options may be mixed, the options are put first: argparse takes words in one go.
         """
         words = list(arguments)
-        if not words or words[0] in ("-h", "--help", "--version"):
+        if not words:
+            Output(2).text(parser.format_help())
+            raise SystemExit(EXIT_USAGE)
+        if words[0] == "help":
+            for word in words[1:2]:
+                if word not in commands:
+                    parser.error("%s is no command%s" % (quoted(word), nearest(word, commands)))
+            words = words[1:2] + ["--help"]
+        if words[0] in ("-h", "--help", "--version"):
             return words
         if words[0] not in commands:
             others = parted(words[:words.index("--")] if "--" in words else words, commands["prompt"])[1]
@@ -6739,7 +6796,8 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
             if first in commands:
                 words.remove(first)
             elif near or first in RESERVED:
-                parser.error("%s is no command%s; to ask it as a prompt: clinvk -- %s" % (quoted(first), near, shell_quoted(first)))
+                parser.error("%s is no command%s; to ask it as a prompt: clinvk -- %s" % (
+                    quoted(first), RESERVED.get(first) or near, shell_quoted(first)))
             words.insert(0, first if first in commands else "prompt")
         if words[0] in ("prompt", "resume", "sessions", "config"):
             options, others = parted(words[1:], commands[words[0]])
@@ -6841,7 +6899,7 @@ The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks,
   jq -R '{prompt: .}' prompts.txt | clinvk parallel --backend claude --jsonl""")
         parser.set_defaults(run=run_parallel)
         add = parser.add_argument
-        add("-f", "--file", metavar="FILE", type=checked(_path), help="read tasks from FILE; - or no FILE: from stdin")
+        add("-f", "--file", metavar="FILE", action=Once, type=checked(_path), help="read tasks from FILE; - or no FILE: from stdin")
         add("-j", "--max-parallel", metavar="N", type=number(_jobs), help="run at most N tasks at once (default: %d)" % DEFAULT_JOBS)
         add("--fail-fast", action="store_true", help="at the first failure start nothing more and stop what runs")
         form_options(parser, "task")
@@ -6859,7 +6917,8 @@ the step before, and {{steps.NAME.output}} for that of the step with that name. 
   clinvk chain --file chain.json
   clinvk chain --file chain.json --json | jq -r '.results[-1].output'""")
         parser.set_defaults(run=lambda options: command_chain(settings_from(options), options.file))
-        parser.add_argument("-f", "--file", metavar="FILE", type=checked(_path), help="read the chain from FILE; - or no FILE: from stdin")
+        parser.add_argument("-f", "--file", metavar="FILE", action=Once, type=checked(_path),
+                            help="read the chain from FILE; - or no FILE: from stdin")
         form_options(parser, "step")
         trust_options(parser)
         run_options(parser)

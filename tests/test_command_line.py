@@ -91,7 +91,7 @@ class Usage(CommandLine):
     def test_what_cannot_be_understood_is_told_in_a_line_and_nothing_is_started(self):
         one = self.one_task()
         table = [
-            ([], ["COMMAND"]), (["paralel"], ['"paralel"', "parallel"]), (["parallel", "extra"], ["extra"]),
+            (["help", "paralel"], ['"paralel" is no command (did you mean "parallel"?)']), (["paralel"], ['"paralel"', "parallel"]), (["parallel", "extra"], ["extra"]),
             (["parallel", "-f", one, "extra"], ["extra"]), (["parallel", "--nonsense", "-f", one], ["--nonsense"]),
             (["parallel", "-f", one, "-x"], ["-x"]), (["parallel", "-f", one, "--json", "--jsonl"], ["--json", "--jsonl", "not allowed"]),
             (["parallel", "-f", one, "--jsonl", "-q", "--json"], ["--json", "--jsonl", "not allowed"]),
@@ -110,7 +110,7 @@ class Usage(CommandLine):
         for arguments, word in ((["parallel", "--nonsense"], "clinvk parallel: error: unknown argument --nonsense"),
                                 (["parallel", "tasks.json"], "clinvk parallel: error: unknown argument tasks.json; a file is named with --file\n"),
                                 (["chain", "chain.json"], "clinvk chain: error: unknown argument chain.json; a file is named with --file\n"),
-                                (["versoin"], "clinvk: error: "), ([], "clinvk: error: ")):
+                                (["versoin"], "clinvk: error: ")):
             with self.subTest(arguments=arguments):
                 completed = self.run_clinvk(*arguments, input=tasks("touch ran"))
                 self.assert_usage_error((completed.returncode, completed.stdout.decode(), completed.stderr.decode()))
@@ -124,6 +124,20 @@ class Usage(CommandLine):
             with self.subTest(option=option):
                 self.assert_usage_error(answer, option)
                 self.assertEqual(re.findall(r'\(did you mean "([^"]+)"\?\)', answer[2]), [known] if known else [], answer[2])
+
+    def test_an_option_of_another_program_is_refused_with_what_to_give_instead(self):
+        parallel, near = ("--jobs=4", "--workers", "--max-workers", "--threads", "-P", "-P4", "-n"), '(did you mean "--max-parallel"?)'
+        table = [(["parallel", option], near) for option in parallel] + [
+            (["parallel", "--cwd", "x"], '(did you mean "--workdir"?)'), (["--system", "x", "why"], '(did you mean "--system-prompt"?)'),
+            (["-p", "why"], "unknown argument -p; a prompt needs no option: clinvk TEXT"), (["--prompt=why"], "needs no option"),
+            (["parallel", "--retry", "3"], "unknown argument --retry; each program retries"), (["--retries=3", "why"], "each program retries"),
+            (["run", "tasks.json"], '"run" is no command; to run a batch: clinvk parallel --file FILE; to ask it as a prompt: clinvk -- run'),
+            (["parallel", "-f", "a", "--file", "b"], "argument -f/--file: given twice"), (["chain", "-fa", "-fb"], "given twice")]
+        for (arguments, words), answer in zip(table, self.main(*[arguments for arguments, _ in table])):
+            with self.subTest(arguments=arguments):
+                self.assert_usage_error(answer, words)
+        for arguments in (["chain", "--workers", "4"], ["chain", "-n", "4"]):  # a wrong hint is worse than none
+            self.assertNotIn("did you mean", self.main(arguments)[0][2])
 
     def test_no_long_option_can_be_abbreviated(self):
         options = sorted(set(re.findall(r"(?<=[ \[])--[a-z-]+", self.main(["parallel", "--help"])[0][1])))
@@ -140,7 +154,7 @@ class Usage(CommandLine):
         one = self.file("one.jsonl", tasks("say x"))
         whole, text = ["0", "-1", "1.5", "", "x", "\u0663", "1e3", " 1", "+1", "0x10"], ["", " "]
         bad = {"-j": whole + ["1001"], "--max-parallel": whole + ["1" + "0" * 30], "--max-turns": whole, "--max-tokens": whole, "--model": text, "--workdir": text,
-               "--system-prompt": text, "--output-dir": text, "--timeout": ["0", "0s", "-5", "x", "1d", "inf", "nan", "", "5 m", "m", "1.2.3", "1e3"],
+               "--system-prompt": text, "--output-dir": text, "--timeout": ["0", "0s", "-5", "x", "1d", "inf", "nan", "", "5  m", "m", "1.2.3", "1e3"],
                "--backend": text, "--root": text, "--ceiling": ["", "full", "sandbox=default", "sandbox=auto", "sandbox=full,", "sandbox=full,sandbox=full"], "--approval-mode": ["", "yes", "Auto"], "--sandbox-mode": ["", "readonly", "rw"],
                "--progress": ["", "yes", "Always"], "--color": ["", "yes", "auto "]}
         good = {"-j": ["1", "64", "1000"], "--max-parallel": ["2"], "--max-turns": ["1"], "--max-tokens": ["100000"], "--model": ["m x"], "--workdir": ["/"],
@@ -242,6 +256,16 @@ class HelpAndVersion(CommandLine):
                        "--progress", "--color", "--ceiling", "--root", "--allow-commands", "-b", "--backend", "-m", "--model", "-w", "--workdir", "--approval-mode", "--sandbox-mode",
                        "--system-prompt", "--max-turns", "--max-tokens", "--timeout", "-h", "--help"):
             self.assertRegex(parallel[1], r"(?m)^ +(-[a-z][ ,].*)?%s\b" % option)
+
+    def test_help_as_a_word_shows_help(self):
+        for words, option in ((["help"], ["--help"]), (["help", "parallel"], ["parallel", "--help"]), (["help", "sessions", "x"], ["sessions", "-h"])):
+            by_word, by_option = self.main(words, option)
+            self.assertEqual(by_word, by_option)
+            self.assertEqual((by_word[0], by_word[2]), (0, ""))
+
+    def test_without_an_argument_the_usage_is_shown_on_stderr(self):
+        status, stdout, stderr = self.main([])[0]
+        self.assertEqual((status, stdout, stderr), (2, "", self.main(["--help"])[0][1]))
 
     def test_help_needs_neither_input_nor_a_home_nor_a_tmpdir(self):
         completed = self.run_clinvk("parallel", "--help", env={"HOME": None, "TMPDIR": "/nonexistent", "CLINVK_BACKEND": "nonsense"})

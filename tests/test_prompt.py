@@ -112,7 +112,7 @@ class Words(unittest.TestCase):
 
 class Refused(PromptCase):
     def test_a_word_that_is_nearly_a_command_is_no_prompt(self):
-        for word, near in (("paralel", "parallel"), ("session", "sessions"), ("Resume", "resume"), ("prmpt", "prompt"), ("help", ""), ("serve", ""),
+        for word, near in (("paralel", "parallel"), ("session", "sessions"), ("Resume", "resume"), ("prmpt", "prompt"), ("serve", ""),
                            ("completion", "")):
             with self.subTest(word=word):
                 hint = ' (did you mean "%s"?)' % near if near else ""

@@ -241,11 +241,13 @@ class Json(unittest.TestCase):
 
 class Durations(unittest.TestCase):
     def test_a_duration_is_a_number_with_or_without_a_unit(self):
-        for text, seconds in (("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1.5m", 90), ("0.25", 0.25), (".5s", 0.5), ("007", 7)):
-            self.assertEqual(clinvk.parse_duration(text), seconds, text)
+        for text, seconds in (("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1.5m", 90), ("0.25", 0.25), (".5s", 0.5), ("007", 7), ("5.", 5),
+                              ("1h30m", 5400), ("1h 30m 5s", 5405), ("500ms", 0.5), ("1s500ms", 1.5), ("10 min", 600), ("2 hours", 7200), ("90 s", 90), ("1 hr 1 min", 3660),
+                              ("3 seconds", 3), ("1.5h30m", 7200)):
+            self.assertAlmostEqual(clinvk.parse_duration(text), seconds, text)
 
     def test_what_is_no_duration_is_refused_with_what_was_expected(self):
-        for text in ("", "s", ".", "m5", "-1", "+1", "1e3", "1_0", "90 s", " 90", "90S", "1d", "1h30m", "inf", "nan", "٣", "²", "1..2", "0x1", "5\n"):
+        for text in ("", "s", ".", "m5", "-1", "+1", "1e3", "1_0", "90  s", " 90", " 90s", "90s ", " ", "90S", "1d", "1h30", "30m1h", "1h1h", "1m s", "90 90", "inf", "nan", "٣", "²", "1..2", "0x1", "5\n"):
             with self.subTest(text), self.assertRaisesRegex(ValueError, "expected a duration such as 90, 90s, 15m or 2h, got "):
                 clinvk.parse_duration(text)
         for text in ("0", "0s", "0.0h"):
@@ -276,6 +278,14 @@ class Words(unittest.TestCase):
         self.assertEqual(clinvk.nearest("maxturns", iter(known)), ' (did you mean "max_turns"?)')
         self.assertEqual(clinvk.nearest("zebra", known), "")
         self.assertEqual(clinvk.nearest("", known), "")
+        for word, other in (("args", "tags"), ("--workers", "--workdir"), ("dir", "id")):
+            self.assertEqual(clinvk.nearest(word, [other]), "", "a wrong hint is worse than none")
+
+    def test_a_name_of_another_program_is_known_where_it_has_a_meaning(self):
+        for name, known, hint in (("cwd", ["workdir", "id"], "workdir"), ("--cwd", ["--workdir"], "--workdir"), ("-n", ["--max-parallel", "-f"], "--max-parallel"),
+                                  ("--max-workers", ["--max-parallel"], "--max-parallel"), ("workers", ["max_parallel"], "max_parallel"),
+                                  ("cwd", ["prompt"], ""), ("-n", ["--limit"], ""), ("--jbos", ["--jobs"], "--jobs"), ("", ["prompt"], ""), ("--", ["prompt"], "")):
+            self.assertEqual(clinvk.known_as(name, known), ' (did you mean "%s"?)' % hint if hint else "", name)
 
 
 class Visible(unittest.TestCase):
