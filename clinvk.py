@@ -1063,6 +1063,27 @@ def temporary_directory() -> str:
     return os.environ.get("TMPDIR") or "/tmp"
 
 
+def reason_of(error: OSError) -> str:
+    """Return which file the error is about, where that is known, and what the system says."""
+    reason = error.strerror or str(error)
+    return "%s: %s" % (error.filename, reason) if error.filename else reason
+
+
+class writing:
+    """Turn an OSError of the block into an OutputError that names what could not be written, where and why."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if isinstance(error, OSError):
+            place = error.filename or temporary_directory()
+            raise OutputError("cannot write %s to %s: %s" % (self._what, place, error.strerror or error)) from None
+
+
 def make_private_directory() -> str:
     """A new directory of mode 0700 for temporary files.  Raises OutputError where there is nowhere to write."""
     while True:
@@ -1073,7 +1094,7 @@ def make_private_directory() -> str:
         except FileExistsError:
             continue
         except OSError as error:
-            raise OutputError("cannot make temporary files in %s: %s" % (temporary_directory(), error.strerror)) from None
+            raise OutputError("cannot write temporary files to %s: %s" % (temporary_directory(), error.strerror)) from None
 
 
 def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False, directory: Optional[int] = None) -> None:
@@ -1110,6 +1131,12 @@ def sync_directory(path: str) -> None:
         pass
     finally:
         os.close(file)
+
+
+def is_full(file: int) -> bool:
+    """Tell whether the file system of an open file has no room left."""
+    status = os.fstatvfs(file)
+    return status.f_blocks > 0 and status.f_bavail * status.f_frsize < CHUNK
 
 
 def free_space(directory: str) -> int:
@@ -4036,7 +4063,7 @@ def with_answer(result: Result) -> Result:
         return result._replace(answer="".join(text)) if len(text) <= CHUNK else result
     except OSError as error:
         return result._replace(status="failed", exit_code=result.exit_code or 1, answer="", error_kind="backend",
-                               error="the answer could not be read back: %s" % error)
+                               error="cannot read the answer back: " + reason_of(error))
 
 
 def followed_path(directory: str, index: int) -> str:
@@ -4060,13 +4087,15 @@ def _run(task: Task, station: Station) -> Result:
             workdir = _open_workdir(task)
             # what is told of a directory that must not be left does not lead out of it later, as a link could
             command = backend_of(task).command(task._replace(workdir=workdir.real) if workdir and task.root else task)
-            directory, files = station.prepare()
-            if task.follow:
-                followed = os.open(followed_path(station.directory, task.index), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                files = [files[0], followed, files[2]]
+            with writing("temporary files"):
+                directory, files = station.prepare()
+                if task.follow:
+                    followed = os.open(followed_path(station.directory, task.index), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                    files = [files[0], followed, files[2]]
             if command.by_stdin:
-                write_all(files[0], to_bytes(task.prompt))
-                os.lseek(files[0], 0, os.SEEK_SET)
+                with writing("the prompt"):
+                    write_all(files[0], to_bytes(task.prompt))
+                    os.lseek(files[0], 0, os.SEEK_SET)
             with station.lock:
                 if station.canceled:
                     return unfinished(task, "canceled", "canceled before it started", "canceled")
@@ -4082,11 +4111,11 @@ def _run(task: Task, station: Station) -> Result:
         station.running = None
         station.note(task.index, 0)
         alone = station.clear(task, time.monotonic() - began, bool(running.verdict))
-        try:
+        with writing("the answer"):
             result = _judge(task, code, running.verdict, os.path.join(station.directory, "%d.out" % task.index), *files[1:])
-        except OSError as error:
-            result = unfinished(task, "failed", "the answer could not be kept: %s" % error, "backend", exit_code=1, attempts=1)
         return result
+    except OutputError as error:
+        return unfinished(task, "failed", str(error), "backend", exit_code=1, attempts=1)
     finally:
         if followed >= 0:
             os.close(followed)
@@ -4112,7 +4141,8 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
     environment = dict(command.preset, **station.environment)
     environment.update(command.environment, TMPDIR=directory, CLINVK_TASK=str(task.index))
     for name, text in command.files.items():
-        write_whole(os.path.join(directory, name), [to_bytes(text)])
+        with writing("the prompt" if name == "prompt" else "the file " + name):
+            write_whole(os.path.join(directory, name), [to_bytes(text)])
     for name in command.environment:
         environment[name] = environment[name].replace(SCRATCH, directory)
     argv = tuple(word.replace(SCRATCH, directory) for word in command.argv)
@@ -4177,6 +4207,11 @@ def _judge(task: Task, code: int, stopped: str, path: str, stdout: int, stderr: 
         status, exit_code, error, kind = "canceled", -1, "canceled while it ran", "canceled"
     elif code < 0:
         status, error, kind = "failed", "ended by signal %d (%s)" % (-code, signal_name(-code)), "signal"
+    elif kind in ("", "backend") and (error or blank or reply.output is None) and is_full(stdout):
+        import errno
+        status, exit_code, kind = "failed", exit_code or 1, "backend"
+        error = "cannot write the answer to %s: %s%s" % (
+            temporary_directory(), os.strerror(errno.ENOSPC), error and " (%s)" % error)
     elif error:
         status, exit_code = "failed", exit_code or 1
     elif blank:
@@ -4433,7 +4468,8 @@ def _serve(message: Union[bytes, str]) -> Optional[Union[bytes, str]]:
         return None
     result = run_task(task, station)._replace(task=None)
     stay()
-    return _pack(result, os.path.join(station.directory, "%d.result" % task.index))
+    with writing("the result"):
+        return _pack(result, os.path.join(station.directory, "%d.result" % task.index))
 
 
 def _spawn_from_nowhere() -> None:
@@ -4594,13 +4630,11 @@ class _Run:
                 number = errno.EAGAIN if isinstance(error, RuntimeError) else getattr(error, "errno", 0)
                 if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
                     raise too_few(number) from None
-                notice("worker processes cannot be had here (%s): tasks run in threads, and if clinvk itself is killed "
-                       "with SIGKILL its backends live on" % error)
                 self.method = "thread"
-                self._hire()
-        except OSError as error:
-            self.close()
-            raise OutputError("cannot keep the run's files in %s: %s" % (temporary_directory(), error.strerror)) from None
+                with writing("temporary files"):
+                    self._hire()
+                notice("cannot start worker processes (%s): tasks run in threads, and their backends survive a SIGKILL "
+                       "of clinvk" % (reason_of(error) if isinstance(error, OSError) else error))
         except BaseException:
             self.close()
             raise
@@ -4616,12 +4650,15 @@ class _Run:
         self._messages += 1
 
         def fail(error: BaseException) -> None:
-            self.events.put((crew, unfinished(task, "failed", "could not be handed over: %s" % error, "backend", exit_code=1)))
+            reason = reason_of(error) if isinstance(error, OSError) else error
+            text = str(error) if isinstance(error, OutputError) else "cannot pass the task to a worker: %s" % reason
+            self.events.put((crew, unfinished(task, "failed", text, "backend", exit_code=1)))
 
         try:  # what only describes the task stays here
-            message = _pack(task._replace(name="", id="", tags=(), meta=None),
-                            os.path.join(self.directory, "%d.task" % self._messages))
-        except OSError as error:
+            with writing("the prompt"):
+                message = _pack(task._replace(name="", id="", tags=(), meta=None),
+                                os.path.join(self.directory, "%d.task" % self._messages))
+        except OutputError as error:
             fail(error)
             return
         crew.pool.apply_async(_serve, (message,), callback=lambda answer: self.events.put((crew, answer)), error_callback=fail)
@@ -4672,10 +4709,11 @@ class _Run:
             result: Optional[Result] = _unpack(message)
             return result
         except (OSError, EOFError) as error:  # somebody cleans up the temporary directory
+            reason = reason_of(error) if isinstance(error, OSError) else "it is cut short"
             index = int(os.path.basename(str(message)).partition(".")[0])
             if index not in self.in_flight:
                 return None
-            return unfinished(self.in_flight[index][0], "failed", "its result could not be read: %s" % error, "backend",
+            return unfinished(self.in_flight[index][0], "failed", "cannot read its result: " + reason, "backend",
                               exit_code=1, attempts=1)
 
     def _answer(self, result: Result) -> Result:
@@ -4717,7 +4755,7 @@ class _Run:
             return
         if crew is self.crews[-1]:
             if not started:
-                self._notice("worker processes do not come up: tasks run in threads")
+                self._notice("worker processes do not start: tasks run in threads")
                 self.method = "thread"
             self._hire()
         for index in sorted(waiting):
@@ -4938,10 +4976,8 @@ class Spool:
         self._sizes = array("q")
         self._end = 0              # of what is on disk
         self._held = bytearray()   # what comes after that
-        try:
+        with writing("results"):
             self._file = nameless_file(temporary_directory())
-        except OSError as error:
-            raise OutputError("cannot keep results in %s: %s" % (temporary_directory(), error.strerror)) from None
 
     def add(self, index: int, pieces: Iterable[bytes]) -> None:
         if index >= len(self._places):
@@ -4956,10 +4992,8 @@ class Spool:
         self._places[index], self._sizes[index] = start + 1, self._end + len(self._held) - start
 
     def _flush(self) -> None:
-        try:
+        with writing("results"):
             write_all(self._file, self._held)
-        except OSError as error:
-            raise OutputError("cannot keep results: %s" % error.strerror) from None
         self._end += len(self._held)
         self._held = bytearray()
 
@@ -6417,7 +6451,7 @@ def _prompt_form(form: str, task: Task, settings: Settings, session: Optional[Se
 def _why(error: OSError) -> str:
     if str(error.filename).startswith(NO_HOME):
         return "there is no home directory; HOME or CLINVK_HOME would name one"
-    return "%s: %s" % (error.filename, error.strerror) if error.filename else str(error.strerror)
+    return reason_of(error)
 
 
 def _tell(result: Result, form: str, says: Configuration, console: Console) -> None:

@@ -1529,7 +1529,7 @@ class Doctor(Commands):
         backends, machine = self.report(1, env={"TMPDIR": self.path("nowhere")})
         self.assertEqual((machine["temp"], machine["temp_writable"], machine["temp_free_mb"]), (self.path("nowhere"), False, 0))
         self.assertEqual([backends[name]["problem"].partition(": ")[0] for name in ("claude", "echo", "gemini")],
-                         ["cannot make temporary files in " + self.path("nowhere")] * 2 + ["not found on the PATH; to install it"])
+                         ["cannot write temporary files to " + self.path("nowhere")] * 2 + ["not found on the PATH; to install it"])
 
     def test_definitions_with_a_mistake_are_refused(self):
         self.assert_refused(self.doctor(env={"CLINVK_BACKENDS": '{"mine": {}}'}), "CLINVK_BACKENDS: mine: ")

@@ -238,12 +238,12 @@ class Spools(SinkCase):
         done = self.run_program([sys.executable, "-c", textwrap.dedent(body), support.MODULES])
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         lines = done.stdout.decode().splitlines()
-        self.assertRegex(lines[0], "^cannot keep results.*: File too large$")
+        self.assertRegex(lines[0], "^cannot write results.*: File too large$")
         self.assertEqual(lines[-1], "True")
 
     def test_where_nothing_can_be_kept_it_says_so(self):
         os.environ["TMPDIR"] = self.path("nowhere")
-        with self.assertRaisesRegex(clinvk.OutputError, "^cannot keep results.*nowhere.*No such file or directory"):
+        with self.assertRaisesRegex(clinvk.OutputError, "^cannot write results.*nowhere.*No such file or directory"):
             clinvk.Spool()
 
 

@@ -2,13 +2,14 @@
 running or lying about is cleared away, nothing of one task reaches the next."""
 import json
 import os
+import subprocess
 import sys
 import textwrap
 import threading
 import unittest
 
 import support
-from support import clinvk, is_running, wait_until
+from support import clinvk, is_running, results, tasks, wait_until
 
 
 class WorkerCase(support.Case):
@@ -275,7 +276,7 @@ class LaunchFailures(WorkerCase):
         os.rmdir(station.directory)
         result = clinvk.run_task(clinvk.Task(0, "echo", "say x", workdir=self.directory), station)
         self.check(result, status="failed", exit_code=1, error_kind="backend")
-        self.assertRegex(result.error, "^%s.*: No such file or directory$" % station.directory)
+        self.assertRegex(result.error, "^cannot write temporary files to %s.*: No such file or directory$" % station.directory)
 
     def test_no_descriptors_left(self):
         body = """
@@ -543,7 +544,35 @@ class OneAfterTheOther(WorkerCase):
         for code in (0, 3):
             gone = clinvk.with_answer(clinvk.Result(0, "echo", "ok", code, clinvk.TextFile(self.path("nowhere"))))
             self.check(gone, status="failed", exit_code=code or 1, output="", error_kind="backend")
-            self.assertRegex(gone.error, "^the answer could not be read back: .*No such file or directory")
+            self.assertRegex(gone.error, "^cannot read the answer back: .*No such file or directory")
+
+    def test_full_temporary_directory_is_named_with_what_did_not_fit(self):
+        disk = self.path("disk")
+        os.mkdir(disk)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k,mode=700", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode:
+            self.skipTest("mounting is not permitted here")
+        self.addCleanup(subprocess.run, ["umount", "-l", disk], check=True)
+        quiet = "import os\nos.read(0, 9)\nfor _ in range(99):\n    try:\n        os.write(1, b'x' * 10000)\n    except OSError:\n        pass\n"
+        support.write_program(os.path.join(self.bin, "quiet"), ("#!%s -IS\n%s" % (os.path.realpath(sys.executable), quiet)).encode())
+        env = {"TMPDIR": disk, "CLINVK_BACKENDS": '{"quiet": {"command": ["quiet"]}}'}
+        full = "cannot write the %%s to %s: No space left on device" % disk
+        run = self.clinvk("parallel", "--jsonl", "-q", "-j", "1", env=env, input=(
+            tasks("say x" * 100000) + tasks("x", backend="quiet") + tasks("say small") + tasks("say x;flood 999999", backend="claude")))
+        errors = [(result["status"], result.get("error", "").partition(" (")[0]) for result in results(run)]
+        self.assertEqual(errors, [("failed", full % "prompt"), ("failed", full % "answer"), ("ok", ""), ("failed", full % "answer")])
+        self.assertEqual((run.stderr, os.listdir(disk)), (b"", []))
+        self.enter_environment(TMPDIR=disk)
+        for argv in (("cat",), ("cat", "{prompt_file}")):
+            self.check(self.run_it("x" * 500000, "own", definition=clinvk.Definition(argv)), status="failed", error=full % "prompt")
+        with open(os.path.join(disk, "filler"), "wb") as file:
+            while True:
+                try:
+                    os.write(file.fileno(), b"f" * 4096)
+                except OSError:
+                    break
+        run = self.clinvk("parallel", "--jsonl", "-q", input=tasks("say x"), env=env)
+        self.assertEqual((run.returncode, run.stdout, run.stderr.decode()),
+                         (74, b"", "clinvk: error: cannot write temporary files to %s: No space left on device\n" % disk))
 
     def test_an_answer_on_its_way_is_not_changed_by_the_next_task(self):
         station = self.station()
@@ -562,7 +591,7 @@ class OneAfterTheOther(WorkerCase):
             os.rmdir(station.directory)
             self.file("go-" + backend, b"")
             self.check(result(), status="failed", exit_code=1, error_kind="backend", attempts=1)
-            self.assertRegex(result().error, "^the answer could not be kept: .*No such file or directory")
+            self.assertRegex(result().error, "^cannot write the answer to .*No such file or directory")
             os.mkdir(station.directory, 0o700)
             self.check(clinvk.run_task(clinvk.Task(1, backend, "say x"), station), status="ok")
             self.leave(station)
