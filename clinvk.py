@@ -5753,12 +5753,19 @@ class SessionStore:
         """The last used session that can be continued."""
         return next((session for session in self._chosen(backend, "", "", working_dir) if session.backend_session_id), None)
 
-    def delete(self, id: str) -> None:
-        """Removes a session, even one whose file is damaged."""
-        self._existing(id)
-        with self._locked(id):
-            os.unlink(self._existing(id))
-        self._clear_drafts(id)
+    def delete(self, *ids: str) -> None:
+        """Remove sessions, also those whose file is damaged.  Raise SessionError where another process uses one."""
+        for last in (False, True):  # nothing is removed before all were looked at
+            for id in ids:
+                self._existing(id)
+                with self._locked(id):
+                    path = self._existing(id)
+                    if self._is_used_elsewhere(id):
+                        raise SessionError("session %s is in use: another clinvk runs a prompt in it" % id[:_SHORT_ID_DIGITS])
+                    if last:
+                        os.unlink(path)
+                if last:
+                    self._clear_drafts(id)
 
     def clean(self, older_than_seconds: float) -> List[str]:
         """Removes the sessions that were not used for so long, and are not active; returns their ids."""
@@ -5806,11 +5813,19 @@ class SessionStore:
             self._held.add(id)
         return id in self._held
 
+    def _is_used_elsewhere(self, id: str) -> bool:
+        """Return whether another process runs a prompt in a session whose lock this process has."""
+        if id in self._held:
+            return False
+        if not self._use(id).attempt():
+            return True
+        self._use(id).release()
+        return False
+
     def _settled(self, session: Session) -> Session:
         """A session as it is, once its lock is held: not active, where that was a process that died."""
-        if session.status != "active" or session.id in self._held or not self._use(session.id).attempt():
+        if session.status != "active" or session.id in self._held or self._is_used_elsewhere(session.id):
             return session
-        self._use(session.id).release()
         return session._replace(status="error", error=CUT_SHORT)
 
     def _as_it_is(self, session: Session) -> Session:
@@ -6515,10 +6530,9 @@ def _print_session(session: Session, console: Console) -> int:
 
 
 def command_sessions_delete(store: SessionStore, console: Console, as_json: bool, texts: Sequence[str]) -> int:
-    """Deletes sessions: all of those that are named, or none where one is not known."""
+    """Delete all named sessions, or none where one is unknown or in use."""
     found = list(dict.fromkeys(store.match(text) for text in texts))
-    for id in found:
-        store.delete(id)
+    store.delete(*found)
     return _print_deleted(found, console, as_json)
 
 

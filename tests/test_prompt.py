@@ -638,10 +638,10 @@ class Conversations(PromptCase):
                 self.assertEqual("warnings" in self.asked("-b", backend, "-c", "--system-prompt", "s", "say x"), warned)
                 self.assertNotIn("warnings", self.asked("-b", backend, "-c", "say x"))
 
-    def test_a_session_that_is_deleted_while_it_runs_stays_so(self):
+    def test_a_session_whose_file_is_removed_while_it_runs_stays_so(self):
         process = self.start("-b", "claude", "touch started; wait-for go; say x")
         self.wait_for_file(self.path("started"))
-        self.ask("sessions", "delete", self.sessions()[0]["id"])
+        os.unlink(self.path("home", ".clinvk", "sessions", self.sessions()[0]["id"] + ".json"))
         self.file("go", "")
         end = process.finish()
         self.assertEqual((end.returncode, end.stdout), (0, b"x\n"))
@@ -777,6 +777,18 @@ class SessionsCommand(PromptCase):
         self.assertEqual(self.ask("sessions", "delete", one, two[:8], one[:8]), "%s\n%s\n" % (one, two))
         self.assertEqual(json.loads(self.ask("sessions", "delete", "--json", three)), {"deleted": [three]})
         self.assertEqual(self.sessions(), [])
+
+    def test_delete_of_a_session_in_use_removes_none(self):
+        idle, = self.make("say x")
+        process = self.start("-b", "claude", "touch started; wait-for go; say y")
+        self.wait_for_file(self.path("started"))
+        used, = [session["id"] for session in self.sessions() if session["status"] == "active"]
+        self.assertEqual(self.refused("sessions", "delete", idle, used, status=4),
+                         "clinvk: error: session %s is in use: another clinvk runs a prompt in it\n" % used[:8])
+        self.assertEqual({session["id"] for session in self.sessions()}, {idle, used})
+        self.file("go", "")
+        self.assertEqual(process.finish().returncode, 0)
+        self.assertEqual(self.ask("sessions", "delete", idle, used), "%s\n%s\n" % (idle, used))
 
     def test_clean_removes_the_old(self):
         one, two = self.make("say x", "say y")

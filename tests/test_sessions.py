@@ -608,7 +608,7 @@ class Removing(SessionCase):
         self.assertEqual([session.turn_count for session in self.store.all()], [1])
 
     def test_what_is_deleted_while_it_is_changed_is_deleted(self):
-        session = self.store.create("claude")
+        session = self.store.save(self.store.create("claude")._replace(status="completed"))
         user = self.start_user(session)
         deleter = self.start_until_locked("store.delete(sys.argv[1])", session.id)
         self.assertEqual((user.finish().returncode, deleter.finish().returncode), (0, 0))
@@ -705,6 +705,18 @@ class InUse(SessionCase):
         self.assertEqual(user.finish().returncode, 0)
         session = self.store.load(self.session.id)
         self.assertEqual((session.status, session.title, session.turn_count), ("completed", "new", 1))
+
+    def test_delete_of_a_session_in_use_is_refused_until_its_user_dies(self):
+        user = self.start_user()
+        with open(self.file_of(self.session.id), "w") as file:
+            file.write("damaged")
+        self.assertEqual(self.refused(self.store.delete, self.session.id),
+                         "session %s is in use: another clinvk runs a prompt in it" % self.session.id[:8])
+        self.assertTrue(os.path.exists(self.file_of(self.session.id)))
+        user.kill()
+        user.wait()
+        self.store.delete(self.session.id)
+        self.assertEqual(self.ids(), [])
 
     def test_it_is_not_cleaned_away(self):
         user = self.start_user()
@@ -871,7 +883,7 @@ class AtOnce(SessionCase):
         """Each makes four sessions and deletes one of them, counts in one that all share, in one of its own and in some that others
         delete, and lists.  `warn` ends a process that sees half a file; each says what it did, and that is what is there."""
         shared = self.store.create("claude")
-        prey = [self.store.create("codex").id for _ in range(20)]
+        prey = [self.store.save(self.store.create("codex")._replace(status="completed")).id for _ in range(20)]
         keepers = [self.store.create("gemini").id for _ in range(40)]
         printed = self.at_once(60, """
             import random
