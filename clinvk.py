@@ -507,39 +507,6 @@ def cut(text: str, columns: int) -> str:
     return text
 
 
-LONGEST_DIFF = 1 << 17  # characters, which word_diff takes seconds for
-_UNSPACED = "[\u1100-\u11ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
-
-
-def word_diff(old: str, new: str) -> List[Tuple[str, str]]:
-    """`new` beside `old`, in pieces: ("", text in both), ("-", text of old alone), ("+", text of new alone).
-
-    White space counts for nothing; where both have the words it is that of `new`.  A character of a script that is
-    written without blanks is a word.
-    """
-    import difflib
-    import re
-    word = re.compile(r"%s|(?:(?!%s)\w)+|\S" % (_UNSPACED, _UNSPACED))
-    texts = old, new
-    places = [[found.span() for found in word.finditer(text)] for text in texts]
-    words = [[text[start:end] for start, end in spans] for text, spans in zip(texts, places)]
-
-    def blank_before(side: int, number: int) -> str:
-        spans = places[side]
-        return texts[side][spans[number - 1][1] if number else 0:spans[number][0] if number < len(spans) else len(texts[side])]
-
-    def part(side: int, begin: int, end: int) -> str:
-        return texts[side][places[side][begin][0]:places[side][end - 1][1]]
-
-    # what is popular is no place to begin at: that makes long texts bearable, and short ones less well matched
-    pieces: List[Tuple[str, str]] = []
-    for kind, a, b, c, d in difflib.SequenceMatcher(None, words[0], words[1], len(words[0]) * len(words[1]) > 1 << 22).get_opcodes():
-        pieces.append(("", blank_before(0, a) if kind == "delete" else blank_before(1, c)))
-        pieces += [("-", part(0, a, b))] if kind in ("delete", "replace") else []
-        pieces += [("" if kind == "equal" else "+", part(1, c, d))] if kind != "delete" else []
-    return [(kind, text) for kind, text in pieces + [("", blank_before(1, len(places[1])))] if text]
-
-
 def shell_quoted(text: str) -> str:
     """`text` as one word for bash, ksh and zsh, on one line."""
     import shlex
@@ -5095,26 +5062,6 @@ class Kept:
         return iter(sorted(self._results, key=lambda result: result.index))
 
 
-def write_differences(output: Output, answers: Sequence[Result], color: bool) -> None:
-    """The words in which each answer differs from the first."""
-    for other in answers[1:]:
-        first = answers[0]
-        output.text("\n[%s] beside [%s]\n" % (other.backend, first.backend))
-        if max(len(first.answer), len(other.answer)) > LONGEST_DIFF:
-            output.text("(too long to be compared word by word)\n")
-            continue
-        pieces = word_diff(first.output, other.output)
-        if not any(kind for kind, _ in pieces):
-            output.text("(the same words)\n")
-            continue
-        marks = {"": ("", "", b"%s"), "-": ("[-", "-]", b"\033[31m%s\033[m"), "+": ("{+", "+}", b"\033[32m%s\033[m")}
-        shown = []
-        for kind, text in pieces:
-            before, after, colored = marks[kind]
-            shown.append((colored if color else b"%s") % to_bytes(before + (visible(text) if output.terminal else text) + after))
-        output.write(b"".join(shown) + (b"" if shown[-1].endswith(b"\n") else b"\n"))
-
-
 class Tail:
     """Reads what a task that is followed has printed so far, piece by piece."""
 
@@ -6229,12 +6176,10 @@ def comparison_fields(totals: Totals, prompt: str, backends: List[str], missing:
     return dict(fields, **totals.fields())
 
 
-def command_compare(settings: Settings, names: Optional[Sequence[str]], sequential: bool, diff: bool, argument: str) -> int:
+def command_compare(settings: Settings, names: Optional[Sequence[str]], sequential: bool, argument: str) -> int:
     """Asks several backends the same: the named ones, or all but echo.  Returns the exit status, as run_plan does."""
     heed_children()
     console, rules = Console(), settings.rules
-    if diff and settings.form != "text":
-        raise UserError("--diff is for people: it does not go with --" + settings.form)
     if names is None:
         names = [name for name in [*BACKENDS, *rules.definitions]
                  if name != "echo" and rules.configuration.said("backends.%s.enabled" % name) is not False]
@@ -6255,8 +6200,6 @@ def command_compare(settings: Settings, names: Optional[Sequence[str]], sequenti
         sections = Sections(output, lambda result: "[%s]" % result.backend)
         for result in kept:
             sections.write(result)
-        if diff:
-            write_differences(output, [result for result in kept if result.answer], use_color(settings.color, output))
 
     present = [task.backend for task in tasks]
     heading = "Comparing %d backends: %s" % (len(present), ", ".join(present))
@@ -6976,7 +6919,7 @@ the step before, and {{steps.NAME.output}} for that of the step with that name. 
         parser = subparsers.add_parser("compare", help="ask several backends the same",
                                        description="Ask several backends the same, and show their answers side by side.")
         parser.set_defaults(run=lambda options: command_compare(
-            settings_from(options), options.backends, options.sequential, options.diff, options.prompt))
+            settings_from(options), options.backends, options.sequential, options.prompt))
         parser.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from stdin")
         which = parser.add_mutually_exclusive_group(required=True)
         which.add_argument("--backends", metavar="LIST", type=lambda text: [name.strip() for name in text.split(",")],
@@ -6984,7 +6927,6 @@ the step before, and {{steps.NAME.output}} for that of the step with that name. 
         which.add_argument("--all-backends", action="store_true", help="all that are installed but echo, and commands of your own")
         parser.add_argument("--sequential", action="store_true", help="ask one after the other, not all at once")
         form_options(parser, "answer")
-        parser.add_argument("--diff", action="store_true", help="show the words in which each answer differs from the first")
         run_options(parser)
         task_options(parser.add_argument_group("for all backends"), "backend")
 

@@ -102,7 +102,7 @@ _clinvk()
             _clinvk_value && return
             ;;
         compare)
-            options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --diff --dry-run --progress --color --config
+            options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --progress --color --config
                 -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout'
             values=$options
             _clinvk_value && return

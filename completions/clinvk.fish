@@ -127,7 +127,6 @@ complete -c clinvk -n '__fish_seen_subcommand_from compare' -l sequential -d 'as
 complete -c clinvk -n '__fish_seen_subcommand_from compare' -l json -d 'print one JSON object at the end'
 complete -c clinvk -n '__fish_seen_subcommand_from compare' -l jsonl -d 'print one JSON line per answer as it ends'
 complete -c clinvk -n '__fish_seen_subcommand_from compare' -s q -l quiet -d 'print the last line of the summary alone'
-complete -c clinvk -n '__fish_seen_subcommand_from compare' -l diff -d 'show how the answers differ from the first'
 complete -c clinvk -n '__fish_seen_subcommand_from compare' -l dry-run -d 'print command lines and start nothing'
 complete -c clinvk -n '__fish_seen_subcommand_from compare' -l progress -xa 'auto always never' -d 'status line on stderr'
 complete -c clinvk -n '__fish_seen_subcommand_from compare' -l color -xa 'auto always never' -d 'colored output'

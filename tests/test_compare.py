@@ -1,9 +1,9 @@
-"""`clinvk compare`: one prompt for several backends, and their answers side by side.  As a black box with fake AI programs; the
-word diff by itself, too.
+"""`clinvk compare`: one prompt for several backends, and their answers side by side.
+
+As a black box with fake AI programs.
 """
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -12,7 +12,7 @@ import unittest
 
 import test_commands
 import support
-from support import PATIENCE, COMPILED, clinvk, wait_until
+from support import PATIENCE, COMPILED, wait_until
 from test_commands import normal
 
 support.left_to_full_runs()
@@ -268,20 +268,20 @@ Total: 4 tasks, 3 completed, 1 failed, 314 tokens, $0.2500 (0.00s)
         self.assertEqual((completed.returncode, completed.stdout), (0, b""))
 
     def test_quiet_prints_the_total_alone(self):
-        self.assertEqual(normal(self.compare("-q", "--diff", "--backends", "one,two", "say x").stdout), "Total: 2 tasks, 2 completed, 0 failed (0.00s)\n")
+        self.assertEqual(normal(self.compare("-q", "--backends", "one,two", "say x").stdout), "Total: 2 tasks, 2 completed, 0 failed (0.00s)\n")
 
     def test_controls_do_not_reach_a_terminal_and_statuses_are_colored_there(self):
         self.install_answerers("cat")
         terminal = test_commands.Terminal()
         self.addCleanup(terminal.close)
-        process = self.start_program(self.command("--progress", "never", "--diff", "--backends", "echo,upper", "a\x1b]0;x\x07 b"),
+        process = self.start_program(self.command("--progress", "never", "--backends", "echo,upper", "a\x1b]0;x\x07 b"),
                                      stdout=terminal.slave, stderr=terminal.slave)
         terminal.detach()
         shown = terminal.rest()
         self.assertEqual(process.finish().returncode, 0)
-        self.assertEqual(set(re.findall(rb"\x1b[^m]*m|[\x00-\x08\x0b-\x1f]", shown)), {b"\x1b[32m", b"\x1b[31m", b"\x1b[m"})
+        self.assertEqual(set(re.findall(rb"\x1b[^m]*m|[\x00-\x08\x0b-\x1f]", shown)), {b"\x1b[32m", b"\x1b[m"})
         self.assertIn(b"echo         \x1b[32mOK        \x1b[m", shown)
-        self.assertIn(b"\n[echo]\na^[]0;x^G b\n\n[upper]\nA^[]0;X^G B\n\n[upper] beside [echo]\n\x1b[31m[-a-]\x1b[m\x1b[32m{+A+}\x1b[m^[]0;", shown)
+        self.assertIn(b"\n[echo]\na^[]0;x^G b\n\n[upper]\nA^[]0;X^G B\n", shown)
 
     def test_what_cannot_be_written_is_told(self):
         if not os.path.exists("/dev/full"):
@@ -291,90 +291,6 @@ Total: 4 tasks, 3 completed, 1 failed, 314 tokens, $0.2500 (0.00s)
                 completed = self.run_program(["sh", "-c", 'exec "$@" > /dev/full', "sh"] + self.command("--backends", "one", *arguments, "say x"))
                 self.assertEqual(completed.returncode, 74)
                 self.assertIn(b"clinvk: error: cannot write to stdout: No space left on device", completed.stderr)
-
-
-class Differences(CompareCase):
-    ENV = {"CLINVK_BACKENDS": json.dumps(dict(json.loads(MINE), other={"command": ["sed", "s/quick/slow/; s/over//; s/模块/文件/"]}))}
-
-    def shown(self, *arguments, prompt="The quick fox\njumps over 审查模块", names="echo,other", **options):
-        self.install_answerers("cat")
-        completed = self.compare("--diff", "--backends", names, *arguments, prompt, **dict({"env": self.ENV}, **options))
-        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
-        return completed.stdout.decode()
-
-    def test_each_answer_is_shown_beside_the_first_word_by_word(self):
-        text = self.shown(names="echo,other,two,upper")
-        self.assertIn("\n[upper]\nTHE QUICK FOX\nJUMPS OVER 审查模块\n"
-                      "\n[other] beside [echo]\nThe [-quick-]{+slow+} fox\njumps [-over-]  审查[-模块-]{+文件+}\n"
-                      "\n[two] beside [echo]\n(the same words)\n"
-                      "\n[upper] beside [echo]\n[-The quick fox\njumps over-]{+THE QUICK FOX\nJUMPS OVER+} 审查模块\n"
-                      "\nResults\n", text)
-
-    def test_it_is_red_and_green_where_color_is_wanted(self):
-        self.assertIn("The \x1b[31m[-quick-]\x1b[m\x1b[32m{+slow+}\x1b[m fox\n", self.shown("--color", "always"))
-        self.assertNotIn("\x1b", self.shown())
-
-    def test_an_answer_that_is_not_there_is_not_compared(self):
-        env = {"CLINVK_BACKENDS": json.dumps(dict(json.loads(MINE), bad={"command": ["false"]}))}
-        self.install_answerers("cat")
-        text = self.compare("--diff", "--backends", "bad,echo,upper", "a", env=env).stdout.decode()
-        self.assertEqual(re.findall(r"\[\w+\] beside \[\w+\]", text), ["[upper] beside [echo]"])
-        self.assertNotIn(" beside ", self.shown(names="echo"))
-
-    def test_what_is_too_long_is_not_compared(self):
-        self.install_answerers("cat")
-        completed = self.compare("--diff", "--backends", "echo,upper", "-", input=b"x " * (clinvk.LONGEST_DIFF // 2 + 1))
-        self.assertIn(b"\n[upper] beside [echo]\n(too long to be compared word by word)\n\nResults\n", completed.stdout)
-        completed = self.compare("--diff", "--backends", "echo,upper", "-", input=b"x " * 2000)
-        self.assertIn(b"\n[upper] beside [echo]\n[-x x x", completed.stdout)
-
-    def test_it_is_for_text_alone(self):
-        for form in ("--json", "--jsonl"):
-            self.assert_error(self.compare("--diff", form, "--backends", "one", "touch ran"), "clinvk: error: --diff is for people: it does not go with " + form)
-
-
-def marked(old, new):
-    return "".join({"": "%s", "-": "[-%s-]", "+": "{+%s+}"}[kind] % text for kind, text in clinvk.word_diff(old, new))
-
-
-class WordDiff(unittest.TestCase):
-    def test_pieces_are_words_and_punctuation_and_single_characters_where_no_blanks_part_words(self):
-        for old, new, expected in (
-                ("", "", ""), ("a", "a", "a"), ("", "x y\n", "{+x y+}\n"), ("x y\n", "", "[-x y-]"), ("a b c", "a c", "a [-b-] c"), ("a c", "a b c", "a {+b+} c"),
-                ("the old text", "the new text", "the [-old-]{+new+} text"), ("f(a)", "f(b)", "f([-a-]{+b+})"), ("end.", "end!", "end[-.-]{+!+}"),
-                ("a_b1", "a_b2", "[-a_b1-]{+a_b2+}"), ("审查模块", "审计模块", "审[-查-]{+计+}模块"), ("カタカナ", "カナ", "[-カタ-]カナ"),
-                ("café", "cafe", "[-café-]{+cafe+}"), ("a  b\n\nc", "a b\nc", "a b\nc"), (" a", "a", "a"), ("a\n", "a", "a"), ("v1审", "v1查", "v1[-审-]{+查+}")):
-            self.assertEqual(marked(old, new), expected)
-
-    def test_no_word_of_either_text_is_lost(self):
-        chance = random.Random(6)
-
-        def words(text):
-            return "".join(text.split())
-
-        for _ in range(2000):
-            old, new = ("".join(chance.choice(("a", "b", "cc", " ", "\n", ".", "审", "\u3042", "  ", "\udcff")) for _ in range(chance.randrange(12))) for _ in range(2))
-            pieces = clinvk.word_diff(old, new)
-            for text, other in ((old, "+"), (new, "-")):
-                self.assertEqual(words("".join(piece for kind, piece in pieces if kind != other)), words(text), (old, new))
-            if not any(kind == "-" for kind, _ in pieces):
-                self.assertEqual("".join(piece for _, piece in pieces), new)
-
-    def test_texts_without_a_common_word_come_out_whole(self):
-        pieces = clinvk.word_diff("a b c " * 50, "x y z " * 50)
-        self.assertEqual([kind for kind, _ in pieces], ["-", "+", ""])
-
-    def test_long_texts_are_compared_in_bearable_time(self):
-        chance = random.Random(7)
-        words = ["w%d" % number for number in range(2000)]
-        weights = [1 / (number + 1) for number in range(2000)]
-        old = chance.choices(words, weights, k=20000)
-        new = [word if chance.random() < 0.95 else "changed" for word in old]
-        changed = sum(word == "changed" for word in new)
-        pieces = clinvk.word_diff(" ".join(old), " ".join(new))
-        said = " ".join(text for kind, text in pieces if kind == "+").split()
-        self.assertGreater(len(said), changed // 2)
-        self.assertLess(len(said), 3 * changed)
 
 
 if __name__ == "__main__":
