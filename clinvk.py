@@ -119,7 +119,8 @@ else:
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 
 ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid", "context_length",
-               "max_turns", "budget", "timeout", "signal", "not_found", "no_output", "backend", "worker_lost", "canceled")
+               "max_turns", "budget", "timeout", "signal", "not_found", "no_output", "damaged_output", "backend",
+               "worker_lost", "canceled")
 
 # clinvk's own exit statuses; the man page's EXIT STATUS section is held against this table.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION, EXIT_BUG, EXIT_OUTPUT = 0, 1, 2, 3, 4, 70, 74
@@ -283,6 +284,7 @@ class _Coders(NamedTuple):
     encode: Callable[[Any], str]
     surrogates: Callable[[Callable[[Any], str], str], str]
     decode: Callable[[str], Any]
+    decode_at: Callable[[str, int], Tuple[Any, int]]
     long_number: Callable[[bytes], Any]
     orjson: Optional[ModuleType]
 
@@ -295,9 +297,10 @@ def _coders() -> _Coders:
         import orjson
     except ImportError:
         orjson = None  # type: ignore[assignment,unused-ignore]
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
     return _Coders(json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode,
                    re.compile("[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]").sub,
-                   json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode,
+                   decoder.decode, decoder.raw_decode,
                    re.compile(rb"[0-9]{16}|[0-9][eE]").search, orjson)
 
 
@@ -377,6 +380,34 @@ def loads(data: bytes) -> Any:
         except ValueError:
             pass
     return coders.decode(data.decode("utf-8"))
+
+
+OBJECT_START = r'\{\s*"'  # braces in the text of a log are followed by something else
+
+
+def objects_in(data: bytes) -> Tuple[List[Any], str, int]:
+    """Return the JSON objects in `data`, the text around them, and the number of lines before the first damage.
+
+    The search ends at the first object that is damaged: an object inside of that one is not a value of its own.
+    """
+    import re
+    text, end = to_text(data), 0
+    found: List[Any] = []
+    around: List[str] = []
+    while True:
+        start = re.compile(OBJECT_START).search(text, end)
+        if not start:
+            break
+        try:
+            value, after = _coders().decode_at(text, start.start())
+        except (ValueError, RecursionError):
+            break
+        if re.search("[\udc80-\udcff]", text[start.start():after]):  # bytes that are not UTF-8
+            break
+        around.append(text[end:start.start()])
+        found.append(value)
+        end = after
+    return found, "\n".join(around + [text[end:]]), text.count("\n", 0, start.start() if start else end)
 
 
 LONGEST = 1e9  # seconds; what timers can take ends at some 9e9
@@ -2038,9 +2069,13 @@ LONGEST_LINE = 1 << 26  # bytes of a line of output that are looked at: no progr
 
 
 class Lines:
-    """Cuts what comes in pieces into lines, without their ends; blank ones and those above LONGEST_LINE are left out."""
+    """Cuts what comes in pieces into lines, without their ends.
+
+    Blank lines are left out.  Only the beginning of a line above LONGEST_LINE is given.  `number` is that of the last line.
+    """
 
     def __init__(self) -> None:
+        self.number = 0
         self._begun: List[bytes] = []
         self._size = 0
 
@@ -2048,28 +2083,37 @@ class Lines:
         """The lines that end in this piece."""
         *ended, rest = piece.split(b"\n")
         for line in ended:
-            whole = b"".join(self._begun) + line
-            if whole.strip() and self._size + len(line) <= LONGEST_LINE:
-                yield whole
-            self._begun.clear()
-            self._size = 0
-        self._size += len(rest)
+            self._add(line)
+            yield from self.rest()
+        self._add(rest)
+
+    def _add(self, part: bytes) -> None:
+        self._size += len(part)
         if self._size <= LONGEST_LINE:
-            self._begun.append(rest)
-        else:
-            self._begun.clear()
+            self._begun.append(part)
+        elif self._size - len(part) <= LONGEST_LINE:
+            self._begun = [b"".join(self._begun[:9] + [part])[:CHUNK]]
 
     def rest(self) -> Iterator[bytes]:
-        """The line that has no end."""
-        if b"".join(self._begun).strip():
-            yield b"".join(self._begun)
+        """The line that has no end yet."""
+        line = b"".join(self._begun)
         self._begun.clear()
+        self._size = 0
+        self.number += 1
+        if line.strip():
+            yield line
 
 
 class Capture:
-    """What a program printed, in a file that stays open while it is read."""
+    """What a program printed, in a file that stays open while it is read.
+
+    `lost` are the numbers of the damaged lines that may have held a part of the answer, `damaged` those of the others.
+    """
 
     def __init__(self, file: int) -> None:
+        self.lost: List[int] = []
+        self.damaged: List[int] = []
+        self._lines = Lines()
         self._file = file
         self._size = os.fstat(file).st_size  # what a left-over process writes from now on is nobody's answer
 
@@ -2081,24 +2125,47 @@ class Capture:
 
     def lines(self) -> Iterator[bytes]:
         """The lines one at a time, as Lines has them."""
-        lines = Lines()
+        lines = self._lines = Lines()
         for piece in file_chunks(self._file, 0, self._size):
             yield from lines.feed(piece)
         yield from lines.rest()
 
-    def events(self, *marks: bytes) -> Iterator[Dict[str, Any]]:
+    def values(self, data: bytes, answer: str, marked: Callable[[bytes], Any]) -> Iterator[Any]:
+        """Yield the JSON value that is a line, or the objects among other text in the line.
+
+        A damaged line is noted: as lost where the pattern `answer` is found in the damaged part, else where that is `marked`.
+        """
+        value = _parsed(data)
+        if value is not None:
+            yield value
+            return
+        import re
+        found, around, before = objects_in(data)
+        yield from found
+        if re.search(answer, around):
+            self.lost.append(max(1, self._lines.number) + before)
+        elif re.search(OBJECT_START, around) and marked(to_bytes(around)):
+            self.damaged.append(max(1, self._lines.number) + before)
+
+    def spare_damaged(self) -> None:
+        """Take no damaged line until here for a part of the answer: what came now takes its place."""
+        self.damaged += self.lost
+        self.lost.clear()
+
+    def events(self, *marks: bytes, answer: str) -> Iterator[Dict[str, Any]]:
         """The JSON objects in the lines that hold one of the marks; of a line that is a list, the objects in it.
 
         Looking for marks first makes a stream of a gigabyte, most of it the output of tools, a matter of seconds.
+        Lines that do not look whole are looked at, too.
         """
         import re
         marked = re.compile(b"|".join(map(re.escape, marks))).search
         for line in self.lines():
-            if marked(line):
-                value = _parsed(line)
-                for event in value if isinstance(value, list) else (value,):
-                    if isinstance(event, dict):
-                        yield event
+            if marked(line) or line[:1] != b"{" or not line.endswith((b"}", b"}\r")):
+                for value in self.values(line, answer, marked):
+                    for event in value if isinstance(value, list) else (value,):
+                        if isinstance(event, dict):
+                            yield event
 
     def is_blank(self) -> bool:
         return not any(piece.strip() for piece in file_chunks(self._file, 0, self._size))
@@ -2383,6 +2450,25 @@ def _no_result(stdout: Capture, stderr: str, exit_code: int, said: Dict[str, Any
     return Reply(**dict(said, **dict(_failure(error, kind="" if exit_code else "backend"), **whole)))
 
 
+def with_damage(reply: Reply, capture: Capture, program: str, exit_code: int) -> Reply:
+    """Return the reply with what is to be said of damaged lines: it fails where a part of the answer may be missing."""
+    def told(numbers: List[int], more: str) -> str:
+        named = ", ".join(map(str, numbers[:5])) + (" and %d more" % (len(numbers) - 5) if len(numbers) > 5 else "")
+        return "line%s %s of what %s printed cannot be read%s" % ("s" if len(numbers) > 1 else "", named, program, more)
+
+    lost = told(capture.lost, "; a part of the answer may be missing") if capture.lost else ""
+    notes = reply.warnings + ((told(capture.damaged, ""),) if capture.damaged else ())
+    if lost and not exit_code and reply.error_kind in ("", "backend"):
+        error = "; ".join(filter(None, (reply.error, lost)))
+        return reply._replace(error=error, error_kind="damaged_output", warnings=notes)
+    return reply._replace(warnings=notes + ((lost,) if lost else ()))
+
+
+# An event whose type is cut off may be any.
+_CUT_TYPE = r'\{\s*"(?:t|ty|typ|type|type"\s*|type"\s*:\s*|type"\s*:\s*"[\w.]*)?$'
+_BLANK_END = "%s ended with a blank text; the output is the text before it"
+_BAD_EXIT = "%s ended with exit status %d after a complete answer"
+
 # - claude -
 
 _CLAUDE_READING = "Read,Glob,Grep,WebFetch,WebSearch"
@@ -2430,6 +2516,10 @@ def _claude_command(task: Task) -> Command:
 OWN_RETRIES = 2  # of one request, by the programs themselves: by default they go on for minutes, and codex can sleep for an hour
 
 
+# The order of the keys of a result differs between versions.
+_CLAUDE_ANSWER = r'"type"\s*:\s*"(?:result|assistant)"|"(?:result|duration_api_ms|is_error)"\s*:|' + _CUT_TYPE
+
+
 def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     """A line for each event, the last of them the result (or, with other options, that alone, or all in one list).
 
@@ -2437,14 +2527,18 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     """
     results: List[Dict[str, Any]] = []  # mostly one: background work that ends later makes another
     session, text, retry, limit = "", "", {}, {}  # type: str, str, Dict[str, Any], Dict[str, Any]
-    for event in stdout.events(b'"result"', b'"init"', b'"assistant"', b'"api_retry"', b'"rate_limit_event"'):
+    for event in stdout.events(b'"result"', b'"init"', b'"assistant"', b'"api_retry"', b'"rate_limit_event"',
+                               answer=_CLAUDE_ANSWER):
         kind = event.get("type")
         session = _string(event.get("session_id")) or session
         if kind == "result":
             results.append(event)
+            if _string(event.get("result")).strip():
+                stdout.spare_damaged()
         elif kind == "assistant" and not (event.get("parent_tool_use_id") or event.get("is_api_error_message")):  # nor a subagent's
             retry = {}
-            text = _claude_text(event) or text
+            came = _claude_text(event)
+            text = came if came.strip() else text
         elif kind == "system" and event.get("subtype") == "api_retry":
             retry = event
         elif kind == "rate_limit_event":  # which comes with good turns too
@@ -2474,6 +2568,8 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         "warnings": tuple(_denial(_mapping(item)) for item in _listed(result.get("permission_denials"))[:20]),
     }
     failed = result.get("is_error") or _string(result.get("subtype")).startswith("error")  # older versions say the second alone
+    if not failed and text and not said["output"].strip():
+        said.update(output=text, warnings=said["warnings"] + (_BLANK_END % "claude",))
     if not failed and not exit_code:
         return Reply(**said)
     ends = {"max_turns": "max_turns", "error_max_turns": "max_turns", "budget_exhausted": "budget", "error_max_budget_usd": "budget"}
@@ -2482,7 +2578,8 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     if failed:  # then the result is an error text, else still an answer
         listed = said["output"] or listed
         said["output"] = text if text != said["output"] else ""
-    error = listed or _reason(stderr) or "claude failed: %s" % (_string(result.get("subtype")) or exit_code)
+    last = "claude failed: %s" % _string(result.get("subtype")) if failed else _BAD_EXIT % ("claude", exit_code)
+    error = listed or _reason(stderr) or last
     if result.get("stop_reason") == "refusal":
         kind = "invalid"
     failure = _failure(error, result.get("api_error_status"), kind)
@@ -2501,7 +2598,7 @@ def _claude_saying(line: bytes) -> _Saying:
     if event.get("type") != "assistant" or event.get("parent_tool_use_id") or _mapping(event.get("message")).get("model") == "<synthetic>":
         return "", False  # synthetic: an error, or what it says of itself; the result has it, too
     text = _claude_text(event)
-    return text, bool(text)
+    return (text, True) if text.strip() else ("", False)
 
 
 def _denial(item: Dict[str, Any]) -> str:
@@ -2554,7 +2651,10 @@ def _codex_saying(line: bytes) -> _Saying:
     event = _mapping(_parsed(line)) if b'"agent_message"' in line else {}
     item = _mapping(event.get("item"))
     text = _string(item.get("text")) if event.get("type") == "item.completed" and item.get("type") == "agent_message" else ""
-    return text, bool(text)
+    return (text, True) if text.strip() else ("", False)
+
+
+_CODEX_ANSWER = r'"type"\s*:\s*"agent_message"|"item\.completed"(?!.*"type"\s*:\s*"\w+")|' + _CUT_TYPE
 
 
 def _codex_retries(task: Task) -> List[str]:
@@ -2594,13 +2694,17 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     answer, session, failed, progress = "", "", "", ""
     usage: Dict[str, Any] = {}
     warnings: List[str] = []
-    completed = False
-    for event in stdout.events(b'"thread.started"', b'"agent_message"', b'"error"', b'"turn.'):
+    completed = blank = False
+    for event in stdout.events(b'"thread.started"', b'"agent_message"', b'"error"', b'"turn.', answer=_CODEX_ANSWER):
         kind, item = event.get("type"), _mapping(event.get("item"))
         if kind == "thread.started":
             session = _string(event.get("thread_id"))
         elif kind == "item.completed" and item.get("type") == "agent_message":
-            answer, progress = _string(item.get("text")), ""
+            text, progress = _string(item.get("text")), ""
+            blank = not text.strip()
+            if not blank:
+                answer = text
+                stdout.spare_damaged()
         elif kind == "item.completed" and item.get("type") == "error":
             warnings.append(one_line(without_secrets(_string(item.get("message")))))
         elif kind == "turn.completed":
@@ -2610,12 +2714,14 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         elif kind == "error":
             progress = _string(event.get("message"))
     said: Dict[str, Any] = {
-        "output": answer, "session_id": session, "warnings": tuple(warnings[:20]), "waiting": "" if completed else progress,
-        "counts_session": True,
+        "output": answer, "session_id": session,
+        "warnings": tuple(warnings[:20]) + ((_BLANK_END % "codex",) if blank and answer else ()),
+        "waiting": "" if completed else progress, "counts_session": True,
         "usage": _usage(*(_count(usage.get(name)) for name in ("input_tokens", "cached_input_tokens", "output_tokens",
                                                                "reasoning_output_tokens")))}
     if failed or exit_code or not completed:
-        error = failed or progress or _reason(stderr) or "codex ended before its turn was complete"
+        last = _BAD_EXIT % ("codex", exit_code) if completed else "codex ended before its turn was complete"
+        error = failed or progress or _reason(stderr) or last
         inner = _mapping(_mapping(_parsed(to_bytes(error))).get("error"))  # of a bad request it shows what the API said
         return Reply(**dict(said, **_failure(_string(inner.get("message")) or error, kind=error_kind(error[:LONGEST_REASON]),
                                            wait=retry_after(error[:LONGEST_REASON]))))
@@ -2677,6 +2783,10 @@ def _gemini_saying(line: bytes) -> _Saying:
     return "", event.get("type") == "tool_use"
 
 
+_GEMINI_ANSWER = (r'"role"\s*:\s*"assistant"|"type"\s*:\s*"(?:tool_use"|message"(?!.*"role"\s*:\s*"user"))|'
+                  + _CUT_TYPE)
+
+
 def _refuse_unconfined(sandbox: str, approval: str) -> str:
     if sandbox == "workspace" and approval == "none":
         return ("without approval nothing would keep it in the workspace: "
@@ -2693,19 +2803,21 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     Exit code 0 is no success: a stream that was cut off ends so, and only the events tell.  Another exit code is the HTTP
     status modulo 256, or one of its own.
     """
-    session, model, problem = "", "", ""
+    session, model, problem, before = "", "", "", ""
     text: List[str] = []
     tools_came = False  # the answer is what was said after the last of them
     warnings: List[str] = []
     result: Dict[str, Any] = {}
-    for event in stdout.events(b'"init"', b'"assistant"', b'"tool_use"', b'"error"', b'"result"'):
+    for event in stdout.events(b'"init"', b'"assistant"', b'"tool_use"', b'"error"', b'"result"', answer=_GEMINI_ANSWER):
         kind = event.get("type")
         if kind == "init":
             session, model = _string(event.get("session_id")), _string(event.get("model"))
         elif kind == "message" and event.get("role") == "assistant":
             if tools_came:
+                before = "".join(text) if any(map(str.strip, text)) else before
                 text.clear()
                 tools_came = False
+                stdout.spare_damaged()
             text.append(_string(event.get("content")))
         elif kind == "tool_use":
             tools_came = True
@@ -2715,6 +2827,8 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         elif kind == "result":
             result = event
     said: Dict[str, Any] = {"output": "".join(text), "session_id": session, "model": model, "warnings": tuple(warnings[:20])}
+    if before and not said["output"].strip():
+        said.update(output=before, warnings=said["warnings"] + (_BLANK_END % "gemini",))
     stats = _mapping(result.get("stats"))
     total_input, total = _count(stats.get("input_tokens")), _count(stats.get("total_tokens"))
     output = max(_count(stats.get("output_tokens")), total - total_input)  # its own count leaves the thoughts out
@@ -2732,7 +2846,8 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
             reply = _no_result(stdout, stderr, exit_code, dict(said, waiting="" if text or tools_came else "".join(attempts[-1:])), "gemini")
             return reply._replace(error_kind=_GEMINI_EXIT_KINDS.get(exit_code, "") or reply.error_kind)
     said["warnings"] = said["warnings"] if error else ()
-    whole = _string(error.get("message")) or problem or _reason(stderr) or "gemini failed"
+    last = _BAD_EXIT % ("gemini", exit_code) if result.get("status") == "success" else "gemini failed"
+    whole = _string(error.get("message")) or problem or _reason(stderr) or last
     message, status = _gemini_message(whole)
     status = status or next((known for known in _KIND_BY_STATUS if known % 256 == exit_code), None) or error.get("code")
     return Reply(**dict(said, **_failure(message, status, _GEMINI_EXIT_KINDS.get(exit_code, ""), retry_after(whole[:LONGEST_REASON]))))
@@ -2827,6 +2942,15 @@ _USAGE_NAMES = {
 }
 
 
+def _custom_values(definition: Definition, stdout: Capture) -> Iterator[Any]:
+    """Yield the JSON values that a command printed: one in each line, or one in all."""
+    import re
+    keys = "|".join(re.escape(key) for key in definition.answer if isinstance(key, str))
+    answer = r'"(?:%s)"\s*:' % keys if keys else r'\[\s*["{\[]'
+    for data in ([stdout.read()] if definition.output == "json" else stdout.lines()):
+        yield from stdout.values(data, answer, bool)
+
+
 def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code: int) -> Reply:
     """By the paths of its definition.  Of JSON Lines the last that has something at a path counts; of texts to be joined, all."""
     if definition.output == "text":
@@ -2837,20 +2961,26 @@ def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code
     error: Any = None
     session = ""
     usage: Dict[str, Any] = {}
-    some = False
-    for value in ([_parsed(stdout.read())] if definition.output == "json" else map(_parsed, stdout.lines())):
-        some = some or value is not None
+    some = blank = False
+    for value in _custom_values(definition, stdout):
+        some = True
         answer = value_at(value, definition.answer)
         if answer is not None:
-            if not definition.join:
+            text = answer if isinstance(answer, str) else dumps(answer).decode("utf-8")
+            blank = not definition.join and not text.strip()
+            if not (definition.join or blank):
                 answers.clear()
-            answers.append(answer if isinstance(answer, str) else dumps(answer).decode("utf-8"))
+                stdout.spare_damaged()
+            if not (blank and answers):
+                answers.append(text)
         error = definition.error and value_at(value, definition.error) or error
         session = definition.session_id and _string(value_at(value, definition.session_id)) or session
         usage = definition.usage and _mapping(value_at(value, definition.usage)) or usage
     counts = {name: next((_count(usage[key]) for key in keys if _count(usage.get(key))), 0) for name, keys in _USAGE_NAMES.items()}
     said: Dict[str, Any] = {"output": "".join(answers), "session_id": session,
                             "usage": _usage(counts["input"], counts["cached"], counts["output"], counts["reasoning"])}
+    if blank and said["output"].strip():
+        said["warnings"] = (_BLANK_END % "it",)
     if error or exit_code:
         text = error if isinstance(error, str) else _string(_mapping(error).get("message")) or dumps(error).decode() if error else ""
         return Reply(**dict(said, **_failure(text or _reason(stderr) or last_words(stderr) or "exit status %d" % exit_code)))
@@ -2879,7 +3009,7 @@ def custom_backend(name: str, definition: Definition) -> Backend:
 
 def _custom_saying(definition: Definition, line: bytes) -> _Saying:
     answer = value_at(_parsed(line), definition.answer) if definition.output == "jsonl" else None
-    return (answer, not definition.join) if isinstance(answer, str) else ("", False)
+    return (answer, not definition.join) if isinstance(answer, str) and (definition.join or answer.strip()) else ("", False)
 
 
 # - the rows -
@@ -4162,6 +4292,8 @@ def _judge(task: Task, code: int, stopped: str, path: str, stdout: int, stderr: 
     """The verdict on a backend that ended: by what we did to it, else by what it said, else by its exit code."""
     backend, capture = backend_of(task), Capture(stdout)
     reply = backend.read(capture, Capture(stderr).tail(), code)
+    if code >= 0 and not stopped:  # else the end of the output is damaged by that
+        reply = with_damage(reply, capture, backend.name, code)
     for leftover in backend.leftovers(task, reply):
         remove_path(leftover)
     exit_code = 128 - code if code < 0 else code

@@ -577,8 +577,8 @@ class Readers(CaptureCase):
 
     def test_no_event_that_counts_is_passed_over_for_its_looks(self):
         class All(clinvk.Capture):
-            def events(self, *marks):
-                return super().events(b"")
+            def events(self, *marks, answer):
+                return super().events(b"", answer=answer)
 
         for name, code, _ in READINGS:
             stdout, stderr = recorded(name)
@@ -905,6 +905,132 @@ class Verdicts(CaptureCase):
                              ("failed", 139, "ended by signal 11 (SIGSEGV)", "signal", HELLO))
 
 
+    # For each program two texts of an answer, then its end, and of a whole answer the texts that count.
+    STREAMS = {
+        "claude": (b'{"type":"assistant","session_id":"s","message":{"content":[{"type":"text","text":"%s"}]}}', b'{"type":"result","is_error":false,"result":"two"}', "two"),
+        "codex": (b'{"type":"item.completed","item":{"id":"i","type":"agent_message","text":"%s"}}', b'{"type":"turn.completed","usage":{}}', "two"),
+        "gemini": (b'{"type":"message","role":"assistant","content":"%s","delta":true}', b'{"type":"result","status":"success","stats":{}}', "onetwo")}
+
+    def stream(self, backend):
+        text, end, output = self.STREAMS[backend]
+        return [text % b"one", text % b"two", end], output
+
+    LOST = "line %d of what %s printed cannot be read; a part of the answer may be missing"
+
+    def test_an_answer_in_a_line_with_other_text_around_it_is_used(self):
+        for backend in self.STREAMS:
+            lines, output = self.stream(backend)
+            for place in range(3):
+                for before, after in ((b"MCP ERR: ", b""), (b"", b" [DEBUG] {done}"), (b"\xff{x} [1] ", b"\x1b[0m tail"), (b'{"level":"info"}', b'{"level":"info"}'),
+                                      (b"{ code: 'E' } ", b"\r")):
+                    changed = lines[:place] + [before + lines[place] + after] + lines[place + 1:]
+                    result = self.judge(backend, b"\n".join(changed))
+                    self.assertEqual((result.status, result.output, result.warnings), ("ok", output, ()), changed)
+            for glued in (lines[0] + lines[1] + b"\n" + lines[2], b"".join(lines)):
+                result = self.judge(backend, glued)
+                self.assertEqual((result.status, result.output, result.warnings), ("ok", output, ()), glued)
+
+    def test_a_damaged_line_that_may_have_held_a_part_of_the_answer_fails_the_task(self):
+        def check(backend, lines, number, output):
+            result = self.judge(backend, b"\n".join(lines))
+            self.assertEqual((result.status, result.exit_code, result.output, result.error_kind), ("failed", 1, output, "damaged_output"), lines)
+            self.assertTrue(result.error.endswith(self.LOST % (number, backend)), result.error)
+
+        for backend in ("codex", "gemini"):
+            (one, two, end), _ = self.stream(backend)
+            for damaged in (two[:-2], two[:-12], two[:20], two[:12], two.replace(b"two", b"t\xffwo"), b"MCP ERR: " + two[:-2], two[:-2] + b" log",
+                            two[:-2] + one, two[:-9] + end, two[two.index(b'"role"' if backend == "gemini" else b'"type":"agent'):], two + two[:-2],
+                            two.replace(b",", b", ").replace(b":", b": ")[:-2], two.replace(b'"two"', b"NaN"), b'{"level":"info"}' + two[:-2]):
+                check(backend, [b"a banner", b"", one, damaged, end], 4, "onetwo" if backend == "gemini" and damaged == two + two[:-2]
+                      else "two" if damaged == two + two[:-2] else "one")
+            check(backend, [one, end, two[:-2]], 3, "one")
+        (one, two, end), _ = self.stream("claude")
+        for damaged in (end[:-2], end[:-9], b"log: " + end[:-1], end[:12], end.replace(b"two", b"\xff"), b'{"duration_api_ms":21,"stop_reason":"end', end[16:]):
+            check("claude", [one, two, damaged], 3, "two")
+            check("claude", [one, two, end, damaged], 4, "two")
+        check("claude", [one, two[:-2], end.replace(b"two", b"")], 2, "one")
+        tool = b'{"type":"tool_use","tool_name":"x","parameters":{"content":"y"}}'
+        (one, two, end), _ = self.stream("gemini")
+        check("gemini", [one, tool[:-4], two, end], 2, "onetwo")
+
+    def test_a_damaged_line_whose_place_a_later_one_takes_is_a_warning(self):
+        for backend in ("claude", "codex"):
+            (one, two, end), output = self.stream(backend)
+            result = self.judge(backend, b"\n".join([one[:-2], one[:-9], two, end]))
+            self.assertEqual((result.status, result.output, result.warnings), ("ok", output, ("lines 1, 2 of what %s printed cannot be read" % backend,)))
+        tool = b'{"type":"tool_use","tool_name":"x"}'
+        (one, two, end), _ = self.stream("gemini")
+        result = self.judge("gemini", b"\n".join([one[:-2]] * 8 + [tool, two, end]))
+        self.assertEqual((result.status, result.output, result.warnings), ("ok", "two", ("lines 1, 2, 3, 4, 5 and 3 more of what gemini printed cannot be read",)))
+        for backend, damaged in (("codex", b'{"type":"thread.started","thread_'), ("gemini", b'{"type":"init","session_'), ("claude", b'{"type":"system","subtype":"init","cwd')):
+            lines, output = self.stream(backend)
+            result = self.judge(backend, b"\n".join([damaged] + lines))
+            self.assertEqual((result.status, result.output, result.warnings), ("ok", output, ("line 1 of what %s printed cannot be read" % backend,)))
+
+    NOISE = (b"[DEBUG] {ripgrep} is missing", b"config = {", b"}", b"{ code: 'ENOENT', errno: -2 }", b'the "assistant" said "agent_message" {', b"[1, 2",
+             b'{"level":"info","text of a log', b'{"time":"12:00","level":', b"\xe5\xae {}", b'say "type" and "role"', b"{{{{", b'""', b"{'type': 'message'}",
+             b'{"type":"tool_result","tool_id":"x","output":"{\\"role\\":\\"assistant\\"', b'{"type":"message","role":"user","content":"asked',
+             b'{"type":"item.completed","item":{"id":"i","type":"command_execution","aggregated_output":"\\"agent_message\\"',
+             b'{"type":"item.started","item":{"id":"i","ty', b'{"type":"user","message":{"content":"\\"type\\":\\"result\\"')
+
+    def test_noise_that_is_no_event_of_an_answer_fails_nothing(self):
+        for backend in self.STREAMS:
+            lines, output = self.stream(backend)
+            for noise in self.NOISE:
+                for place in range(4):
+                    result = self.judge(backend, b"\n".join(lines[:place] + [noise] + lines[place:]))
+                    self.assertEqual((result.status, result.output), ("ok", output), (backend, noise, place, result.error))
+                    self.assertEqual(result.warnings, (), (backend, noise))
+
+    def test_a_line_that_is_too_long_fails_the_task_only_if_it_may_have_held_a_part_of_the_answer(self):
+        longest, clinvk.LONGEST_LINE = clinvk.LONGEST_LINE, 2 * clinvk.CHUNK
+        self.addCleanup(setattr, clinvk, "LONGEST_LINE", longest)
+        tools = {"claude": b'{"type":"user","message":{"content":"%s"}}', "gemini": b'{"type":"tool_result","output":"%s"}',
+                 "codex": b'{"type":"item.completed","item":{"type":"command_execution","aggregated_output":"%s"}}'}
+        for backend in self.STREAMS:
+            lines, output = self.stream(backend)
+            large = b"y" * (clinvk.LONGEST_LINE + 1)
+            self.assertEqual(self.judge(backend, b"\n".join([tools[backend] % large] + lines)).status, "ok")
+            self.assertEqual(self.judge(backend, b"\n".join([lines[0], self.STREAMS[backend][0] % large, *lines[2:]])).status, "ok" if backend == "claude" else "failed")
+
+    def test_a_failure_of_another_kind_keeps_its_reason_and_a_stopped_task_its_verdict(self):
+        (one, two, end), _ = self.stream("codex")
+        cut = b"\n".join([one, two[:-2]])
+        limited = cut + b'\n{"type":"turn.failed","error":{"message":"Rate limit reached"}}'
+        for stdout, stderr, code, error, kind in ((limited, "", 1, "Rate limit reached", "rate_limit"), (limited, "", 0, "Rate limit reached", "rate_limit"), (cut, "boom", 1, "boom", "backend")):
+            result = self.judge("codex", stdout, stderr, code)
+            self.assertEqual((result.error, result.error_kind, result.output, result.warnings), (error, kind, "one", (self.LOST % (2, "codex"),)))
+        result = self.judge("codex", cut, stopped="timeout", timeout=1.0)
+        self.assertEqual((result.error_kind, result.warnings), ("timeout", ()))
+        result = self.judge("codex", cut)
+        self.assertEqual((result.error, result.error_kind), ("codex ended before its turn was complete; " + self.LOST % (2, "codex"), "damaged_output"))
+
+    def test_blank_text_at_the_end_does_not_take_the_place_of_the_text_before_it(self):
+        tool = b'{"type":"tool_use","tool_name":"x"}'
+        for backend in self.STREAMS:
+            (one, two, end), _ = self.stream(backend)
+            for blank in (b"", b" \\n\\t"):
+                lines = {"claude": [one, two.replace(b"two", blank), end.replace(b"two", blank)], "codex": [one, two.replace(b"two", blank), end],
+                         "gemini": [one, tool, two.replace(b"two", blank), end]}[backend]
+                result = self.judge(backend, b"\n".join(lines))
+                self.assertEqual((result.status, result.output, result.warnings),
+                                 ("ok", "one", ("%s ended with a blank text; the output is the text before it" % backend,)))
+                failed = self.judge(backend, b"\n".join(lines), "it broke\n", 3)
+                self.assertEqual((failed.status, failed.output, failed.error), ("failed", "one", "it broke"))
+        one, two, end = self.stream("claude")[0]
+        self.assertEqual(self.judge("claude", one + b"\n" + end.replace(b'"two"', b"null")).output, "one")
+        one, two, end = self.stream("codex")[0]
+        result = self.judge("codex", b"\n".join([one.replace(b"one", b" "), two, end]))
+        self.assertEqual((result.output, result.warnings), ("two", ()))
+
+    def test_a_bad_exit_after_a_complete_answer_is_called_that(self):
+        for backend in self.STREAMS:
+            lines, output = self.stream(backend)
+            result = self.judge(backend, b"\n".join(lines), "", 7)
+            self.assertEqual((result.status, result.exit_code, result.output, result.error, result.error_kind),
+                             ("failed", 7, output, backend + " ended with exit status 7 after a complete answer", "backend"))
+
+
 class OwnCommands(CaptureCase):
     """Commands that the user defined."""
 
@@ -1013,6 +1139,36 @@ class OwnCommands(CaptureCase):
         self.assertEqual(self.read(stdout + b'\n{"error": "it broke"}\n{"message": {"content": "three"}}', output="jsonl", **self.PATHS),
                          clinvk.Reply(output="three", error="it broke", error_kind="backend", **expected))
 
+    def test_a_damaged_line_with_a_key_of_the_answer_fails_the_task(self):
+        def judge(stdout, **fields):
+            files = [self.capture(data)._file for data in (stdout, b"")]
+            definition = clinvk.Definition(("x",), **dict(self.PATHS, **fields))
+            return clinvk._judge(clinvk.Task(0, "own", "x", definition=definition), 0, "", self.path("answer"), *files)
+
+        one, two, other = b'{"message":{"content":"one"}}', b'{"message":{"content":"two"}}', b'{"id":"s","tool":{"content":"x"}}'
+        for stdout, join, output, number, warnings in (
+                (one + b"\n" + two[:-3], False, "one", 2, 0), (one + b"\n" + two[:-3], True, "one", 2, 0), (one[:-3] + b"\n" + two, True, "two", 1, 0),
+                (one[:-3] + b"\n" + two, False, "two", 0, 1), (b"log: " + one + b" log\n" + two, True, "onetwo", 0, 0), (one + two, True, "onetwo", 0, 0),
+                (one + b"\n" + b'{"id":"s","usage":', False, "one", 0, 1), (one + b"\n{torn\n[INFO] it } said {", False, "one", 0, 0)):
+            result = judge(stdout, output="jsonl", join=join)
+            self.assertEqual((result.status, result.output, len(result.warnings)), ("failed" if number else "ok", output, warnings), stdout)
+            self.assertEqual((result.error, result.error_kind), (Verdicts.LOST % (number, "own"), "damaged_output") if number else ("", ""))
+        for stdout, status, output, error in (
+                (b"loading {model}...\n" + json.dumps({"message": {"content": "one"}}, indent=2).encode() + b"\nbye\n", "ok", "one", ""),
+                (b"loading\n" + two[:-3], "failed", "loading\n" + two[:-3].decode(), "what it printed is not JSON; " + Verdicts.LOST % (2, "own")),
+                (b"loading\n" + other[:-3], "failed", "loading\n" + other[:-3].decode(), "what it printed is not JSON; " + Verdicts.LOST % (2, "own"))):
+            result = judge(stdout, output="json")
+            self.assertEqual((result.status, result.output, result.error), (status, output, error))
+        for stdout, status in ((b'["one"]\n["two', "failed"), (b'["one"]\n[INFO] done', "ok")):
+            self.assertEqual(judge(stdout, output="jsonl", answer=(0,)).status, status)
+
+    def test_a_blank_answer_does_not_take_the_place_of_one_before_it(self):
+        stdout = b'{"message":{"content":" "}}\n{"message":{"content":"one"}}\n{"message":{"content":"\\n"}}\n'
+        reply = self.read(stdout, output="jsonl", **self.PATHS)
+        self.assertEqual((reply.output, reply.warnings), ("one", ("it ended with a blank text; the output is the text before it",)))
+        reply = self.read(stdout, output="jsonl", join=True, **self.PATHS)
+        self.assertEqual((reply.output, reply.warnings), (" one\n", ()))
+
     def test_texts_that_are_joined_may_be_many(self):
         def work(count):
             start = time.process_time()
@@ -1056,19 +1212,22 @@ class Captures(CaptureCase):
             data = b"\n".join(lines) + chance.choice((b"", b"\n", b"\n\n"))
             self.assertEqual(list(self.capture(data).lines()), [line for line in data.split(b"\n") if line.strip()])
 
-    def test_a_line_that_is_too_long_is_left_out_and_those_around_it_are_not(self):
+    def test_of_a_line_that_is_too_long_the_beginning_is_given_and_the_lines_around_it_are_whole(self):
         longest, clinvk.LONGEST_LINE = clinvk.LONGEST_LINE, 3 * clinvk.CHUNK
         self.addCleanup(setattr, clinvk, "LONGEST_LINE", longest)
         for size in (0, clinvk.CHUNK, clinvk.LONGEST_LINE - 1, clinvk.LONGEST_LINE, clinvk.LONGEST_LINE + 1, 2 * clinvk.LONGEST_LINE, 3 * clinvk.LONGEST_LINE + 7):
             for before, after in ((b"a\n", b"\nb\n"), (b"", b"\nb"), (b"a\n", b""), (b"", b""), (b"a\n", b"\n" + b"y" * size + b"\nb")):
                 data = before + b"x" * size + after
-                expected = [line for line in data.split(b"\n") if line and len(line) <= clinvk.LONGEST_LINE]
-                self.assertEqual([line[:9] for line in self.capture(data).lines()], [line[:9] for line in expected], (size, before, after[:9]))
+                lengths = [len(line) for line in data.split(b"\n") if line]
+                given = list(self.capture(data).lines())
+                self.assertEqual([line[:1] for line in given], [line[:1] for line in data.split(b"\n") if line])
+                for line, length in zip(given, lengths):
+                    self.assertIn(len(line), (length,) if length <= clinvk.LONGEST_LINE else range(1, clinvk.CHUNK + 1), (size, before, after[:9]))
 
     def test_events_are_the_objects_in_lines_with_a_mark(self):
         data = b'{"type":"a","n":1}\n{"type":"b"}\n[{"type":"a","n":2},5,[{"type":"a"}],{"type":"c"}]\nnot "a" JSON\n"a"\n["a"]\n{"n":3,"x":"\\"a\\""}\n{"type":"a"'
-        self.assertEqual([event.get("n", event["type"]) for event in self.capture(data).events(b'"a"')], [1, 2, "c"])
-        self.assertEqual([event.get("n", event.get("type")) for event in self.capture(data).events(b'"b"', b"x")], ["b", 3])
+        self.assertEqual([event.get("n", event["type"]) for event in self.capture(data).events(b'"a"', answer="!")], [1, 2, "c"])
+        self.assertEqual([event.get("n", event.get("type")) for event in self.capture(data).events(b'"b"', b"x", answer="!")], ["b", 3])
 
     @support.only_linux
     def test_a_stream_of_any_size_is_read_with_the_memory_of_its_longest_line(self):
