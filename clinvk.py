@@ -1175,6 +1175,28 @@ def reader_is_gone(file: int) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
+def has_content(file: int, patience_seconds: float = 0.0) -> bool:
+    """Return whether there is something to read from a pipe, a socket or the start of a regular file.
+
+    Wait that long for a pipe that is open and silent.  A regular file that was read already, as by the `read` of a shell
+    loop, belongs to its reader.
+    """
+    import stat
+    status = os.fstat(file)
+    if stat.S_ISREG(status.st_mode):
+        return status.st_size > 0 == os.lseek(file, 0, os.SEEK_CUR)
+    if not (stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)):
+        return False
+    import fcntl
+    import select
+    import termios
+    poll = select.poll()
+    poll.register(file, select.POLLIN)
+    if not poll.poll(patience_seconds * 1000):
+        return False
+    return any(fcntl.ioctl(file, termios.FIONREAD, bytes(4)))
+
+
 def open_standard_streams() -> None:
     """Fills closed standard descriptors, so that no file of ours becomes somebody's stdout.
 
@@ -6335,9 +6357,11 @@ def command_compare(settings: Settings, names: Optional[Sequence[str]], sequenti
 
     present = [task.backend for task in tasks]
     heading = "Comparing %d backends: %s" % (len(present), ", ".join(present))
-    return run_plan(Plan(Tasks(tasks), 1 if sequential else len(tasks), form_of(settings, console.stdout, lambda output: kept), len(tasks),
-                         heading, fields=lambda totals: comparison_fields(totals, prompt, present, missing),
-                         before_table=answers, new_table=ComparisonTable), settings, console)
+    status = run_plan(Plan(Tasks(tasks), 1 if sequential else len(tasks), form_of(settings, console.stdout, lambda output: kept), len(tasks),
+                           heading, fields=lambda totals: comparison_fields(totals, prompt, present, missing),
+                           before_table=answers, new_table=ComparisonTable), settings, console)
+    warn_of_unread_stdin(argument, console)
+    return status
 class Asked(NamedTuple):
     """What the options of a single prompt say, beside those of its task."""
 
@@ -6437,8 +6461,14 @@ def command_resume(settings: Settings, asked: Asked) -> int:
     return _ask(task, session, store, settings, asked, console)
 
 
+STDIN_SECONDS = 0.2  # how long a pipe on stdin may stay silent before it counts as one that nobody writes to
+
+
 def prompt_text(text: str) -> str:
-    """The prompt, read from stdin where it is `-`.  Raises UserError."""
+    """Return the prompt, read from stdin where it is `-`.  Raise UserError, also where stdin has content that would be ignored."""
+    if text != "-" and has_content(0, STDIN_SECONDS):
+        raise UserError("stdin has content, which a prompt that is an argument leaves unread; to ask about it: "
+                        "{ echo 'Review this:'; cat FILE; } | clinvk -; to ignore it: </dev/null")
     if text == "-":
         try:
             text = to_text(b"".join(iter(lambda: read_some(0), b"")))
@@ -6447,6 +6477,12 @@ def prompt_text(text: str) -> str:
     if not text.strip():
         raise UserError("the prompt is blank")
     return text
+
+
+def warn_of_unread_stdin(argument: str, console: Console) -> None:
+    """Warn of content that came on stdin while a prompt was running that did not use it."""
+    if argument != "-" and has_content(0):
+        console.say("warning: stdin had content, which was not read; the prompt - reads it")
 
 
 def _resuming(task: Task, session: Session) -> Task:
@@ -6521,6 +6557,7 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
     if result is None or status == EXIT_PIPE:
         return status
     _tell(result, form, says, console)
+    warn_of_unread_stdin(asked.prompt, console)
     return status if status not in (EXIT_OK, EXIT_FAILED) else prompt_verdict(result)
 
 

@@ -6,6 +6,8 @@ import os
 import pty
 import select
 import signal
+import socket
+import subprocess
 import sys
 import time
 import tty
@@ -169,9 +171,46 @@ class Output(PromptCase):
     def test_a_byte_that_is_not_utf_8_comes_through(self):
         self.assertEqual(self.clinvk("-", input=b"rest\na\xff\0b").stdout, b"a\xff\0b\n")
 
-    def test_stdin_is_neither_passed_on_nor_read(self):
-        run = self.run_program(["sh", "-c", '"$0" "$1" "say x"; sed ""', sys.executable, COMPILED], input=b"for cat\n")
-        self.assertEqual((run.stdout, run.stderr), (b"x\nfor cat\n", b""))
+    def test_stdin_of_a_shell_loop_is_neither_passed_on_nor_read(self):
+        with open(self.file("lines", b"one\nfor sed\n"), "rb") as lines:
+            run = self.run_program(["sh", "-c", 'read x; "$0" "$1" "say $x"; sed ""', sys.executable, COMPILED], stdin=lines)
+        self.assertEqual((run.stdout, run.stderr), (b"one\nfor sed\n", b""))
+
+    def test_content_on_stdin_is_refused_where_the_prompt_is_an_argument(self):
+        message = "clinvk: error: stdin has content, which a prompt that is an argument leaves unread; to ask about it: "
+        for words in (("say x",), ("compare", "--backends", "echo", "say x")):
+            with self.subTest(words=words):
+                self.assertTrue(self.refused(*words, input=b"\n").startswith(message))
+                with open(self.file("content", b"x"), "rb") as content:
+                    self.assertTrue(self.refused(*words, stdin=content).startswith(message))
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.send(b"x")
+            self.assertTrue(self.refused("say x", stdin=theirs).startswith(message))
+
+    def test_an_empty_or_silent_stdin_is_no_content(self):
+        reader, writer = os.pipe()
+        ours, theirs = socket.socketpair()
+        gone, other = socket.socketpair()
+        gone.close()
+        with ours, theirs, other, open(self.file("empty", b""), "rb") as empty, open("/dev/zero", "rb") as device:
+            for stdin in (reader, theirs, other, empty, device, subprocess.DEVNULL):
+                self.assertEqual(self.ask("say x", stdin=stdin), "x\n")
+        os.close(writer)
+        self.assertEqual(self.ask("say x", stdin=reader), "x\n")
+        os.close(reader)
+
+    def test_content_that_comes_late_is_warned_about(self):
+        for words in (("ids here; wait-for seen; say x",), ("compare", "-q", "--backends", "echo", "ids here; wait-for seen; say x")):
+            with self.subTest(words=words):
+                for name in ("here", "seen"):
+                    clinvk.remove_path(self.path(name))
+                process = self.start_program([sys.executable, COMPILED, *words], stdin=subprocess.PIPE)
+                self.wait_for_file(self.path("here"))
+                process.stdin.write(b"late\n")
+                self.file("seen", b"")
+                done = process.finish()
+                self.assertEqual((done.returncode, done.stderr), (0, b"clinvk: warning: stdin had content, which was not read; the prompt - reads it\n"))
 
     def test_json_is_the_result_with_the_session(self):
         result = self.asked("-b", "claude", "say x")
