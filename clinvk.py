@@ -44,6 +44,7 @@ What holds everywhere:
 """
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -311,7 +312,6 @@ def _refuse_constant(name: str) -> Any:
 @once
 def _register_lossless() -> None:
     """Registers LOSSLESS for encoding: stray bytes go back to what they were, any other lone surrogate to its own three bytes."""
-    import codecs
 
     def lossless(error: UnicodeError) -> Tuple[bytes, int]:
         if not isinstance(error, UnicodeEncodeError):
@@ -335,7 +335,6 @@ def to_text(data: bytes) -> str:
 
 def text_chunks(pieces: Iterable[bytes]) -> Iterator[str]:
     """Decodes a text that arrives in pieces, which may part a character."""
-    import codecs
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     for piece in pieces:
         text = decoder.decode(piece)
@@ -5243,18 +5242,19 @@ class Tail:
 
 
 class LiveText:
-    """The answer to a single prompt, shown while it comes: every message of the backend as it stands in its output.
+    """Show the answer to a single prompt while the backend prints it.
 
-    At its end what was not shown yet of the answer is, and nothing is shown twice.  `prepare` is called before something is.
+    `live_text` returns the text in a line of the backend's output; None: the output is the text.
+    Where nothing was shown until the end, the answer is shown then.  `prepare` is called before
+    each text.
     """
 
-    def __init__(self, output: Output, saying: Optional[Callable[[bytes], _Saying]], prepare: Callable[[], None]) -> None:
-        import codecs
-        self._output, self._saying, self._prepare = output, saying, prepare
+    def __init__(self, output: Output, live_text: Optional[Callable[[bytes], _Saying]],
+                 prepare: Callable[[], None]) -> None:
+        self._output, self._live_text, self._prepare = output, live_text, prepare
         self._tail, self._lines = Tail(), Lines()
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-        self._shown = self._sum = 0  # of the present message, white space aside: its size, its check sum
-        self._line_is_open = False
+        self._shown = self._line_is_open = False
 
     def follow(self, directory: str) -> None:
         for piece in self._tail.pieces(directory):
@@ -5262,41 +5262,31 @@ class LiveText:
 
     def write(self, result: Result) -> None:
         answer = result.answer
-        data = [to_bytes(answer)] if isinstance(answer, str) else answer
-        if self._saying is None:
-            for piece in self._tail.pieces(most=sum(map(len, data)) if isinstance(data, list) else len(data)):  # then come left-over processes
+        if self._live_text is None:  # a process that was left behind may still write to the file
+            size = len(to_bytes(answer)) if isinstance(answer, str) else len(answer)
+            for piece in self._tail.pieces(most=size):
                 self._take(piece)
             self._show(self._decode(b"", True))
         else:
             for piece in self._tail.pieces():
                 self._take(piece)
             for line in self._lines.rest():
-                self._say(*self._saying(line))
-        size = check = 0
-        for text in self._texts(answer) if self._saying else ():
-            size, check = _summed(text, size, check)
-        if (size, check) != (self._shown, self._sum) or not self._saying and not self._tail.offset:
-            self._end_line()
-            for text in self._texts(answer):
+                self._say(*self._live_text(line))
+        if not self._shown:
+            for text in [answer] if isinstance(answer, str) else answer:
                 self._show(text)
         self._end_line()
 
-    @staticmethod
-    def _texts(answer: Union[str, TextFile]) -> Iterator[str]:
-        return iter((answer,)) if isinstance(answer, str) else iter(answer)
-
     def _take(self, piece: bytes) -> None:
-        if self._saying is None:
+        if self._live_text is None:
             self._show(self._decode(piece))
             return
         for line in self._lines.feed(piece):
-            self._say(*self._saying(line))
+            self._say(*self._live_text(line))
 
     def _say(self, text: str, whole: bool) -> None:
         if whole:
             self._end_line()
-            self._shown = self._sum = 0
-        self._shown, self._sum = _summed(text, self._shown, self._sum)
         self._show(text)
         if whole:
             self._end_line()
@@ -5305,53 +5295,38 @@ class LiveText:
         if text:
             self._prepare()
             self._output.text(text)
-            self._line_is_open = not text.endswith("\n")
+            self._shown, self._line_is_open = True, not text.endswith("\n")
 
     def _end_line(self) -> None:
         if self._line_is_open:
             self._show("\n")
 
 
-def _summed(text: str, size: int, check: int) -> Tuple[int, int]:
-    """The size and the check sum of a text with this one added, white space aside: programs trim what they give as their result."""
-    import binascii
-    data = to_bytes("".join(text.split()))
-    return size + len(data), binascii.crc32(data, check)
-
-
 class LiveLines:
-    """What a single prompt's backend prints, as it prints it, by whole lines."""
+    """Copy the output of a single prompt's backend as it comes."""
 
     def __init__(self, output: Output, prepare: Callable[[], None]) -> None:
         self._output, self._prepare = output, prepare
         self._tail = Tail()
-        self._begun = bytearray()
-        self._line_is_open = False  # of one too large to be held
+        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+        self._line_is_open = False
 
     def follow(self, directory: str) -> None:
-        self._take(self._tail.pieces(directory))
+        self._copy(self._tail.pieces(directory))
 
     def write(self, result: Result) -> None:
-        self._take(self._tail.pieces())
-        if self._begun or self._line_is_open:
-            self._put(bytes(self._begun) + b"\n")
+        self._copy(self._tail.pieces())
+        if self._line_is_open:
+            self._copy([b"\n"])
 
-    def _take(self, pieces: Iterable[bytes]) -> None:
-        for piece in pieces:
-            self._begun += piece
-            end = self._begun.rfind(b"\n") + 1 or (len(self._begun) if len(self._begun) > ONE_WRITE_BYTES else 0)
-            if end:
-                data = bytes(self._begun[:end])
-                del self._begun[:end]
-                self._put(data)
-
-    def _put(self, data: bytes) -> None:
-        self._prepare()
-        self._line_is_open = not data.endswith(b"\n")
-        if self._output.terminal:
-            self._output.text(to_text(data))
-        else:
-            self._output.write(data)
+    def _copy(self, pieces: Iterable[bytes]) -> None:
+        for data in pieces:
+            self._prepare()
+            self._line_is_open = not data.endswith(b"\n")
+            if self._output.terminal:
+                self._output.text(self._decode(data))
+            else:
+                self._output.write(data)
 
 
 class Silence:

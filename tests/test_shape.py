@@ -17,7 +17,7 @@ support.left_to_full_runs()
 
 # What costs as much as starting Python, or is needed by some commands only.
 LATE_IMPORTS = ("argparse", "typing", "dataclasses", "subprocess", "multiprocessing", "threading", "shutil", "tempfile",
-                "signal", "codecs", "difflib", "queue", "pickle")
+                "signal", "difflib", "queue", "pickle")
 
 
 def read_source():
