@@ -642,9 +642,9 @@ class Place(NamedTuple):
         return own if os.path.isdir(own) else self.real
 
 
-def open_place(path: str) -> Place:
+def open_place(path: str, way: int = getattr(os, "O_PATH", os.O_RDONLY)) -> Place:
     """Opens a directory that one may enter.  Raises OSError."""
-    file = os.open(os.path.join(path, "."), getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    file = os.open(os.path.join(path, "."), way | os.O_DIRECTORY | os.O_CLOEXEC)
     if file <= 2:  # a child has its own standard ones in place before it enters the directory
         import fcntl
         standard, file = file, fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
@@ -654,6 +654,18 @@ def open_place(path: str) -> Place:
     except OSError:
         real = os.path.realpath(path)
     return Place(file, real)
+
+
+def lock_directory(file: int) -> bool:
+    """Lock an open directory until it is closed or this process ends.  Return False where another one has it locked."""
+    import fcntl
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
 
 
 def is_same(file: int, path: str) -> bool:
@@ -1094,10 +1106,11 @@ def make_private_directory() -> str:
             raise OutputError("cannot write temporary files to %s: %s" % (temporary_directory(), error.strerror)) from None
 
 
-def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False, directory: Optional[int] = None) -> None:
+def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False, directory: Optional[int] = None,
+                replace: bool = True) -> None:
     """Puts a file of mode 0600 in place, whole or not at all; `durable`: the end of the machine does not undo that.  Raises OSError.
 
-    `directory`: an open one in which `path` is.
+    `directory`: an open one in which `path` is.  Without `replace`, raise FileExistsError where `path` exists.
     """
     draft = "%s.%s.tmp" % (path, os.urandom(6).hex())  # that nobody can know beforehand, and put a link there
     file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
@@ -1108,12 +1121,35 @@ def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False, di
                 os.fsync(file)
         finally:
             os.close(file)
-        os.replace(draft, path, src_dir_fd=directory, dst_dir_fd=directory)
+        if not replace:
+            replace = not _link_new(draft, path, directory)
+        if replace:
+            os.replace(draft, path, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
         os.unlink(draft, dir_fd=directory)
         raise
     if durable:
         sync_directory(os.path.dirname(path) or ".")
+
+
+def _link_new(draft: str, path: str, directory: Optional[int]) -> bool:
+    """Rename a file to a new name.  Return False where the file system has no hard links and the name is free.
+
+    Raise FileExistsError where the name exists.
+    """
+    import errno
+    try:
+        os.link(draft, path, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+        os.unlink(draft, dir_fd=directory)
+        return True
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+    try:
+        os.stat(path, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
 
 def sync_directory(path: str) -> None:
@@ -3163,6 +3199,12 @@ def is_inside(path: str, root: str) -> bool:
         return False
 
 
+def outside_of(path: str, *roots: str) -> str:
+    """Return which of `roots` a path leads out of, for a message; "" where none.  A root that is "" does not count."""
+    root = next((root for root in roots if root and not is_inside(path, root)), "")
+    return "the current directory" if root == "." else root and quoted(root)
+
+
 class Rules(NamedTuple):
     """What holds for all tasks of a run, beside what they say themselves: what its user said, and how far the tasks are trusted.
 
@@ -3264,8 +3306,11 @@ def _batch(value: Any, rules: Rules) -> Tuple[List[Task], List[_Path], Dict[str,
             if name not in BATCH_FIELDS:
                 raise _Misfit("unknown field%s" % known_as(name, BATCH_FIELDS), (name,))
         run = _checked({name: value[name] for name in RUN_FIELDS if name in value}, RUN_FIELDS, "a batch")
-        if "output_dir" in run and not rules.output_dir and not is_inside(run["output_dir"], "."):
-            raise _Misfit("%s is outside of the current directory: only --output-dir can name it" % quoted(run["output_dir"]), ("output_dir",))
+        if "output_dir" in run and not rules.output_dir:
+            outside = outside_of(run["output_dir"], ".", rules.root)
+            if outside:
+                raise _Misfit("%s is outside of %s: only --output-dir can name it"
+                              % (quoted(run["output_dir"]), outside), ("output_dir",))
         defaults, rules = _for_all(value, rules, "a batch")
         where, items = ("tasks",), value["tasks"]
         if not isinstance(items, list):
@@ -3560,12 +3605,14 @@ class TaskStream:
     task both raise UserError instead.
 
     `run` is what the input says of the run as a whole (`max_parallel`, `fail_fast`, `output_dir`): its first word counts.
+    `has_ids`: every task read so far has an id.
     """
 
     def __init__(self, file: int, name: str, rules: Rules, warn: Callable[[str], None]) -> None:
         import queue
         self.total: Optional[int] = None
         self.run: Dict[str, Any] = {}
+        self.has_ids = True
         self.on_ready: Callable[[], None] = lambda: None
         self._file, self._name, self._warn = file, name, warn
         self._rules = rules
@@ -3681,6 +3728,7 @@ class TaskStream:
                         raise
                     tasks, run = [Task(-1, "", "", invalid=without_secrets(str(error)))], {}
                 self._note_run(piece, run)
+                self.has_ids = self.has_ids and all(task.id for task in tasks)
                 yield [task._replace(index=index + position) for position, task in enumerate(tasks)]
                 index += len(tasks)
         except OSError as problem:
@@ -5347,42 +5395,83 @@ class CommandLines:
             self._output.text(result.output + "\n")
 
 
+_TASK_HEADS = (b'{"task":{', b'{"result":{')
+_SUMMARY_HEADS = (b'{"total_tasks":',)
+
+
 class Directory:
     """`output_dir`: a file for each task as it ends, `NNN_NAME.json`, and summary.json at the end.  Mode 0600, never half a file.
 
-    It is opened once: a task that puts a link in its place does not lead it elsewhere.  `root`: a directory in which it must be.
+    The directory is opened once: a task that puts a link in its place does not lead it elsewhere.  It must be inside all
+    of `roots`, and is locked against other runs.  A file in it is only replaced where clinvk wrote it: for the same id,
+    or for any task with `overwrite`.  A result whose name is taken gets another one, and `warn` is called.
     """
 
-    def __init__(self, path: str, root: str = "") -> None:
-        self._path = path
+    def __init__(self, path: str, *, roots: Sequence[str] = (), overwrite: bool = False, has_ids: bool = False,
+                 warn: Callable[[str], None] = lambda text: None) -> None:
+        self._path, self._overwrite, self._warn = path, overwrite, warn
         self._place = Place(-1, "")
         self._report = Report()
         try:
             os.makedirs(path, 0o700, exist_ok=True)
-            self._place = open_place(path)
-            if root and not is_inside(self._place.real, root):  # it was inside, when the batch was read
-                raise PermissionError(0, "it is outside of the current directory")
+            self._place = open_place(path, os.O_RDONLY)
+            outside = outside_of(self._place.real, *roots)
+            if outside:  # it was inside, when the batch was read
+                raise PermissionError(0, "it is outside of " + outside)
             if not os.access(self._place.path(), os.W_OK | os.X_OK):
                 raise PermissionError(0, "Permission denied")
+            if not lock_directory(self._place.file):
+                raise PermissionError(0, "another clinvk is writing to it")
+            names = [name for name in os.listdir(self._place.file) if name.endswith(".json")]
         except OSError as error:
             raise OutputError("cannot write to output_dir %s: %s" % (path, error.strerror)) from None
+        if "summary.json" in names and not self._begins("summary.json", _SUMMARY_HEADS):
+            raise UserError("output_dir %s: summary.json was not written by clinvk: choose another directory" % path)
+        if not (overwrite or has_ids) and any(self._begins(name, _TASK_HEADS + _SUMMARY_HEADS) for name in names):
+            raise UserError("output_dir %s: it contains results of an earlier run: choose another directory, "
+                            "or replace them with --overwrite" % path)
 
     def write(self, result: Result) -> None:
-        self._put("%03d_%s.json" % (result.index + 1, _safe_name(result)), _task_and_result(result))
+        id = result.task.id if result.task else ""
+        heads = (b'{"task":{"id":%b,' % dumps(id),) if id else ()
+        self._put("%03d_%s" % (result.index + 1, _safe_name(result)), lambda: _task_and_result(result),
+                  _TASK_HEADS if self._overwrite else heads)
         self._report.write(result)
 
     def finish(self, totals: Dict[str, Any]) -> None:
-        self._put("summary.json", self._report.pieces(totals))
+        self._put("summary", lambda: self._report.pieces(totals), _SUMMARY_HEADS)
 
     def __del__(self) -> None:
         if self._place.file >= 0:
             os.close(self._place.file)
 
-    def _put(self, name: str, pieces: Iterable[bytes]) -> None:
+    def _begins(self, name: str, heads: Tuple[bytes, ...]) -> bool:
+        """Return whether a regular file in the directory begins with one of `heads`."""
         try:
-            write_whole(name, in_one_write(pieces), directory=self._place.file)
-        except OSError as error:
-            raise OutputError("cannot write %s: %s" % (os.path.join(self._path, name), error.strerror)) from None
+            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._place.file)
+        except OSError:
+            return False
+        try:
+            return _is_regular(file) and os.pread(file, max(map(len, heads), default=0), 0).startswith(heads)
+        finally:
+            os.close(file)
+
+    def _put(self, name: str, pieces: Callable[[], Iterable[bytes]], replaceable: Tuple[bytes, ...]) -> None:
+        """Write NAME.json, or NAME.1.json and so on where a file is there that begins with nothing `replaceable`."""
+        import itertools
+        first = name + ".json"
+        for path in itertools.chain((first,), ("%s.%d.json" % (name, number) for number in itertools.count(1))):
+            replace = path == first and self._begins(path, replaceable)
+            try:
+                write_whole(path, in_one_write(pieces()), directory=self._place.file, replace=replace)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise OutputError("cannot write %s: %s" % (os.path.join(self._path, path), error.strerror)) from None
+            if path != first:
+                self._warn("output_dir %s: %s is of another task or not of clinvk, and is kept: this result is in %s"
+                           % (self._path, first, path))
+            return
 
 
 def _safe_name(result: Result) -> str:
@@ -5396,7 +5485,9 @@ def _safe_name(result: Result) -> str:
 def _task_and_result(result: Result) -> Iterator[bytes]:
     task = result.task._asdict() if result.task else {}
     internal = ("index", "invalid", "definition", "root", "keep", "resume", "fork", "follow")
-    given = {name: value for name, value in task.items() if name not in internal and value != Task._field_defaults.get(name, "")}
+    names = sorted(task, key="id".__ne__)  # the id first: by it Directory knows whose file it is
+    given = {name: task[name] for name in names
+             if name not in internal and task[name] != Task._field_defaults.get(name, "")}
     yield b'{' + (b'"task":' + dumps(given) + b",\n" if given else b"") + b'"result":'
     yield from encoded(result)
     yield b"}\n"
@@ -6132,8 +6223,7 @@ class Plan(NamedTuple):
     total: Optional[int] = None  # of the tasks, where it is known
     heading: str = ""            # said first, with the form `text`
     fail_fast: bool = False
-    output_dir: str = ""
-    output_root: str = ""        # in which that must be
+    new_directory: Optional[Callable[[], Directory]] = None
     fields: Callable[[Totals], Dict[str, Any]] = Totals.fields  # of the JSON object, but for its results
     before_table: Callable[[Output], None] = lambda output: None
     table: bool = True
@@ -6158,7 +6248,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     progress = console.progress
     control, totals = Control(), Totals()
     table = None if settings.dry_run or not plan.table else plan.new_table()
-    directory = Directory(plan.output_dir, plan.output_root) if plan.output_dir and not settings.dry_run else None
+    directory = plan.new_directory() if plan.new_directory and not settings.dry_run else None
     feed = _Feed([sink for sink in (form, directory, table, totals, progress) if sink], control)
     stop = _Stop(control)
     stop.blocked = lambda seconds: max(stdout.writing_for(), stderr.writing_for()) > seconds
@@ -6242,12 +6332,22 @@ def _summarize(plan: Plan, settings: Settings, feed: _Feed, directory: Optional[
         feed.attempt(table, lambda: summary(stderr))
 
 
-def command_parallel(settings: Settings, file: Optional[str], jobs: Optional[int], fail_fast: bool, output_dir: str) -> int:
+def command_parallel(settings: Settings, file: Optional[str], jobs: Optional[int], fail_fast: bool, output_dir: str,
+                     overwrite: bool) -> int:
     """Runs a batch.  Returns the exit status, as run_plan does."""
     heed_children()
     console = Console()
     file_says = settings.rules.configuration
-    stream: Any = open_tasks(file, settings.rules, lambda text: console.say("warning: " + text))
+
+    def warn(text: str) -> None:
+        console.say("warning: " + text)
+
+    def new_directory() -> Directory:
+        return Directory(str(path), roots=(".", settings.rules.root) if source == "batch" else (), overwrite=overwrite,
+                         has_ids=has_ids, warn=warn)
+
+    stream: Any = open_tasks(file, settings.rules, warn)
+    has_ids = stream.has_ids
     limits = {name: file_says.said("backends.%s.max_parallel" % name) for name in [*BACKENDS, *file_says.definitions]}
     if any(limits.values()):
         stream = Limited(stream, {name: limit for name, limit in limits.items() if limit})
@@ -6259,9 +6359,11 @@ def command_parallel(settings: Settings, file: Optional[str], jobs: Optional[int
     jobs, fail_fast = int(said["jobs"][0]), bool(said["fail_fast"][0])
     heading = "Running %s (max %d parallel%s)..." % (
         "tasks" if stream.total is None else counted(stream.total, "task"), jobs, ", fail-fast" if fail_fast else "")
-    output_dir, source = said.get("output_dir", ("", ""))
+    path, source = said.get("output_dir", ("", ""))
+    if overwrite and not path:
+        raise UserError("--overwrite: there is no output directory; give --output-dir")
     return run_plan(Plan(stream, jobs, form_of(settings, console.stdout), stream.total, heading, fail_fast,
-                         str(output_dir), "." if source == "batch" else "", table=file_says.get("parallel.aggregate_output")), settings, console)
+                         new_directory if path else None, table=file_says.get("parallel.aggregate_output")), settings, console)
 
 
 def step_fields(result: Result) -> Dict[str, Any]:
@@ -7039,6 +7141,7 @@ The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks,
         add("--fail-fast", action="store_true", help="at the first failure start nothing more and stop what runs")
         form_options(parser, "task")
         add("--output-dir", metavar="DIR", type=checked(_path), help="keep a file per task in DIR, and summary.json")
+        add("--overwrite", action="store_true", help="replace results of an earlier run in the output directory")
         trust_options(parser)
         run_options(parser)
         task_options(parser.add_argument_group("for tasks that do not say it themselves"))
@@ -7191,7 +7294,8 @@ def run_config(options: argparse.Namespace) -> int:
 
 
 def run_parallel(options: argparse.Namespace) -> int:
-    return command_parallel(settings_from(options), options.file, options.max_parallel, options.fail_fast, options.output_dir or "")
+    return command_parallel(settings_from(options), options.file, options.max_parallel, options.fail_fast,
+                            options.output_dir or "", options.overwrite)
 
 
 def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> int:

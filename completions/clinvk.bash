@@ -90,7 +90,7 @@ _clinvk()
             ;;
         parallel)
             options='-h --help -f --file -j --max-parallel --fail-fast --json --jsonl -q --quiet --output-dir
-                --ceiling --root --allow-commands --dry-run --progress --color --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
+                --overwrite --ceiling --root --allow-commands --dry-run --progress --color --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout'
             values=$options
             _clinvk_value && return

@@ -787,6 +787,51 @@ class OutputDirectory(Commands):
         self.assertTrue(self.has("mine/summary.json"))
         self.assertFalse(self.has("theirs"))
 
+    def outputs(self):
+        """What the result files in `out` contain."""
+        return {name: self.read("out", name)["result"]["output"] for name in os.listdir(self.path("out")) if name != "summary.json"}
+
+    def test_second_run_in_a_directory_needs_ids_or_overwrite(self):
+        self.parallel("-q", "--output-dir", "out", input=tasks("say one"))
+        for batch in (tasks("touch ran"), tasks("touch ran", id="a") + tasks("touch ran")):
+            for options in ({"stdin": self.finished_pipe(batch)}, {"arguments": ["-f", self.file("t", batch)]}):
+                completed = self.parallel("--output-dir", "out", *options.pop("arguments", ()), **options)
+                self.assert_refused(completed, "output_dir out: it contains results of an earlier run: choose another directory, or replace them with --overwrite")
+        self.assertEqual((self.outputs(), self.has("ran")), ({"001_task-1.json": "one\n"}, False))
+        self.assertEqual(self.parallel("-q", "--output-dir", "out", "--overwrite", input=tasks("say two")).returncode, 0)
+        self.assertEqual(self.outputs(), {"001_task-1.json": "two\n"})
+        for word in ("three", "four"):
+            completed = self.parallel("-q", "--output-dir", "out", input=tasks("say " + word, id="a"))
+            self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+        self.assertEqual(self.outputs(), {"001_task-1.json": "two\n", "001_a.json": "four\n"})
+        self.assert_refused(self.parallel("--overwrite", input=tasks("touch ran")), "--overwrite: there is no output directory; give --output-dir")
+
+    def test_task_without_an_id_that_comes_later_by_pipe_keeps_its_answer(self):
+        self.parallel("-q", "--output-dir", "out", input=tasks("say one", "say one"))
+        process = self.start_parallel("-q", "--output-dir", "out", stdin=subprocess.PIPE)
+        process.stdin.write(tasks("say two", id="a"))
+        self.wait_for_file(self.path("out", "001_a.json"))
+        process.stdin.write(tasks("say two"))
+        completed = process.finish()
+        self.assertEqual(completed.returncode, 0)
+        self.assertEqual(completed.stderr, b"clinvk: warning: output_dir out: 002_task-2.json is of another task or not of clinvk, and is kept: "
+                         b"this result is in 002_task-2.1.json\n")
+        self.assertEqual(self.outputs(), {"001_task-1.json": "one\n", "002_task-2.json": "one\n", "001_a.json": "two\n", "002_task-2.1.json": "two\n"})
+
+    def test_two_runs_at_once_in_one_directory_and_after_a_kill(self):
+        batch = self.file("t", tasks("touch started; wait-for go; say x", id="a"))
+        first = self.start_parallel("-q", "--output-dir", "out", "-f", batch)
+        self.wait_for_file(self.path("started"))
+        for arguments in ([], ["--overwrite"]):
+            completed = self.parallel("--output-dir", "out", *arguments, input=tasks("touch ran", id="a"))
+            self.assertEqual((completed.returncode, completed.stdout, completed.stderr),
+                             (74, b"", b"clinvk: error: cannot write to output_dir out: another clinvk is writing to it\n"))
+        first.kill()
+        first.wait()
+        self.wait_until_nothing_runs()
+        self.assertEqual(self.parallel("-q", "--output-dir", "out", input=tasks("say x", id="a")).returncode, 0)
+        self.assertFalse(self.has("ran"))
+
     def test_no_id_leaves_the_directory_and_names_are_ones_for_every_system(self):
         identifiers = ["../../up", "/abs/olute", "..", ".hidden", "a b\n\x1b", "审查", "x" * 300, "con.json", "a/b", "a_b", "~", "%s", "é"]
         os.mkdir(self.path("out"), 0o755)
@@ -1254,6 +1299,18 @@ class Strangers(Commands):
         self.assertEqual(completed.returncode, 0, completed.stderr)
         self.assertEqual(os.listdir(self.path("victim")), [])
         self.assertEqual(sorted(os.listdir(self.path("moved"))), ["001_a.json", "002_task-2.json", "summary.json"])
+
+    def test_output_dir_of_a_batch_is_inside_of_the_root(self):
+        os.mkdir(self.path("src"))
+        os.symlink("..", self.path("src", "up"))
+        for place in ("elsewhere", ".", "src/up/x"):
+            batch = json.dumps({"tasks": [{"prompt": "touch ran", "backend": "echo"}], "output_dir": place})
+            self.assert_refused(self.parallel("--root", "src", "-w", "src", input=batch),
+                                'stdin:1: output_dir: "%s" is outside of "src": only --output-dir can name it' % place)
+        self.assertFalse(self.has("elsewhere") or self.has("ran") or self.has("src/ran"))
+        batch = json.dumps({"tasks": [{"prompt": "say x", "backend": "echo"}], "output_dir": "src/out"})
+        self.assertEqual(self.parallel("-q", "--root", "src", "-w", "src", input=batch).returncode, 0)
+        self.assertTrue(self.has("src/out/summary.json"))
 
     def test_results_stay_in_the_current_directory_unless_the_command_line_says_otherwise(self):
         os.mkdir(self.path("out"))

@@ -1,6 +1,7 @@
 """Section 8, Sinks: what is written where, when and in how many writes, for answers of every size and content; nothing raw reaches a
 terminal, everything reaches a pipe.  The sinks write to this process's own stdout or stderr, which are sockets, pipes, files and
 terminals here."""
+import errno
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ import termios
 import textwrap
 import threading
 import unittest
+import unittest.mock
 
 import support
 from support import clinvk
@@ -369,25 +371,110 @@ class Directories(SinkCase):
         directory.write(result(1233))
         self.assertIn("1234_task-1234.json", os.listdir(self.out))
 
-    def test_an_earlier_run_in_it_is_written_over_and_what_is_not_ours_stays(self):
+    def output_in(self, name):
+        with open(os.path.join(self.out, name)) as file:
+            return json.load(file)["result"]["output"]
+
+    def one_run(self, text, id="", **options):
+        """A run of one task in the directory, and its warnings."""
+        warnings = []
+        directory = clinvk.Directory(self.out, warn=warnings.append, **options)
+        directory.write(result(0, text, task=TASK._replace(id=id)))
+        directory.finish(clinvk.Totals().fields())
+        return warnings
+
+    def test_directory_with_earlier_results_without_ids_needs_overwrite(self):
+        self.assertEqual(self.one_run("one"), [])
+        os.unlink(os.path.join(self.out, "summary.json"))  # of a run that was killed
+        refusal = "^output_dir %s: it contains results of an earlier run: .*--overwrite$" % self.out
+        for name in ("001_task-1.json", "1000_other.1.json"):
+            os.rename(os.path.join(self.out, os.listdir(self.out)[0]), os.path.join(self.out, name))
+            with self.assertRaisesRegex(clinvk.UserError, refusal):
+                clinvk.Directory(self.out)
+            self.assertEqual(self.output_in(name), "one")
+        self.assertEqual(self.one_run("two", overwrite=True), [])
+        self.assertEqual(self.one_run("three", overwrite=True), [])
+        self.assertEqual((self.output_in("001_task-1.json"), self.output_in("1000_other.1.json")), ("three", "one"))
+
+    def test_result_of_the_same_id_is_replaced_and_of_another_is_kept(self):
+        name = "001_a__b.json"
         for text in ("one", "two"):
-            directory = clinvk.Directory(self.out)
-            directory.write(result(0, text))
-            directory.finish({"run": text})
-            with open(os.path.join(self.out, "notes.txt"), "a") as file:
-                file.write(text)
-        self.assertEqual(sorted(os.listdir(self.out)), ["001_task-1.json", "notes.txt", "summary.json"])
-        with open(os.path.join(self.out, "001_task-1.json")) as file:
-            self.assertEqual(json.load(file)["result"]["output"], "two")
+            self.assertEqual(self.one_run(text, id='a "b', has_ids=True), [])
+            self.assertEqual(self.output_in(name), text)
+        for id in ("a/ b", 'a "b"', "a__b"):  # the file name is the same for all
+            warning, = self.one_run(id, id=id, has_ids=True)
+            self.assertEqual(self.output_in(warning.rpartition(" ")[2]), id)
+        self.assertEqual(self.output_in(name), "two")
+        self.assertEqual(len(os.listdir(self.out)), 5)
+
+    def test_result_without_an_id_that_came_by_pipe_replaces_nothing(self):
+        self.one_run("one")
+        warning, = self.one_run("two", has_ids=True)
+        self.assertEqual((self.output_in("001_task-1.json"), self.output_in("001_task-1.1.json")), ("one", "two"))
+
+    def test_file_that_clinvk_did_not_write_is_never_replaced(self):
+        os.makedirs(self.out)
+        target = self.file("target", b'{"task":{"id":"x"')
+        for kind in ("foreign", "link", "fifo", "directory", "empty"):
+            path = os.path.join(self.out, "001_x.json")
+            {"foreign": lambda: self.file(path, b'{"precious":1}'), "link": lambda: os.symlink(target, path),
+             "fifo": lambda: os.mkfifo(path), "directory": lambda: os.mkdir(path), "empty": lambda: self.file(path, b"")}[kind]()
+            before = os.lstat(path)
+            for number, options in enumerate(({"has_ids": True}, {"overwrite": True}), 1):
+                with self.subTest(kind=kind, options=options):
+                    warning, = self.one_run(kind, id="x", **options)
+                    self.assertEqual(warning, "output_dir %s: 001_x.json is of another task or not of clinvk, and is kept: "
+                                     "this result is in 001_x.%d.json" % (self.out, number))
+                    self.assertEqual(self.output_in("001_x.%d.json" % number), kind)
+                    self.assertTrue(os.path.samestat(before, os.lstat(path)))
+            clinvk.remove_tree(self.out)
+            os.makedirs(self.out)
+        with open(target, "rb") as file:
+            self.assertEqual(file.read(), b'{"task":{"id":"x"')
+
+    def test_summary_of_another_program_is_kept(self):
+        os.makedirs(self.out)
+        path = self.file(os.path.join(self.out, "summary.json"), b'{"precious":1}')
+        for options in ({}, {"has_ids": True}, {"overwrite": True}):
+            with self.assertRaisesRegex(clinvk.UserError, "^output_dir %s: summary.json was not written by clinvk: " % self.out):
+                clinvk.Directory(self.out, **options)
+        os.unlink(path)
+        directory = clinvk.Directory(self.out)
+        self.file(path, b'{"precious":1}')  # later
+        directory.finish(clinvk.Totals().fields())
+        self.assertEqual(sorted(os.listdir(self.out)), ["summary.1.json", "summary.json"])
+        with open(path) as file:
+            self.assertEqual(file.read(), '{"precious":1}')
+
+    def test_where_there_are_no_hard_links_nothing_is_replaced_either(self):
+        def no_links(*args, **options):
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        with unittest.mock.patch.object(os, "link", no_links):
+            self.one_run("one")
+            self.assertEqual(self.output_in("001_task-1.json"), "one")
+            warning, = self.one_run("two", has_ids=True)
+        self.assertEqual((self.output_in("001_task-1.json"), self.output_in("001_task-1.1.json")), ("one", "two"))
+        self.assertEqual(len(os.listdir(self.out)), 3)
+
+    def test_directory_in_use_is_refused_until_its_run_has_ended(self):
+        first = clinvk.Directory(self.out)
+        for options in ({}, {"has_ids": True}, {"overwrite": True}):
+            with self.assertRaises(clinvk.OutputError) as caught:
+                clinvk.Directory(self.out, **options)
+            self.assertEqual(str(caught.exception), "cannot write to output_dir %s: another clinvk is writing to it" % self.out)
+        del first
+        clinvk.Directory(self.out)
 
     def test_one_that_became_a_link_out_of_where_it_must_be_is_refused(self):
         for name in ("root", "outside"):
             os.mkdir(self.path(name))
         os.symlink("../outside", self.path("root", "out"))
         with self.assertRaises(clinvk.OutputError) as caught:
-            clinvk.Directory(self.path("root", "out"), self.path("root"))
-        self.assertEqual(str(caught.exception), "cannot write to output_dir %s: it is outside of the current directory" % self.path("root", "out"))
-        clinvk.Directory(self.path("root", "new"), self.path("root"))
+            clinvk.Directory(self.path("root", "out"), roots=["", self.path("root")])
+        self.assertEqual(str(caught.exception), "cannot write to output_dir %s: it is outside of %s" % (
+            self.path("root", "out"), clinvk.quoted(self.path("root"))))
+        clinvk.Directory(self.path("root", "new"), roots=[self.path("root")])
         before = len(os.listdir("/dev/fd"))
         clinvk.Directory(self.path("root", "new")).finish({})
         self.assertEqual(len(os.listdir("/dev/fd")), before, "it is closed")
