@@ -4775,7 +4775,7 @@ class _Run:
         self.run_id, self.grace, self.jobs, self.method, self._notice = new_run_id(), grace, jobs, method, notice
 
         def too_few(number: int) -> UserError:
-            return UserError("cannot start %d workers: %s; fewer may do: --max-parallel" % (jobs, os.strerror(number)))
+            return UserError("cannot start %s: %s; try a smaller --max-parallel" % (counted(jobs, "worker"), os.strerror(number)))
 
         try:
             self._reader, self._lifeline = multiprocessing.Pipe(duplex=False)
@@ -5572,7 +5572,7 @@ class Totals:
 
     def line(self) -> str:
         """The last line of the summary.  It always says `tasks`, so that it can be matched."""
-        parts = ["%d tasks, %d completed, %d failed" % (self.total, self.completed, self.failed)]
+        parts = ["%s, %d completed, %d failed" % (counted(self.total, "task"), self.completed, self.failed)]
         parts += ["%d %s" % (count, word) for count, word in ((self.canceled, "canceled"), (self.skipped, "skipped")) if count]
         if self.usage.get("total_tokens"):
             parts.append("{:,} tokens".format(self.usage["total_tokens"]))
@@ -6262,7 +6262,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
             feed.attempt(form, lambda: plan.follow(control.directory))
         if control.level and not told and running:
             told = True
-            say("stopping %d running %s (once more kills)" % (running, "task" if running == 1 else "tasks"))
+            say("stopping %s%s" % (counted(running, "running task"), " (once more kills)" if stop.signal_number else ""))
         if progress:
             progress.show(running)
 
@@ -6292,7 +6292,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
             progress.hide()
         _summarize(plan, settings, feed, directory, table, totals, stdout, stderr)
     if feed.error and not feed.error.broken_pipe:
-        say("error: %s%s" % (feed.error, "; %d of %d results were not written" % (feed.unwritten, totals.total)
+        say("error: %s%s" % (feed.error, "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
                              if feed.unwritten else ""))
         return EXIT_OUTPUT
     if stop.signal_number:
@@ -6395,7 +6395,7 @@ def command_chain(settings: Settings, file: Optional[str]) -> int:
     chain = read_chain(file, settings.rules, warn)
     steps = Steps(chain, warn)
     form = form_of(settings, console.stdout, lambda output: Sections(output, head), step_fields)
-    return run_plan(Plan(steps, 1, form, steps.total, "Running a chain of %d steps..." % steps.total, chain.stop_on_failure,
+    return run_plan(Plan(steps, 1, form, steps.total, "Running a chain of %s..." % counted(steps.total, "step"), chain.stop_on_failure,
                          fields=lambda totals: chain_fields(totals, steps.failed_step), arrived=steps.arrived), settings, console)
 
 
@@ -6433,7 +6433,7 @@ def command_compare(settings: Settings, names: Optional[Sequence[str]], sequenti
             sections.write(result)
 
     present = [task.backend for task in tasks]
-    heading = "Comparing %d backends: %s" % (len(present), ", ".join(present))
+    heading = "Comparing %s: %s" % (counted(len(present), "backend"), ", ".join(present))
     status = run_plan(Plan(Tasks(tasks), 1 if sequential else len(tasks), form_of(settings, console.stdout, lambda output: kept), len(tasks),
                            heading, fields=lambda totals: comparison_fields(totals, prompt, present, missing),
                            before_table=answers, new_table=ComparisonTable), settings, console)
@@ -6506,14 +6506,14 @@ def command_prompt(settings: Settings, asked: Asked) -> int:
     if asked.go_on or rules.configuration.get("session.auto_resume") and not asked.ephemeral:
         session = store.last(task.backend, task.workdir or ".")
         if session is None and asked.go_on and backend_of(task).resuming is None:
-            raise SessionError("%s keeps no sessions that could be gone on with" % task.backend)
+            raise SessionError("%s keeps no sessions that could be continued" % task.backend)
         if session is None and asked.go_on:
-            raise SessionError("there is no session of %s in %s to go on with" % (task.backend, task.workdir or "the current directory"))
+            raise SessionError("there is no session of %s in %s to continue" % (task.backend, task.workdir or "the current directory"))
         if session and not asked.go_on and session.status == "active":  # nobody has asked for just that one
             console.say("session %s is in use: this is a new one" % _short(session))
             session = None
         elif session and not asked.go_on:
-            console.say("going on with session %s" % _short(session))
+            console.say("continuing session %s" % _short(session))
     return _ask(task, session, None if asked.ephemeral else store, settings, asked, console)
 
 
@@ -6532,7 +6532,7 @@ def command_resume(settings: Settings, asked: Asked) -> int:
         raise SessionError("session %s: %s" % (_short(session), unknown_backend(session.backend, rules.definitions)))
     workdir = "" if asked.here else session.working_dir
     if workdir and not os.path.isdir(workdir):
-        raise SessionError("session %s was in %s, which is not there any more; --here goes on with it in the current directory"
+        raise SessionError("session %s was in %s, which is not there any more; --here continues the session in the current directory"
                            % (_short(session), workdir))
     task = single_task(prompt_text(asked.prompt), rules._replace(overrides=dict(rules.overrides, backend=session.backend, workdir=workdir)))
     return _ask(task, session, store, settings, asked, console)
@@ -6573,7 +6573,7 @@ def _resuming(task: Task, session: Session) -> Task:
     if session.fork and not can.fork:
         raise SessionError("session %s cannot be resumed: %s cannot fork a session" % (_short(session), task.backend))
     if not can.anywhere and os.path.realpath(task.workdir or ".") != session.working_dir:
-        raise SessionError("session %s cannot be resumed here: %s goes on with a session only in its directory, %s"
+        raise SessionError("session %s cannot be resumed here: %s continues a session only in its directory, %s"
                            % (_short(session), task.backend, session.working_dir))
     return task._replace(resume=session.backend_session_id, fork=session.fork)
 
@@ -6591,7 +6591,7 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
     if session:
         _resuming(task, session)  # if it cannot be, it is not begun
         if "system_prompt" in settings.rules.overrides and not (can and can.system_prompt):
-            notes = ("%s may go on with the system prompt that its session began with" % task.backend,)
+            notes = ("%s may keep the system prompt that its session began with" % task.backend,)
         if store:
             try:
                 session = store.begin(session.id)
@@ -6893,7 +6893,7 @@ OPTION_HINTS = {"-p": _PROMPT_HINT, "--prompt": _PROMPT_HINT, "--print": _PROMPT
 # What one word too many most likely is.
 UNKNOWN_WORDS = {"prompt": "; a prompt of several words needs quotes around it", "parallel": "; a file is named with --file",
                  "chain": "; a file is named with --file",
-                 "compare": "; commas part the backends, and a prompt of several words needs quotes around it"}
+                 "compare": "; commas separate the backends, and a prompt of several words needs quotes around it"}
 
 
 def build_parser(only: str = "") -> argparse.ArgumentParser:
@@ -6923,6 +6923,7 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
 
         def error(self, message: str) -> NoReturn:
             """The message, not buried under the usage."""
+            message = message.replace("the following arguments are required:", "missing argument:")
             Output(2).text("%s: error: %s\nTry `%s --help`.\n" % (self.prog, without_secrets(message), self.prog))
             raise SystemExit(EXIT_USAGE)
 
@@ -6959,7 +6960,7 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
         form.add_argument("--json", action="store_const", dest="form", const="json", default="text", help="print one JSON object at the end")
         form.add_argument("--jsonl", action="store_const", dest="form", const="jsonl", help="print one JSON line per %s as it ends" % what)
         parser.add_argument("-q", "--quiet", action="store_true",
-                            help="print the last line of the summary alone; with --jsonl: no summary")
+                            help="print only the last line of the summary; with --jsonl: no summary")
 
     def trust_options(parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
@@ -6984,9 +6985,9 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
                 ("-b --backend", "NAME", "backend: %s, or a command of your own" % ", ".join(BACKENDS)), ("-m --model", "MODEL", "model"),
                 ("-w --workdir", "DIR", "working directory"),
                 ("--approval-mode", "MODE", ", ".join(APPROVAL_MODES)), ("--sandbox-mode", "MODE", ", ".join(SANDBOX_MODES)),
-                ("--system-prompt", "TEXT", "system prompt"), ("--max-turns", "N", "most turns"),
-                ("--max-tokens", "N", "most tokens of an answer"),
-                ("--timeout", "SECONDS", "most time for a task: 90, 90s, 15m, 2h")):
+                ("--system-prompt", "TEXT", "system prompt"), ("--max-turns", "N", "maximum number of turns"),
+                ("--max-tokens", "N", "maximum number of tokens of an answer"),
+                ("--timeout", "SECONDS", "time limit of a task: 90, 90s, 15m, 2h")):
             field = option.split("--")[1].replace("-", "_")
             if field not in without:
                 kind = (number if field.startswith("max_") else checked)(TASK_FIELDS[field])
@@ -7043,7 +7044,7 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
 
     parser = Parser(prog="clinvk", description="Run many prompts through AI command-line programs, several at a time.",
                     usage="clinvk [-h] [--version] COMMAND ...\n       clinvk [OPTIONS OF prompt] TEXT",
-                    epilog="clinvk COMMAND --help tells more of a command; see also clinvk(1).")
+                    epilog="clinvk COMMAND --help describes a command; see also clinvk(1).")
     parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser, prog="clinvk")
     commands: Dict[Any, argparse.ArgumentParser] = subparsers.choices  # type: ignore[assignment]
@@ -7062,29 +7063,29 @@ Examples:
         form_of_prompt(parser)
         group = parser.add_mutually_exclusive_group()
         group.add_argument("-c", "--continue", dest="go_on", action="store_true",
-                           help="go on with the last session of this directory and backend")
+                           help="continue the last session of this directory and backend")
         group.add_argument("--ephemeral", action="store_true", help="keep no session")
         run_options(parser)
         task_options(parser)
 
     def resume_command() -> None:
         parser = subparsers.add_parser(
-            "resume", help="go on with a session", usage="clinvk resume [OPTIONS] ID TEXT\n       clinvk resume [OPTIONS] --last TEXT",
-            description="Go on with a session, in its directory. Its options are those of this call alone.")
+            "resume", help="continue a session", usage="clinvk resume [OPTIONS] ID TEXT\n       clinvk resume [OPTIONS] --last TEXT",
+            description="Continue a session, in its directory. Its options are those of this call alone.")
         parser.set_defaults(run=run_resume)
         add = parser.add_argument
         add("words", metavar="ID TEXT", nargs="*",
             help="the id of a session or the beginning of one, or the backend's own; and the prompt, which - reads from stdin")
-        add("--last", action="store_true", help="the last session of all")
-        add("-b", "--backend", metavar="NAME", type=checked(_argument), help="with --last: of this backend")
-        add("--here", action="store_true", help="in the current directory, not in that of the session")
+        add("--last", action="store_true", help="continue the last session")
+        add("-b", "--backend", metavar="NAME", type=checked(_argument), help="with --last: the last session of this backend")
+        add("--here", action="store_true", help="run in the current directory, not in that of the session")
         form_of_prompt(parser)
         run_options(parser)
         task_options(parser, "backend", "workdir")
 
     def sessions_command() -> None:
         parser = subparsers.add_parser(
-            "sessions", help="show and keep in order what can be resumed", formatter_class=argparse.RawDescriptionHelpFormatter,
+            "sessions", help="list, show and delete sessions", formatter_class=argparse.RawDescriptionHelpFormatter,
             usage="clinvk sessions [OPTIONS] ACTION ...", description="""\
 Show what can be resumed, and keep it in order. ID is the id of a session, the beginning of one, or the backend's own.
   list                the sessions, the last used first
@@ -7108,8 +7109,8 @@ Show what can be resumed, and keep it in order. ID is the id of a session, the b
         parser.set_defaults(run=run_sessions)
 
     def doctor_command() -> None:
-        parser = subparsers.add_parser("doctor", help="show which backends can be used, and what this machine has",
-                                       description="Show which backends can be used here, and what this machine has. Logins are not tried.")
+        parser = subparsers.add_parser("doctor", help="show which backends can be used, and facts about this machine",
+                                       description="Show which backends can be used here, and facts about this machine. Logins are not tried.")
         parser.add_argument("--json", action="store_true", help="print one JSON object")
         parser.set_defaults(run=lambda options: command_doctor(options.json))
 
@@ -7144,7 +7145,7 @@ The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks,
         add("--overwrite", action="store_true", help="replace results of an earlier run in the output directory")
         trust_options(parser)
         run_options(parser)
-        task_options(parser.add_argument_group("for tasks that do not say it themselves"))
+        task_options(parser.add_argument_group("for tasks that do not set the field"))
 
     def chain_command() -> None:
         parser = subparsers.add_parser(
@@ -7160,18 +7161,18 @@ the step before, and {{steps.NAME.output}} for that of the step with that name. 
         form_options(parser, "step")
         trust_options(parser)
         run_options(parser)
-        task_options(parser.add_argument_group("for steps that do not say it themselves"))
+        task_options(parser.add_argument_group("for steps that do not set the field"))
 
     def compare_command() -> None:
-        parser = subparsers.add_parser("compare", help="ask several backends the same",
-                                       description="Ask several backends the same, and show their answers side by side.")
+        parser = subparsers.add_parser("compare", help="send one prompt to several backends",
+                                       description="Send one prompt to several backends, and show their answers side by side.")
         parser.set_defaults(run=lambda options: command_compare(
             settings_from(options), options.backends, options.sequential, options.prompt))
-        parser.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from stdin")
+        parser.add_argument("prompt", metavar="PROMPT", help="the prompt; - reads it from stdin")
         which = parser.add_mutually_exclusive_group(required=True)
         which.add_argument("--backends", metavar="LIST", type=lambda text: [name.strip() for name in text.split(",")],
                            help="the backends, as in claude,codex")
-        which.add_argument("--all-backends", action="store_true", help="all that are installed but echo, and commands of your own")
+        which.add_argument("--all-backends", action="store_true", help="all installed backends but echo, and commands of your own")
         parser.add_argument("--sequential", action="store_true", help="ask one after the other, not all at once")
         form_options(parser, "answer")
         run_options(parser)
@@ -7275,7 +7276,7 @@ def run_sessions(options: argparse.Namespace) -> int:
         if seconds is None:
             days = load_configuration(options.config, environment).get("session.retention_days")
             if not days:
-                console.say("session.retention_days is 0: sessions are kept for ever; --older-than deletes some")
+                console.say("session.retention_days is 0: sessions are never deleted; --older-than deletes some")
                 return _print_deleted([], console, options.json)
             seconds = days * 86400.0
         return command_sessions_clean(store, console, options.json, seconds, options.dry_run)

@@ -197,7 +197,7 @@ class LinesWithoutLimit(HostileCase):
         answer_end, _, summary = end.partition(b"the end\n")
         self.assertEqual(answer_end.strip(b"\0"), b"")
         self.assertGreater(size - len(summary), 4300000000)
-        self.assertIn(b"Total: 1 tasks, 1 completed", summary)
+        self.assertIn(b"Total: 1 task, 1 completed", summary)
 
     def test_a_line_of_input_may_have_100_mb(self):
         prompt = ("foo." + "x" * 99999996)

@@ -260,7 +260,7 @@ Results
 ------------------------------------------------------------
 1    echo         OK         0.00s      say x
 ------------------------------------------------------------
-Total: 1 tasks, 1 completed, 0 failed (0.00s)
+Total: 1 task, 1 completed, 0 failed (0.00s)
 """)
 
     def test_quiet_json_lines_are_all_there_is(self):

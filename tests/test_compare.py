@@ -62,8 +62,8 @@ class Choice(CompareCase):
     def test_one_of_the_two_ways_to_choose_must_be_taken(self):
         self.assert_error(self.compare("touch ran"), "one of the arguments --backends --all-backends is required")
         self.assert_error(self.compare("--all-backends", "--backends", "echo", "touch ran"), "not allowed with argument")
-        self.assert_error(self.compare("--all-backends"), "the following arguments are required: PROMPT")
-        self.assert_error(self.compare("--backends", "echo", "touch", "ran"), "unknown argument ran; commas part the backends, and a prompt of several words needs quotes around it")
+        self.assert_error(self.compare("--all-backends"), "missing argument: PROMPT")
+        self.assert_error(self.compare("--backends", "echo", "touch", "ran"), "unknown argument ran; commas separate the backends, and a prompt of several words needs quotes around it")
         self.assert_error(self.compare("--all-backends", "-b", "echo", "touch ran"), "unknown argument -b")
 
     def test_an_unknown_or_repeated_name_is_refused_and_nothing_runs(self):

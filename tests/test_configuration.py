@@ -165,7 +165,7 @@ class Precedence(ConfigurationCase):
         said = self.clinvk("parallel", input=json.dumps([{"prompt": "say a"}])).stdout
         self.assertIn(b"(max 1 parallel, fail-fast)", said)
         self.assertNotIn(b"Results\n", said)
-        self.assertIn(b"Total: 1 tasks, 1 completed", said)
+        self.assertIn(b"Total: 1 task, 1 completed", said)
         said = self.clinvk("parallel", "-j", "2", input=json.dumps({"tasks": [{"prompt": "say a"}], "fail_fast": False})).stdout
         self.assertIn(b"(max 2 parallel)", said)
 

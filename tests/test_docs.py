@@ -70,6 +70,15 @@ def commands():
     return set(parsers()) - {""}
 
 
+class Wording(unittest.TestCase):
+    def test_texts_for_users_without_words_of_the_stop_list(self):
+        texts = {name: text_of(*name.split("/")) for name in ("README.md", "man/clinvk.1", "completions/_clinvk", "completions/clinvk.fish")}
+        texts.update(("clinvk %s --help" % name, parser.format_help()) for name, parser in parsers().items())
+        for phrase in ("most turns", "most tokens", "what matters of", "summary alone", "tells more of", "gone on with", "1 tasks",
+                       "do not say it", "to be had", "be had", "last session of all", "ask several backends the same", "as good as"):
+            self.assertEqual([name for name, text in texts.items() if phrase in " ".join(text.split())], [], phrase)
+
+
 class ManPage:
     """The mdoc source, cut up."""
 

@@ -578,7 +578,7 @@ class Conversations(PromptCase):
         self.assertNotIn("--resume", self.argv("-b", "claude", "--ephemeral"))
         run = self.clinvk("-b", "claude", "argv")
         self.assertIn("--resume", json.loads(run.stdout))
-        self.assertRegex(run.stderr.decode(), r"\Aclinvk: going on with session [0-9a-f]{8} \(claude\)\n\Z")
+        self.assertRegex(run.stderr.decode(), r"\Aclinvk: continuing session [0-9a-f]{8} \(claude\)\n\Z")
 
     def test_resume_finds_a_session_by_its_name(self):
         self.ask("-b", "claude", "say x")
@@ -621,7 +621,7 @@ class Conversations(PromptCase):
         self.assertIn("gemini cannot fork a session", self.refused("sessions", "fork", gemini["id"], status=4))
         self.assertIn("echo cannot fork a session", self.refused("sessions", "fork", echo["id"], status=4))
         self.assertIn("echo keeps no sessions", self.refused("resume", echo["id"], "x", status=4))
-        self.assertEqual(self.refused("-c", "x", status=4), "clinvk: error: echo keeps no sessions that could be gone on with\n")
+        self.assertEqual(self.refused("-c", "x", status=4), "clinvk: error: echo keeps no sessions that could be continued\n")
         self.ask("-b", "mine", "say x", env={"CLINVK_BACKENDS": '{"mine": {"command": ["cat"]}}'})
         self.assertIn('unknown backend "mine"', self.refused("resume", self.sessions()[0]["id"], "x", status=4))
 
@@ -837,7 +837,7 @@ class SessionsCommand(PromptCase):
         self.file(path, dict(entry, last_used=clinvk.utc(time.time() - 31 * 86400)))
         self.assertEqual(self.ask("sessions", "clean", "--older-than", "32d"), "")
         self.configure(session={"retention_days": 0})
-        self.assertEqual(self.ask("sessions", "clean", errors=b"clinvk: session.retention_days is 0: sessions are kept for ever; --older-than deletes some\n"), "")
+        self.assertEqual(self.ask("sessions", "clean", errors=b"clinvk: session.retention_days is 0: sessions are never deleted; --older-than deletes some\n"), "")
         self.configure(session={"retention_days": 40})
         self.assertEqual(self.ask("sessions", "clean"), "")
         self.configure()

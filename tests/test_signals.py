@@ -46,7 +46,7 @@ class Signals(Case):
                 self.assertEqual(self.statuses(completed), [(0, "ok"), (1, "canceled"), (2, "canceled"), (3, "canceled")])
                 self.assert_all_stopped()
                 self.assertIn(b"4 tasks, 1 completed, 0 failed, 3 canceled", completed.stderr)
-                self.assertIn(b"stopping 2 running tasks", completed.stderr)
+                self.assertIn(b"stopping 2 running tasks (once more kills)", completed.stderr)
                 self.again()
 
     def test_the_summary_comes_in_every_form(self):
@@ -179,6 +179,7 @@ class Signals(Case):
         self.assertEqual(process.finish().returncode, 141)
         self.assert_all_stopped()
         self.assertIn(b"3 canceled", process.error_output())
+        self.assertIn(b"clinvk: stopping 2 running tasks\n", process.error_output())
 
     @only_linux
     def test_when_clinvk_is_killed_nothing_lives_on_and_what_was_printed_is_whole(self):

@@ -142,11 +142,11 @@ class Totals(unittest.TestCase):
 
     def test_the_line_says_what_there_is(self):
         for results, line in (
-                ([], "Total: 0 tasks, 0 completed, 0 failed (3.20s)"), ([result(0)], "Total: 1 tasks, 1 completed, 0 failed (3.20s)"),
+                ([], "Total: 0 tasks, 0 completed, 0 failed (3.20s)"), ([result(0)], "Total: 1 task, 1 completed, 0 failed (3.20s)"),
                 ([result(0), result(1, "failed"), result(2, "canceled")], "Total: 3 tasks, 1 completed, 1 failed, 1 canceled (3.20s)"),
                 ([result(0, "skipped"), result(1, "skipped")], "Total: 2 tasks, 0 completed, 0 failed, 2 skipped (3.20s)"),
                 ([result(0, usage={"total_tokens": 1234567}, cost_usd=0.12345), result(1)], "Total: 2 tasks, 2 completed, 0 failed, 1,234,567 tokens, $0.1235 (3.20s)"),
-                ([result(0, cost_usd=0.0)], "Total: 1 tasks, 1 completed, 0 failed, $0.0000 (3.20s)")):
+                ([result(0, cost_usd=0.0)], "Total: 1 task, 1 completed, 0 failed, $0.0000 (3.20s)")):
             self.assertEqual(totals_of(results, 3.2).line(), line)
 
     def test_the_fields_are_in_this_order_and_leave_out_what_is_unknown(self):
