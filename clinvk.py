@@ -2319,7 +2319,8 @@ def option_warnings(task: Task) -> Tuple[str, ...]:
 # Errors, by what the three APIs and their clients say.  Looked for only in error texts of runs that failed: the words
 # occur in good answers too.  The first that fits counts: what is stated more exactly stands first.
 _KIND_PATTERNS = (
-    ("quota", r"credit balance|(?<!check )quota|out of (extra )?usage|usage.?limit|hit your [^\n]{0,40}limit|billing"),
+    ("quota", r"credit (balance|limit)|(?<!check )quota|out of (extra )?usage|out of credits|usage.?limit|"
+              r"spend (cap|limit)|hit your [^\n]{0,40}limit|billing"),
     ("rate_limit", r"\b429\b|rate.?limit|too many requests|resource.?exhausted"),
     ("overloaded", r"\b(529|503)\b|overloaded|high demand|unavailable"),
     ("context_length", r"context (length|window)|prompt is too long|exceeds the maximum (length|number of tokens)|input (exceeds|is too long)"),
@@ -2427,12 +2428,13 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53 else 0
 
 
-def _usage(total_input: int, cached: int, output: int, reasoning: int) -> Optional[Dict[str, int]]:
-    """Token counts in one shape: input holds the cached ones too, output the reasoning ones."""
+def _usage(total_input: int, cached: int, output: int, reasoning: int, written: int = 0) -> Optional[Dict[str, int]]:
+    """Token counts in one shape: input includes those read from and written to a cache, output the reasoning ones."""
     if not (total_input or output):
         return None
-    return {"input_tokens": total_input, "cached_input_tokens": cached, "output_tokens": output,
-            "reasoning_output_tokens": reasoning, "total_tokens": total_input + output}
+    counts = {"input_tokens": total_input, "cached_input_tokens": cached, "output_tokens": output,
+              "reasoning_output_tokens": reasoning, "total_tokens": total_input + output}
+    return dict(counts, cache_write_input_tokens=written) if written else counts
 
 
 def _busiest(models: Dict[str, Any], count: str) -> str:
@@ -2607,10 +2609,10 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     result = results[-1]
     usages = [_mapping(one.get("usage")) for one in results]
 
-    def total(*names: str) -> int:
-        return sum(_count(usage.get(name)) for usage in usages for name in names)
+    def total(name: str) -> int:
+        return sum(_count(usage.get(name)) for usage in usages)
 
-    cached = total("cache_read_input_tokens")
+    cached, written = total("cache_read_input_tokens"), total("cache_creation_input_tokens")
     thoughts = sum(_count(_mapping(usage.get("output_tokens_details")).get("thinking_tokens")) for usage in usages)
     # total_cost_usd and modelUsage count all runs of a session that was resumed; this counts from one result to the next
     newest = [one["model_usage_since_last_result"] for one in results if isinstance(one.get("model_usage_since_last_result"), dict)]
@@ -2618,7 +2620,7 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     models = newest[-1] if newest else _mapping(result.get("modelUsage"))
     said: Dict[str, Any] = {
         "output": _string(result.get("result")), "session_id": session,
-        "usage": _usage(total("input_tokens", "cache_creation_input_tokens") + cached, cached, total("output_tokens"), thoughts),
+        "usage": _usage(total("input_tokens") + written + cached, cached, total("output_tokens"), thoughts, written),
         "cost_usd": (_dollars(sum(costs)) if costs else _dollars(result.get("total_cost_usd")) if not newest else None if any(newest) else 0.0),
         "num_turns": sum(_count(one.get("num_turns")) for one in results) or None,
         "model": _busiest(models, "outputTokens"),
@@ -2775,7 +2777,7 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         "warnings": tuple(warnings[:20]) + ((_BLANK_END % "codex",) if blank and answer else ()),
         "waiting": "" if completed else progress, "counts_session": True,
         "usage": _usage(*(_count(usage.get(name)) for name in ("input_tokens", "cached_input_tokens", "output_tokens",
-                                                               "reasoning_output_tokens")))}
+                                                               "reasoning_output_tokens", "cache_write_input_tokens")))}
     if failed or exit_code or not completed:
         last = _BAD_EXIT % ("codex", exit_code) if completed else "codex ended before its turn was complete"
         error = failed or progress or _reason(stderr) or last
@@ -2901,13 +2903,23 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         if not error:
             attempts = [line for line in stderr.splitlines() if line.startswith("Attempt ")]
             reply = _no_result(stdout, stderr, exit_code, dict(said, waiting="" if text or tools_came else "".join(attempts[-1:])), "gemini")
-            return reply._replace(error_kind=_GEMINI_EXIT_KINDS.get(exit_code, "") or reply.error_kind)
+            return _gemini_login(reply._replace(error_kind=_GEMINI_EXIT_KINDS.get(exit_code, "") or reply.error_kind), stderr)
     said["warnings"] = said["warnings"] if error else ()
     last = _BAD_EXIT % ("gemini", exit_code) if result.get("status") == "success" else "gemini failed"
     whole = _string(error.get("message")) or problem or _reason(stderr) or last
     message, status = _gemini_message(whole)
     status = status or next((known for known in _KIND_BY_STATUS if known % 256 == exit_code), None) or error.get("code")
-    return Reply(**dict(said, **_failure(message, status, _GEMINI_EXIT_KINDS.get(exit_code, ""), retry_after(whole[:LONGEST_REASON]))))
+    failure = _failure(message, status, _GEMINI_EXIT_KINDS.get(exit_code, ""), retry_after(whole[:LONGEST_REASON]))
+    return _gemini_login(Reply(**dict(said, **failure)), stderr)
+
+
+def _gemini_login(reply: Reply, stderr: str) -> Reply:
+    """Return the reply of a failed run, with what to do if the login of a personal account was refused."""
+    import re
+    if not re.search(r"(?i)no longer supported for\s+gemini code assist", reply.error + "\n" + stderr):
+        return reply
+    advice = "gemini does not accept the login of a personal account any more, use an API key (GEMINI_API_KEY): "
+    return reply._replace(error=advice + reply.error, error_kind="auth", retry_after_seconds=None)
 
 
 def _last_object(stderr: str) -> Dict[str, Any]:
@@ -2994,6 +3006,7 @@ def value_at(value: Any, path: _Path) -> Any:
 _USAGE_NAMES = {
     "input": ("input_tokens", "prompt_tokens", "prompt_eval_count", "input", "promptTokenCount"),
     "cached": ("cached_input_tokens", "cache_read_input_tokens", "cached_tokens", "cached", "cachedContentTokenCount"),
+    "written": ("cache_write_input_tokens", "cache_creation_input_tokens", "cache_write_tokens"),
     "output": ("output_tokens", "completion_tokens", "eval_count", "output", "candidatesTokenCount"),
     "reasoning": ("reasoning_output_tokens", "reasoning_tokens", "thinking_tokens", "reasoning", "thoughtsTokenCount"),
 }
@@ -3035,7 +3048,7 @@ def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code
         usage = definition.usage and _mapping(value_at(value, definition.usage)) or usage
     counts = {name: next((_count(usage[key]) for key in keys if _count(usage.get(key))), 0) for name, keys in _USAGE_NAMES.items()}
     said: Dict[str, Any] = {"output": "".join(answers), "session_id": session,
-                            "usage": _usage(counts["input"], counts["cached"], counts["output"], counts["reasoning"])}
+                            "usage": _usage(*(counts[name] for name in ("input", "cached", "output", "reasoning", "written")))}
     if blank and said["output"].strip():
         said["warnings"] = (_BLANK_END % "it",)
     if error or exit_code:

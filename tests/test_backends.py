@@ -366,14 +366,15 @@ HELLO = "MOCK-OK: hello from the mock model."
 METADATA = ("Model metadata for `gpt-5.1-codex` not found. Defaulting to fallback metadata; this can degrade performance and cause issues.",)
 
 
-def tokens(total_input, cached, output, reasoning):
-    return {"input_tokens": total_input, "cached_input_tokens": cached, "output_tokens": output,
-            "reasoning_output_tokens": reasoning, "total_tokens": total_input + output}
+def tokens(total_input, cached, output, reasoning, written=0):
+    counts = {"input_tokens": total_input, "cached_input_tokens": cached, "output_tokens": output,
+              "reasoning_output_tokens": reasoning, "total_tokens": total_input + output}
+    return dict(counts, cache_write_input_tokens=written) if written else counts
 
 
 def claude(requests=1, **more):
     """What a run of claude says after so many requests to the mock."""
-    return dict({"output": HELLO, "usage": tokens(1700 * requests, 200 * requests, 34 * requests, 0),
+    return dict({"output": HELLO, "usage": tokens(1700 * requests, 200 * requests, 34 * requests, 0, 300 * requests),
                  "cost_usd": round(0.00702 * requests, 9), "num_turns": requests, "model": "claude-opus-5-5"}, **more)
 
 
@@ -408,8 +409,8 @@ READINGS = (
     ("claude-ok", 0, claude()),
     ("claude-json", 0, claude()),
     ("claude-array", 0, claude()),
-    ("claude-cut-recovered", 0, claude(usage=tokens(5100, 600, 36, 0), cost_usd=0.01994)),
-    ("claude-error-event-recovered", 0, claude(usage=tokens(6800, 800, 37, 0))),
+    ("claude-cut-recovered", 0, claude(usage=tokens(5100, 600, 36, 0, 900), cost_usd=0.01994)),
+    ("claude-error-event-recovered", 0, claude(usage=tokens(6800, 800, 37, 0, 1200))),
     ("claude-not-json-recovered", 0, claude()),
     ("claude-denied", 0, claude(2, warnings=("permission denied: Bash: touch /etc/xx",))),
     ("claude-made-limit-allowed", 0, claude()),
@@ -430,7 +431,7 @@ READINGS = (
     ("claude-529", 1, claude_error("API Error: 529 Overloaded.", "overloaded", retry_after_seconds=2.382)),
     ("claude-no-key", 1, claude_error("Not logged in · Please run /login", "auth")),
     ("claude-max-turns", 1, claude(2, **ONE, error="Reached maximum number of turns (2)", error_kind="max_turns", num_turns=3)),
-    ("claude-budget", 1, claude(2, **ONE, error="Reached maximum budget ($0.01)", error_kind="budget", usage=tokens(1700, 200, 34, 0))),
+    ("claude-budget", 1, claude(2, **ONE, error="Reached maximum budget ($0.01)", error_kind="budget", usage=tokens(1700, 200, 34, 0, 300))),
     ("claude-max-tokens", 1, claude(4, error="API Error: Claude's response exceeded the 128000 output token maximum.", error_kind="backend")),
     ("claude-refusal", 1, claude(2, error="API Error: Opus 5.5's safeguards flagged this message", error_kind="invalid")),
     ("claude-resume-unknown", 1, claude_error("No conversation found with session ID: 11111111", ANY, num_turns=None)),
@@ -630,6 +631,33 @@ class Readers(CaptureCase):
         failed = {"type": "turn.failed", "error": {"message": "You've hit your usage limit. Upgrade to Pro or try again in 4 days 2 hours 46 minutes."}}
         reply = self.read("codex", clinvk.dumps(failed), code=1)
         self.assertEqual((reply.error_kind, reply.retry_after_seconds), ("quota", 4 * 86400 + 2 * 3600 + 46 * 60))
+
+    def test_used_up_credit_and_spending_limits_are_quotas(self):
+        for text in ("You're out of credits. Buy more to continue.", "You\u2019re out of credits", "Your workspace is out of credits. Ask your workspace owner to refill",
+                     "You hit your spend cap set in your workspace", "You've reached your workspace credit limit"):
+            failed = {"type": "turn.failed", "error": {"message": text}}
+            self.assertEqual(self.read("codex", clinvk.dumps(failed), code=1).error_kind, "quota", text)
+        for text in ("You've hit your monthly spend limit \u00b7 /usage-credits to raise it", "You've hit your channel's monthly spend limit", "monthly spend limit reached"):
+            for status in (429, 403, None):
+                result = {"type": "result", "is_error": True, "result": text, "api_error_status": status, "session_id": "s"}
+                self.assertEqual(self.read("claude", clinvk.dumps(result), code=1).error_kind, "quota", text)
+
+    def test_codex_tokens_written_to_a_cache_are_a_part_of_its_input(self):
+        usage = {"input_tokens": 1200, "cached_input_tokens": 200, "cache_write_input_tokens": 300, "output_tokens": 34, "reasoning_output_tokens": 10}
+        reply = self.read("codex", clinvk.dumps({"type": "turn.completed", "usage": usage}))
+        self.assertEqual(reply.usage, dict(usage, total_tokens=1234))
+
+    def test_gemini_that_refuses_a_personal_login_is_told_to_use_a_key(self):
+        text = "This client is no longer supported for Gemini Code Assist for individuals. To continue using Gemini, please migrate to another product"
+        thrown = "Error authenticating: IneligibleTierError: %s\n    at setup (file:///x.js:1:2) {\n  ineligibleTiers: [ { reasonCode: 'UNSUPPORTED_CLIENT' } ]\n}\n" % text
+        block = json.dumps({"session_id": "s", "error": {"type": "Error", "message": text, "code": 403}}, indent=2)
+        result = {"type": "result", "status": "error", "error": {"type": "unknown", "message": text}}
+        for stdout, stderr, code in ((b"", thrown, 1), (b"", thrown, 41), (b"", "Failed to sign in.\nMessage: %s\n" % text, 1), (b"", "noise\n" + block, 147),
+                                     (clinvk.dumps(result), "", 1), (b"", "Failed.\n\n%s\n\nBye." % text.replace("for Gemini", "for\nGemini"), 1)):
+            reply = self.read("gemini", stdout, stderr, code)
+            self.assertEqual(reply.error_kind, "auth", stderr)
+            self.assertRegex(reply.error, r"^gemini does not accept the login of a personal account any more, use an API key \(GEMINI_API_KEY\): \w")
+        self.assertEqual(self.read("gemini", recorded("gemini-ok")[0], thrown).error, "", "noise of a good run")
 
     def test_claude_is_judged_by_is_error_and_by_its_exit_code(self):
         stdout, _ = recorded("claude-401")
@@ -1190,6 +1218,7 @@ class OwnCommands(CaptureCase):
                 ({"input_tokens": 9, "output_tokens": 2}, tokens(9, 0, 2, 0)), ({"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}, tokens(9, 0, 2, 0)),
                 ({"prompt_eval_count": 9, "eval_count": 2}, tokens(9, 0, 2, 0)), ({"input": 9, "output": 2, "cached": 4, "reasoning": 1}, tokens(9, 4, 2, 1)),
                 ({"promptTokenCount": 9, "candidatesTokenCount": 2, "cachedContentTokenCount": 4, "thoughtsTokenCount": 1}, tokens(9, 4, 2, 1)),
+                ({"input_tokens": 9, "output_tokens": 2, "cache_creation_input_tokens": 3}, tokens(9, 0, 2, 0, 3)),
                 ({"input_tokens": 9, "cached_input_tokens": 4, "output_tokens": 3, "reasoning_output_tokens": 1}, tokens(9, 4, 3, 1)),
                 ({"input_tokens": 0, "prompt_tokens": 9}, tokens(9, 0, 0, 0)), ({"input_tokens": "9"}, None), ({"words": 9}, None), ({}, None), (None, None), (5, None)):
             with self.subTest(usage):

@@ -33,7 +33,7 @@ from support import (COMPILED, PATIENCE, PROGRAM, PROGRAMS, ROOT, Case, clinvk, 
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 ERROR_KINDS = ("rate_limit quota overloaded network auth permission invalid context_length max_turns budget timeout signal not_found "
                "no_output backend worker_lost canceled").split()
-USAGE = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens", "total_tokens")
+USAGE = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens", "total_tokens", "cache_write_input_tokens")
 REQUIRED = {"index": int, "backend": str, "status": str, "exit_code": int, "output": str, "attempts": int, "start_time": str,
             "end_time": str, "duration_seconds": (int, float)}
 OPTIONAL = {"task_id": str, "task_name": str, "tags": list, "meta": dict, "model": str, "error": str, "error_kind": str,

@@ -209,7 +209,7 @@ class ManPageTest(unittest.TestCase):
                     self.assertEqual(".Pq optional ." not in lines, field in always)
 
     def test_it_names_every_count_of_usage(self):
-        usage = clinvk._usage(1, 1, 1, 1)
+        usage = clinvk._usage(1, 1, 1, 1, 1)
         lines = next(lines for item, lines in MAN.items("OUTPUT", "Result") if item == "Va usage")
         self.assertEqual({line.split()[1] for line in lines if line.startswith(".Va ")}, set(usage))
 

@@ -183,8 +183,8 @@ class OpenAI:
             content = {"type": "refusal", "refusal": text} if end == "refuse" else {"type": "output_text", "text": text, "annotations": []}
             item = {"type": "message", "role": "assistant", "id": unique("msg"), "status": "completed", "content": [content]}
         return {"id": unique("resp"), "object": "response", "model": request.model, "status": "completed", "output": [item],
-                "usage": {"input_tokens": INPUT, "input_tokens_details": {"cached_tokens": CACHED}, "output_tokens": OUTPUT,
-                          "output_tokens_details": {"reasoning_tokens": THOUGHTS}, "total_tokens": INPUT + OUTPUT}}
+                "usage": {"input_tokens": INPUT, "input_tokens_details": {"cached_tokens": CACHED, "cache_write_tokens": CACHE_WRITTEN},
+                          "output_tokens": OUTPUT, "output_tokens_details": {"reasoning_tokens": THOUGHTS}, "total_tokens": INPUT + OUTPUT}}
 
     @classmethod
     def frames(cls, request, text, call, end):

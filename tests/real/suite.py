@@ -114,7 +114,8 @@ class Answers(RealCase):
         self.assertEqual(result["model"], MODELS[backend])
         self.assertTrue(UUID.match(result["session_id"]), result["session_id"])
         thoughts = 0 if backend == "claude" else mock_api.THOUGHTS
-        self.assertEqual(result["usage"], dict(USAGE, reasoning_output_tokens=thoughts))
+        written = {} if backend == "gemini" else {"cache_write_input_tokens": mock_api.CACHE_WRITTEN}
+        self.assertEqual(result["usage"], dict(USAGE, reasoning_output_tokens=thoughts, **written))
         self.assertEqual(result.get("cost_usd"), COST if backend == "claude" else None)
         self.assertNotIn("warnings", result)
 
