@@ -50,7 +50,7 @@ import os
 import re
 import sys
 import time
-from _operator import itemgetter
+from collections import namedtuple
 
 __version__ = "0.1.0"
 __all__ = ["Control", "Result", "Task", "UserError", "main", "run_pool", "run_task"]
@@ -67,49 +67,16 @@ if TYPE_CHECKING:
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
 else:
-    class _Record(tuple):
-        """What `class X(NamedTuple)` becomes here: it means what it means with typing.NamedTuple, but for _make.
-
-        Importing typing takes as long as starting Python (9 ms beside 10, CPython 3.11), which a program for shell pipelines
-        should not spend on every call; collections.namedtuple, which compiles a function for each class at once, half of that.
-        """
-
-        __slots__ = ()
-
-        def __new__(cls, *values, **named):
-            """Compiles the class's own, which takes its fields by position or by name, when the first record is made."""
-            record = next(base for base in cls.__mro__ if "_fields" in vars(base))
-            fields = ", ".join(cls._fields)
-            scope = {"_new": tuple.__new__}
-            exec("def __new__(_cls, %s): return _new(_cls, (%s,))" % (fields, fields), scope)  # a name that TypeErrors can tell
-            new = scope["__new__"]
-            new.__defaults__ = tuple(cls._field_defaults.values())
-            record.__new__ = staticmethod(new)
-            return new(cls, *values, **named)
-
-        def __getnewargs__(self):
-            return tuple(self)
-
-        def __repr__(self):
-            return "%s(%s)" % (type(self).__name__, ", ".join(map("%s=%r".__mod__, zip(self._fields, self))))
-
-        def _asdict(self):
-            return dict(zip(self._fields, self))
-
-        def _replace(self, **changes):
-            changed = tuple.__new__(type(self), map(changes.pop, self._fields, self))
-            if changes:
-                raise ValueError("%s has no %s" % (type(self).__name__, ", ".join(changes)))
-            return changed
-
     class _RecordType(type):
+        """Make `class X(NamedTuple)` a collections.namedtuple: importing typing takes as long as starting Python."""
+
         def __new__(mcs, name, bases, body):
             if not bases:
                 return super().__new__(mcs, name, bases, body)
-            fields = tuple(body.get("__annotations__", ()))
-            defaults = {field: body.pop(field) for field in fields if field in body}
-            body.update({field: property(itemgetter(place)) for place, field in enumerate(fields)})
-            return type(name, (_Record,), dict(body, __slots__=(), __match_args__=fields, _fields=fields, _field_defaults=defaults))
+            fields = type(name, (), dict(body)).__annotations__  # Python 3.14 puts no annotations into the body
+            defaults = [body.pop(field) for field in fields if field in body]
+            record = namedtuple(name, fields, defaults=defaults, module=body["__module__"])
+            return type(name, (record,), dict(body, __slots__=()))
 
     class NamedTuple(metaclass=_RecordType):
         pass
