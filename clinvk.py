@@ -740,13 +740,13 @@ else:
 
 
 if sys.platform.startswith("linux"):
-    def marked_processes(*marks: str) -> List[int]:
-        """The processes whose environment holds all of `marks` (`NAME=value`).
+    def marked_processes(mark: str) -> List[int]:
+        """Return the processes whose environment holds `mark`: a variable's name, or `NAME=value`.
 
         Only /proc tells; it shows the environment a process started with, which a child inherits
         even where it has left its session and group.
         """
-        wanted = [mark.encode() + b"\0" for mark in marks]
+        wanted = b"\0" + mark.encode() + (b"\0" if "=" in mark else b"=")
         found = []
         for pid in entries("/proc"):
             try:
@@ -754,21 +754,21 @@ if sys.platform.startswith("linux"):
                     environment = b"\0" + (file.read() or b"") + b"\0"
             except OSError:  # ended meanwhile, or another user's
                 continue
-            if all(b"\0" + mark in environment for mark in wanted) and pid != os.getpid():
+            if wanted in environment and pid != os.getpid():
                 found.append(pid)
         return found
 else:
-    def marked_processes(*marks: str) -> List[int]:
+    def marked_processes(mark: str) -> List[int]:
         """Nothing here tells a process's environment: what left its group cannot be found."""
         return []
 
 
-def sweep(*marks: str) -> None:
-    """SIGKILLs every process that carries the marks, until none is left that can be killed."""
+def sweep(mark: str) -> None:
+    """SIGKILL every process that carries the mark, until none is left that can be killed."""
     import signal
     for _ in range(100):
         killed = False
-        for pid in marked_processes(*marks):
+        for pid in marked_processes(mark):
             try:
                 os.kill(pid, signal.SIGKILL)
                 killed = True
@@ -777,6 +777,34 @@ def sweep(*marks: str) -> None:
         if not killed:
             return
         time.sleep(0.002)  # a killed process keeps its environment until it is torn down
+
+
+_GUARD = """(
+read -r told && exit
+tries=0
+while found=$(grep -lsF "$MARK=" /proc/[0-9]*/environ); [ "$found" ] && [ $((tries += 1)) -le 100 ]
+do for file in $found; do file=${file%/environ}; kill -9 "${file#/proc/}"; done
+done
+chmod -R u+rwx "$DIRECTORY"; rm -rf "$DIRECTORY"
+); :"""
+
+
+def start_guard(file: int, mark: str, directory: str) -> int:
+    """Start a process that clears up when a run's own processes are all gone at once.
+
+    The guard waits for the end of the pipe `file`.  Then it kills what carries the mark, and
+    removes the directory.  A newline from the pipe ends the guard instead.  Its name and its
+    command line are not those of clinvk, so that `killall` and `pkill -f` do not hit both.  The
+    guard is the child of a shell that reaps it, so that what kills clinvk's children spares it.
+    Returns the pid of that shell; 0 where none can be started.
+    """
+    environment = dict(os.environ, GUARD=_GUARD, MARK=mark, DIRECTORY=directory,
+                       PATH=os.environ.get("PATH", "") + os.pathsep + os.defpath)
+    argv = "/bin/sh", "-c", "trap '' HUP INT TERM; eval \"$GUARD\""
+    try:
+        return start_session(argv, environment, None, (file,) * 3)  # the guard prints nothing
+    except OSError:
+        return 0
 
 
 @once
@@ -4058,6 +4086,9 @@ GRACE_SECONDS = 5.0     # between asking a backend to end and killing it
 INLINE_BYTES = 1024     # an answer up to here travels in the Result, a larger one as a file
 SWEEP_AFTER_SECONDS = 1.0  # a shorter task's stray processes are left to the sweep at the end of the run: a sweep costs
                            # milliseconds, which a task of an agent's length does not feel and one of `cat` would
+# The variable that finds a run's processes.  Each run has its own, so that a clinvk inside of a task keeps the outer one's.
+RUN_MARK = "CLINVK_RUN_%s"
+TASK_MARK = RUN_MARK + "=%d"
 
 
 class Station:
@@ -4109,7 +4140,7 @@ class Station:
         if self.adopts:
             return end_children()
         if stopped or backend_lived >= SWEEP_AFTER_SECONDS:
-            sweep("CLINVK_RUN=" + self.run_id, "CLINVK_TASK=%d" % task.index)
+            sweep(TASK_MARK % (self.run_id, task.index))
         return False
 
     def tidy(self, keep_files: bool) -> None:
@@ -4185,7 +4216,7 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
             return with_answer(run_task(task, station))
         finally:
             station.drop_files()
-            sweep("CLINVK_RUN=" + station.run_id)
+            sweep(RUN_MARK % station.run_id)
             remove_tree(directory)
     started = time.time()
     clock_started = time.monotonic()
@@ -4218,7 +4249,7 @@ def followed_path(directory: str, index: int) -> str:
 
 
 def new_run_id() -> str:
-    return "%d-%s" % (os.getpid(), os.urandom(6).hex())
+    return "%d_%s" % (os.getpid(), os.urandom(6).hex())
 
 
 def _run(task: Task, station: Station) -> Result:
@@ -4286,6 +4317,7 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
     import signal
     environment = dict(command.preset, **station.environment)
     environment.update(command.environment, TMPDIR=directory, CLINVK_TASK=str(task.index))
+    environment[RUN_MARK % station.run_id] = str(task.index)
     for name, text in command.files.items():
         with writing("the prompt" if name == "prompt" else "the file " + name):
             write_whole(os.path.join(directory, name), [to_bytes(text)])
@@ -4402,6 +4434,8 @@ def _store(output: Optional[str], capture: Capture, stdout: int, path: str) -> U
 #    death is retired: it finishes what it has begun, and another gets the rest.
 #  * If the parent dies, workers and backends live on.  So there is a lifeline: a pipe whose only write end is the
 #    parent's.  Its end means that the parent cancels or is gone; each worker then stops its backend.
+#  * If the parent and all workers die at once, nobody is left who could notice.  So there is a guard (start_guard): a
+#    process that sees the end of a pipe whose write ends are the parent's and the workers'.
 #  * Pool takes all tasks that it can get.  So it is fed by hand: never more in flight than there are jobs, which makes
 #    stopping, and keeping the order, a matter of not feeding.
 
@@ -4508,6 +4542,7 @@ class _Terms(NamedTuple):
     seats_path: str
     lock: Any
     lifeline: Any
+    guard_line: Any  # held open, not used
     parent: int
     grace: float
 
@@ -4582,7 +4617,7 @@ def _hold_lifeline(terms: _Terms, station: Station) -> None:
         time.sleep(0.1)
     if station.adopts:
         end_children()
-    sweep("CLINVK_RUN=" + terms.run_id)
+    sweep(RUN_MARK % terms.run_id)
     remove_tree(terms.directory)
     os._exit(1)
 
@@ -4759,9 +4794,12 @@ class _Run:
 
         try:
             self._reader, self._lifeline = multiprocessing.Pipe(duplex=False)
+            watched, self._guard_line = multiprocessing.Pipe(duplex=False)
         except OSError as error:  # before there is anything to clear away
             raise too_few(error.errno or 0) from None
         self.directory = make_private_directory()
+        self._guard = start_guard(watched.fileno(), RUN_MARK % self.run_id, self.directory)
+        watched.close()
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.in_flight: Dict[int, Tuple[Task, _Crew, float]] = {}
         self.bereaved: Dict[int, Tuple[float, str]] = {}  # task index: until when its result may come, why it may not
@@ -4781,8 +4819,8 @@ class _Run:
                 self.method = "thread"
                 with writing("temporary files"):
                     self._hire()
-                notice("cannot start worker processes (%s): tasks run in threads, and their backends survive a SIGKILL "
-                       "of clinvk" % (reason_of(error) if isinstance(error, OSError) else error))
+                notice("cannot start worker processes (%s): tasks run in threads"
+                       % (reason_of(error) if isinstance(error, OSError) else error))
         except BaseException:
             self.close()
             raise
@@ -4790,7 +4828,8 @@ class _Run:
     def _hire(self) -> None:
         self.crews.append(_Crew(
             self.directory, len(self.crews), self.jobs, self.method,
-            lambda path, lock: _Terms(self.run_id, self.directory, path, lock, self._reader, os.getpid(), self.grace)))
+            lambda path, lock: _Terms(self.run_id, self.directory, path, lock, self._reader,
+                                      self._guard_line, os.getpid(), self.grace)))
 
     def start(self, task: Task) -> None:
         crew = self.crews[-1]
@@ -4834,7 +4873,7 @@ class _Run:
             for _, _, _, group in crew.seats:
                 if group:
                     send_signal(group, signal.SIGKILL)
-        sweep("CLINVK_RUN=" + self.run_id)
+        sweep(RUN_MARK % self.run_id)
 
     def wait(self) -> List[Result]:
         """The next results, after a tick at the latest."""
@@ -4878,7 +4917,7 @@ class _Run:
         for seat, pid, index, group in crew.dead_seats():
             if group:
                 send_signal(group, signal.SIGKILL)
-            sweep("CLINVK_RUN=" + self.run_id, "CLINVK_TASK=%d" % index)
+            sweep(TASK_MARK % (self.run_id, index))
             how = crew.how_it_ended(pid)
             crew.seats.free(seat)
             crew.bereft = True
@@ -4934,8 +4973,23 @@ class _Run:
         for ident in [ident for ident, desk in _desks.items() if desk.station.run_id == self.run_id]:
             del _desks[ident]
         self._reader.close()
-        sweep("CLINVK_RUN=" + self.run_id)
+        sweep(RUN_MARK % self.run_id)
         remove_tree(self.directory)
+        self._dismiss_guard()
+
+    def _dismiss_guard(self) -> None:
+        import signal
+        try:
+            write_all(self._guard_line.fileno(), b"\n")
+        except OSError:  # the guard was killed
+            pass
+        self._guard_line.close()
+        if self._guard:
+            send_signal(self._guard, signal.SIGCONT)  # a stopped one could not end
+            try:
+                os.waitpid(self._guard, 0)
+            except ChildProcessError:  # the caller of this module has reaped it
+                pass
 
 
 def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool = False, control: Optional[Control] = None,

@@ -634,7 +634,8 @@ class DryRun(Commands):
         for name in sorted(os.listdir(directory)):
             with open(os.path.join(directory, name)) as file:
                 record = ast.literal_eval(file.read())
-            record["env"] = {key: value for key, value in record["env"].items() if key not in NOT_COMPARED}
+            record["env"] = {key: value for key, value in record["env"].items()
+                             if key not in NOT_COMPARED and not key.startswith("CLINVK_RUN_")}
             records.append(record)
         return records
 

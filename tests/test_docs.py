@@ -330,7 +330,8 @@ class ManPageTest(unittest.TestCase):
         source = text_of("clinvk.py")
         used = set()
         for variable in re.findall(r"CLINVK_(?:[A-Z_]|%s)+", source):
-            used.update({variable.replace("%s", name.upper()) for name in clinvk.BACKENDS})
+            names = ["name"] if variable == clinvk.RUN_MARK else [name.upper() for name in clinvk.BACKENDS]
+            used.update({variable.replace("%s", name) for name in names})
         used.discard("CLINVK_")
         used.update(clinvk.NESTING_VARIABLES)
         backends = source[source.index("\n# --- 4."):source.index("\n# --- 5.")]

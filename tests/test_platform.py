@@ -585,15 +585,16 @@ class Ending(PlatformCase):
 
     @support.only_linux
     def test_marked_processes_are_found_wherever_they_went(self):
-        other = "OTHER_MARK=1"
         both = self.start_program(["sleep", "300"], env={"OTHER_MARK": "1"})
         one = self.start_program(["sleep", "300"])
         large = self.start_program(["sleep", "300"], env={"A_LARGE_ONE": "x" * 100000})
         near = self.start_program(["sleep", "300"], env={"CLINVK_TEST_MARK": self.mark.partition("=")[2] + "0"})
         wait_until(lambda: sorted(clinvk.marked_processes(self.mark)) == sorted([both.pid, one.pid, large.pid]), "three are found")
-        self.assertEqual(clinvk.marked_processes(self.mark, other), [both.pid])
-        self.assertEqual(clinvk.marked_processes(self.mark, "OTHER_MARK="), [])
-        clinvk.sweep(self.mark, other)
+        for mark in ("OTHER_MARK", "OTHER_MARK=1"):
+            self.assertEqual(clinvk.marked_processes(mark), [both.pid])
+        for mark in ("OTHER_MAR", "OTHER_MARK=", "OTHER_MARK=11", "THER_MARK", "THER_MARK=1"):
+            self.assertEqual(clinvk.marked_processes(mark), [])
+        clinvk.sweep("OTHER_MARK")
         self.assertEqual(both.wait(), -signal.SIGKILL)
         self.assertTrue(is_running(one.pid) and is_running(large.pid) and is_running(near.pid))
         clinvk.sweep(self.mark)
@@ -620,6 +621,60 @@ class Ending(PlatformCase):
             print("alive")
             """
         self.assertEqual(self.script(body), "alive\n")
+
+    GUARDED = """
+            reader, writer = os.pipe()
+            guard = clinvk.start_guard(reader, "GUARDED_MARK", sys.argv[1])
+            os.close(reader)
+            marked = subprocess.Popen(["sleep", "300"], env=dict(os.environ, GUARDED_MARK="0"))
+            other = subprocess.Popen(["sleep", "300"], env=dict(os.environ, OTHER_MARK="GUARDED_MARK"))
+            """
+
+    @support.only_linux
+    def test_start_guard_at_the_end_of_its_pipe_kills_the_run_and_removes_its_directory(self):
+        body = self.GUARDED + """
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.killpg(guard, number)
+            os.close(writer)
+            os.waitpid(guard, 0)
+            print(marked.wait(), other.poll(), os.path.exists(sys.argv[1]))
+            other.kill()
+            other.wait()
+            """
+        os.makedirs(self.path("run", "read only"))
+        os.chmod(self.path("run", "read only"), 0o500)
+        self.assertEqual(self.script(body, self.path("run"), prepare="import subprocess"), "-9 None False\n")
+
+    @support.only_linux
+    def test_start_guard_told_to_end_kills_nothing(self):
+        body = self.GUARDED + """
+            os.write(writer, b"\\n")
+            os.waitpid(guard, 0)
+            print(marked.poll(), os.path.exists(sys.argv[1]))
+            for process in (marked, other):
+                process.kill()
+                process.wait()
+            """
+        os.mkdir(self.path("run"))
+        self.assertEqual(self.script(body, self.path("run"), prepare="import subprocess"), "None True\n")
+
+    @support.only_linux
+    def test_start_guard_has_not_the_name_of_clinvk_and_is_not_its_child(self):
+        body = """
+            reader, writer = os.pipe()
+            guard = clinvk.start_guard(reader, "GUARDED_MARK", "/nonexistent/clinvk-0")
+            os.close(reader)
+            children = lambda pid: [int(word) for word in open("/proc/%d/task/%d/children" % (pid, pid)).read().split()]
+            while not children(guard):
+                pass
+            print(children(os.getpid()) == [guard])
+            for pid in [guard] + children(guard):
+                for name in ("comm", "cmdline"):
+                    print("clinvk" in open("/proc/%d/%s" % (pid, name)).read(), "python" in open("/proc/%d/%s" % (pid, name)).read())
+            os.close(writer)
+            os.waitpid(guard, 0)
+            """
+        self.assertEqual(self.script(body), "True\n" + 4 * "False False\n")
 
     @support.only_linux
     def test_ending_the_children_ends_orphans_too_wherever_they_went_and_whatever_their_environment(self):

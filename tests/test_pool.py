@@ -306,7 +306,8 @@ class Deaths(Pool):
 
     def seated(self, parent, count):
         """The workers of a run, once all of them are in groups of their own, which is when they have begun to be workers."""
-        workers = [pid for pid in children_of(parent) if os.getpgid(pid) == pid]
+        session = os.getsid(parent)  # the guard has its own
+        workers = [pid for pid in children_of(parent) if os.getpgid(pid) == pid and os.getsid(pid) == session]
         return workers if len(workers) == count else None
 
     def test_a_pool_that_stands_still_after_a_death_is_replaced(self):
@@ -370,6 +371,34 @@ class Deaths(Pool):
                 wait_until(lambda: not os.listdir(self.tmp), "the files are gone")
                 self.assertEqual(process.error_output(), b"")
 
+    def test_a_run_killed_with_all_its_workers_leaves_nothing(self):
+        for method in START_METHODS:
+            with self.subTest(method=method):
+                process = self.start_run(method, "fork-child; leave-group left-%s; ignore-term; touch ready-%s; sleep 300" % (method, method),
+                                         "ids ids-%s; wait-for never" % method)
+                left = self.pid_in(self.path("left-" + method))
+                self.wait_for_file(self.path("ready-" + method))
+                self.wait_for_file(self.path("ids-" + method))
+                for pid in children_of(process.pid) + [process.pid]:
+                    os.kill(pid, signal.SIGKILL)
+                process.wait()
+                self.wait_until_nothing_runs()
+                wait_until(lambda: not is_running(left), "what left the group is gone")
+                wait_until(lambda: not os.listdir(self.tmp), "the files are gone")
+
+    def test_a_guard_that_is_killed_or_stopped_does_not_matter_to_the_run(self):
+        for number in (signal.SIGKILL, signal.SIGSTOP):
+            process = self.start_run(PROCESS_METHODS[0], "touch ready-%d; wait-for go-%d; say a" % (number, number))
+            self.wait_for_file(self.path("ready-%d" % number))
+            guard = next(pid for pid in children_of(process.pid) if b"GUARD" in self.words_of(pid))
+            os.killpg(guard, number)
+            self.file("go-%d" % number, b"")
+            self.assertEqual([line[:2] for line in self.results(process)], [[0, "ok"]])
+            self.assertEqual(process.finish().returncode, 0)
+
+    def words_of(self, pid):
+        with open("/proc/%d/cmdline" % pid, "rb") as file:
+            return file.read()
 
     def test_a_damaged_pool_does_not_keep_a_canceled_run_from_ending(self):
         for method in PROCESS_METHODS:
@@ -442,8 +471,7 @@ class WithoutLocks(Pool):
             """), PROCESS_METHODS[0]])
         lines = [json.loads(line) for line in completed.stdout.splitlines()]
         self.assertEqual(completed.returncode, 0, completed.stderr)
-        self.assertEqual(lines[0], "cannot start worker processes (Function not implemented): tasks run in threads, and their backends "
-                                   "survive a SIGKILL of clinvk")
+        self.assertEqual(lines[0], "cannot start worker processes (Function not implemented): tasks run in threads")
         self.assertEqual([line[:2] for line in sorted(lines[1:])], [[0, "ok"], [1, "ok"]])
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import unittest
 
-from support import COMPILED, MODULES, Case, is_running, only_linux, results, tasks, wait_until
+from support import COMPILED, MODULES, Case, children_of, is_running, only_linux, results, tasks, wait_until
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONG = "leave-group left; fork-child child; touch ready; sleep 300"
@@ -183,8 +183,6 @@ class Signals(Case):
 
     @only_linux
     def test_when_clinvk_is_killed_nothing_lives_on_and_what_was_printed_is_whole(self):
-        if os.environ.get("CLINVK_START_METHOD") == "thread":
-            self.skipTest("threads cannot do that")
         process = self.start_batch("--jsonl")
         process.line()
         process.kill()
@@ -198,13 +196,24 @@ class Signals(Case):
 
     @only_linux
     def test_killing_its_whole_group_leaves_nothing_either(self):
-        if os.environ.get("CLINVK_START_METHOD") == "thread":
-            self.skipTest("threads cannot do that")
         process = self.start_batch("--jsonl")
         os.killpg(process.pid, signal.SIGKILL)
         process.finish()
         self.wait_until_nothing_runs()
         wait_until(lambda: not os.listdir(self.tmp), "the files are gone")
+
+    @only_linux
+    def test_a_run_inside_of_a_task_ends_with_the_worker_of_that_task(self):
+        inner = self.file("inner.jsonl", tasks("leave-group left; ignore-term; touch ready; sleep 300"))
+        outer = json.dumps({"outer": {"command": [sys.executable, COMPILED, "parallel", "--jsonl", "-f", inner]}})
+        process = self.start("parallel", "--jsonl", "-b", "outer", "-j", "1", env={"CLINVK_BACKENDS": outer}, stdin=subprocess.PIPE)
+        process.stdin.write(b'{"prompt": "x"}')
+        process.stdin.close()
+        self.wait_for_file(self.path("ready"))
+        for child in children_of(process.pid):
+            os.kill(child, signal.SIGKILL)
+        self.assertEqual(self.statuses(process.finish()), [(0, "lost")])
+        self.assert_gone(self.pid_in(self.path("left")))
 
 
 @only_linux

@@ -33,7 +33,7 @@ class WorkerCase(support.Case):
 
     def leave(self, station):
         station.drop_files()
-        clinvk.sweep("CLINVK_RUN=" + station.run_id)
+        clinvk.sweep(clinvk.RUN_MARK % station.run_id)
         clinvk.remove_tree(station.directory)
 
     def in_background(self, task, station):
@@ -148,7 +148,7 @@ class Surroundings(WorkerCase):
         lines = clinvk.run_task(clinvk.Task(17, "echo", "env CLAUDECODE;env CLAUDE_CODE_ENTRYPOINT;env CLAUDE_CODE_SESSION_ACCESS_TOKEN;env NO_COLOR;env OTHER;env PWD;"
                                             "env CLINVK_TASK;env CLINVK_RUN;env TMPDIR;list-tmp")).output.splitlines()
         self.assertEqual(lines[:7], ["CLAUDECODE is not set", "CLAUDE_CODE_ENTRYPOINT is not set", "CLAUDE_CODE_SESSION_ACCESS_TOKEN is not set", "1", "kept 审查", "/as/it/was", "17"])
-        self.assertTrue(lines[7].startswith("%d-" % os.getpid()), lines[7])
+        self.assertTrue(lines[7].startswith("%d_" % os.getpid()), lines[7])
         self.assertTrue(lines[8].startswith(self.tmp + "/clinvk-"), lines[8])
         self.assertEqual(lines[9], "700 []")
 
@@ -453,7 +453,6 @@ class Leftovers(WorkerCase):
     def test_a_sweep_after_a_task_spares_the_other_tasks_of_the_run(self):
         station, other = self.station(grace=0.2), self.station()
         other.run_id = station.run_id
-        other.environment["CLINVK_RUN"] = station.run_id
         running = self.in_background(clinvk.Task(1, "echo", "leave-group %s;wait-for %s;say spared" % (self.path("pid"), self.path("go"))), other)
         pid = self.pid_in(self.path("pid"))
         self.check(clinvk.run_task(clinvk.Task(0, "echo", "sleep 300", timeout=0.5), station), status="timeout")
