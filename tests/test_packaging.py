@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import unittest
 import zipapp
 
@@ -68,8 +69,24 @@ class OneFileTest(Case):
         os.symlink(PROGRAM, link)
         self.assert_runs([sys.executable, link])
 
-    def test_it_runs_as_a_module(self):
-        self.assert_runs([sys.executable, "-m", "clinvk"], PYTHONPATH=ROOT)
+    def test_launcher_of_the_readme_runs_and_keeps_the_byte_code(self):
+        with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+            block = re.search(r"```python\n(.*?)```", file.read(), re.S).group(1)
+        launcher = os.path.join(self.place, "launcher")
+        with open(launcher, "w") as file:
+            file.write(textwrap.dedent(block))
+        shutil.copy(PROGRAM, self.place)
+        self.assert_runs([sys.executable, launcher])
+        made = self.run_program([sys.executable, launcher, "--version"],
+                                env={"PYTHONDONTWRITEBYTECODE": None})
+        self.assertEqual((made.returncode, made.stderr), (0, b""))
+        self.assertTrue(glob.glob(os.path.join(self.place, "__pycache__", "clinvk.*.pyc")))
+
+    def test_it_runs_as_a_compiled_module_of_an_image(self):
+        shutil.copy(PROGRAM, self.place)
+        made = self.run_program([sys.executable, "-m", "compileall", "-q", self.place])
+        self.assertEqual(made.returncode, 0, made.stderr)
+        self.assert_runs([sys.executable, "-m", "clinvk"], PYTHONPATH=self.place)
 
     def test_it_runs_from_a_zip(self):
         archive = os.path.join(self.place, "x.zip")
