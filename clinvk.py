@@ -95,7 +95,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION, EXIT_BUG, EXIT_OUTP
 EXIT_TIMEOUT, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 124, 126, 127  # of single prompts
 EXIT_HANGUP, EXIT_INTERRUPT, EXIT_PIPE, EXIT_TERMINATE = 129, 130, 141, 143
 
-BUILT_IN = ("claude", "codex", "gemini", "echo")  # backends
+BUILT_IN: List[str] = []  # the names of BACKENDS, which fills this list
 APPROVAL_MODES = ("default", "auto", "none", "always")
 SANDBOX_MODES = ("default", "read-only", "workspace", "full")
 
@@ -3101,6 +3101,7 @@ BACKENDS = {backend.name: backend for backend in (
     # For trying, testing and showing pipelines on a machine without any AI program: a real process that answers with its prompt.
     Backend("echo", lambda task: Command(("cat",)), _read_text, frozenset()),
 )}
+BUILT_IN.extend(BACKENDS)
 
 
 def backend_of(task: Task) -> Backend:

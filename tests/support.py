@@ -31,6 +31,8 @@ if ROOT not in sys.path:
 
 import clinvk  # noqa: E402  (found by the line above)
 
+KNOWN = "known are " + ", ".join(clinvk.BACKENDS)  # as messages about an unknown backend end
+
 # Python compiles a file that it is given by path, or may not write beside, each time anew, and each spawned worker does so again:
 # that took half the time of the tests.  So clinvk and the fake program are compiled here, once.  COMPILED runs as a program, and a
 # script whose sys.path begins with MODULES imports it.  Errors and measurements name clinvk.py all the same.

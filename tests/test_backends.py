@@ -92,6 +92,7 @@ class Commands(Environment):
 
     def test_a_plain_task_is_called_with_these_words(self):
         self.assertEqual(set(BASE), set(clinvk.BACKENDS))
+        self.assertEqual(clinvk.BUILT_IN, list(clinvk.BACKENDS))
         for backend in BASE:
             self.assert_argv(backend, "")
 

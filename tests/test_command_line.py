@@ -159,7 +159,7 @@ class Usage(CommandLine):
                "--progress": ["", "yes", "Always"], "--color": ["", "yes", "auto "]}
         good = {"-j": ["1", "64", "1000"], "--max-parallel": ["2"], "--max-turns": ["1"], "--max-tokens": ["100000"], "--model": ["m x"], "--workdir": ["/"],
                 "--system-prompt": ["two\nlines", "-x y"], "--timeout": ["90", "90s", "1.5m", "15m", "2h", "0.5"],
-                "--backend": ["claude", "codex", "gemini", "echo"], "--approval-mode": ["default", "auto", "none", "always"],
+                "--backend": list(clinvk.BACKENDS), "--approval-mode": ["default", "auto", "none", "always"],
                 "--sandbox-mode": ["default", "read-only", "workspace", "full"], "--output-dir": ["out"],
                 "--root": ["/"], "--ceiling": ["sandbox=workspace,approval=auto", "approval=always", "sandbox=full"],
                 "--progress": ["auto", "always", "never"], "--color": ["auto", "always", "never"]}
@@ -176,9 +176,9 @@ class Usage(CommandLine):
 
     def test_a_backend_is_a_known_one_and_a_root_a_directory(self):
         one = self.file("one.jsonl", b'{"prompt":"touch ran"}')
-        table = [("--backend=ecko", '--backend: unknown backend "ecko" (did you mean "echo"?); known are claude, codex, gemini, echo'),
-                 ("--backend=Claude", '--backend: unknown backend "Claude" (did you mean "claude"?); known are claude, codex, gemini, echo'),
-                 ("--backend=echo ", '--backend: unknown backend "echo " (did you mean "echo"?); known are claude, codex, gemini, echo'),
+        table = [("--backend=ecko", '--backend: unknown backend "ecko" (did you mean "echo"?); ' + support.KNOWN),
+                 ("--backend=Claude", '--backend: unknown backend "Claude" (did you mean "claude"?); ' + support.KNOWN),
+                 ("--backend=echo ", '--backend: unknown backend "echo " (did you mean "echo"?); ' + support.KNOWN),
                  ("--root=nowhere", "--root: nowhere is not a directory"), ("--root=" + one, "--root: %s is not a directory" % one)]
         for (_, message), answer in zip(table, self.main(*[["parallel", "-f", one, option] for option, _ in table])):
             self.assertEqual(answer, (2, "", "clinvk: error: %s\n" % message))

@@ -27,6 +27,7 @@ import tty
 import unicodedata
 import unittest
 
+import support
 from support import (COMPILED, PATIENCE, PROGRAM, PROGRAMS, ROOT, Case, clinvk, install_fakes, is_running, only_linux, results, tasks,
                      write_program)
 
@@ -1081,7 +1082,7 @@ class OwnCommands(Commands):
             batch("one"), {"prompt": "x", "backend": "one"}, batch("two"), {"prompt": "x", "backend": "mine"}))
         found = self.lines_of(self.parallel("--jsonl", "-q", "--allow-commands", input=text, env=defined(mine={"command": python("print('user')")})))
         self.assertEqual([result["output"].strip() for result in found], ["one", "one", "", "two", "two", "user"])
-        self.assertEqual(found[2]["error"], 'stdin:2: backend: unknown backend "one"; known are claude, codex, gemini, echo, mine')
+        self.assertEqual(found[2]["error"], 'stdin:2: backend: unknown backend "one"; ' + support.KNOWN + ', mine')
         # a backend that is named on the command line may be one that the batch defines
         text = json.dumps(dict(batch("three"), tasks=[{"prompt": "x"}]))
         completed = self.parallel("--jsonl", "-q", "--allow-commands", "-b", "three", input=text)
@@ -1505,7 +1506,7 @@ class Doctor(Commands):
         self.install("codex", "echo; echo '  codex-cli   0.169.0'; echo more")
         self.install("gemini", "echo 'cannot find module' >&2; exit 3")
         backends, _ = self.report(0, env={"CLAUDECODE": "1"})
-        self.assertEqual(list(backends), ["claude", "codex", "gemini", "echo"])
+        self.assertEqual(list(backends), list(clinvk.BACKENDS))
         self.assertEqual(backends["claude"], {"name": "claude", "program": "claude", "path": self.path("path", "claude"),
                                               "version": "2.1.331 (Claude Code)", "usable": True, "problem": ""})
         self.assertEqual([backends["codex"][name] for name in ("version", "usable")], ["codex-cli 0.169.0", True])
@@ -1544,7 +1545,8 @@ class Doctor(Commands):
         self.assertEqual((completed.returncode, completed.stderr), (0, b""))
         lines, _, machine = completed.stdout.decode().partition("\n\n")
         cat = self.path("path", "cat")
-        self.assertEqual(lines.split("\n"), [
+        own = tuple(name for name in clinvk.BACKENDS if name not in support.PROGRAMS + ("echo",))
+        self.assertEqual([line for line in lines.split("\n") if line.split()[0] not in own], [
             "claude     v^[[31m1  " + self.path("path", "claude"), "codex      cannot be used:  %s  broken" % self.path("path", "codex"),
             "gemini     cannot be used:  not found on the PATH; to install it: npm install -g @google/gemini-cli", "echo       found  " + cat,
             "mine       found  " + cat, "other      cannot be used:  not found on the PATH"])

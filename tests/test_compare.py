@@ -12,7 +12,7 @@ import unittest
 
 import test_commands
 import support
-from support import PATIENCE, COMPILED, wait_until
+from support import PATIENCE, COMPILED, clinvk, wait_until
 from test_commands import normal
 
 support.left_to_full_runs()
@@ -67,7 +67,7 @@ class Choice(CompareCase):
         self.assert_error(self.compare("--all-backends", "-b", "echo", "touch ran"), "unknown argument -b")
 
     def test_an_unknown_or_repeated_name_is_refused_and_nothing_runs(self):
-        for names, message in (("echo,ecko", '--backends: unknown backend "ecko" (did you mean "echo"?); known are claude, codex, gemini, echo, one, two'),
+        for names, message in (("echo,ecko", '--backends: unknown backend "ecko" (did you mean "echo"?); ' + support.KNOWN + ', one, two'),
                                ("echo,", '--backends: unknown backend ""'), ("", '--backends: unknown backend ""'), ("Claude", '"Claude"'),
                                ("one,two, one", '--backends: "one" stands there twice')):
             with self.subTest(names=names):
@@ -82,8 +82,9 @@ class Choice(CompareCase):
     def test_all_are_those_that_are_installed_but_echo_and_the_users_own(self):
         completed = self.compare("--json", "--all-backends", "say x", env=dict(self.only("cat", "claude", "codex"), CLINVK_BACKENDS='{"one": {"command": ["cat"]}}'))
         report = self.report(completed)
-        self.assertEqual((report["backends"], report["not_installed"]), (["claude", "codex", "one"], ["gemini"]))
-        self.assertEqual((completed.returncode, completed.stderr.decode()), (0, "clinvk: warning: not installed, so left out: gemini\n"))
+        missing = [name for name in clinvk.BACKENDS if name not in ("claude", "codex", "echo")]
+        self.assertEqual((report["backends"], report["not_installed"]), (["claude", "codex", "one"], missing))
+        self.assertEqual((completed.returncode, completed.stderr.decode()), (0, "clinvk: warning: not installed, so left out: %s\n" % ", ".join(missing)))
 
     def test_a_backend_that_the_configuration_disables_is_not_among_all_and_cannot_be_named(self):
         path = self.file("config.yaml", "backends:\n  codex:\n    enabled: false\n")
@@ -107,7 +108,7 @@ class Choice(CompareCase):
 
     def test_where_none_is_installed_it_fails_and_says_so(self):
         env = dict(self.only("cat"), CLINVK_BACKENDS='{"mine": {"command": ["no-such-program"]}}')
-        for arguments, names in ((["--backends", "claude,mine"], "claude, mine"), (["--all-backends"], "claude, codex, gemini, mine")):
+        for arguments, names in ((["--backends", "claude,mine"], "claude, mine"), (["--all-backends"], ", ".join([name for name in clinvk.BACKENDS if name != "echo"] + ["mine"]))):
             for form in ([], ["--json"], ["--jsonl"]):
                 completed = self.compare(*arguments, *form, "touch ran", env=env)
                 self.assert_error(completed, status=1)
@@ -159,8 +160,9 @@ class Prompts(CompareCase):
         env = {"PATH": "/nonexistent"}
         completed = self.compare("--dry-run", "--all-backends", "touch ran", env=env)
         self.assertEqual(completed.returncode, 0)
-        self.assertEqual([re.search(r"claude|codex|gemini|cat|tr|no-such-program", line).group() for line in completed.stdout.decode().splitlines()],
-                         ["claude", "codex", "gemini", "cat", "cat", "tr", "no-such-program"])
+        programs = [row.command(clinvk.Task(0, name, "x")).argv[0] for name, row in clinvk.BACKENDS.items() if name != "echo"]
+        programs += ["cat", "cat", "tr", "no-such-program"]
+        self.assertEqual([re.search("|".join(programs), line).group() for line in completed.stdout.decode().splitlines()], programs)
         report = self.report(self.compare("--dry-run", "--json", "--backends", "echo", "touch ran", env=env))
         self.assertEqual((report["skipped"], report["results"][0]["output"]), (1, "env NO_COLOR=1 cat <<< 'touch ran'"))
         self.assertFalse(self.has("ran"))

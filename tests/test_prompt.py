@@ -153,7 +153,7 @@ class Refused(PromptCase):
             with self.subTest(args=args):
                 self.assertIn(words, self.refused(*args))
         self.assertEqual(self.refused("why", env={"CLINVK_BACKEND": "ecko"}),
-                         'clinvk: error: CLINVK_BACKEND: unknown backend "ecko" (did you mean "echo"?); known are claude, codex, gemini, echo\n')
+                         'clinvk: error: CLINVK_BACKEND: unknown backend "ecko" (did you mean "echo"?); ' + support.KNOWN + '\n')
         self.assertFalse(os.path.exists(self.path("home", ".clinvk")))
 
 

@@ -280,7 +280,7 @@ class Errors(TaskCase):
                 ('{"tasks":[{"prompt":"a"}],"output_dir":""}', "tasks.json:1: output_dir: must not be blank"),
                 ('{"prompt":"a","tags":["x",\n["y"]]}', 'tasks.json:2: tags[1]: expected a string, got ["y"]'),
                 ('{"prompt":"a","extra":["x","",3]}', "tasks.json:1: extra[1]: must not be blank"),
-                ('{"prompt":"a","backend":"claud"}', 'tasks.json:1: backend: unknown backend "claud" (did you mean "claude"?); known are claude, codex, gemini, echo'),
+                ('{"prompt":"a","backend":"claud"}', 'tasks.json:1: backend: unknown backend "claud" (did you mean "claude"?); ' + support.KNOWN),
                 ('{"prompt":"a","sandbox_mode":"workspace",\n"approval_mode":"none"}', "tasks.json:1: sandbox_mode: claude: without approval nothing would keep it in the workspace: "
                  'use approval_mode "auto", or sandbox_mode "full"'),
                 ("hello", 'tasks.json:1: expected a JSON object or array, got "hello"'), ("\n12\n", 'tasks.json:2: expected a JSON object or array, got "12"'),
@@ -617,7 +617,7 @@ class Definitions(TaskCase):
         one, two = (self.batch({"mine": {"command": [program]}}) for program in ("one", "two"))
         tasks = self.piped("\n".join(map(json.dumps, (one, two, {"prompt": "p", "backend": "mine"}, {"prompt": "p"}))).encode(), allow_commands=True)
         self.assertEqual([task.definition and task.definition.argv for task in tasks], [("one",), ("two",), None, None])
-        self.assertEqual(tasks[2].invalid, 'stdin:3: backend: unknown backend "mine"; known are claude, codex, gemini, echo')
+        self.assertEqual(tasks[2].invalid, 'stdin:3: backend: unknown backend "mine"; ' + support.KNOWN)
         self.assertEqual(tasks[3].invalid, "")
 
     def test_what_the_environment_defines_is_for_all_unless_a_batch_defines_it_too(self):
@@ -626,7 +626,7 @@ class Definitions(TaskCase):
         self.assertEqual([task.definition.argv for task in self.tasks(data, definitions=mine, allow_commands=True)], [("user",), ("batch",), ("user",)])
         self.assertEqual(self.one({"backend": "min"}, definitions={"min": mine["mine"]}).backend, "min")
         self.assertEqual(self.refused({"prompt": "p", "backend": "min"}, definitions=mine),
-                         'tasks.json:1: backend: unknown backend "min" (did you mean "mine"?); known are claude, codex, gemini, echo, mine')
+                         'tasks.json:1: backend: unknown backend "min" (did you mean "mine"?); ' + support.KNOWN + ', mine')
 
     def test_a_backend_can_be_named_in_every_place(self):
         mine = {"mine": clinvk.Definition(("x",))}
@@ -815,12 +815,12 @@ class Files(TaskCase):
     def test_an_unknown_backend_in_the_environment_or_on_the_command_line_is_an_error(self):
         path, mine = self.file("f", {"prompt": "p"}), {"mine": clinvk.Definition(("cat",))}
         for source, rules in (("CLINVK_BACKEND", {"environment": {"CLINVK_BACKEND": "codx"}}), ("--backend", {"overrides": {"backend": "codx"}})):
-            self.assertEqual(self.opened(path, **rules), source + ': unknown backend "codx" (did you mean "codex"?); known are claude, codex, gemini, echo')
+            self.assertEqual(self.opened(path, **rules), source + ': unknown backend "codx" (did you mean "codex"?); ' + support.KNOWN)
             self.assertEqual(self.opened(path, definitions=mine, **rules),
-                             source + ': unknown backend "codx" (did you mean "codex"?); known are claude, codex, gemini, echo, mine')
+                             source + ': unknown backend "codx" (did you mean "codex"?); ' + support.KNOWN + ', mine')
             # a batch may still define it; this one does not
             self.assertEqual(self.opened(path, allow_commands=True, **rules),
-                             path + ':1: unknown backend "codx" (did you mean "codex"?); known are claude, codex, gemini, echo')
+                             path + ':1: unknown backend "codx" (did you mean "codex"?); ' + support.KNOWN)
 
     def test_a_root_is_a_directory(self):
         path = self.file("f", {"prompt": "p"})
