@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     _T = TypeVar("_T")
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
+    _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or the path and the digest of a file with it
 else:
     class _RecordType(type):
         """Make `class X(NamedTuple)` a collections.namedtuple: importing typing takes as long as starting Python."""
@@ -877,16 +878,12 @@ class KernelLock:
 
     multiprocessing's own locks are semaphores: one whose holder is SIGKILLed stays locked for
     ever and blocks every other worker (an idle worker of a Pool waits for its next task *inside* such a lock), and they need
-    /dev/shm.  This is a record lock on one byte of a file, and has as much of the interface
+    /dev/shm.  This is a record lock on one byte of a file that is open, and has as much of the interface
     of multiprocessing.Lock as its queues use.
     """
 
-    def __init__(self, path: str, position: int) -> None:
-        self._path, self._position = path, position
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def __reduce__(self) -> Tuple[Callable[[str, int], KernelLock], Tuple[str, int]]:
-        return _same_lock, (self._path, self._position)
+    def __init__(self, file: Any, position: int) -> None:
+        self._file, self._position = file, position
 
     def acquire(self) -> bool:
         import fcntl
@@ -897,23 +894,11 @@ class KernelLock:
         import fcntl
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, self._position)
 
-    def close(self) -> None:
-        """For the parent, when nobody uses it any more: closing drops all of the process's locks on the file."""
-        os.close(self._file)
-
     def __enter__(self) -> bool:
         return self.acquire()
 
     def __exit__(self, *_: object) -> None:
         self.release()
-
-
-def _same_lock(path: str, position: int) -> KernelLock:
-    """The lock, in a process that was spawned.  Where the directory of the run is gone the run is over, and so is this process."""
-    try:
-        return KernelLock(path, position)
-    except FileNotFoundError:
-        os._exit(1)
 
 
 def write_pieces(file: int, pieces: Iterable[Union[bytes, bytearray]]) -> None:
@@ -986,11 +971,12 @@ def can_be_read(file: int) -> bool:
 
 
 def give_name(file: int, path: str) -> None:
-    """Makes what a nameless file holds appear under `path`."""
+    """Make a nameless file appear under `path`.  Raises OSError where that is not possible, as on some file systems."""
     try:
-        os.link("/proc/self/fd/%d" % file, path, follow_symlinks=True)
-    except OSError:  # not a system, or not a file system, where a file can get a name later
-        write_whole(path, file_chunks(file))
+        # src_dir_fd is not used, but with it Python before 3.14 follows the link, too
+        os.link("/proc/self/fd/%d" % file, path, src_dir_fd=file, follow_symlinks=True)
+    except NotImplementedError:
+        raise OSError("this system cannot name an open file") from None
 
 
 def file_chunks(file: int, start: int = 0, end: Optional[int] = None) -> Iterator[bytes]:
@@ -1004,36 +990,53 @@ def file_chunks(file: int, start: int = 0, end: Optional[int] = None) -> Iterato
 
 
 class TextFile:
-    """A text on disk, read in chunks of str.
+    """A text on disk, read in chunks of str: the first `size` bytes of a file, whatever else is written to it later.
 
     It travels between processes by its path.  Whoever keeps it takes it: from then on the file has no name, and ends
     with this object.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path, self._file = path, -1
+    def __init__(self, path: str, size: int) -> None:
+        self._path, self._size, self._file = path, size, -1
 
-    def __reduce__(self) -> Tuple[Type[TextFile], Tuple[str]]:
-        return TextFile, (self._path,)
+    def __reduce__(self) -> Tuple[Type[TextFile], Tuple[str, int]]:
+        return TextFile, (self._path, self._size)
 
     def take(self) -> TextFile:
+        """Raises OSError, also where the file has become smaller than the text."""
         self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         os.unlink(self._path)
+        if os.fstat(self._file).st_size < self._size:
+            raise OSError("%s was cut by another process" % self._path)
         return self
 
     def __len__(self) -> int:
-        return os.fstat(self._file).st_size
+        return self._size
 
     def __iter__(self) -> Iterator[str]:
         return text_chunks(self.pieces())
 
     def pieces(self) -> Iterator[bytes]:
         """The bytes as the backend wrote them."""
-        return file_chunks(self._file)
+        return file_chunks(self._file, 0, self._size)
 
     def __del__(self) -> None:
         if self._file >= 0:
             os.close(self._file)
+
+
+def write_text(path: str, pieces: Iterable[bytes]) -> TextFile:
+    """Write a text file whole.  Raises OSError."""
+    size = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal size
+        for piece in pieces:
+            size += len(piece)
+            yield piece
+
+    write_whole(path, counted())
+    return TextFile(path, size)
 
 
 def remove_tree(path: str) -> None:
@@ -1099,6 +1102,19 @@ def make_private_directory() -> str:
             continue
         except OSError as error:
             raise OutputError("cannot write temporary files to %s: %s" % (temporary_directory(), error.strerror)) from None
+
+
+def renew_directory(path: str) -> None:
+    """Make a private directory again where it was removed, or its mode where that was changed.  Raises OSError."""
+    import stat
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise
+        if status.st_mode & 0o777 != 0o700:
+            os.chmod(path, 0o700)
 
 
 def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False, directory: Optional[int] = None,
@@ -2166,19 +2182,22 @@ class Capture:
         self.lost: List[int] = []
         self.damaged: List[int] = []
         self._lines = Lines()
-        self._file = file
+        self.file = file
         self._size = os.fstat(file).st_size  # what a left-over process writes from now on is nobody's answer
 
     def __len__(self) -> int:
         return self._size
 
+    def pieces(self) -> Iterator[bytes]:
+        return file_chunks(self.file, 0, self._size)
+
     def read(self) -> bytes:
-        return b"".join(file_chunks(self._file, 0, self._size))
+        return b"".join(self.pieces())
 
     def lines(self) -> Iterator[bytes]:
         """The lines one at a time, as Lines has them."""
         lines = self._lines = Lines()
-        for piece in file_chunks(self._file, 0, self._size):
+        for piece in self.pieces():
             yield from lines.feed(piece)
         yield from lines.rest()
 
@@ -2220,14 +2239,14 @@ class Capture:
                             yield event
 
     def is_blank(self) -> bool:
-        return not any(piece.strip() for piece in file_chunks(self._file, 0, self._size))
+        return not any(piece.strip() for piece in self.pieces())
 
     def tail(self) -> str:
         """The last 64 KiB as text, without secrets, from the beginning of a line: half a secret is not known to be one.
 
         Of a very long line its end.
         """
-        text = without_secrets(to_text(b"".join(file_chunks(self._file, max(0, self._size - CHUNK), self._size))))
+        text = without_secrets(to_text(b"".join(file_chunks(self.file, max(0, self._size - CHUNK), self._size))))
         return text if self._size <= CHUNK else text[text.find("\n", 0, len(text) // 2) + 1 or len(text) // 2:]
 
 
@@ -4121,15 +4140,22 @@ class Station:
         if running is not None:
             running.stop("canceled")
 
+    def renew(self) -> None:
+        """Make the run's directory again where a task removed it; not in a run that ends, which removes it itself.  Raises OSError."""
+        with self.lock:
+            if not self.canceled:
+                renew_directory(self.directory)
+
     def prepare(self) -> Tuple[str, List[int]]:
         """What the next task needs: an empty directory for its TMPDIR, and empty files for its stdin, stdout and stderr.
 
         What the last task left unchanged, or only its worker can still write to, serves again: making them anew costs
         more than a fork.  Raises OSError.
         """
-        if not self._scratch:
+        if not os.path.isdir(self._scratch):  # the first task, or another task removed it
             self._scratches += 1
             path = os.path.join(self.directory, "%d-%x-%d" % (os.getpid(), id(self), self._scratches))
+            self.renew()
             os.mkdir(path, 0o700)
             self._scratch = path
         while len(self._files) < 3:
@@ -4290,7 +4316,8 @@ def _run(task: Task, station: Station) -> Result:
         station.note(task.index, 0)
         alone = station.clear(task, time.monotonic() - began, bool(running.verdict))
         with writing("the answer"):
-            result = _judge(task, code, running.verdict, os.path.join(station.directory, "%d.out" % task.index), *files[1:])
+            result = _judge(task, code, running.verdict, files, lambda output, capture: _store(
+                output, capture, station, "%d.out" % task.index, alone))
         return result
     except OutputError as error:
         return unfinished(task, "failed", str(error), "backend", exit_code=1, attempts=1)
@@ -4370,10 +4397,11 @@ def _not_started(task: Task, program: str, error: OSError) -> Result:
     return unfinished(task, "failed", text, kind, exit_code=code, attempts=1)
 
 
-def _judge(task: Task, code: int, stopped: str, path: str, stdout: int, stderr: int) -> Result:
+def _judge(task: Task, code: int, stopped: str, files: Sequence[int],
+           store: Callable[[Optional[str], Capture], Union[str, TextFile]]) -> Result:
     """The verdict on a backend that ended: by what we did to it, else by what it said, else by its exit code."""
-    backend, capture = backend_of(task), Capture(stdout)
-    reply = backend.read(capture, Capture(stderr).tail(), code)
+    backend, capture = backend_of(task), Capture(files[1])
+    reply = backend.read(capture, Capture(files[2]).tail(), code)
     if code >= 0 and not stopped:  # else the end of the output is damaged by that
         reply = with_damage(reply, capture, backend.name, code)
     for leftover in backend.leftovers(task, reply):
@@ -4388,7 +4416,7 @@ def _judge(task: Task, code: int, stopped: str, path: str, stdout: int, stderr: 
         status, exit_code, error, kind = "canceled", -1, "canceled while it ran", "canceled"
     elif code < 0:
         status, error, kind = "failed", "ended by signal %d (%s)" % (-code, signal_name(-code)), "signal"
-    elif kind in ("", "backend") and (error or blank or reply.output is None) and is_full(stdout):
+    elif kind in ("", "backend") and (error or blank or reply.output is None) and is_full(files[1]):
         import errno
         status, exit_code, kind = "failed", exit_code or 1, "backend"
         error = "cannot write the answer to %s: %s%s" % (
@@ -4397,7 +4425,7 @@ def _judge(task: Task, code: int, stopped: str, path: str, stdout: int, stderr: 
         status, exit_code = "failed", exit_code or 1
     elif blank:
         status, exit_code, error, kind = "failed", 1, "%s ended well but gave no answer" % backend.name, "no_output"
-    return Result(task.index, task.backend, status, exit_code, _store(reply.output, capture, stdout, path), error, kind,
+    return Result(task.index, task.backend, status, exit_code, store(reply.output, capture), error, kind,
                   None if stopped else reply.retry_after_seconds, option_warnings(task) + reply.warnings,
                   reply.model or task.model, reply.session_id, reply.usage, reply.cost_usd, reply.num_turns,
                   counts_session=reply.counts_session)
@@ -4411,15 +4439,25 @@ def signal_name(number: int) -> str:
         return "unknown"
 
 
-def _store(output: Optional[str], capture: Capture, stdout: int, path: str) -> Union[str, TextFile]:
-    """The answer as it travels: as it is, or as a file at `path` where it is large."""
-    if output is None and len(capture) > INLINE_BYTES:
-        give_name(stdout, path)
-        return TextFile(path)
-    if output is not None and len(output) > INLINE_BYTES:
-        write_whole(path, (to_bytes(output[start:start + CHUNK]) for start in range(0, len(output), CHUNK)))
-        return TextFile(path)
-    return to_text(capture.read()) if output is None else output
+def _store(output: Optional[str], capture: Capture, station: Station, name: str, alone: bool) -> Union[str, TextFile]:
+    """Return the answer as it travels: as it is, or where it is large as a file.
+
+    `alone`: no process is left that could write to stdout, so that its file can be the answer; otherwise it is copied.
+    """
+    size = len(capture) if output is None else len(output)
+    if size <= INLINE_BYTES:
+        return to_text(capture.read()) if output is None else output
+    path = os.path.join(station.directory, name)
+    station.renew()
+    if output is not None:
+        return write_text(path, (to_bytes(output[start:start + CHUNK]) for start in range(0, size, CHUNK)))
+    if alone and not is_full(capture.file):  # what filled the disk is copied, too, which fails: the other tasks need the room
+        try:
+            give_name(capture.file, path)
+            return TextFile(path, size)
+        except OSError:
+            pass
+    return write_text(path, capture.pieces())
 
 
 # --- 8. Pool -----------------------------------------------------------------
@@ -4456,6 +4494,7 @@ class Control:
     def __init__(self) -> None:
         self.level = 0  # 1: start nothing more, stop what runs; 2: kill what runs
         self.directory = ""  # of the run's files, while it is under way
+        self.failure = ""  # why the run could not go on
         self.wake: Callable[[], None] = lambda: None
 
     def cancel(self) -> None:
@@ -4476,15 +4515,33 @@ class Seats:
     _HEAD = 2   # retired; canceled
     _WIDTH = 3  # pid; 1 + index of the task held last; its process group while that runs
 
-    def __init__(self, path: str, count: int = 0) -> None:
+    def __init__(self, file: int) -> None:
         import mmap
-        if count:  # written, not just extended: a full disk should fail here and not as SIGBUS later
-            write_whole(path, [bytes(8 * (self._HEAD + self._WIDTH * count))])
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            self._words = memoryview(mmap.mmap(file, os.fstat(file).st_size)).cast("q")
-        finally:
+        self._file = file
+        self._words = memoryview(mmap.mmap(file, os.fstat(file).st_size)).cast("q")
+
+    @classmethod
+    def create(cls, directory: str, count: int) -> Seats:
+        """Make a ledger in a file without a name, which no task can remove or cut.  Raises OSError."""
+        file = nameless_file(directory)
+        try:  # written, not just extended: a full disk should fail here and not as SIGBUS later
+            write_all(file, bytes(8 * (cls._HEAD + cls._WIDTH * count)))
+            return cls(file)
+        except OSError:
             os.close(file)
+            raise
+
+    def __reduce__(self) -> Tuple[Callable[[Any], Seats], Tuple[Any]]:
+        from multiprocessing.reduction import DupFd
+        return _inherited_seats, (DupFd(self._file),)
+
+    def fileno(self) -> int:
+        """The file, of which the workers' locks are bytes."""
+        return self._file
+
+    def close(self) -> None:
+        """For the parent, when no worker is left: closing drops all of the process's locks on the file."""
+        os.close(self._file)
 
     def __iter__(self) -> Iterator[Tuple[int, int, int, int]]:
         """(seat, pid, task index or -1, process group or 0) for each seat that is taken."""
@@ -4525,6 +4582,11 @@ class Seats:
         self._words[0] = 1
 
 
+def _inherited_seats(file: Any) -> Seats:
+    """Return the ledger, in a process that was spawned and given its file."""
+    return Seats(file.detach())
+
+
 def semaphores_work() -> bool:
     """Whether multiprocessing's own locks can be had.  clinvk does without them."""
     try:
@@ -4540,7 +4602,7 @@ class _Terms(NamedTuple):
 
     run_id: str
     directory: str
-    seats_path: str
+    seats: Seats
     lock: Any
     lifeline: Any
     guard_line: Any  # held open, not used
@@ -4577,10 +4639,7 @@ def _enter_process(terms: _Terms) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)  # so that only the parent keeps the reader of its stdout waiting
     os.close(null)
-    try:
-        station = _sit_down(terms)
-    except FileNotFoundError:  # the directory is gone: the run is over
-        os._exit(1)
+    station = _sit_down(terms)
     station.adopts = adopt_orphans()
     holder = threading.Thread(target=_hold_lifeline, args=(terms, station), daemon=True)
     holder.start()
@@ -4602,7 +4661,7 @@ def _enter_process(terms: _Terms) -> None:
 
 def _sit_down(terms: _Terms) -> Station:
     from _thread import get_ident
-    seats = Seats(terms.seats_path)
+    seats = terms.seats
     with terms.lock:
         seat = seats.take()
     station = Station(terms.run_id, terms.directory, lambda index, group: seats.note(seat, index, group), terms.grace)
@@ -4623,26 +4682,37 @@ def _hold_lifeline(terms: _Terms, station: Station) -> None:
     os._exit(1)
 
 
-def _pack(value: Any, path: str) -> Union[bytes, str]:
-    """`value` as a message of at most MESSAGE_BYTES: pickled, or the path of a file that holds it so."""
+def _pack(value: Any, path: str, renew: Callable[[], None]) -> _Message:
+    """Return `value` as a message of at most MESSAGE_BYTES.  `renew` makes the directory again in which its file belongs."""
     import pickle
     data = pickle.dumps(value, 4)
     if len(data) <= MESSAGE_BYTES:
         return data
+    renew()
     write_whole(path, [data])
-    return path
+    return path, _digest(data)
 
 
-def _unpack(message: Union[bytes, str]) -> Any:
+def _digest(data: bytes) -> bytes:
+    import hashlib
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _unpack(message: _Message) -> Any:
+    """Raises OSError where a message's file is gone or was changed: what a task wrote there must not be unpickled."""
     import pickle
     if isinstance(message, bytes):
         return pickle.loads(message)
-    with open(message, "rb") as file:
-        os.unlink(message)
-        return pickle.load(file)
+    path, digest = message
+    with open(path, "rb") as file:
+        os.unlink(path)
+        data = file.read()
+    if _digest(data) != digest:
+        raise OSError("%s was changed by another process" % path)
+    return pickle.loads(data)
 
 
-def _serve(message: Union[bytes, str]) -> Optional[Union[bytes, str]]:
+def _serve(message: _Message) -> Optional[_Message]:
     """What a worker does with a message: the task is run, its Result is the answer."""
     from _thread import get_ident
     station, seats, stay = _desks[get_ident()]
@@ -4653,7 +4723,7 @@ def _serve(message: Union[bytes, str]) -> Optional[Union[bytes, str]]:
     result = run_task(task, station)._replace(task=None)
     stay()
     with writing("the result"):
-        return _pack(result, os.path.join(station.directory, "%d.result" % task.index))
+        return _pack(result, os.path.join(station.directory, "%d.result" % task.index), station.renew)
 
 
 def _spawn_from_nowhere() -> None:
@@ -4679,25 +4749,25 @@ def _spawn_from_nowhere() -> None:
 class _Crew:
     """One multiprocessing.Pool with its ledger."""
 
-    def __init__(self, directory: str, number: int, jobs: int, method: str, terms: Callable[[str, Any], _Terms]) -> None:
+    def __init__(self, directory: str, jobs: int, method: str, terms: Callable[[Seats, Any], _Terms]) -> None:
+        import itertools
         import multiprocessing
         import multiprocessing.pool
         import signal
+        import warnings
         self.jobs = jobs
-        self.locks: List[KernelLock] = []
         self.bereft = False  # a worker died
         self.unclaimed: Dict[int, int] = {}  # task index: for how many looks no worker had it
         self.processes: Dict[int, Any] = {}
-        path = os.path.join(directory, "seats-%d" % number)
-        self.seats = Seats(path, 2 * jobs + 16)
+        self.seats = Seats.create(directory, 2 * jobs + 16)
+        positions = itertools.count()
         if method == "thread":
             from _thread import allocate_lock
-            self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _sit_down, (terms(path, allocate_lock()),))
+            self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _sit_down, (terms(self.seats, allocate_lock()),))
             return
 
         def new_lock() -> KernelLock:
-            self.locks.append(KernelLock(os.path.join(directory, "locks-%d" % number), len(self.locks)))
-            return self.locks[-1]
+            return KernelLock(self.seats, next(positions))
 
         seats_lock = new_lock()
         with seats_lock:  # not every file system has locks; better to learn it here than in each worker
@@ -4733,11 +4803,14 @@ class _Crew:
             resource_tracker.ensure_running()
         else:
             process_control()
+            if sys.version_info >= (3, 12):
+                # Pool replaces a dead worker from a thread; the child runs nothing but _enter_process and _serve
+                warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
         # A signal that comes between fork and _enter_process waits until the worker knows what to do with it; Pool's own threads
         # never take one.
         former = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         try:
-            self.pool = Pool(jobs, _enter_process, (terms(path, seats_lock),), context=Context())
+            self.pool = Pool(jobs, _enter_process, (terms(self.seats, seats_lock),), context=Context())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
@@ -4772,8 +4845,7 @@ class _Crew:
         for _ in range(50):
             if not ending.is_alive():
                 self.pool.join()
-                for lock in self.locks:
-                    lock.close()
+                self.seats.close()
                 return
             for _, pid, _, _ in self.seats:
                 if pid != os.getpid() and process_exists(pid):
@@ -4807,6 +4879,7 @@ class _Run:
         self.crews: List[_Crew] = []
         self._messages = 0
         self.canceled = False
+        self.failure = ""  # why no more tasks can run
         self.killed_at = 0.0
         self._next_look = time.monotonic() + TICK_SECONDS
         _lifelines.append(self._lifeline)
@@ -4827,10 +4900,20 @@ class _Run:
             raise
 
     def _hire(self) -> None:
+        self._renew()
         self.crews.append(_Crew(
-            self.directory, len(self.crews), self.jobs, self.method,
-            lambda path, lock: _Terms(self.run_id, self.directory, path, lock, self._reader,
-                                      self._guard_line, os.getpid(), self.grace)))
+            self.directory, self.jobs, self.method,
+            lambda seats, lock: _Terms(self.run_id, self.directory, seats, lock, self._reader,
+                                       self._guard_line, os.getpid(), self.grace)))
+
+    def _renew(self) -> None:
+        """Make the run's directory again where a task removed it.  Where that cannot be, no more tasks can run."""
+        try:
+            with writing("temporary files"):
+                renew_directory(self.directory)
+        except OutputError as error:
+            self.failure = str(error)
+            raise
 
     def start(self, task: Task) -> None:
         crew = self.crews[-1]
@@ -4842,10 +4925,11 @@ class _Run:
             text = str(error) if isinstance(error, OutputError) else "cannot pass the task to a worker: %s" % reason
             self.events.put((crew, unfinished(task, "failed", text, "backend", exit_code=1)))
 
-        try:  # what only describes the task stays here
+        try:
+            self._renew()
             with writing("the prompt"):
-                message = _pack(task._replace(name="", id="", tags=(), meta=None),
-                                os.path.join(self.directory, "%d.task" % self._messages))
+                message = _pack(task._replace(name="", id="", tags=(), meta=None),  # what only describes the task stays here
+                                os.path.join(self.directory, "%d.task" % self._messages), self._renew)
         except OutputError as error:
             fail(error)
             return
@@ -4892,13 +4976,13 @@ class _Run:
             results += [self._answer(result) for crew in self.crews for result in self._look_after(crew)]
         return results
 
-    def _received(self, message: Union[bytes, str]) -> Optional[Result]:
+    def _received(self, message: _Message) -> Optional[Result]:
         try:
             result: Optional[Result] = _unpack(message)
             return result
-        except (OSError, EOFError) as error:  # somebody cleans up the temporary directory
-            reason = reason_of(error) if isinstance(error, OSError) else "it is cut short"
-            index = int(os.path.basename(str(message)).partition(".")[0])
+        except OSError as error:  # somebody cleans up the temporary directory
+            reason = reason_of(error)
+            index = int(os.path.basename(str(message[0])).partition(".")[0])
             if index not in self.in_flight:
                 return None
             return unfinished(self.in_flight[index][0], "failed", "cannot read its result: " + reason, "backend",
@@ -4945,7 +5029,13 @@ class _Run:
             if not started:
                 self._notice("worker processes do not start: tasks run in threads")
                 self.method = "thread"
-            self._hire()
+            try:
+                self._hire()
+            except (OSError, OutputError, RuntimeError) as error:  # RuntimeError: no more threads
+                self.failure = self.failure or "cannot start workers again: %s" % error
+                for index in waiting:
+                    self.events.put((crew, unfinished(self.in_flight[index][0], "failed", self.failure, "backend", exit_code=1)))
+                return
         for index in sorted(waiting):
             self.start(self.in_flight[index][0])
 
@@ -5004,7 +5094,8 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
     Indexes must differ.
 
     After the first failure (`fail_fast`) or `control.cancel()` nothing more is started, what runs is stopped (SIGTERM,
-    `grace` seconds, SIGKILL), and each task not begun is answered as canceled.  Closing the generator stops what runs,
+    `grace` seconds, SIGKILL), and each task not begun is answered as canceled.  So are those not begun when the run's files
+    cannot be kept any more; `control.failure` is then the reason.  Closing the generator stops what runs,
     too; when it is closed or exhausted nothing of the run is left: no process, no file.
 
     `on_tick` is called with the number of running tasks about four times a second while there is nothing else to do;
@@ -5013,14 +5104,10 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
     Raises OutputError where there is nowhere to put temporary files, UserError where so many workers cannot be had; what
     `tasks` and `on_tick` raise passes through.
     """
-    import warnings
     control = control or Control()
     supply = iter(tasks)
     method = start_method or default_start_method()
     failed = exhausted = False
-    if method == "fork" and sys.version_info >= (3, 12):
-        # Pool replaces a dead worker from a thread; the child runs nothing but _enter_process and _serve
-        warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
     run = _Run(jobs, method, grace, notice)
     try:
         control.wake = lambda: run.events.put((None, None))
@@ -5029,7 +5116,7 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
             supply.on_ready = control.wake
         while True:
             stopping = failed or control.level
-            while not stopping and not exhausted and len(run.in_flight) < jobs:
+            while not (stopping or run.failure or exhausted) and len(run.in_flight) < jobs:
                 task = next(supply, run)
                 if task is run:
                     exhausted = True
@@ -5045,17 +5132,19 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
             if run.killed_at and time.monotonic() > run.killed_at + KILLED_SECONDS:  # a worker that does not answer is not waited for
                 for index in list(run.in_flight):
                     yield run.give_up(index)
-            if not run.in_flight and (exhausted or stopping):
+            if not run.in_flight and (exhausted or stopping or run.failure):
                 break
             for result in run.wait():
                 failed = failed or fail_fast and result.status not in ("ok", "skipped", "canceled")
                 yield result
+                del result  # its answer may be a file, which takes room on the disk
     finally:
+        control.failure = run.failure
         if control.level > 1:
             run.kill()
         run.close()
     if not exhausted:
-        why = "canceled before it started (%s)" % ("fail-fast" if failed else "interrupted")
+        why = "canceled before it started (%s)" % ("fail-fast" if failed else run.failure or "interrupted")
         if hasattr(supply, "stop_reading"):
             supply.stop_reading()
         deadline = time.monotonic() + TICK_SECONDS
@@ -6320,6 +6409,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
                     say("error: " + result.error)
                 if settings.dry_run and control.level:  # nobody reads it any more
                     break
+                del result  # as run_pool does, before the next task starts
         finally:
             results.close()
         totals.stop()
@@ -6329,6 +6419,9 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     if feed.error and not feed.error.broken_pipe:
         say("error: %s%s" % (feed.error, "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
                              if feed.unwritten else ""))
+        return EXIT_OUTPUT
+    if control.failure:
+        say("error: " + control.failure)
         return EXIT_OUTPUT
     if stop.signal_number:
         return 128 + stop.signal_number

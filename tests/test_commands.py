@@ -869,6 +869,18 @@ class OutputDirectory(Commands):
         self.assertEqual(completed.returncode, 74)
         self.assertRegex(completed.stderr.decode(), r"\Aclinvk: error: cannot write out/002_task-2\.json: No such file or directory\n\Z")
 
+    def test_tmpdir_removed_by_a_task_answers_every_task_and_exits_with_74(self):
+        os.mkdir(self.path("gone"))
+        process = self.start_parallel("-j", "1", "--json", "-q", "-f", self.file("t", tasks("touch runs; wait-for go; say one", "say two", "say three")),
+                                      env={"TMPDIR": self.path("gone")})
+        self.wait_for_file(self.path("runs"))
+        shutil.rmtree(self.path("gone"))
+        self.touch("go")
+        completed = process.finish()
+        self.assertEqual([result["status"] for result in self.report_of(completed)["results"]], ["ok", "failed", "canceled"])
+        self.assertEqual(completed.returncode, 74)
+        self.assertRegex(completed.stderr.decode(), r"\Aclinvk: error: cannot write temporary files to [^\n]*: No such file or directory\n\Z")
+
 
 def python(source):
     """The argv of a small program."""

@@ -44,7 +44,7 @@ class PlatformCase(support.Case):
 
 class Locks(PlatformCase):
     HOLD = """
-        with clinvk.KernelLock(sys.argv[1], int(sys.argv[2])):
+        with clinvk.KernelLock(open(sys.argv[1], "a+b"), int(sys.argv[2])):
             print("held", flush=True)
             signal.pause()
         """
@@ -82,7 +82,7 @@ class Locks(PlatformCase):
     def test_only_one_process_at_a_time_is_in_the_block(self):
         counter = self.file("counter", b"0")
         body = """
-            lock = clinvk.KernelLock(sys.argv[1], 0)
+            lock = clinvk.KernelLock(open(sys.argv[1], "a+b"), 0)
             for _ in range(150):
                 with lock:
                     with open(sys.argv[2], "r+b", buffering=0) as file:
@@ -95,10 +95,10 @@ class Locks(PlatformCase):
         with open(counter, "rb") as file:
             self.assertEqual(file.read(), b"450")
 
-    def test_a_lock_travels_to_other_processes_by_its_place(self):
-        original = clinvk.KernelLock(self.path("lock"), 5)
-        lock = pickle.loads(pickle.dumps(original))
-        original.close()
+    def test_lock_held_is_seen_by_other_processes_at_its_position_only(self):
+        file = open(self.path("lock"), "a+b")
+        self.addCleanup(file.close)
+        lock = clinvk.KernelLock(file, 5)
         with lock:
             body = """
                 import fcntl
@@ -114,8 +114,6 @@ class Locks(PlatformCase):
         self.assertTrue(self.can_lock(self.path("lock"), 5))
         self.assertTrue(lock.acquire())
         lock.release()
-        lock.close()
-        self.assertEqual(stat.S_IMODE(os.stat(self.path("lock")).st_mode), 0o600)
 
 
 class Writing(PlatformCase):
@@ -194,23 +192,27 @@ class Files(PlatformCase):
             file = clinvk.nameless_file(sys.argv[1])
             os.write(file, b"hello")
             print(os.listdir(sys.argv[1]), oct(os.fstat(file).st_mode & 0o777), os.get_inheritable(file), os.pread(file, 10, 0))
-            clinvk.give_name(file, sys.argv[1] + "/named")
-            print(open(sys.argv[1] + "/named").read(), os.listdir(sys.argv[1]))
+            try:
+                clinvk.give_name(file, sys.argv[1] + "/named")
+            except OSError:
+                print("has no name", os.listdir(sys.argv[1]))
             """
         os.mkdir(self.path("d"))
         self.assertEqual(self.script(body, self.path("d"), prepare="if hasattr(os, 'O_TMPFILE'): del os.O_TMPFILE"),
-                         "[] 0o600 False b'hello'\nhello ['named']\n")
+                         "[] 0o600 False b'hello'\nhas no name []\n")
 
     def test_a_directory_that_is_not_there_is_an_error(self):
         with self.assertRaises(OSError):
             clinvk.nameless_file(self.path("nowhere"))
 
-    def test_a_nameless_file_gets_a_name(self):
+    @support.only_linux
+    def test_give_name_of_a_nameless_file_copies_nothing(self):
         for size in (0, 5, 3 * clinvk.CHUNK + 1):
             data, path = os.urandom(size), self.path("named-%d" % size)
             file = clinvk.nameless_file(self.directory)
             clinvk.write_all(file, data)
             clinvk.give_name(file, path)
+            self.assertTrue(clinvk.is_same(file, path))
             os.close(file)
             with open(path, "rb") as named:
                 self.assertEqual(named.read(), data)
@@ -278,7 +280,7 @@ class Files(PlatformCase):
     def test_a_text_file_is_read_in_chunks_as_often_as_one_likes_and_ends_with_its_object(self):
         data = "审查".encode() * 50000 + b"\xff\xed\xa0\x80"
         path = self.file("text", data)
-        text = pickle.loads(pickle.dumps(clinvk.TextFile(path))).take()
+        text = pickle.loads(pickle.dumps(clinvk.TextFile(path, len(data)))).take()
         self.assertFalse(os.path.exists(path))
         for _ in range(2):
             chunks = list(text)
@@ -290,6 +292,36 @@ class Files(PlatformCase):
         open_before = len(os.listdir("/dev/fd"))
         del text, result
         self.assertEqual(len(os.listdir("/dev/fd")), open_before - 1)
+
+    def test_text_file_that_grows_keeps_its_text_and_a_cut_one_is_an_error(self):
+        path = self.file("text", b"answer late")
+        text = clinvk.TextFile(path, 6).take()
+        self.assertEqual((len(text), "".join(text), b"".join(text.pieces())), (6, "answer", b"answer"))
+        with self.assertRaisesRegex(OSError, "text was cut by another process"):
+            clinvk.TextFile(self.file("text", b"ans"), 6).take()
+
+    def test_renew_directory_makes_it_again_or_restores_its_mode(self):
+        path = self.path("private")
+        os.mkdir(path, 0o700)
+        for damage in (lambda: os.rmdir(path), lambda: os.chmod(path, 0), lambda: os.chmod(path, 0o777), lambda: None):
+            damage()
+            clinvk.renew_directory(path)
+            self.assertEqual(stat.S_IMODE(os.lstat(path).st_mode), 0o700)
+
+    def test_renew_directory_refuses_a_name_that_is_something_else(self):
+        path = self.path("private")
+        with self.assertRaises(FileNotFoundError):
+            clinvk.renew_directory(self.path("nowhere", "private"))
+        for put in (lambda: self.file("private", b""), lambda: os.symlink(self.home, path)):
+            put()
+            with self.assertRaises(FileExistsError):
+                clinvk.renew_directory(path)
+            os.unlink(path)
+        if os.geteuid() == 0:
+            os.mkdir(path)
+            os.chown(path, 65534, 65534)
+            with self.assertRaises(FileExistsError):
+                clinvk.renew_directory(path)
 
     def test_a_private_directory_is_private_and_removed_with_all_in_it(self):
         self.enter_environment()

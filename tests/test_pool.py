@@ -10,7 +10,7 @@ import sys
 import textwrap
 import unittest
 
-from support import MODULES, PROCESS_METHODS, START_METHODS, Case, children_of, is_running, only_linux, wait_until
+from support import clinvk, MODULES, PROCESS_METHODS, START_METHODS, Case, children_of, is_running, only_linux, wait_until
 
 HEAD = """
 import json, os, signal, sys, threading, time
@@ -443,6 +443,77 @@ class Deaths(Pool):
                     """)
                 self.assertEqual([line[:2] for line in self.results(process)], [[0, "canceled"]])
                 self.assertEqual(process.finish().returncode, 0)
+
+
+class LostFiles(Pool):
+    """What tasks do to the run's directory.  Here the supply does it, between two tasks, so that nothing depends on time."""
+
+    RUN = """
+        import multiprocessing, shutil, stat
+        control = Control()
+        directory = lambda: control.directory
+        def supply():
+            yield Task(0, "echo", "flood 5000")
+            %s
+            if sys.argv[2:]:
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid, signal.SIGKILL)
+                    worker.join()
+            for index in range(1, 4):
+                yield Task(index, "echo", "rest\\n" + "y" * 5000)
+        for result in run_pool(supply(), jobs=1, control=control, start_method=METHOD):
+            say(json.dumps([result.index, result.status, len(result.output), result.error]))
+        say(json.dumps(control.failure))
+        """
+
+    def run_with(self, damage, method, *args, **options):
+        argv = [sys.executable, "-W", "error", self.script(textwrap.dedent(self.RUN) % damage), method, *args]
+        completed = self.run_program(argv, **options)
+        self.assertEqual((completed.stderr, completed.returncode), (b"", 0))
+        return [json.loads(line) for line in completed.stdout.splitlines()]
+
+    def test_run_whose_directory_is_removed_or_closed_makes_it_again(self):
+        for damage in ("shutil.rmtree(directory())", "os.chmod(directory(), 0)", "os.rename(directory(), 'moved-by-' + '-'.join(sys.argv[1:]))"):
+            for method in START_METHODS:
+                for args in ((), ("kill",))[:1 + (method != "thread")]:
+                    with self.subTest((damage, method, args)):
+                        lines = self.run_with(damage, method, *args)
+                        self.assertEqual(lines, [[0, "ok", 5000, ""]] + [[index, "ok", 5000, ""] for index in (1, 2, 3)] + [""])
+
+    def test_run_whose_files_are_cut_and_removed_goes_on(self):
+        damage = "any((open(os.path.join(directory(), name), 'wb').close(), os.unlink(os.path.join(directory(), name))) " \
+                 "for name in os.listdir(directory()) if os.path.isfile(os.path.join(directory(), name)))"
+        for method in PROCESS_METHODS:
+            with self.subTest(method):
+                lines = self.run_with(damage, method, "kill")
+                self.assertEqual([line[:2] for line in lines[:-1]], [[index, "ok"] for index in range(4)])
+
+    def test_run_whose_directory_cannot_be_made_again_answers_every_task(self):
+        for method in START_METHODS:
+            with self.subTest(method):
+                os.mkdir(self.path("gone"))
+                *lines, failure = self.run_with("shutil.rmtree(os.environ['TMPDIR'])", method, env={"TMPDIR": self.path("gone")})
+                self.assertEqual([line[:2] for line in lines], [[0, "ok"], [1, "failed"], [2, "canceled"], [3, "canceled"]])
+                self.assertRegex(failure, "^cannot write temporary files to %s/clinvk-.*: No such file or directory$" % self.path("gone"))
+                self.assertIn(failure, lines[2][3])
+
+    def test_message_whose_file_was_changed_is_not_unpickled(self):
+        value, path = ["x" * 5000], self.path("message")
+        self.assertEqual(clinvk._unpack(clinvk._pack(value, path, lambda: None)), value)
+        for content in (b"cos\nsystem\n(S'touch pwned'\ntR.", b"", b"XXXX"):
+            message = clinvk._pack(value, path, lambda: None)
+            self.file("message", content)
+            with self.assertRaisesRegex(OSError, "was changed by another process"):
+                clinvk._unpack(message)
+
+    @only_linux
+    def test_large_answers_come_whole_where_a_file_cannot_get_a_name_later(self):
+        lines = self.run_script(PROCESS_METHODS[0], """
+            del os.O_TMPFILE
+            for result in run_pool(echo("flood 5000", "flood 300000"), jobs=1, start_method=METHOD):
+                say(len(result.output))
+            """)
+        self.assertEqual(lines, [5000, 300000])
 
 
 class WithoutDescriptors(Pool):

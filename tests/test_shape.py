@@ -235,8 +235,8 @@ class PlacesTest(unittest.TestCase):
 
     def test_the_program_exits_in_console_alone(self):
         exits = places("sys.exit", "exit", "quit", "os.abort") + [place for place in places("os._exit") if place[0] != "Pool"]
-        self.assertEqual({functions[0] for _, functions, _ in exits}, {"console", "die_at_once", "_same_lock"})  # the last: of a worker
-        self.assert_only_in("Command line", [place for place in exits if place[1][0] not in ("die_at_once", "_same_lock")])
+        self.assertEqual({functions[0] for _, functions, _ in exits}, {"console", "die_at_once"})
+        self.assert_only_in("Command line", [place for place in exits if place[1][0] != "die_at_once"])
         raised = {AROUND[node][0] for node in evaluated(TREE) if isinstance(node, ast.Raise) and node.exc
                   and "SystemExit" in {name.id for name in ast.walk(node.exc) if isinstance(name, ast.Name)}}
         self.assertLessEqual(raised, {"build_parser"})  # argparse's way to leave; main catches it

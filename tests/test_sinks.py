@@ -30,7 +30,7 @@ def result(index=0, answer="hello\n", **fields):
 
 class SinkCase(support.Case):
     def text_file(self, data, name="answer"):
-        return clinvk.TextFile(self.file(name, data)).take()
+        return clinvk.TextFile(self.file(name, data), len(data)).take()
 
     def written(self, write, number=1):
         """What a sink writes to a pipe."""

@@ -271,12 +271,29 @@ class LaunchFailures(WorkerCase):
         self.check(result, status="failed", exit_code=1, error_kind="backend")
         self.assertRegex(result.error, "nowhere: No such file or directory")
 
-    def test_a_station_whose_directory_is_gone(self):
+    def test_station_whose_directory_was_removed_makes_it_again(self):
+        station = self.station()
+        for number in range(2):
+            clinvk.remove_tree(station.directory)
+            result = clinvk.run_task(clinvk.Task(number, "echo", "list-tmp", workdir=self.directory), station)
+            self.check(result, status="ok", output="700 []\n")
+        self.leave(station)
+
+    def test_station_that_was_canceled_does_not_make_its_directory_again(self):
+        station = self.station()
+        clinvk.remove_tree(station.directory)
+        station.cancel()
+        clinvk.run_task(clinvk.Task(0, "echo", "say x"), station)
+        self.assertFalse(os.path.exists(station.directory))
+
+    def test_station_whose_directory_cannot_be_made_again_fails_its_tasks(self):
         station = self.station()
         os.rmdir(station.directory)
+        self.file(station.directory, b"")
         result = clinvk.run_task(clinvk.Task(0, "echo", "say x", workdir=self.directory), station)
         self.check(result, status="failed", exit_code=1, error_kind="backend")
-        self.assertRegex(result.error, "^cannot write temporary files to %s.*: No such file or directory$" % station.directory)
+        self.assertEqual(result.error, "cannot write temporary files to %s: File exists" % station.directory)
+        os.unlink(station.directory)
 
     def test_no_descriptors_left(self):
         body = """
@@ -536,12 +553,12 @@ class OneAfterTheOther(WorkerCase):
 
     def test_an_answer_is_taken_in_hand_as_text_or_as_a_file_or_said_to_be_gone(self):
         for size in (100, clinvk.CHUNK, clinvk.CHUNK + 1):
-            result = clinvk.Result(0, "echo", "ok", 0, clinvk.TextFile(self.file("answer", "x" * size)))
+            result = clinvk.Result(0, "echo", "ok", 0, clinvk.TextFile(self.file("answer", "x" * size), size))
             taken = clinvk.with_answer(result)
             self.assertEqual((taken.status, taken.output, os.path.exists(self.path("answer"))), ("ok", "x" * size, False))
         self.assertEqual(clinvk.with_answer(taken._replace(answer="text")).answer, "text")
         for code in (0, 3):
-            gone = clinvk.with_answer(clinvk.Result(0, "echo", "ok", code, clinvk.TextFile(self.path("nowhere"))))
+            gone = clinvk.with_answer(clinvk.Result(0, "echo", "ok", code, clinvk.TextFile(self.path("nowhere"), 9)))
             self.check(gone, status="failed", exit_code=code or 1, output="", error_kind="backend")
             self.assertRegex(gone.error, "^cannot read the answer back: .*No such file or directory")
 
@@ -588,10 +605,11 @@ class OneAfterTheOther(WorkerCase):
             result = self.in_background(clinvk.Task(0, backend, "remove-tmp;touch %s;wait-for %s;flood 5000" % (there, go)), station)
             self.wait_for_file(there)
             os.rmdir(station.directory)
+            self.file(station.directory, b"")
             self.file("go-" + backend, b"")
             self.check(result(), status="failed", exit_code=1, error_kind="backend", attempts=1)
-            self.assertRegex(result().error, "^cannot write the answer to .*No such file or directory")
-            os.mkdir(station.directory, 0o700)
+            self.assertRegex(result().error, "^cannot write the answer to .*File exists")
+            os.unlink(station.directory)
             self.check(clinvk.run_task(clinvk.Task(1, backend, "say x"), station), status="ok")
             self.leave(station)
 
