@@ -505,6 +505,22 @@ def cut(text: str, columns: int) -> str:
     return text
 
 
+def wrapped(text: str, columns: int) -> List[str]:
+    """Return the text in lines of at most that many terminal columns, broken at blanks where that is possible."""
+    lines: List[str] = []
+    start = blank = width = 0
+    for position, character in enumerate(text):
+        width += columns_of(character)
+        if character == " ":
+            blank = position
+        while width > columns and position > start:
+            end = blank if blank > start else position
+            lines.append(text[start:end])
+            start = end + (text[end] == " ")
+            width = sum(map(columns_of, text[start:position + 1]))
+    return lines + [text[start:]]
+
+
 def shell_quoted(text: str) -> str:
     """`text` as one word for bash, ksh and zsh, on one line."""
     import shlex
@@ -5162,6 +5178,7 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
 # A sink is fed one Result at a time, in the order in which tasks end: `write(result)`.  Nothing else in the program
 # writes results.  A sink raises OutputError when it cannot write.
 
+MAX_NAME_COLUMNS = 60  # of a task's name before its answer
 ONE_WRITE_BYTES = 1 << 20  # a line up to here is one write; a larger one goes out in pieces rather than into memory
 
 
@@ -5336,15 +5353,35 @@ class Report:
         yield b"\n]}\n"
 
 
+def never_started(result: Result) -> bool:
+    return result.status == "canceled" and not result.attempts
+
+
 class Text:
-    """The default: `[2] the answer`, as each task ends."""
+    """The default: `[2 name] the answer` or `[2 name] FAILED: the error`, as each task ends."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
 
     def write(self, result: Result) -> None:
-        if result.answer:
-            write_answer(self._output, "[%d] " % (result.index + 1), result.answer)
+        name = (result.task.name or result.task.id) if result.task else ""
+        label = " " + cut(without_secrets(one_line(name)), MAX_NAME_COLUMNS) if name.strip() else ""
+        write_outcome(self._output, "[%d%s] " % (result.index + 1, label), result)
+
+
+def write_outcome(output: Output, head: str, result: Result) -> None:
+    """Write the answer of a task after a head.  Of a task that failed write the error, and mark the answer as partial."""
+    answer = result.answer
+    if result.status not in ("ok", "skipped"):
+        if never_started(result):
+            return
+        failure = "%s%s: %s\n" % (head, result.status.upper(), visible(result.error.strip()))
+        if isinstance(answer, str) and not answer.strip():
+            output.text(failure)
+            return
+        head = failure + ("partial output:\n" if head.endswith("\n") else head + "partial output: ")
+    if answer:
+        write_answer(output, head, answer)
 
 
 def write_answer(output: Output, head: str, answer: Union[str, TextFile]) -> None:
@@ -5369,8 +5406,8 @@ class Sections:
         self._between = ""
 
     def write(self, result: Result) -> None:
-        if result.answer:
-            write_answer(self._output, "%s%s\n" % (self._between, self._head(result)), result.answer)
+        if result.answer or result.error and not never_started(result):
+            write_outcome(self._output, "%s%s\n" % (self._between, self._head(result)), result)
             self._between = "\n"
 
 
@@ -5659,6 +5696,9 @@ class Progress:
 # --- 10. Summary -------------------------------------------------------------
 
 
+MAX_REASONS = 20  # that are listed
+
+
 class Totals:
     """What is added up over a run.  completed + failed + canceled + skipped is the number of tasks, always."""
 
@@ -5669,11 +5709,15 @@ class Totals:
         self.start_time = time.time()
         self._began = time.monotonic()
         self.duration_seconds = 0.0
+        self._reasons: Dict[str, int] = {}  # why tasks failed, and how many of them
 
     def write(self, result: Result) -> None:
         self.total += 1
         column = {"ok": "completed", "canceled": "canceled", "skipped": "skipped"}.get(result.status, "failed")
         setattr(self, column, getattr(self, column) + 1)
+        reason = visible(" ".join(result.error.split()))
+        if column == "failed" and (reason in self._reasons or len(self._reasons) < MAX_REASONS):
+            self._reasons[reason] = self._reasons.get(reason, 0) + 1
         for name, count in (result.usage or {}).items():
             self.usage[name] = self.usage.get(name, 0) + count
         if result.cost_usd is not None:
@@ -5705,6 +5749,13 @@ class Totals:
         return "Total: %s (%.2fs)" % (", ".join(parts), self.duration_seconds)
 
 
+    def reasons(self) -> str:
+        """Return a line for each reason for which tasks failed."""
+        more = self.failed - sum(self._reasons.values())
+        lines = ["%d failed: %s\n" % (count, reason) for reason, count in self._reasons.items()]
+        return "".join(lines) + ("%d failed for other reasons\n" % more if more else "")
+
+
 def verdict(totals: Totals) -> int:
     """The exit status that the results call for."""
     return EXIT_FAILED if totals.failed or totals.canceled else EXIT_OK
@@ -5724,32 +5775,51 @@ def comparison_row(result: Result) -> Tuple[str, str, str]:
         "-" if result.cost_usd is None else "$%.4f" % result.cost_usd), one_line(result.model)
 
 
+MAX_NOTE = 2000  # characters of an error or a warning in the table
+
+
 class Table:
-    """The results in the order of their tasks, at the end."""
+    """The results in the order of their tasks, at the end, with errors and warnings.  Tasks that never started are one line."""
 
     HEAD = "%-4s %-12s %-10s %-10s %s" % ("#", "BACKEND", "STATUS", "DURATION", "TASK")
     ROW = staticmethod(task_row)
 
     def __init__(self) -> None:
         self._rows = Spool()
+        self._never_started = 0
+        self._why = ""
 
     def write(self, result: Result) -> None:
+        if never_started(result):
+            self._never_started += 1
+            self._why = result.error.replace("canceled before it started", "never started")
+            return
         start, rest, label = self.ROW(result)
-        row = (start, "OK" if result.status == "ok" else result.status.upper(), rest, label[:400], one_line(result.error)[:400])
+        notes = [("warning", one_line(warning)[:MAX_NOTE]) for warning in result.warnings]
+        if result.error and result.status != "canceled":
+            notes.insert(0, ("error", one_line(result.error)[:MAX_NOTE]))
+        row = (start, "OK" if result.status == "ok" else result.status.upper(), rest, label[:400], notes)
         self._rows.add(result.index, [dumps(row)])
 
     def print(self, output: Output, totals: Totals, color: bool) -> None:
         width = max(terminal_columns(output.file), 60)
         room = width - 2 - self.HEAD.rindex(" ")  # for what the last column holds
-        output.text("\n".join(["", "Results", "=" * 60, self.HEAD, "-" * 60]) + "\n")
-        for record in self._rows:
-            start, status, rest, label, error = loads(b"".join(record))
+
+        def line(start: str, status: str, rest: str) -> None:
             cell = "%-10s" % status
             if color:
                 cell = {"OK": "\033[32m%s\033[m", "SKIPPED": "%s", "CANCELED": "\033[33m%s\033[m"}.get(status, "\033[31m%s\033[m") % cell
-            output.write(to_bytes(start), cell.encode(), to_bytes((" %s %s" % (rest, cut(label, room))).rstrip() + "\n"))
-            if error and status != "CANCELED":
-                output.text(cut("     error: " + error, width) + "\n")
+            output.write(to_bytes(start), cell.encode(), to_bytes((" " + rest).rstrip() + "\n"))
+
+        output.text("\n".join(["", "Results", "=" * 60, self.HEAD, "-" * 60]) + "\n")
+        for record in self._rows:
+            start, status, rest, label, notes = loads(b"".join(record))
+            line(start, status, "%s %s" % (rest, cut(label, room)))
+            for kind, text in notes:
+                head = "     %s: " % kind
+                output.text(head + ("\n" + " " * len(head)).join(wrapped(text, width - len(head))) + "\n")
+        if self._never_started:
+            line(" " * self.HEAD.index("STATUS"), "CANCELED", "%s %s" % (counted(self._never_started, "task"), self._why))
         output.text("-" * 60 + "\n" + totals.line() + "\n")
 
 
@@ -6450,7 +6520,7 @@ def _summarize(plan: Plan, settings: Settings, feed: _Feed, directory: Optional[
         if table and whole:
             table.print(output, totals, use_color(settings.color, output))
         else:
-            output.text(totals.line() + "\n")
+            output.text(totals.line() + "\n" + (totals.reasons() if settings.quiet else ""))
 
     if form not in feed:  # stdout takes no more: whoever is there should still see what became of the tasks
         feed.attempt(table, lambda: summary(stderr, True))
@@ -7088,7 +7158,7 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
         form.add_argument("--json", action="store_const", dest="form", const="json", default="text", help="print one JSON object at the end")
         form.add_argument("--jsonl", action="store_const", dest="form", const="jsonl", help="print one JSON line per %s as it ends" % what)
         parser.add_argument("-q", "--quiet", action="store_true",
-                            help="print only the last line of the summary; with --jsonl: no summary")
+                            help="print only the totals and the distinct errors; with --jsonl: no summary")
 
     def trust_options(parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument

@@ -367,6 +367,9 @@ two
 one
 two
 
+[3/4] fix (echo)
+FAILED: exit status 3
+
 Results
 ============================================================
 #    BACKEND      STATUS     DURATION   TASK
@@ -375,7 +378,7 @@ Results
 2    codex        OK         0.00s      stderr noise; rest
 3    echo         FAILED     0.00s      fix
      error: exit status 3
-4    echo         CANCELED   0.00s      say x
+                  CANCELED   1 task not run, because step 3 failed
 ------------------------------------------------------------
 Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)
 """)
@@ -407,9 +410,9 @@ Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)
                                         "total_duration_seconds", "start_time", "end_time", "results"])
         self.assertEqual(list(report["results"][0])[:4], ["step", "name", "index", "task_name"])
 
-    def test_quiet_prints_the_total_alone(self):
+    def test_quiet_prints_the_total_and_the_error(self):
         completed = self.chain(*self.STEPS, arguments=["-q"])
-        self.assertEqual(normal(completed.stdout), "Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)\n")
+        self.assertEqual(normal(completed.stdout), "Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)\n1 failed: exit status 3\n")
         self.assertEqual(self.chain(*self.STEPS, arguments=["-q", "--jsonl"]).stderr, b"")
 
     def test_a_dry_run_shows_the_steps_as_they_are_written(self):

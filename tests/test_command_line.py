@@ -402,7 +402,7 @@ class AsAFunction(CommandLine):
         failed, ok, missing, bad = self.main(["parallel", "-q", "-f", batch], ["parallel", "--json", "-f", good],
                                              ["parallel", "-f", "/nonexistent"], ["parallel", "--output-dir", "/dev/null/x", "-f", good])
         self.assertEqual((failed[0], failed[2]), (1, ""))
-        self.assertRegex(failed[1], r"\ATotal: 2 tasks, 1 completed, 1 failed \([0-9.]+s\)\n\Z")
+        self.assertRegex(failed[1], r"\ATotal: 2 tasks, 1 completed, 1 failed \([0-9.]+s\)\n1 failed: exit status 3\n\Z")
         self.assertEqual((ok[0], json.loads(ok[1])["completed"], ok[2]), (0, 1, ""))
         self.assertEqual(missing, (2, "", "clinvk: error: /nonexistent: No such file or directory\n"))
         self.assertEqual(bad[:2], (74, ""))

@@ -161,24 +161,26 @@ class Commands(Case):
 class TextForm(Commands):
     BATCH = {"tasks": [
         {"backend": "claude", "name": "审查 auth 模块", "prompt": "wait-for second-was-read; say fine"},
-        {"backend": "codex", "prompt": "fail exceeded retry limit, last status: 429 Too Many Requests"},
+        {"backend": "codex", "prompt": "wait-for third-was-read; fail exceeded retry limit, last status: 429 Too Many Requests"},
         {"backend": "echo", "prompt": "say two\\nlines\nstderr a second line of the prompt"}]}
 
     def test_answers_are_printed_as_tasks_end_and_then_the_table_in_order(self):
         process = self.start_parallel("--file", self.file("tasks.json", self.BATCH))
         self.assertEqual([process.line(), process.line()], [b"Running 3 tasks (max 3 parallel)...", b""])
         self.assertEqual([process.line(), process.line()], [b"[3] two", b"lines"])
+        self.touch("third-was-read")
+        self.assertEqual(process.line(), b"[2] FAILED: exceeded retry limit, last status: 429 Too Many Requests")
         self.touch("second-was-read")
         completed = process.finish()
         self.assertEqual(normal(completed.stdout), """\
-[1] fine
+[1 审查 auth 模块] fine
 
 Results
 ============================================================
 #    BACKEND      STATUS     DURATION   TASK
 ------------------------------------------------------------
 1    claude       OK         0.00s      审查 auth 模块
-2    codex        FAILED     0.00s      fail exceeded retry limit, last stat...
+2    codex        FAILED     0.00s      wait-for third-was-read; fail exceed...
      error: exceeded retry limit, last status: 429 Too Many Requests
 3    echo         OK         0.00s      say two\\nlines
 ------------------------------------------------------------
@@ -192,10 +194,10 @@ Total: 3 tasks, 2 completed, 1 failed, 157 tokens, $0.2500 (0.00s)
                 (["-f", one], {}, "Running 1 task (max 2 parallel, fail-fast)..."),
                 (["-f", one, "-j", "5"], {}, "Running 1 task (max 5 parallel, fail-fast)..."),
                 (["--fail-fast"], {"stdin": self.finished_pipe(tasks("say x"))}, "Running 1 task (max 3 parallel, fail-fast)..."),
-                ([], {"stdin": self.finished_pipe(tasks("say x", "exit 0"))}, "Running 2 tasks (max 3 parallel)...")):
+                ([], {"stdin": self.finished_pipe(tasks("say x", "say x"))}, "Running 2 tasks (max 3 parallel)...")):
             with self.subTest(header=header):
                 completed = self.parallel(*arguments, **options)
-                self.assertEqual(completed.stdout.decode().split("\n")[:3], [header, "", "[1] x"])
+                self.assertRegex(completed.stdout.decode(), r"\A%s\n\n\[[12]\] x\n" % re.escape(header))
                 self.assertEqual(completed.stderr, b"")
 
     def test_header_while_the_pipe_is_still_written_has_no_number(self):
@@ -212,24 +214,56 @@ Total: 3 tasks, 2 completed, 1 failed, 157 tokens, $0.2500 (0.00s)
                 start = b"Running 1 task (max 1 parallel)...\n\n[1] " + answer.encode() + (b"" if answer.endswith("\n") else b"\n")
                 self.assertEqual(completed.stdout[:len(start) + 9], start + b"\nResults\n")
 
-    def test_a_task_without_an_answer_shows_in_the_table_alone(self):
-        completed = self.parallel(input=tasks("exit 3"))
-        self.assertEqual(normal(completed.stdout).split("\n")[1:4], ["", "", "Results"])
-        self.assertIn("\n1    echo         FAILED     0.00s      exit 3\n     error: exit status 3\n", normal(completed.stdout))
+    def test_failed_task_is_shown_as_it_ends_and_in_the_table(self):
+        batch = tasks("exit 3") + tasks("say a part; exit 3", name="src/mod_7.py", id="seven") + tasks("exit 3", id="eight")
+        text = normal(self.parallel("-j", "1", "-f", self.file("t", batch)).stdout)
+        self.assertEqual(text.split("\n")[2:8], [
+            "[1] FAILED: exit status 3", "[2 src/mod_7.py] FAILED: exit status 3", "[2 src/mod_7.py] partial output: a part",
+            "[3 eight] FAILED: exit status 3", "", "Results"])
+        self.assertIn("\n1    echo         FAILED     0.00s      exit 3\n     error: exit status 3\n", text)
 
-    def test_quiet_prints_the_last_line_alone(self):
-        completed = self.parallel("--quiet", input=tasks("say x", "exit 3", "say y"))
+    def test_tasks_that_never_started_are_one_line_of_the_table(self):
+        text = normal(self.parallel("-j", "1", "--fail-fast", "-f", self.file("t", tasks("exit 3", *["touch ran"] * 150))).stdout)
+        self.assertEqual(text.partition("\n\n")[2], """\
+[1] FAILED: exit status 3
+
+Results
+============================================================
+#    BACKEND      STATUS     DURATION   TASK
+------------------------------------------------------------
+1    echo         FAILED     0.00s      exit 3
+     error: exit status 3
+                  CANCELED   150 tasks never started (fail-fast)
+------------------------------------------------------------
+Total: 151 tasks, 0 completed, 1 failed, 150 canceled (0.00s)
+""")
+
+    def test_warnings_are_under_the_row_of_their_task(self):
+        denial = {"type": "result", "is_error": False, "result": "done", "permission_denials": [
+            {"tool_name": "Bash", "tool_input": {"command": "make"}}]}
+        batch = tasks("raw " + json.dumps(denial), backend="claude") + tasks("say x", max_turns=3)
+        completed = self.parallel("-f", self.file("t", batch))
+        first, second = [result["warnings"][0] for result in self.lines_of(self.parallel("--jsonl", "-q", input=batch))]
+        rows = normal(completed.stdout).partition("#")[2].split("\n")
+        self.assertEqual((rows[3], rows[5]), ("     warning: " + first, "     warning: " + second))
+        self.assertEqual(completed.returncode, 0)
+
+    def test_quiet_prints_totals_and_each_distinct_error_once(self):
+        long = "no luck: " + "x" * 300
+        completed = self.parallel("--quiet", "-j", "1", input=tasks("say x", "exit 3", "stderr %s; exit 4" % long, "exit 3", "say y"))
         self.assertEqual((completed.returncode, normal(completed.stdout), completed.stderr),
-                         (1, "Total: 3 tasks, 2 completed, 1 failed (0.00s)\n", b""))
+                         (1, "Total: 5 tasks, 2 completed, 3 failed (0.00s)\n2 failed: exit status 3\n1 failed: %s\n" % long, b""))
+        self.assertEqual(normal(self.parallel("--quiet", input=tasks("say x")).stdout).count("\n"), 1)
 
     def test_only_what_there_is_is_added_to_the_total(self):
         batch = tasks("say x") + tasks("say y", dry_run=True) + tasks("exit 1", "sleep 300")
         completed = self.parallel("-q", "-j", "1", "--fail-fast", input=batch)
-        self.assertEqual(normal(completed.stdout), "Total: 4 tasks, 1 completed, 1 failed, 1 canceled, 1 skipped (0.00s)\n")
+        self.assertEqual(normal(completed.stdout), "Total: 4 tasks, 1 completed, 1 failed, 1 canceled, 1 skipped (0.00s)\n1 failed: exit status 1\n")
 
     def test_rows_do_not_break_whatever_names_and_errors_hold(self):
         completed = self.parallel(input=tasks("fail a\\nb\x1b[31m\t c", name="one\ttwo\nthree\x1b]0;x\x07"))
         self.assertIn("\n1    echo         FAILED     0.00s      one two\n     error: a\\nb^[[31m c\n---", normal(completed.stdout))
+        self.assertIn("\n[1 one two] FAILED: a\\nb^[[31m\t c\n", normal(completed.stdout))
 
 
 class JsonForms(Commands):
@@ -446,6 +480,7 @@ class Terminals(Commands):
 Running 3 tasks (max 2 parallel)...
 
 [1] one
+[3] FAILED: exit status 3
 [2] two
 
 Results
@@ -550,17 +585,21 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
                 self.assertEqual(re.findall("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text), [])
                 self.assertIn(json.dumps(awkward), text.replace(": ", ":"))
 
-    def test_the_table_is_cut_to_the_width_of_the_terminal_by_columns(self):
+    def test_table_is_fitted_to_the_width_of_the_terminal_by_columns(self):
         batch = tasks("say 审查代码库的安全漏洞重点关注注入攻击和认证问题" * 3, "fail " + "错误" * 60, "say a" + "b" * 100, "say short")
         for width in (60, 61, 100):
             with self.subTest(width=width):
                 lines = screen(self.on_terminal("--progress", "never", input=batch, width=width))
-                rows = [line for line in lines[lines.index("Results"):] if line.startswith(("1 ", "2 ", "3 ", "4 ", "     error"))]
-                self.assertEqual(len(rows), 5)
-                self.assertEqual([row for row in rows if columns(row) > width], [])
-                self.assertEqual([row[-3:] for row in rows[:4]], ["..."] * 4)
-                self.assertGreaterEqual(min(columns(row) for row in rows[:4]), width - 3, rows)  # and not cut more than need be
-                self.assertTrue(rows[4].endswith("  say short"))
+                table = lines[lines.index("Results") + 4:-3]
+                self.assertEqual([row for row in table if columns(row) > width], [])
+                rows = [row for row in table if not row.startswith(" ")]
+                self.assertEqual([row[-3:] for row in rows[:3]], ["..."] * 3)
+                self.assertGreaterEqual(min(columns(row) for row in rows[:3]), width - 3, rows)  # and not cut more than need be
+                self.assertTrue(rows[3].endswith("  say short"))
+                error = [row for row in table if row.startswith(" ")]  # which is wrapped
+                self.assertEqual("".join(row[12:] for row in error), "错误" * 60)
+                self.assertEqual([row[:12] for row in error], ["     error: "] + [" " * 12] * (len(error) - 1))
+                self.assertGreaterEqual(min(columns(row) for row in error[:-1]), width - 1)
 
     def test_warnings_and_errors_do_not_run_into_the_status_line(self):
         terminal = self.terminal()

@@ -225,15 +225,20 @@ b
 a
 b
 
+[two]
+FAILED: no luck
+
 Results
 ============================================================
 BACKEND      STATUS     DURATION   TOKENS     COST       MODEL
 ------------------------------------------------------------
 claude       OK         0.00s      157        $0.2500    fake-model-1
 one          OK         0.00s      -          -          m
+     warning: one has no model; it was not applied
 codex        OK         0.00s      157        -          m
 two          FAILED     0.00s      -          -          m
      error: no luck
+     warning: two has no model; it was not applied
 ------------------------------------------------------------
 Total: 4 tasks, 3 completed, 1 failed, 314 tokens, $0.2500 (0.00s)
 """)

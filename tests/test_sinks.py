@@ -287,6 +287,25 @@ class Texts(SinkCase):
             got = self.written(lambda output: clinvk.Text(output).write(result(3, self.text_file(data))))
             self.assertEqual(got, b"[4] " + data.rstrip(b"\n") + b"\n")
 
+    def test_label_is_the_name_or_else_the_id(self):
+        for fields, label in (({"name": "n", "id": "i"}, b"[1 n] "), ({"id": "i"}, b"[1 i] "), ({"name": " a\x1b\nb"}, b"[1 a^[] "), ({"name": "\n"}, b"[1] "),
+                              ({"name": "x" * 100}, b"[1 " + b"x" * 57 + b"...] "), ({"name": "\udcff"}, b"[1 <FF>] ")):
+            got = self.written(lambda output: clinvk.Text(output).write(result(0, "answer", task=TASK._replace(**fields))))
+            self.assertEqual(got, label + b"answer\n")
+
+    def test_failure_is_shown_before_what_the_task_had_written(self):
+        for status, fields, answer, expected in (
+                ("failed", {"error": "bad\x1b[1m\nworse\n"}, "", b"[1] FAILED: bad^[[1m\nworse\n"), ("timeout", {"error": "late"}, " \n", b"[1] TIMEOUT: late\n"),
+                ("lost", {"error": "gone"}, "a\nb", b"[1] LOST: gone\n[1] partial output: a\nb\n"),
+                ("canceled", {"error": "canceled while it ran"}, "a", b"[1] CANCELED: canceled while it ran\n[1] partial output: a\n"),
+                ("canceled", {"error": "canceled before it started", "attempts": 0}, "", b"")):
+            each = result(0, answer, status=status, **fields)
+            self.assertEqual(self.written(lambda output: clinvk.Text(output).write(each)), expected)
+            self.assertEqual(self.written(lambda output: clinvk.Sections(output, lambda result: "[a]").write(each)),
+                             expected and expected.replace(b"[1] partial output: ", b"partial output:\n").replace(b"[1] ", b"[a]\n"))
+        each = result(0, self.text_file(b"x" * 200000), status="failed", error="bad")
+        self.assertEqual(self.written(lambda output: clinvk.Text(output).write(each)), b"[1] FAILED: bad\n[1] partial output: " + b"x" * 200000 + b"\n")
+
     def test_a_pipe_gets_the_bytes_as_they_are(self):
         for data in (b"\x1b[31mred\x1b[0m\r\n\0\xff\x9b\xed\xa0\x80", b"\x1b]0;title\x07" * 20000):
             for answer in (clinvk.to_text(data), self.text_file(data)):

@@ -85,11 +85,13 @@ Total: 2 tasks, 1 completed, 1 failed (3.20s)
             self.assertEqual(self.row(result(0, name=name)), ["1    claude       OK         1.00s      " + cut])
 
     def test_a_wide_terminal_shows_more_and_a_narrow_one_is_taken_for_sixty(self):
-        one = result(0, "failed", name="x" * 200, error="e" * 200)
+        one = result(0, "failed", name="x" * 200, error="e" * 20 + " " + "f" * 200)
         for columns, width in ((150, 150), (40, 60), (61, 61)):
             lines = self.shown(self.printer([one]), columns=columns).decode().split("\n")
             self.assertEqual(lines[5], "1    claude       FAILED     1.00s      " + "x" * (width - 44) + "...")
-            self.assertEqual(lines[6], "     error: " + "e" * (width - 15) + "...")
+            self.assertEqual(lines[6], "     error: " + "e" * 20)
+            self.assertEqual(lines[7], " " * 12 + "f" * (width - 12))
+            self.assertEqual("".join(line[12:] for line in lines[7:-3]), "f" * 200)
             self.assertLess(len(lines[5]), max(width, 60) + 1)
 
     def test_columns_line_up_with_names_in_any_script(self):
@@ -99,8 +101,23 @@ Total: 2 tasks, 1 completed, 1 failed (3.20s)
 
     def test_the_error_is_one_line_safe_to_show_and_none_is_needed_for_what_was_canceled(self):
         self.assertEqual(self.row(result(0, "failed", error="\nfirst \x1b[1m\nsecond"))[1:], ["     error: first ^[[1m"])
-        self.assertEqual(len(self.row(result(0, "canceled", error="canceled before it started"))), 1)
+        self.assertEqual(len(self.row(result(0, "canceled", error="canceled while it ran"))), 1)
         self.assertEqual(self.row(result(0, "timeout", error="timed out after 2s"))[1:], ["     error: timed out after 2s"])
+
+    def test_warnings_follow_the_error_of_their_row(self):
+        lines = self.row(result(0, "failed", error="bad", warnings=("one " * 30, "two \x1b[1m\nthree")))
+        self.assertEqual(lines[1], "     error: bad")
+        self.assertEqual(lines[2], "     warning: " + ("one " * 16).strip())
+        self.assertEqual(lines[3], " " * 14 + ("one " * 14).strip())
+        self.assertEqual(lines[4:], ["     warning: two ^[[1m"])
+
+    def test_tasks_that_never_started_are_one_line_at_the_end(self):
+        unstarted = [result(index, "canceled", attempts=0, error="canceled before it started (fail-fast)") for index in range(1, 999)]
+        for count, text in ((1, "1 task never started (fail-fast)"), (998, "998 tasks never started (fail-fast)")):
+            lines = self.table(*unstarted[:count // 2], result(999, name="last"), *unstarted[count // 2:count])
+            self.assertEqual(lines[5:-3], ["1000 claude       OK         1.00s      last", " " * 18 + "CANCELED   " + text])
+        line = self.table(result(0, "canceled", attempts=0, error="canceled before it started"), color=True)[5]
+        self.assertEqual(line, " " * 18 + "\x1b[33mCANCELED  \x1b[m 1 task never started")
 
     def test_colors_are_only_in_the_status_and_change_no_width(self):
         results = [result(0), result(1, "failed", error="e"), result(2, "canceled"), result(3, "skipped"), result(4, "timeout"), result(5, "lost")]
@@ -148,6 +165,14 @@ class Totals(unittest.TestCase):
                 ([result(0, usage={"total_tokens": 1234567}, cost_usd=0.12345), result(1)], "Total: 2 tasks, 2 completed, 0 failed, 1,234,567 tokens, $0.1235 (3.20s)"),
                 ([result(0, cost_usd=0.0)], "Total: 1 task, 1 completed, 0 failed, $0.0000 (3.20s)")):
             self.assertEqual(totals_of(results, 3.2).line(), line)
+
+    def test_reasons_are_counted_and_their_number_is_bounded(self):
+        totals = totals_of([result(0), result(1, "failed", error="a\n b\x1b"), result(2, "timeout", error="late"), result(3, "lost", error="a b\x1b"),
+                            result(4, "canceled", error="canceled while it ran")])
+        self.assertEqual(totals.reasons(), "2 failed: a b^[\n1 failed: late\n")
+        many = totals_of([result(index, "failed", error="error %d" % (index % 50)) for index in range(100)])
+        self.assertEqual(many.reasons().splitlines(), ["2 failed: error %d" % number for number in range(20)] + ["60 failed for other reasons"])
+        self.assertEqual(totals_of([result(0)]).reasons(), "")
 
     def test_the_fields_are_in_this_order_and_leave_out_what_is_unknown(self):
         totals = totals_of([result(0, usage={"input_tokens": 5, "total_tokens": 7}, cost_usd=0.1), result(1, usage={"total_tokens": 1}, cost_usd=0.2)], 1.23456)

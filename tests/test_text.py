@@ -345,6 +345,19 @@ class Width(unittest.TestCase):
             self.assertGreater(columns(text[:len(kept) + 1]), width - 3, (text, width))
 
 
+    def test_wrapped_lines_fit_and_lose_nothing_but_the_blanks_at_their_ends(self):
+        for text, width, lines in (("", 5, [""]), ("ab cd ef", 5, ["ab cd", "ef"]), ("ab cd ef", 4, ["ab", "cd", "ef"]), ("abcdefg", 3, ["abc", "def", "g"]),
+                                   ("a bcdefg h", 3, ["a", "bcd", "efg", "h"]), ("审查模块", 5, ["审查", "模块"]), ("ab  cd", 3, ["ab ", "cd"]), ("审", 1, ["审"])):
+            self.assertEqual(clinvk.wrapped(text, width), lines, text)
+        chance = random.Random(5)
+        for _ in range(2000):
+            text = "".join(chance.choice("ab审 \u0301") for _ in range(chance.randrange(40)))
+            width = chance.randrange(2, 12)
+            lines = clinvk.wrapped(text, width)
+            self.assertLessEqual(max(map(columns, lines)), width, text)
+            self.assertEqual("".join(lines).replace(" ", ""), text.replace(" ", ""))
+
+
 def module_in(environment):
     """A clinvk module of its own, that has looked for secrets in that environment (it does so once)."""
     module = fresh_module("clinvk_in_an_environment")
