@@ -42,15 +42,36 @@ What holds everywhere:
     commands need are imported by the function that needs them (`clinvk --version`
     costs about what `python3 -c pass` costs).
 """
-from __future__ import annotations
+from __future__ import annotations  # clinvk needs Python 3.8 or newer
 
-import codecs
-import json
 import os
-import re
 import sys
-import time
-from collections import namedtuple
+
+
+def lacking(error: ModuleNotFoundError) -> str:
+    """Return the message about a Python without a part of its standard library."""
+    module = str(error.name).partition(".")[0]
+    return "clinvk needs the module %s, which this Python lacks; on Debian and Ubuntu: apt install python3" % module
+
+
+def _refuse(reason: str) -> None:
+    """Exit where the program cannot run; as a module, refuse to be imported."""
+    if __name__ != "__main__":
+        raise ImportError(reason)
+    sys.stderr.write(reason + "\n")
+    sys.exit(2)
+
+
+if sys.version_info < (3, 8):
+    _refuse("clinvk needs Python 3.8 or newer; this is %d.%d.%d" % sys.version_info[:3])
+try:
+    import codecs
+    import json
+    import re
+    import time
+    from collections import namedtuple
+except ModuleNotFoundError as _error:
+    _refuse(lacking(_error))
 
 __version__ = "0.1.0"
 __all__ = ["Control", "Result", "Task", "UserError", "main", "run_pool", "run_task"]
@@ -7522,6 +7543,9 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
             return EXIT_PIPE
         stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
         return {UserError: EXIT_USAGE, ConfigError: EXIT_CONFIG, SessionError: EXIT_SESSION, OutputError: EXIT_OUTPUT}[type(error)]
+    except ModuleNotFoundError as error:
+        stderr.text(lacking(error) + "\n")
+        return EXIT_USAGE
     except Interrupted as interruption:
         return 128 + interruption.signal_number
 

@@ -125,6 +125,42 @@ class OneFileTest(Case):
                 self.assertEqual((sorted(run.stdout.decode().splitlines()), run.stderr.decode()), (["%d ok say %d" % (n, n) for n in range(3)], ""))
 
 
+class UnsuitablePythonTest(Case):
+    """A Python that is too old, or lacks a part of its standard library as Debian's python3-minimal does: one line and exit status 2."""
+
+    def run_after(self, statement, *arguments):
+        """Run clinvk in a Python that executed `statement` first."""
+        script = self.file("start.py", "import os, sys\n%s\nwith open(%r, encoding='utf-8') as file:\n"
+                                       "    code = compile(file.read(), 'clinvk.py', 'exec')\nexec(code, globals())\n" % (statement, PROGRAM))
+        return self.run_program([sys.executable, "-I", "-S", script, *arguments], tasks("touch %s" % self.path("ran")))
+
+    def assert_refused(self, run, *messages):
+        self.assertIn(run.stderr.decode(), [message + "\n" for message in messages])
+        self.assertEqual((run.returncode, run.stdout, os.path.exists(self.path("ran"))), (2, b"", False))
+
+    def test_python_before_3_8_is_refused_and_no_task_starts(self):
+        for arguments in (["parallel", "--jsonl"], ["--version"], ["-b", "echo", "x"]):
+            run = self.run_after("sys.version_info = (3, 7, 17, 'final', 0)", *arguments)
+            self.assert_refused(run, "clinvk needs Python 3.8 or newer; this is 3.7.17")
+
+    def test_program_compiles_on_python_3_7_to_say_that_it_needs_a_newer_one(self):
+        with open(PROGRAM, "rb") as file:
+            source = file.read()
+        ast.parse(source, feature_version=(3, 7))
+        self.assertIn(b"\nfrom __future__ import annotations  # clinvk needs Python 3.8 or newer\n", source)  # 3.6 shows this line
+
+    def test_missing_module_is_named_and_no_task_starts(self):
+        for module in ("json", "queue", "multiprocessing", "argparse", "threading", "pickle", "signal"):
+            with self.subTest(module):
+                self.assert_refused(self.run_after("sys.modules[%r] = None" % module, "parallel", "--jsonl"), (
+                    "clinvk needs the module %s, which this Python lacks; on Debian and Ubuntu: apt install python3" % module))
+
+    def test_import_into_an_unsuitable_python_raises_import_error(self):
+        script = "import sys\nsys.version_info = (3, 7, 17, 'final', 0)\nsys.path.insert(0, %r)\nimport clinvk" % ROOT
+        run = self.run_program([sys.executable, "-I", "-S", "-B", "-c", script])
+        self.assertEqual(run.stderr.decode().splitlines()[-1], "ImportError: clinvk needs Python 3.8 or newer; this is 3.7.17")
+
+
 class SetupTest(unittest.TestCase):
     def setUp(self):
         self.setup = configparser.ConfigParser()
