@@ -4140,6 +4140,7 @@ class Limited:
 # --- 7. Worker ---------------------------------------------------------------
 
 GRACE_SECONDS = 5.0     # between asking a backend to end and killing it
+HANDOVER_SECONDS = 0.5  # how long what was sent by one process may be on its way to another
 INLINE_BYTES = 1024     # an answer up to here travels in the Result, a larger one as a file
 SWEEP_AFTER_SECONDS = 1.0  # a shorter task's stray processes are left to the sweep at the end of the run: a sweep costs
                            # milliseconds, which a task of an agent's length does not feel and one of `cat` would
@@ -4161,6 +4162,7 @@ class Station:
         from _thread import allocate_lock
         self.run_id, self.directory, self.note, self.grace, self.adopts = run_id, directory, note, grace, adopts
         self.canceled = False
+        self.told_to_end = False  # by a SIGTERM, while a task ran
         self.running: Optional[_BackendProcess] = None
         self.lock = allocate_lock()
         self.environment = {name: value for name, value in os.environ.items() if name not in NESTING_VARIABLES}
@@ -4182,6 +4184,13 @@ class Station:
         with self.lock:
             if not self.canceled:
                 renew_directory(self.directory)
+
+    def is_canceled_soon(self) -> bool:
+        """Return whether the parent cancels, too, after a SIGTERM to all processes of a run."""
+        deadline = time.monotonic() + HANDOVER_SECONDS
+        while not self.canceled and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.canceled
 
     def prepare(self) -> Tuple[str, List[int]]:
         """What the next task needs: an empty directory for its TMPDIR, and empty files for its stdin, stdout and stderr.
@@ -4337,6 +4346,7 @@ def _run(task: Task, station: Station) -> Result:
                 with writing("the prompt"):
                     write_all(files[0], to_bytes(task.prompt))
                     os.lseek(files[0], 0, os.SEEK_SET)
+            station.told_to_end = False
             with station.lock:
                 if station.canceled:
                     return unfinished(task, "canceled", "canceled before it started", "canceled")
@@ -4349,6 +4359,8 @@ def _run(task: Task, station: Station) -> Result:
         began = time.monotonic()
         station.note(task.index, running.pid)
         code = _await(task, running)
+        if station.told_to_end and not running.verdict and station.is_canceled_soon():
+            running.verdict = "canceled"  # the backend got the SIGTERM, too, and need not say so
         station.running = None
         station.note(task.index, 0)
         alone = station.clear(task, time.monotonic() - began, bool(running.verdict))
@@ -4516,7 +4528,6 @@ def _store(output: Optional[str], capture: Capture, station: Station, name: str,
 #    stopping, and keeping the order, a matter of not feeding.
 
 TICK_SECONDS = 0.25     # how often a waiting run looks after its workers and its caller's on_tick
-HANDOVER_SECONDS = 0.5  # how long after a worker's death a result that it had sent may still be under way
 STALL_TICKS = 20        # for how many looks a task may lie unclaimed, after a worker's death, before its pool counts as damaged
 START_TICKS = 240       # and where no worker has come up yet; looks, not seconds: a stopped process does not age
 KILLED_SECONDS = 2.0    # how long after a kill workers may take to say so
@@ -4672,11 +4683,16 @@ def _enter_process(terms: _Terms) -> None:
     os.setpgid(0, 0)  # ^C, and what else is meant for the parent's group, is the parent's to act on
     for number in (signal.SIGINT, signal.SIGHUP):  # not SIG_IGN: a backend would inherit that, and could not be interrupted
         signal.signal(number, lambda number, frame: None)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with a handler of ours Pool.terminate would hang now and then
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)  # so that only the parent keeps the reader of its stdout waiting
     os.close(null)
     station = _sit_down(terms)
+
+    def hold_on(number: int, frame: Optional[FrameType]) -> None:
+        station.told_to_end = True
+
+    # A service manager sends SIGTERM to all processes of a run.  The worker goes on until the parent stops its backend.
+    signal.signal(signal.SIGTERM, hold_on)
     station.adopts = adopt_orphans()
     holder = threading.Thread(target=_hold_lifeline, args=(terms, station), daemon=True)
     holder.start()
@@ -4868,26 +4884,31 @@ class _Crew:
         return "killed by signal %d (%s)" % (-code, signal_name(-code)) if code and code < 0 else "killed"
 
     def close(self) -> None:
-        """Ends the pool, whatever state it is in: if it does not end politely its workers are killed, and Pool's threads
-        (daemons all) are left to themselves."""
-        import signal
+        """End the pool, whatever state it is in.
+
+        The workers are killed, as they do not end by the SIGTERM of Pool.terminate.  If Pool's threads
+        (all are daemons) do not end, they are left to themselves.
+        """
         import threading
         ending = threading.Thread(target=self.pool.terminate, daemon=True)
         try:
             ending.start()
         except RuntimeError:  # no more threads
+            self._kill_workers()
             self.pool.terminate()
-        else:
-            ending.join(1.0)
-        for _ in range(50):
+        for _ in range(100):
             if not ending.is_alive():
                 self.pool.join()
                 self.seats.close()
                 return
-            for _, pid, _, _ in self.seats:
-                if pid != os.getpid() and process_exists(pid):
-                    os.kill(pid, signal.SIGKILL)
+            self._kill_workers()
             ending.join(0.02)
+
+    def _kill_workers(self) -> None:
+        import signal
+        for _, pid, _, _ in self.seats:
+            if pid != os.getpid() and process_exists(pid):
+                os.kill(pid, signal.SIGKILL)
 
 
 class _Run:
@@ -6386,6 +6407,7 @@ class _Feed:
 
 
 BLOCKED_SECONDS = 1.0  # a busy reader empties its pipe within that
+ONE_SIGNAL_SECONDS = 0.5  # timeout(1) sends the same signal twice: to its child and to the child's group
 
 
 class _Stop:
@@ -6396,8 +6418,13 @@ class _Stop:
         self.signal_number = 0
         self.blocked: Callable[[float], bool] = lambda seconds: False  # in a write, for longer than that
         self._count = 0
+        self._last, self._counted = 0, 0.0  # the signal that was counted last, and when
 
     def __call__(self, number: int) -> None:
+        now = time.monotonic()
+        if number == self._last and now - self._counted < ONE_SIGNAL_SECONDS:
+            return
+        self._last, self._counted = number, now
         self._count += 1
         if self._count == 1:
             self.signal_number = number

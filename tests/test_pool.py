@@ -386,6 +386,16 @@ class Deaths(Pool):
                 wait_until(lambda: not is_running(left), "what left the group is gone")
                 wait_until(lambda: not os.listdir(self.tmp), "the files are gone")
 
+    def test_a_sigterm_does_not_end_a_worker(self):
+        for method in PROCESS_METHODS:
+            with self.subTest(method=method):
+                process = self.start_run(method, "ids ids-%s; wait-for go-%s; say a" % (method, method))
+                backend = int(self.wait_for_file(self.path("ids-" + method)).split()[0])
+                os.kill(self.parent_of(backend), signal.SIGTERM)
+                self.file("go-" + method, b"")
+                self.assertEqual([line[:2] for line in self.results(process)], [[0, "ok"]])
+                self.assertEqual(process.finish().returncode, 0)
+
     def test_a_guard_that_is_killed_or_stopped_does_not_matter_to_the_run(self):
         for number in (signal.SIGKILL, signal.SIGSTOP):
             process = self.start_run(PROCESS_METHODS[0], "touch ready-%d; wait-for go-%d; say a" % (number, number))

@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import unittest
+from unittest import mock
 
-from support import COMPILED, MODULES, Case, children_of, is_running, only_linux, results, tasks, wait_until
+from support import COMPILED, MODULES, Case, children_of, clinvk, is_running, only_linux, processes_with, results, tasks, wait_until
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONG = "leave-group left; fork-child child; touch ready; sleep 300"
@@ -84,11 +85,47 @@ class Signals(Case):
         process.line()
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: b"stopping" in process.error_output(), "it says that it stops")
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         completed = process.finish()
         self.assertEqual(completed.returncode, -signal.SIGTERM)
         self.assertEqual(self.statuses(completed), [(1, "canceled")])
         self.assertLess(results(completed)[0]["duration_seconds"], 300)
+
+    def test_the_same_signal_again_at_once_is_one_signal(self):
+        path = self.file("batch.jsonl", tasks("trap TERM 0 tidied; touch ready; sleep 300"))
+        script = "import clinvk, signal; clinvk.ONE_SIGNAL_SECONDS = 1000; clinvk.console()"
+        process = self.start_program([sys.executable, "-c", script, "parallel", "--jsonl", "-f", path], {"PYTHONPATH": MODULES})
+        self.wait_for_file(self.path("ready"))
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: b"stopping" in process.error_output(), "it says that it stops")
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(self.statuses(process.finish()), [(0, "canceled")])
+        self.assertTrue(os.path.exists(self.path("tidied")))
+
+    def test_stop_counts_a_signal_again_after_half_a_second_and_another_at_once(self):
+        now = [100.0]
+        for signals, level in (((15, 0.0), (15, 0.4)), 1), (((15, 0.0), (15, 0.6)), 2), (((15, 0.0), (2, 0.1)), 2), (
+                ((15, 0.0), (15, 0.3), (15, 0.3)), 2):
+            with self.subTest(signals=signals), mock.patch.object(clinvk.time, "monotonic", lambda: now[0]):
+                control = clinvk.Control()
+                stop = clinvk._Stop(control)
+                for number, pause in signals:
+                    now[0] += pause
+                    stop(number)
+                self.assertEqual((control.level, stop.signal_number), (level, 15))
+
+    @only_linux
+    def test_a_sigterm_to_all_processes_keeps_what_was_printed(self):
+        if os.environ.get("CLINVK_START_METHOD") == "thread":
+            self.skipTest("threads share the signal with clinvk")
+        process = self.start_batch("--jsonl", "-q", prompts=("say first", "say begun; touch ready; sleep 300", "say never"))
+        process.line()
+        for pid in processes_with(self.mark):
+            os.kill(pid, signal.SIGTERM)
+        completed = process.finish()
+        self.assertEqual(completed.returncode, -signal.SIGTERM)
+        answers = {result["index"]: (result["status"], result["output"]) for result in results(completed)}
+        self.assertEqual(answers[1], ("canceled", "begun\n"))
 
     def test_a_backend_that_ignores_the_polite_signal_is_killed_after_the_grace(self):
         process = self.start_batch("--jsonl", prompts=("ignore-term; touch ready; sleep 300",))

@@ -511,6 +511,19 @@ class Leftovers(WorkerCase):
             self.leave(station)
 
 
+class ToldToEnd(WorkerCase):
+    def test_a_backend_that_ends_after_a_sigterm_to_its_worker_is_canceled_if_the_run_is(self):
+        for canceled, status in ((True, "canceled"), (False, "ok")):
+            station = self.station()
+            there, go = self.path("there-" + status), self.path("go-" + status)
+            result = self.in_background(clinvk.Task(0, "echo", "say x;touch %s;wait-for %s" % (there, go)), station)
+            self.wait_for_file(there)
+            station.told_to_end, station.canceled = True, canceled
+            self.file("go-" + status, b"")
+            self.check(result(), status=status, output="x\n")
+            self.leave(station)
+
+
 class OneAfterTheOther(WorkerCase):
     def test_nothing_of_a_task_reaches_the_next(self):
         station = self.station()
