@@ -563,46 +563,80 @@ def _names_secret(variable: str) -> bool:
             or "PAT" in words or words[-1] in ("AUTH", "PWD") and len(words) > 1)
 
 
+def _secrets_in(variable: str, value: str) -> Iterator[str]:
+    """Yield the secrets in the value of a variable: all of it, headers, or the user information of URLs."""
+    import re
+    found = []
+    if _names_secret(variable):
+        found += [value] + value.splitlines()
+    if variable.upper().endswith("_HEADERS"):
+        for header in re.split("[\n,]", value):
+            text = re.split("[:=]", header, maxsplit=1)[-1].strip(" \t\r\"'{}")
+            found += [text] + text.split()[-1:]  # without the word Bearer
+    if "://" in value:
+        for scheme, user in re.findall(r"(\w*)://([^/\s?#]*)@", value):
+            name, colon, password = user.partition(":")
+            found += [user, password] if colon else [name] * scheme.startswith("http")
+    for text in found:
+        yield text
+        if "%" in text:
+            from urllib.parse import unquote
+            yield unquote(text)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """Yield a secret as it is, as it is in JSON, and what every base64 text with it inside contains."""
+    import json
+    from binascii import b2a_base64
+    yield from (secret, json.dumps(secret, ensure_ascii=False)[1:-1], json.dumps(secret)[1:-1])
+    data = to_bytes(secret.strip())
+    for before in range(3):
+        text = b2a_base64(bytes(before) + data)[(before * 8 + 5) // 6:(before + len(data)) * 8 // 6].decode()
+        yield from (text, text.replace("+", "-").replace("/", "_"))
+
+
 @once
 def _secrets() -> Dict[str, str]:
-    """The values of the environment's variables that are secrets by their names, with these; the longest first.
-
-    Also as they stand in JSON, and the lines of one that has several: an error text quotes, and may show one line.  What is
-    quoted more than once is found by _secret_search.
-    """
+    """The secrets in the environment in all forms but those that _secret_search finds, with their variables; the longest first."""
     found: Dict[str, str] = {}
     for name, value in os.environ.items():
-        if _names_secret(name):
-            import json
-            for text in [value] + value.splitlines():
-                for form in (text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]):
+        for secret in _secrets_in(name, value):
+            if len(secret.strip()) >= SHORTEST_SECRET:
+                for form in _forms(secret):
                     found.setdefault(form.strip(), name)
     return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= SHORTEST_SECRET}
 
 
 @once
 def _secret_words() -> List[str]:
-    """Of each secret its longest word: where none of them is, no secret is."""
+    """Of each secret its longest word, which is the same in each form: where none of them is, no secret is."""
     import re
-    return [max(re.findall(r"[^\W_]+", value), key=len, default="") for value in _secrets()]
+    return [max(re.findall("[A-Za-z0-9]+", value), key=len, default="") for value in _secrets()]
 
 
 @once
-def _secret_search() -> Tuple[Pattern[str], Dict[str, str]]:
-    """A pattern for any secret, and the variables' names by what it finds, without backslashes.
+def _secret_search() -> Tuple[Pattern[str], List[str]]:
+    """A pattern for any secret, with a group for each, and the variables' names in that order.
 
-    Before whatever in a secret is no letter or digit there may be backslashes, as JSON in JSON, a shell or a regular expression
-    has them.  (Not before its first character: each backslash of a long run of them would be a beginning to try.)
+    Whatever in a secret is not an ASCII letter or digit may be written as in a URL or in HTML, and there may be
+    backslashes before it, as JSON in JSON, a shell or a regular expression has them.  (Not before the first character of
+    the secret: each backslash of a long run of them would be a beginning to try.)
     """
     import re
-    marks = re.compile(r"\\+[\W_]?|[\W_]")
+    names = {"&": "amp|", "<": "lt|", ">": "gt|", '"': "quot|", "'": "apos|"}
 
-    def quotable(mark: Match[str]) -> str:
-        text = mark.group()
-        return re.escape(text) if mark.start() == 0 else (r"\\+" if text[0] == "\\" else r"\\*") + re.escape(text.lstrip("\\"))
+    def encodable(mark: Match[str]) -> str:
+        character = mark.group().lstrip("\\")
+        slashes = mark.group()[:len(mark.group()) - len(character)]
+        start = re.escape(slashes) if mark.start() == 0 else r"(?:\\|%5[cC])+" if slashes else r"\\*"
+        if not character:
+            return start
+        url = "".join("%%%02x" % byte for byte in to_bytes(character))
+        html = "%s#%d|#x%x" % (names.get(character, ""), ord(character), ord(character))
+        return "%s(?:%s|(?i:%s|&(?:%s);))" % (start, re.escape(character), url, html)
 
-    return (re.compile("|".join(marks.sub(quotable, value) for value in _secrets())),
-            {value.replace("\\", ""): name for value, name in reversed(list(_secrets().items()))})
+    marks = re.compile(r"\\+[^\\A-Za-z0-9]?|[^\\A-Za-z0-9]")
+    return re.compile("|".join("(%s)" % marks.sub(encodable, value) for value in _secrets())), list(_secrets().values())
 
 
 def secret_pieces(text: str) -> List[Tuple[str, str]]:
@@ -613,7 +647,7 @@ def secret_pieces(text: str) -> List[Tuple[str, str]]:
     pieces: List[Tuple[str, str]] = []
     end = 0
     for found in pattern.finditer(text):
-        pieces += [(text[end:found.start()], ""), (found.group(), names[found.group().replace("\\", "")])]
+        pieces += [(text[end:found.start()], ""), (found.group(), names[(found.lastindex or 1) - 1])]
         end = found.end()
     return [piece for piece in pieces + [(text[end:], "")] if piece[0]]
 

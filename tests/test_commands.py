@@ -1414,12 +1414,20 @@ class Secrets(Commands):
                 completed = self.run_with(*arguments, input=tasks("x", backend="shown"), env=defined(shown={"command": shown}))
                 said = completed.stdout + completed.stderr
                 self.assertNotIn(self.SECRET.encode(), said)
-                self.assertEqual(b"the key is [X_API_KEY]" in said, arguments != ["-q"])
+                self.assertIn(b"the key is [X_API_KEY]", said)
         for name in ("001_task-1.json", "summary.json"):
             with open(self.path("out", name)) as file:
                 content = file.read()
             self.assertIn("the key is [X_API_KEY]", content)
             self.assertNotIn(self.SECRET, content)
+
+    def test_of_a_proxy_in_what_a_program_says(self):
+        url = "http://user:pa%40ssword@proxy.test:3128"
+        result, = self.lines_of(self.parallel("--jsonl", "-q", env={"HTTPS_PROXY": url}, input=tasks(
+            "stderr cannot reach %s with pa@ssword or dXNlcjpwYUBzc3dvcmQ=; exit 3" % url)))
+        self.assertEqual(result["error"], "cannot reach http://[HTTPS_PROXY]@proxy.test:3128 with [HTTPS_PROXY] or [HTTPS_PROXY]Q=")
+        shown = self.parallel("--dry-run", env={"HTTPS_PROXY": url}, input=tasks("say " + url)).stdout.decode()
+        self.assertEqual(shown, "env NO_COLOR=1 cat <<< 'say http://''[HTTPS_PROXY]'@proxy.test:3128\n")
 
     def test_in_warnings(self):
         event = {"type": "item.completed", "item": {"type": "error", "message": "the key %s is old" % self.SECRET}}

@@ -1,6 +1,8 @@
 """Section 2, Text and JSON: bytes that come back unchanged, JSON that is always valid and the same with and without orjson,
 display width, durations, and words that a real shell reads as they were meant."""
+import base64
 import functools
+import html
 import itertools
 import json
 import math
@@ -13,6 +15,7 @@ import sys
 import types
 import unicodedata
 import unittest
+import urllib.parse
 
 import support
 from support import clinvk
@@ -420,6 +423,41 @@ class Secrets(unittest.TestCase):
         for secret in (value, "--------", "\\-\\-\\-\\-", "-\\\\\\\\--"):
             self.assertEqual(module_in({"A_KEY": secret}).without_secrets(backslashes), backslashes)
         self.assertEqual(module_in({"A_KEY": "-\\-\\'0'-"}).without_secrets(json.dumps("<-\\-\\'0'->")), '"<[A_KEY]>"')
+
+    def test_user_information_of_a_url_is_a_secret_in_any_variable(self):
+        for value, secrets, plain in (
+                ("http://user:pa%40ss%2Fword@proxy:8080", ("user:pa%40ss%2Fword", "pa%40ss%2Fword", "pa@ss/word", "user:pa@ss/word"), "proxy:8080"),
+                ("postgres://postgres:hunter2-hunter2@db/app?x=1", ("hunter2-hunter2",), "postgres"), ("https://ghp_0123456789@github.com/x", ("ghp_0123456789",), "github.com"),
+                ("amqp://a:first-secret@h1,amqp://b:second-secret@h2", ("first-secret", "second-secret"), "amqp"), ("ssh://developer@host/x", (), "developer"),
+                ("redis://:only-a-password@h", ("only-a-password",), "redis"), ("https://example.org/a@b-long-path", (), "b-long-path")):
+            module = module_in({"SOME_URL": value})
+            for secret in secrets:
+                self.assertEqual(module.without_secrets("<%s>" % secret), "<[SOME_URL]>", value)
+            self.assertEqual(module.without_secrets(plain), plain)
+
+    def test_values_of_headers_are_secrets(self):
+        module = module_in({"ANTHROPIC_CUSTOM_HEADERS": "X-Api: first-secret\nAuthorization: Bearer second-secret", "OTEL_HEADERS": "key=third%20secret,b=fourth-secret",
+                            "JSON_HEADERS": '{"Authorization": "Bearer fifth-secret"}'})
+        self.assertEqual(module.without_secrets("first-secret X-Api Bearer second-secret; third secret third%20secret fourth-secret fifth-secret Authorization"),
+                         "[ANTHROPIC_CUSTOM_HEADERS] X-Api [ANTHROPIC_CUSTOM_HEADERS]; [OTEL_HEADERS] [OTEL_HEADERS] [OTEL_HEADERS] [JSON_HEADERS] Authorization")
+
+    def test_it_is_found_as_it_is_in_a_url_in_html_and_in_base64(self):
+        value = "sk-1/2+3 &<'审\">\\x?"
+        module = module_in({"A_KEY": value})
+        quote = urllib.parse.quote
+        for text in (quote(value), quote(value, safe=""), quote(value, safe="!'()*").lower(), html.escape(value), html.escape(value, quote=False),
+                     html.escape(value).replace("&quot;", "&#34;").replace("&#x27;", "&#39;"), json.dumps(html.escape(value), ensure_ascii=False)[1:-1]):
+            self.assertEqual(module.without_secrets("<%s>" % text), "<[A_KEY]>", text)
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            for before, after in itertools.product(("", "u", "u:", "us:"), ("", "\n", ":x", ": y")):
+                text = encode((before + value + after).encode()).decode()
+                left = module.without_secrets(text)
+                self.assertIn("[A_KEY]", left, (before, after))
+                self.assertLess(len(left), len("[A_KEY]") + 12, (before, after))
+        self.assertEqual(module_in({"HTTPS_PROXY": "http://user:some-password@h"}).without_secrets("Basic dXNlcjpzb21lLXBhc3N3b3Jk"), "Basic [HTTPS_PROXY]")
+        # In time that grows as the text does, or this would not end.
+        for text in ("sk%2d1" * 100000, "&#" * 500000, "sk-1/" + "%5c" * 300000, base64.b64encode(b"sk-1" * 200000).decode()):
+            self.assertEqual(module.without_secrets(text), text)
 
     def test_many_are_found_each_by_its_name(self):
         values = {"A%d_KEY" % number: "sk-%03d-secret" % number for number in range(200)}
