@@ -66,6 +66,7 @@ if sys.version_info < (3, 8):
     _refuse("clinvk needs Python 3.8 or newer; this is %d.%d.%d" % sys.version_info[:3])
 try:
     import codecs
+    import contextlib
     import json
     import re
     import time
@@ -1384,25 +1385,36 @@ def die_at_once(signal_number: int) -> None:
 
 # --- 4. Configuration --------------------------------------------------------
 #
-# Three things: values and how they are checked, the subset of YAML, and the file with its settings.
+# Three parts: checks of values, the subset of YAML, and the configuration file with its settings.
+# A check takes a value, returns it in the form that the program uses, and raises ValueError.
 
-def _some_text(value: Any) -> str:
+
+def expected(what: str, value: Any) -> ValueError:
+    """Return the error for a value that is not `what`."""
+    return ValueError("expected %s, got %s" % (what, quoted(value)))
+
+
+def _known_string(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError("expected a string, got %s" % quoted(value))
-    if not value.strip():
-        raise ValueError("must not be blank")
+        raise expected("a string", value)
     return value
 
 
+def _some_text(value: Any) -> str:
+    if not _known_string(value).strip():
+        raise ValueError("must not be blank")
+    return str(value)
+
+
 def _argument(value: Any) -> str:
-    """A text that becomes part of a command line, an environment or a path."""
+    """Check a text that becomes part of a command line, an environment or a path."""
     text = _some_text(value)
     if "\0" in text:
         raise ValueError("must not contain NUL")
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
-        raise ValueError("holds a character that cannot be passed to a program") from None
+        raise ValueError("contains a character that cannot be passed to a program") from None
     return text
 
 
@@ -1420,42 +1432,44 @@ def _path(value: Any) -> str:
 
 def _whole_number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError("expected a whole number, got %s" % quoted(value))
+        raise expected("a whole number", value)
     if value < 1:
-        raise ValueError("expected a whole number from 1 on, got %d" % value)
+        raise expected("a whole number from 1 on", value)
     return value
 
 
-MOST_JOBS = 1000  # each is a process of its own beside its backend
+MOST_JOBS = 1000  # each is a process, with a backend process
 
 
 def _jobs(value: Any) -> int:
-    jobs = _whole_number(value)
-    if jobs > MOST_JOBS:
-        raise ValueError("expected at most %d, got %d" % (MOST_JOBS, jobs))
-    return jobs
+    if _whole_number(value) > MOST_JOBS:
+        raise expected("at most %d" % MOST_JOBS, value)
+    return int(value)
 
 
 def _seconds(value: Any) -> float:
     if isinstance(value, str):
         return min(parse_duration(value), LONGEST)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ValueError("expected seconds above 0 or a duration such as \"15m\", got %s" % quoted(value))
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < float("inf"):
+        raise expected("seconds above 0 or a duration such as \"15m\"", value)
     return min(float(value), LONGEST)
 
 
 def _truth(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError("expected true or false, got %s" % quoted(value))
+        raise expected("true or false", value)
     return value
 
 
 def _one_of(words: Iterable[str], what: str) -> Callable[[Any], str]:
+    """Return a check for one of the words; `what` names such a word in the message."""
     def check(value: Any) -> str:
         known = list(words)
         if value not in known:
-            raise ValueError("unknown %s %s%s; known are %s" % (
-                what, quoted(value), nearest(value, known) if isinstance(value, str) else "", ", ".join(known)))
+            near = nearest(value, known) if isinstance(value, str) else ""
+            raise ValueError("unknown %s %s%s; known are %s"
+                             % (what, quoted(value), near, ", ".join(known)))
         return str(value)
     return check
 
@@ -1463,7 +1477,7 @@ def _one_of(words: Iterable[str], what: str) -> Callable[[Any], str]:
 def _list_of(element: Callable[[Any], str]) -> Callable[[Any], Tuple[str, ...]]:
     def check(value: Any) -> Tuple[str, ...]:
         if not isinstance(value, list):
-            raise ValueError("expected a list of strings, got %s" % quoted(value))
+            raise expected("a list of strings", value)
         for position, item in enumerate(value):
             with _at(position):
                 element(item)
@@ -1471,29 +1485,27 @@ def _list_of(element: Callable[[Any], str]) -> Callable[[Any], Tuple[str, ...]]:
     return check
 
 
-DEEPEST = 200  # levels of free data: what every JSON program can take back
+DEEPEST = 200  # levels of free data, because every JSON program can read so many
 
 
 def _free_object(value: Any) -> Dict[str, Any]:
+    """Check an object of any JSON values.  Raises RecursionError for too many levels."""
     if not isinstance(value, dict):
-        raise ValueError("expected an object, got %s" % quoted(value))
+        raise expected("an object", value)
     level: List[Any] = [value]
     for _ in range(DEEPEST):
-        level = [inner for item in level if isinstance(item, (dict, list))
-                 for inner in (item.values() if isinstance(item, dict) else item)]
-        if not level:
+        inner: List[Any] = []
+        for item in level:
+            if isinstance(item, (dict, list)):
+                inner += item.values() if isinstance(item, dict) else item
+        if not inner:
             return value
-    raise RecursionError("nested too deep")  # as the JSON module would; orjson's limit is another
-
-
-def _known_string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("expected a string, got %s" % quoted(value))
-    return value
+        level = inner
+    raise RecursionError("nested too deep")  # as the JSON module raises; orjson has another limit
 
 
 class _Misfit(ValueError):
-    """A value that does not fit, with the path to it (`("tasks", 3, "max_turns")`)."""
+    """An invalid value, with the path to the value (`("tasks", 3, "max_turns")`)."""
 
     def __init__(self, message: str, path: _Path = ()) -> None:
         super().__init__(message)
@@ -1503,20 +1515,15 @@ class _Misfit(ValueError):
         return (_path_text(self.path) + ": " if self.path else "") + self.message
 
 
-class _at:
-    """Says where in a value the block is: a ValueError that leaves it learns its path on the way."""
-
-    def __init__(self, *steps: Union[str, int]) -> None:
-        self._steps = steps
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, ValueError):
-            inner = error.path if isinstance(error, _Misfit) else ()
-            message = error.message if isinstance(error, _Misfit) else str(error)
-            raise _Misfit(message, self._steps + inner) from None
+@contextlib.contextmanager
+def _at(*steps: Union[str, int]) -> Iterator[None]:
+    """Put steps in front of the path of a ValueError that leaves the block."""
+    try:
+        yield
+    except _Misfit as error:
+        raise _Misfit(error.message, steps + error.path) from None
+    except ValueError as error:
+        raise _Misfit(str(error), steps) from None
 
 
 # What to do instead of giving a field that a task does not have.
@@ -1524,15 +1531,16 @@ FIELD_HINTS = {"files": "; name the files in the prompt, and their directory in 
 
 
 def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> Dict[str, Any]:
-    """The fields of an object, each checked; None is the same as leaving a field out.  Raises _Misfit."""
+    """Check the fields of an object and return those that are not null.  Raises _Misfit."""
     if not isinstance(value, dict):
-        raise _Misfit("expected %s, got %s" % (what, quoted(value)))
+        raise _Misfit(str(expected(what, value)))
     checked = {}
     for name, item in value.items():
         with _at(name):
             if name not in fields:
                 hint = FIELD_HINTS.get(name, "") if "prompt" in fields else ""
-                raise _Misfit("unknown field%s; free data goes into \"meta\"" % (hint or known_as(name, fields)))
+                raise _Misfit("unknown field%s; free data goes into \"meta\""
+                              % (hint or known_as(name, fields)))
             if item is not None:
                 checked[name] = fields[name](item)
     return checked
@@ -1544,60 +1552,60 @@ _PLACEHOLDER = r"\{\{([a-z_]+)\}\}|\{([a-z_]+)\}"
 
 
 def placeholders(element: str) -> List[str]:
-    """The names in braces; `{{name}}` is not one, but stands for `{name}`."""
-    import re
+    """Return the names in braces; `{{name}}` is not a placeholder, but stands for `{name}`."""
     return [single for _, single in re.findall(_PLACEHOLDER, element) if single]
 
 
 def _element(value: Any) -> str:
-    """An element of a command, with placeholders or without."""
+    """Check an element of a command, with or without placeholders."""
     for name in placeholders(_argument(value)):
         if name not in PLACEHOLDERS:
             raise ValueError("unknown placeholder {%s}%s; known are %s" % (
-                name, nearest(name, PLACEHOLDERS), ", ".join("{%s}" % known for known in PLACEHOLDERS)))
+                name, nearest(name, PLACEHOLDERS), ", ".join(map("{%s}".__mod__, PLACEHOLDERS))))
     return str(value)
 
 
 def _value_path(value: Any) -> _Path:
-    """`.message.content`, `.choices[0].text`: the keys and positions that lead into a JSON value."""
-    import re
-    text = _some_text(value)
-    if not re.fullmatch(r"(\.[\w-]+|\[-?\d{1,9}\])+", text):
-        raise ValueError("expected a path such as .message.content or .choices[0].text, got %s" % quoted(value))
-    return tuple(int(position) if position else key for key, position in re.findall(r"\.([\w-]+)|\[(-?\d+)\]", text))
+    """Return the keys and positions of a path such as `.choices[0].text`."""
+    if not re.fullmatch(r"(\.[\w-]+|\[-?\d{1,9}\])+", _some_text(value)):
+        raise expected("a path such as .message.content or .choices[0].text", value)
+    return tuple(int(position) if position else key
+                 for key, position in re.findall(r"\.([\w-]+)|\[(-?\d+)\]", value))
 
 
-# What the definition of a command of the user's own may say.
+# The fields in the definition of a command of the user's own.
 DEFINITION_FIELDS: Dict[str, Callable[[Any], Any]] = {
-    "command": _list_of(_element), "output": _one_of(OUTPUT_FORMS, "form of output"), "answer": _value_path, "error": _value_path,
-    "session_id": _value_path, "usage": _value_path, "join": _truth,
+    "command": _list_of(_element), "output": _one_of(OUTPUT_FORMS, "form of output"),
+    "answer": _value_path, "error": _value_path, "session_id": _value_path, "usage": _value_path,
+    "join": _truth,
 }
 
 
 def _definition(value: Any) -> Definition:
-    """Raises _Misfit."""
+    """Check the definition of a command.  Raises _Misfit."""
     fields = _checked(value, DEFINITION_FIELDS, "a definition (an object with a command)")
     argv = fields.pop("command", ())
     if not argv or placeholders(argv[0]) or argv[0].startswith("-"):
-        raise _Misfit("expected a list that begins with the name of a program", ("command",) if "command" in value else ())
+        raise _Misfit("expected a list that begins with the name of a program",
+                      ("command",) if "command" in value else ())
     definition = Definition(argv, **fields)
     if definition.output != "text" and not definition.answer:
-        raise _Misfit('output "%s" needs to know where the answer stands: "answer"' % definition.output)
+        raise _Misfit('output "%s" needs the path of the answer: "answer"' % definition.output)
     if definition.output == "text" and definition[2:] != Definition(argv)[2:]:
-        raise _Misfit('output "text" is all answer: what leads into JSON needs the output "json" or "jsonl"')
+        raise _Misfit('with output "text" all output is the answer: paths into JSON need the output '
+                      '"json" or "jsonl"')
     return definition
 
 
 def _definitions(value: Any) -> Dict[str, Definition]:
-    """Commands of the user's own by name.  Raises _Misfit."""
-    import re
+    """Check the user's own commands, by name.  Raises _Misfit."""
     if not isinstance(value, dict):
-        raise _Misfit("expected an object of definitions, got %s" % quoted(value))
+        raise _Misfit(str(expected("an object of definitions", value)))
     found = {}
     for name, item in value.items():
         with _at(name):
             if name in BUILT_IN:
-                raise _Misfit("%s is built in and cannot be defined anew" % name)
+                raise _Misfit("%s is built in and cannot be redefined" % name)
             if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
                 raise _Misfit("a name may have lower-case letters, digits, '.', '_' and '-'")
             found[name] = _definition(item)
@@ -1605,7 +1613,7 @@ def _definitions(value: Any) -> Dict[str, Definition]:
 
 
 def _path_text(path: _Path) -> str:
-    """`tasks[3].max_turns`; a name that could be mistaken for other text stands in quotes."""
+    """Return `tasks[3].max_turns`; a name that could be taken for other text is quoted."""
     text = ""
     for step in path:
         if isinstance(step, int):
@@ -1618,7 +1626,7 @@ def _path_text(path: _Path) -> str:
 
 
 def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition]:
-    """The commands that CLINVK_BACKENDS defines, as JSON.  Raises UserError."""
+    """Return the commands that CLINVK_BACKENDS defines, as JSON.  Raises UserError."""
     text = environment.get("CLINVK_BACKENDS")
     if not text:
         return {}
@@ -1970,12 +1978,12 @@ def parse_yaml(text: str) -> Tuple[Any, Callable[[_Path], int]]:
 
 
 def model_variable(backend: str) -> str:
-    """The environment variable that names the model for a backend."""
+    """Return the environment variable that names the model for a backend."""
     return "CLINVK_%s_MODEL" % "".join(c if c.isalnum() else "_" for c in backend.upper())
 
 
 def _or_nothing(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """An empty string, or 0, is the same as not saying it."""
+    """Return a check that takes an empty string and 0 for a setting that is not set."""
     return lambda value: None if value in ("", 0) and value is not False else check(value)
 
 
@@ -1984,7 +1992,9 @@ def _days(value: Any) -> int:
 
 
 def _color(value: Any) -> str:
-    return _one_of(("auto", "always", "never"), "choice")({True: "auto", False: "never"}.get(value, value) if isinstance(value, bool) else value)
+    if isinstance(value, bool):
+        return "auto" if value else "never"
+    return _one_of(("auto", "always", "never"), "choice")(value)
 
 
 def _tools(value: Any) -> str:
@@ -1993,12 +2003,14 @@ def _tools(value: Any) -> str:
 
 
 PROMPT_FORMS = ("text", "json", "stream-json")
+_MODES = {"approval_mode": _or_nothing(_one_of(APPROVAL_MODES, "approval mode")),
+          "sandbox_mode": _or_nothing(_one_of(SANDBOX_MODES, "sandbox mode"))}
 
-# What the configuration file may say, how it is checked, and what holds where nothing is said.
+# The settings of the configuration file: the check and the default of each.
 SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "default_backend": (_or_nothing(_argument), "claude"),
-    "unified_flags.approval_mode": (_or_nothing(_one_of(APPROVAL_MODES, "approval mode")), "default"),
-    "unified_flags.sandbox_mode": (_or_nothing(_one_of(SANDBOX_MODES, "sandbox mode")), "default"),
+    "unified_flags.approval_mode": (_MODES["approval_mode"], "default"),
+    "unified_flags.sandbox_mode": (_MODES["sandbox_mode"], "default"),
     "unified_flags.verbose": (_truth, False),
     "unified_flags.dry_run": (_truth, False),
     "unified_flags.max_turns": (_or_nothing(_whole_number), 0),
@@ -2016,11 +2028,11 @@ SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "parallel.fail_fast": (_truth, False),
     "parallel.aggregate_output": (_truth, True),
 }
-# The same below `backends.NAME`; the last six make it a command of the user's own.
+# The settings below `backends.NAME`; those of DEFINITION_FIELDS define a command of the user's own.
 BACKEND_SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "model": (_or_nothing(_argument), ""),
-    "approval_mode": (_or_nothing(_one_of(APPROVAL_MODES, "approval mode")), ""),
-    "sandbox_mode": (_or_nothing(_one_of(SANDBOX_MODES, "sandbox mode")), ""),
+    "approval_mode": (_MODES["approval_mode"], ""),
+    "sandbox_mode": (_MODES["sandbox_mode"], ""),
     "system_prompt": (_or_nothing(_argument), ""),
     "allowed_tools": (_or_nothing(_tools), ""),
     "extra_flags": (_list_of(_argument), ()),
@@ -2031,25 +2043,27 @@ BACKEND_SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
 
 
 def setting_named(key: str) -> Tuple[Callable[[Any], Any], Any]:
-    """The check and the default of a setting by its dotted name.  Raises ValueError with the nearest name."""
+    """Return the check and the default of a setting.  Raises ValueError with the nearest name."""
     if key in SETTINGS:
         return SETTINGS[key]
-    parts = key.split(".")
-    if parts[0] == "backends" and len(parts) >= 3 and parts[-1] in BACKEND_SETTINGS:
-        return BACKEND_SETTINGS[parts[-1]]
+    section, _, rest = key.partition(".")
     known = list(SETTINGS)
-    if parts[0] == "backends":
-        backend = ".".join(parts[1:-1] or parts[1:] or ["NAME"])
-        known += ["backends.%s.%s" % (backend, name) for name in BACKEND_SETTINGS if name not in DEFINITION_FIELDS or backend not in BUILT_IN]
-    below = [name for name in known if name.startswith(key + ".")]
-    if below:
-        raise ValueError("%s is no setting; these are: %s" % (quoted(key), ", ".join(below)))
-    near = next((' (did you mean "%s"?)' % name for name in known if name.endswith("." + key)), "") or nearest(key, known)
+    if section == "backends":
+        backend, _, name = rest.rpartition(".")
+        if name in BACKEND_SETTINGS:
+            return BACKEND_SETTINGS[name]
+        known += ["backends.%s.%s" % (backend or "NAME", name) for name in BACKEND_SETTINGS
+                  if name not in DEFINITION_FIELDS or backend not in BUILT_IN]
+    same_end = [name for name in known if name.endswith("." + key)]
+    near = ' (did you mean "%s"?)' % same_end[0] if same_end else nearest(key, known)
     raise ValueError("unknown setting %s%s" % (quoted(key), near))
 
 
 class Configuration(NamedTuple):
-    """What a configuration file says: `values` by dotted name, each checked; `lines` is where.  One without a file says nothing."""
+    """The content of a configuration file; without a file there are no values.
+
+    `values` are the checked settings by dotted name, `lines` are their lines.
+    """
 
     path: str = ""
     values: Dict[str, Any] = {}
@@ -2057,11 +2071,11 @@ class Configuration(NamedTuple):
     definitions: Dict[str, Definition] = {}
 
     def said(self, key: str) -> Any:
-        """The value; None where the file does not say it."""
+        """Return the value in the file, None where the file does not set the key."""
         return self.values.get(key)
 
     def get(self, key: str) -> Any:
-        """The value, or what holds where nothing is said."""
+        """Return the value in the file, else the default."""
         value = self.values.get(key)
         return setting_named(key)[1] if value is None else value
 
@@ -2069,99 +2083,121 @@ class Configuration(NamedTuple):
         return "%s:%d" % (self.path, self.lines.get(key, 1))
 
     def task_fields(self, backend: str) -> Dict[str, Any]:
-        """What it says of the tasks of a backend, `extra` aside."""
-        fields = {"approval_mode": "", "sandbox_mode": "", "verbose": "", "dry_run": "", "max_turns": "", "max_tokens": "",
-                  "timeout": "command_timeout_secs"}
-        found = {field: self.said("unified_flags." + (name or field)) for field, name in fields.items()}
-        for field in ("model", "approval_mode", "sandbox_mode", "system_prompt"):
-            found[field] = self.said("backends.%s.%s" % (backend, field)) or found.get(field)
+        """Return the task fields that the file sets for a backend, except `extra`."""
+        found = {name: self.said("unified_flags." + name) for name in (
+            "approval_mode", "sandbox_mode", "verbose", "dry_run", "max_turns", "max_tokens")}
+        found["timeout"] = self.said("unified_flags.command_timeout_secs")
+        for name in ("model", "approval_mode", "sandbox_mode", "system_prompt"):
+            found[name] = self.said("backends.%s.%s" % (backend, name)) or found.get(name)
         return found
 
     def extra(self, backend: str, sandbox: str) -> Tuple[str, ...]:
-        """The options that it adds for a backend.  Tools are not allowed beforehand where a sandbox is to hold."""
-        tools = self.said("backends.%s.allowed_tools" % backend) if sandbox in ("default", "full") else ""
-        return (("--allowedTools", tools) if tools else ()) + (self.said("backends.%s.extra_flags" % backend) or ())
+        """Return the options that the file adds for a backend.
+
+        `allowed_tools` holds only where no sandbox is promised.
+        """
+        options: Tuple[str, ...] = self.said("backends.%s.extra_flags" % backend) or ()
+        tools = self.said("backends.%s.allowed_tools" % backend)
+        if tools and sandbox in ("default", "full"):
+            options = ("--allowedTools", tools) + options
+        return options
 
 
 def read_configuration(text: str, path: str) -> Configuration:
-    """Raises ConfigError with the place."""
+    """Return the configuration in a text.  Raises ConfigError with file and line."""
     try:
         value, line = parse_yaml(text)
     except YamlError as error:
         raise ConfigError("%s:%d:%d: %s" % (path, error.line, error.column, error)) from None
+    values: Dict[str, Any] = {}
+    lines: Dict[str, int] = {}
     try:
-        values: Dict[str, Any] = {}
-        lines: Dict[str, int] = {}
-        sections = {key.split(".")[0] for key in SETTINGS} | {"backends"}
-
-        def take(key: str, where: _Path, item: Any) -> None:
-            with _at(*where):
-                check, _ = setting_named(key)
-                values[key] = None if item is None else check(item)
-                lines[key] = line(where)
-
-        if not isinstance(value, (dict, type(None))):
-            raise _Misfit("expected a mapping of settings, got %s" % quoted(value))
-        for name, section in (value or {}).items():
-            with _at(name):
-                if name not in sections:
-                    raise _Misfit("unknown setting%s" % nearest(name, sections))
-                if name not in SETTINGS and not isinstance(section, (dict, type(None))):
-                    raise _Misfit("expected a mapping, got %s" % quoted(section))
-            if name in SETTINGS:
-                take(name, (name,), section)
-            elif name != "backends":
-                for key, item in (section or {}).items():
-                    take("%s.%s" % (name, key), (name, key), item)
-            else:
-                for backend, fields in (section or {}).items():
-                    with _at(name, backend):
-                        if not isinstance(fields, (dict, type(None))):
-                            raise _Misfit("expected a mapping, got %s" % quoted(fields))
-                    for key, item in (fields or {}).items():
-                        take("backends.%s.%s" % (backend, key), (name, backend, key), item)
-        return Configuration(path, {key: item for key, item in values.items() if item is not None}, lines, _configured(value or {}))
+        for place, item in _settings_in({} if value is None else value):
+            key = ".".join(map(str, place))
+            with _at(*place):
+                check = setting_named(key)[0]
+                lines[key] = line(place)
+                checked = None if item is None else check(item)
+                if checked is not None:
+                    values[key] = checked
+        return Configuration(path, values, lines, _configured_definitions(value or {}))
     except _Misfit as misfit:
         raise ConfigError("%s:%d: %s" % (path, line(misfit.path), misfit)) from None
 
 
-def _configured(value: Dict[str, Any]) -> Dict[str, Definition]:
-    """The commands that a configuration defines.  Raises _Misfit."""
+def _settings_in(value: Any) -> Iterator[Tuple[_Path, Any]]:
+    """Yield the path and the value of each setting in a document.  Raises _Misfit."""
+    sections = {key.partition(".")[0] for key in SETTINGS} | {"backends"}
+    for name, section in _mapping_at((), value, "a mapping of settings"):
+        if name not in sections:
+            raise _Misfit("unknown setting%s" % nearest(name, sections), (name,))
+        if name in SETTINGS:
+            yield (name,), section
+            continue
+        for key, item in _mapping_at((name,), section, "a mapping"):
+            if name != "backends":
+                yield (name, key), item
+                continue
+            for field, inner in _mapping_at((name, key), item, "a mapping"):
+                yield (name, key, field), inner
+
+
+def _mapping_at(path: _Path, value: Any, what: str) -> Iterable[Tuple[str, Any]]:
+    """Return the items of a mapping, of null none.  Raises _Misfit."""
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        raise _Misfit(str(expected(what, value)), path)
+    return value.items()
+
+
+def _configured_definitions(value: Dict[str, Any]) -> Dict[str, Definition]:
+    """Return the commands that a configuration defines.  Raises _Misfit."""
     found = {}
     for name, fields in (value.get("backends") or {}).items():
+        own = {key: item for key, item in (fields or {}).items()
+               if key in DEFINITION_FIELDS and item is not None}
         with _at("backends", name):
-            given = {key: item for key, item in (fields or {}).items() if key in DEFINITION_FIELDS and item is not None}
-            if name in BUILT_IN and given:
-                raise _Misfit("%s is built in and cannot be defined anew" % name, (next(iter(given)),))
-            if name not in BUILT_IN and not given:
-                raise _Misfit("unknown backend%s; one of your own needs a command" % nearest(name, BUILT_IN))
+            if name in BUILT_IN and own:
+                raise _Misfit("%s is built in and cannot be redefined" % name, (next(iter(own)),))
+            if name not in BUILT_IN and not own:
+                raise _Misfit("unknown backend%s; a backend of your own needs a command"
+                              % nearest(name, BUILT_IN))
             if name != "claude" and (fields or {}).get("allowed_tools") not in (None, "", "all"):
-                raise _Misfit("only claude has it", ("allowed_tools",))
-        with _at("backends"):
-            found.update({} if name in BUILT_IN else _definitions({name: given}))
+                raise _Misfit("only claude has this setting", ("allowed_tools",))
+        if name not in BUILT_IN:
+            with _at("backends"):
+                found.update(_definitions({name: own}))
     return found
 
 
-NO_HOME = os.path.join(os.devnull, "no-home-directory")  # where nothing is, nor can be
+NO_HOME = os.path.join(os.devnull, "no-home-directory")  # a path at which nothing can exist
 
 
 def home_directory(environment: Dict[str, str]) -> str:
-    """Where clinvk keeps what is its user's: CLINVK_HOME, else ~/.clinvk, where the user has a home that is there."""
+    """Return CLINVK_HOME, else ~/.clinvk; NO_HOME where the user has no home directory."""
     if environment.get("CLINVK_HOME"):
         path = os.path.expanduser(environment["CLINVK_HOME"])
-        return NO_HOME if path.startswith("~") else path  # which would be a directory `~` in the current one
+        return NO_HOME if path.startswith("~") else path  # not a directory with the name `~`
     home = os.path.expanduser("~") if environment.get("HOME") != "" else ""
-    return os.path.join(home, ".clinvk") if os.path.isabs(home) and os.path.isdir(home) else NO_HOME  # /nonexistent is to stay so
+    if not os.path.isabs(home) or not os.path.isdir(home):  # /nonexistent must not be made
+        return NO_HOME
+    return os.path.join(home, ".clinvk")
 
 
 def configuration_path(option: Optional[str], environment: Dict[str, str]) -> Tuple[str, bool]:
-    """The path of the configuration file, and whether somebody named it: then it must be there."""
+    """Return the path of the configuration file, and whether the user named the file."""
     named = option or environment.get("CLINVK_CONFIG")
-    return (os.path.expanduser(named), True) if named else (os.path.join(home_directory(environment), "config.yaml"), False)
+    if named:
+        return os.path.expanduser(named), True
+    return os.path.join(home_directory(environment), "config.yaml"), False
 
 
 def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Configuration:
-    """The configuration file, or nothing where there is none.  Raises ConfigError."""
+    """Read the configuration file; only a file that the user named must exist.
+
+    Raises ConfigError.
+    """
     path, named = configuration_path(option, environment)
     try:
         with open(path, "rb") as file:
@@ -2173,13 +2209,18 @@ def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Co
     try:
         return read_configuration(data.decode("utf-8"), path)
     except UnicodeDecodeError as error:
-        raise ConfigError("%s:%d: not valid UTF-8" % (path, data.count(b"\n", 0, error.start) + 1)) from None
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError("%s:%d: not valid UTF-8" % (path, line)) from None
 
 
-def settled(layers: Sequence[Tuple[str, Dict[str, Any]]], names: Container[str]) -> Dict[str, Tuple[Any, str]]:
-    """The value of each setting that is said, and who says it: the first layer that has one.  The one place for precedence."""
-    return {name: (value, source) for source, layer in reversed(layers) for name, value in layer.items()
-            if value not in (None, "") and name in names}
+def settled(layers: Sequence[Tuple[str, Dict[str, Any]]],
+            names: Container[str]) -> Dict[str, Tuple[Any, str]]:
+    """Return, for each of the names, the value and the source of the first layer that sets it.
+
+    All precedence is decided here.
+    """
+    return {name: (value, source) for source, layer in reversed(layers)
+            for name, value in layer.items() if value not in (None, "") and name in names}
 
 
 # --- 5. Backends -------------------------------------------------------------

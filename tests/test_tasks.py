@@ -334,7 +334,7 @@ LONG = "x" * 500
 FIELDS = {
     "backend": ([("codex", "codex")], [("", "must not be blank"), (3, "expected a string, got 3"), ("CLAUDE", 'unknown backend "CLAUDE"'), (["claude"], "expected a string, got [")]),
     "prompt": ([("x", "x"), (" a\n", " a\n"), ("\0", "\0")], [("", "must not be blank"), (" \n\t", "must not be blank"), (3, "expected a string, got 3"), (["a"], "expected a string"), ({}, "expected a string")]),
-    "model": ([("opus", "opus"), (LONG, LONG), ("\udcff", "\udcff")], [("", "must not be blank"), ("a\0b", "must not contain NUL"), ("\ud800", "holds a character that cannot be passed"),
+    "model": ([("opus", "opus"), (LONG, LONG), ("\udcff", "\udcff")], [("", "must not be blank"), ("a\0b", "must not contain NUL"), ("\ud800", "contains a character that cannot be passed"),
                                                                               ("-x", "no model begins with -, as \"-x\" does"), ("--y=z", "no model begins with -"), (1, "expected a string")]),
     "workdir": ([("/x y", "/x y"), ("审查", "审查"), (".", ".")], [("", "must not be blank"), ("\0", "must not contain NUL"), (False, "expected a string, got false")]),
     "approval_mode": ([(mode, mode) for mode in clinvk.APPROVAL_MODES], [("", 'unknown approval mode ""'), ("never", 'unknown approval mode "never"'), (True, "unknown approval mode true"), ({}, "unknown approval mode {}")]),
@@ -342,7 +342,7 @@ FIELDS = {
     "output_format": ([("json", None), ("", None)], [(1, "expected a string, got 1")]),
     "max_tokens": ([(1, 1), (10 ** 6, 10 ** 6)], [(0, "expected a whole number from 1 on, got 0"), (-1, "expected a whole number from 1 on"), (1.0, "expected a whole number, got 1.0"), (True, "expected a whole number, got true"), ("1", 'expected a whole number, got "1"')]),
     "max_turns": ([(1, 1), (99, 99)], [(0, "expected a whole number from 1 on, got 0"), (2.5, "expected a whole number, got 2.5"), ([], "expected a whole number, got []"), (False, "expected a whole number, got false")]),
-    "system_prompt": ([("be brief", "be brief"), ("a\nb", "a\nb")], [("  ", "must not be blank"), ("\0", "must not contain NUL"), ("\ud800", "holds a character"), ({}, "expected a string")]),
+    "system_prompt": ([("be brief", "be brief"), ("a\nb", "a\nb")], [("  ", "must not be blank"), ("\0", "must not contain NUL"), ("\ud800", "contains a character"), ({}, "expected a string")]),
     "timeout": ([(90, 90.0), (0.5, 0.5), ("90", 90.0), ("1.5m", 90.0), ("2h", 7200.0)],
                 [(0, "expected seconds above 0"), (-1, "expected seconds above 0"), (True, "expected seconds above 0"), ("soon", "expected a duration such as"), ("0s", "expected a duration above 0"), ([], "expected seconds above 0"), ("", "expected a duration")]),
     "extra": ([([], ()), (["-x", "a b"], ("-x", "a b"))], [("-x", "expected a list of strings"), ([1], "expected a string, got 1"), ([""], "must not be blank"), (["a\0"], "must not contain NUL"), ({"a": 1}, "expected a list of strings")]),
@@ -527,10 +527,10 @@ BAD_DEFINITIONS = [
     ({"command": ["x", "a{model}b{zz}"]}, ".command[1]: unknown placeholder {zz}; known are "),
     ({"comand": ["x"]}, '.comand: unknown field (did you mean "command"?)'), ({"command": ["x"], "zebra": 1}, ".zebra: unknown field"),
     (dict(JSON, output="jsn"), '.output: unknown form of output "jsn" (did you mean "json"?); known are text, json, jsonl'),
-    (dict(JSON, output=3), ".output: unknown form of output 3"), (JSON, ': output "json" needs to know where the answer stands: "answer"'),
-    (dict(JSON, output="jsonl", error=".e"), ': output "jsonl" needs to know where the answer stands'), (dict(JSON, answer=None), ': output "json" needs'),
-    ({"command": ["x"], "answer": ".a"}, ': output "text" is all answer'), ({"command": ["x"], "output": "text", "join": True}, ': output "text" is all answer'),
-    ({"command": ["x"], "usage": ".u"}, ': output "text" is all answer'), (dict(JSON, answer=".a", join=1), ".join: expected true or false, got 1")]
+    (dict(JSON, output=3), ".output: unknown form of output 3"), (JSON, ': output "json" needs the path of the answer: "answer"'),
+    (dict(JSON, output="jsonl", error=".e"), ': output "jsonl" needs the path of the answer'), (dict(JSON, answer=None), ': output "json" needs'),
+    ({"command": ["x"], "answer": ".a"}, ': with output "text" all output is the answer'), ({"command": ["x"], "output": "text", "join": True}, ': with output "text" all output is the answer'),
+    ({"command": ["x"], "usage": ".u"}, ': with output "text" all output is the answer'), (dict(JSON, answer=".a", join=1), ".join: expected true or false, got 1")]
 BAD_DEFINITIONS += [(dict(JSON, answer=path), ".answer: expected a path such as .message.content or .choices[0].text, got ")
                     for path in ("a", ".", "a.b", ".a.", ".a..b", ".a[]", ".a[x]", ".a[1", "[1.5]", ".a b", ".a\n", "$.a", ".a[9999999999]", ".a[0]x")]
 BAD_DEFINITIONS += [(dict(JSON, answer=path), ".answer: " + message) for path, message in ((3, "expected a string, got 3"), ("", "must not be blank"))]
@@ -589,7 +589,7 @@ class Definitions(TaskCase):
             with self.subTest(name):
                 self.assert_bad({name: {"command": ["x"]}}, "%s: %s" % (name, NAMES) if clinvk._path_text((name,)) == name else "[%s]: %s" % (clinvk.quoted(name), NAMES))
         for name in clinvk.BACKENDS:
-            self.assert_bad({name: {"command": ["x"]}}, "%s: %s is built in and cannot be defined anew" % (name, name))
+            self.assert_bad({name: {"command": ["x"]}}, "%s: %s is built in and cannot be redefined" % (name, name))
 
     def test_definitions_are_an_object(self):
         for value in ([], "x", 3, [{"command": ["x"]}]):
