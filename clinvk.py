@@ -167,6 +167,7 @@ class Task(NamedTuple):
     by a failed result without anything being launched.  `definition` is that of a backend which is not built in; `root` a
     directory that `workdir` must not leave.  `keep`: the backend keeps its session; `resume` is one of its own that it goes on
     with, or with `fork` from.  `follow`: what it prints can be read while it runs (followed_path).
+    `parts` are those of a prompt that is too large for memory, and `prompt` is then its beginning.  A worker gets one part.
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -194,6 +195,7 @@ class Task(NamedTuple):
     resume: str = ""
     fork: bool = False
     follow: bool = False
+    parts: Tuple[Union[str, TextFile], ...] = ()
 
 
 class Result(NamedTuple):
@@ -1069,16 +1071,16 @@ class TextFile:
     """
 
     def __init__(self, path: str, size: int) -> None:
-        self._path, self._size, self._file = path, size, -1
+        self._path, self._size, self.file = path, size, -1
 
     def __reduce__(self) -> Tuple[Type[TextFile], Tuple[str, int]]:
         return TextFile, (self._path, self._size)
 
     def take(self) -> TextFile:
         """Raises OSError, also where the file has become smaller than the text."""
-        self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        self.file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         os.unlink(self._path)
-        if os.fstat(self._file).st_size < self._size:
+        if os.fstat(self.file).st_size < self._size:
             raise OSError("%s was cut by another process" % self._path)
         return self
 
@@ -1090,11 +1092,30 @@ class TextFile:
 
     def pieces(self) -> Iterator[bytes]:
         """The bytes as the backend wrote them."""
-        return file_chunks(self._file, 0, self._size)
+        return file_chunks(self.file, 0, self._size)
 
     def __del__(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
+        if self.file >= 0:
+            os.close(self.file)
+
+
+def texts_of(parts: Iterable[Union[str, TextFile]]) -> Iterator[str]:
+    """Yield texts one after the other; those on disk in chunks."""
+    for part in parts:
+        if isinstance(part, str):
+            yield part
+        else:
+            yield from part
+
+
+def beginning_of(parts: Iterable[Union[str, TextFile]]) -> str:
+    """Return the beginning of a text without the white space before it; "" where the text is blank."""
+    beginning = ""
+    for text in texts_of(parts):
+        beginning = (beginning + text).lstrip()
+        if len(beginning) > 1000:  # more than is shown of it anywhere
+            break
+    return beginning
 
 
 def write_text(path: str, pieces: Iterable[bytes]) -> TextFile:
@@ -2416,10 +2437,15 @@ class Backend(NamedTuple):
     saying: Optional[Callable[[bytes], _Saying]] = None
 
 
-def prompt_too_large(backend: Backend, prompt: str) -> str:
+def prompt_too_large(backend: Backend, *parts: Union[str, TextFile]) -> str:
     """Why the program could not take the prompt whole; nothing where it can."""
-    size = len(prompt) if backend.limit_unit == "characters" else len(to_bytes(prompt)) if backend.limit else 0
-    if size <= backend.limit or not backend.limit:
+    if not backend.limit:
+        return ""
+    if backend.limit_unit == "characters":
+        size = sum(map(len, texts_of(parts)))
+    else:
+        size = sum(len(to_bytes(part)) if isinstance(part, str) else len(part) for part in parts)
+    if size <= backend.limit:
         return ""
     return "the prompt has {:,} {}; {} takes {:,} at most".format(size, backend.limit_unit, backend.name, backend.limit)
 
@@ -4099,14 +4125,20 @@ class Steps:
                                for source in missing)
         for warning in self._warnings:
             self._warn("step %d: %s" % (step.index + 1, warning))
-        prompt = "".join(part if isinstance(part, str) else self._answer(part) for part in parts)
+        texts = tuple(part if isinstance(part, str) else self._answer(part) for part in parts)
         for source in [source for source in self._results if self._last_use[source] <= step.index]:
             del self._results[source]
-        problem = prompt_too_large(backend_of(step), prompt) if prompt.strip() else "the prompt is blank once its placeholders are replaced"
-        return step._replace(invalid=problem) if problem else step._replace(prompt=prompt)
+        backend = backend_of(step)
+        head = beginning_of(texts)
+        problem = prompt_too_large(backend, *texts) if head else "the prompt is blank once its placeholders are replaced"
+        if problem:
+            return step._replace(invalid=problem)
+        if backend.limit or not any(isinstance(text, TextFile) for text in texts):
+            return step._replace(prompt="".join(texts_of(texts)))
+        return step._replace(prompt=head, parts=texts)
 
-    def _answer(self, source: int) -> str:
-        return self._results[source].output if self._results[source].status == "ok" else ""
+    def _answer(self, source: int) -> Union[str, TextFile]:
+        return self._results[source].answer if self._results[source].status == "ok" else ""
 
     def arrived(self, result: Result) -> Result:
         if result.index in self._last_use:
@@ -4419,8 +4451,12 @@ def _run(task: Task, station: Station) -> Result:
                     files = [files[0], followed, files[2]]
             if command.by_stdin:
                 with writing("the prompt"):
-                    write_all(files[0], to_bytes(task.prompt))
-                    os.lseek(files[0], 0, os.SEEK_SET)
+                    large = _large_prompt(task)
+                    if large:
+                        files = [large.file, *files[1:]]
+                    else:
+                        write_all(files[0], to_bytes(task.prompt))
+                        os.lseek(files[0], 0, os.SEEK_SET)
             station.told_to_end = False
             with station.lock:
                 if station.canceled:
@@ -4452,6 +4488,11 @@ def _run(task: Task, station: Station) -> Result:
         station.tidy(keep_files=alone and not (result and isinstance(result.answer, TextFile)))
 
 
+def _large_prompt(task: Task) -> Optional[TextFile]:
+    """Return the file with a prompt that is too large for memory, None where it is not.  Raises OSError."""
+    return next((part.take() for part in task.parts if isinstance(part, TextFile)), None)
+
+
 def _open_workdir(task: Task) -> Optional[Place]:
     """The directory in which a task is to run, None for this one.  Raises OSError."""
     if not task.workdir:
@@ -4472,7 +4513,8 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
     environment[RUN_MARK % station.run_id] = str(task.index)
     for name, text in command.files.items():
         with writing("the prompt" if name == "prompt" else "the file " + name):
-            write_whole(os.path.join(directory, name), [to_bytes(text)])
+            large = _large_prompt(task) if name == "prompt" else None
+            write_whole(os.path.join(directory, name), large.pieces() if large else [to_bytes(text)])
     for name in command.environment:
         environment[name] = environment[name].replace(SCRATCH, directory)
     argv = tuple(word.replace(SCRATCH, directory) for word in command.argv)
@@ -5061,6 +5103,10 @@ class _Run:
         try:
             self._renew()
             with writing("the prompt"):
+                if task.parts:
+                    path = os.path.join(self.directory, "%d.prompt" % self._messages)
+                    large = write_text(path, map(to_bytes, texts_of(task.parts)))
+                    task = task._replace(prompt="", parts=(large,))
                 message = _pack(task._replace(name="", id="", tags=(), meta=None),  # what only describes the task stays here
                                 os.path.join(self.directory, "%d.task" % self._messages), self._renew)
         except OutputError as error:
@@ -5124,6 +5170,7 @@ class _Run:
     def _answer(self, result: Result) -> Result:
         task = self.in_flight.pop(result.index)[0]
         self.bereaved.pop(result.index, None)
+        task = task._replace(parts=())  # which may be files, and are not needed any more
         if self.killed_at and result.error_kind == "signal" and result.exit_code == 137:  # its worker did not know that it was us
             result = result._replace(status="canceled", exit_code=-1, error="canceled while it ran", error_kind="canceled")
         return with_answer(result)._replace(task=task)

@@ -147,6 +147,22 @@ class MemoryIsBounded(HostileCase):
         self.assertLess(tree, 90, "MB, the whole tree")
 
     @only_linux
+    def test_chain_that_passes_200_mb_on_takes_no_more_memory_than_one_of_a_megabyte(self):
+        self.program("gen", "import sys\nsize = int(input())\nfor _ in range(size // 10000):\n    sys.stdout.write('x' * 10000)\n")
+        env = {"PATH": self.bin + os.pathsep + os.defpath, "CLINVK_BACKENDS": json.dumps({"gen": {"command": ["gen"]}})}
+        os.unlink(os.path.join(self.bin, "cat"))  # the fake program reads all of its prompt
+        peaks = []
+        for size in (1000000, 200000000):
+            steps = [{"backend": "gen", "prompt": str(size)}] + [{"backend": "echo", "prompt": "{{previous}}"}] * 2
+            with open(self.path("out"), "wb") as out:
+                run = self.start("chain", "--jsonl", "-q", "-f", self.file("chain.json", {"steps": steps}), stdout=out, env=env)
+                peaks.append(self.peaks(run))
+            self.assertEqual(run.returncode, 0, run.error_output())
+            with open(self.path("out"), "rb") as file:
+                self.assertEqual([line.count(b"x" * 10000) for line in file], [size // 10000] * 3)
+        self.assertLess(peaks[1][0], peaks[0][0] + 20, "MB, the whole tree: %s" % peaks)
+
+    @only_linux
     def test_a_hundred_thousand_tasks_take_little_more_memory_than_a_thousand(self):
         peaks = []
         for count in (1000, 100000):

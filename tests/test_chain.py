@@ -111,6 +111,17 @@ class Placeholders(ChainCase):
         answers = self.outputs(step("-x --help\n@file \\n  trailing  \n", backend="claude"), step("rest\n{{previous}}|"))
         self.assertEqual(answers[1], "-x --help\n@file \\n  trailing  |")
 
+    def test_large_answer_reaches_a_command_that_reads_its_prompt_from_a_file(self):
+        env = {"CLINVK_BACKENDS": json.dumps({"own": {"command": [
+            sys.executable, "-c", "import sys; sys.stdout.write(open(sys.argv[1]).read())", "{prompt_file}"]}})}
+        answers = self.outputs(step("flood 300000"), step("\n審 {{previous}}|{{previous}}", backend="own"), step("rest\n{{previous}}"), env=env)
+        self.assertEqual(answers[1:], ["\n審 %s|%s" % (("x" * 300000,) * 2)] * 2)
+
+    def test_large_prompt_is_shown_in_the_table_by_its_beginning(self):
+        completed = self.chain(step("flood 300000"), step("  say {{previous}}"), step("say"), arguments=("--jsonl",))
+        table = completed.stderr.decode()
+        self.assertRegex(table, r"(?m)^2 +echo +OK +\S+ +say x+\.\.\.$")
+
     def test_random_chains_come_out_as_a_plain_replacement_would_have_them(self):
         chance = random.Random(5)
         for _ in range(300):
@@ -526,7 +537,7 @@ class Memory(ChainCase):
 
         least = peak(step("say x"), step("say y"))
         self.assertLess(peak(*[step("flood %d" % size, name="n%d" % number) for number in range(count)],
-                             *[step("rest\n{{steps.n%d.output}}" % number) for number in range(count)]), least + 8 * size)
+                             *[step("rest\n{{steps.n%d.output}}" % number) for number in range(count)]), least + 2 * size)
 
 
 class Pipeline(Case):
