@@ -48,6 +48,21 @@ import os
 import sys
 
 
+def forgo_keyboard_interrupt() -> None:
+    """Let SIGINT end this process as SIGTERM does, where it would raise KeyboardInterrupt.
+
+    KeyboardInterrupt could strike between two handlers of ours, after all is written, and make
+    an error of it.
+    """
+    import _signal  # type: ignore[import-not-found]  # which costs nothing, unlike `signal`
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+
+if __name__ == "__main__" or os.path.basename("".join(sys.argv[:1])) == "clinvk":  # the script of pip
+    forgo_keyboard_interrupt()
+
+
 def lacking(error: ModuleNotFoundError) -> str:
     """Return the message about a Python without a part of its standard library."""
     module = str(error.name).partition(".")[0]
@@ -793,9 +808,10 @@ def heed_children() -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def process_exists(pid: int) -> bool:
+def process_exists(pid: int, signal_number: int = 0) -> bool:
+    """Return whether there is a process.  Send it the signal."""
     try:
-        os.kill(pid, 0)
+        os.kill(pid, signal_number)
         return True
     except ProcessLookupError:
         return False
@@ -836,6 +852,11 @@ else:
     def marked_processes(mark: str) -> List[int]:
         """Nothing here tells a process's environment: what left its group cannot be found."""
         return []
+
+
+def finds_strays() -> bool:
+    """Return whether processes that left their process group can be found here."""
+    return sys.platform.startswith("linux") and bool(entries("/proc"))
 
 
 def sweep(mark: str) -> None:
@@ -1285,6 +1306,19 @@ def free_space(directory: str) -> int:
         return 0
 
 
+def allow_descriptors(count: int) -> None:
+    """Let this process have `count` files open, as far as the hard limit allows."""
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        count = min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+        except (ValueError, OSError):  # a system with one more limit, as macOS
+            pass
+
+
 def descriptor_limit() -> int:
     """How many files a process may have open."""
     import resource
@@ -1376,16 +1410,6 @@ class stop_signals:
         import signal
         for number, handler in self._former.items():
             signal.signal(number, handler)
-
-
-def forgo_keyboard_interrupt() -> None:
-    """From here on SIGINT ends this process as SIGTERM does, where it would have raised KeyboardInterrupt.
-
-    That could strike between two handlers of ours, after all is written, and make an error of it.
-    """
-    import signal
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def die_of(signal_number: int) -> None:
@@ -4989,11 +5013,15 @@ class _Crew:
         return {index for _, _, index, _ in self.seats}
 
     def dead_seats(self) -> List[Tuple[int, int, int, int]]:
-        """The seats whose worker is gone.  Reaps it, if Pool has not yet."""
+        """Return the seats whose worker is gone.  Reap it, if Pool has not yet.
+
+        A worker that was stopped, as its backend can do, goes on.
+        """
         import multiprocessing
+        import signal
         for process in multiprocessing.active_children():
             self.processes[process.pid or 0] = process
-        return [seat for seat in self.seats if not process_exists(seat[1])]
+        return [seat for seat in self.seats if not process_exists(seat[1], signal.SIGCONT)]
 
     def how_it_ended(self, pid: int) -> str:
         process = self.processes.pop(pid, None)
@@ -5055,6 +5083,7 @@ class _Run:
         self._messages = 0
         self.canceled = False
         self.failure = ""  # why no more tasks can run
+        self.kill_at = float("inf")  # when what was canceled and still runs is killed
         self.killed_at = 0.0
         self._next_look = time.monotonic() + TICK_SECONDS
         _lifelines.append(self._lifeline)
@@ -5076,6 +5105,7 @@ class _Run:
 
     def _hire(self) -> None:
         self._renew()
+        allow_descriptors(100 + 3 * self.jobs * (len(self.crews) + 1))  # a worker takes at most three
         self.crews.append(_Crew(
             self.directory, self.jobs, self.method,
             lambda seats, lock: _Terms(self.run_id, self.directory, seats, lock, self._reader,
@@ -5119,6 +5149,7 @@ class _Run:
         if self.canceled:
             return
         self.canceled = True
+        self.kill_at = time.monotonic() + self.grace + KILLED_SECONDS
         for crew in self.crews:
             crew.seats.cancel()
         _lifelines.remove(self._lifeline)
@@ -5307,7 +5338,7 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
             on_tick(len(run.in_flight))
             if stopping:
                 run.cancel()
-            if control.level > 1 and not run.killed_at:
+            if (control.level > 1 or time.monotonic() > run.kill_at) and not run.killed_at:
                 run.kill()
             if run.killed_at and time.monotonic() > run.killed_at + KILLED_SECONDS:  # a worker that does not answer is not waited for
                 for index in list(run.in_flight):
@@ -7240,7 +7271,7 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
     directory, home = temporary_directory(), os.path.expanduser("~")
     return {
         "python": "%s %s" % (platform.python_version(), sys.executable), "orjson": faster, "start_method": start_method,
-        "semaphores": semaphores_work(), "temp": directory, "temp_free_mb": free_space(directory) >> 20,
+        "semaphores": semaphores_work(), "finds_strays": finds_strays(), "temp": directory, "temp_free_mb": free_space(directory) >> 20,
         "temp_writable": os.access(directory, os.W_OK | os.X_OK), "descriptors": descriptor_limit(), "home": home,
         "home_writable": os.access(home, os.W_OK | os.X_OK), "nested_in": [name for name in NESTING_VARIABLES if name in os.environ],
     }

@@ -1622,6 +1622,7 @@ class Doctor(Commands):
         self.assertEqual([machine[name] for name in ("start_method", "temp", "temp_writable", "home", "home_writable", "descriptors", "nested_in")],
                          [method, self.tmp, True, self.home, True, 200, []])
         self.assertIs(machine["semaphores"], True)
+        self.assertIs(machine["finds_strays"], support.LINUX)
         self.assertGreater(machine["temp_free_mb"], 0)
         self.assertLessEqual(machine["temp_free_mb"], shutil.disk_usage(self.tmp).total >> 20)
         self.assertEqual(machine["orjson"] != "no", orjson_is_there())

@@ -358,6 +358,16 @@ class Files(PlatformCase):
         self.assertLessEqual(free, shutil.disk_usage(self.directory).total)
         self.assertEqual(clinvk.free_space(self.path("nowhere")), 0)
 
+    def test_allow_descriptors_raises_the_soft_limit_as_far_as_the_hard_one_and_never_lowers_it(self):
+        body = """
+            import resource
+            resource.setrlimit(resource.RLIMIT_NOFILE, (77, 200))
+            for count in (10, 150, 100, 1000):
+                clinvk.allow_descriptors(count)
+                print(resource.getrlimit(resource.RLIMIT_NOFILE))
+            """
+        self.assertEqual(self.script(body), "(77, 200)\n(150, 200)\n(150, 200)\n(200, 200)\n")
+
     def test_the_limit_of_descriptors_is_the_one_that_counts_now(self):
         body = """
             import resource
@@ -774,10 +784,10 @@ class Elsewhere(PlatformCase):
 
     def test_what_only_proc_tells_is_not_known_and_nothing_fails(self):
         body = """
-            print(clinvk.marked_processes("PATH=x"), clinvk.adopt_orphans(), clinvk.default_start_method())
+            print(clinvk.finds_strays(), clinvk.marked_processes("PATH=x"), clinvk.adopt_orphans(), clinvk.default_start_method())
             clinvk.sweep("HOME=" + os.environ["HOME"])
             """
-        self.assertEqual(self.script(body, prepare=self.PREPARE), "[] False spawn\n")
+        self.assertEqual(self.script(body, prepare=self.PREPARE), "False [] False spawn\n")
 
     def test_a_task_runs_and_its_group_ends_with_it(self):
         body = """
@@ -847,9 +857,9 @@ os.listdir = listdir
             for prompt in ("say hello", "flood 3000", "sleep 300"):
                 result = clinvk.run_task(clinvk.Task(0, "echo", prompt, timeout=1.0 if "sleep" in prompt else 0.0))
                 print(result.status, len(result.output))
-            print(clinvk.marked_processes("HOME=" + os.environ["HOME"]), clinvk.end_children())
+            print(clinvk.finds_strays(), clinvk.marked_processes("HOME=" + os.environ["HOME"]), clinvk.end_children())
             """
-        self.assertEqual(self.script(body, prepare=self.PREPARE), "ok 6\nok 3000\ntimeout 0\n[] True\n")
+        self.assertEqual(self.script(body, prepare=self.PREPARE), "ok 6\nok 3000\ntimeout 0\nFalse [] True\n")
 
 
 class Signals(PlatformCase):

@@ -526,7 +526,63 @@ class LostFiles(Pool):
         self.assertEqual(lines, [5000, 300000])
 
 
+    def test_a_worker_that_its_backend_stops_goes_on(self):
+        for method in PROCESS_METHODS:
+            with self.subTest(method=method):
+                lines = self.run_script(method, """
+                    def stop():
+                        while not os.path.exists("ids-" + METHOD):
+                            time.sleep(0.01)
+                        with open("/proc/%s/stat" % open("ids-" + METHOD).read().split()[0]) as file:
+                            os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGSTOP)
+                        os.unlink("ids-" + METHOD)
+                        open("go-" + METHOD, "w").close()
+                    def tasks():
+                        for index, end in enumerate(("say x", "sleep 300")):
+                            threading.Thread(target=stop).start()
+                            prompt = "ids ids-%s; wait-for go-%s; %s" % (METHOD, METHOD, end)
+                            yield Task(index, "echo", prompt, timeout=0.5 * index)
+                            os.unlink("go-" + METHOD)
+                    for result in run_pool(tasks(), jobs=1, start_method=METHOD):
+                        tell(result)
+                    """)
+                self.assertEqual([line[:2] for line in lines], [[0, "ok"], [1, "timeout"]])
+
+    def test_one_cancel_ends_a_run_whose_worker_is_stopped_again_and_again(self):
+        for method in PROCESS_METHODS:
+            with self.subTest(method=method):
+                lines = self.run_script(method, """
+                    clinvk.KILLED_SECONDS = 0.2
+                    control = Control()
+                    def stop(worker):
+                        try:
+                            while True:
+                                os.kill(worker, signal.SIGSTOP)
+                        except ProcessLookupError:
+                            pass
+                    def tick(running):
+                        if os.path.exists("ids-" + METHOD) and not control.level:
+                            with open("/proc/%s/stat" % open("ids-" + METHOD).read().split()[0]) as file:
+                                worker = int(file.read().rpartition(")")[2].split()[1])
+                            threading.Thread(target=stop, args=(worker,)).start()
+                            control.cancel()
+                    for result in run_pool(echo("ids ids-%s; sleep 300" % METHOD), jobs=1, control=control, on_tick=tick,
+                                           start_method=METHOD, grace=0.2):
+                        tell(result)
+                    """)
+                self.assertEqual([line[:2] for line in lines], [[0, "canceled"]])
+
+
 class WithoutDescriptors(Pool):
+    def test_a_run_raises_the_soft_limit_to_what_its_workers_take(self):
+        lines = self.run_script(PROCESS_METHODS[0], """
+            import resource
+            resource.setrlimit(resource.RLIMIT_NOFILE, (40, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+            for result in run_pool(echo(*["say x"] * 20), jobs=20, start_method=METHOD):
+                tell(result)
+            """)
+        self.assertEqual([line[1] for line in lines], ["ok"] * 20)
+
     def test_a_run_for_which_there_are_none_is_refused_and_leaves_nothing(self):
         lines = self.run_script(PROCESS_METHODS[0], """
             import multiprocessing

@@ -175,6 +175,21 @@ class Signals(Case):
         wait_until(lambda: process.poll() is not None or process.send_signal(signal.SIGTERM), "it has ended")
         self.assertEqual(process.returncode, -signal.SIGTERM)
 
+    def test_an_interrupt_while_its_lines_are_read_shows_no_traceback(self):
+        head = """
+import os, signal, sys
+def interrupt(frame, event, argument):
+    if frame.f_code.co_name == "Task":  # the body of a class
+        sys.settrace(None)
+        os.kill(os.getpid(), signal.SIGINT)
+sys.settrace(interrupt)
+"""
+        by_path = self.file("run.py", head + "import runpy; runpy.run_path(%r, run_name='__main__')" % COMPILED)
+        of_pip = self.file("clinvk", head + "from clinvk import console; console()")
+        for path in (by_path, of_pip):
+            done = self.run_program([sys.executable, path, "parallel"], env={"PYTHONPATH": MODULES})
+            self.assertEqual((done.returncode, done.stderr), (-signal.SIGINT, b""))
+
     def test_an_interrupt_after_all_is_written_is_no_error(self):
         # os._exit, the last thing that console calls, is made the moment at which it comes
         late = "import os, signal, clinvk; os._exit = lambda code: os.kill(os.getpid(), signal.SIGINT); clinvk.console()"
