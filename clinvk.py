@@ -733,14 +733,31 @@ def is_same(file: int, path: str) -> bool:
         return False
 
 
+def deleted_directory() -> str:
+    """Return the message that the current directory was deleted; "" where it was not."""
+    try:
+        os.getcwd()
+        return ""
+    except FileNotFoundError:
+        return "the current directory does not exist any more"
+
+
+def absolute(path: str) -> str:
+    """Return the absolute path; `path` itself where the current directory was deleted, so that nothing is found there."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        return path
+
+
 def search_path() -> List[str]:
     """The directories of the PATH, absolute: what is relative counts from here, not from where a program will run."""
-    return [os.path.abspath(entry) for entry in os.get_exec_path()]
+    return [absolute(entry) for entry in os.get_exec_path()]
 
 
 def candidates(program: str) -> List[str]:
     """The paths at which a program may be, absolute."""
-    return [os.path.abspath(program)] if "/" in program else [os.path.join(entry, program) for entry in search_path()]
+    return [absolute(program)] if "/" in program else [os.path.join(entry, program) for entry in search_path()]
 
 
 def find_program(name: str) -> Tuple[str, str]:
@@ -764,7 +781,7 @@ def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: O
         except NotImplementedError:  # setsid
             pass
     import subprocess  # twice the price of posix_spawn (of a fork, before Python 3.10), but it can change the directory
-    program = os.path.abspath(argv[0]) if "/" in argv[0] else argv[0]
+    program = absolute(argv[0]) if "/" in argv[0] else argv[0]
     if "PATH" in environment:
         environment = dict(environment, PATH=os.pathsep.join(search_path()))
     try:
@@ -1208,7 +1225,7 @@ class writing:
 def make_private_directory() -> str:
     """A new directory of mode 0700 for temporary files.  Raises OutputError where there is nowhere to write."""
     while True:
-        path = os.path.join(os.path.abspath(temporary_directory()), "clinvk-" + os.urandom(4).hex())
+        path = os.path.join(absolute(temporary_directory()), "clinvk-" + os.urandom(4).hex())
         try:
             os.mkdir(path, 0o700)
             return path
@@ -2975,7 +2992,7 @@ def _gemini_policy(*tools: str, inside: str = "") -> str:
     """
     text = ('[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 997\n'
             '[[rule]]\ntoolName = [%s]\ndecision = "allow"\npriority = 998\n' % ", ".join('"%s"' % tool for tool in tools))
-    ways = {os.path.abspath(inside), os.path.realpath(inside)} if inside else {"/"}
+    ways = {absolute(inside), os.path.realpath(inside)} if inside else {"/"}
     if "/" not in ways:
         import re
         here = "|".join(re.escape(dumps(way).decode("utf-8")[2:-1]).replace("/", "\\/") for way in sorted(ways))
@@ -3150,7 +3167,7 @@ def _custom_command(definition: Definition, task: Task) -> Command:
     import re
     by_file = any("prompt_file" in placeholders(element) for element in definition.argv)
     values = {name: str(getattr(task, name, "") or "") for name in PLACEHOLDERS}
-    values["workdir"] = task.workdir and os.path.abspath(task.workdir)  # for a program that runs in it
+    values["workdir"] = task.workdir and absolute(task.workdir)  # for a program that runs in it
     values["prompt_file"] = SCRATCH + "/prompt"
     argv: List[str] = []
     flag = False  # the last element of argv is one that may belong to the next
@@ -3165,7 +3182,7 @@ def _custom_command(definition: Definition, task: Task) -> Command:
         argv.append(" " + word if word.startswith("-") and not element.startswith("-") else word)  # what a task says is no option
         flag = not names and len(element) > 1 and element.startswith("-") and element != "--"
     if "/" in argv[0]:
-        argv[0] = os.path.abspath(argv[0])  # it counts from where clinvk runs, not from the workdir
+        argv[0] = absolute(argv[0])  # it counts from where clinvk runs, not from the workdir
     return Command(tuple(argv) + task.extra, files={"prompt": task.prompt} if by_file else {}, by_stdin=not by_file)
 
 
@@ -3960,6 +3977,8 @@ def _check_backends(rules: Rules) -> None:
 def _open_input(path: Optional[str], rules: Rules, advice: str) -> Tuple[int, str]:
     """A file, or stdin where `path` is None or `-`, and its name; once what was said beside it is known to be good.  Raises UserError."""
     _check_backends(rules)
+    if rules.root and not os.path.isabs(rules.root) and deleted_directory():
+        raise UserError("--root: " + deleted_directory())
     if rules.root and not os.path.isdir(rules.root):
         raise UserError("--root: %s is not a directory" % rules.root)
     if path in (None, "-"):
@@ -3976,9 +3995,12 @@ def single_task(prompt: str, rules: Rules) -> Task:
     """The task of a prompt that is given by itself.  Raises UserError."""
     _check_backends(rules)
     try:
-        return _task({"prompt": prompt}, {}, rules)._replace(index=0)
+        task = _task({"prompt": prompt}, {}, rules)._replace(index=0)
     except _Misfit as misfit:
         raise UserError(str(misfit)) from None
+    if not os.path.isabs(task.workdir) and deleted_directory():
+        raise UserError(deleted_directory())
+    return task
 
 
 def open_tasks(path: Optional[str], rules: Rules, warn: Callable[[str], None]) -> TaskStream:
@@ -4406,8 +4428,9 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
 
     Without a station it makes one for itself, and leaves nothing running and no file behind.
     """
-    if task.invalid:
-        return unfinished(task, "failed", task.invalid, "invalid", exit_code=1)._replace(task=task)
+    problem = task.invalid or ("" if os.path.isabs(task.workdir) else deleted_directory())
+    if problem:
+        return unfinished(task, "failed", problem, "invalid", exit_code=1)._replace(task=task)
     if task.dry_run:
         return unfinished(task, "skipped", "", "", exit_code=0)._replace(answer=command_line(task), task=task)
     if station is None:
@@ -4543,7 +4566,7 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
         environment[name] = environment[name].replace(SCRATCH, directory)
     argv = tuple(word.replace(SCRATCH, directory) for word in command.argv)
     if workdir:
-        environment["PWD"] = workdir.real if task.root else os.path.abspath(task.workdir)
+        environment["PWD"] = workdir.real if task.root else absolute(task.workdir)
     pid = start_session(argv, environment, workdir, files)
     return _BackendProcess(pid, getattr(signal, backend_of(task).stop_signal), station.grace)
 
@@ -6220,7 +6243,7 @@ class SessionStore:
     _files: Dict[str, int] = {}  # those of the locks, which stay open, by their paths
 
     def __init__(self, directory: str, warn: Callable[[str], None] = lambda text: None) -> None:
-        self._directory, self._warn = os.path.abspath(directory), warn
+        self._directory, self._warn = absolute(directory), warn
         self._warned: Set[str] = set()
 
     def create(self, backend: str, *, working_dir: str = "", model: str = "", initial_prompt: str = "", title: str = "",
@@ -7271,6 +7294,7 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
     directory, home = temporary_directory(), os.path.expanduser("~")
     return {
         "python": "%s %s" % (platform.python_version(), sys.executable), "orjson": faster, "start_method": start_method,
+        "directory": deleted_directory() or os.getcwd(),
         "semaphores": semaphores_work(), "finds_strays": finds_strays(), "temp": directory, "temp_free_mb": free_space(directory) >> 20,
         "temp_writable": os.access(directory, os.W_OK | os.X_OK), "descriptors": descriptor_limit(), "home": home,
         "home_writable": os.access(home, os.W_OK | os.X_OK), "nested_in": [name for name in NESTING_VARIABLES if name in os.environ],

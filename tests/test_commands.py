@@ -1532,6 +1532,29 @@ class Secrets(Commands):
         self.assertEqual(result["error"], "[A_TOKEN] [B_TOKEN] [C_TOKEN][A_TOKEN] [D_TOKEN]")
 
 
+class DeletedDirectory(Case):
+    def test_deleted_current_directory_is_named(self):
+        gone = "the current directory does not exist any more"
+
+        def clinvk_there(*arguments, input=b"", env=None):
+            script = "import os, sys; os.mkdir('deleted'); os.chdir('deleted'); os.rmdir('../deleted'); os.execv(sys.argv[1], sys.argv[1:])"
+            return self.run_program([sys.executable, "-c", script, sys.executable, COMPILED, *arguments], input, env)
+
+        batch = tasks("say x") + tasks("say x", workdir="sub") + tasks("say x", workdir=self.directory)
+        for form in ([], ["--dry-run"]):
+            run = clinvk_there("parallel", "--jsonl", "-q", "-j", "1", *form, input=batch)
+            self.assertEqual([result.get("error") for result in results(run)], [gone, gone, None])
+        batch = tasks("say x", backend="gemini", sandbox_mode="workspace", approval_mode="auto")
+        self.assertEqual(results(clinvk_there("parallel", "--jsonl", "-q", "--dry-run", input=batch))[0]["error"], gone)
+        for arguments, status in ((["-b", "echo", "say x"], 2), (["-b", "claude", "-c", "say x"], 2), (["parallel", "--root", "."], 2)):
+            run = clinvk_there(*arguments, input=tasks("say x") if "parallel" in arguments else b"")
+            self.assertEqual((run.returncode, run.stdout), (status, b""))
+            self.assertRegex(run.stderr.decode(), r"\Aclinvk: error: (--root: )?%s\n\Z" % gone)
+        self.assertEqual(clinvk_there("-b", "echo", "-w", self.directory, "say x").stdout, b"x\n")
+        doctor = clinvk_there("doctor", "--json", env={"PATH": "relative:" + self.environment["PATH"]}), self.clinvk("doctor", "--json")
+        self.assertEqual([json.loads(run.stdout)["machine"]["directory"] for run in doctor], [gone, self.directory])
+
+
 class Doctor(Commands):
     """`clinvk doctor`, with programs of ours on the PATH and nothing else."""
 
