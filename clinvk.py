@@ -4859,7 +4859,10 @@ def _enter_process(terms: _Terms) -> None:
     signal.signal(signal.SIGTERM, hold_on)
     station.adopts = adopt_orphans()
     holder = threading.Thread(target=_hold_lifeline, args=(terms, station), daemon=True)
-    holder.start()
+    try:
+        holder.start()
+    except RuntimeError:  # no more threads: the parent notices that it has too few workers
+        os._exit(1)
 
     desk = _desks[threading.get_ident()]
     lifeline = select.poll()

@@ -1555,6 +1555,46 @@ class DeletedDirectory(Case):
         self.assertEqual([json.loads(run.stdout)["machine"]["directory"] for run in doctor], [gone, self.directory])
 
 
+class FewProcesses(Case):
+    """`ulimit -u`, which does not bind root: as a user that nobody is."""
+
+    @only_linux
+    def test_limit_of_processes_is_one_line_without_tracebacks(self):
+        if os.geteuid() != 0:
+            self.skipTest("only root can become another user")
+        user, place = 100000 + int.from_bytes(os.urandom(3), "big"), self.path("place")
+        os.chmod(self.directory, 0o755)
+        os.mkdir(place)
+        os.chown(place, user, user)
+        program = shutil.copy(PROGRAM, place)
+
+        def run(python, arguments, limit):
+            def become():
+                os.setgroups([])
+                os.setgid(user)
+                os.setuid(user)
+                resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+
+            return self.run_program([python, "-B", *arguments], tasks(*["touch ran"] * 3),
+                                    {"HOME": place, "TMPDIR": place, "CLINVK_START_METHOD": "fork"},
+                                    preexec_fn=become, cwd=place)
+
+        def runs(python):
+            try:
+                return run(python, ["-c", "import multiprocessing.pool"], 100).returncode == 0
+            except OSError:
+                return False
+
+        python = next(filter(runs, (sys.executable, "/usr/bin/python3")), None)
+        if python is None:
+            self.skipTest("no Python here that another user can run")
+        for limit in range(3, 8):
+            done = run(python, [program, "parallel", "-j", "3", "--jsonl", "-q"], limit)
+            self.assertEqual((done.returncode, done.stdout, done.stderr.decode()), (2, b"", (
+                "clinvk: error: cannot start 3 workers: Resource temporarily unavailable; try a smaller --max-parallel\n")), limit)
+            self.assertEqual(os.listdir(place), ["clinvk.py"])
+
+
 class Doctor(Commands):
     """`clinvk doctor`, with programs of ours on the PATH and nothing else."""
 
