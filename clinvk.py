@@ -335,7 +335,7 @@ def to_bytes(text: str) -> bytes:
     return text.encode("utf-8", LOSSLESS)
 
 
-def to_text(data: bytes) -> str:
+def to_text(data: Union[bytes, bytearray]) -> str:
     """Any bytes as text: one that is not UTF-8 becomes a lone surrogate (U+DC80 to U+DCFF, PEP 383)."""
     return data.decode("utf-8", "surrogateescape")
 
@@ -464,8 +464,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def quoted(value: Any) -> str:
-    """A value as it stands in an error message: JSON, without secrets, cut to a readable length."""
+    """Return a value as JSON for an error message: without secrets, invisible characters escaped, cut to a readable length."""
     text = without_secrets(dumps(value).decode("utf-8"))
+    if not text.isprintable():
+        import json
+        text = "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in text)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -1074,12 +1077,12 @@ def read_some(file: int) -> bytes:
             select.select([file], [], [])
 
 
-def can_be_read(file: int) -> bool:
-    """Return whether a read of `file` returns at once, with bytes or with the end of the file."""
+def can_be_read(file: int, patience_seconds: float = 0.0) -> bool:
+    """Return whether a read of `file` returns at once, with bytes or with the end of the file; wait for that so long."""
     import select
     poll = select.poll()
     poll.register(file, select.POLLIN)
-    return bool(poll.poll(0))
+    return bool(poll.poll(patience_seconds * 1000))
 
 
 def give_name(file: int, path: str) -> None:
@@ -1365,6 +1368,13 @@ def reader_is_gone(file: int) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
+def is_endless(file: int) -> bool:
+    """Return whether `file` is a device such as /dev/zero, and not a terminal or /dev/null."""
+    import stat
+    mode = os.fstat(file).st_mode
+    return (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and not is_terminal(file) and not is_same(file, os.devnull)
+
+
 def has_content(file: int, patience_seconds: float = 0.0) -> bool:
     """Return whether there is something to read from a pipe, a socket or the start of a regular file.
 
@@ -1378,13 +1388,8 @@ def has_content(file: int, patience_seconds: float = 0.0) -> bool:
     if not (stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)):
         return False
     import fcntl
-    import select
     import termios
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    if not poll.poll(patience_seconds * 1000):
-        return False
-    return any(fcntl.ioctl(file, termios.FIONREAD, bytes(4)))
+    return can_be_read(file, patience_seconds) and any(fcntl.ioctl(file, termios.FIONREAD, bytes(4)))
 
 
 def open_standard_streams() -> None:
@@ -1687,13 +1692,60 @@ def _path_text(path: _Path) -> str:
     return text
 
 
+def _without_repeats(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Misfit("a key is given twice")
+    return found
+
+
+@once
+def _unique_decoder() -> Callable[[str], Any]:
+    import json
+    return json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_repeats).decode
+
+
+def loads_unique(data: Union[bytes, bytearray]) -> Any:
+    """Return the JSON value in `data` (UTF-8) as `loads` does, but raise _Misfit where an object has a key twice.
+
+    orjson would drop the first of the two.  For small tasks the JSON module with its hook is not slower than `loads`.
+    """
+    text = data.decode("utf-8")
+    try:
+        return _unique_decoder()(text)
+    except _Misfit:
+        raise _repeated_key(text) from None
+
+
+def _repeated_key(text: str) -> _Misfit:
+    import json
+    repeated: List[Tuple[Dict[str, Any], str]] = []
+
+    def note(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+        found: Dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                repeated.append((found, key))
+            found[key] = value
+        return found
+
+    paths: List[Tuple[Any, _Path]] = [(json.JSONDecoder(object_pairs_hook=note).decode(text), ())]
+    owner, key = repeated[-1]  # its parents keep it: a parent that dropped it would come later
+    for value, path in paths:
+        if value is owner:
+            return _Misfit("the key is given twice in one object", path + (key,))
+        paths += [(inner, path + (step,)) for step, inner in (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())]
+    raise AssertionError("the object that repeats a key is in the value")
+
+
 def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition]:
     """Return the commands that CLINVK_BACKENDS defines, as JSON.  Raises UserError."""
     text = environment.get("CLINVK_BACKENDS")
     if not text:
         return {}
     try:
-        return _definitions(loads(to_bytes(text)))
+        return _definitions(loads_unique(to_bytes(text)))
     except _Misfit as misfit:
         raise UserError("CLINVK_BACKENDS: %s" % misfit) from None
     except (ValueError, RecursionError) as error:
@@ -2255,6 +2307,9 @@ def configuration_path(option: Optional[str], environment: Dict[str, str]) -> Tu
     return os.path.join(home_directory(environment), "config.yaml"), False
 
 
+MAX_CONFIGURATION_BYTES = 4 << 20
+
+
 def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Configuration:
     """Read the configuration file; only a file that the user named must exist.
 
@@ -2263,11 +2318,13 @@ def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Co
     path, named = configuration_path(option, environment)
     try:
         with open(path, "rb") as file:
-            data = file.read()
+            data = file.read(MAX_CONFIGURATION_BYTES + 1)
     except OSError as error:
         if not named and isinstance(error, (FileNotFoundError, NotADirectoryError)):
             return Configuration(path)
         raise ConfigError("%s: %s" % (path, error.strerror)) from None
+    if len(data) > MAX_CONFIGURATION_BYTES:
+        raise ConfigError("%s: larger than %d MB, which no configuration is" % (path, MAX_CONFIGURATION_BYTES >> 20))
     try:
         return read_configuration(data.decode("utf-8"), path)
     except UnicodeDecodeError as error:
@@ -3500,11 +3557,21 @@ def _for_all(value: Dict[str, Any], rules: Rules, what: str) -> Tuple[Dict[str, 
     return {}, rules
 
 
-def _batch(value: Any, rules: Rules) -> Tuple[List[Task], List[_Path], Dict[str, Any]]:
-    """The tasks of one JSON value (a batch, an array of tasks, a task), where in it they stand, and what it says of the run.
+class _Batch(NamedTuple):
+    """A JSON value of the input: its items, the path to them (None: the value itself is the one task), and what it says for all."""
 
-    Raises _Misfit.
-    """
+    items: List[Any]
+    where: Optional[_Path]
+    defaults: Dict[str, Any]
+    rules: Rules
+    run: Dict[str, Any]  # what it says of the run
+
+    def path(self, position: int) -> _Path:
+        return () if self.where is None else self.where + (position,)
+
+
+def _batch(value: Any, rules: Rules) -> _Batch:
+    """Return a JSON value (a batch, an array of tasks, a task) as a batch whose items are not checked yet.  Raise _Misfit."""
     defaults: Dict[str, Any] = {}
     run: Dict[str, Any] = {}
     where: _Path = ()
@@ -3533,25 +3600,20 @@ def _batch(value: Any, rules: Rules) -> Tuple[List[Task], List[_Path], Dict[str,
                 raise _Misfit("a batch needs a list of tasks")
             if near:
                 raise _Misfit("unknown field%s" % known_as(near, BATCH_FIELDS), (near,))
-        return [_task(value, defaults, rules)], [()], run
-    if not items:
-        raise _Misfit("no tasks: the list is empty", where)
-    tasks = []
-    for position, item in enumerate(items):
-        with _at(*where, position):
-            tasks.append(_task(item, defaults, rules))
-    return tasks, [where + (position,) for position in range(len(items))], run
+        return _Batch([value], None, defaults, rules, run)
+    return _Batch(items, where, defaults, rules, run)
 
 
-def _line_of(data: bytes, path: _Path) -> int:
+def _line_of(data: Union[bytes, bytearray], path: _Path) -> int:
     """On which line (from 0) of a valid JSON text the value at `path` stands; 0 where that cannot be found out."""
     try:
         return _find_line(data, path)
-    except (RecursionError, ValueError):  # orjson goes deeper than json
+    except (RecursionError, ValueError, IndexError):  # orjson goes deeper than json
         return 0
 
 
-def _find_line(data: bytes, path: _Path) -> int:
+def _find_line(data: Union[bytes, bytearray], path: _Path) -> int:
+    """Return the line of the value at `path`; of a key that is given twice: of the last."""
     import json
     text, position = data.decode("utf-8"), 0
     decoder = json.JSONDecoder()
@@ -3563,45 +3625,158 @@ def _find_line(data: bytes, path: _Path) -> int:
 
     position = skip(position)
     for step in path:
-        closed, count = text[position] == "]", 0
+        found, count = position, 0
         position = skip(position + 1)
-        while not closed:
+        while text[position] not in "]}":
             key: Any = count
             if isinstance(step, str):
                 key, position = decoder.raw_decode(text, position)
                 position = skip(position, " \t\r\n:")
             if key == step:
-                break
+                found = position
+                if isinstance(key, int):
+                    break
             _, position = decoder.raw_decode(text, position)
             position = skip(position, " \t\r\n,")
             count += 1
+        position = found
     return text.count("\n", 0, position)
 
 
+_ENCODINGS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_ZEROS: Dict[Tuple[int, ...], str] = {  # of the first bytes
+    (0, 1): "UTF-16LE", (1, 0): "UTF-16BE", (0, 1, 0, 1): "UTF-16LE", (1, 0, 1, 0): "UTF-16BE", (0, 1, 1, 1): "UTF-32LE", (1, 1, 1, 0): "UTF-32BE"}
+
+
+def _other_encoding(data: Union[bytes, bytearray]) -> str:
+    """Return how to repair text that begins as UTF-16 or UTF-32 does, with a byte order mark or without; else an empty text."""
+    name = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "")
+    name = name or _ZEROS.get(tuple(int(not byte) for byte in data[:4 if len(data) > 3 else 2]), "")
+    return ": the input is %s; `iconv -f %s -t UTF-8` makes it UTF-8" % (name, name) if name else ""
+
+
+_JSON_WORDS = {"True": "true", "False": "false", "None": "null", "undefined": "null", "NaN": "null"}
+
+
+def _repair(text: str, place: int) -> str:
+    """Return what is wrong at a place where JSON cannot go on, and how to repair it; an empty text where that is not known."""
+    import re
+    import unicodedata
+    character, rest = text[place:place + 1], text[place:place + 50]
+    word = re.match(r"[A-Za-z_]\w*", rest)
+    if text[:place].rstrip().endswith(",") and character in ("]", "}") or re.match(r",\s*[\]}]", rest):
+        return ": remove the comma before the closing bracket"
+    if rest.startswith(("#", "//", "/*")):
+        return ": remove the comment; JSON has none"
+    if character == "'":
+        return ": write \" around a string, not '"
+    if character and unicodedata.category(character) in ("Pi", "Pf") or character in ("\u201a", "\u201e", "\uff02"):
+        return ": write \" around a string, not %s (U+%04X)" % (character, ord(character))
+    if word and word.group() in _JSON_WORDS:
+        return ": write %s, not %s" % (_JSON_WORDS[word.group()], word.group())
+    if character and not character.isprintable():
+        return ": remove U+%04X (%s), which is not white space in JSON" % (
+            ord(character), unicodedata.name(character, "a control character"))
+    return ""
+
+
+def _repair_of(error: Any, torn: bool) -> str:
+    """Return the same for an error of the JSON module."""
+    if error.msg.startswith("Invalid control character"):
+        return ": write it as %s in a string" % dumps(error.doc[error.pos]).decode("ascii", "replace")[1:-1]
+    if error.msg.startswith("Unterminated string"):
+        return "" if torn else ": a string ends on its line; write a line break in it as \\n"
+    if error.msg.startswith("Invalid \\"):
+        return ": write a backslash in a string as \\\\"
+    repair = _repair(error.doc, error.pos)
+    if not repair and not torn and error.msg.startswith("Expecting ',' delimiter"):
+        return ": a comma is missing here, or a backslash before a \" inside of a string"
+    if not repair and error.msg.startswith("Expecting property name") and error.doc[error.pos:error.pos + 1].isidentifier():
+        return ": write \" around a name"
+    return repair
+
+
+MAX_VALUE_BYTES = 256 << 20  # of one JSON value, which is kept in memory until it was checked
+LARGE_BYTES = CHUNK  # of an array from which on its elements are parsed one by one
+
+
 class _Piece(NamedTuple):
-    """The bytes of one top-level JSON value, or of what stood in its place; `line` counts from 1."""
+    """The bytes of one JSON value of the input, or of what stood in its place; `line` counts from 1."""
 
     line: int
-    data: bytes
+    data: Union[bytes, bytearray]
     is_value: bool = True
     value: Any = None  # what it says, where that is known already
     torn: bool = False  # the input ends inside of it
+    column: int = 0  # characters before it on its first line
+    array: Tuple[int, int] = (0, 0)  # where the content of its largest array is: of the value itself, or of a field
+    problem: str = ""  # why it is not a value
 
     def said(self) -> Any:
-        """The value.  Raises ValueError or RecursionError."""
+        """Return the value.  Raise ValueError or RecursionError."""
+        if self.problem:
+            raise _Misfit(self.problem)
         if not self.is_value:
-            text = to_text(self.data[:CHUNK]).strip()
-            hint = (": the JSON is in a Markdown fence, which `sed '/^ *```/d'` strips" if text.startswith("```") else
-                    ": it is UTF-16, of which `iconv -f UTF-16 -t UTF-8` makes UTF-8" if self.data[:2] in (b"\xff\xfe", b"\xfe\xff") else "")
-            raise _Misfit("expected a JSON object or array, got %s%s" % (quoted(text), hint))
-        return loads(self.data) if self.value is None else self.value
+            text = to_text(self.data[:CHUNK]).strip(" \t\r\n")
+            raise _Misfit("expected a JSON object or array, got %s%s" % (quoted(text), _other_encoding(self.data) or self._repair(text)))
+        return loads_unique(self.data) if self.value is None else self.value
+
+    @staticmethod
+    def _repair(text: str) -> str:
+        if text.startswith("```"):
+            return ": the JSON is in a Markdown fence, which `sed '/^ *```/d'` strips"
+        if text.startswith(","):
+            return ": remove the comma between values, or put the values into [ ]"
+        if text.startswith('"'):
+            return ": `jq '{prompt: .}'` makes a task of a string"
+        return _repair(text, 0) or ("" if text[:1] in ("]", "}") else ": leave only the JSON; `jq -R '{prompt: .}'` makes a task of each line")
+
+    def without_array(self) -> _Piece:
+        """Return the value without the elements of its largest array; its lines stay."""
+        start, end = self.array
+        return self._replace(data=bytes(self.data[:start]) + b"\n" * self.data.count(b"\n", start, end) + bytes(self.data[end:]))
+
+    def elements(self) -> Iterator[_Piece]:
+        """Yield the elements of the largest array, none of them parsed."""
+        scanner, (place, end), line, column, counted = _Splitter(), self.array, self.line, 0, 0
+        while True:
+            start = scanner.blank_end(self.data, place)
+            passed, counted = self.data[counted:start], start
+            column = (0 if b"\n" in passed else column) + len(to_text(passed[passed.rfind(b"\n") + 1:]))
+            line += passed.count(b"\n")
+            if self.data[start] not in b"{[":  # to be refused by whoever reads it
+                yield _Piece(line, self.data[start:min(end + 1, start + CHUNK)], column=column, problem=self._misplaced(start))
+                return
+            place = scanner.value_end(self.data, start)
+            yield _Piece(line, self.data[start:place], column=column)
+            place = scanner.blank_end(self.data, place)
+            if place >= end:
+                return
+            if self.data[place] != 0x2C:
+                yield _Piece(line + self.data.count(b"\n", start, place), b"", problem=self._misplaced(place))
+                return
+            place += 1
+
+    def _misplaced(self, place: int) -> str:
+        """Return why an element of an array cannot begin at a place."""
+        import json
+        before, text = to_text(self.data[max(0, place - 100):place]), to_text(self.data[place:place + CHUNK])
+        try:
+            if not before.rstrip().endswith(("]", "}")):
+                return "expected a task (an object), got %s" % quoted(json.JSONDecoder().raw_decode(text)[0])
+        except ValueError:
+            pass
+        return "not valid JSON: expected a task or the end of the list" + _repair(before + text, len(before))
 
 
 class _in_piece:
-    """Says where in the input the block is: what is wrong with a piece of it leaves as a UserError with file, line and path."""
+    """Turn what is wrong with a piece of the input, in the block, into a UserError with file, line and path.
 
-    def __init__(self, name: str, piece: _Piece) -> None:
-        self._name, self._piece = name, piece
+    `path` leads to the piece in its value.
+    """
+
+    def __init__(self, name: str, piece: _Piece, path: _Path = ()) -> None:
+        self._name, self._piece, self._path = name, piece, path
 
     def __enter__(self) -> None:
         pass
@@ -3610,19 +3785,26 @@ class _in_piece:
         line, text = 0, ""
         if isinstance(error, _Misfit):
             line = _line_of(self._piece.data, error.path)
-            text = str(error)
+            text = error.message if error.message.startswith("not valid JSON") else str(_Misfit(error.message, self._path + error.path))
         elif isinstance(error, UnicodeDecodeError):
             line = self._piece.data.count(b"\n", 0, error.start)
             text = "not valid UTF-8 (byte 0x%02x)" % self._piece.data[error.start]
-        elif isinstance(error, ValueError):  # of json
-            line, column = getattr(error, "lineno", 1) - 1, getattr(error, "colno", 0)
-            text = "not valid JSON: %s%s" % (getattr(error, "msg", str(error)), " (column %d)" % column if column else "")
+        elif hasattr(error, "lineno"):  # of the JSON module
+            line = error.lineno - 1
+            text = "not valid JSON: %s (column %d)%s" % (error.msg, error.colno + (0 if line else self._piece.column),
+                                                         _other_encoding(self._piece.data) or _repair_of(error, self._piece.torn))
             if self._piece.torn:
                 text += "; the input ends inside of the value that begins in line %d" % self._piece.line
+        elif isinstance(error, ValueError):
+            text = "not valid JSON: %s" % error
         elif isinstance(error, RecursionError):
             text = "nested too deep"
         if text:
             raise UserError("%s:%d: %s" % (self._name, self._piece.line + line, text)) from None
+
+
+_MARK = b"\xef\xbb\xbf"  # the byte order mark
+_DEEPEST_OPEN = 10000  # brackets; no JSON program goes so deep
 
 
 class _Splitter:
@@ -3630,12 +3812,14 @@ class _Splitter:
 
     It looks at brackets and strings alone, and at each byte once, so that a value of any size costs linear time and is
     handed out as soon as its last byte is there.  After something that cannot be JSON it goes on at the next line that
-    starts with `{` or `[`: a torn line of JSON Lines costs that line and nothing more.
+    starts with `{` or `[`: a torn line of JSON Lines costs that line and nothing more.  Between values byte order marks and
+    record separators (RFC 7464) are white space.
     """
 
     def __init__(self) -> None:
         import re
-        self._content = re.compile(rb"[^ \t\r\n]").search
+        self._blank = re.compile(rb"(?:[ \t\r\n\x1e]+|\xef\xbb\xbf)*").match
+        self._white = re.compile(rb"[ \t\r\n]*").match
         self._token = re.compile(rb'["{}\[\],:]|[^ \t\r\n"{}\[\],:]+').search
         self._in_string = re.compile(rb'["\\\n]').search
         self._buffer = bytearray()
@@ -3645,28 +3829,26 @@ class _Splitter:
         self._last = b""          # its last token outside strings
         self._string = False
         self._skipping = False    # up to a line that starts a value
-        self._fresh = True        # nothing was looked at yet: a byte order mark may come
+        self._refused = False     # the value was, because it is too large: nothing of it is kept
+        self._array = 0           # where the content begins of the last array that the value or a field of it is
+        self._largest = (0, 0)    # the content of the largest of these
 
     def feed(self, chunk: bytes, at_end: bool = False) -> Iterator[_Piece]:
         """The pieces that end in this chunk.  With `at_end` also what is left then."""
         self._buffer += chunk
-        if self._fresh and (len(self._buffer) >= 3 or at_end):
-            self._fresh = False
-            if self._buffer.startswith(b"\xef\xbb\xbf"):
-                del self._buffer[:3]
-        while not self._fresh:
+        while True:
             if not self._open:
                 if self._skipping:
                     self._skip()
                     if self._skipping:
                         return
-                content = self._content(self._buffer)
-                self._drop(content.start() if content else len(self._buffer))
-                if not content:
+                blank = self._blank(self._buffer)
+                self._drop(blank.end() if blank else 0)
+                if not self._buffer or len(self._buffer) < 3 and _MARK.startswith(self._buffer) and not at_end:
                     return
                 if self._buffer[0] not in b"{[":
                     end = self._buffer.find(b"\n")
-                    if end < 0 and not at_end:
+                    if end < 0 and not at_end and len(self._buffer) < CHUNK:
                         return
                     self._skipping = True
                     yield self._take(len(self._buffer) if end < 0 else end, False)
@@ -3677,21 +3859,41 @@ class _Splitter:
                         yield line
                         continue
             end, whole = self._end_of_value()
-            if end < 0:
-                if at_end:  # torn off: nothing in it may pass for a value of its own
-                    yield self._take(len(self._buffer))._replace(torn=True)
+            if end < 0 and not at_end:
+                yield from self._refuse()
                 return
+            piece = self._take(len(self._buffer) if end < 0 else end)
+            if not self._refused:
+                yield piece._replace(torn=end < 0)  # torn off: nothing in it may pass for a value of its own
+            self._refused = False
             self._skipping = not whole
-            yield self._take(end)
+            if end < 0:
+                return
+
+    def _refuse(self) -> Iterator[_Piece]:
+        """Give up a value that grew too large or too deep; its end is still looked for, so that no part passes for a value."""
+        deep = len(self._open) > _DEEPEST_OPEN
+        if not self._refused and (deep or len(self._buffer) > MAX_VALUE_BYTES):
+            self._refused = True
+            yield _Piece(self._line, b"", problem="nested too deep" if deep else "the JSON value that begins here is larger than %d MB; "
+                         "write tasks on lines of their own, without an array around them" % (MAX_VALUE_BYTES >> 20))
+        if self._refused:
+            kept = max(0, self._position - 4)  # _end_of_value looks back
+            position = self._position - kept
+            self._drop(kept)
+            self._position = position
+        if deep:
+            self._take(len(self._buffer))
+            self._refused, self._skipping = False, True
 
     def _whole_line(self) -> Optional[_Piece]:
         """The value that fills the line at the start of the buffer: JSON Lines at the speed of the JSON module."""
         end = self._buffer.find(b"\n")
-        if end < 0:
+        if end < 0 or end > LARGE_BYTES:
             return None
         line = bytes(self._buffer[:end])
         try:
-            piece = _Piece(self._line, line, value=loads(line))
+            piece = _Piece(self._line, line, value=loads_unique(line))
         except (ValueError, RecursionError):
             return None
         self._drop(end)
@@ -3703,11 +3905,19 @@ class _Splitter:
         self._position = 0
 
     def _take(self, count: int, is_value: bool = True) -> _Piece:
-        piece = _Piece(self._line, bytes(self._buffer[:count]), is_value)
-        self._drop(count)
+        line, data = self._line, self._buffer
+        if count > CHUNK:  # handed over, not copied
+            self._buffer = data[count:]
+            self._line += data.count(b"\n", 0, count)
+            self._position = 0
+            del data[count:]
+        else:
+            data = data[:count]
+            self._drop(count)
         self._open.clear()
         self._last, self._string = b"", False
-        return piece
+        array, self._largest = self._largest, (0, 0)
+        return _Piece(line, data, is_value, array=array)
 
     def _skip(self) -> None:
         """Drops lines up to one that starts a value.  The buffer starts inside the line to leave, or with a newline."""
@@ -3717,12 +3927,29 @@ class _Splitter:
                 self._drop(len(self._buffer) - 1)
                 return
             self._drop(newline)
-            if len(self._buffer) < 2:
+            start = self._buffer[1:5]
+            if start[:1] == b"\x1e":
+                del self._buffer[1]
+            elif start[:3] == _MARK:
+                del self._buffer[1:4]
+            elif _MARK.startswith(start):  # perhaps; what comes next will show
                 return
-            if self._buffer[1] in b"{[":
+            elif start[0] in b"{[":
                 self._skipping = False
                 return
-            self._drop(1)
+            else:
+                self._drop(1)
+
+    def blank_end(self, data: Union[bytes, bytearray], place: int) -> int:
+        """Return where the white space of JSON ends that begins at a place."""
+        found = self._white(data, place)
+        return found.end() if found else place
+
+    def value_end(self, data: Any, place: int) -> int:
+        """Return where the object or array ends that begins at a place in data that is whole."""
+        self._buffer, self._position = data, place
+        self._open.clear()
+        return self._end_of_value()[0]
 
     def _end_of_value(self) -> Tuple[int, bool]:
         """Where the value ends that the buffer starts with, -1 if further on; and whether it is whole so far as one can see."""
@@ -3748,18 +3975,31 @@ class _Splitter:
             if token in (b"{", b"["):
                 inside = self._open[-1:]
                 if inside and self._last != b":" and not (inside[0] == 0x5B and self._last in (b"[", b",")):
-                    start = found.start()  # nothing can start here: the value was torn, this is the next one
-                    return (start - 1, False) if buffer[start - 1] == 0x0A else (found.end(), False)
+                    return self._line_before(found.start(), found.end()), False  # the value was torn, this is the next one
+                if token == b"[" and (not inside or self._open == b"{"):
+                    self._array = found.end()
                 self._open += token
             elif token in (b"}", b"]"):
                 if self._open[-1] != (0x7B if token == b"}" else 0x5B):
                     return found.end(), False
                 del self._open[-1]
+                if token == b"]" and (not self._open or self._open == b"{"):
+                    start = self._array if self._open else 1
+                    self._largest = max(self._largest, (start, found.start()), key=lambda span: span[1] - span[0])
                 if not self._open:
                     return found.end(), True
             elif token == b'"':
                 self._string = True
             self._last = token
+
+    def _line_before(self, start: int, end: int) -> int:
+        """Return where the line ends before a bracket that begins a line, perhaps behind a mark; `end` where it does not."""
+        line = self._buffer[max(0, start - 4):start]
+        for mark in (_MARK, b"\x1e"):
+            if line.endswith(mark):
+                line = line[:-len(mark)]
+                start -= len(mark)
+        return start - 1 if line.endswith(b"\n") else end
 
 
 class _Identifiers:
@@ -3788,6 +4028,11 @@ class _Identifiers:
     def add(self, identifier: str) -> None:
         self._insert(hash(identifier) or 1)
 
+    def merge(self, other: _Identifiers) -> None:
+        for identifier_hash in other._table:
+            if identifier_hash:
+                self._insert(identifier_hash)
+
     def _insert(self, identifier_hash: int) -> None:
         self._table[self._place(identifier_hash)] = identifier_hash
         self._count += 1
@@ -3809,7 +4054,8 @@ class TaskStream:
     memory does not grow with the number of values.  `total` is also known of a pipe whose writer has finished.
     From another pipe tasks come as their values arrive: `next` gives None where none is ready yet, and `on_ready` is
     called, from another thread, when one is.  A bad value on a pipe becomes a task with `invalid` set.  Before the first
-    task both raise UserError instead.
+    task both raise UserError instead.  The tasks of a large value are parsed one by one: once to validate all of them,
+    then to run them.
 
     `run` is what the input says of the run as a whole (`max_parallel`, `fail_fast`, `output_dir`): its first word counts.
     `has_ids`: every task read so far has an id.
@@ -3824,30 +4070,31 @@ class TaskStream:
         self._file, self._name, self._warn = file, name, warn
         self._rules = rules
         self._begun = False
-        self._waiting: queue.Queue[Any] = queue.Queue(4)  # a list of tasks for each value, an exception, or None at the end
+        self._index = 0  # of the next task
+        self._waiting: queue.Queue[Any] = queue.Queue(4)  # the tasks of each value, an exception, or None at the end
         self._stopped = False
         self._held: List[bytes] = []  # of a pipe: what is read but not split into values yet
         self._thread: Optional[threading.Thread] = None
         if _is_regular(file):
             start = os.lseek(file, 0, os.SEEK_CUR)
-            tasks = self._tasks(file_chunks(file, start), strict=True)
+            values = self._read_all(file_chunks(file, start), strict=True)
             if os.fstat(file).st_size - start <= SMALL_FILE_BYTES:
-                kept = list(tasks)
-                self.total, self._values = sum(map(len, kept)), iter(kept)
+                self._keep([(count, iter(list(tasks))) for count, tasks in values])
             else:
-                self.total = sum(map(len, tasks))
-                self._values = self._tasks(file_chunks(file, start), strict=False)
+                self.total = sum(count for count, _ in values)
+                self._values = self._read_all(file_chunks(file, start), strict=False)
         else:
-            self._values = self._tasks(iter(self._read_pipe, b""), strict=False)
-        first = next(self._values, [])
-        self._now = iter(first)  # the tasks of the value that was read last
+            self._values = self._read_all(iter(self._read_pipe, b""), strict=False)
+        first, self._now = next(self._values, (0, iter(())))  # the tasks of the value that was read last
         self._begun = True  # what is read from a pipe from here on comes too late to say anything of the run
         self._next = next(self._now, None)
         if self._next is None:
             raise UserError("%s: no tasks: the input is empty" % name)
         if self.total is None and self._has_ended():
-            kept = list(self._values)
-            self.total, self._values = sum(map(len, [first, *kept])), iter(kept)
+            self._keep(list(self._values), first)
+
+    def _keep(self, values: List[Tuple[int, Iterator[Task]]], before: int = 0) -> None:
+        self.total, self._values = before + sum(count for count, _ in values), iter(values)
 
     def _read_pipe(self) -> bytes:
         return self._held.pop(0) if self._held else read_some(self._file)
@@ -3868,10 +4115,14 @@ class TaskStream:
     def in_turn(self) -> Iterator[Task]:
         """The tasks one after the other, each waited for; for a caller that has nothing to do meanwhile."""
         if self._next is not None:
-            yield self._next
-        yield from self._now
-        for value in self._values:
-            yield from value
+            yield self._numbered(self._next)
+        yield from map(self._numbered, self._now)
+        for _, tasks in self._values:
+            yield from map(self._numbered, tasks)
+
+    def _numbered(self, task: Task) -> Task:
+        self._index += 1
+        return task._replace(index=self._index - 1)
 
     def stop_reading(self) -> None:
         """From now on only the tasks of what is read already come."""
@@ -3887,7 +4138,7 @@ class TaskStream:
         task = task or next(self._now, None)
         while task is None:
             if self.total is not None:
-                self._now = iter(next(self._values))
+                _, self._now = next(self._values)
             else:
                 if self._thread is None:  # not before it is needed: a process should fork its workers before it has threads
                     self._thread = threading.Thread(target=self._read_ahead, name="clinvk-reader", daemon=True)
@@ -3901,9 +4152,9 @@ class TaskStream:
                     raise StopIteration
                 if isinstance(item, BaseException):
                     raise item
-                self._now = iter(item)
+                _, self._now = item
             task = next(self._now, None)
-        return task
+        return self._numbered(task)
 
     def _read_ahead(self) -> None:
         try:
@@ -3917,9 +4168,9 @@ class TaskStream:
         self._waiting.put(None)
         self.on_ready()
 
-    def _tasks(self, chunks: Iterable[bytes], strict: bool) -> Iterator[List[Task]]:
-        """The tasks of each value."""
-        splitter, identifiers, index = _Splitter(), _Identifiers(), 0
+    def _read_all(self, chunks: Iterable[bytes], strict: bool) -> Iterator[Tuple[int, Iterator[Task]]]:
+        """Yield the number of tasks of each value, and the tasks."""
+        splitter, identifiers, begun = _Splitter(), _Identifiers(), False
 
         def pieces() -> Iterator[_Piece]:
             for chunk in chunks:
@@ -3929,20 +4180,20 @@ class TaskStream:
         try:
             for piece in pieces():
                 try:
-                    tasks, run = self._read(piece, identifiers)
+                    count, tasks, run = self._read(piece, identifiers)
                 except UserError as error:
-                    if strict or index == 0:
+                    if strict or not begun:
                         raise
-                    tasks, run = [Task(-1, "", "", invalid=without_secrets(str(error)))], {}
+                    count, tasks, run = 1, iter([_invalid(error)]), {}
+                    self.has_ids = False
                 self._note_run(piece, run)
-                self.has_ids = self.has_ids and all(task.id for task in tasks)
-                yield [task._replace(index=index + position) for position, task in enumerate(tasks)]
-                index += len(tasks)
+                begun = True
+                yield count, tasks
         except OSError as problem:
-            message = "%s: %s" % (self._name, problem.strerror)
-            if strict or index == 0:
-                raise UserError(message) from None
-            yield [Task(index, "", "", invalid=message)]
+            failure = UserError("%s: %s" % (self._name, problem.strerror))
+            if strict or not begun:
+                raise failure from None
+            yield 1, iter([_invalid(failure)])
 
     def _note_run(self, piece: _Piece, run: Dict[str, Any]) -> None:
         for name, value in run.items():
@@ -3952,19 +4203,62 @@ class TaskStream:
                 said = "this run began without it" if name not in self.run else "an earlier batch of this run said " + quoted(self.run[name])
                 self._warn("%s:%d: %s: %s is not applied: %s" % (self._name, piece.line, name, quoted(value), said))
 
-    def _read(self, piece: _Piece, identifiers: _Identifiers) -> Tuple[List[Task], Dict[str, Any]]:
-        """What a piece of the input says.  Raises UserError, with file, line and path, and has then changed nothing."""
-        with _in_piece(self._name, piece):
-            tasks, places, run = _batch(piece.said(), self._rules)
-            own: Set[str] = set()
-            for position, task in enumerate(tasks):
-                if task.id:
-                    if task.id in identifiers or task.id in own:
-                        raise _Misfit("another task of this run has the id %s" % quoted(task.id), places[position] + ("id",))
-                    own.add(task.id)
-        for identifier in own:
-            identifiers.add(identifier)
-        return tasks, run
+    def _read(self, piece: _Piece, identifiers: _Identifiers) -> Tuple[int, Iterator[Task], Dict[str, Any]]:
+        """Return the number of tasks in a piece of the input, the tasks, and what it says of the run.
+
+        Raise UserError, with file, line and path, and change nothing then.
+        """
+        is_large = piece.value is None and piece.array[1] - piece.array[0] > LARGE_BYTES
+        outline = piece.without_array() if is_large else piece
+        with _in_piece(self._name, outline):
+            batch = _batch(outline.said(), self._rules)
+        if is_large and (batch.where is None or batch.items):  # the array is not that of the tasks
+            return self._read(piece._replace(array=(0, 0)), identifiers)
+        with _in_piece(self._name, outline):
+            if not (batch.items or is_large):
+                raise _Misfit("no tasks: the list is empty", batch.where or ())
+        own = identifiers if batch.where is None else _Identifiers()
+
+        def claim(task: Task) -> Task:
+            if task.id and (task.id in identifiers or task.id in own):
+                raise _Misfit("another task of this run has the id %s" % quoted(task.id), ("id",))
+            if task.id:
+                own.add(task.id)
+            self.has_ids = self.has_ids and bool(task.id)
+            return task
+
+        if is_large:
+            count = sum(1 for _ in self._elements(piece, batch, claim))
+            tasks = self._elements(piece, batch)
+        else:
+            kept = []
+            with _in_piece(self._name, piece):
+                for position, item in enumerate(batch.items):
+                    with _at(*batch.path(position)):
+                        kept.append(claim(_task(item, batch.defaults, batch.rules)))
+            count, tasks = len(kept), iter(kept)
+        if own is not identifiers:
+            identifiers.merge(own)
+        return count, tasks, batch.run
+
+    def _elements(self, piece: _Piece, batch: _Batch, claim: Optional[Callable[[Task], Task]] = None) -> Iterator[Task]:
+        """Parse the tasks in the array of a large value one by one; each is valid, or was when `claim` was given."""
+        for position, element in enumerate(piece.elements()):
+            try:
+                with _in_piece(self._name, element, batch.path(position)):
+                    task = _task(element.said(), batch.defaults, batch.rules)
+                    if claim:
+                        claim(task)
+            except UserError as error:
+                if claim:
+                    raise
+                task = _invalid(error)  # valid before: the system has changed, as by a symbolic link to --root
+            yield task
+
+
+def _invalid(error: UserError) -> Task:
+    """Return a task that stands for what is not one."""
+    return Task(-1, "", "", invalid=without_secrets(str(error)))
 
 
 def _check_backends(rules: Rules) -> None:
@@ -3972,6 +4266,9 @@ def _check_backends(rules: Rules) -> None:
     for source, backend in (("CLINVK_BACKEND", rules.environment.get("CLINVK_BACKEND")), ("--backend", rules.overrides.get("backend"))):
         if backend and backend not in BACKENDS and backend not in rules.definitions and not rules.allow_commands:
             raise UserError("%s: %s" % (source, unknown_backend(backend, rules.definitions)))
+
+
+NOT_A_DEVICE = "%s: is a device; expected a regular file, a pipe or a terminal"
 
 
 def _open_input(path: Optional[str], rules: Rules, advice: str) -> Tuple[int, str]:
@@ -3984,9 +4281,17 @@ def _open_input(path: Optional[str], rules: Rules, advice: str) -> Tuple[int, st
     if path in (None, "-"):
         if is_terminal(0):
             raise UserError("no input: stdin is a terminal; " + advice)
-        return 0, "stdin"
+        file, name = 0, "stdin"
+    else:
+        file, name = _open_file(str(path)), str(path)
+    if is_endless(file):
+        raise UserError(NOT_A_DEVICE % name)
+    return file, name
+
+
+def _open_file(path: str) -> int:
     try:
-        return os.open(str(path), os.O_RDONLY | os.O_CLOEXEC), str(path)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise UserError("%s: %s" % (path or quoted(""), error.strerror)) from None
 
@@ -6972,10 +7277,17 @@ def prompt_text(text: str) -> str:
         raise UserError("stdin has content, which a prompt that is an argument leaves unread; to ask about it: "
                         "{ echo 'Review this:'; cat FILE; } | clinvk -; to ignore it: </dev/null")
     if text == "-":
+        data = bytearray()
+        if is_endless(0):
+            raise UserError(NOT_A_DEVICE % "stdin")
         try:
-            text = to_text(b"".join(iter(lambda: read_some(0), b"")))
+            for piece in iter(lambda: read_some(0), b""):
+                data += piece
+                if len(data) > MAX_VALUE_BYTES:
+                    raise UserError("stdin: the prompt is larger than %d MB" % (MAX_VALUE_BYTES >> 20))
         except OSError as error:
             raise UserError("stdin: %s" % error.strerror) from None
+        text = to_text(bytes(data))
     if not text.strip():
         raise UserError("the prompt is blank")
     return text

@@ -277,6 +277,10 @@ class Files(ConfigurationCase):
             self.assertIn('output.color: "never"  # %s:1\n' % path, done.stdout.decode())
         self.assertFalse(os.path.exists(self.path("~")))
 
+    def test_a_file_that_never_ends_is_refused(self):
+        done = self.clinvk("config", "show", "--config", "/dev/zero")
+        self.assertEqual((done.returncode, done.stderr), (3, b"clinvk: error: /dev/zero: larger than 4 MB, which no configuration is\n"))
+
     def test_bytes_that_are_not_utf_8_are_named(self):
         self.file("own/config.yaml", b"# fine\ndefault_backend: \xff\n")
         self.assertIn(b"config.yaml:2: not valid UTF-8", self.clinvk("config", "show").stderr)

@@ -168,6 +168,10 @@ class Output(PromptCase):
         self.assertEqual(self.ask("-", input=b"rest\na\nb"), "a\nb\n")
         self.assertEqual(self.ask("-b", "claude", "-", input=b"prompt-size\nsay x\n"), "18\nx\n")
 
+    def test_a_prompt_on_stdin_that_never_ends_is_refused(self):
+        with open("/dev/zero", "rb") as device:
+            self.assertEqual(self.refused("-", stdin=device), "clinvk: error: stdin: is a device; expected a regular file, a pipe or a terminal\n")
+
     def test_a_byte_that_is_not_utf_8_comes_through(self):
         self.assertEqual(self.clinvk("-", input=b"rest\na\xff\0b").stdout, b"a\xff\0b\n")
 

@@ -272,6 +272,7 @@ class Words(unittest.TestCase):
         self.assertEqual(clinvk.quoted("a\nb"), '"a\\nb"')
         self.assertEqual(clinvk.quoted("\udcff"), '"\\udcff"')
         self.assertEqual(clinvk.quoted([1, None]), "[1,null]")
+        self.assertEqual(clinvk.quoted("\ufeff\xa0审\u2028\U000e0001"), '"\\ufeff\\u00a0审\\u2028\\udb40\\udc01"')
         self.assertEqual(clinvk.quoted("x" * 58), '"%s"' % ("x" * 58))
         self.assertEqual(clinvk.quoted("x" * 59), '"%s...' % ("x" * 56))
 
