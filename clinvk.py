@@ -360,8 +360,11 @@ def _escaped(surrogates: Any) -> str:
     return "".join("\\u%04x" % ord(c) for c in text)
 
 
-def dumps(value: Any) -> bytes:
-    """`value` as compact JSON, always valid UTF-8: lone surrogates are written as escapes."""
+def dumps(value: Any, exact: bool = False) -> bytes:
+    """Return `value` as compact JSON, always valid UTF-8: lone surrogates are written as escapes.
+
+    `exact`: also a high surrogate, at which jq gives up, is written as it is.
+    """
     coders = _coders()
     if coders.orjson is not None:
         try:
@@ -373,7 +376,8 @@ def dumps(value: Any) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
-        return coders.surrogates(_escaped, text).encode("utf-8")
+        escape = (lambda surrogates: "".join("\\u%04x" % ord(c) for c in surrogates.group())) if exact else _escaped
+        return coders.surrogates(escape, text).encode("utf-8")
 
 
 def loads(data: bytes) -> Any:
@@ -5776,13 +5780,15 @@ def nothing_more(result: Result) -> Dict[str, Any]:
 def encoded(result: Result, more: Callable[[Result], Dict[str, Any]] = nothing_more) -> Iterator[bytes]:
     """The result as one JSON object, in pieces of bounded size.  `more` gives the fields that it has beside those of every result."""
     fields = dict(more(result), **result_fields(result))
+    names = list(fields)
+    start, place = names.index("backend"), names.index("output")
+    # what is before the backend are the task's own words, which come back as they were
+    yield dumps({name: fields[name] for name in names[:start]}, exact=True)[:-1] + b","
     if isinstance(result.answer, str):
         fields["output"] = result.answer
-        yield dumps(fields)
+        yield dumps({name: fields[name] for name in names[start:]})[1:]
         return
-    names = list(fields)
-    place = names.index("output")
-    yield dumps({name: fields[name] for name in names[:place]})[:-1] + b',"output":"'
+    yield dumps({name: fields[name] for name in names[start:place]})[1:-1] + b',"output":"'
     for chunk in result.answer:
         yield dumps(chunk)[1:-1]
     yield b'",' + dumps({name: fields[name] for name in names[place + 1:]})[1:]
@@ -6120,7 +6126,7 @@ class Directory:
 
     def write(self, result: Result) -> None:
         id = result.task.id if result.task else ""
-        heads = (b'{"task":{"id":%b,' % dumps(id),) if id else ()
+        heads = (b'{"task":{"id":%b,' % dumps(id, exact=True),) if id else ()
         self._put("%03d_%s" % (result.index + 1, _safe_name(result)), lambda: _task_and_result(result),
                   _TASK_HEADS if self._overwrite else heads)
         self._report.write(result)
@@ -6175,7 +6181,7 @@ def _task_and_result(result: Result) -> Iterator[bytes]:
     names = sorted(task, key="id".__ne__)  # the id first: by it Directory knows whose file it is
     given = {name: task[name] for name in names
              if name not in internal and task[name] != Task._field_defaults.get(name, "")}
-    yield b'{' + (b'"task":' + dumps(given) + b",\n" if given else b"") + b'"result":'
+    yield b'{' + (b'"task":' + dumps(given, exact=True) + b",\n" if given else b"") + b'"result":'
     yield from encoded(result)
     yield b"}\n"
 

@@ -2009,6 +2009,19 @@ class Content(Commands):
             # a lone high half would end jq's reading: it is broken up into the bytes that it stands for
             self.assertEqual(ascii(outputs), ascii(["a\udced\udca0\udc80b\udc00c\0\U0001f642"]))
 
+    def test_half_a_surrogate_pair_in_the_words_of_a_task_comes_back_as_it_was(self):
+        words = {"id": "i\ud800", "name": "n\udfff\udced", "tags": ["\udbff", "t"], "meta": {"\ud800": 1, "\udced\udca0\udc80": [{"\udfff": "\ud83d"}]}}
+        for form in ("--jsonl", "--json"):
+            for prompt in ("a", "x" * 100000):
+                completed = self.parallel(form, "-q", "--output-dir", "kept", input=json.dumps(dict(words, backend="echo", prompt=prompt)))
+                with open(self.path("kept", next(name for name in os.listdir(self.path("kept")) if name != "summary.json"))) as file:
+                    kept = json.load(file)
+                result, = self.lines_of(completed) if form == "--jsonl" else self.report_of(completed)["results"]
+                for given in (result, kept["result"]):
+                    self.assertEqual({"id": given["task_id"], "name": given["task_name"], "tags": given["tags"], "meta": given["meta"]}, words)
+                self.assertEqual({name: kept["task"][name] for name in words}, words)
+                clinvk.remove_tree(self.path("kept"))
+
     def test_prompts_of_any_size_and_look_arrive_as_they_are(self):
         self.install_answerers(*PROGRAMS)
         self.file("file", "not this")
