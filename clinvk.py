@@ -6116,10 +6116,10 @@ class Directory:
             if not lock_directory(self._place.file):
                 raise PermissionError(0, "another clinvk is writing to it")
             names = [name for name in os.listdir(self._place.file) if name.endswith(".json")]
+            if "summary.json" in names and not self._begins("summary.json", _SUMMARY_HEADS):
+                raise PermissionError(0, "clinvk did not write the summary.json in it; choose another directory")
         except OSError as error:
             raise OutputError("cannot write to output_dir %s: %s" % (path, error.strerror)) from None
-        if "summary.json" in names and not self._begins("summary.json", _SUMMARY_HEADS):
-            raise UserError("output_dir %s: summary.json was not written by clinvk: choose another directory" % path)
         if not (overwrite or has_ids) and any(self._begins(name, _TASK_HEADS + _SUMMARY_HEADS) for name in names):
             raise UserError("output_dir %s: it contains results of an earlier run: choose another directory, "
                             "or replace them with --overwrite" % path)

@@ -455,7 +455,7 @@ class Directories(SinkCase):
         os.makedirs(self.out)
         path = self.file(os.path.join(self.out, "summary.json"), b'{"precious":1}')
         for options in ({}, {"has_ids": True}, {"overwrite": True}):
-            with self.assertRaisesRegex(clinvk.UserError, "^output_dir %s: summary.json was not written by clinvk: " % self.out):
+            with self.assertRaisesRegex(clinvk.OutputError, "^cannot write to output_dir %s: clinvk did not write the summary.json in it; " % self.out):
                 clinvk.Directory(self.out, **options)
         os.unlink(path)
         directory = clinvk.Directory(self.out)
