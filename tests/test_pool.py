@@ -27,6 +27,12 @@ def say(*words):
 def tell(result):
     say(json.dumps([result.index, result.status, result.exit_code, result.output, result.error]))
 
+def worker_of(path):
+    with open(path) as file:
+        backend = file.read().split()[0]
+    with open("/proc/" + backend + "/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
 METHOD = sys.argv[1]
 if __name__ == "__main__":
 """ % MODULES
@@ -444,8 +450,7 @@ class Deaths(Pool):
                     control = Control()
                     def tick(running):
                         if os.path.exists("ids-" + METHOD) and not control.level:
-                            with open("/proc/%s/stat" % open("ids-" + METHOD).read().split()[0]) as file:
-                                os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGSTOP)
+                            os.kill(worker_of("ids-" + METHOD), signal.SIGSTOP)
                             control.kill()
                     for result in run_pool(echo("ids ids-%s; sleep 300" % METHOD), jobs=1, control=control, on_tick=tick, start_method=METHOD):
                         tell(result)
@@ -453,6 +458,45 @@ class Deaths(Pool):
                     """)
                 self.assertEqual([line[:2] for line in self.results(process)], [[0, "canceled"]])
                 self.assertEqual(process.finish().returncode, 0)
+
+    def test_a_worker_that_its_backend_stops_goes_on(self):
+        for method in PROCESS_METHODS:
+            with self.subTest(method=method):
+                lines = self.run_script(method, """
+                    def stop():
+                        while not os.path.exists("ids-" + METHOD):
+                            time.sleep(0.01)
+                        os.kill(worker_of("ids-" + METHOD), signal.SIGSTOP)
+                        os.unlink("ids-" + METHOD)
+                        open("go-" + METHOD, "w").close()
+                    def tasks():
+                        for index, end in enumerate(("say x", "sleep 300")):
+                            threading.Thread(target=stop).start()
+                            prompt = "ids ids-%s; wait-for go-%s; %s" % (METHOD, METHOD, end)
+                            yield Task(index, "echo", prompt, timeout=0.5 * index)
+                            os.unlink("go-" + METHOD)
+                    for result in run_pool(tasks(), jobs=1, start_method=METHOD):
+                        tell(result)
+                    """)
+                self.assertEqual([line[:2] for line in lines], [[0, "ok"], [1, "timeout"]])
+
+    def test_one_cancel_ends_a_run_whose_worker_does_not_go_on(self):
+        for method in PROCESS_METHODS:
+            with self.subTest(method=method):
+                lines = self.run_script(method, """
+                    exists = clinvk.process_exists
+                    clinvk.process_exists = lambda pid, number=0: exists(pid)  # as if it were stopped again at once
+                    clinvk.KILLED_SECONDS = 0.2
+                    control = Control()
+                    def tick(running):
+                        if os.path.exists("ids-" + METHOD) and not control.level:
+                            os.kill(worker_of("ids-" + METHOD), signal.SIGSTOP)
+                            control.cancel()
+                    for result in run_pool(echo("ids ids-%s; sleep 300" % METHOD), jobs=1, control=control, on_tick=tick,
+                                           start_method=METHOD, grace=0.2):
+                        tell(result)
+                    """)
+                self.assertEqual([line[:2] for line in lines], [[0, "canceled"]])
 
 
 class LostFiles(Pool):
@@ -524,53 +568,6 @@ class LostFiles(Pool):
                 say(len(result.output))
             """)
         self.assertEqual(lines, [5000, 300000])
-
-
-    def test_a_worker_that_its_backend_stops_goes_on(self):
-        for method in PROCESS_METHODS:
-            with self.subTest(method=method):
-                lines = self.run_script(method, """
-                    def stop():
-                        while not os.path.exists("ids-" + METHOD):
-                            time.sleep(0.01)
-                        with open("/proc/%s/stat" % open("ids-" + METHOD).read().split()[0]) as file:
-                            os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGSTOP)
-                        os.unlink("ids-" + METHOD)
-                        open("go-" + METHOD, "w").close()
-                    def tasks():
-                        for index, end in enumerate(("say x", "sleep 300")):
-                            threading.Thread(target=stop).start()
-                            prompt = "ids ids-%s; wait-for go-%s; %s" % (METHOD, METHOD, end)
-                            yield Task(index, "echo", prompt, timeout=0.5 * index)
-                            os.unlink("go-" + METHOD)
-                    for result in run_pool(tasks(), jobs=1, start_method=METHOD):
-                        tell(result)
-                    """)
-                self.assertEqual([line[:2] for line in lines], [[0, "ok"], [1, "timeout"]])
-
-    def test_one_cancel_ends_a_run_whose_worker_is_stopped_again_and_again(self):
-        for method in PROCESS_METHODS:
-            with self.subTest(method=method):
-                lines = self.run_script(method, """
-                    clinvk.KILLED_SECONDS = 0.2
-                    control = Control()
-                    def stop(worker):
-                        try:
-                            while True:
-                                os.kill(worker, signal.SIGSTOP)
-                        except ProcessLookupError:
-                            pass
-                    def tick(running):
-                        if os.path.exists("ids-" + METHOD) and not control.level:
-                            with open("/proc/%s/stat" % open("ids-" + METHOD).read().split()[0]) as file:
-                                worker = int(file.read().rpartition(")")[2].split()[1])
-                            threading.Thread(target=stop, args=(worker,)).start()
-                            control.cancel()
-                    for result in run_pool(echo("ids ids-%s; sleep 300" % METHOD), jobs=1, control=control, on_tick=tick,
-                                           start_method=METHOD, grace=0.2):
-                        tell(result)
-                    """)
-                self.assertEqual([line[:2] for line in lines], [[0, "canceled"]])
 
 
 class WithoutDescriptors(Pool):
