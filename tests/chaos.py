@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Random kills at random moments: `python3 tests/chaos.py N [--seed S] [--start-method fork|spawn] [--round K] [--at-once M]`.
+"""Random kills at random moments: `python3 tests/chaos.py N [--seed S] [--start-method fork|spawn] [--round K] [--at-once M] [--events 'A;B']`.
 
 N rounds, each a real `clinvk parallel` whose backends start grandchildren, in their group and out of it, deaf to SIGTERM,
-holding stdout, with an empty environment.  At a random moment one event hits it: a worker, several, a backend or the
-parent is killed; a signal comes, to it, to its group, or twice; the reader of its stdout goes away; or nothing.  Whatever
+holding stdout, with an empty environment.  At a random moment one event hits it: a worker, several, a backend, the
+parent, or the parent and all workers are killed; a signal comes, to it, to its group, to all, or twice; the reader of its
+stdout goes away; its directory is removed; or nothing.  In a nested round the backends start runs of their own.  Whatever
 happens, every task is answered exactly once (of a killed parent: every line is whole), the exit status and the totals are
-true, nothing hangs, no process is left running and no file in TMPDIR.  A failure prints the seed and the round, which replay it.
+true, nothing hangs, no process is left running and no file in TMPDIR.  A failure prints the seed and the round, which replay it with the same --events.
 
 The programs that stand for `cat`, `claude`, `codex` and `gemini` are a shell that takes the prompt for its script.
 """
@@ -55,6 +56,8 @@ GRANDCHILDREN = {
     "spawner": "setsid sh -c 'i=0; while [ $i -lt 400 ]; do setsid sleep 45.%s & sleep 0.03; i=$((i+1)); done' &",
     "bare": "setsid env -i /bin/sleep 45.%s &",
 }
+NESTED = """echo '{"prompt": "setsid sleep 45.%s & sleep 45"}' | "$CHAOS_PYTHON" "$CHAOS_CLINVK" parallel -b echo -q >/dev/null 2>&1 &"""
+POLITE = "trap 'printf saved; exit 0' TERM"  # for the events that must not kill at once
 LATE = ("late writer", "late writer session")
 
 Plan = collections.namedtuple("Plan", "prompt backend status output late timeout seconds")
@@ -73,7 +76,15 @@ EVENTS = {
     "SIGHUP": Event(10, (signal.SIGHUP,)),
     "two SIGINTs": Event(14, (signal.SIGINT, signal.SIGINT)),
     "reader gone": Event(20, ()),
+    "directory removed": Event(16, ()),
+    "all killed": Event(16, ()),
+    "nested, worker killed": Event(8, ()),
+    "nested, parent killed": Event(8, ()),
+    "nested, all killed": Event(8, ()),
+    "two SIGTERMs": Event(16, (signal.SIGTERM, signal.SIGTERM)),
+    "SIGTERM to all": Event(16, (signal.SIGTERM,)),
 }
+WITH_DEAD_WORKERS = [event for event in EVENTS if event.endswith(("worker killed", "workers killed", "all killed"))]
 
 
 class Failure(Exception):
@@ -131,14 +142,22 @@ def handles(pid, number):
     return bool(int(caught, 16) >> (number - 1) & 1)
 
 
-def is_worker(pid):
-    """Whether a child has come as far as to see to its parent's end: a spawned one has a Python to start first."""
+def workers(parent):
+    """The workers of a run: unlike its guard they are in its session."""
+    found = []
+    for child in children(parent):
+        try:
+            if os.getsid(child) == parent:
+                found.append(child)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def is_guard(pid):
     try:
         with open("/proc/%d/cmdline" % pid, "rb") as file:
-            command = file.read()
-        if b"resource_tracker" in command:  # multiprocessing's own, beside those that it spawns
-            return False
-        return b"spawn_main" not in command or len(os.listdir("/proc/%d/task" % pid)) > 1
+            return b"GUARD" in file.read()
     except OSError:
         return False
 
@@ -154,12 +173,12 @@ def kill(pid, number):
 class Round:
     """One round, all of it drawn from its own random numbers."""
 
-    def __init__(self, number, seed, start_method, programs):
+    def __init__(self, number, seed, start_method, programs, events):
         self.random = random.Random("%s:%d" % (seed, number))
         self.mark = "%06d%05d" % (os.getpid() % 1000000, number)
         self.start_method, self.programs = start_method, programs
         chance = self.random
-        self.event = chance.choices(list(EVENTS), [event.weight for event in EVENTS.values()])[0]
+        self.event = chance.choices(events, [EVENTS[event].weight for event in events])[0]
         self.jobs = chance.randint(1, 6)
         self.form = chance.choices(("--jsonl", "--json"), (3, 1))[0]
         self.quiet = chance.random() < 0.2
@@ -167,7 +186,8 @@ class Round:
         self.keeps_directory = chance.random() < 0.15
         self.source = chance.choice(("batch file", "lines file", "stdin file", "slow pipe", "slow pipe"))
         # Who ignores SIGTERM costs the grace of five seconds, but for a second signal.
-        self.stubborn = chance.random() < (0.5 if self.event == "two SIGINTs" else 0.05)
+        self.polite = self.event in ("two SIGTERMs", "SIGTERM to all")
+        self.stubborn = not self.polite and chance.random() < (0.5 if self.event == "two SIGINTs" else 0.05)
         self.plans = [self.plan(index) for index in range(chance.randint(1, 12))]
         self.broken_line = len(self.plans) // 2 if self.source == "slow pipe" and len(self.plans) > 2 and chance.random() < 0.1 else -1
         # From the start, or from when there are workers, within what the tasks may take.
@@ -180,16 +200,19 @@ class Round:
         self.sent = 0         # signals
         self.late_event = False
         self.unborn = False      # a signal came when Python was still starting up: what it does then is not ours
-        self.unattended = False  # the parent was killed when it had no worker yet
+        self.unattended = False  # the parent was killed when it had no guard yet
 
     def plan(self, index):
         chance = self.random
         backend = chance.choice(BACKENDS)
         token = "answer %d of %s" % (index, self.mark)
-        lines = [': > "$CHAOS_DIRECTORY/started.$CLINVK_TASK"']
+        polite = self.polite and backend == "echo"
+        lines = [POLITE] * polite + [': > "$CHAOS_DIRECTORY/started.$CLINVK_TASK"']
+        if self.event.startswith("nested"):
+            lines.append(NESTED % self.mark)
         late = False
         # A kill of a worker can leave behind what has neither the mark in its environment nor a parent.
-        kinds = [kind for kind in GRANDCHILDREN if kind != "bare" or self.event not in ("worker killed", "workers killed")]
+        kinds = [kind for kind in GRANDCHILDREN if kind != "bare" or self.event not in WITH_DEAD_WORKERS]
         for kind in chance.sample(kinds, chance.choice((0, 0, 1, 1, 2))):
             if kind in LATE and backend != "echo":
                 continue
@@ -274,7 +297,8 @@ class Round:
         argv += ["--output-dir", os.path.join(self.directory, "kept")] * self.keeps_directory
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CLINVK_")}
         environment.update(PATH=self.programs + os.pathsep + os.environ["PATH"], TMPDIR=self.tmp, CLINVK_TEST_MARK=self.mark,
-                           CLINVK_START_METHOD=self.start_method, CHAOS_DIRECTORY=self.directory, PYTHONFAULTHANDLER="1")
+                           CLINVK_START_METHOD=self.start_method, CHAOS_DIRECTORY=self.directory, PYTHONFAULTHANDLER="1",
+                           CHAOS_PYTHON=sys.executable, CHAOS_CLINVK=CLINVK)
         stdin = open(path) if self.source == "stdin file" else subprocess.PIPE if self.source == "slow pipe" else subprocess.DEVNULL
         self.stderr_path = os.path.join(self.directory, "stderr")
         with open(self.stderr_path, "wb") as stderr:
@@ -313,7 +337,7 @@ class Round:
         while True:
             now = time.monotonic()
             require(now - began < ROUND_SECONDS, "hang: stdout is still open after %d s", ROUND_SECONDS)
-            if due is None and children(self.process.pid):
+            if due is None and workers(self.process.pid):
                 due = now + self.moment
             if todo and due is not None and now >= due:
                 if self.process.poll() is not None:
@@ -341,14 +365,14 @@ class Round:
         parent = self.process.pid
 
         def worker():
-            found = children(parent)
+            found = workers(parent)
             if found and kill(self.random.choice(found), signal.SIGKILL):
                 self.killed += 1
                 return True
             return False
 
         def backend():
-            found = [process for child in children(parent) for process in children(child)]
+            found = [process for child in workers(parent) for process in children(child)]
             if found and kill(self.random.choice(found), signal.SIGKILL):
                 self.killed += 1
                 return True
@@ -364,8 +388,30 @@ class Round:
             send_it(number)
 
         def kill_parent():
-            self.unattended = not any(is_worker(child) for child in children(parent))
+            self.unattended = not any(is_guard(child) for child in children(parent))
             send(signal.SIGKILL)
+
+        def kill_all():
+            """As `pkill -9 -f clinvk` does."""
+            self.unattended = not any(is_guard(child) for child in children(parent))
+            mark = b"CLINVK_TEST_MARK=" + self.mark.encode()
+            hit = [pid for pid, environment, command in environments() if mark in environment.split(b"\0")
+                   and (b"clinvk.py" in command or b"spawn_main" in command)]
+            for pid in set(hit + workers(parent) + [parent]):
+                kill(pid, signal.SIGKILL)
+            self.sent += 1
+
+        def terminate_all():
+            for pid in sorted(self.left()):
+                kill(pid, signal.SIGTERM)
+            self.sent += 1
+
+        def remove_directory():
+            found = os.listdir(self.tmp)
+            for name in found:
+                shutil.rmtree(os.path.join(self.tmp, name), ignore_errors=True)
+            self.killed += self.jobs if found else 0
+            return bool(found)
 
         def send_group(number):
             self.sent += 1
@@ -375,9 +421,10 @@ class Round:
             self.process.stdout.close()
 
         return {"nothing": [], "worker killed": [worker], "workers killed": [worker] * self.random.randint(2, 4),
-                "backend killed": [backend], "parent killed": [kill_parent],
+                "backend killed": [backend], "parent killed": [kill_parent], "all killed": [kill_all],
+                "directory removed": [remove_directory], "SIGTERM to all": [lambda: interrupt(0, lambda _: terminate_all())],
                 "SIGINT to the group": [lambda: interrupt(signal.SIGINT, send_group)], "reader gone": [leave],
-                }.get(self.event) or [lambda number=number: interrupt(number) for number in EVENTS[self.event].signals]
+                }.get(self.event.replace("nested, ", "")) or [lambda number=number: interrupt(number) for number in EVENTS[self.event].signals]
 
     # -- judging ---------------------------------------------------------------
 
@@ -386,7 +433,7 @@ class Round:
             self.stderr = file.read().decode("utf-8", "replace")
         started = [int(name.split(".")[1]) for name in os.listdir(self.directory) if name.startswith("started.")]
         stopping = set(EVENTS[self.event].signals) if self.sent else set()
-        if self.event == "parent killed" and self.sent and self.status == -signal.SIGKILL:
+        if self.event.endswith(("parent killed", "all killed")) and self.sent and self.status == -signal.SIGKILL:
             self.judge_killed()
             return
         if self.unborn or stopping and not started and not self.stdout and self.status in [-number for number in stopping]:
@@ -468,14 +515,16 @@ class Round:
             if status != plan.status:
                 odd[status] += 1
                 allowed = (status == "canceled" and (stopped or self.fail_fast and failing)
-                           or status == "lost" and self.killed and self.event.startswith("worker")
-                           or status == "failed" and self.killed and self.event == "backend killed")
+                           or status == "lost" and self.killed and self.event in WITH_DEAD_WORKERS
+                           or status == "failed" and self.killed and self.event in ("backend killed", "directory removed"))
                 require(allowed, "task %d: %s instead of %s: %s", result["index"], status, plan.status, result.get("error"))
             elif status == "ok":
                 answer = result["output"].replace("late\n", "") if plan.late else result["output"]
                 require(answer == plan.output, "task %d: not its answer: %r", result["index"], result["output"][:200])
+            if self.polite and plan.backend == "echo" and status == "canceled" and result["index"] in started:
+                require("saved" in result["output"], "task %d was not stopped politely: %r", result["index"], result["output"][-200:])
             require(status == "ok" or result.get("error"), "task %d: %s, and no error", result["index"], status)
-        hit = odd["lost"] if self.event.startswith("worker") else odd["failed"]
+        hit = odd["lost"] if self.event in WITH_DEAD_WORKERS else odd["failed"]
         require(hit <= self.killed, "%d tasks suffered from %d kills", hit, self.killed)
         good = all(result["status"] == "ok" for result in results)
         require(stopped or self.status == (0 if good else 1), "exit status %d with %s", self.status,
@@ -490,7 +539,7 @@ class Round:
         elif self.quiet:
             return
         else:
-            line = re.search(r"^Total: (\d+) tasks, (\d+) completed, (\d+) failed(?:, (\d+) canceled)?", self.stderr, re.M)
+            line = re.search(r"^Total: (\d+) tasks?, (\d+) completed, (\d+) failed(?:, (\d+) canceled)?", self.stderr, re.M)
             require(line, "no totals on stderr")
             require(int(line.group(1)) == len(results), "the totals count %s tasks of %d", line.group(1), len(results))
             said = dict(zip(("completed", "failed", "canceled"), (int(number or 0) for number in line.groups()[1:])))
@@ -544,6 +593,7 @@ def main():
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10 ** 6)))
     parser.add_argument("--start-method", choices=("fork", "spawn"), default="fork")
     parser.add_argument("--round", type=int, help="only this one of them")
+    parser.add_argument("--events", type=lambda text: text.split(";"), default=list(EVENTS), help="only these, separated by semicolons")
     parser.add_argument("--at-once", type=int, default=3, help="rounds that run at the same time (default: 3)")
     options = parser.parse_args()
     # SIGINT may be ignored where we come from (a shell's `&`); clinvk would rightly keep that.
@@ -558,7 +608,7 @@ def main():
         make_programs(programs)
 
         def play(number):
-            one = Round(number, options.seed, options.start_method, programs)
+            one = Round(number, options.seed, options.start_method, programs, options.events)
             return number, one, one.run()
 
         numbers = range(options.rounds) if options.round is None else [options.round]
