@@ -4232,7 +4232,8 @@ class TaskStream:
             return task
 
         if is_large:
-            count = sum(1 for _ in self._elements(piece, batch, claim))
+            is_valid = self.total is not None  # a file that is read again
+            count = 0 if is_valid else sum(1 for _ in self._elements(piece, batch, claim))
             tasks = self._elements(piece, batch)
         else:
             kept = []

@@ -432,6 +432,13 @@ class Large(TaskCase):
             self.assertEqual(sum(1 for _ in itertools.islice(stream, 5)), 5)
             self.assertLessEqual(made.call_count, 5)
 
+    def test_the_tasks_of_a_large_file_are_parsed_twice(self):
+        data = {"tasks": [{"prompt": "p", "id": str(number)} for number in range(100)], "max_parallel": 2}
+        with unittest.mock.patch.object(clinvk, "SMALL_FILE_BYTES", 0), unittest.mock.patch.object(clinvk, "_task", side_effect=clinvk._task) as made:
+            stream = self.stream(data)
+            self.assertEqual((stream.total, stream.run, [task.id for task in stream.in_turn()]), (100, {"max_parallel": 2}, [str(number) for number in range(100)]))
+        self.assertEqual(made.call_count, 200)
+
     def test_a_task_that_has_become_bad_since_it_was_validated_is_one_bad_task(self):
         os.mkdir(self.path("in"))
         os.symlink("in", self.path("link"))
