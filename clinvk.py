@@ -1208,8 +1208,14 @@ def temporary_directory() -> str:
     return os.environ.get("TMPDIR") or "/tmp"
 
 
+NO_HOME = os.path.join(os.devnull, "no-home-directory")  # a path at which nothing can exist
+NO_HOME_REASON = "there is no home directory; set HOME or CLINVK_HOME"
+
+
 def reason_of(error: OSError) -> str:
     """Return which file the error is about, where that is known, and what the system says."""
+    if str(error.filename).startswith(NO_HOME):
+        return NO_HOME_REASON
     reason = error.strerror or str(error)
     return "%s: %s" % (error.filename, reason) if error.filename else reason
 
@@ -2287,9 +2293,6 @@ def _configured_definitions(value: Dict[str, Any]) -> Dict[str, Definition]:
             with _at("backends"):
                 found.update(_definitions({name: own}))
     return found
-
-
-NO_HOME = os.path.join(os.devnull, "no-home-directory")  # a path at which nothing can exist
 
 
 def home_directory(environment: Dict[str, str]) -> str:
@@ -6780,7 +6783,7 @@ class SessionStore:
         except FileNotFoundError:
             pass
         except OSError as error:
-            self._warn("cannot read the sessions in %s: %s" % (self._directory, error.strerror))
+            self._warn("cannot read the sessions: " + reason_of(error))
         return found
 
     def _newest(self) -> Iterator[Session]:
@@ -7322,6 +7325,18 @@ def _resuming(task: Task, session: Session) -> Task:
     return task._replace(resume=session.backend_session_id, fork=session.fork)
 
 
+def _new_session(task: Task, store: SessionStore, configuration: Configuration, console: Console) -> Optional[Session]:
+    """Return a new session; None where the task cannot be started, or the session cannot be written."""
+    if task.workdir and not os.path.isdir(task.workdir) or find_program(backend_of(task).command(task).argv[0])[1]:
+        return None
+    try:
+        return store.create(task.backend, working_dir=task.workdir, model=task.model, initial_prompt=task.prompt[:LONGEST_KEPT],
+                            tags=configuration.get("session.default_tags"))
+    except OSError as error:
+        console.say("warning: this session is not kept: %s" % reason_of(error))
+        return None
+
+
 def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], settings: Settings, asked: Asked, console: Console) -> int:
     """Runs the task of a single prompt, which goes on with `session` if there is one, and stores what becomes of it."""
     heed_children()
@@ -7330,6 +7345,7 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
     can = backend_of(task).resuming
     task = task._replace(keep=bool(store and can))
     notes: Tuple[str, ...] = ()
+    new = session is None
     if settings.dry_run:
         store = None
     if session:
@@ -7340,16 +7356,12 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
             try:
                 session = store.begin(session.id)
             except OSError as error:
-                console.say("warning: the session is not updated: %s" % _why(error))
+                console.say("warning: the session is not updated: %s" % reason_of(error))
                 store = None
         task = _resuming(task, session)
     elif store:
-        try:
-            session = store.create(task.backend, working_dir=task.workdir, model=task.model, initial_prompt=task.prompt[:LONGEST_KEPT],
-                                   tags=says.get("session.default_tags"))
-        except OSError as error:
-            console.say("warning: this session is not kept: %s" % _why(error))
-            task = task._replace(keep=False)
+        session = _new_session(task, store, says, console)
+        task = task._replace(keep=task.keep and session is not None)
     form = asked.form or says.get("output.format")
     shown = _prompt_form(form, task, settings, session, console)
     task = task._replace(follow=hasattr(shown, "follow"))
@@ -7358,9 +7370,12 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
     def keep(counted: Dict[str, int]) -> None:
         if session and store:
             try:
+                if new and result and result.error_kind == "not_found":
+                    store.delete(session.id)
+                    return
                 store.update(session.id, lambda now: session_after(now, result, counted, says.get("session.store_token_usage")))
             except (SessionError, ValueError, OSError) as error:  # deleted meanwhile; a count that grew too large
-                console.say("warning: the session is not updated: %s" % (_why(error) if isinstance(error, OSError) else error))
+                console.say("warning: the session is not updated: %s" % (reason_of(error) if isinstance(error, OSError) else error))
 
     def arrived(given: Result) -> Result:
         """Before it is shown, which may be impossible or take for ever: the session is paid for."""
@@ -7388,18 +7403,13 @@ LONGEST_KEPT = 10000  # characters of a prompt that its session is remembered by
 def _prompt_form(form: str, task: Task, settings: Settings, session: Optional[Session], console: Console) -> Any:
     """The sink for what a single prompt's output is to be."""
     if form == "json":
-        return JsonLines(console.stdout, lambda result: {"session": session.id} if session else {})
+        return JsonLines(console.stdout, lambda result: {"session": session.id} if session and (
+            session.turn_count or result.error_kind != "not_found") else {})
     if settings.dry_run:
         return CommandLines(console.stdout)
     if form == "stream-json":
         return LiveLines(console.stdout, console.make_way)
     return LiveText(console.stdout, backend_of(task).saying, console.make_way)
-
-
-def _why(error: OSError) -> str:
-    if str(error.filename).startswith(NO_HOME):
-        return "there is no home directory; HOME or CLINVK_HOME would name one"
-    return reason_of(error)
 
 
 def _tell(result: Result, form: str, says: Configuration, console: Console) -> None:
@@ -8026,7 +8036,7 @@ def run_sessions(options: argparse.Namespace) -> int:
             seconds = days * 86400.0
         return command_sessions_clean(store, console, options.json, seconds, options.dry_run)
     except OSError as error:
-        raise SessionError(_why(error)) from None
+        raise SessionError(reason_of(error)) from None
 
 
 def run_config(options: argparse.Namespace) -> int:
@@ -8035,7 +8045,10 @@ def run_config(options: argparse.Namespace) -> int:
     if options.action == "show":
         return command_config_show(load_configuration(options.config, dict(os.environ)),
                                    options.json)
-    Output(1).text(configuration_path(options.config, dict(os.environ))[0] + "\n")
+    path = configuration_path(options.config, dict(os.environ))[0]
+    if path.startswith(NO_HOME):
+        raise ConfigError(NO_HOME_REASON)
+    Output(1).text(path + "\n")
     return EXIT_OK
 
 

@@ -247,16 +247,14 @@ class Files(ConfigurationCase):
             self.assertEqual(os.listdir(self.path("own")), [])
             return done.returncode, done.stdout.decode(), done.stderr.decode()
 
-        nowhere = "/dev/null/no-home-directory"
+        nowhere = "there is no home directory; set HOME or CLINVK_HOME\n"
         self.assertEqual(homeless("parallel", "-q", input=tasks("say a"))[0], 0)
-        self.assertEqual(homeless("-b", "echo", "say a"), (
-            0, "a\n", "clinvk: warning: this session is not kept: there is no home directory; HOME or CLINVK_HOME would name one\n"))
+        self.assertEqual(homeless("-b", "echo", "say a"), (0, "a\n", "clinvk: warning: this session is not kept: " + nowhere))
         self.assertEqual(homeless("-b", "echo", "--ephemeral", "say a"), (0, "a\n", ""))
-        status, output, errors = homeless("sessions", "list")
-        self.assertEqual((status, output), (0, ""))
-        self.assertIn(nowhere + "/sessions: Not a directory", errors)
-        self.assertEqual(homeless("resume", "--last", "x")[0], 4)
-        self.assertEqual(homeless("config", "path"), (0, nowhere + "/config.yaml\n", ""))
+        unread = "clinvk: warning: cannot read the sessions: " + nowhere
+        self.assertEqual(homeless("sessions", "list"), (0, "", unread + "clinvk: there are no sessions\n"))
+        self.assertEqual(homeless("resume", "--last", "x"), (4, "", unread + "clinvk: error: there is no session to resume\n"))
+        self.assertEqual(homeless("config", "path"), (3, "", "clinvk: error: " + nowhere))
 
     def test_a_home_that_is_not_there_is_not_made(self):
         """System users have /nonexistent, which is to stay so."""

@@ -410,6 +410,21 @@ class Ends(PromptCase):
                 self.assertEqual(run.returncode, status, run.stderr)
                 self.assertIn(error, run.stderr.decode())
 
+    def test_program_that_cannot_be_started_leaves_no_session(self):
+        os.unlink(self.path("bin", "gemini"))
+        self.file("bin/codex", "#!/nonexistent/interpreter\n")
+        os.chmod(self.path("bin", "codex"), 0o755)
+        env = {"CLINVK_BACKENDS": json.dumps({"directory": {"command": [self.path("bin")]}}), "PATH": self.bin}
+        for arguments, status in ((["-b", "gemini", "x"], 127), (["-b", "codex", "x"], 126), (["-b", "directory", "x"], 126),
+                                  (["-w", "/nonexistent", "x"], 1)):
+            for form in ([], ["-o", "json"]):
+                run = self.clinvk(*arguments, *form, env=env)
+                self.assertEqual(run.returncode, status, run.stderr)
+                self.assertNotIn(b'"session"', run.stdout)
+        self.assertEqual(self.sessions(), [])
+        self.assertIn("session", self.asked("exit 3", status=1, errors=b"clinvk: echo: exit status 3\n"))
+        self.assertEqual(len(self.sessions()), 1)
+
     def test_a_signal_ends_it_and_its_backend(self):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             with self.subTest(signal=number):

@@ -852,7 +852,7 @@ class Unwritable(SessionCase):
         body = self.AS_NOBODY + "said = []\nprint([session.id for session in clinvk.SessionStore(store._directory, said.append).all()], said)"
         self.assertEqual(self.script(body), "%s %s\n" % ([a.id], ["%s is no session, and left alone: Permission denied" % self.file_of(b)]))
         os.chmod(self.sessions, 0o311 if owner < 0 else 0o711)
-        self.assertEqual(self.script(body), "[] %s\n" % ["cannot read the sessions in %s: Permission denied" % self.sessions])
+        self.assertEqual(self.script(body), "[] %s\n" % ["cannot read the sessions: %s: Permission denied" % self.sessions])
 
     def test_when_the_disk_is_full_the_session_stays_as_it_was(self):
         session = self.store.create("claude", initial_prompt="x" * 100)
