@@ -883,15 +883,27 @@ def finds_strays() -> bool:
     return sys.platform.startswith("linux") and bool(entries("/proc"))
 
 
-def sweep(mark: str) -> None:
-    """SIGKILL every process that carries the mark, until none is left that can be killed."""
+def process_name(pid: int) -> str:
+    """Return the name of a process for a message, as ps(1) shows it; its number where the name is not known."""
+    try:
+        with open("/proc/%d/comm" % pid, "rb", buffering=0) as file:
+            return visible(to_text(file.read(CHUNK).strip()))
+    except OSError:
+        return str(pid)
+
+
+def sweep(mark: str, ended: Optional[Dict[int, str]] = None) -> None:
+    """SIGKILL every process that carries the mark, until none is left that can be killed; note their names in `ended`."""
     import signal
+    noted: Dict[int, str] = {} if ended is None else ended
     for _ in range(100):
         killed = False
         for pid in marked_processes(mark):
             try:
+                name = process_name(pid)
                 os.kill(pid, signal.SIGKILL)
                 killed = True
+                noted.setdefault(pid, name)
             except OSError:
                 continue
         if not killed:
@@ -965,9 +977,13 @@ else:
         return []
 
 
-def end_children() -> bool:
-    """Kills and reaps every child of this process, and by and by theirs, once it adopts orphans.  True: none is left."""
+def end_children(ended: Optional[Dict[int, str]] = None) -> bool:
+    """Kill and reap every child of this process and, once it adopts orphans, theirs.  Return whether none is left.
+
+    The names of those that had not ended by themselves are noted in `ended`.
+    """
     import signal
+    noted: Dict[int, str] = {} if ended is None else ended
     for _ in range(1000):
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -977,8 +993,10 @@ def end_children() -> bool:
         killed = 0
         for pid in _children():
             try:
+                name = process_name(pid)
                 os.kill(pid, signal.SIGKILL)
                 killed += 1
+                noted.setdefault(pid, name)
             except OSError:  # another user's, as of sudo
                 continue
         if not killed:
@@ -2524,6 +2542,7 @@ class Backend(NamedTuple):
     a run leaves behind though nobody wants its session.  `cautions` are warnings for words among `extra`; `ours` are options
     that may not be among them, as they decide what it prints; `install` says how to get the program.  `resuming` is None where
     it keeps no sessions.  `saying` tells what of a line of its stdout is to be shown while it runs; None where all is text.
+    `helpers` are names of processes that it leaves running by itself.
     """
 
     name: str
@@ -2540,6 +2559,7 @@ class Backend(NamedTuple):
     ours: Tuple[str, ...] = ()
     resuming: Optional[Resuming] = None
     saying: Optional[Callable[[bytes], _Saying]] = None
+    helpers: Tuple[str, ...] = ()
 
 
 def prompt_too_large(backend: Backend, *parts: Union[str, TextFile]) -> str:
@@ -3356,7 +3376,8 @@ BACKENDS = {backend.name: backend for backend in (
             resuming=Resuming(fork=True, anywhere=True), saying=_claude_saying),
     Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")), _refuse_unasked,
             stop_signal="SIGINT", limit=1 << 20, limit_unit="characters", install="npm install -g @openai/codex",
-            cautions=(("resume", CODEX_COUNTS),), resuming=Resuming(fork=True, anywhere=True), saying=_codex_saying),
+            cautions=(("resume", CODEX_COUNTS),), resuming=Resuming(fork=True, anywhere=True), saying=_codex_saying,
+            helpers=("git", "git-remote-http")),  # it looks for plugins, for as long as the network lets it
     Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")), _refuse_unconfined,
             limit=8 << 20, limit_unit="bytes", leftovers=_gemini_leftovers, install="npm install -g @google/gemini-cli",
             ours=("-o", "--output-format", "--outputFormat"), resuming=Resuming(system_prompt=True), saying=_gemini_saying),
@@ -4674,13 +4695,15 @@ class Station:
             self._files.append(nameless_file(self.directory))
         return self._scratch, self._files
 
-    def clear(self, task: Task, backend_lived: float, stopped: bool) -> bool:
-        """Ends whatever the backend left running.  True: it is certain that nothing is left."""
-        if self.adopts:
-            return end_children()
-        if stopped or backend_lived >= SWEEP_AFTER_SECONDS:
-            sweep(TASK_MARK % (self.run_id, task.index))
-        return False
+    def clear(self, task: Task, running: _BackendProcess, backend_lived: float) -> Tuple[bool, List[str]]:
+        """End what the backend left running.  Return whether it is certain that nothing is left, and the names of what was killed."""
+        ended: Dict[int, str] = {}
+        alone = self.adopts and end_children(ended)
+        if self.adopts and not alone:  # there is no /proc, or one is another user's
+            running.end_group()
+        elif not self.adopts and (running.verdict or backend_lived >= SWEEP_AFTER_SECONDS):
+            sweep(TASK_MARK % (self.run_id, task.index), ended)
+        return alone, [] if running.verdict else list(ended.values())
 
     def tidy(self, keep_files: bool) -> None:
         """Makes ready for the next task."""
@@ -4704,11 +4727,11 @@ class Station:
 class _BackendProcess:
     """A backend that was launched, in a session of its own, and what we did to it."""
 
-    def __init__(self, pid: int, stop_signal: int, grace: float) -> None:
+    def __init__(self, pid: int, stop_signal: int, grace: float, adopts: bool) -> None:
         from _thread import allocate_lock
         self.pid = pid  # and its process group
         self.verdict = ""  # "timeout" or "canceled", once we stopped it
-        self._stop_signal, self._grace = stop_signal, grace
+        self._stop_signal, self._grace, self._adopts = stop_signal, grace, adopts
         self._lock = allocate_lock()
         self._alive = allocate_lock()  # held while the process lives
         self._alive.acquire()
@@ -4726,13 +4749,20 @@ class _BackendProcess:
             if self._alive.acquire(timeout=self._grace if attempt == "polite" else -1):
                 self._alive.release()
 
-    def wait(self) -> int:
-        """Waits for the end of the process, not of what it left behind in its group; kills that.  Returns as code_of_status."""
+    def end_group(self) -> None:
         import signal
+        send_signal(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Wait for the end of the process, not of what it left behind in its group.  Return as code_of_status.
+
+        The rest of the group is killed here, unless this worker adopts it: then Station.clear does that, which sees what was alive.
+        """
         status = wait_for_end(self.pid)
         with self._lock:
             self._alive.release()
-        send_signal(self.pid, signal.SIGKILL)
+        if not self._adopts:
+            self.end_group()
         return code_of_status(os.waitpid(self.pid, 0)[1] if status is None else status)
 
 
@@ -4834,11 +4864,11 @@ def _run(task: Task, station: Station) -> Result:
             running.verdict = "canceled"  # the backend got the SIGTERM, too, and need not say so
         station.running = None
         station.note(task.index, 0)
-        alone = station.clear(task, time.monotonic() - began, bool(running.verdict))
+        alone, left = station.clear(task, running, time.monotonic() - began)
         with writing("the answer"):
             result = _judge(task, code, running.verdict, files, lambda output, capture: _store(
                 output, capture, station, "%d.out" % task.index, alone))
-        return result
+        return result._replace(warnings=result.warnings + left_running(task, left)) if left else result
     except OutputError as error:
         return unfinished(task, "failed", str(error), "backend", exit_code=1, attempts=1)
     finally:
@@ -4881,7 +4911,15 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
     if workdir:
         environment["PWD"] = workdir.real if task.root else absolute(task.workdir)
     pid = start_session(argv, environment, workdir, files)
-    return _BackendProcess(pid, getattr(signal, backend_of(task).stop_signal), station.grace)
+    return _BackendProcess(pid, getattr(signal, backend_of(task).stop_signal), station.grace, station.adopts)
+
+
+def left_running(task: Task, names: Sequence[str]) -> Tuple[str, ...]:
+    """A warning about processes that were killed because they outlived their task."""
+    backend = backend_of(task)
+    kept = [name for name in names if name not in backend.helpers]
+    more = " and %d more" % (len(kept) - 5) if len(kept) > 5 else ""
+    return ("%s left processes running, which were killed: %s%s" % (backend.name, ", ".join(kept[:5]), more),) if kept else ()
 
 
 def _await(task: Task, running: _BackendProcess) -> int:

@@ -502,6 +502,42 @@ class Leftovers(WorkerCase):
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         self.assertEqual(done.stdout.decode().splitlines(), ["True ok []", "True failed []", "True failed []", "True timeout []"])
 
+    @support.only_linux
+    def test_a_result_names_what_outlived_its_task_and_was_killed(self):
+        body = """
+            station = clinvk.Station("run-of-a-test", sys.argv[1], adopts=clinvk.adopt_orphans())
+            gone = "until grep -q State:.Z /proc/$p/status; do :; done"
+            for argv in (("true",), ("sh", "-c", "sleep 300 & setsid sleep 300 & exit 3"), ("sh", "-c", "true & wait; echo x"),
+                         ("sh", "-c", "(true & echo $! >pid); read p <pid; " + gone), ("sh", "-c", "(sleep 300 & echo $! >pid); read p <pid; kill -9 $p; " + gone),
+                         ("sh", "-c", "for i in 1 2 3 4 5 6 7; do sleep 300 & done")):
+                task = clinvk.Task(0, "own", "x", workdir=sys.argv[1], definition=clinvk.Definition(argv))
+                result = clinvk.run_task(task, station)
+                print(result.exit_code, list(result.warnings))
+            result = clinvk.run_task(clinvk.Task(0, "echo", "leave-group;sleep 300", timeout=1.0), station)
+            print(result.exit_code, list(result.warnings))
+            station.drop_files()
+            """
+        os.mkdir(self.path("d"))
+        done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.MODULES + textwrap.dedent(body), self.path("d")])
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        lines = [line.replace("setsid", "sleep").replace("sh,", "sleep,").replace("sh'", "sleep'").replace("sh and", "sleep and")
+                 for line in done.stdout.decode().splitlines()]  # one that was not given the time to become sleep
+        left = "own left processes running, which were killed: %s"
+        self.assertEqual(lines, ["1 []", "3 %s" % [left % "sleep, sleep"], "0 []", "1 []", "1 []", "1 %s" % [left % "sleep, sleep, sleep, sleep, sleep and 2 more"],
+                                 "124 []"])
+
+    @support.only_linux
+    def test_without_adoption_what_left_the_group_of_a_longer_task_is_named(self):
+        station = self.station()
+        prompt = "leave-group %s;sleep %s;say x" % (self.path("pid"), clinvk.SWEEP_AFTER_SECONDS)
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", prompt), station), status="ok", warnings=("echo left processes running, which were killed: cat",))
+        self.leave(station)
+
+    def test_a_helper_that_a_backend_leaves_by_itself_is_no_warning(self):
+        for backend, names, told in (("codex", ["git", "git-remote-http"], None), ("codex", ["git", "node"], "node"), ("claude", ["git"], "git"), ("codex", [], None)):
+            warnings = ("%s left processes running, which were killed: %s" % (backend, told),) if told else ()
+            self.assertEqual(clinvk.left_running(clinvk.Task(0, backend, "x"), names), warnings)
+
     def test_the_temporary_directory_of_a_task_is_removed_with_all_in_it(self):
         for prompt in ("write-tmp", "remove-tmp", "write-tmp;exit 1", "write-tmp;die KILL"):
             station = self.station()
