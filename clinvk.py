@@ -2483,15 +2483,16 @@ class Capture:
         """The JSON objects in the lines that hold one of the marks; of a line that is a list, the objects in it.
 
         Looking for marks first makes a stream of a gigabyte, most of it the output of tools, a matter of seconds.
-        Lines that do not look whole are looked at, too.
+        Other lines that do not look whole are looked at for damage.
         """
         import re
         marked = re.compile(b"|".join(map(re.escape, marks))).search
         for line in self.lines():
-            if marked(line) or line[:1] != b"{" or not line.endswith((b"}", b"}\r")):
+            has_mark = marked(line)
+            if has_mark or line[:1] != b"{" or not line.endswith((b"}", b"}\r")):
                 for value in self.values(line, answer, marked):
                     for event in value if isinstance(value, list) else (value,):
-                        if isinstance(event, dict):
+                        if has_mark and isinstance(event, dict):
                             yield event
 
     def is_blank(self) -> bool:
@@ -2709,9 +2710,11 @@ def _usage(total_input: int, cached: int, output: int, reasoning: int, written: 
     """Token counts in one shape: input includes those read from and written to a cache, output the reasoning ones."""
     if not (total_input or output):
         return None
-    counts = {"input_tokens": total_input, "cached_input_tokens": cached, "output_tokens": output,
-              "reasoning_output_tokens": reasoning, "total_tokens": total_input + output}
-    return dict(counts, cache_write_input_tokens=written) if written else counts
+    counts = {"input_tokens": total_input, "cached_input_tokens": cached, "cache_write_input_tokens": written,
+              "output_tokens": output, "reasoning_output_tokens": reasoning, "total_tokens": total_input + output}
+    if not written:  # most backends do not state it
+        del counts["cache_write_input_tokens"]
+    return counts
 
 
 def _busiest(models: Dict[str, Any], count: str) -> str:
