@@ -1107,6 +1107,54 @@ def can_be_read(file: int, patience_seconds: float = 0.0) -> bool:
     return bool(poll.poll(patience_seconds * 1000))
 
 
+def unread(pipe: int) -> int:
+    """Return how many bytes in a pipe nobody has read yet."""
+    import fcntl
+    import struct
+    import termios
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
+
+
+class WatchedFile:
+    """A file that another program has to read as it was written."""
+
+    def __init__(self, path: str) -> None:
+        """Begin to watch.  Raises OSError."""
+        self.path = path
+        before = self._forget_readers()
+        self._text = self._read()
+        self._notes_readers = os.stat(path).st_atime_ns != before.st_atime_ns
+        self._was = self._forget_readers()
+
+    def _forget_readers(self) -> os.stat_result:
+        os.utime(self.path, (0, 0))
+        return os.stat(self.path)
+
+    def _read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            return file.read()
+
+    def was_read(self) -> bool:
+        """Return whether somebody has read the file; True where that cannot be known."""
+        try:
+            then, now = self._was.st_atime_ns, os.stat(self.path).st_atime_ns
+        except OSError:
+            return True
+        return now != then or not self._notes_readers
+
+    def problem(self) -> str:
+        """Return what is wrong with the file; "" where it was read and nobody has changed it."""
+        was_read = self.was_read()
+        try:
+            now, text = os.stat(self.path), self._read()
+        except OSError as error:
+            return "%s: %s" % (self.path, error.strerror)
+        if text != self._text or any(getattr(now, field) != getattr(self._was, field)
+                                     for field in ("st_dev", "st_ino", "st_ctime_ns")):
+            return self.path + " was changed"
+        return "" if was_read else self.path + " was not read"
+
+
 def give_name(file: int, path: str) -> None:
     """Make a nameless file appear under `path`.  Raises OSError where that is not possible, as on some file systems."""
     try:
@@ -2380,6 +2428,7 @@ class Command(NamedTuple):
 
     `environment` is set; `preset` is set where the user's environment says nothing else; `files` (name, text) are put into
     SCRATCH.  The prompt goes in by stdin, unless a file holds it (`by_stdin` False): never by an argument.
+    `problem` says why the program could not be held to the sandbox mode; it is then not started.
     """
 
     argv: Tuple[str, ...]
@@ -2387,6 +2436,7 @@ class Command(NamedTuple):
     preset: Dict[str, str] = {}
     files: Dict[str, str] = {}
     by_stdin: bool = True
+    problem: str = ""
 
 
 LONGEST_LINE = 1 << 26  # bytes of a line of output that are looked at: no program prints an answer of that size
@@ -2544,6 +2594,7 @@ class Backend(NamedTuple):
     that may not be among them, as they decide what it prints; `install` says how to get the program.  `resuming` is None where
     it keeps no sessions.  `saying` tells what of a line of its stdout is to be shown while it runs; None where all is text.
     `helpers` are names of processes that it leaves running by itself.
+    `rejection` is in a line of its stderr where it goes on without a file that says what it may do.
     """
 
     name: str
@@ -2561,6 +2612,7 @@ class Backend(NamedTuple):
     resuming: Optional[Resuming] = None
     saying: Optional[Callable[[bytes], _Saying]] = None
     helpers: Tuple[str, ...] = ()
+    rejection: bytes = b""
 
 
 def prompt_too_large(backend: Backend, *parts: Union[str, TextFile]) -> str:
@@ -2692,6 +2744,7 @@ def _until(said: Sequence[str], now: float) -> Optional[float]:
         return None
 
 
+UNKEPT = "the sandbox could not be kept: %s"
 LONGEST_REASON = 8192  # characters of an error in which its class is looked for
 
 
@@ -2807,6 +2860,13 @@ def with_damage(reply: Reply, capture: Capture, program: str, exit_code: int) ->
 _CUT_TYPE = r'\{\s*"(?:t|ty|typ|type|type"\s*|type"\s*:\s*|type"\s*:\s*"[\w.]*)?$'
 _BLANK_END = "%s ended with a blank text; the output is the text before it"
 _BAD_EXIT = "%s ended with exit status %d after a complete answer"
+
+
+def _toml(text: str) -> str:
+    """Return a text as a TOML string: a JSON string without surrogates, and with DEL escaped."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return dumps(whole).decode("utf-8").replace("\x7f", "\\u007f")
+
 
 # - claude -
 
@@ -2966,6 +3026,8 @@ _CODEX_SANDBOX = {
 }
 
 
+# Where codex does not know one of these it goes on, with a warning.
+_CODEX_SETTINGS = ("sandbox_workspace_write", "developer_instructions")
 CODEX_COUNTS = "codex counts the tokens of the whole session that it resumed"
 
 
@@ -2977,9 +3039,8 @@ def _codex_command(task: Task) -> Command:
     argv += _CODEX_SANDBOX.get(sandbox, [])
     if task.model:
         argv += ["-m", task.model]
-    if task.system_prompt:  # the value is TOML; a JSON string is a TOML string, once it holds no surrogates, and no DEL as it is
-        without_surrogates = task.system_prompt.encode("utf-8", "replace").decode("utf-8")
-        argv += ["-c", "developer_instructions=" + dumps(without_surrogates).decode("utf-8").replace("\x7f", "\\u007f")]
+    if task.system_prompt:
+        argv += ["-c", "developer_instructions=" + _toml(task.system_prompt)]
     for setting in _codex_retries(task):
         argv += ["-c", "%s=%d" % (setting, OWN_RETRIES)]
     resume = ("fork" if task.fork else "resume", task.resume) if task.resume else ()  # which refuse some options behind them
@@ -3030,7 +3091,7 @@ def _refuse_unasked(sandbox: str, approval: str) -> str:
 
 def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     """JSON Lines.  Only `turn.failed` and the exit code are final; `error` events are mostly progress."""
-    answer, session, failed, progress = "", "", "", ""
+    answer, session, failed, progress, ignored = "", "", "", "", ""
     usage: Dict[str, Any] = {}
     warnings: List[str] = []
     completed = blank = False
@@ -3045,7 +3106,10 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
                 answer = text
                 stdout.spare_damaged()
         elif kind == "item.completed" and item.get("type") == "error":
-            warnings.append(one_line(without_secrets(_string(item.get("message")))))
+            message = _string(item.get("message"))
+            warnings.append(one_line(without_secrets(message)))
+            named = (name for name in _CODEX_SETTINGS if "session-flags: `" + name in message)
+            ignored = ignored or next(named, "")
         elif kind == "turn.completed":
             completed, usage = True, _mapping(event.get("usage"))
         elif kind == "turn.failed":
@@ -3058,6 +3122,9 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         "waiting": "" if completed else progress, "counts_session": True,
         "usage": _usage(*(_count(usage.get(name)) for name in ("input_tokens", "cached_input_tokens", "output_tokens",
                                                                "reasoning_output_tokens", "cache_write_input_tokens")))}
+    if ignored:
+        problem = UNKEPT % ("codex does not know the setting " + ignored)
+        return Reply(**dict(said, **_failure(problem, kind="permission")))
     if failed or exit_code or not completed:
         last = _BAD_EXIT % ("codex", exit_code) if completed else "codex ended before its turn was complete"
         error = failed or progress or _reason(stderr) or last
@@ -3070,35 +3137,56 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
 # - gemini -
 
 _GEMINI_READING = ("list_directory", "read_file", "read_many_files", "grep_search", "search_file_content", "glob", "google_web_search")
+_GEMINI_WRITING = ("write_file", "replace")
 
 
-def _gemini_policy(*tools: str, inside: str = "") -> str:
-    """A policy under which these tools alone are there.  What the user's settings allow beforehand would hold in every mode.
+def _gemini_policy(writes: bool, inside: str) -> str:
+    """Return a policy under which gemini only reads, or also `writes` in the directory `inside`.
 
-    `inside`: writing is for that directory alone; settings could make others a part of the workspace.
+    What settings allow would hold in every mode, and they could make more directories a workspace.
     """
-    text = ('[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 997\n'
-            '[[rule]]\ntoolName = [%s]\ndecision = "allow"\npriority = 998\n' % ", ".join('"%s"' % tool for tool in tools))
-    ways = {absolute(inside), os.path.realpath(inside)} if inside else {"/"}
-    if "/" not in ways:
+    rules: List[Tuple[Any, str, int, str]] = [
+        ("*", "deny", 997, ""), (_GEMINI_READING, "allow", 998, "")]
+    ways = {absolute(inside), os.path.realpath(inside)} if writes else set()
+    if "/" in ways:
+        rules.append((_GEMINI_WRITING, "allow", 998, ""))
+    elif ways:
         import re
         here = "|".join(re.escape(dumps(way).decode("utf-8")[2:-1]).replace("/", "\\/") for way in sorted(ways))
-        # gemini does without a rule whose pattern has a repetition in a repetition; so a name with a backslash is refused, too
-        pattern = r'"file_path":"(\/(?!(%s)\/)|[^"]*\.\.(\/|")|[^"]*\\)' % here
-        text += ('[[rule]]\ntoolName = ["write_file", "replace"]\ndecision = "deny"\npriority = 999\nargsPattern = %s\n'
-                 % dumps(pattern).decode("utf-8"))
-    return text
+        # gemini drops a rule whose pattern has a repetition in a repetition: so a name with a backslash is
+        # outside, too.  And one of more than 2,048 characters: then the rule that allows goes as well.
+        outside = r'\/(?!(%s)\/)|[^"]*\.\.(\/|")|[^"]*\\' % here
+        rules += [(_GEMINI_WRITING, "allow", 998, '"file_path":"(?!%s)' % outside),
+                  (_GEMINI_WRITING, "deny", 999, '"file_path":"(%s)' % outside)]
+    return "".join('[[rule]]\ntoolName = %s\ndecision = "%s"\npriority = %d\n%s' % (
+        dumps(tools).decode("utf-8"), decision, priority,
+        "argsPattern = %s\n" % _toml(pattern) if pattern else "")
+        for tools, decision, priority, pattern in rules)
+
+
+def _gemini_unkept(task: Task) -> str:
+    """Return why gemini could not be held to a policy here; "" where it can."""
+    try:
+        where, here = os.path.abspath(temporary_directory()), os.path.abspath(task.workdir)
+    except OSError as error:
+        return "the working directory: %s" % error.strerror
+    if "," in where:
+        return ("gemini cuts the name of its policy at the comma of TMPDIR, %s: set TMPDIR to another directory"
+                % quoted(where))
+    for path in (where, here, os.path.realpath(here)):
+        if path != to_bytes(path).decode("utf-8", "replace"):
+            return "gemini cannot find %s: the name is not valid UTF-8" % quoted(path)
+    return ""
 
 
 def _gemini_command(task: Task) -> Command:
     argv = ["gemini", "--skip-trust", "-o", "stream-json"]
-    files = {}
-    writes = task.approval_mode == "auto"
+    files, problem = {}, ""
     if task.sandbox_mode in ("read-only", "workspace"):
-        confined = task.sandbox_mode == "read-only" or not writes
-        argv += ["--approval-mode", "default" if confined else "auto_edit", "--policy", SCRATCH + "/policy.toml"]
-        files["policy.toml"] = (_gemini_policy(*_GEMINI_READING) if confined else
-                                _gemini_policy(*_GEMINI_READING, "write_file", "replace", inside=task.workdir or "."))
+        writes = task.sandbox_mode == "workspace" and task.approval_mode == "auto"
+        argv += ["--approval-mode", "auto_edit" if writes else "default",
+                 "--policy", SCRATCH + "/policy.toml"]
+        files["policy.toml"], problem = _gemini_policy(writes, task.workdir), _gemini_unkept(task)
     else:
         mode = {"auto": "auto_edit", "none": "yolo", "always": "default"}.get(task.approval_mode)
         argv += ["--approval-mode", mode] if mode else []
@@ -3112,7 +3200,7 @@ def _gemini_command(task: Task) -> Command:
     if task.system_prompt:
         files["system.md"] = task.system_prompt
         environment["GEMINI_SYSTEM_MD"] = SCRATCH + "/system.md"
-    return Command(tuple(argv) + task.extra, environment, files=files)
+    return Command(tuple(argv) + task.extra, environment, files=files, problem=problem)
 
 
 def _gemini_saying(line: bytes) -> _Saying:
@@ -3383,7 +3471,8 @@ BACKENDS = {backend.name: backend for backend in (
             helpers=("git", "git-remote-http")),  # it looks for plugins, for as long as the network lets it
     Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")), _refuse_unconfined,
             limit=8 << 20, limit_unit="bytes", leftovers=_gemini_leftovers, install="npm install -g @google/gemini-cli",
-            ours=("-o", "--output-format", "--outputFormat"), resuming=Resuming(system_prompt=True), saying=_gemini_saying),
+            ours=("-o", "--output-format", "--outputFormat"), resuming=Resuming(system_prompt=True), saying=_gemini_saying,
+            rejection=b"Policy file error in policy.toml"),
     # For trying, testing and showing pipelines on a machine without any AI program: a real process that answers with its prompt.
     Backend("echo", lambda task: Command(("cat",)), _read_text, frozenset()),
 )}
@@ -4733,11 +4822,19 @@ class _BackendProcess:
     def __init__(self, pid: int, stop_signal: int, grace: float, adopts: bool) -> None:
         from _thread import allocate_lock
         self.pid = pid  # and its process group
-        self.verdict = ""  # "timeout" or "canceled", once we stopped it
+        self.verdict = ""  # "timeout", "canceled" or "unkept", once we stopped it
+        self.gate: Optional[_Gate] = None
         self._stop_signal, self._grace, self._adopts = stop_signal, grace, adopts
         self._lock = allocate_lock()
         self._alive = allocate_lock()  # held while the process lives
         self._alive.acquire()
+
+    def has_ended(self, seconds: float) -> bool:
+        """Wait that long for the end of the process, and return whether it has ended."""
+        if self._alive.acquire(timeout=seconds):
+            self._alive.release()
+            return True
+        return False
 
     def stop(self, verdict: str) -> None:
         """Ends the group: first politely, and after the grace for good.  For another thread than the one that waits."""
@@ -4749,8 +4846,7 @@ class _BackendProcess:
                 self.verdict = self.verdict or verdict
                 send_signal(self.pid, number)
                 send_signal(self.pid, signal.SIGCONT)
-            if self._alive.acquire(timeout=self._grace if attempt == "polite" else -1):
-                self._alive.release()
+            self.has_ended(self._grace if attempt == "polite" else -1)
 
     def end_group(self) -> None:
         import signal
@@ -4767,6 +4863,54 @@ class _BackendProcess:
         if not self._adopts:
             self.end_group()
         return code_of_status(os.waitpid(self.pid, 0)[1] if status is None else status)
+
+
+FILES_SECONDS = 30.0  # to read its files, once something (perhaps a wrapper) began to read its prompt
+
+
+class _Gate:
+    """Hold a prompt back until its program has read its files: a policy, a system prompt.
+
+    gemini runs without a policy that it does not find.  It reads its files, then its prompt.  It gets
+    the first character at once: when that was read, the files were.
+    """
+
+    def __init__(self, prompt: str, paths: Iterable[str]) -> None:
+        self._files = [WatchedFile(path) for path in paths]
+        self._first, self._rest = to_bytes(prompt[:1]), to_bytes(prompt[1:])
+        self.is_open, self.problem = False, ""
+        self._pipe = list(os.pipe())
+        self.source, self._sink = self._pipe
+
+    def find_problem(self) -> str:
+        """Return what is wrong with the files; "" where nothing is."""
+        return next(filter(None, (file.problem() for file in self._files)), "")
+
+    def give_prompt(self, running: _BackendProcess) -> None:
+        """Give the prompt to the program, or stop it.  For a thread of its own."""
+        seconds = FILES_SECONDS
+        try:
+            write_all(self._sink, self._first)
+            while seconds > 0:
+                if not unread(self.source):
+                    seconds = 0 if all(file.was_read() for file in self._files) else seconds - 0.01
+                if running.has_ended(0.01):
+                    return
+            self.problem = self.find_problem()
+            if self.problem:
+                running.stop("unkept")
+                return
+            self.is_open = True
+            os.close(self._pipe.pop(0))  # so that writing fails when the program has ended
+            write_all(self._sink, self._rest)
+        except BrokenPipeError:
+            pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        while self._pipe:
+            os.close(self._pipe.pop())
 
 
 def run_task(task: Task, station: Optional[Station] = None) -> Result:
@@ -4837,12 +4981,15 @@ def _run(task: Task, station: Station) -> Result:
             workdir = _open_workdir(task)
             # what is told of a directory that must not be left does not lead out of it later, as a link could
             command = backend_of(task).command(task._replace(workdir=workdir.real) if workdir and task.root else task)
+            if command.problem:
+                problem = UNKEPT % command.problem
+                return unfinished(task, "failed", problem, "permission", exit_code=1)
             with writing("temporary files"):
                 directory, files = station.prepare()
                 if task.follow:
                     followed = os.open(followed_path(station.directory, task.index), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
                     files = [files[0], followed, files[2]]
-            if command.by_stdin:
+            if command.by_stdin and not command.files:
                 with writing("the prompt"):
                     large = _large_prompt(task)
                     if large:
@@ -4870,7 +5017,7 @@ def _run(task: Task, station: Station) -> Result:
         alone, left = station.clear(task, running, time.monotonic() - began)
         with writing("the answer"):
             result = _judge(task, code, running.verdict, files, lambda output, capture: _store(
-                output, capture, station, "%d.out" % task.index, alone))
+                output, capture, station, "%d.out" % task.index, alone), running.gate)
         return result._replace(warnings=result.warnings + left_running(task, left)) if left else result
     except OutputError as error:
         return unfinished(task, "failed", str(error), "backend", exit_code=1, attempts=1)
@@ -4913,8 +5060,20 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
     argv = tuple(word.replace(SCRATCH, directory) for word in command.argv)
     if workdir:
         environment["PWD"] = workdir.real if task.root else absolute(task.workdir)
-    pid = start_session(argv, environment, workdir, files)
-    return _BackendProcess(pid, getattr(signal, backend_of(task).stop_signal), station.grace, station.adopts)
+    gate: Optional[_Gate] = None
+    if command.by_stdin and command.files:
+        gate = _Gate(task.prompt, [os.path.join(directory, name) for name in command.files])
+        files = [gate.source, *files[1:]]
+    try:
+        pid = start_session(argv, environment, workdir, files)
+    except BaseException:
+        if gate:
+            gate.close()
+        raise
+    number = getattr(signal, backend_of(task).stop_signal)
+    running = _BackendProcess(pid, number, station.grace, station.adopts)
+    running.gate = gate
+    return running
 
 
 def left_running(task: Task, names: Sequence[str]) -> Tuple[str, ...]:
@@ -4927,14 +5086,17 @@ def left_running(task: Task, names: Sequence[str]) -> Tuple[str, ...]:
 
 def _await(task: Task, running: _BackendProcess) -> int:
     """Waits for the end, bounded by the task's timeout.  Returns as code_of_status."""
-    if not task.timeout:
+    if not task.timeout and not running.gate:
         return running.wait()
     import signal
     import threading
     timer = threading.Timer(min(task.timeout, LONGEST), running.stop, ("timeout",))
     timer.daemon = True
     try:
-        timer.start()
+        if running.gate:
+            threading.Thread(target=running.gate.give_prompt, args=(running,), daemon=True).start()
+        if task.timeout:
+            timer.start()
     except RuntimeError:  # no more threads: better no answer than one that nobody bounds
         send_signal(running.pid, signal.SIGKILL)
         running.wait()
@@ -4964,8 +5126,21 @@ def _not_started(task: Task, program: str, error: OSError) -> Result:
     return unfinished(task, "failed", text, kind, exit_code=code, attempts=1)
 
 
+def _lapse(task: Task, gate: _Gate, stderr: int, failed: bool) -> str:
+    """Return why a program may have run without its files; "" where it did not."""
+    backend, problem = backend_of(task), gate.problem
+    is_confined = task.sandbox_mode in ("read-only", "workspace")
+    if gate.is_open and is_confined:
+        is_rejected = any(backend.rejection in line for line in Capture(stderr).lines())
+        problem = backend.name + " rejected its policy" if is_rejected else gate.find_problem()
+    elif not gate.is_open and not problem and not failed:
+        problem = backend.name + " did not wait for its prompt"
+    return problem and (UNKEPT if is_confined else "the system prompt was not given: %s") % problem
+
+
 def _judge(task: Task, code: int, stopped: str, files: Sequence[int],
-           store: Callable[[Optional[str], Capture], Union[str, TextFile]]) -> Result:
+           store: Callable[[Optional[str], Capture], Union[str, TextFile]],
+           gate: Optional[_Gate] = None) -> Result:
     """The verdict on a backend that ended: by what we did to it, else by what it said, else by its exit code."""
     backend, capture = backend_of(task), Capture(files[1])
     reply = backend.read(capture, Capture(files[2]).tail(), code)
@@ -4976,11 +5151,14 @@ def _judge(task: Task, code: int, stopped: str, files: Sequence[int],
     exit_code = 128 - code if code < 0 else code
     status, error, kind = "ok", reply.error, reply.error_kind
     blank = capture.is_blank() if reply.output is None else not reply.output.strip()
+    lapse = _lapse(task, gate, files[2], bool(error or code or blank)) if gate else ""
     if stopped == "timeout":
         waiting = " (it was waiting: %s)" % one_line(without_secrets(reply.waiting)) if reply.waiting else ""
         status, exit_code, error, kind = "timeout", 124, "timed out after %gs%s" % (task.timeout, waiting), "timeout"
-    elif stopped:
+    elif stopped == "canceled":
         status, exit_code, error, kind = "canceled", -1, "canceled while it ran", "canceled"
+    elif lapse:
+        status, exit_code, error, kind = "failed", exit_code or 1, lapse, "permission"
     elif code < 0:
         status, error, kind = "failed", "ended by signal %d (%s)" % (-code, signal_name(-code)), "signal"
     elif kind in ("", "backend") and (error or blank or reply.output is None) and is_full(files[1]):

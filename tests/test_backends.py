@@ -152,7 +152,7 @@ class Commands(Environment):
             self.assert_argv("codex", words, **{field: value})
         self.assert_argv("codex", ["-s", "read-only", "--ignore-rules", "-m", "m", "-c", 'developer_instructions="s"', "resume", ID],
                          model="m", system_prompt="s", extra=("resume", ID), sandbox_mode="read-only")
-        self.assertEqual(command("codex", model="m", system_prompt="s")[1:], ({}, {}, {}, True))
+        self.assertEqual(command("codex", model="m", system_prompt="s")[1:], ({}, {}, {}, True, ""))
 
     def test_a_system_prompt_of_any_characters_is_a_string_of_toml(self):
         text = "it's \"x\" \\ \t\x7f\x00 審 \U0001f600\n$HOME?"
@@ -210,11 +210,11 @@ class Commands(Environment):
                 ("max_turns", 7, []), ("max_tokens", 7, []), ("verbose", True, [])):
             self.assert_argv("gemini", words, **{field: value})
         alone = {"GEMINI_CLI_NO_RELAUNCH": "1"}
-        self.assertEqual(command("gemini")[1:], (alone, {}, {}, True))
+        self.assertEqual(command("gemini")[1:], (alone, {}, {}, True, ""))
         self.assertEqual(command("gemini", system_prompt="be brief\n")[1:], (
-            dict(alone, GEMINI_SYSTEM_MD=SCRATCH + "/system.md"), {}, {"system.md": "be brief\n"}, True))
+            dict(alone, GEMINI_SYSTEM_MD=SCRATCH + "/system.md"), {}, {"system.md": "be brief\n"}, True, ""))
 
-    GEMINI_READS = '"list_directory", "read_file", "read_many_files", "grep_search", "search_file_content", "glob", "google_web_search"'
+    GEMINI_READS = '"list_directory","read_file","read_many_files","grep_search","search_file_content","glob","google_web_search"'
     POLICY = '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 997\n[[rule]]\ntoolName = [%s]\ndecision = "allow"\npriority = 998\n'
 
     def test_gemini_is_confined_by_a_policy(self):
@@ -224,29 +224,55 @@ class Commands(Environment):
                     files = command("gemini", sandbox_mode=sandbox, approval_mode=approval, system_prompt="s").files
                     policy = files.pop("policy.toml", "")
                     self.assertEqual(files, {"system.md": "s"})
-                    if "auto_edit" in words and policy:
-                        self.assertTrue(policy.startswith(self.POLICY % (self.GEMINI_READS + ', "write_file", "replace"')), policy)
-                    else:
-                        self.assertEqual(policy, self.POLICY % self.GEMINI_READS if POLICY in words else "")
+                    reading = self.POLICY % self.GEMINI_READS if POLICY in words else ""
+                    self.assertTrue(policy.startswith(reading), policy)
+                    self.assertEqual("write_file" in policy, "auto_edit" in words and POLICY in words)
+
+    def gemini_writing(self, workdir):
+        """The rules on writing, most important first: each its decision and whether it concerns a tool's arguments."""
+        rules = []
+        for text in command("gemini", sandbox_mode="workspace", approval_mode="auto", workdir=workdir).files["policy.toml"].split("[[rule]]\n"):
+            rule = {name: json.loads(value) for name, value in (line.split(" = ", 1) for line in text.splitlines())}
+            if rule and rule["toolName"] == ["write_file", "replace"]:
+                rules.append((rule["priority"], rule["decision"], re.compile(rule.get("argsPattern", "")).search))
+        return [rule[1:] for rule in sorted(rules, reverse=True, key=lambda rule: rule[0])]
 
     def test_gemini_writes_in_the_working_directory_alone(self):
-        odd = self.path("it's (a+b) [c] .* $ 审")
+        odd, delete = self.path("it's (a+b) [c] .* $ 审"), self.path("a\x7fb")
         os.mkdir(odd)
+        os.mkdir(delete)
         os.symlink(odd, self.path("link"))
-        for workdir in (self.home, odd, self.path("link"), ""):
+        for workdir in (self.home, odd, delete, self.path("link"), ""):
             here = workdir or os.getcwd()
-            policy = command("gemini", sandbox_mode="workspace", approval_mode="auto", workdir=workdir).files["policy.toml"]
-            *_, rule = policy.split("[[rule]]\n")
-            said = dict(line.split(" = ", 1) for line in rule.splitlines())
-            self.assertEqual((said["toolName"], said["decision"], said["priority"]), ('["write_file", "replace"]', '"deny"', "999"))
-            denied = re.compile(json.loads(said["argsPattern"])).search
+            (denial, denied), (permission, allowed) = self.gemini_writing(workdir)
+            self.assertEqual((denial, permission), ("deny", "allow"))
             for path, refused in (
                     ("x.txt", False), ("sub/x", False), (here + "/x", False), (here + "/sub/x", False), (os.path.realpath(here) + "/x", False),
                     ("/etc/passwd", True), (here + "x", True), (here + "-more/x", True), (os.path.dirname(here) + "/x", True), ("../x", True), (here + "/../x", True),
                     ("a/../../x", True), ('a"/../../x', True), ("a\\/../../x", True), ("//etc/passwd", True)):
                 for arguments in ({"file_path": path, "content": "/etc/../x"}, {"content": 'its "file_path":"/etc/x"', "file_path": path}):
                     text = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
-                    self.assertEqual(bool(denied(text)), refused, (workdir, text))
+                    self.assertEqual((bool(denied(text)), bool(allowed(text))), (refused, not refused), (workdir, text))
+            self.assertTrue(denied('{"a":{"file_path":"x"},"file_path":"/etc/x"}'))
+
+    def test_gemini_policy_is_toml_whatever_the_directory_is_called(self):
+        # TOML has no raw control characters, nor DEL, and no escapes of surrogates
+        for name in ("a\x7fb", "nl\nx", "q\"x", "back\\x", "\u2028", "\U0001f600", "e\u0301"):
+            text = command("gemini", sandbox_mode="workspace", approval_mode="auto", workdir="/w/" + name).files["policy.toml"]
+            self.assertNotRegex(text, r"[\x00-\x09\x0b-\x1f\x7f]|\\u[dD][89a-fA-F]")
+            for line in text[:-1].split("\n"):
+                self.assertRegex(line, r'\A(\[\[rule\]\]|priority = \d+|\w+ = \[?"([^"\\]|\\.|",")*"\]?)\Z')
+
+    def test_gemini_names_that_it_would_not_find_are_refused(self):
+        for name, tmp, problem in (
+                ("plain", "", ""), ("a,b", "", ""), ("plain", "a,b", "gemini cuts the name of its policy at the comma of TMPDIR, "),
+                ("bad\udcff", "", "is not valid UTF-8"), ("plain", "bad\udcff", "is not valid UTF-8")):
+            self.enter_environment(TMPDIR=self.path(tmp))
+            for sandbox in ("read-only", "workspace"):
+                said = command("gemini", sandbox_mode=sandbox, workdir=self.path(name)).problem
+                self.assertIn(problem, said)
+                self.assertEqual(bool(problem), bool(said), said)
+            self.assertEqual(command("gemini", workdir=self.path(name)).problem, "")
 
     def test_an_option_that_a_backend_does_not_have_is_a_warning(self):
         everything = dict(model="m", system_prompt="s", max_turns=2, max_tokens=3, extra=("x",), verbose=True)
@@ -584,7 +610,7 @@ class Readers(CaptureCase):
 
         for name, code, _ in READINGS:
             stdout, stderr = recorded(name)
-            file = self.capture(stdout)._file
+            file = self.capture(stdout).file
             read = clinvk.BACKENDS[backend_of(name)].read
             self.assertEqual(read(clinvk.Capture(file), stderr, code), read(All(file), stderr, code), name)
 
@@ -714,6 +740,15 @@ class Readers(CaptureCase):
         for name, _, expected in READINGS:
             if expected.get("error") and name.startswith("codex") and recorded(name)[0].count(b"turn.failed"):
                 self.assertEqual(self.read("codex", recorded(name)[0], code=0), self.read("codex", recorded(name)[0], code=1))
+
+    def test_codex_that_does_not_know_a_setting_has_not_kept_the_sandbox(self):
+        note = ('{"type":"item.completed","item":{"type":"error","message":"Codex is ignoring 1 unrecognized configuration setting. '
+                'Check for typos or deprecated settings.\\n  session-flags: `%s` is ignored."}}\n')
+        answer = '{"type":"item.completed","item":{"type":"agent_message","text":"session-flags: `developer_instructions`"}}\n{"type":"turn.completed"}\n'
+        for setting, kind in (("sandbox_workspace_write.exclude_slash_tmp", "permission"), ("developer_instructions", "permission"), ("of_the_user", "")):
+            reply = self.read("codex", (note % setting + answer).encode())
+            self.assertEqual(reply.error_kind, kind)
+            self.assertEqual(bool(kind), "the sandbox could not be kept: codex does not know the setting " + setting.partition(".")[0] == reply.error)
 
     def test_codex_with_a_bad_exit_code_after_a_complete_turn_has_failed(self):
         reply = self.read("codex", recorded("codex-ok")[0], "boom\n", code=101)
@@ -881,12 +916,17 @@ class Readers(CaptureCase):
             self.assertEqual((reply.output, reply.error), (HELLO, ""))
 
 
+def stored(output, capture):
+    """The answer as _judge would have it kept."""
+    return clinvk.to_text(capture.read()) if output is None else output
+
+
 class Verdicts(CaptureCase):
     """From what a backend printed, its exit code, and what was done to it, to the Result."""
 
     def judge(self, backend, stdout, stderr="", code=0, stopped="", **fields):
-        files = [self.capture(data)._file for data in (stdout, stderr.encode())]
-        return clinvk._judge(clinvk.Task(0, backend, "x", **fields), code, stopped, self.path("answer"), *files)
+        files = [self.capture(data).file for data in (stdout, stderr.encode())]
+        return clinvk._judge(clinvk.Task(0, backend, "x", **fields), code, stopped, [-1] + files, stored)
 
     def test_an_empty_answer_is_no_success(self):
         empty = {
@@ -1170,9 +1210,9 @@ class OwnCommands(CaptureCase):
 
     def test_a_damaged_line_with_a_key_of_the_answer_fails_the_task(self):
         def judge(stdout, **fields):
-            files = [self.capture(data)._file for data in (stdout, b"")]
+            files = [self.capture(data).file for data in (stdout, b"")]
             definition = clinvk.Definition(("x",), **dict(self.PATHS, **fields))
-            return clinvk._judge(clinvk.Task(0, "own", "x", definition=definition), 0, "", self.path("answer"), *files)
+            return clinvk._judge(clinvk.Task(0, "own", "x", definition=definition), 0, "", [-1] + files, stored)
 
         one, two, other = b'{"message":{"content":"one"}}', b'{"message":{"content":"two"}}', b'{"id":"s","tool":{"content":"x"}}'
         for stdout, join, output, number, warnings in (

@@ -142,6 +142,108 @@ class Behaviours(WorkerCase):
             self.assertIs(result.task, task)
 
 
+class Rules(WorkerCase):
+    """A policy and a system prompt: gemini would run without them."""
+
+    def install(self, before="", after="", reading="/bin/cat \"$policy\" $GEMINI_SYSTEM_MD > rules"):
+        """Install a gemini that does `before`, reads its files, then its prompt, then does `after` and answers."""
+        support.write_program(os.path.join(self.bin, "gemini"), ("""#!/bin/sh
+            while [ $# -gt 0 ]; do [ "$1" = --policy ] && policy=$2; shift; done
+            cd '%s'
+            %s
+            %s
+            /bin/cat > prompt
+            %s
+            echo '{"type":"message","role":"assistant","content":"done"}'
+            echo '{"type":"result","status":"success"}'
+            """ % (self.directory, before, reading, after)).encode())
+
+    def ask(self, prompt="审查 all", **fields):
+        return self.run_it(prompt, "gemini", **dict(dict(sandbox_mode="read-only", timeout=60.0), **fields))
+
+    def prompt(self):
+        with open(self.path("prompt"), encoding="utf-8") as file:
+            return file.read()
+
+    def assert_unkept(self, result, *words):
+        self.check(result, status="failed", error_kind="permission")
+        self.assertNotEqual(result.exit_code, 0)
+        for word in ("the sandbox could not be kept: ",) + words:
+            self.assertIn(word, result.error)
+
+    def test_a_program_that_read_its_rules_gets_its_prompt_whole(self):
+        self.install()
+        for prompt in ("x", "审", "审查 all", "x" * 3000000 + "审", "\0\x01"):
+            self.check(self.ask(prompt, system_prompt="be brief"), status="ok", output="done", error="")
+            self.assertEqual(self.prompt(), prompt)
+            with open(self.path("rules")) as file:
+                self.assertEqual(file.read(), clinvk._gemini_policy(False, "") + "be brief")
+
+    def test_rules_that_are_lost_before_they_are_read_end_the_task_before_its_prompt(self):
+        for before, words in (
+                ('/bin/rm "$policy"', ("/policy.toml: No such file",)), (': > "$policy"', ("/policy.toml was changed",)),
+                ('echo "[[rule]]" > new; /bin/mv new "$policy"', ("/policy.toml was changed",)),
+                ('/bin/cp "$policy" new; /bin/mv new "$policy"', ("/policy.toml was changed",)),
+                ('/bin/rm -r "${policy%/*}"', ("/policy.toml: No such file",)), ('/bin/rm "$GEMINI_SYSTEM_MD"', ("/system.md: No such file",))):
+            with self.subTest(before):
+                self.install(before + "; touch tampered")
+                for sandbox, approval in (("read-only", "default"), ("workspace", "auto")):
+                    result = self.ask(sandbox_mode=sandbox, approval_mode=approval, system_prompt="s")
+                    self.assert_unkept(result, *words)
+                    self.assertEqual((self.prompt(), result.output), ("审", ""))
+                    os.unlink(self.path("tampered"))
+
+    def test_rules_that_are_not_read_end_the_task_before_its_prompt(self):
+        self.file("probe", b"x")
+        if not clinvk.WatchedFile(self.path("probe"))._notes_readers:
+            self.skipTest("the file system does not note who reads")
+        self.addCleanup(setattr, clinvk, "FILES_SECONDS", clinvk.FILES_SECONDS)
+        clinvk.FILES_SECONDS = 0.1
+        self.install(reading="")  # as one that is started where TMPDIR is another directory
+        self.assert_unkept(self.ask(), "/policy.toml was not read")
+        self.assertEqual(self.prompt(), "审")
+
+    def test_rules_that_are_lost_later_or_rejected_fail_the_task(self):
+        for after, word in (('/bin/rm "$policy"', "No such file"), (': > "$policy"', "was changed"),
+                            ("printf '[USER] Policy file error in policy.toml:\\n  TOML parsing failed\\n' >&2", "gemini rejected its policy")):
+            with self.subTest(after):
+                self.install(after=after)
+                self.assert_unkept(self.ask(), word)
+                self.install(after=after + "; /usr/bin/head -c 300000 /dev/zero | /usr/bin/tr '\\0' '\\n' >&2; exit 1")
+                self.assert_unkept(self.ask(), word)
+        self.install(after="echo '[USER] Policy file error in policy.toml:' >&2")  # of the user's own
+        self.check(self.ask(sandbox_mode="full", system_prompt="s"), status="ok")
+
+    def test_a_program_that_does_not_wait_for_its_prompt_fails(self):
+        self.install(reading="exec < /dev/null")
+        self.assert_unkept(self.ask(), "did not wait for its prompt")
+
+    def test_a_program_that_fails_before_it_reads_its_rules_says_why(self):
+        self.install(before="echo 'error: no such option' >&2; exit 1")
+        self.check(self.ask(), status="failed", exit_code=1, error="error: no such option", error_kind="backend")
+
+    def test_a_system_prompt_that_is_lost_fails_the_task_in_every_mode(self):
+        self.install(before='echo > "$GEMINI_SYSTEM_MD"')
+        self.check(self.ask(sandbox_mode="default", system_prompt="s"), status="failed", error_kind="permission")
+        self.assertEqual(self.prompt(), "审")
+
+    def test_a_timeout_while_the_prompt_is_held_back_is_a_timeout(self):
+        self.install(before="exec /bin/sleep 300")
+        self.check(self.ask(timeout=0.3), status="timeout")
+
+    def test_a_name_that_does_not_reach_the_program_starts_nothing(self):
+        self.install(before="touch started")
+        os.mkdir(self.path("a,b"))
+        self.enter_environment(TMPDIR=self.path("a,b"))
+        self.assert_unkept(self.ask(), "comma")
+        self.check(self.ask(sandbox_mode="full"), status="ok")
+        os.unlink(self.path("started"))
+        self.enter_environment(TMPDIR=self.tmp)
+        os.mkdir(os.fsencode(self.directory) + b"/bad\xff")
+        self.assert_unkept(self.ask(workdir=self.path("bad\udcff")), "not valid UTF-8")
+        self.assertFalse(os.path.exists(self.path("started")))
+
+
 class Surroundings(WorkerCase):
     def test_a_backend_gets_the_environment_it_should(self):
         self.enter_environment(CLAUDECODE="1", CLAUDE_CODE_ENTRYPOINT="cli", CLAUDE_CODE_SESSION_ACCESS_TOKEN="secret", NO_COLOR=None, PWD="/as/it/was", OTHER="kept 审查")

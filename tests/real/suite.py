@@ -663,6 +663,114 @@ class Effects(RealCase):
                 self.assertEqual(self.did(files), EFFECTS[backend][sandbox][1])
 
 
+# How a wrapper around a program loses or spoils what it is told of its sandbox: the sandbox modes in which that is
+# said, and Python that changes `words`, its arguments.  `policy` is the path of gemini's policy.
+LOSSES = {
+    "claude": {
+        "settings-cut": (("read-only",), "words[words.index('--settings') + 1] = words[words.index('--settings') + 1][:-3]"),
+        "sources": (("read-only",), "words[words.index('--setting-sources') + 1] = 'nobody'"),
+        "mode": (("read-only", "workspace"), "words[words.index('--permission-mode') + 1] += 'x'"),
+        "mcp": (("read-only", "workspace"), "words[words.index('--strict-mcp-config')] += 'x'"),
+        "restricted": (("workspace",), "words[words.index('--restricted')] += 'x'"),
+        "no-tools": (("read-only", "workspace"), "words[words.index('--tools') + 1] = 'Nothing'"),
+    },
+    "codex": {
+        "mode": (("read-only", "workspace"), "words[words.index('-s') + 1] += 'x'"),
+        "setting": (("workspace",), "words = [word.replace('exclude_slash_tmp', 'exclude_no_tmp') for word in words]"),
+        "value": (("workspace",), "words = [word.replace('=true', '=maybe').replace('=[]', '=[') for word in words]"),
+        "helpers": (("read-only", "workspace"), "shutil.rmtree(os.environ['CODEX_HOME'] + '/tmp', True); open(os.environ['CODEX_HOME'] + '/tmp', 'w')"),
+    },
+    "gemini": {name: (("read-only", "workspace"), how) for name, how in {
+        "gone": "os.unlink(policy)",
+        "directory-gone": "shutil.rmtree(os.path.dirname(policy))",
+        "cut": "os.truncate(policy, 20)",
+        "empty": "os.truncate(policy, 0)",
+        "replaced": "open('allow', 'w').write('[[rule]]\\ntoolName = \"*\"\\ndecision = \"allow\"\\npriority = 999\\n'); os.replace('allow', policy)",
+        "hidden": "words[words.index(policy)] = '/nowhere/policy.toml'",
+        "mode": "words[words.index('--approval-mode') + 1] += 'x'",
+    }.items()},
+}
+
+
+class Lapses(RealCase):
+    """What says what a program may do is lost, cut or rejected.  Then no command runs, and nothing is written outside."""
+
+    def setUp(self):
+        super().setUp()
+        clis.furnish(self.home, mock.base(self.tag), gemini={
+            "tools": {"allowed": ["run_shell_command", "write_file"]}, "general": {"maxAttempts": 1},
+            "context": {"includeDirectories": [self.directory]}})
+        os.makedirs(os.path.join(self.home, ".claude"))
+        self.file("home/.claude/settings.json", {"permissions": {"allow": ["Bash", "Write"], "defaultMode": "bypassPermissions"}})
+
+    def wrap(self, backend, how):
+        """The program is started by this from now on; returns for the environment its PATH."""
+        directory = self.path("wrapped-" + uuid.uuid4().hex)
+        os.mkdir(directory)
+        support.write_program(os.path.join(directory, backend), (
+            "#!%s\nimport os, shutil, sys\nwords = sys.argv[1:]\npolicy = words[words.index('--policy') + 1] if '--policy' in words else ''\n"
+            "%s\nos.execv('%s', ['%s'] + words)\n" % (sys.executable, how, os.path.join(programs, backend), backend)).encode())
+        return {"PATH": directory + os.pathsep + self.environment["PATH"]}
+
+    def attempt(self, name, backend, sandbox, **fields):
+        """The task, and the files that nobody may make."""
+        inside, outside = self.path(name, "inside"), self.path(name, "outside")
+        os.makedirs(inside)
+        os.makedirs(outside)
+        files = [os.path.join(outside, how) for how in ("run", "written")]
+        directives = "mock: insist\nmock: shell touch '%s'\nmock: write %s\nmock: say done" % tuple(files)
+        return task(name, backend, directives, **dict(dict(workdir=inside, sandbox_mode=sandbox, approval_mode="auto"), **fields)), files
+
+    def check(self, backend):
+        def lose(name):
+            sandboxes, how = LOSSES[backend][name]
+            attempts = [self.attempt("%s-%s" % (name, sandbox), backend, sandbox) for sandbox in sandboxes]
+            answers = self.batch([each for each, _ in attempts], env=self.wrap(backend, how))
+            return [(name, answers[each[0]], files) for each, files in attempts]
+
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            for name, result, files in itertools.chain.from_iterable(pool.map(lose, LOSSES[backend])):
+                with self.subTest(name, id=result["task_id"]):
+                    self.assertEqual([path for path in files if os.path.exists(path)], [])
+                    if name in ("helpers", "no-tools"):
+                        continue  # its tools do not work then
+                    self.assertEqual(result["status"], "failed", result)
+                    if name == "setting":  # codex says too late that it does not know one
+                        self.assertEqual(result["error_kind"], "permission")
+                    else:
+                        self.assertEqual(self.requests(result["task_id"]), [])
+                    if backend == "gemini" and name != "mode":
+                        self.assertEqual(result["error_kind"], "permission")
+                        self.assertIn("the sandbox could not be kept: ", result["error"])
+
+    def test_of_claude(self):
+        self.check("claude")
+
+    def test_of_codex(self):
+        self.check("codex")
+
+    def test_of_gemini(self):
+        self.check("gemini")
+
+    def test_names_that_do_not_reach_gemini(self):
+        """A policy that it cannot parse, or does not like, is one that it does without; a name with a comma it cuts."""
+        attempts = []
+        for number, part in enumerate(("a\x7fb", os.path.join(*["x" * 200] * 11))):  # of a long pattern it drops the rule
+            each, files = self.attempt("name-%d" % number, "gemini", "workspace")
+            each[3]["workdir"] = os.path.join(each[3]["workdir"], part)
+            os.makedirs(each[3]["workdir"])
+            attempts.append((each, files))
+        answers = self.batch([each for each, _ in attempts])
+        self.assertEqual([answers[each[0]]["status"] for each, _ in attempts], ["ok", "failed"], shown(answers))
+        self.assertEqual(answers["name-1"]["error"], "the sandbox could not be kept: gemini rejected its policy")
+        cut, files = self.attempt("cut", "gemini", "read-only")
+        os.mkdir(self.path("a,b"))
+        answers = self.batch([cut], env={"TMPDIR": self.path("a,b")})
+        self.assertEqual((answers["cut"]["status"], answers["cut"]["error_kind"]), ("failed", "permission"))
+        self.assertEqual(self.requests("cut"), [])
+        self.assertEqual([path for _, files in attempts + [(cut, files)] for path in files if os.path.exists(path)], [])
+
+
 class Plans(RealCase):
     """Chains, comparisons, single prompts and sessions."""
 
@@ -732,7 +840,7 @@ class Together(unittest.TestSuite):
 
 class Loader(unittest.TestLoader):
     def loadTestsFromModule(self, module, *args, **options):
-        return Together(self.loadTestsFromTestCase(case) for case in (Trouble, Ends, Effects, Answers, Options, Prompts, Plans))
+        return Together(self.loadTestsFromTestCase(case) for case in (Trouble, Ends, Effects, Lapses, Answers, Options, Prompts, Plans))
 
 
 def main():
