@@ -80,8 +80,10 @@ def _refuse(reason: str) -> None:
 if sys.version_info < (3, 8):
     _refuse("clinvk needs Python 3.8 or newer; this is %d.%d.%d" % sys.version_info[:3])
 try:
+    import calendar
     import codecs
     import contextlib
+    import fcntl
     import json
     import re
     import time
@@ -181,7 +183,7 @@ class Task(NamedTuple):
     why what stood in the task's place in the input is not a task; such a task is answered
     by a failed result without anything being launched.  `definition` is that of a backend which is not built in; `root` a
     directory that `workdir` must not leave.  `keep`: the backend keeps its session; `resume` is one of its own that it goes on
-    with, or with `fork` from.  `follow`: what it prints can be read while it runs (followed_path).
+    with.  `follow`: what it prints can be read while it runs (followed_path).
     `parts` are those of a prompt that is too large for memory, and `prompt` is then its beginning.  A worker gets one part.
     """
 
@@ -208,7 +210,6 @@ class Task(NamedTuple):
     root: str = ""
     keep: bool = False
     resume: str = ""
-    fork: bool = False
     follow: bool = False
     parts: Tuple[Union[str, TextFile], ...] = ()
 
@@ -710,7 +711,6 @@ def open_place(path: str, way: int = getattr(os, "O_PATH", os.O_RDONLY)) -> Plac
     """Opens a directory that one may enter.  Raises OSError."""
     file = os.open(os.path.join(path, "."), way | os.O_DIRECTORY | os.O_CLOEXEC)
     if file <= 2:  # a child has its own standard ones in place before it enters the directory
-        import fcntl
         standard, file = file, fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
         os.close(standard)
     try:
@@ -722,7 +722,6 @@ def open_place(path: str, way: int = getattr(os, "O_PATH", os.O_RDONLY)) -> Plac
 
 def lock_directory(file: int) -> bool:
     """Lock an open directory until it is closed or this process ends.  Return False where another one has it locked."""
-    import fcntl
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -1023,12 +1022,10 @@ class KernelLock:
         self._file, self._position = file, position
 
     def acquire(self) -> bool:
-        import fcntl
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, self._position)
         return True
 
     def release(self) -> None:
-        import fcntl
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, self._position)
 
     def __enter__(self) -> bool:
@@ -1463,7 +1460,6 @@ def has_content(file: int, patience_seconds: float = 0.0) -> bool:
         return status.st_size > 0 == os.lseek(file, 0, os.SEEK_CUR)
     if not (stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)):
         return False
-    import fcntl
     import termios
     return can_be_read(file, patience_seconds) and any(fcntl.ioctl(file, termios.FIONREAD, bytes(4)))
 
@@ -2580,7 +2576,6 @@ class Reply(NamedTuple):
 class Resuming(NamedTuple):
     """What a program can do with a session of its own, beside going on with it."""
 
-    fork: bool = False           # go on from it, and leave it as it is
     anywhere: bool = False       # go on in another directory than the one where it began
     system_prompt: bool = False  # go on with another system prompt than the one with which it began
 
@@ -2897,7 +2892,7 @@ def _claude_command(task: Task) -> Command:
     if not task.keep and not any(word.split("=")[0] in _CLAUDE_RESUMES for word in task.extra):
         argv.append("--no-session-persistence")
     if task.resume:
-        argv += ["--resume", task.resume] + (["--fork-session"] if task.fork else [])
+        argv += ["--resume", task.resume]
     argv += _claude_modes(task.sandbox_mode, task.approval_mode)
     for option, value in (("--model", task.model), ("--max-turns", str(task.max_turns or "")),
                           ("--append-system-prompt", task.system_prompt)):
@@ -3043,7 +3038,7 @@ def _codex_command(task: Task) -> Command:
         argv += ["-c", "developer_instructions=" + _toml(task.system_prompt)]
     for setting in _codex_retries(task):
         argv += ["-c", "%s=%d" % (setting, OWN_RETRIES)]
-    resume = ("fork" if task.fork else "resume", task.resume) if task.resume else ()  # which refuse some options behind them
+    resume = ("resume", task.resume) if task.resume else ()  # which refuse some options behind them
     return Command(tuple(argv) + task.extra + resume + ("-",))
 
 
@@ -3464,10 +3459,10 @@ BACKENDS = {backend.name: backend for backend in (
     Backend("claude", _claude_command, _read_claude,
             frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")), _refuse_unconfined,
             limit=10 * 1000 * 1000, limit_unit="bytes", install="npm install -g @anthropic-ai/claude-code", ours=("--output-format",),
-            resuming=Resuming(fork=True, anywhere=True), saying=_claude_saying),
+            resuming=Resuming(anywhere=True), saying=_claude_saying),
     Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")), _refuse_unasked,
             stop_signal="SIGINT", limit=1 << 20, limit_unit="characters", install="npm install -g @openai/codex",
-            cautions=(("resume", CODEX_COUNTS),), resuming=Resuming(fork=True, anywhere=True), saying=_codex_saying,
+            cautions=(("resume", CODEX_COUNTS),), resuming=Resuming(anywhere=True), saying=_codex_saying,
             helpers=("git", "git-remote-http")),  # it looks for plugins, for as long as the network lets it
     Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")), _refuse_unconfined,
             limit=8 << 20, limit_unit="bytes", leftovers=_gemini_leftovers, install="npm install -g @google/gemini-cli",
@@ -6400,7 +6395,7 @@ def _safe_name(result: Result) -> str:
 
 def _task_and_result(result: Result) -> Iterator[bytes]:
     task = result.task._asdict() if result.task else {}
-    internal = ("index", "invalid", "definition", "root", "keep", "resume", "fork", "follow")
+    internal = ("index", "invalid", "definition", "root", "keep", "resume", "follow")
     names = sorted(task, key="id".__ne__)  # the id first: by it Directory knows whose file it is
     given = {name: task[name] for name in names
              if name not in internal and task[name] != Task._field_defaults.get(name, "")}
@@ -6585,34 +6580,33 @@ class ComparisonTable(Table):
 
 # --- 11. Sessions ------------------------------------------------------------
 #
-# A session is a JSON file of its own, ID.json, and there is no index that could be wrong.  A file appears whole, by a
-# rename, so that readers need no lock.  Who writes or removes one holds the session's lock: a byte of the file `.lock`,
-# which is never removed.  (One that is removed can be held twice: by who had opened it, and by who made the next one.)
-# Another byte is held for the whole of a run, by the process that runs it: two at once would mix up one conversation, and
-# a session that is `active` in its file is so only while somebody holds that.
+# A session is a JSON file of its own, ID.json.  A file appears whole, by a rename, so that readers
+# need no lock.  A process that runs a prompt in a session, or deletes a session, holds the lock of
+# the session: one byte of the file `.lock`, which the kernel frees when the process ends.  A session
+# whose file says `active` is active only while its lock is held.
 
-SESSION_STATUSES = ("active", "completed", "error")  # that this version writes; a newer one may know more
-CUT_SHORT = "clinvk was stopped before the end of the run"
+SESSION_STATUSES = ("active", "completed", "error")
+INTERRUPTED_RUN = "clinvk was stopped before the end of the run"
 
 
 class SessionError(Exception):
-    """A session that is not there, cannot be told from others, or cannot be used.  The message is for the user."""
+    """A session that does not exist, is ambiguous, or cannot be used.  The message is for the user."""
 
 
 class Session(NamedTuple):
-    """A conversation with a backend, of any number of runs.  Immutable, dictionaries included.
+    """A conversation with a backend, of any number of runs.  Immutable.
 
-    Times are seconds since the epoch.  `token_usage` and `cost_usd` are those of this session's runs.  Some backends count
-    on over all runs of a conversation, and in a fork of it: `cumulative_usage` and `cumulative_cost_usd` are what such a
-    one said last, and what the next run takes is what it says more than that.
+    Times are seconds since the epoch.  `token_usage` and `cost_usd` are the sums over the runs.
+    codex counts the tokens of all runs of a conversation: `cumulative_usage` is its last count, and
+    the next run used the difference.
     """
 
     id: str
     backend: str
     created_at: float
     last_used: float
-    working_dir: str              # absolute, symbolic links resolved
-    backend_session_id: str = ""  # without one there is nothing to continue
+    working_dir: str  # absolute, symbolic links resolved
+    backend_session_id: str = ""  # "": the session cannot be continued
     model: str = ""
     initial_prompt: str = ""
     status: str = "completed"
@@ -6620,111 +6614,94 @@ class Session(NamedTuple):
     token_usage: Dict[str, int] = {}
     cumulative_usage: Dict[str, int] = {}
     cost_usd: Optional[float] = None
-    cumulative_cost_usd: Optional[float] = None
     tags: Tuple[str, ...] = ()
-    title: str = ""
-    parent_id: str = ""
-    fork: bool = False            # the backend's session is the parent's: the next run must fork it
-    error: str = ""               # of the last run
-    unknown: Dict[str, Any] = {}  # what a newer clinvk put into the file: kept when it is written again
+    error: str = ""  # of the last run
 
 
-# What is larger than that is damage, and could not be added to, printed or written.
-_MOST_COUNTED, _MOST_DOLLARS, _LAST_MOMENT = 1 << 60, 1e15, 253370764800.0  # the end of the year 9998, with room for any time zone
+# Larger values are damage: they could not be added, printed or written.
+MAX_COUNT, MAX_DOLLARS = 1 << 60, 1e15
+MAX_TIME = 253370764800.0  # the end of the year 9998, with room for any time zone
 
 
-def _counted(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_COUNTED:
+def _token_count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MAX_COUNT:
         raise ValueError("expected a whole number from 0 on, got %s" % quoted(value))
     return value
 
 
-def _counts(value: Any) -> Dict[str, int]:
+def _token_counts(value: Any) -> Dict[str, int]:
     if not isinstance(value, dict):
         raise ValueError("expected an object of whole numbers, got %s" % quoted(value))
-    return {name: _counted(number) for name, number in value.items()}
+    return {name: _token_count(number) for name, number in value.items()}
 
 
-def _amount(value: Any) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < _MOST_DOLLARS:
+def _cost(value: Any) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < MAX_DOLLARS:
         raise ValueError("expected an amount, got %s" % quoted(value))
     return float(value)
 
 
-def _moment(value: Any) -> float:
-    """The seconds of a time in RFC 3339."""
-    import datetime
-    text = _known_string(value)
-    if text.endswith("Z"):
-        text = text[:-1] + "+00:00"
-    whole, dot, rest = text.partition(".")
-    if dot:  # before Python 3.11 it takes three or six digits alone
-        text = "%s.%s%s" % (whole, (rest[:-6] + "000000")[:6], rest[-6:])
+def parse_utc(value: Any) -> float:
+    """Return the seconds since the epoch of a time as utc() writes it.  Raises ValueError."""
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{3})Z", _known_string(value))
     try:
-        moment = datetime.datetime.fromisoformat(text)
+        if match:
+            whole = calendar.timegm(time.strptime(match.group(1), "%Y-%m-%dT%H:%M:%S"))
+            if 0 <= whole < MAX_TIME:
+                return whole + int(match.group(2)) / 1000
     except ValueError:
-        moment = datetime.datetime.min
-    if moment.tzinfo is None or not 0 <= round(moment.timestamp(), 3) < _LAST_MOMENT:
-        raise ValueError("expected a time such as 2025-01-31T12:00:00.000Z, got %s" % quoted(value))
-    return moment.timestamp()
+        pass
+    raise ValueError("expected a time such as 2025-01-31T12:00:00.000Z, got %s" % quoted(value))
 
 
-# How each field of a file is read.  Raises ValueError with what was expected.
+# How each field of a session file is checked and converted.  Raises ValueError.
 SESSION_FIELDS: Dict[str, Callable[[Any], Any]] = {
-    "id": _known_string, "backend": _known_string, "created_at": _moment, "last_used": _moment, "working_dir": _known_string,
-    "backend_session_id": _known_string, "model": _known_string, "initial_prompt": _known_string, "status": _known_string,
-    "turn_count": _counted, "token_usage": _counts, "cumulative_usage": _counts, "cost_usd": _amount,
-    "cumulative_cost_usd": _amount, "tags": _list_of(_known_string), "title": _known_string, "parent_id": _known_string,
-    "fork": _truth, "error": _known_string,
+    "id": _known_string, "backend": _known_string, "created_at": parse_utc, "last_used": parse_utc,
+    "working_dir": _known_string, "backend_session_id": _known_string, "model": _known_string,
+    "initial_prompt": _known_string, "status": _known_string, "turn_count": _token_count,
+    "token_usage": _token_counts, "cumulative_usage": _token_counts, "cost_usd": _cost,
+    "tags": _list_of(_known_string), "error": _known_string,
 }
-_EVEN_IF_EMPTY = ("status", "turn_count")
-_REQUIRED = ("id", "backend", "created_at", "last_used", "working_dir")
+REQUIRED_SESSION_FIELDS = Session._fields[:5]
 
 
 def session_fields(session: Session) -> Dict[str, Any]:
-    """A session as its file and `--json` have it; what is empty is left out."""
+    """Return a session as its file and `--json` show it; empty fields are left out."""
     fields = {name: value for name, value in session._asdict().items()
-              if name != "unknown" and (name in _EVEN_IF_EMPTY or value != Session._field_defaults.get(name))}
+              if name in ("status", "turn_count") or value != Session._field_defaults.get(name)}
     fields.update(created_at=utc(session.created_at), last_used=utc(session.last_used))
-    return {**fields, **session.unknown}
+    return fields
 
 
-def _session(data: bytes, id: str) -> Session:
-    """The session in a file.  Raises ValueError with what is wrong with it."""
+def parse_session(data: bytes, id: str) -> Session:
+    """Return the session in a file.  Unknown fields are ignored.  Raises ValueError."""
     try:
         value = _free_object(loads(data))
     except RecursionError:
         raise ValueError("nested too deep") from None
     fields: Dict[str, Any] = {}
-    unknown: Dict[str, Any] = {}
-    for name, item in value.items():
-        if name not in SESSION_FIELDS:
-            unknown[name] = item
-        elif item is not None:
-            try:
-                fields[name] = SESSION_FIELDS[name](item)
-            except ValueError as error:
-                raise ValueError("%s: %s" % (name, error)) from None
-    for name in _REQUIRED:
-        if name not in fields:
-            raise ValueError("%s is missing" % name)
+    for name, check in SESSION_FIELDS.items():
+        if value.get(name) is None:
+            if name in REQUIRED_SESSION_FIELDS:
+                raise ValueError("%s is missing" % name)
+            continue
+        try:
+            fields[name] = check(value[name])
+        except ValueError as error:
+            raise ValueError("%s: %s" % (name, error)) from None
     if fields["id"] != id:
-        raise ValueError("it holds the session %s" % quoted(fields["id"]))
-    return Session(unknown=unknown, **fields)
-
-
-def _now() -> float:
-    """The time as a file will hold it."""
-    return _moment(utc(time.time()))
+        raise ValueError("the id in the file is %s" % quoted(fields["id"]))
+    return Session(**fields)
 
 
 _AGE_SECONDS = {"h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def parse_age(text: str) -> float:
-    """Seconds in `12h`, `30d` or `2w`; `0d` is 0.  Raises ValueError.
+    """Return the seconds of `12h`, `30d` or `2w`; `0d` is 0.  Raises ValueError.
 
-    There is no `m`: whoever means months should not lose what is older than minutes.
+    `m` is not accepted, because a user who means months would lose sessions.
     """
     number, factor = text[:-1], _AGE_SECONDS.get(text[-1:], 0)
     if not factor or not number.replace(".", "", 1).isdigit() or not number.isascii():
@@ -6732,106 +6709,69 @@ def parse_age(text: str) -> float:
     return float(number) * factor
 
 
-_ID_DIGITS = 32
-_SHORT_ID_DIGITS = 8  # of an id where people read it, or more where these do not tell it from others
-_HEX_DIGITS = frozenset("0123456789abcdef")
-_LISTINGS = 10         # readings of a directory that changes all the time
-_SKEW_SECONDS = 60.0   # by which a file server's clock may be behind
-_MOST_NAMED = 5        # sessions in an error message
+ID_DIGITS = 32
+SHORT_ID_DIGITS = 8  # of an id in a message or table, or more where 8 are ambiguous
+LOCK_WAIT_SECONDS = 0.2  # a process that lists sessions holds each lock for a moment
+MAX_NAMED_SESSIONS = 5  # in an error message
 
 
-def _is_id(text: str) -> bool:
-    return len(text) == _ID_DIGITS and _HEX_DIGITS.issuperset(text)
+def _is_session_id(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{%d}" % ID_DIGITS, text) is not None
 
 
-def _new_id() -> str:
-    return os.urandom(_ID_DIGITS // 2).hex()
-
-
-class _SessionLock(KernelLock):
-    """The right to write or to remove one session, or to run a prompt in it (in two, where their ids begin alike).
-
-    The file stays open: closing it would drop all of the process's locks on it.
-    """
-
-    def __init__(self, file: int, position: int) -> None:
-        self._file, self._position = file, position
-
-    def attempt(self) -> bool:
-        """Takes it unless another process has it."""
-        import fcntl
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._position)
-            return True
-        except (BlockingIOError, PermissionError):
-            return False
+def distinct_digits(ids: Sequence[str]) -> int:
+    """Return how many digits distinguish the ids, SHORT_ID_DIGITS at least."""
+    return next(count for count in range(SHORT_ID_DIGITS, ID_DIGITS + 1)
+                if len({id[:count] for id in ids}) == len(ids))
 
 
 class SessionStore:
-    """The sessions in a directory, for any number of processes at once; for one thread at a time, as its locks are the process's.
+    """Keep sessions in a directory, for any number of processes and for one thread of each.
 
-    Who makes a session active holds it, until it is written with another status or the process ends.
-
-    A file that cannot be read is left alone: `warn` is told, and the others are found all the same.  What is asked for by
-    its id raises SessionError; OSError comes where the directory cannot be written.
+    A file that cannot be read is left alone: `warn` is called, and the other sessions are found.
+    Methods that take an id raise SessionError; OSError means that the directory cannot be written.
     """
 
-    _held: Set[str] = set()  # ids; of all stores, as are the locks
-    _files: Dict[str, int] = {}  # those of the locks, which stay open, by their paths
+    # Locks belong to the process: closing a lock file would drop all locks of the process on it.
+    _held: Set[str] = set()  # ids
+    _lock_files: Dict[str, int] = {}  # by path; stay open
 
     def __init__(self, directory: str, warn: Callable[[str], None] = lambda text: None) -> None:
         self._directory, self._warn = absolute(directory), warn
         self._warned: Set[str] = set()
 
-    def create(self, backend: str, *, working_dir: str = "", model: str = "", initial_prompt: str = "", title: str = "",
-               tags: Iterable[str] = ()) -> Session:
-        """A new session, active, of the current directory if no other is said."""
-        now = _now()
-        return self.save(Session(_new_id(), backend, now, now, os.path.realpath(working_dir or "."), model=model,
-                                 initial_prompt=initial_prompt, status="active", title=title, tags=tuple(tags)))
-
-    def begin(self, id: str) -> Session:
-        """Makes a session active.  Raises SessionError where another process runs a prompt in it."""
-        def active(session: Session) -> Session:
-            if not self._hold(id):
-                raise SessionError("session %s (%s) is in use: another clinvk runs a prompt in it" % (id[:_SHORT_ID_DIGITS], session.backend))
-            return session._replace(status="active", last_used=time.time())
-
-        return self.update(id, active)
-
-    def fork(self, session: Session) -> Session:
-        """A new session that goes on from where this one is, and leaves it as it is."""
-        if not session.backend_session_id:
-            raise SessionError("session %s has no conversation yet that could be forked" % session.id)
-        now = _now()
-        # What the backend counted stays: it counts on in the fork.
-        return self.save(session._replace(
-            id=_new_id(), created_at=now, last_used=now, parent_id=session.id, fork=True, status="completed", turn_count=0,
-            token_usage={}, cost_usd=None, error="", unknown={}))
-
-    def save(self, session: Session) -> Session:
-        """Writes a session whatever its file says by now; `update` keeps what others changed.  Returns it as it will be read."""
+    def create(self, backend: str, *, working_dir: str = "", model: str = "",
+               initial_prompt: str = "", tags: Iterable[str] = ()) -> Session:
+        """Write a new active session and take its lock.  `working_dir` "": the current one."""
         os.makedirs(os.path.dirname(self._directory), 0o700, exist_ok=True)
         os.makedirs(self._directory, 0o700, exist_ok=True)
-        with self._locked(session.id):
-            return self._write(session)
+        now = parse_utc(utc(time.time()))
+        session = Session(os.urandom(ID_DIGITS // 2).hex(), backend, now, now,
+                          os.path.realpath(working_dir or "."), model=model,
+                          initial_prompt=initial_prompt, status="active", tags=tuple(tags))
+        self._take(session.id)
+        return self._write(session)
 
-    def update(self, id: str, change: Callable[[Session], Session]) -> Session:
-        """Writes what `change` makes of a session.  Nobody else can change it meanwhile, so it must not take long.
+    def begin(self, id: str) -> Session:
+        """Take the lock of a session and mark the session active."""
+        self._take(id)
+        return self._write(self.load(id)._replace(status="active", last_used=time.time()))
 
-        A session that was deleted is not brought back: that raises SessionError.
+    def finish(self, session: Session) -> Session:
+        """Write a session that this process created or began, and free its lock.
+
+        A session whose file was deleted meanwhile is not written: SessionError.
         """
-        self._existing(id)
-        with self._locked(id):
-            return self._write(change(self._load(id, self._settled))._replace(id=id))
+        try:
+            self._existing(session.id)
+            return self._write(session)
+        finally:
+            self._release(session.id)
 
     def load(self, id: str) -> Session:
-        return self._load(id, self._as_it_is)
-
-    def _load(self, id: str, settled: Callable[[Session], Session]) -> Session:
         path = self._existing(id)
         try:
-            return settled(self._read(id))
+            return self._read(id)
         except FileNotFoundError:
             raise SessionError("there is no session %s" % id) from None
         except OSError as error:
@@ -6839,69 +6779,98 @@ class SessionStore:
         except ValueError as error:
             raise SessionError("%s is damaged: %s" % (path, error)) from None
 
-    def find(self, text: str) -> Session:
-        """The session that `text` names, as for `match`."""
-        return self.load(self.match(text))
-
     def match(self, text: str) -> str:
-        """The id of the session that an id, the beginning of one, or the id of the backend's own session names."""
+        """Return the id that `text` names: an id, the start of one, or the backend's session id."""
         wanted = text.lower()
-        if _is_id(wanted) and os.path.lexists(self._path(wanted)):
-            return wanted
-        if not wanted or not _HEX_DIGITS.issuperset(wanted):
-            for session in self._newest():
-                if text and session.backend_session_id == text and not session.fork:
+        if not re.fullmatch("[0-9a-f]+", wanted):
+            for session in self.all():
+                if text and session.backend_session_id == text:
                     return session.id
-            raise SessionError("%s is not the id of a session, nor the beginning of one" % quoted(text))
+            raise SessionError("%s is not the id of a session, nor the start of one" % quoted(text))
         found = sorted(id for id in self._ids() if id.startswith(wanted))
         if not found:
-            raise SessionError("no session begins with %s" % quoted(text))
+            raise SessionError("no session id starts with %s" % quoted(text))
         if len(found) > 1:
-            raise SessionError("%d sessions begin with %s: %s" % (len(found), quoted(text), self._named(found)))
+            raise SessionError("%d session ids start with %s: %s"
+                               % (len(found), quoted(text), self._named(found)))
         return found[0]
 
-    def all(self, backend: str = "", status: str = "", tag: str = "", working_dir: str = "", limit: int = 0) -> List[Session]:
-        """The sessions of which all that is said is true, the last used first; no more than `limit`, if that is not 0."""
-        import itertools
-        return list(itertools.islice(self._chosen(backend, status, tag, working_dir), limit or None))
+    def all(self, backend: str = "", status: str = "", tag: str = "",
+            working_dir: str = "") -> List[Session]:
+        """Return the sessions that fit every given value, the last used first."""
+        directory = os.path.realpath(working_dir) if working_dir else ""
+        found = [session for session in map(self._read_or_warn, self._ids())
+                 if session and backend in ("", session.backend) and status in ("", session.status)
+                 and (not tag or tag in session.tags) and directory in ("", session.working_dir)]
+        return sorted(found, key=lambda one: (-one.last_used, -one.created_at, one.id))
 
     def last(self, backend: str = "", working_dir: str = "") -> Optional[Session]:
-        """The last used session that can be continued."""
-        return next((session for session in self._chosen(backend, "", "", working_dir) if session.backend_session_id), None)
+        """Return the last used session that can be continued."""
+        found = self.all(backend, working_dir=working_dir)
+        return next((session for session in found if session.backend_session_id), None)
 
     def delete(self, *ids: str) -> None:
-        """Remove sessions, also those whose file is damaged.  Raise SessionError where another process uses one."""
-        for last in (False, True):  # nothing is removed before all were looked at
+        """Delete sessions, damaged ones too; none where one does not exist or is in use."""
+        taken: List[str] = []
+        try:
             for id in ids:
                 self._existing(id)
-                with self._locked(id):
-                    path = self._existing(id)
-                    if self._is_used_elsewhere(id):
-                        raise SessionError("session %s is in use: another clinvk runs a prompt in it" % id[:_SHORT_ID_DIGITS])
-                    if last:
-                        os.unlink(path)
-                if last:
-                    self._clear_drafts(id)
+                self._take(id)
+                taken.append(id)
+            for id in ids:
+                os.unlink(self._path(id))
+        finally:
+            for id in taken:
+                self._release(id)
 
     def clean(self, older_than_seconds: float) -> List[str]:
-        """Removes the sessions that were not used for so long, and are not active; returns their ids."""
-        limit, removed = _now() - older_than_seconds, []
-        for session in self._newest():
-            if session.last_used <= limit:
-                with self._locked(session.id):
-                    try:
-                        now = self._settled(self._read(session.id))
-                        if now.last_used > limit or now.status == "active":
-                            continue
+        """Delete the unused sessions of that age and the drafts of killed writers; return the ids."""
+        limit, removed = parse_utc(utc(time.time())) - older_than_seconds, []
+        for session in self.all():
+            if session.last_used <= limit and self._try_lock(session.id):
+                try:
+                    if self._read(session.id).last_used <= limit:
                         os.unlink(self._path(session.id))
-                    except (FileNotFoundError, ValueError):
-                        continue
-                removed.append(session.id)
-        self._clear_drafts()
+                        removed.append(session.id)
+                except (FileNotFoundError, ValueError):
+                    pass
+                finally:
+                    self._release(session.id)
+        for name in self._names(".tmp"):
+            id = name[:ID_DIGITS]
+            if id not in self._held and self._try_lock(id):
+                remove_path(os.path.join(self._directory, name))
+                self._release(id)
         return removed
 
+    def _take(self, id: str) -> None:
+        """Take the lock of a session.  Raises SessionError where another process holds the lock."""
+        deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        while not self._try_lock(id):
+            if time.monotonic() > deadline:
+                raise SessionError("session %s is in use: another clinvk runs a prompt in it"
+                                   % id[:SHORT_ID_DIGITS])
+            time.sleep(0.01)
+
+    def _try_lock(self, id: str) -> bool:
+        if id not in self._held:
+            path = os.path.join(self._directory, ".lock")
+            if not is_same(self._lock_files.get(path, -1), path):  # the directory may be a new one
+                self._lock_files[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.lockf(self._lock_files[path], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(id[:7], 16))
+            except (BlockingIOError, PermissionError):
+                return False
+            self._held.add(id)
+        return True
+
+    def _release(self, id: str) -> None:
+        self._held.discard(id)
+        path = os.path.join(self._directory, ".lock")
+        fcntl.lockf(self._lock_files[path], fcntl.LOCK_UN, 1, int(id[:7], 16))
+
     def _path(self, id: str) -> str:
-        if not _is_id(id):
+        if not _is_session_id(id):
             raise SessionError("%s is not the id of a session" % quoted(id))
         return os.path.join(self._directory, id + ".json")
 
@@ -6911,151 +6880,69 @@ class SessionStore:
             raise SessionError("there is no session %s" % id)
         return path
 
-    def _locked(self, id: str) -> _SessionLock:
-        return self._lock(id, 0)
-
-    def _use(self, id: str) -> _SessionLock:
-        return self._lock(id, 1)
-
-    def _lock(self, id: str, which: int) -> _SessionLock:
-        path = os.path.join(self._directory, ".lock")
-        if not is_same(self._files.get(path, -1), path):  # not yet, or the directory is another one by now
-            self._files[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        return _SessionLock(self._files[path], int(id[:7], 16) + (which << 28))  # a position that every system can take
-
-    def _hold(self, id: str) -> bool:
-        """Keeps a session for this process, whose lock it has now; False where another one does."""
-        if id not in self._held and self._use(id).attempt():
-            self._held.add(id)
-        return id in self._held
-
-    def _is_used_elsewhere(self, id: str) -> bool:
-        """Return whether another process runs a prompt in a session whose lock this process has."""
-        if id in self._held:
-            return False
-        if not self._use(id).attempt():
-            return True
-        self._use(id).release()
-        return False
-
-    def _settled(self, session: Session) -> Session:
-        """A session as it is, once its lock is held: not active, where that was a process that died."""
-        if session.status != "active" or session.id in self._held or self._is_used_elsewhere(session.id):
-            return session
-        return session._replace(status="error", error=CUT_SHORT)
-
-    def _as_it_is(self, session: Session) -> Session:
-        if session.status != "active" or session.id in self._held:
-            return session
-        try:
-            with self._locked(session.id):  # so that nobody begins with it meanwhile
-                return self._settled(self._read(session.id))
-        except FileNotFoundError:  # deleted meanwhile
-            raise
-        except OSError:  # who may not write there cannot tell
-            return session
-
     def _write(self, session: Session) -> Session:
         data = dumps(session_fields(session))
-        written = _session(data, session.id)  # nothing is written that could not be read
-        if session.status == "active":
-            self._hold(session.id)
+        written = parse_session(data, session.id)  # nothing is written that could not be read
         write_whole(self._path(session.id), (data, b"\n"), durable=True)
-        if session.status != "active" and session.id in self._held:
-            self._held.remove(session.id)
-            self._use(session.id).release()
         return written
 
     def _read(self, id: str) -> Session:
-        """Raises OSError, or ValueError where the file is damaged."""
-        file = os.open(self._path(id), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO has no writer to wait for
+        """Read a session.  One that says `active` while nobody holds its lock was interrupted.
+
+        Raises OSError, or ValueError where the file is damaged.
+        """
+        file = os.open(self._path(id), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # or a FIFO blocks
         try:
-            return _session(b"".join(file_chunks(file)), id)
+            session = parse_session(b"".join(file_chunks(file)), id)
         finally:
             os.close(file)
+        if session.status == "active" and id not in self._held:
+            try:
+                if self._try_lock(id):
+                    self._release(id)
+                    return session._replace(status="error", error=INTERRUPTED_RUN)
+            except OSError:  # the directory cannot be written, so the lock cannot be tried
+                pass
+        return session
 
     def _read_or_warn(self, id: str) -> Optional[Session]:
         try:
-            return self._as_it_is(self._read(id))
+            return self._read(id)
         except FileNotFoundError:
             return None  # deleted meanwhile
         except (OSError, ValueError) as error:
             if id not in self._warned:
                 self._warned.add(id)
-                self._warn("%s is no session, and left alone: %s" % (
-                    self._path(id), error.strerror if isinstance(error, OSError) else error))
+                reason = error.strerror if isinstance(error, OSError) else error
+                self._warn("%s is not a session and is left alone: %s" % (self._path(id), reason))
             return None
 
-    def _ids(self) -> Set[str]:
-        """All ids.  Where there is no directory there are none.
-
-        On some file systems (btrfs) a reading can miss a name whose file is replaced meanwhile: it is good if nothing was.
-        """
-        found: Set[str] = set()
+    def _names(self, ending: str) -> List[str]:
+        """Return the names in the directory that start with an id and have that ending."""
         try:
-            for _ in range(_LISTINGS):
-                before = os.stat(self._directory).st_mtime_ns
-                found.update(name[:_ID_DIGITS] for name in os.listdir(self._directory)
-                             if name[_ID_DIGITS:] == ".json" and _is_id(name[:_ID_DIGITS]))
-                if os.stat(self._directory).st_mtime_ns == before:
-                    break
+            return [name for name in os.listdir(self._directory)
+                    if name.endswith(ending) and _is_session_id(name.partition(".")[0])]
         except FileNotFoundError:
-            pass
+            return []
         except OSError as error:
             self._warn("cannot read the sessions: " + reason_of(error))
-        return found
+            return []
 
-    def _newest(self) -> Iterator[Session]:
-        """All sessions, the last used first.  Reads no more files than it takes to know the next one."""
-        import heapq
-        files: List[Tuple[float, str]] = []
-        for id in self._ids():
-            try:
-                files.append((os.stat(self._path(id)).st_mtime, id))
-            except OSError:  # deleted meanwhile
-                continue
-        waiting: List[Tuple[float, float, str, Session]] = []
-        for written, id in sorted(files, reverse=True):
-            # No session was used after its file was written, nor one whose file was written earlier still.
-            while waiting and -waiting[0][0] >= written + _SKEW_SECONDS:
-                yield heapq.heappop(waiting)[-1]
-            session = self._read_or_warn(id)
-            if session:
-                heapq.heappush(waiting, (-session.last_used, -session.created_at, id, session))
-        while waiting:
-            yield heapq.heappop(waiting)[-1]
-
-    def _chosen(self, backend: str, status: str, tag: str, working_dir: str) -> Iterator[Session]:
-        place = os.path.realpath(working_dir) if working_dir else ""
-        for session in self._newest():
-            if ((not backend or session.backend == backend) and (not status or session.status == status)
-                    and (not tag or tag in session.tags) and (not place or session.working_dir == place)):
-                yield session
+    def _ids(self) -> List[str]:
+        return [name[:ID_DIGITS] for name in self._names(".json")
+                if len(name) == ID_DIGITS + len(".json")]
 
     def _named(self, ids: List[str]) -> str:
-        """Some sessions, for people: as much of each id as tells it from the others, the backend, what it is about."""
-        digits = next(count for count in range(_SHORT_ID_DIGITS, _ID_DIGITS + 1) if len({id[:count] for id in ids}) == len(ids))
-        names = []
-        for id in ids[:_MOST_NAMED]:
+        """Return some sessions for a message: the start of each id, the backend, the prompt."""
+        digits, names = distinct_digits(ids), []
+        for id in ids[:MAX_NAMED_SESSIONS]:
             session = self._read_or_warn(id)
-            about = "%s: %s" % (session.backend, cut(one_line(session.title or session.initial_prompt), 40)) if session else "?"
+            about = "?"
+            if session:
+                about = "%s: %s" % (session.backend, cut(one_line(session.initial_prompt), 40))
             names.append("%s (%s)" % (id[:digits], about))
-        return ", ".join(names) + (" and %d more" % (len(ids) - _MOST_NAMED) if len(ids) > _MOST_NAMED else "")
-
-    def _clear_drafts(self, id: str = "") -> None:
-        """Removes what writers that were killed have left.  While a session's lock is held nobody else writes a draft of it."""
-        try:
-            names = os.listdir(self._directory)
-        except OSError:  # there is no directory, or `_ids` has said what is wrong with it
-            return
-        for name in names:
-            owner = name[:_ID_DIGITS]
-            if name.startswith(id) and name.endswith(".tmp") and _is_id(owner):
-                with self._locked(owner):
-                    try:
-                        os.unlink(os.path.join(self._directory, name))
-                    except FileNotFoundError:
-                        pass
+        more = len(ids) - MAX_NAMED_SESSIONS
+        return ", ".join(names) + (" and %d more" % more if more > 0 else "")
 
 
 # --- 12. Commands ------------------------------------------------------------
@@ -7421,22 +7308,28 @@ def of_this_run(result: Result, task: Task, session: Optional[Session]) -> Tuple
     return result._replace(warnings=result.warnings + ((CODEX_COUNTS,) if task.resume else ())), result.usage
 
 
-def session_after(session: Session, result: Optional[Result], counted: Dict[str, int], with_usage: bool) -> Session:
-    """What a session is after a run: `result` is that of the run, None where it was cut short; `counted` as of_this_run has it."""
+def session_after(session: Session, result: Optional[Result], counted: Dict[str, int],
+                  with_usage: bool) -> Session:
+    """Return a session after a run.
+
+    `result` is that of the run, None where the run was interrupted.  `counted` is the second value
+    of of_this_run.
+    """
     if result is None:
-        return session._replace(last_used=time.time(), status="error", error=CUT_SHORT)
+        return session._replace(last_used=time.time(), status="error", error=INTERRUPTED_RUN)
     done = result.status == "ok"
-    own = result.session_id
-    forked = session.fork and own not in ("", session.backend_session_id)
-    usage = dict(session.token_usage)
-    for name, count in (result.usage or {}).items() if with_usage else ():
-        usage[name] = usage.get(name, 0) + count
+    usage, cost = dict(session.token_usage), session.cost_usd
+    if with_usage:
+        for name, count in (result.usage or {}).items():
+            usage[name] = usage.get(name, 0) + count
+    if result.cost_usd is not None:
+        cost = (cost or 0.0) + result.cost_usd
     return session._replace(
-        last_used=time.time(), status="completed" if done else "error", error="" if done else result.error,
-        backend_session_id=own or session.backend_session_id, fork=session.fork and not forked, model=result.model or session.model,
-        turn_count=session.turn_count + (done or bool(own)), token_usage=usage,
-        cumulative_usage=(counted or session.cumulative_usage) if with_usage else {},
-        cost_usd=session.cost_usd if result.cost_usd is None else (session.cost_usd or 0.0) + result.cost_usd)
+        last_used=time.time(), status="completed" if done else "error",
+        error="" if done else result.error, model=result.model or session.model,
+        backend_session_id=result.session_id or session.backend_session_id,
+        turn_count=session.turn_count + (done or bool(result.session_id)), token_usage=usage,
+        cumulative_usage=(counted or session.cumulative_usage) if with_usage else {}, cost_usd=cost)
 
 
 def prompt_verdict(result: Result) -> int:
@@ -7452,7 +7345,7 @@ def session_store(environment: Dict[str, str], console: Console) -> SessionStore
 
 
 def _short(session: Session) -> str:
-    return "%s (%s)" % (session.id[:_SHORT_ID_DIGITS], session.backend)
+    return "%s (%s)" % (session.id[:SHORT_ID_DIGITS], session.backend)
 
 
 def command_prompt(settings: Settings, asked: Asked) -> int:
@@ -7486,7 +7379,7 @@ def command_resume(settings: Settings, asked: Asked) -> int:
         if session is None:
             raise SessionError("there is no session%s to resume" % (" of " + asked.backend if asked.backend else ""))
     else:
-        session = store.find(asked.session)
+        session = store.load(store.match(asked.session))
     if session.backend not in BACKENDS and session.backend not in rules.definitions:
         raise SessionError("session %s: %s" % (_short(session), unknown_backend(session.backend, rules.definitions)))
     workdir = "" if asked.here else session.working_dir
@@ -7536,12 +7429,10 @@ def _resuming(task: Task, session: Session) -> Task:
             _short(session), "%s keeps no sessions" % task.backend if can is None else "its backend has not named its own"))
     if session.backend_session_id.startswith("-") or not session.backend_session_id.isprintable():  # it becomes part of a command line
         raise SessionError("session %s cannot be resumed: %s is no id" % (_short(session), quoted(session.backend_session_id)))
-    if session.fork and not can.fork:
-        raise SessionError("session %s cannot be resumed: %s cannot fork a session" % (_short(session), task.backend))
     if not can.anywhere and os.path.realpath(task.workdir or ".") != session.working_dir:
         raise SessionError("session %s cannot be resumed here: %s continues a session only in its directory, %s"
                            % (_short(session), task.backend, session.working_dir))
-    return task._replace(resume=session.backend_session_id, fork=session.fork)
+    return task._replace(resume=session.backend_session_id)
 
 
 def _new_session(task: Task, store: SessionStore, configuration: Configuration, console: Console) -> Optional[Session]:
@@ -7592,7 +7483,7 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
                 if new and result and result.error_kind == "not_found":
                     store.delete(session.id)
                     return
-                store.update(session.id, lambda now: session_after(now, result, counted, says.get("session.store_token_usage")))
+                store.finish(session_after(session, result, counted, says.get("session.store_token_usage")))
             except (SessionError, ValueError, OSError) as error:  # deleted meanwhile; a count that grew too large
                 console.say("warning: the session is not updated: %s" % (reason_of(error) if isinstance(error, OSError) else error))
 
@@ -7648,7 +7539,7 @@ def _tell(result: Result, form: str, says: Configuration, console: Console) -> N
 
 def command_sessions_list(store: SessionStore, console: Console, as_json: bool, backend: str, status: str, tag: str, limit: int) -> int:
     """Prints the sessions, the last used first."""
-    sessions = store.all(backend, status, tag, limit=limit)
+    sessions = store.all(backend, status, tag)[:limit or None]
     if as_json:
         console.stdout.json([dumps([session_fields(session) for session in sessions]), b"\n"])
         return EXIT_OK
@@ -7656,13 +7547,13 @@ def command_sessions_list(store: SessionStore, console: Console, as_json: bool, 
         console.say("there are no such sessions" + ("" if backend in BACKENDS else nearest(backend, BACKENDS)) if backend or status or tag
                     else "there are no sessions")
         return EXIT_OK
-    digits = next(count for count in range(_SHORT_ID_DIGITS, _ID_DIGITS + 1) if len({session.id[:count] for session in sessions}) == len(sessions))
+    digits = distinct_digits([session.id for session in sessions])
     row = "%%-%ds %%-12s %%-10s %%-5s %%-5s %%-12s %%s" % digits
     width, now = terminal_columns(console.stdout.file), time.time()
     lines = [row % ("ID", "BACKEND", "STATUS", "AGE", "TURNS", "TAGS", "PROMPT")]
     for session in sessions:
         line = row % (session.id[:digits], one_line(session.backend), one_line(session.status), age(now - session.last_used),
-                      session.turn_count, one_line(",".join(session.tags)) or "-", one_line(session.title or session.initial_prompt))
+                      session.turn_count, one_line(",".join(session.tags)) or "-", one_line(session.initial_prompt))
         lines.append(cut(line, max(width, 60)).rstrip())
     console.stdout.text("\n".join(lines) + "\n")
     return EXIT_OK
@@ -7670,7 +7561,7 @@ def command_sessions_list(store: SessionStore, console: Console, as_json: bool, 
 
 def command_sessions_show(store: SessionStore, console: Console, as_json: bool, text: str) -> int:
     """Prints all that is known of a session."""
-    session = store.find(text)
+    session = store.load(store.match(text))
     if as_json:
         return _print_session(session, console)
     now = time.time()
@@ -7678,10 +7569,10 @@ def command_sessions_show(store: SessionStore, console: Console, as_json: bool, 
     shown = [("id", session.id), ("backend", session.backend), ("status", session.status),
              ("created", "%s (%s ago)" % (utc(session.created_at), age(now - session.created_at))),
              ("last used", "%s (%s ago)" % (utc(session.last_used), age(now - session.last_used))),
-             ("directory", session.working_dir), ("backend's id", session.backend_session_id + (" (to be forked)" if session.fork else "")),
+             ("directory", session.working_dir), ("backend's id", session.backend_session_id),
              ("model", session.model), ("turns", str(session.turn_count)), ("usage", usage),
              ("cost", "" if session.cost_usd is None else "$%.4f" % session.cost_usd), ("tags", ", ".join(session.tags)),
-             ("forked from", session.parent_id), ("error", session.error), ("title", session.title), ("prompt", session.initial_prompt)]
+             ("error", session.error), ("prompt", session.initial_prompt)]
     console.stdout.text("".join("%-14s %s\n" % (name + ":", one_line(value)) for name, value in shown if value))
     return EXIT_OK
 
@@ -7713,31 +7604,6 @@ def _print_deleted(ids: List[str], console: Console, as_json: bool) -> int:
         console.stdout.json([dumps({"deleted": ids}), b"\n"])
     else:
         console.stdout.text("".join(id + "\n" for id in ids))
-    return EXIT_OK
-
-
-def command_sessions_tag(store: SessionStore, console: Console, as_json: bool, text: str, more: Sequence[str], less: Sequence[str]) -> int:
-    """Adds tags to a session and removes some; prints those that it has then."""
-    session = store.find(text)
-    if more or less:
-        session = store.update(session.id, lambda now: now._replace(
-            tags=tuple(tag for tag in dict.fromkeys((*now.tags, *more)) if tag not in less)))
-    if as_json:
-        return _print_session(session, console)
-    console.stdout.text("".join(tag + "\n" for tag in session.tags))
-    return EXIT_OK
-
-
-def command_sessions_fork(store: SessionStore, console: Console, as_json: bool, text: str) -> int:
-    """Makes a session that goes on from where another one is; prints its id."""
-    session = store.find(text)
-    row = BACKENDS.get(session.backend)
-    if row is None or row.resuming is None or not row.resuming.fork:
-        raise SessionError("session %s: %s cannot fork a session" % (_short(session), session.backend))
-    session = store.fork(session)
-    if as_json:
-        return _print_session(session, console)
-    console.stdout.text(session.id + "\n")
     return EXIT_OK
 
 
@@ -8066,11 +7932,10 @@ Show what can be resumed, and keep it in order. ID is the id of a session, the b
   show ID             all that is known of a session
   delete ID...        delete sessions
   clean               delete the sessions that were not used for long
-  tag ID [TAG...]     add tags, or with --remove take some away; print those that it has
-  fork ID             make a session that goes on from where that one is, and print its id""")
+""".rstrip())
         add = parser.add_argument
         add("action", metavar="ACTION", nargs="?", choices=tuple(SESSIONS_OPTIONS), help="one of those above")
-        add("words", metavar="ID ...", nargs="*", help="ids or tags")
+        add("words", metavar="ID ...", nargs="*", help="ids")
         add("--json", action="store_true", help="print JSON")
         add("-b", "--backend", metavar="NAME", help="list: those of a backend")
         add("--status", metavar="STATUS", choices=SESSION_STATUSES, help="list: those that are %s" % ", ".join(SESSION_STATUSES))
@@ -8078,7 +7943,6 @@ Show what can be resumed, and keep it in order. ID is the id of a session, the b
         add("-n", "--limit", metavar="N", type=number(_whole_number), help="list: at most N")
         add("--older-than", metavar="AGE", type=checked(parse_age), help="clean: 12h, 30d, 2w (default: session.retention_days of the configuration)")
         add("--dry-run", action="store_true", help="clean: print what would be deleted")
-        add("--remove", metavar="TAG", action="append", help="tag: take a tag away; more than once for several")
         add("--config", metavar="FILE", help="clean: read the configuration from FILE (default: ~/.clinvk/config.yaml)")
         parser.set_defaults(run=run_sessions)
 
@@ -8186,12 +8050,6 @@ def settings_from(options: argparse.Namespace) -> Settings:
                     options.color or configuration.get("output.color"), start_method_of(environment))
 
 
-def _tag(text: str) -> str:
-    if not text.strip() or "," in text or not text.isprintable():
-        raise UserError("expected a tag without a comma, got %s" % quoted(text))
-    return text
-
-
 def run_prompt(options: argparse.Namespace) -> int:
     if options.prompt is None:
         raise UserError("no prompt: give it as an argument, or - to read it from stdin")
@@ -8218,7 +8076,7 @@ def run_resume(options: argparse.Namespace) -> int:
 
 # Which options go with which action.
 SESSIONS_OPTIONS = {"list": ("json", "backend", "status", "tag", "limit"), "show": ("json",), "delete": ("json",),
-                    "clean": ("json", "older_than", "dry_run", "config"), "tag": ("json", "remove"), "fork": ("json",)}
+                    "clean": ("json", "older_than", "dry_run", "config")}
 
 
 def run_sessions(options: argparse.Namespace) -> int:
@@ -8230,7 +8088,7 @@ def run_sessions(options: argparse.Namespace) -> int:
             raise UserError("--%s does not go with `sessions %s`" % (name.replace("_", "-"), action))
     if not words and action not in ("list", "clean"):
         raise UserError("which session? `clinvk sessions list` shows them")
-    if words[{"list": 0, "clean": 0, "show": 1, "fork": 1}.get(action, len(words)):]:
+    if words[{"list": 0, "clean": 0, "show": 1}.get(action, len(words)):]:
         raise UserError("`sessions %s` takes no argument %s" % (action, quoted(words[-1])))
     environment, console = dict(os.environ), Console()
     store = session_store(environment, console)
@@ -8242,10 +8100,6 @@ def run_sessions(options: argparse.Namespace) -> int:
             return command_sessions_show(store, console, options.json, words[0])
         if action == "delete":
             return command_sessions_delete(store, console, options.json, words)
-        if action == "tag":
-            return command_sessions_tag(store, console, options.json, words[0], [_tag(word) for word in words[1:]], options.remove or ())
-        if action == "fork":
-            return command_sessions_fork(store, console, options.json, words[0])
         seconds = options.older_than
         if seconds is None:
             days = load_configuration(options.config, environment).get("session.retention_days")

@@ -30,7 +30,7 @@ _clinvk_value()
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --tag | -n | --limit \
-            | --older-than | --remove)
+            | --older-than)
             values='' ;;
     esac
     return 1
@@ -72,13 +72,13 @@ _clinvk()
             _clinvk_value && return
             ;;
         sessions)
-            options='-h --help --json -b --backend --status --tag -n --limit --older-than --dry-run --remove --config'
+            options='-h --help --json -b --backend --status --tag -n --limit --older-than --dry-run --config'
             values=$options
             if [[ $word != -* ]]; then
                 case ${COMP_WORDS[before]} in
                     sessions)
-                        values='list show delete clean tag fork' ;;
-                    show | tag | fork)
+                        values='list show delete clean' ;;
+                    show)
                         values=$(_clinvk_sessions) ;;
                     *)
                         if [[ " ${COMP_WORDS[*]} " == *' delete '* ]]; then

@@ -53,7 +53,7 @@ complete -c clinvk -n '__fish_seen_subcommand_from resume' -l timeout -x -d 'tim
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -a '(command -q clinvk; and clinvk sessions list -n 50 2>/dev/null | string replace -rf "^([0-9a-f]{8,}) +(.*)" "\$1\t\$2")'
 
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -s h -l help -d 'show help and exit'
-complete -c clinvk -n '__fish_seen_subcommand_from sessions' -n 'not __fish_seen_subcommand_from list show delete clean tag fork' -a 'list show delete clean tag fork'
+complete -c clinvk -n '__fish_seen_subcommand_from sessions' -n 'not __fish_seen_subcommand_from list show delete clean' -a 'list show delete clean'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l json -d 'print JSON'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -s b -l backend -xa 'claude codex gemini echo' -d 'list: those of a backend'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l status -xa 'active completed error' -d 'list: those with a status'
@@ -61,9 +61,8 @@ complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l tag -x -d 'list:
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -s n -l limit -x -d 'list: at most so many'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l older-than -x -d 'clean: those not used for so long: 12h, 30d, 2w'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l dry-run -d 'clean: print what would be deleted'
-complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l remove -x -d 'tag: take a tag away'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l config -rF -d 'the configuration file'
-complete -c clinvk -n '__fish_seen_subcommand_from sessions' -n '__fish_seen_subcommand_from show delete tag fork' -a '(command -q clinvk; and clinvk sessions list -n 50 2>/dev/null | string replace -rf "^([0-9a-f]{8,}) +(.*)" "\$1\t\$2")'
+complete -c clinvk -n '__fish_seen_subcommand_from sessions' -n '__fish_seen_subcommand_from show delete' -a '(command -q clinvk; and clinvk sessions list -n 50 2>/dev/null | string replace -rf "^([0-9a-f]{8,}) +(.*)" "\$1\t\$2")'
 
 complete -c clinvk -n '__fish_seen_subcommand_from config' -s h -l help -d 'show help and exit'
 complete -c clinvk -n '__fish_seen_subcommand_from config' -n 'not __fish_seen_subcommand_from show path' -a 'show path'

@@ -569,7 +569,7 @@ class FishCompletionTest(Case):
     def test_it_offers_actions_and_sessions(self):
         write_program(os.path.join(self.bin, "clinvk"), FAKE_LIST)
         self.assertEqual(self.complete("clinvk sessions "), set(clinvk.SESSIONS_OPTIONS))
-        for words in ("resume", "sessions show", "sessions delete", "sessions delete abcdef0123", "sessions fork", "sessions tag"):
+        for words in ("resume", "sessions show", "sessions delete", "sessions delete abcdef0123"):
             with self.subTest(words=words):
                 self.assertEqual(self.complete("clinvk %s " % words), {"0123456789", "abcdef0123"})
 
