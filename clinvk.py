@@ -5605,8 +5605,8 @@ class _Crew:
     def _kill_workers(self) -> None:
         import signal
         for _, pid, _, _ in self.seats:
-            if pid != os.getpid() and process_exists(pid):
-                os.kill(pid, signal.SIGKILL)
+            if pid != os.getpid():
+                process_exists(pid, signal.SIGKILL)  # unless Pool has ended the worker meanwhile
 
 
 class _Run:
