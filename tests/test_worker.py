@@ -608,7 +608,7 @@ class Leftovers(WorkerCase):
     def test_a_result_names_what_outlived_its_task_and_was_killed(self):
         body = """
             station = clinvk.Station("run-of-a-test", sys.argv[1], adopts=clinvk.adopt_orphans())
-            gone = "until grep -q State:.Z /proc/$p/status; do :; done"
+            gone = "while [ -d /proc/$p ] && ! grep -q State:.Z /proc/$p/status; do :; done"
             for argv in (("true",), ("sh", "-c", "sleep 300 & setsid sleep 300 & exit 3"), ("sh", "-c", "true & wait; echo x"),
                          ("sh", "-c", "(true & echo $! >pid); read p <pid; " + gone), ("sh", "-c", "(sleep 300 & echo $! >pid); read p <pid; kill -9 $p; " + gone),
                          ("sh", "-c", "for i in 1 2 3 4 5 6 7; do sleep 300 & done")):

@@ -396,6 +396,7 @@ class Ends(RealCase):
         for backend in ALL:
             self.assertEqual(self.wait_for_file(self.path(backend)), b"0\n")
             self.assertEqual(answers[backend]["output"], "fine")
+            self.assertEqual(answers[backend]["warnings"], ["%s left processes running, which were killed: tail" % backend])
 
 
 class Options(RealCase):
