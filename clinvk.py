@@ -7537,15 +7537,20 @@ def _tell(result: Result, form: str, says: Configuration, console: Console) -> N
         console.stderr.text("Time: %.2fs\n" % result.duration_seconds)
 
 
-def command_sessions_list(store: SessionStore, console: Console, as_json: bool, backend: str, status: str, tag: str, limit: int) -> int:
+def command_sessions_list(store: SessionStore, console: Console, as_json: bool, backend: str, status: str, tag: str,
+                          resumable: bool, limit: int) -> int:
     """Prints the sessions, the last used first."""
-    sessions = store.all(backend, status, tag)[:limit or None]
+    sessions = [session for session in store.all(backend, status, tag)
+                if session.backend_session_id or not resumable][:limit or None]
     if as_json:
         console.stdout.json([dumps([session_fields(session) for session in sessions]), b"\n"])
         return EXIT_OK
     if not sessions:
-        console.say("there are no such sessions" + ("" if backend in BACKENDS else nearest(backend, BACKENDS)) if backend or status or tag
-                    else "there are no sessions")
+        if backend or status or tag or resumable:
+            hint = "" if backend in BACKENDS else nearest(backend, BACKENDS)
+            console.say("there are no such sessions" + hint)
+        else:
+            console.say("there are no sessions")
         return EXIT_OK
     digits = distinct_digits([session.id for session in sessions])
     row = "%%-%ds %%-12s %%-10s %%-5s %%-5s %%-12s %%s" % digits
@@ -7736,7 +7741,7 @@ UNKNOWN_WORDS = {"prompt": "; a prompt of several words needs quotes around it",
                  "compare": "; commas separate the backends, and a prompt of several words needs quotes around it"}
 
 
-def build_parser(only: str = "") -> argparse.ArgumentParser:
+def build_parser(only: str = "", action: str = "") -> argparse.ArgumentParser:
     """The command line.  The man page and the completions are held against it.
 
     `only`: where that is the name of a command, nothing else is needed; argparse asks for translations and for the terminal's
@@ -7926,7 +7931,7 @@ Examples:
     def sessions_command() -> None:
         parser = subparsers.add_parser(
             "sessions", help="list, show and delete sessions", formatter_class=argparse.RawDescriptionHelpFormatter,
-            usage="clinvk sessions [OPTIONS] ACTION ...", description="""\
+            usage=SESSIONS_USAGE.get(action, "clinvk sessions [OPTIONS] ACTION ..."), description=SESSIONS_HELP.get(action) or """\
 Show what can be resumed, and keep it in order. ID is the id of a session, the beginning of one, or the backend's own.
   list                the sessions, the last used first
   show ID             all that is known of a session
@@ -7940,10 +7945,15 @@ Show what can be resumed, and keep it in order. ID is the id of a session, the b
         add("-b", "--backend", metavar="NAME", help="list: those of a backend")
         add("--status", metavar="STATUS", choices=SESSION_STATUSES, help="list: those that are %s" % ", ".join(SESSION_STATUSES))
         add("--tag", metavar="TAG", help="list: those with a tag")
+        add("--resumable", action="store_true", help="list: those that can be resumed")
         add("-n", "--limit", metavar="N", type=number(_whole_number), help="list: at most N")
         add("--older-than", metavar="AGE", type=checked(parse_age), help="clean: 12h, 30d, 2w (default: session.retention_days of the configuration)")
         add("--dry-run", action="store_true", help="clean: print what would be deleted")
         add("--config", metavar="FILE", help="clean: read the configuration from FILE (default: ~/.clinvk/config.yaml)")
+        if action in SESSIONS_OPTIONS:
+            for argument in parser._actions:
+                if argument.dest not in ("help", *SESSIONS_OPTIONS[action]):
+                    argument.help = argparse.SUPPRESS
         parser.set_defaults(run=run_sessions)
 
     def doctor_command() -> None:
@@ -8016,9 +8026,9 @@ the step before, and {{steps.NAME.output}} for that of the step with that name. 
         run_options(parser)
         task_options(parser.add_argument_group("for all backends"), "backend")
 
-    builders = {"prompt": prompt_command, "resume": resume_command, "sessions": sessions_command, "doctor": doctor_command,
-                "config": config_command, "version": version_command, "parallel": parallel_command, "chain": chain_command,
-                "compare": compare_command}
+    builders = {"parallel": parallel_command, "prompt": prompt_command, "chain": chain_command,
+                "compare": compare_command, "resume": resume_command, "sessions": sessions_command,
+                "config": config_command, "doctor": doctor_command, "version": version_command}
     for name in [only] if only in builders else builders:
         builders[name]()
     return parser
@@ -8075,8 +8085,16 @@ def run_resume(options: argparse.Namespace) -> int:
 
 
 # Which options go with which action.
-SESSIONS_OPTIONS = {"list": ("json", "backend", "status", "tag", "limit"), "show": ("json",), "delete": ("json",),
+SESSIONS_OPTIONS = {"list": ("json", "backend", "status", "tag", "resumable", "limit"), "show": ("json",), "delete": ("json",),
                     "clean": ("json", "older_than", "dry_run", "config")}
+
+SESSIONS_USAGE = {"list": "clinvk sessions list [OPTIONS]", "show": "clinvk sessions show [OPTIONS] ID",
+                  "delete": "clinvk sessions delete [OPTIONS] ID...",
+                  "clean": "clinvk sessions clean [OPTIONS]"}
+SESSIONS_HELP = {"list": "Print a table of the sessions, the last used first.",
+                 "show": "Print all that is known of a session.",
+                 "delete": "Delete sessions and print their ids. Where one of them is unknown or in use, none is deleted.",
+                 "clean": "Delete the sessions that were not used for long and are not in use, and print their ids."}
 
 
 def run_sessions(options: argparse.Namespace) -> int:
@@ -8095,7 +8113,7 @@ def run_sessions(options: argparse.Namespace) -> int:
     try:
         if action == "list":
             return command_sessions_list(store, console, options.json, options.backend or "", options.status or "", options.tag or "",
-                                         options.limit or 0)
+                                         options.resumable, options.limit or 0)
         if action == "show":
             return command_sessions_show(store, console, options.json, words[0])
         if action == "delete":
@@ -8146,7 +8164,7 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
         if whole_process:
             forgo_keyboard_interrupt()
         with stop_signals(die_at_once):
-            options = build_parser(*arguments[:1]).parse_args(arguments)
+            options = build_parser(*arguments[:2]).parse_args(arguments)
             return int(options.run(options))
     except SystemExit as leaving:  # of argparse: after --help, --version or a usage error
         return int(leaving.code or 0)

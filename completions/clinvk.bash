@@ -1,9 +1,9 @@
 # Completion of clinvk(1) for bash.  It needs nothing but bash; source it, or put
 # it where bash-completion looks (under this name, or as `clinvk`).
 
-_clinvk_sessions()
+_clinvk_sessions()  # [OPTION]
 {
-    { clinvk sessions list -n 50 | sed -n 's/^\([0-9a-f]\{8,\}\) .*/\1/p'; } 2>/dev/null
+    { clinvk sessions list "$@" -n 50 | sed -n 's/^\([0-9a-f]\{8,\}\) .*/\1/p'; } 2>/dev/null
 }
 
 # Sets `values` where the word is the value of an option; true where readline is to complete it.
@@ -48,10 +48,19 @@ _clinvk()
     fi
 
     for ((i = 1; i < COMP_CWORD; i++)); do
-        if [[ ${COMP_WORDS[i]} != -* ]]; then
-            command=${COMP_WORDS[i]}
-            break
-        fi
+        case ${COMP_WORDS[i]} in
+            -b | --backend | -m | --model | -w | --workdir | -o | --output-format | --approval-mode \
+                | --sandbox-mode | --system-prompt | --max-turns | --max-tokens | --timeout | --config \
+                | --progress | --color)
+                if [[ ${COMP_WORDS[i + 1]} == '=' ]]; then
+                    i=$((i + 1))
+                fi
+                i=$((i + 1)) ;;
+            -*) ;;
+            *)
+                command=${COMP_WORDS[i]}
+                break ;;
+        esac
     done
 
     COMPREPLY=()
@@ -67,12 +76,12 @@ _clinvk()
                 --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout'
             values=$options
             if [[ $word != -* ]]; then
-                values=$(_clinvk_sessions)
+                values=$(_clinvk_sessions --resumable)
             fi
             _clinvk_value && return
             ;;
         sessions)
-            options='-h --help --json -b --backend --status --tag -n --limit --older-than --dry-run --config'
+            options='-h --help --json -b --backend --status --tag --resumable -n --limit --older-than --dry-run --config'
             values=$options
             if [[ $word != -* ]]; then
                 case ${COMP_WORDS[before]} in
@@ -131,7 +140,12 @@ _clinvk()
             ;;
         '')
             options='-h --help --version'
-            values="prompt resume sessions parallel chain compare config doctor version $options"
+            values="parallel prompt chain compare resume sessions config doctor version $options"
+            if ((COMP_CWORD > 1)); then  # the options of a prompt without the word `prompt`
+                values="-o --output-format -c --continue --ephemeral --dry-run --progress --color --config -b --backend
+                    -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout"
+            fi
+            _clinvk_value && return
             ;;
         *)
             values='' ;;

@@ -2,6 +2,13 @@
 
 complete -c clinvk -f
 
+function __clinvk_prompt -d 'whether the command is a prompt, with or without the word `prompt`'
+    set -l words (commandline -opc)
+    __fish_seen_subcommand_from prompt; or begin
+        test (count $words) -gt 1; and string match -q -- '-*' $words[2]
+    end
+end
+
 complete -c clinvk -n __fish_use_subcommand -a prompt -d 'ask one backend'
 complete -c clinvk -n __fish_use_subcommand -a resume -d 'continue a session'
 complete -c clinvk -n __fish_use_subcommand -a sessions -d 'list, show and delete sessions'
@@ -16,23 +23,23 @@ complete -c clinvk -n __fish_use_subcommand -l version -d 'show the version and 
 
 complete -c clinvk -n '__fish_seen_subcommand_from version' -s h -l help -d 'show help and exit'
 
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -s h -l help -d 'show help and exit'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -s o -l output-format -xa 'text json stream-json' -d 'what is printed'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -s c -l continue -d 'continue the last session of this directory and backend'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -l ephemeral -d 'keep no session'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -l dry-run -d 'print the command line and start nothing'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -l progress -xa 'auto always never' -d 'status line on stderr'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -l color -xa 'auto always never' -d 'colored output'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -l config -rF -d 'the configuration file'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -s b -l backend -xa 'claude codex gemini echo' -d 'backend'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -s m -l model -x -d 'model'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -s w -l workdir -xa '(__fish_complete_directories)' -d 'working directory'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -l approval-mode -xa 'default auto none always' -d 'what may be done without asking'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -l sandbox-mode -xa 'default read-only workspace full' -d 'what may be touched'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -l system-prompt -x -d 'system prompt'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -l max-turns -x -d 'maximum number of turns'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -l max-tokens -x -d 'maximum number of tokens of an answer'
-complete -c clinvk -n '__fish_seen_subcommand_from prompt' -l timeout -x -d 'time limit of a task: 90, 90s, 15m, 2h'
+complete -c clinvk -n __clinvk_prompt -s h -l help -d 'show help and exit'
+complete -c clinvk -n __clinvk_prompt -s o -l output-format -xa 'text json stream-json' -d 'what is printed'
+complete -c clinvk -n __clinvk_prompt -s c -l continue -d 'continue the last session of this directory and backend'
+complete -c clinvk -n __clinvk_prompt -l ephemeral -d 'keep no session'
+complete -c clinvk -n __clinvk_prompt -l dry-run -d 'print the command line and start nothing'
+complete -c clinvk -n __clinvk_prompt -l progress -xa 'auto always never' -d 'status line on stderr'
+complete -c clinvk -n __clinvk_prompt -l color -xa 'auto always never' -d 'colored output'
+complete -c clinvk -n __clinvk_prompt -l config -rF -d 'the configuration file'
+complete -c clinvk -n __clinvk_prompt -s b -l backend -xa 'claude codex gemini echo' -d 'backend'
+complete -c clinvk -n __clinvk_prompt -s m -l model -x -d 'model'
+complete -c clinvk -n __clinvk_prompt -s w -l workdir -xa '(__fish_complete_directories)' -d 'working directory'
+complete -c clinvk -n __clinvk_prompt -l approval-mode -xa 'default auto none always' -d 'what may be done without asking'
+complete -c clinvk -n __clinvk_prompt -l sandbox-mode -xa 'default read-only workspace full' -d 'what may be touched'
+complete -c clinvk -n __clinvk_prompt -l system-prompt -x -d 'system prompt'
+complete -c clinvk -n __clinvk_prompt -l max-turns -x -d 'maximum number of turns'
+complete -c clinvk -n __clinvk_prompt -l max-tokens -x -d 'maximum number of tokens of an answer'
+complete -c clinvk -n __clinvk_prompt -l timeout -x -d 'time limit of a task: 90, 90s, 15m, 2h'
 
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -s h -l help -d 'show help and exit'
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -l last -d 'continue the last session'
@@ -50,7 +57,7 @@ complete -c clinvk -n '__fish_seen_subcommand_from resume' -l system-prompt -x -
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -l max-turns -x -d 'maximum number of turns'
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -l max-tokens -x -d 'maximum number of tokens of an answer'
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -l timeout -x -d 'time limit of a task: 90, 90s, 15m, 2h'
-complete -c clinvk -n '__fish_seen_subcommand_from resume' -a '(command -q clinvk; and clinvk sessions list -n 50 2>/dev/null | string replace -rf "^([0-9a-f]{8,}) +(.*)" "\$1\t\$2")'
+complete -c clinvk -n '__fish_seen_subcommand_from resume' -a '(command -q clinvk; and clinvk sessions list --resumable -n 50 2>/dev/null | string replace -rf "^([0-9a-f]{8,}) +(.*)" "\$1\t\$2")'
 
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -s h -l help -d 'show help and exit'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -n 'not __fish_seen_subcommand_from list show delete clean' -a 'list show delete clean'
@@ -58,6 +65,7 @@ complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l json -d 'print J
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -s b -l backend -xa 'claude codex gemini echo' -d 'list: those of a backend'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l status -xa 'active completed error' -d 'list: those with a status'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l tag -x -d 'list: those with a tag'
+complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l resumable -d 'list: those that can be resumed'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -s n -l limit -x -d 'list: at most so many'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l older-than -x -d 'clean: those not used for so long: 12h, 30d, 2w'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l dry-run -d 'clean: print what would be deleted'

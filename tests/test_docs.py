@@ -247,8 +247,7 @@ class ManPageTest(unittest.TestCase):
                 if can is None:
                     self.assertRegex(text, r"\.Cm %s and commands of your own cannot be resumed\." % name)
                 else:
-                    self.assertEqual(can.fork, can.anywhere)
-                    self.assertEqual(bool(re.search(r"\.Cm %s can do neither\." % name, text)), not can.fork)
+                    self.assertEqual(bool(re.search(r"\.Cm %s cannot\." % name, text)), not can.anywhere)
                     self.assertEqual(bool(re.search(r"\.Cm (\w+ and \.Cm )?%s (and \.Cm \w+ )?the system prompt of the first run" % name, text)),
                                      not can.system_prompt)
 
@@ -391,6 +390,14 @@ class BashCompletionTest(unittest.TestCase):
         return ({line for line in lines if not line.startswith("compopt ")},
                 [line[len("compopt "):] for line in lines if line.startswith("compopt ")])
 
+    @needs("bash")
+    def test_completion_of_a_prompt_without_its_word_offers_its_options(self):
+        self.assertEqual(self.complete("clinvk", "-b", "")[0], set(clinvk.BACKENDS))
+        for words in (("-b", "claude", "--s"), ("--backend", "=", "claude", "--s"), ("-c", "--s")):
+            with self.subTest(words=words):
+                self.assertEqual(self.complete("clinvk", *words)[0],
+                                 {"--sandbox-mode", "--system-prompt"})
+
     def test_its_list_of_options_is_that_of_the_parser(self):
         listed = dict(re.findall(r"^ {8}(\w+|'')\)\n +options='([^']*)'", text_of("completions", "clinvk.bash"), re.M))
         self.assertEqual({command.strip("'"): set(options.split()) for command, options in listed.items()},
@@ -438,8 +445,7 @@ class BashCompletionTest(unittest.TestCase):
             write_program(os.path.join(directory, "clinvk"), FAKE_LIST)
             path = directory + os.pathsep + os.environ.get("PATH", os.defpath)
             self.assertEqual(self.complete("clinvk", "sessions", "")[0], set(clinvk.SESSIONS_OPTIONS))
-            for words in (("resume",), ("sessions", "show"), ("sessions", "delete"), ("sessions", "delete", "0123456789"), ("sessions", "fork"),
-                          ("sessions", "tag")):
+            for words in (("resume",), ("sessions", "show"), ("sessions", "delete"), ("sessions", "delete", "0123456789")):
                 with self.subTest(words=words):
                     self.assertEqual(self.complete("clinvk", *words, "", PATH=path)[0], {"0123456789", "abcdef0123"})
             self.assertEqual(self.complete("clinvk", "resume", "01", PATH=path)[0], {"0123456789"})
@@ -506,6 +512,7 @@ class FishCompletionTest(Case):
     def lines(self):
         """(command, the rest of the line) of each `complete`."""
         text = text_of("completions", "clinvk.fish")
+        text = text.replace("-n __clinvk_prompt", "-n '__fish_seen_subcommand_from prompt'")
         found = re.findall(r"^complete -c clinvk -n (?:__fish_use_subcommand|'__fish_seen_subcommand_from (\w+)') (.*)$", text, re.M)
         self.assertEqual(len(found), len(re.findall(r"^complete .* -n ", text, re.M)))
         return found
