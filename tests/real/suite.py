@@ -140,7 +140,7 @@ class Answers(RealCase):
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         said = done.stdout.decode()
         for number, backend in enumerate(ALL, 1):
-            self.assertIn("\n[%d] %s answers\n" % (number, backend), said)
+            self.assertIn("\n[%d %s] %s answers\n" % (number, backend, backend), said)
             self.assertRegex(said, r"\n%d +%s +OK +[0-9.]+s +%s\n" % (number, backend, backend))
         self.assertRegex(said, r"\nTotal: 3 tasks, 3 completed, 0 failed, .*\n\Z")
 
