@@ -3978,6 +3978,8 @@ class _Splitter:
                 yield from self._refuse()
                 return
             piece = self._take(len(self._buffer) if end < 0 else end)
+            if end < 0 and len(piece.data) > SMALL_FILE_BYTES:  # to parse it only for the message would take twice the memory
+                piece = _Piece(piece.line, b"", problem="the input ends inside of the JSON value that begins here")
             if not self._refused:
                 yield piece._replace(torn=end < 0)  # torn off: nothing in it may pass for a value of its own
             self._refused = False

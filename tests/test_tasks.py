@@ -472,6 +472,12 @@ class Bounds(TaskCase):
                     list(splitter.feed(unit * (20000 // len(unit))))
                     self.assertLess(len(splitter._buffer) + len(splitter._open), 1 << 17, (begin, unit))
 
+    def test_a_large_value_that_is_cut_off_is_not_parsed_for_its_message(self):
+        with unittest.mock.patch.object(clinvk, "SMALL_FILE_BYTES", 100), unittest.mock.patch.object(clinvk, "loads_unique") as parse:
+            for torn in (b'{"prompt":"' + b"x" * 100, b"[" * 200, b'[{"prompt":"x"},' * 20):
+                self.assertEqual(self.refused(b"\n" + torn), "tasks.json:2: the input ends inside of the JSON value that begins here")
+        parse.assert_not_called()
+
     def test_a_device_that_never_ends_is_refused(self):
         message = "%s: is a device; expected a regular file, a pipe or a terminal"
         for call in (clinvk.open_tasks, clinvk.read_chain):
