@@ -5536,6 +5536,15 @@ class _Crew:
             should be gone one day, it is just slower).
             """
 
+            def _repopulate_pool(self) -> None:
+                """Kill the workers where not all can be started: they ignore Pool's SIGTERM."""
+                try:
+                    super()._repopulate_pool()  # type: ignore[misc]
+                except BaseException:
+                    for process in self._pool:  # type: ignore[attr-defined]
+                        process.kill()
+                    raise
+
             def _get_sentinels(self) -> List[Any]:
                 return [self._change_notifier._reader]  # type: ignore[attr-defined]
 

@@ -19,8 +19,7 @@ from support import COMPILED, PATIENCE, Case, clinvk, only_linux, wait_until
 support.left_to_full_runs()
 
 CLAUDE, CODEX, GEMINI = ("5e551000-0000-%d000-8000-00000000000%d" % pair for pair in ((4, 1), (7, 2), (4, 3)))  # the sessions of the fakes
-USAGE = {"input_tokens": 150, "cached_input_tokens": 20, "cache_write_input_tokens": 30,
-         "output_tokens": 7, "reasoning_output_tokens": 2, "total_tokens": 157}
+USAGE = {"input_tokens": 150, "cached_input_tokens": 20, "output_tokens": 7, "reasoning_output_tokens": 2, "total_tokens": 157}
 
 
 def assistant(text, **more):
