@@ -916,7 +916,7 @@ tries=0
 while found=$(grep -lsF "$MARK=" /proc/[0-9]*/environ); [ "$found" ] && [ $((tries += 1)) -le 100 ]
 do for file in $found; do file=${file%/environ}; kill -9 "${file#/proc/}"; done
 done
-chmod -R u+rwx "$DIRECTORY"; rm -rf "$DIRECTORY"
+[ -L "$DIRECTORY" ] || chmod -R u+rwx "$DIRECTORY"; rm -rf "$DIRECTORY"
 ); :"""
 
 
@@ -1241,20 +1241,24 @@ def write_text(path: str, pieces: Iterable[bytes]) -> TextFile:
 
 
 def remove_tree(path: str) -> None:
-    """Removes a directory and all in it, as far as that can be done."""
-    try:
-        os.rmdir(path)
+    """Remove a directory and all in it, as far as possible.  Of a symbolic link remove the link."""
+    import shutil
+    with contextlib.suppress(OSError):
+        if os.path.islink(path):  # a task has put a link in the place of the directory
+            os.unlink(path)
+        else:
+            os.rmdir(path)
+    if not os.path.isdir(path):
         return
-    except FileNotFoundError:
-        return
-    except OSError:
-        import shutil
-        shutil.rmtree(path, ignore_errors=True)
-    if os.path.lexists(path):  # directories in it forbid that, as those of a Go module cache do
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.isdir(path):  # some directories in it are read-only, as in a Go module cache
+        with contextlib.suppress(OSError):
+            os.chmod(path, 0o700)
         for directory, names, _ in os.walk(path):
-            for name in [""] + names:
-                if not os.path.islink(os.path.join(directory, name)):
-                    os.chmod(os.path.join(directory, name), 0o700)
+            for name in names:
+                with contextlib.suppress(OSError):  # another user's
+                    if not os.path.islink(os.path.join(directory, name)):
+                        os.chmod(os.path.join(directory, name), 0o700)
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -6500,7 +6504,7 @@ class Totals:
         return fields
 
     def line(self) -> str:
-        """The last line of the summary.  It always says `tasks`, so that it can be matched."""
+        """Return the last line of the summary."""
         parts = ["%s, %d completed, %d failed" % (counted(self.total, "task"), self.completed, self.failed)]
         parts += ["%d %s" % (count, word) for count, word in ((self.canceled, "canceled"), (self.skipped, "skipped")) if count]
         if self.usage.get("total_tokens"):
@@ -6736,6 +6740,12 @@ def distinct_digits(ids: Sequence[str]) -> int:
                 if len({id[:count] for id in ids}) == len(ids))
 
 
+def is_resumable(session: Session) -> bool:
+    """Return whether a session has a conversation, and its backend can continue one."""
+    row = BACKENDS.get(session.backend)
+    return bool(session.backend_session_id and row and row.resuming)
+
+
 class SessionStore:
     """Keep sessions in a directory, for any number of processes and for one thread of each.
 
@@ -6818,7 +6828,7 @@ class SessionStore:
     def last(self, backend: str = "", working_dir: str = "") -> Optional[Session]:
         """Return the last used session that can be continued."""
         found = self.all(backend, working_dir=working_dir)
-        return next((session for session in found if session.backend_session_id), None)
+        return next(filter(is_resumable, found), None)
 
     def delete(self, *ids: str) -> None:
         """Delete sessions, damaged ones too; none where one does not exist or is in use."""
@@ -7296,6 +7306,8 @@ def command_compare(settings: Settings, names: Optional[Sequence[str]], sequenti
                            before_table=answers, new_table=ComparisonTable), settings, console)
     warn_of_unread_stdin(argument, console)
     return status
+
+
 class Asked(NamedTuple):
     """What the options of a single prompt say, beside those of its task."""
 
@@ -7552,7 +7564,7 @@ def command_sessions_list(store: SessionStore, console: Console, as_json: bool, 
                           resumable: bool, limit: int) -> int:
     """Prints the sessions, the last used first."""
     sessions = [session for session in store.all(backend, status, tag)
-                if session.backend_session_id or not resumable][:limit or None]
+                if not resumable or is_resumable(session)][:limit or None]
     if as_json:
         console.stdout.json([dumps([session_fields(session) for session in sessions]), b"\n"])
         return EXIT_OK
@@ -7676,7 +7688,7 @@ def start_method_of(environment: Dict[str, str]) -> str:
 
 
 def command_doctor(as_json: bool) -> int:
-    """Says which backends can be used, and what of the machine matters.  Returns the exit status: whether there is one to use."""
+    """Says which backends can be used, and facts about the machine.  Returns the exit status: whether there is one to use."""
     heed_children()
     environment = dict(os.environ)
     method = start_method_of(environment) or default_start_method()

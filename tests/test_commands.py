@@ -1570,14 +1570,14 @@ class FewProcesses(Case):
         os.chown(place, user, user)
         program = shutil.copy(PROGRAM, place)
 
-        def run(python, arguments, limit):
+        def run(python, arguments, limit, count=3):
             def become():
                 os.setgroups([])
                 os.setgid(user)
                 os.setuid(user)
                 resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
 
-            return self.run_program([python, "-B", *arguments], tasks(*["touch ran"] * 3),
+            return self.run_program([python, "-B", *arguments], tasks(*["touch ran"] * count),
                                     {"HOME": place, "TMPDIR": place, "CLINVK_START_METHOD": "fork"},
                                     preexec_fn=become, cwd=place)
 
@@ -1590,10 +1590,10 @@ class FewProcesses(Case):
         python = next(filter(runs, (sys.executable, "/usr/bin/python3")), None)
         if python is None:
             self.skipTest("no Python here that another user can run")
-        for limit in range(3, 8):
-            done = run(python, [program, "parallel", "-j", "3", "--jsonl", "-q"], limit)
+        for limit, jobs in [(limit, 3) for limit in range(3, 8)] + [(12, 40), (30, 40)]:
+            done = run(python, [program, "parallel", "-j", str(jobs), "--jsonl", "-q"], limit, jobs)
             self.assertEqual((done.returncode, done.stdout, done.stderr.decode()), (2, b"", (
-                "clinvk: error: cannot start 3 workers: Resource temporarily unavailable; try a smaller --max-parallel\n")), limit)
+                "clinvk: error: cannot start %d workers: Resource temporarily unavailable; try a smaller --max-parallel\n" % jobs)), limit)
             self.assertEqual(os.listdir(place), ["clinvk.py"])
 
 

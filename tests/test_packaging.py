@@ -72,11 +72,13 @@ class OneFileTest(Case):
     def test_launcher_of_the_readme_runs_and_keeps_the_byte_code(self):
         with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
             block = re.search(r"```python\n(.*?)```", file.read(), re.S).group(1)
-        launcher = os.path.join(self.place, "launcher")
+        launcher = os.path.join(self.place, "clinvk")
         with open(launcher, "w") as file:
-            file.write(textwrap.dedent(block))
+            file.write(textwrap.dedent(block).strip() + "\n")
+        os.chmod(launcher, 0o755)
+        os.symlink(sys.executable, os.path.join(self.bin, "python3"))
         shutil.copy(PROGRAM, self.place)
-        self.assert_runs([sys.executable, launcher])
+        self.assert_runs([launcher])
         made = self.run_program([sys.executable, launcher, "--version"],
                                 env={"PYTHONDONTWRITEBYTECODE": None})
         self.assertEqual((made.returncode, made.stderr), (0, b""))

@@ -337,6 +337,24 @@ class Files(PlatformCase):
         self.assertTrue(os.path.isdir(self.home), "a link is removed, not followed")
         clinvk.remove_tree(path)  # gone already: no error
 
+    def test_remove_tree_of_a_link_removes_the_link_and_leaves_its_target(self):
+        target, link = self.path("target"), self.path("link")
+        os.makedirs(os.path.join(target, "sub"))
+        for path in (os.path.join(target, "sub"), target):
+            os.chmod(path, 0o755)
+        os.symlink(target, link)
+        clinvk.remove_tree(link)
+        self.assertFalse(os.path.lexists(link))
+        self.assertEqual([stat.S_IMODE(os.stat(path).st_mode) for path in (target, os.path.join(target, "sub"))],
+                         [0o755, 0o755])
+
+    def test_remove_tree_what_cannot_be_changed_is_no_error(self):
+        path = self.path("tree")
+        os.makedirs(os.path.join(path, "sub"))
+        with unittest.mock.patch("shutil.rmtree"), unittest.mock.patch("os.chmod", side_effect=PermissionError):
+            clinvk.remove_tree(path)
+        self.assertTrue(os.path.isdir(path))
+
     def test_a_path_is_removed_whatever_it_is_and_no_link_is_followed(self):
         os.makedirs(self.path("tree", "deep"))
         self.file("tree/deep/file", "x")

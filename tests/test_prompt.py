@@ -782,7 +782,7 @@ class SessionsCommand(PromptCase):
         three, = self.make("say z", backend="codex")
         self.ask("-b", "claude", "fail no luck", status=1, errors=b"clinvk: claude: no luck\n")
         four = self.sessions()[0]["id"]
-        for args, ids in ((("--backend", "codex"), [three]), (("--status", "error"), [four]), (("--tag", "a"), [one]), (("-n", "2"), [four, three]),
+        for args, ids in ((("--backend", "codex"), [three]), (("--status", "error"), [four]), (("--tag", "a"), [one]), (("--resumable",), [four, three, two, one]), (("-n", "2"), [four, three]),
                           (("-b", "claude", "--status", "completed"), [two, one]), (("-b", "gemini"), [])):
             with self.subTest(args=args):
                 self.assertEqual([entry["id"] for entry in self.sessions(*args)], ids)

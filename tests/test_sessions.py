@@ -277,6 +277,15 @@ class Choosing(StoreCase):
         self.assertEqual(self.store.last("codex", self.home).id, b)
         self.assertIsNone(self.store.last("codex", self.tmp))
 
+    def test_last_and_is_resumable_need_a_backend_that_continues_sessions(self):
+        for backend, resumable in (("claude", True), ("echo", False), ("own", False)):
+            with self.subTest(backend):
+                id = self.put_fields(backend=backend, backend_session_id="x",
+                                     last_used="2026-01-01T00:00:00.000Z")
+                self.assertEqual(clinvk.is_resumable(self.store.load(id)), resumable)
+                self.store.delete(id) if resumable else None
+        self.assertIsNone(self.store.last())
+
     def test_parse_age_takes_hours_days_and_weeks(self):
         for text, seconds in (("12h", 43200), ("30d", 2592000), ("2w", 1209600), ("0d", 0),
                               ("1.5d", 129600)):
