@@ -185,6 +185,8 @@ class Task(NamedTuple):
     directory that `workdir` must not leave.  `keep`: the backend keeps its session; `resume` is one of its own that it goes on
     with.  `follow`: what it prints can be read while it runs (followed_path).
     `parts` are those of a prompt that is too large for memory, and `prompt` is then its beginning.  A worker gets one part.
+    `literal`: the prompt is not trusted; its program must not put a file from elsewhere in it, nor
+    carry out its first word.
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -212,6 +214,7 @@ class Task(NamedTuple):
     resume: str = ""
     follow: bool = False
     parts: Tuple[Union[str, TextFile], ...] = ()
+    literal: bool = False
 
 
 class Result(NamedTuple):
@@ -2594,6 +2597,7 @@ class Backend(NamedTuple):
     it keeps no sessions.  `saying` tells what of a line of its stdout is to be shown while it runs; None where all is text.
     `helpers` are names of processes that it leaves running by itself.
     `rejection` is in a line of its stderr where it goes on without a file that says what it may do.
+    `text` is what goes in by stdin: the prompt; a literal one is changed where needed.
     """
 
     name: str
@@ -2612,6 +2616,12 @@ class Backend(NamedTuple):
     saying: Optional[Callable[[bytes], _Saying]] = None
     helpers: Tuple[str, ...] = ()
     rejection: bytes = b""
+    text: Callable[[Task], str] = lambda task: task.prompt
+
+
+def text_without_command(task: Task) -> str:
+    """Return the prompt; a literal one does not begin with `/`, which would make it a command."""
+    return "\n" + task.prompt if task.literal and task.prompt.startswith("/") else task.prompt
 
 
 def prompt_too_large(backend: Backend, *parts: Union[str, TextFile]) -> str:
@@ -2905,6 +2915,11 @@ def _claude_command(task: Task) -> Command:
     environment = {}
     if task.max_tokens:
         environment["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(task.max_tokens)
+    if task.literal:  # `@path` in the prompt puts no file there
+        environment["CLAUDE_CODE_DISABLE_FILE_MENTIONS"] = "1"
+        if task.sandbox_mode == "read-only":
+            # Versions before 2.1.299 know only this.  In other modes it would hide tools and skills.
+            environment["CLAUDE_CODE_DISABLE_ATTACHMENTS"] = "1"
     if "bypassPermissions" in argv and os.geteuid() == 0:  # as root it refuses to bypass unless told so
         environment["IS_SANDBOX"] = "1"
     return Command(tuple(argv) + task.extra, environment, {
@@ -3178,6 +3193,42 @@ def _gemini_unkept(task: Task) -> str:
     return ""
 
 
+def _gemini_sees_all(task: Task) -> bool:
+    return task.sandbox_mode == "full" and task.approval_mode in ("auto", "none")
+
+
+def _gemini_sees_more(task: Task) -> bool:
+    """Return whether directories beside that of the task may be a part of gemini's workspace."""
+    if _gemini_sees_all(task) or any(word.startswith("--include") for word in task.extra):
+        return True
+    home = os.environ.get("GEMINI_CLI_HOME") or os.path.expanduser("~")
+    try:
+        with open(os.path.join(home, ".gemini", "settings.json"), "rb") as file:
+            return b"includeDirectories" in file.read()
+    except OSError:
+        return False
+
+
+def _gemini_text(task: Task) -> str:
+    """Return the prompt; a literal one with a backslash before each `@` that could lead elsewhere.
+
+    gemini has no option for this.  It takes files from its workspace, and also from where it keeps
+    its conversations.  A name without a slash leads there neither by itself nor by a symbolic link;
+    a quoted or escaped one can.
+    """
+    text = text_without_command(task)
+    if not task.literal or "@" not in text:
+        return text
+    import re
+    could_lead_elsewhere = re.compile(r"" if _gemini_sees_more(task) else r'[/\\"]').search
+
+    def escaped(found: Match[str]) -> str:
+        word = found.group()
+        return re.sub(r"(?<!\\)@", r"\\@", word) if could_lead_elsewhere(word) else word
+
+    return re.sub(r"(?<!\\)@[^ \t\n\r,;!?()\[\]{}]+", escaped, text)
+
+
 def _gemini_command(task: Task) -> Command:
     argv = ["gemini", "--skip-trust", "-o", "stream-json"]
     files, problem = {}, ""
@@ -3189,7 +3240,7 @@ def _gemini_command(task: Task) -> Command:
     else:
         mode = {"auto": "auto_edit", "none": "yolo", "always": "default"}.get(task.approval_mode)
         argv += ["--approval-mode", mode] if mode else []
-        if task.sandbox_mode == "full" and task.approval_mode in ("auto", "none"):
+        if _gemini_sees_all(task):
             argv += ["--include-directories", "/"]
     if task.model:
         argv += ["-m", task.model]
@@ -3463,7 +3514,8 @@ BACKENDS = {backend.name: backend for backend in (
     Backend("claude", _claude_command, _read_claude,
             frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")), _refuse_unconfined,
             limit=10 * 1000 * 1000, limit_unit="bytes", install="npm install -g @anthropic-ai/claude-code", ours=("--output-format",),
-            resuming=Resuming(anywhere=True), saying=_claude_saying),
+            resuming=Resuming(anywhere=True), saying=_claude_saying,
+            text=text_without_command),
     Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")), _refuse_unasked,
             stop_signal="SIGINT", limit=1 << 20, limit_unit="characters", install="npm install -g @openai/codex",
             cautions=(("resume", CODEX_COUNTS),), resuming=Resuming(anywhere=True), saying=_codex_saying,
@@ -3471,7 +3523,7 @@ BACKENDS = {backend.name: backend for backend in (
     Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")), _refuse_unconfined,
             limit=8 << 20, limit_unit="bytes", leftovers=_gemini_leftovers, install="npm install -g @google/gemini-cli",
             ours=("-o", "--output-format", "--outputFormat"), resuming=Resuming(system_prompt=True), saying=_gemini_saying,
-            rejection=b"Policy file error in policy.toml"),
+            rejection=b"Policy file error in policy.toml", text=_gemini_text),
     # For trying, testing and showing pipelines on a machine without any AI program: a real process that answers with its prompt.
     Backend("echo", lambda task: Command(("cat",)), _read_text, frozenset()),
 )}
@@ -3504,7 +3556,8 @@ def command_line(task: Task) -> str:
     environment = dict({name: value for name, value in command.preset.items() if name not in os.environ}, **command.environment)
     words += ["%s=%s" % (name, word(value)) for name, value in sorted(dict(environment, NO_COLOR="1").items())]
     words += map(word, command.argv)
-    line = " ".join(words) + (" <<< " + word(task.prompt) if command.by_stdin else " < /dev/null")
+    line = " ".join(words) + (
+        " <<< " + word(backend_of(task).text(task)) if command.by_stdin else " < /dev/null")
     if task.workdir:
         line = "cd -- %s && %s" % (word(task.workdir), line)
     if command.files:
@@ -3639,7 +3692,8 @@ def _task(value: Any, defaults: Dict[str, Any], rules: Rules) -> Task:
     try:
         if task.model.startswith("-"):  # to the program it would be an option
             raise _Misfit("no model begins with -, as %s does" % quoted(task.model), ("model",))
-        task = _under_ceiling(task, rules.ceiling)
+        task = _under_ceiling(task, rules.ceiling)._replace(
+            literal=any(rules.ceiling) or bool(rules.root))
         task = task._replace(extra=file.extra(name, task.sandbox_mode) + task.extra)
         if rules.root:
             if not is_inside(task.workdir or ".", rules.root):
@@ -3653,7 +3707,7 @@ def _task(value: Any, defaults: Dict[str, Any], rules: Rules) -> Task:
         problem = refused_extra(backend, task.extra)
         if problem:
             raise _Misfit(problem, ("extra",))
-        problem = prompt_too_large(backend, task.prompt)
+        problem = prompt_too_large(backend, backend.text(task))
         if problem:
             raise _Misfit(problem, ("prompt",))
     except _Misfit as misfit:
@@ -4607,7 +4661,8 @@ class Steps:
         if problem:
             return step._replace(invalid=problem)
         if backend.limit or not any(isinstance(text, TextFile) for text in texts):
-            return step._replace(prompt="".join(texts_of(texts)))
+            step = step._replace(prompt="".join(texts_of(texts)))
+            return step._replace(invalid=prompt_too_large(backend, backend.text(step)))
         return step._replace(prompt=head, parts=texts)
 
     def _answer(self, source: int) -> Union[str, TextFile]:
@@ -4996,7 +5051,7 @@ def _run(task: Task, station: Station) -> Result:
                     if large:
                         files = [large.file, *files[1:]]
                     else:
-                        write_all(files[0], to_bytes(task.prompt))
+                        write_all(files[0], to_bytes(backend_of(task).text(task)))
                         os.lseek(files[0], 0, os.SEEK_SET)
             station.told_to_end = False
             with station.lock:
@@ -5063,7 +5118,8 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
         environment["PWD"] = workdir.real if task.root else absolute(task.workdir)
     gate: Optional[_Gate] = None
     if command.by_stdin and command.files:
-        gate = _Gate(task.prompt, [os.path.join(directory, name) for name in command.files])
+        gate = _Gate(backend_of(task).text(task),
+                     [os.path.join(directory, name) for name in command.files])
         files = [gate.source, *files[1:]]
     try:
         pid = start_session(argv, environment, workdir, files)

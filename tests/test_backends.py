@@ -144,6 +144,67 @@ class Commands(Environment):
             said = command("claude", **fields)
             self.assertEqual((said.environment, said.preset, said.files), (environment, quiet, {}), fields)
 
+    def test_claude_puts_no_file_in_a_literal_prompt(self):
+        variables = ("CLAUDE_CODE_DISABLE_FILE_MENTIONS", "CLAUDE_CODE_DISABLE_ATTACHMENTS")
+        for sandbox in clinvk.SANDBOX_MODES:
+            plain = command("claude", sandbox_mode=sandbox)
+            literal = command("claude", sandbox_mode=sandbox, literal=True)
+            self.assertEqual((plain.environment, literal.argv), ({}, plain.argv))
+            expected = variables if sandbox == "read-only" else variables[:1]
+            self.assertEqual(literal.environment, dict.fromkeys(expected, "1"), sandbox)
+
+    def test_a_literal_prompt_does_not_begin_with_a_command(self):
+        for prompt in ("/help", "/mine\nmore", "/etc/hosts is", "//", " /x", "\n/x", "x /y", "\ufeff/x"):
+            for backend, row in clinvk.BACKENDS.items():
+                one = clinvk.Task(0, backend, prompt)
+                before = "\n" if backend in ("claude", "gemini") and prompt[0] == "/" else ""
+                self.assertEqual(row.text(one), prompt)
+                self.assertEqual(row.text(one._replace(literal=True)), before + prompt, backend)
+
+    # A bar stands before each @ that could lead gemini elsewhere.
+    REFERENCES = (
+        "see |@/etc/passwd now", "|@../x", "in |@sub/x.txt", '|@"a b"', "|@\\x", "x|@/y", "|@x|@/y",
+        "\\@x|@/y", "(|@/x)", "\t|@~/x\r\n|@/y.", "|@.../../x", "|@\0\u3000/x", "|@a\u00a0/b",
+        '|@x"', "|@|@/x", "git|@host:a/b", "me@example.com and /x", "@in.txt, @property @ /",
+        "\\@/x", "@", "@ /x", "@(/x)")
+
+    def test_gemini_finds_a_backslash_before_what_could_lead_elsewhere(self):
+        self.enter_environment(GEMINI_CLI_HOME=self.directory)
+        text = clinvk.BACKENDS["gemini"].text
+        for marked in self.REFERENCES:
+            for mode in ({}, {"sandbox_mode": "read-only"}, {"sandbox_mode": "full"},
+                         {"sandbox_mode": "workspace", "approval_mode": "auto"}):
+                one = clinvk.Task(0, "gemini", marked.replace("|", ""), **mode)
+                self.assertEqual(text(one), one.prompt)
+                self.assertEqual(text(one._replace(literal=True)), marked.replace("|", "\\"))
+        self.assertEqual(text(clinvk.Task(0, "gemini", "/x @/y", literal=True)), "\n/x \\@/y")
+
+    def test_gemini_finds_every_backslash_where_its_workspace_is_larger(self):
+        self.enter_environment(GEMINI_CLI_HOME=self.directory)
+        prompt = "me@example.com @in.txt \\@x @ y"
+        escaped = "me\\@example.com \\@in.txt \\@x @ y"
+
+        def said(**fields):
+            return clinvk.BACKENDS["gemini"].text(
+                clinvk.Task(0, "gemini", prompt, literal=True, **fields))
+
+        for approval in clinvk.APPROVAL_MODES:
+            self.assertEqual(said(approval_mode=approval), prompt)
+            self.assertEqual(said(sandbox_mode="full", approval_mode=approval),
+                             escaped if approval in ("auto", "none") else prompt)
+        for extra in ("--include-directories", "--include-directories=/x", "--includeDirectories"):
+            self.assertEqual(said(extra=(extra, "/x")), escaped)
+        os.mkdir(self.path(".gemini"))
+        self.file(".gemini/settings.json", {"context": {}})
+        self.assertEqual(said(), prompt)
+        self.file(".gemini/settings.json", {"context": {"includeDirectories": ["/x"]}})
+        self.assertEqual(said(sandbox_mode="read-only"), escaped)
+
+    def test_a_literal_prompt_is_made_in_time_that_grows_with_its_size(self):
+        for piece in ("@", "@x", "\\@", '@"', "@a/"):
+            one = clinvk.Task(0, "gemini", piece * 500000, literal=True)
+            self.assertGreaterEqual(len(clinvk.BACKENDS["gemini"].text(one)), len(one.prompt))
+
     def test_codex_takes_its_options(self):
         for field, value, words in (
                 ("model", "gpt-x", ["-m", "gpt-x"]), ("system_prompt", 'say "审查"\n', ["-c", 'developer_instructions="say \\"审查\\"\\n"']),
@@ -1517,6 +1578,12 @@ class DryRun(CaptureCase):
         self.assertEqual((done.stderr, done.returncode), (b"", code))
         text = clinvk.backend_of(one).read(self.capture(done.stdout), "", 0).output
         return (done.stdout.decode() if text is None else text).rstrip("\n").split("\n")
+
+    def test_the_line_says_a_literal_prompt_as_the_task_would(self):
+        line = clinvk.command_line(clinvk.Task(0, "claude", "x", literal=True))
+        self.assertIn(" CLAUDE_CODE_DISABLE_FILE_MENTIONS=1 ", line)
+        line = clinvk.command_line(clinvk.Task(0, "gemini", "/x @/y", literal=True))
+        self.assertTrue(line.endswith(" <<< $'\\n/x \\\\@/y'"), line)
 
     def test_the_line_runs_the_program_as_the_task_would(self):
         odd = "it's -x \"$HOME\"\n`id` 审查\t\\"

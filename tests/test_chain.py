@@ -244,6 +244,24 @@ class Refused(ChainCase):
             self.assert_refused(completed, message)
             self.assertFalse(self.has("inside/ran"))
 
+    def test_an_answer_that_is_passed_on_is_as_literal_as_a_prompt(self):
+        guards = (["--ceiling", "approval=none"], ["--ceiling", "sandbox=read-only"],
+                  ["--root", self.directory], [])
+        for backend, literal in (("claude", b"\n/x @/y\n"), ("gemini", b"\n/x \\@/y\n")):
+            write_program(os.path.join(self.bin, backend), b"""#!/bin/sh
+while [ "$1" ]; do [ "$1" = --policy ] && /bin/cat "$2" >policy; shift; done
+/bin/cat >stdin
+env >variables
+""")
+            for guard in guards:
+                self.chain(step("say /x @/y"), {"prompt": "{{previous}}", "backend": backend},
+                           arguments=["--json", *guard])
+                self.assertEqual(self.wait_for_file(self.path("stdin")),
+                                 literal if guard else b"/x @/y\n", (backend, guard))
+                variables = self.wait_for_file(self.path("variables"))
+                self.assertEqual(b"\nCLAUDE_CODE_DISABLE_FILE_MENTIONS=1\n" in variables,
+                                 bool(guard) and backend == "claude")
+
 
 class Input(ChainCase):
     def test_it_comes_from_a_file_or_a_pipe_in_any_layout(self):

@@ -519,7 +519,7 @@ FIELDS = {
 class Fields(TaskCase):
     def test_the_table_has_every_field(self):
         self.assertEqual(set(FIELDS), set(clinvk.TASK_FIELDS))
-        self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields) - {"index", "invalid", "definition", "root", "keep", "resume", "fork", "follow", "parts"})
+        self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields) - {"index", "invalid", "definition", "root", "keep", "resume", "follow", "parts", "literal"})
 
     def test_every_field_takes_what_it_should(self):
         for field, (good, _) in FIELDS.items():
@@ -866,6 +866,21 @@ class Ceilings(TaskCase):
             task = self.one({"extra": [], "system_prompt": "s", "model": "m", "max_turns": 1}, ceiling=ceiling)
             self.assertEqual((task.extra, task.system_prompt, task.model, task.max_turns), ((), "s", "m", 1))
         self.assertEqual(self.one({"extra": ["x"]}).extra, ("x",))
+
+    def test_prompts_are_literal_under_a_ceiling_and_under_a_root(self):
+        data = [{"prompt": "p", "backend": "gemini", "workdir": self.directory}] * 2
+        for rules, literal in (
+                ({}, False), ({"ceiling": clinvk.Ceiling()}, False),
+                ({"root": self.directory}, True), ({"ceiling": clinvk.Ceiling("full")}, True),
+                ({"ceiling": clinvk.Ceiling("", "none")}, True)):
+            found = [task.literal for task in self.tasks(data, **rules)]
+            self.assertEqual(found, [literal] * 2, rules)
+
+    def test_a_prompt_that_becomes_too_large_by_being_literal_is_refused(self):
+        data = {"prompt": "/" + "x" * ((8 << 20) - 1), "backend": "gemini"}
+        self.assertEqual(self.one(data).prompt, data["prompt"])
+        self.assertIn("the prompt has 8,388,609 bytes",
+                      self.refused(data, ceiling=clinvk.Ceiling("full")))
 
     def test_a_large_file_is_held_to_it_in_both_readings(self):
         line = b'{"prompt":"p","backend":"echo","sandbox_mode":"%s","meta":{"x":"%s"}}\n'

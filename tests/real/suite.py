@@ -527,6 +527,139 @@ class Prompts(RealCase):
                           if b"see @note.txt please" in request.body}, {"anthropic": True, "openai": False, "gemini": True})
 
 
+# Which of the files of Mentions a prompt brings in by itself, in each sandbox mode with approval mode
+# auto: without a guard, and with one.  Files outside of the task's directory are in capitals.
+OUTSIDE = "ABSOLUTE QUOTED LINE RELATIVE HOME LINK LINKED"
+MENTIONED = {
+    "claude": ({"default": OUTSIDE + " inside below", "read-only": OUTSIDE + " inside below",
+                "workspace": "inside below", "full": OUTSIDE + " inside below"}, {}),
+    "gemini": ({"default": "RECORD inside below", "read-only": "RECORD inside below",
+                "workspace": "RECORD inside below",
+                "full": "ABSOLUTE LINE RELATIVE LINKED RECORD inside below"},
+               {"default": "inside", "read-only": "inside", "workspace": "inside"}),
+}
+
+
+class Mentions(RealCase):
+    """What a prompt brings into the request, before a model has read it."""
+
+    GUARDS = {"": (), "ceiling": ("--ceiling", "approval=none"), "root": ("--root", "root")}
+
+    def setUp(self):
+        super().setUp()
+        for name in ("root", "root/task", "root/task/sub", "out", "out/dir", "home/.claude",
+                     "home/.claude/commands", "home/.gemini/commands"):
+            os.makedirs(self.path(name), exist_ok=True)
+        files = {"ABSOLUTE": "out/a.txt", "QUOTED": "out/b b.txt", "LINE": "out/c.txt",
+                 "RELATIVE": "root/d.txt", "HOME": "home/e.txt", "LINK": "out/f.txt", "LINKED": "out/dir/g.txt",
+                 "inside": "root/task/in.txt", "below": "root/task/sub/below.txt"}
+        for name, path in files.items():
+            self.file(path, "secret-%s-secret\n" % name)
+        self.file("home/.claude/commands/mine.md",
+                  "---\ndescription: a command\n---\nsecret-COMMAND-secret\n")
+        self.file("home/.gemini/commands/mine.toml", 'prompt = "secret-COMMAND-secret"\n')
+        os.symlink(self.path("out", "f.txt"), self.path("root", "task", "link.txt"))
+        os.symlink(self.path("out", "dir"), self.path("root", "task", "away"))
+        self.text = ('see @{0}/out/a.txt and\t@"{0}/out/b b.txt" now\n@{0}/out/c.txt\n'
+                     "@../d.txt @link.txt @away/g.txt @in.txt @sub/below.txt @~/e.txt\n").format(self.directory)
+
+    def keep_record(self):
+        """Leave a record of a conversation where gemini keeps those of the task's directory."""
+        self.ask([("first", "gemini", "hello", {})])
+        place, = [entry.path for entry in os.scandir(self.path("home", ".gemini", "tmp"))
+                  if entry.name == "task"]
+        with open(os.path.join(place, "record.txt"), "w") as file:
+            file.write("secret-RECORD-secret\n")
+        self.text += "@%s/record.txt\n" % place
+
+    def ask(self, tasks, *guard):
+        """Run `(name, backend, prompt, fields)` in the task's directory; each prompt gets its name."""
+        named = [(name, backend, "%s for %s" % (prompt, name), fields)
+                 for name, backend, prompt, fields in tasks]
+        self.batch([task(name, backend, prompt=prompt, workdir="root/task", **fields)
+                    for name, backend, prompt, fields in named], *guard, status="ok")
+
+    def brought(self, name):
+        """Return the names of the secrets in the requests of a task, and check that there was one."""
+        bodies = [request.body.decode() for request in mock.requests(self.tag)]
+        bodies = [body for body in bodies if name in body]
+        self.assertTrue(bodies, "no request of " + name)
+        return {found for body in bodies for found in re.findall(r"secret-([A-Za-z]+)-secret", body)}
+
+    def check(self, backend):
+        guards = MENTIONED[backend]
+        for guard, arguments in self.GUARDS.items():
+            tasks = []
+            for mode in SANDBOXES:
+                text = self.text
+                if (backend, guard, mode) == ("gemini", "", "full"):
+                    # Each name that it does not find makes it search all directories of the machine.
+                    text = re.sub('@~|@"|@link', "", text)
+                tasks.append(("%s-%s-%s" % (backend, guard, mode), backend, text,
+                              {"sandbox_mode": mode, "approval_mode": "auto"}))
+            self.ask(tasks, *arguments)
+            for (name, _, _, fields) in tasks:
+                with self.subTest(name):
+                    expected = guards[bool(guard)].get(fields["sandbox_mode"], "")
+                    self.assertEqual(self.brought(name), set(expected.split()))
+
+    def test_files_that_a_prompt_of_claude_names(self):
+        self.check("claude")
+
+    def test_files_that_a_prompt_of_gemini_names(self):
+        self.keep_record()
+        self.check("gemini")
+
+    def test_files_that_a_prompt_of_codex_names(self):
+        names = {"codex-" + mode: mode for mode in SANDBOXES}
+        self.ask([(name, "codex", self.text, {"sandbox_mode": mode}) for name, mode in names.items()])
+        self.assertEqual([self.brought(name) for name in names], [set()] * 4)
+
+    def test_directories_of_the_settings_of_gemini_bring_nothing_in_under_a_guard(self):
+        clis.furnish(self.home, mock.base(self.tag), gemini={
+            "general": {"maxAttempts": 1}, "context": {"includeDirectories": [self.path("out")]}})
+        for guard, brought in (("", {"ABSOLUTE", "inside"}), ("ceiling", set()), ("root", set())):
+            name = "included-%s-" % guard
+            self.ask([(name, "gemini", "see @a.txt and @in.txt", {"sandbox_mode": "read-only"})],
+                     *self.GUARDS[guard])
+            self.assertEqual(self.brought(name), brought)
+
+    def test_a_prompt_is_a_command_of_its_user_only_without_a_guard(self):
+        for guard, arguments in self.GUARDS.items():
+            names = {(backend, mode): "mine-%s-%s-%s" % (backend, guard, mode)
+                     for backend in ("claude", "gemini") for mode in SANDBOXES[:2]}
+            self.ask([(name, backend, "/mine", {"sandbox_mode": mode})
+                      for (backend, mode), name in names.items()], *arguments)
+            self.assertEqual({name: self.brought(name) for name in names.values()},
+                             dict.fromkeys(names.values(), set() if guard else {"COMMAND"}))
+
+    def test_system_prompts_bring_nothing_in(self):
+        for guard, arguments in self.GUARDS.items():
+            names = {"system-%s-%s-%s" % (backend, guard, mode): (backend, mode)
+                     for backend in ALL for mode in SANDBOXES[:2]}
+            self.ask([(name, backend, "hello", {"system_prompt": self.text, "sandbox_mode": mode})
+                      for name, (backend, mode) in names.items()], *arguments)
+            self.assertEqual([self.brought(name) for name in names], [set()] * len(names))
+
+    def test_answers_that_a_chain_passes_on_bring_nothing_in_under_a_guard(self):
+        answer = "/mine @%s/out/a.txt" % self.directory
+        without = {"claude": {"COMMAND", "ABSOLUTE"}, "gemini": {"COMMAND"}}
+        for guard, backend in itertools.product(self.GUARDS, without):
+            with self.subTest(guard=guard, backend=backend):
+                name = "passed-%s-%s-" % (backend, guard)
+                prompts = ("mock: say " + answer, "{{previous}} for " + name,
+                           "see\n{{steps.one.output}} for " + name)
+                steps = [{"backend": one, "model": MODELS[one], "prompt": prompt}
+                         for one, prompt in zip(("codex", backend, backend), prompts)]
+                steps[0]["name"] = "one"
+                next(batches)
+                done = support.Case.clinvk(
+                    self, "chain", "--json", "-w", "root/task", *self.GUARDS[guard], timeout=LONG,
+                    input=json.dumps({"steps": steps}))
+                self.assertEqual(done.returncode, 0, done)
+                self.assertEqual(self.brought(name), set() if guard else without[backend])
+
+
 # What a model that tries can do in each mode: files it writes with the program's own tool, in the working directory and
 # outside of it, and by commands; also with tools that it was not offered.  `refused`: clinvk says that it cannot be had.
 ATTEMPTS = (("write", "inside"), ("write", "outside"), ("touch", "inside"), ("touch", "outside"), ("run", "inside"), ("run", "outside"))
@@ -841,7 +974,8 @@ class Together(unittest.TestSuite):
 
 class Loader(unittest.TestLoader):
     def loadTestsFromModule(self, module, *args, **options):
-        return Together(self.loadTestsFromTestCase(case) for case in (Trouble, Ends, Effects, Lapses, Answers, Options, Prompts, Plans))
+        return Together(self.loadTestsFromTestCase(case) for case in (
+            Trouble, Ends, Effects, Mentions, Lapses, Answers, Options, Prompts, Plans))
 
 
 def main():
