@@ -1685,8 +1685,8 @@ def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> 
         with _at(name):
             if name not in fields:
                 hint = FIELD_HINTS.get(name, "") if "prompt" in fields else ""
-                raise _Misfit("unknown field%s; free data goes into \"meta\""
-                              % (hint or known_as(name, fields)))
+                raise _Misfit("unknown field%s%s" % (
+                    hint or known_as(name, fields), "; free data goes into \"meta\"" if "meta" in fields else ""))
             if item is not None:
                 checked[name] = fields[name](item)
     return checked
@@ -6394,6 +6394,7 @@ class Directory:
         self._path, self._overwrite, self._warn = path, overwrite, warn
         self._place = Place(-1, "")
         self._report = Report()
+        self._earlier: Dict[str, List[str]] = {}  # the files of earlier runs, by what follows the number
         try:
             os.makedirs(path, 0o700, exist_ok=True)
             self._place = open_place(path, os.O_RDONLY)
@@ -6405,6 +6406,10 @@ class Directory:
             if not lock_directory(self._place.file):
                 raise PermissionError(0, "another clinvk is writing to it")
             names = [name for name in os.listdir(self._place.file) if name.endswith(".json")]
+            for name in names:
+                parts = re.fullmatch(r"\d{3,}_([\w-]+)(\.\d+)?\.json", name)
+                if parts:
+                    self._earlier.setdefault(parts.group(1), []).append(name)
             if "summary.json" in names and not self._begins("summary.json", _SUMMARY_HEADS):
                 raise PermissionError(0, "clinvk did not write the summary.json in it; choose another directory")
         except OSError as error:
@@ -6416,8 +6421,14 @@ class Directory:
     def write(self, result: Result) -> None:
         id = result.task.id if result.task else ""
         heads = (b'{"task":{"id":%b,' % dumps(id, exact=True),) if id else ()
-        self._put("%03d_%s" % (result.index + 1, _safe_name(result)), lambda: _task_and_result(result),
-                  _TASK_HEADS if self._overwrite else heads)
+        name = _safe_name(result)
+        path = self._put("%03d_%s" % (result.index + 1, name), lambda: _task_and_result(result),
+                         _TASK_HEADS if self._overwrite else heads)
+        for other in list(self._earlier.get(name, ())) if id else ():
+            if self._begins(other, heads):  # the same task had another number in an earlier run
+                self._earlier[name].remove(other)
+                if other != path:
+                    self._remove(other)
         self._report.write(result)
 
     def finish(self, totals: Dict[str, Any]) -> None:
@@ -6438,8 +6449,17 @@ class Directory:
         finally:
             os.close(file)
 
-    def _put(self, name: str, pieces: Callable[[], Iterable[bytes]], replaceable: Tuple[bytes, ...]) -> None:
-        """Write NAME.json, or NAME.1.json and so on where a file is there that begins with nothing `replaceable`."""
+    def _remove(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self._place.file)
+        except OSError as error:
+            self._warn("cannot remove %s: %s" % (os.path.join(self._path, name), error.strerror))
+
+    def _put(self, name: str, pieces: Callable[[], Iterable[bytes]], replaceable: Tuple[bytes, ...]) -> str:
+        """Write NAME.json, or NAME.1.json and so on where a file is there that begins with nothing `replaceable`.
+
+        Return the name of the file.
+        """
         import itertools
         first = name + ".json"
         for path in itertools.chain((first,), ("%s.%d.json" % (name, number) for number in itertools.count(1))):
@@ -6453,7 +6473,8 @@ class Directory:
             if path != first:
                 self._warn("output_dir %s: %s is of another task or not of clinvk, and is kept: this result is in %s"
                            % (self._path, first, path))
-            return
+            return path
+        raise AssertionError("there is always another number")
 
 
 def _safe_name(result: Result) -> str:

@@ -832,6 +832,13 @@ class OutputDirectory(Commands):
         """What the result files in `out` contain."""
         return {name: self.read("out", name)["result"]["output"] for name in os.listdir(self.path("out")) if name != "summary.json"}
 
+    def test_failed_task_that_runs_again_replaces_its_result_under_another_number(self):
+        for batch, status in ((tasks("say a", id="a") + tasks("say b", id="x/log") + tasks("exit 3", id="log"), 1), (tasks("say c", id="log"), 0)):
+            self.assertEqual(self.parallel("-q", "--output-dir", "out", input=batch).returncode, status)
+        self.assertEqual(self.outputs(), {"001_a.json": "a\n", "002_x_log.json": "b\n", "001_log.json": "c\n"})
+        self.parallel("-q", "--output-dir", "out", input=tasks("say d", id="x.log"))
+        self.assertEqual(self.outputs()["002_x_log.json"], "b\n")  # the names are alike, but not the ids
+
     def test_second_run_in_a_directory_needs_ids_or_overwrite(self):
         self.parallel("-q", "--output-dir", "out", input=tasks("say one"))
         for batch in (tasks("touch ran"), tasks("touch ran", id="a") + tasks("touch ran")):

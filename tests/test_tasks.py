@@ -722,6 +722,7 @@ class Definitions(TaskCase):
         self.assertTrue(said.startswith("CLINVK_BACKENDS" + (": " if message[0] != ":" else "") + message), said)
         for text in (refused, said):
             self.assertNotIn("\n", text)
+            self.assertNotIn('"meta"', text)  # which only a task has
 
     def test_a_path_leads_to_what_stands_there_and_nowhere_else(self):
         value = {"a": {"b-1": [10, {"c": None}, "x"], "0": "key"}, "审": False, "": 5, "list": [[1, 2], [3]]}
