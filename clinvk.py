@@ -5175,7 +5175,8 @@ def _not_started(task: Task, program: str, error: OSError) -> Result:
     elif error.filename not in (None, program):
         text, code, kind = "%s: %s" % (error.filename, reason), 1, "backend"
     elif error.errno in (errno.ENOENT, errno.EACCES) and not any(map(os.path.exists, candidates(program))):
-        text, code, kind = "%s: not found: it is not installed, or not on the PATH" % program, 127, "not_found"
+        text, code, kind = ("%s: not found: it is not installed, or not on the PATH; `clinvk doctor` shows "
+                            "what can be used" % program), 127, "not_found"
     elif error.errno == errno.ENOENT:
         text, code, kind = "%s: cannot be executed: the interpreter it names does not exist" % program, 126, "not_found"
     else:
@@ -7202,7 +7203,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
             feed.attempt(form, lambda: plan.follow(control.directory))
         if control.level and not told and running:
             told = True
-            say("stopping %s%s" % (counted(running, "running task"), " (once more kills)" if stop.signal_number else ""))
+            say("stopping %s%s" % (counted(running, "running task"), again_kills(stop.signal_number)))
         if progress:
             progress.show(running)
 
@@ -7242,6 +7243,14 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     if stop.signal_number:
         return 128 + stop.signal_number
     return EXIT_PIPE if feed.error else verdict(totals)
+
+
+def again_kills(number: int) -> str:
+    """Return what a message says after the signal that stops a run."""
+    import signal
+    if number == signal.SIGINT:
+        return " (press ^C again to kill them at once)"
+    return " (the same signal again kills them)" if number else ""
 
 
 def _reader_went_away() -> None:
@@ -7497,7 +7506,8 @@ def prompt_text(text: str) -> str:
     """Return the prompt, read from stdin where it is `-`.  Raise UserError, also where stdin has content that would be ignored."""
     if text != "-" and has_content(0, STDIN_SECONDS):
         raise UserError("stdin has content, which a prompt that is an argument leaves unread; to ask about it: "
-                        "{ echo 'Review this:'; cat FILE; } | clinvk -; to ignore it: </dev/null")
+                        "put the prompt into the pipe, too, and write - in its place; "
+                        "to ignore it (as in a loop): </dev/null")
     if text == "-":
         data = bytearray()
         if is_endless(0):
@@ -8090,7 +8100,7 @@ The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks,
         add("--fail-fast", action="store_true", help="at the first failure start nothing more and stop what runs")
         form_options(parser, "task")
         add("--output-dir", metavar="DIR", type=checked(_path), help="keep a file per task in DIR, and summary.json")
-        add("--overwrite", action="store_true", help="replace results of an earlier run in the output directory")
+        add("--overwrite", action="store_true", help="replace files of the same name; others stay")
         trust_options(parser)
         run_options(parser)
         task_options(parser.add_argument_group("for tasks that do not set the field"))

@@ -1094,7 +1094,7 @@ class OwnCommands(Commands):
         missing, plain, good = self.lines_of(self.parallel("--jsonl", "-q", env=env, input=b"".join(
             tasks("x", backend=name) for name in ("missing", "plain", "good"))))
         self.assertEqual((missing["exit_code"], missing["error_kind"], missing["error"]),
-                         (127, "not_found", "no-such-program: not found: it is not installed, or not on the PATH"))
+                         (127, "not_found", "no-such-program: not found: it is not installed, or not on the PATH; `clinvk doctor` shows what can be used"))
         self.assertEqual((plain["exit_code"], plain["error_kind"], plain["error"]),
                          (126, "permission", self.path("plain") + ": cannot be started: Permission denied"))
         self.assertEqual(good["output"], "x")
@@ -1972,7 +1972,7 @@ class Running(Commands):
         lines = self.lines_of(completed)
         self.assertEqual([(result["status"], result["exit_code"], result.get("error_kind")) for result in lines],
                          [("failed", 127, "not_found"), ("failed", 126, "permission"), ("failed", 126, "not_found"), ("ok", 0, None)])
-        self.assertEqual(lines[0]["error"], "claude: not found: it is not installed, or not on the PATH")
+        self.assertEqual(lines[0]["error"], "claude: not found: it is not installed, or not on the PATH; `clinvk doctor` shows what can be used")
         self.assertIn("codex: cannot be started: Permission denied", lines[1]["error"])
         self.assertEqual(completed.returncode, 1)
 

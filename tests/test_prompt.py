@@ -401,7 +401,7 @@ class Ends(PromptCase):
         definitions = {"CLINVK_BACKENDS": json.dumps({"broken": {"command": [self.path("bin")]}, "sh": {"command": ["sh"]}})}
         for args, status, error in ((("say x",), 0, ""), (("fail no luck",), 1, "echo: no luck"), (("exit 3",), 1, "echo: exit status 3"),
                                     (("exit 0",), 1, "echo ended well but gave no answer"), (("--timeout", "0.2", "sleep 300"), 124, "echo: timed out after 0.2s"),
-                                    (("-b", "gemini", "x"), 127, "gemini: not found: it is not installed, or not on the PATH"),
+                                    (("-b", "gemini", "x"), 127, "gemini: not found: it is not installed, or not on the PATH; `clinvk doctor` shows what can be used"),
                                     (("-b", "broken", "x"), 126, "cannot be started: Permission denied"), (("-b", "sh", "exit 127"), 127, "exit status 127"),
                                     (("-w", "/nonexistent", "x"), 1, "echo: workdir /nonexistent: No such file"), (("die SEGV",), 1, "ended by signal 11"),
                                     (("die TERM",), 1, "ended by signal 15")):

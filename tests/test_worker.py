@@ -304,7 +304,7 @@ class LaunchFailures(WorkerCase):
         for backend in clinvk.BACKENDS:
             for workdir in self.both_ways():
                 program = "cat" if backend == "echo" else backend
-                self.check_failed(self.run_it("say x", backend, workdir=workdir), 127, "not_found", "^%s: not found: it is not installed, or not on the PATH$" % program)
+                self.check_failed(self.run_it("say x", backend, workdir=workdir), 127, "not_found", "^%s: not found: it is not installed, or not on the PATH; `clinvk doctor` shows what can be used$" % program)
 
     def test_a_program_that_is_not_there_in_a_working_directory_that_is_called_like_it(self):
         os.environ["PATH"] = self.home
@@ -334,7 +334,7 @@ class LaunchFailures(WorkerCase):
                                  "subprocess, threading, traceback\n" % support.MODULES + textwrap.dedent(body)],
                                 env={"PATH": closed + os.pathsep + self.home})
         self.assertEqual((done.returncode, done.stderr), (0, b""))
-        self.assertEqual(done.stdout.decode().splitlines(), ["127 not_found cat: not found: it is not installed, or not on the PATH"] * 2)
+        self.assertEqual(done.stdout.decode().splitlines(), ["127 not_found cat: not found: it is not installed, or not on the PATH; `clinvk doctor` shows what can be used"] * 2)
 
     def test_a_program_whose_interpreter_is_not_there(self):
         support.write_program(os.path.join(self.bin, "cat"), b"#!/nowhere/python\n")
