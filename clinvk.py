@@ -2481,6 +2481,31 @@ class Lines:
             yield line
 
 
+LONG_LINE = 1 << 20  # bytes of a line of events from which on the rest of a string is left on disk
+
+
+def string_pieces(file: int, start: int, size: int) -> Iterator[Tuple[str, int]]:
+    """Yield the text of a JSON string from `start`, a place in it, and how many bytes each piece takes in the file.
+
+    Raises ValueError where the string does not end within `size`, is not valid, or has half a surrogate pair.
+    """
+    import codecs
+    import re
+    whole = re.compile(r'(?:[^"\\]+|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u(?![dD][89abAB])....|\\[^u])*')
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    rest = ""
+    for piece in file_chunks(file, start, size):
+        rest += decode(piece)
+        text = whole.match(rest).group()  # type: ignore[union-attr]
+        yield _coders().decode('"%s"' % text), len(text.encode("utf-8"))
+        rest = rest[len(text):]
+        if rest[:1] == '"':
+            return
+        if len(rest) > 12:
+            break
+    raise ValueError("not a JSON string")
+
+
 class Capture:
     """What a program printed, in a file that stays open while it is read.
 
@@ -2491,6 +2516,7 @@ class Capture:
         self.lost: List[int] = []
         self.damaged: List[int] = []
         self._lines = Lines()
+        self._name = os.urandom(8).hex()  # names of strings on disk begin with it; no program can guess it
         self.file = file
         self._size = os.fstat(file).st_size  # what a left-over process writes from now on is nobody's answer
 
@@ -2503,12 +2529,61 @@ class Capture:
     def read(self) -> bytes:
         return b"".join(self.pieces())
 
-    def lines(self) -> Iterator[bytes]:
-        """The lines one at a time, as Lines has them."""
+    def lines(self, marked: Optional[Callable[[bytes], Any]] = None) -> Iterator[bytes]:
+        """The lines one at a time, as Lines has them.  In those that are `marked` names stand for long strings (text_of)."""
         lines = self._lines = Lines()
-        for piece in self.pieces():
+        for piece in self._short_pieces(marked) if marked else self.pieces():
             yield from lines.feed(piece)
         yield from lines.rest()
+
+    def _short_pieces(self, marked: Callable[[bytes], Any]) -> Iterator[bytes]:
+        """Yield what was printed, with names for the ends of strings that make a marked line long."""
+        offset = begin = 0  # begin: a place in the line that is not in a string
+        while offset < self._size:
+            piece = b"".join(file_chunks(self.file, offset, min(offset + CHUNK, self._size)))
+            yield piece
+            begin = offset + piece.rfind(b"\n") + 1 if b"\n" in piece else begin
+            offset = offset + len(piece) if piece else self._size
+            if offset - begin < LONG_LINE:
+                continue
+            begin, start, end = self._long_string(begin, offset, marked)
+            if end:
+                yield b"".join(file_chunks(self.file, offset, start)) + b'%s:%d:"' % (self._name.encode(), start)
+                offset = begin = end + 1
+
+    def _long_string(self, begin: int, offset: int, marked: Callable[[bytes], Any]) -> Tuple[int, int, int]:
+        """Look for the string that is open at `offset` and for long after it, in the line from `begin` on.
+
+        Returns the next place that is not in a string, from where on the string can be left out, and its end; 0, 0 if there is none.
+        """
+        import re
+        line = b"".join(file_chunks(self.file, begin, min(offset + CHUNK, self._size)))
+        line = line.partition(b"\n")[0]
+        closed = re.match(rb'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*', line, re.S).end()  # type: ignore[union-attr]
+        if closed >= offset - begin:
+            return begin + closed, 0, 0
+        # a place that divides no character, escape or surrogate pair
+        undivided = rb'[^"\\]{12}(?=[^"\\\x80-\xbf])|(?<=[^\\])\\(?:[^u]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})'
+        place = re.compile(undivided).search(line, offset - begin)
+        if place and marked(line):
+            start = begin + place.end()
+            try:
+                return 0, start, start + sum(size for _, size in string_pieces(self.file, start, self._size))
+            except ValueError:
+                pass
+        return self._size, 0, 0  # the line is read as it is
+
+    def has_names(self, text: str) -> bool:
+        return self._name in text
+
+    def text_of(self, text: str) -> Iterator[str]:
+        """Yield a text out of short lines, with the strings in place of their names."""
+        import re
+        for number, part in enumerate(re.split("%s:([0-9]+):" % self._name, text) if self.has_names(text) else [text]):
+            if number % 2:
+                yield from (piece for piece, _ in string_pieces(self.file, int(part), self._size))
+            else:
+                yield part
 
     def values(self, data: bytes, answer: str, marked: Callable[[bytes], Any]) -> Iterator[Any]:
         """Yield the JSON value that is a line, or the objects among other text in the line.
@@ -2540,7 +2615,7 @@ class Capture:
         """
         import re
         marked = re.compile(b"|".join(map(re.escape, marks))).search
-        for line in self.lines():
+        for line in self.lines(marked):
             has_mark = marked(line)
             if has_mark or line[:1] != b"{" or not line.endswith((b"}", b"}\r")):
                 for value in self.values(line, answer, marked):
@@ -5207,7 +5282,7 @@ def _judge(task: Task, code: int, stopped: str, files: Sequence[int],
     for leftover in backend.leftovers(task, reply):
         remove_path(leftover)
     exit_code = 128 - code if code < 0 else code
-    status, error, kind = "ok", reply.error, reply.error_kind
+    status, error, kind = "ok", "".join(capture.text_of(reply.error))[:CHUNK], reply.error_kind
     blank = capture.is_blank() if reply.output is None else not reply.output.strip()
     lapse = _lapse(task, gate, files[2], bool(error or code or blank)) if gate else ""
     if stopped == "timeout":
@@ -5248,12 +5323,13 @@ def _store(output: Optional[str], capture: Capture, station: Station, name: str,
     `alone`: no process is left that could write to stdout, so that its file can be the answer; otherwise it is copied.
     """
     size = len(capture) if output is None else len(output)
-    if size <= INLINE_BYTES:
+    if size <= INLINE_BYTES and not (output and capture.has_names(output)):
         return to_text(capture.read()) if output is None else output
     path = os.path.join(station.directory, name)
     station.renew()
     if output is not None:
-        return write_text(path, (to_bytes(output[start:start + CHUNK]) for start in range(0, size, CHUNK)))
+        return write_text(path, (to_bytes(text[start:start + CHUNK]) for text in capture.text_of(output)
+                                 for start in range(0, len(text), CHUNK)))
     if alone and not is_full(capture.file):  # what filled the disk is copied, too, which fails: the other tasks need the room
         try:
             give_name(capture.file, path)

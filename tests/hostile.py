@@ -130,6 +130,31 @@ class MemoryIsBounded(HostileCase):
         self.assertLess(own, 40, "MB, the parent")
 
     @only_linux
+    def test_twenty_answers_of_10_mb_in_events_of_claude_are_not_all_in_memory_at_once(self):
+        self.program("claude", """
+import sys
+if "--version" in sys.argv:
+    print("2.1.332 (Claude Code)")
+    sys.exit()
+for line in (('{"type":"system","subtype":"init","session_id":"s"}', ""),
+             ('{"type":"assistant","message":{"content":[{"type":"text","text":"', '"}]}}'),
+             ('{"type":"result","subtype":"success","is_error":false,"session_id":"s","result":"', '"}')):
+    sys.stdout.write(line[0])
+    for _ in range(1000 if line[1] else 0):
+        sys.stdout.write("0123456789" * 999 + "12345678\\\\n")
+    sys.stdout.write(line[1] + "\\n")
+""")
+        source = self.file("tasks.jsonl", tasks(*["x"] * 20, backend="claude"))
+        with open(self.path("out"), "wb") as out:
+            run = self.start("parallel", "-j", "3", "--json", "-q", "-f", source, stdout=out)
+            tree, own = self.peaks(run)
+        self.assertEqual(run.returncode, 0, run.error_output())
+        with open(self.path("out"), "rb") as file:
+            report = json.loads(file.read())
+        self.assertEqual({len(result["output"]) for result in report["results"]}, {9999000})
+        self.assertLess(tree, 100, "MB, the whole tree")
+
+    @only_linux
     def test_one_output_of_a_gigabyte_takes_no_more_memory_than_one_of_a_megabyte(self):
         peaks = []
         for size in (1000000, 1000000000):

@@ -1360,6 +1360,42 @@ class Captures(CaptureCase):
         self.assertEqual([event.get("n", event["type"]) for event in self.capture(data).events(b'"a"', answer="!")], [1, 2, "c"])
         self.assertEqual([event.get("n", event.get("type")) for event in self.capture(data).events(b'"b"', b"x", answer="!")], ["b", 3])
 
+    def long_events(self, *texts, damage=lambda line: line, ascii=False):
+        lines = [json.dumps({"type": "a", "before": "x", "text": text, "after": [text[:9]]}, ensure_ascii=ascii).encode() for text in texts]
+        capture = self.capture(b"\n".join(map(damage, lines)) + b"\n")
+        return capture, list(capture.events(b'"a"', answer="text"))
+
+    def test_long_strings_in_events_stay_on_disk_and_come_back_whole(self):
+        size = 2 * clinvk.LONG_LINE
+        for pattern in ("审查", "a\\\"\n\t/", "\U0001f642 é", '{"b": "c"}, [', "x"):
+            for ascii in (False, True):
+                text = pattern * (size // len(pattern))
+                capture, events = self.long_events(text, "short", text, ascii=ascii)
+                self.assertEqual(["".join(capture.text_of(event["text"])) for event in events], [text, "short", text])
+                self.assertLess(len(events[0]["text"]), size * 0.8)
+                self.assertEqual([(event["before"], event["after"]) for event in events],
+                                 [("x", [text[:9]]), ("x", ["short"]), ("x", [text[:9]])])
+
+    def test_damage_deep_in_a_long_string_is_damage_of_its_line(self):
+        text = "0123456789" * (clinvk.LONG_LINE // 5)
+        place = clinvk.LONG_LINE + clinvk.LONG_LINE // 2
+        for name, damage in (("byte", lambda line: line[:place] + b"\xff" + line[place:]), ("cut", lambda line: line[:place]),
+                             ("tab", lambda line: line[:place] + b"\t" + line[place:]), ("escape", lambda line: line[:place] + b"\\x" + line[place:])):
+            with self.subTest(name):
+                capture, events = self.long_events(text, damage=damage)
+                self.assertEqual((capture.lost, events), ([1], []))
+
+    def test_long_string_that_claude_answers_is_stored_and_one_it_fails_with_is_cut(self):
+        text = "answer " * 300000
+        for failed in (False, True):
+            event = {"type": "result", "subtype": "success", "is_error": failed, "session_id": "s", "result": text}
+            write_program(os.path.join(self.bin, "claude"), b"#!/bin/sh\n/bin/cat %s\n" % self.file("event", event).encode())
+            result = clinvk.run_task(clinvk.Task(0, "claude", "x"))
+            if failed:
+                self.assertEqual((result.status, result.output, result.error), ("failed", "", text[:clinvk.CHUNK]))
+            else:
+                self.assertEqual((result.status, result.output), ("ok", text))
+
     @support.only_linux
     def test_a_stream_of_any_size_is_read_with_the_memory_of_its_longest_line(self):
         # 300 MB: many lines, with and without marks, and one, of a hole in the file, that is longer than any that is looked at
