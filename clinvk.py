@@ -599,9 +599,12 @@ def _secrets_in(variable: str, value: str) -> Iterator[str]:
     if _names_secret(variable):
         found += [value] + value.splitlines()
     if variable.upper().endswith("_HEADERS"):
+        secret = False
         for header in re.split("[\n,]", value):
-            text = re.split("[:=]", header, maxsplit=1)[-1].strip(" \t\r\"'{}")
-            found += [text] + text.split()[-1:]  # without the word Bearer
+            *names, text = (part.strip(" \t\r\"'{}") for part in re.split("[:=]", header, maxsplit=1))
+            if names:  # else it belongs to the header before
+                secret = _names_secret(names[0]) or names[0].upper().endswith(("AUTHORIZATION", "COOKIE"))
+            found += ([text] + text.split()[-1:]) * secret  # without the word Bearer
     if "://" in value:
         for scheme, user in re.findall(r"(\w*)://([^/\s?#]*)@", value):
             name, colon, password = user.partition(":")
@@ -2506,15 +2509,22 @@ def string_pieces(file: int, start: int, size: int) -> Iterator[Tuple[str, int]]
     raise ValueError("not a JSON string")
 
 
+# The beginning of an event whose type is whole, and so is its second type where it may hold a part of the answer.
+_WHOLE_TYPE = (rb'\{"type":"(?:(?!item\.completed"|message")[\w.]+"|item\.completed","item":\{[^{}]{0,200}?"type":"\w+"'
+               rb'|message",[^{}]{0,200}?"role":"\w+")')
+
+
 class Capture:
     """What a program printed, in a file that stays open while it is read.
 
     `lost` are the numbers of the damaged lines that may have held a part of the answer, `damaged` those of the others.
+    `complete` is True while the last event was one behind which no part of the answer comes.
     """
 
     def __init__(self, file: int) -> None:
         self.lost: List[int] = []
         self.damaged: List[int] = []
+        self.complete = False
         self._lines = Lines()
         self._name = os.urandom(8).hex()  # names of strings on disk begin with it; no program can guess it
         self.file = file
@@ -2598,7 +2608,7 @@ class Capture:
         found, around, before = objects_in(data)
         yield from found
         if re.search(answer, around):
-            self.lost.append(max(1, self._lines.number) + before)
+            (self.damaged if self.complete else self.lost).append(max(1, self._lines.number) + before)
         elif re.search(OBJECT_START, around) and marked(to_bytes(around)):
             self.damaged.append(max(1, self._lines.number) + before)
 
@@ -2611,13 +2621,14 @@ class Capture:
         """The JSON objects in the lines that hold one of the marks; of a line that is a list, the objects in it.
 
         Looking for marks first makes a stream of a gigabyte, most of it the output of tools, a matter of seconds.
-        Other lines that do not look whole are looked at for damage.
+        Any other line is looked at for damage, unless its beginning names its type and it has an end.
         """
         import re
         marked = re.compile(b"|".join(map(re.escape, marks))).search
+        typed = re.compile(_WHOLE_TYPE).match
         for line in self.lines(marked):
             has_mark = marked(line)
-            if has_mark or line[:1] != b"{" or not line.endswith((b"}", b"}\r")):
+            if has_mark or not (typed(line) and line.endswith((b"}", b"}\r"))):
                 for value in self.values(line, answer, marked):
                     for event in value if isinstance(value, list) else (value,):
                         if has_mark and isinstance(event, dict):
@@ -2898,9 +2909,11 @@ _AFTERMATH = r"(?i:usage|options|require stack|stack (?:back)?trace):|[ \t]+at |
 _ROOT_TRACEBACK = (r"(?m)(?<!exception:\n\n)(?<!occurred:\n\n)^Traceback \(most recent call last\):\n"
                    r"(?:[ \t].*\n)+")
 _CAUSE = r"\s*(?:\[cause\]|Caused by): "
+_ERROR = r"(?:\S+: |Uncaught |Exception in thread \S+ )?[\w.$]*(?:[Ee]rror|ERROR|Exception)(?: \[\w+\])?: "
+_RETRIED = r"(?i:.*(?:\bretry|reconnecting|trying again|\battempt \d))"
 # How the line begins that states the reason, the surest first; and which of several such lines counts.
 _STATED = ((r"(?:\S+: |PHP )?(?i:fatal(?: error)?|panic): |thread .* panicked at ", -1), (_CAUSE, -1),
-           (r"(?:\S+: |Uncaught |Exception in thread \S+ )?[\w.$]*(?:[Ee]rror|ERROR|Exception)(?: \[\w+\])?: ", 0))
+           ("%s(?!%s)" % (_ERROR, _RETRIED), 0), (_ERROR, -1))
 
 
 def _reason(stderr: str) -> str:
@@ -2915,7 +2928,7 @@ def _reason(stderr: str) -> str:
     start = next(itertools.chain(*stated), 0)
     rest = "\n".join(itertools.takewhile(lambda line: not re.match(_AFTERMATH, line), lines[start:]))
     if not any(stated):
-        return last_words(rest)
+        return last_words(rest) or last_words("\n".join(lines))
     return visible(re.sub(_CAUSE, "", rest.partition("\n\n")[0], count=1)[:2000].strip())
 
 
@@ -2940,8 +2953,8 @@ def with_damage(reply: Reply, capture: Capture, program: str, exit_code: int) ->
     return reply._replace(warnings=notes + ((lost,) if lost else ()))
 
 
-# An event whose type is cut off may be any.
-_CUT_TYPE = r'\{\s*"(?:t|ty|typ|type|type"\s*|type"\s*:\s*|type"\s*:\s*"[\w.]*)?$'
+# An event whose type is cut off, or has a bad byte, may be any.
+_CUT_TYPE = r'\{\s*"(?:t|ty|typ|type|type"\s*|type"\s*:\s*|type"\s*:\s*"[\w.]*)?(?:$|\{\s*"|[\udc80-\udcff])'
 _BLANK_END = "%s ended with a blank text; the output is the text before it"
 _BAD_EXIT = "%s ended with exit status %d after a complete answer"
 
@@ -3143,7 +3156,7 @@ def _codex_saying(line: bytes) -> _Saying:
     return (text, True) if text.strip() else ("", False)
 
 
-_CODEX_ANSWER = r'"type"\s*:\s*"agent_message"|"item\.completed"(?!.*"type"\s*:\s*"\w+")|' + _CUT_TYPE
+_CODEX_ANSWER = r'"type"\s*:\s*"agent_message"|"item\.completed"(?![^{]*\{[^{}]*"type"\s*:\s*"\w+")|' + _CUT_TYPE
 
 
 def _codex_retries(task: Task) -> List[str]:
@@ -3186,6 +3199,7 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     completed = blank = False
     for event in stdout.events(b'"thread.started"', b'"agent_message"', b'"error"', b'"turn.', answer=_CODEX_ANSWER):
         kind, item = event.get("type"), _mapping(event.get("item"))
+        stdout.complete = kind == "turn.completed"
         if kind == "thread.started":
             session = _string(event.get("thread_id"))
         elif kind == "item.completed" and item.get("type") == "agent_message":
@@ -3335,7 +3349,7 @@ def _gemini_saying(line: bytes) -> _Saying:
     return "", event.get("type") == "tool_use"
 
 
-_GEMINI_ANSWER = (r'"role"\s*:\s*"assistant"|"type"\s*:\s*"(?:tool_use"|message"(?!.*"role"\s*:\s*"user"))|'
+_GEMINI_ANSWER = (r'"role"\s*:\s*"assistant"|"type"\s*:\s*"(?:tool_use"|message"(?![^{}]*"role"\s*:\s*"user"))|'
                   + _CUT_TYPE)
 
 
@@ -3362,6 +3376,7 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     result: Dict[str, Any] = {}
     for event in stdout.events(b'"init"', b'"assistant"', b'"tool_use"', b'"error"', b'"result"', answer=_GEMINI_ANSWER):
         kind = event.get("type")
+        stdout.complete = kind == "result"
         if kind == "init":
             session, model = _string(event.get("session_id")), _string(event.get("model"))
         elif kind == "message" and event.get("role") == "assistant":

@@ -919,6 +919,11 @@ class Readers(CaptureCase):
                 ("Exception in thread \"main\" java.lang.RuntimeException: no client\n\tat X.main(X.java:1)\n"
                  "Caused by: java.io.FileNotFoundException: /nowhere/key\n\tat X.main(X.java:1)\n", "java.io.FileNotFoundException: /nowhere/key"),
                 ("x.rb:1:in `f': no key (RuntimeError)\n\tfrom x.rb:2:in `<main>'\n", "x.rb:1:in `f': no key (RuntimeError)"),
+                ("Options:\n -x\nbad thing\n", "Options:\n -x\nbad thing"), ("   at least one file\n", "at least one file"),
+                ("note: no such thing\n", "note: no such thing"),
+                ("Error: connection lost, retrying\nError: gave up\n", "Error: gave up"),
+                ("Error: attempt 1 failed\nError: attempt 2 failed\n", "Error: attempt 2 failed"),
+                ("error: a is missing\nerror: b is missing\n", "error: a is missing\nerror: b is missing"),
                 ("Usage: tool FILE\n", "Usage: tool FILE"), ("Node.js v20\n", "Node.js v20"), ("one\n\ntwo: three\n", "two: three")):
             with self.subTest(stderr):
                 self.assertEqual(self.read("echo", b"", stderr, 1).error, reason)
@@ -1073,7 +1078,18 @@ class Verdicts(CaptureCase):
                             two.replace(b",", b", ").replace(b":", b": ")[:-2], two.replace(b'"two"', b"NaN"), b'{"level":"info"}' + two[:-2]):
                 check(backend, [b"a banner", b"", one, damaged, end], 4, "onetwo" if backend == "gemini" and damaged == two + two[:-2]
                       else "two" if damaged == two + two[:-2] else "one")
-            check(backend, [one, end, two[:-2]], 3, "one")
+            result = self.judge(backend, b"\n".join([one, end, two[:-2]]))
+            self.assertEqual((result.status, result.output, result.warnings), ("ok", "one", ("line 3 of what %s printed cannot be read" % backend,)))
+        shell = b'{"type":"item.completed","item":{"id":"3","type":"command_execution","aggregated_output":"x"}}'
+        result = b'{"type":"tool_result","timestamp":"1","tool_id":"x","output":"y"}'
+        user = b'{"type":"message","timestamp":"1","role":"user","content":"asked"}'
+        for backend, mark, others in (("codex", b"agent_message", (shell,)), ("gemini", b"assistant", (result, user))):
+            (one, two, end), _ = self.stream(backend)
+            place = two.index(mark)
+            check(backend, [one, two.replace(mark, mark[:5] + b"\xff" + mark[5:]), end], 2, "one")
+            for other in others:
+                for cut in (2, 4, 9, 12, place, place + 5):
+                    check(backend, [one, two[:cut] + other, other, end], 2, "one")
         (one, two, end), _ = self.stream("claude")
         for damaged in (end[:-2], end[:-9], b"log: " + end[:-1], end[:12], end.replace(b"two", b"\xff"), b'{"duration_api_ms":21,"stop_reason":"end', end[16:]):
             check("claude", [one, two, damaged], 3, "two")

@@ -437,10 +437,10 @@ class Secrets(unittest.TestCase):
             self.assertEqual(module.without_secrets(plain), plain)
 
     def test_values_of_headers_are_secrets(self):
-        module = module_in({"ANTHROPIC_CUSTOM_HEADERS": "X-Api: first-secret\nAuthorization: Bearer second-secret", "OTEL_HEADERS": "key=third%20secret,b=fourth-secret",
+        module = module_in({"ANTHROPIC_CUSTOM_HEADERS": "X-Api-Key: first-secret\nAccept: application/json\nCookie: a=fifth-cookie\nAuthorization: Bearer second-secret", "OTEL_HEADERS": "key=third%20secret,team=a-large-team,b-token=fourth-secret",
                             "JSON_HEADERS": '{"Authorization": "Bearer fifth-secret"}'})
-        self.assertEqual(module.without_secrets("first-secret X-Api Bearer second-secret; third secret third%20secret fourth-secret fifth-secret Authorization"),
-                         "[ANTHROPIC_CUSTOM_HEADERS] X-Api [ANTHROPIC_CUSTOM_HEADERS]; [OTEL_HEADERS] [OTEL_HEADERS] [OTEL_HEADERS] [JSON_HEADERS] Authorization")
+        self.assertEqual(module.without_secrets("first-secret X-Api-Key application/json a-large-team a=fifth-cookie Bearer second-secret; third secret third%20secret fourth-secret fifth-secret Authorization"),
+                         "[ANTHROPIC_CUSTOM_HEADERS] X-Api-Key application/json a-large-team [ANTHROPIC_CUSTOM_HEADERS] [ANTHROPIC_CUSTOM_HEADERS]; [OTEL_HEADERS] [OTEL_HEADERS] [OTEL_HEADERS] [JSON_HEADERS] Authorization")
 
     def test_it_is_found_as_it_is_in_a_url_in_html_and_in_base64(self):
         value = "sk-1/2+3 &<'审\">\\x?"
