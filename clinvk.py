@@ -5820,6 +5820,7 @@ class _Run:
             raise
 
     def _hire(self) -> None:
+        _coders()  # imports; a worker forked during an import would wait for its lock
         self._renew()
         allow_descriptors(100 + 3 * self.jobs * (len(self.crews) + 1))  # a worker takes at most three
         self.crews.append(_Crew(

@@ -1482,9 +1482,9 @@ class Captures(CaptureCase):
             sys.path.insert(0, sys.argv[1])
             import clinvk
             secret = os.environ["THE_API_KEY"]
-            for filling in range(0, 90, 3):
-                for text in ("x" * (clinvk.CHUNK - filling) + "\\n\\n", "x" * (2000 - filling), "error: " + "x" * (2000 - filling), "x" * (200 - filling),
-                             "x" * (60 - filling % 60), "x" * (clinvk.CHUNK - filling)):
+            for filling in range(0, 90, 7):
+                for text in ("x" * (clinvk.CHUNK - filling) + "\\n\\n", "error: " + "x" * (2000 - filling),
+                             "x" * (60 - filling % 60)):
                     for stderr in (secret + text, text + secret, text + secret + text):
                         file = clinvk.nameless_file(sys.argv[2])
                         os.write(file, stderr.encode())
@@ -1493,7 +1493,7 @@ class Captures(CaptureCase):
                         said = [clinvk.last_words(tail), clinvk._reason(tail), clinvk._failure(stderr)["error"], clinvk.quoted(stderr),
                                 clinvk.one_line(clinvk._denial({"tool_name": "Bash", "tool_input": {"command": stderr}}))]
                         for shown in said:
-                            assert not {"s3cr", "cdef"} & {shown[place:place + 4] for place in range(len(shown))}, (filling, len(text), shown[-300:])
+                            assert "s3cr" not in shown and "cdef" not in shown, (filling, len(text), shown[-300:])
             """
         done = self.run_program([sys.executable, "-c", body, support.ROOT, self.directory], env={"THE_API_KEY": secret})
         self.assertEqual((done.returncode, done.stderr.decode()[-2000:]), (0, ""))
