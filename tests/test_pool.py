@@ -485,7 +485,8 @@ class Deaths(Pool):
             with self.subTest(method=method):
                 lines = self.run_script(method, """
                     exists = clinvk.process_exists
-                    clinvk.process_exists = lambda pid, number=0: exists(pid)  # as if it were stopped again at once
+                    unheard = {signal.SIGCONT: 0}  # as if the worker were stopped again at once
+                    clinvk.process_exists = lambda pid, number=0: exists(pid, unheard.get(number, number))
                     clinvk.KILLED_SECONDS = 0.2
                     control = Control()
                     def tick(running):
