@@ -6580,7 +6580,7 @@ def _safe_name(result: Result) -> str:
 
 def _task_and_result(result: Result) -> Iterator[bytes]:
     task = result.task._asdict() if result.task else {}
-    internal = ("index", "invalid", "definition", "root", "keep", "resume", "follow")
+    internal = ("index", "invalid", "definition", "root", "keep", "resume", "follow", "literal")
     names = sorted(task, key="id".__ne__)  # the id first: by it Directory knows whose file it is
     given = {name: task[name] for name in names
              if name not in internal and task[name] != Task._field_defaults.get(name, "")}

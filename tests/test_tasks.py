@@ -927,7 +927,7 @@ class Roots(TaskCase):
 
     def test_a_workdir_that_leads_out_is_refused_and_one_that_stays_inside_is_kept(self):
         for path in self.INSIDE:
-            self.assertEqual(self.one({"workdir": path}, root="root"), clinvk.Task(0, "claude", "p", workdir=path, root=self.path("root")))
+            self.assertEqual(self.one({"workdir": path}, root="root"), clinvk.Task(0, "claude", "p", workdir=path, root=self.path("root"), literal=True))
         for path in self.OUTSIDE:
             message = '%s is outside of "root"' % json.dumps(path)
             self.assertEqual(self.refused('[{"prompt":"p","workdir":"root"},\n{"prompt":"p","workdir":%s}]' % json.dumps(path), root="root"),
