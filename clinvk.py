@@ -702,7 +702,7 @@ def send_signal(process_group: int, signal_number: int) -> bool:
 
 
 class Place(NamedTuple):
-    """A directory that is open: whatever becomes of the names that led to it, it stays what it was."""
+    """An open directory; renaming or replacing its path does not affect it."""
 
     file: int
     real: str  # where it is, all symbolic links followed
@@ -855,7 +855,7 @@ if hasattr(os, "waitid"):
         return None
 else:
     def wait_for_end(pid: int) -> Optional[int]:
-        """Where waiting without reaping is not to be had (macOS before Python 3.13): reaps it and returns its status."""
+        """Reap the process and return its status, where no wait without reaping exists (macOS, Python 3.12)."""
         return os.waitpid(pid, 0)[1]
 
 
@@ -2670,7 +2670,7 @@ class Resuming(NamedTuple):
     """What a program can do with a session of its own, beside going on with it."""
 
     anywhere: bool = False       # go on in another directory than the one where it began
-    system_prompt: bool = False  # go on with another system prompt than the one with which it began
+    system_prompt: bool = False  # continue with another system prompt than the first
 
 
 class Backend(NamedTuple):
@@ -2682,7 +2682,7 @@ class Backend(NamedTuple):
     that may not be among them, as they decide what it prints; `install` says how to get the program.  `resuming` is None where
     it keeps no sessions.  `saying` tells what of a line of its stdout is to be shown while it runs; None where all is text.
     `helpers` are names of processes that it leaves running by itself.
-    `rejection` is in a line of its stderr where it goes on without a file that says what it may do.
+    `rejection` is in a line of its stderr where it continues without the file of its rules.
     `text` is what goes in by stdin: the prompt; a literal one is changed where needed.
     """
 
@@ -5358,7 +5358,7 @@ def _store(output: Optional[str], capture: Capture, station: Station, name: str,
 #
 # multiprocessing.Pool gives the workers and carries the messages.  What it leaves to its user:
 #
-#  * A worker that is killed takes its task with it, and Pool waits for that task for ever (cpython#66587).  So each
+#  * A worker that is killed takes its task with it, and Pool waits for that task without end (cpython#66587).  So each
 #    worker notes in a ledger in shared memory (Seats) which task it holds and which process group it launched, *before*
 #    anyone can kill it; who finds it dead ends the group and answers the task.
 #  * A worker killed inside a lock of one of Pool's queues blocks all the others.  So the locks are KernelLocks; and
@@ -6354,7 +6354,7 @@ class Tail:
                 self._file = os.open(followed_path(self._directory, 0), os.O_RDONLY | os.O_CLOEXEC)
             except OSError:  # not there yet
                 return
-        size = os.fstat(self._file).st_size  # not for ever: it may grow as fast as it is read
+        size = os.fstat(self._file).st_size  # a bound, because the file may grow as fast as it is read
         for piece in file_chunks(self._file, self.offset, size if most is None else min(size, most)):
             self.offset += len(piece)
             yield piece
@@ -7624,7 +7624,7 @@ def warn_of_unread_stdin(argument: str, console: Console) -> None:
 
 
 def _resuming(task: Task, session: Session) -> Task:
-    """The task, told to go on with a session.  Raises SessionError where its backend cannot."""
+    """Return the task that continues a session.  Raises SessionError where its backend cannot."""
     can = backend_of(task).resuming
     if not session.backend_session_id or can is None:
         raise SessionError("session %s cannot be resumed: %s" % (
@@ -7650,7 +7650,7 @@ def _new_session(task: Task, store: SessionStore, configuration: Configuration, 
 
 
 def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], settings: Settings, asked: Asked, console: Console) -> int:
-    """Runs the task of a single prompt, which goes on with `session` if there is one, and stores what becomes of it."""
+    """Run the task of a single prompt, in `session` if there is one, and store the session."""
     heed_children()
     says = settings.rules.configuration
     settings = settings._replace(dry_run=settings.dry_run or task.dry_run)
@@ -7690,7 +7690,7 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
                 console.say("warning: the session is not updated: %s" % (reason_of(error) if isinstance(error, OSError) else error))
 
     def arrived(given: Result) -> Result:
-        """Before it is shown, which may be impossible or take for ever: the session is paid for."""
+        """Store the session before the answer is shown, because showing it can fail or block."""
         nonlocal result
         result, counted = of_this_run(given._replace(warnings=notes + given.warnings), task, session)
         keep(counted)

@@ -359,7 +359,7 @@ LONG_FUNCTIONS = {"_read_claude": 67, "_Crew.__init__": 73, "run_pool": 72, "run
 DEEP_FUNCTIONS = {"remove_tree": 5, "Capture.events": 5, "_run": 5}
 FUNCTIONS_OF_MANY_PARAMETERS = {"_launch": 6, "_judge": 6, "_summarize": 8, "command_parallel": 6,
     "_ask": 6, "command_sessions_list": 8}
-WIDE_LINES = 854
+WIDE_LINES = 853
 NESTED_CONDITIONALS = 13
 CONDITIONAL_EMPTY_LISTS = 21
 STORED_LAMBDAS = 21
