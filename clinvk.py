@@ -303,8 +303,6 @@ class _Coders(NamedTuple):
 
 @once
 def _coders() -> _Coders:
-    import json
-    import re
     try:
         import orjson
     except ImportError:
@@ -404,7 +402,6 @@ def objects_in(data: bytes) -> Tuple[List[Any], str, int]:
 
     The search ends at the first object that is damaged: an object inside of that one is not a value of its own.
     """
-    import re
     text, end = to_text(data), 0
     found: List[Any] = []
     around: List[str] = []
@@ -439,7 +436,6 @@ _DURATION = ("(?:N ?(?:h|hrs?|hours?))? ?(?:N ?(?:m|mins?|minutes?))? ?"
 
 def parse_duration(text: str) -> float:
     """Return the seconds in `90`, `90s`, `1.5m`, `2h`, `1h30m`, `500ms` or `10 min`.  Raise ValueError for other texts."""
-    import re
     number = r"(\d+\.?\d*|\.\d+)"
     parts = re.fullmatch(number, text, re.ASCII)
     if text.strip() == text != "":
@@ -475,7 +471,6 @@ def quoted(value: Any) -> str:
     """Return a value as JSON for an error message: without secrets, invisible characters escaped, cut to a readable length."""
     text = without_secrets(dumps(value).decode("utf-8"))
     if not text.isprintable():
-        import json
         text = "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in text)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -594,7 +589,6 @@ def _names_secret(variable: str) -> bool:
 
 def _secrets_in(variable: str, value: str) -> Iterator[str]:
     """Yield the secrets in the value of a variable: all of it, headers, or the user information of URLs."""
-    import re
     found = []
     if _names_secret(variable):
         found += [value] + value.splitlines()
@@ -618,7 +612,6 @@ def _secrets_in(variable: str, value: str) -> Iterator[str]:
 
 def _forms(secret: str) -> Iterator[str]:
     """Yield a secret as it is, as it is in JSON, and what every base64 text with it inside contains."""
-    import json
     from binascii import b2a_base64
     yield from (secret, json.dumps(secret, ensure_ascii=False)[1:-1], json.dumps(secret)[1:-1])
     data = to_bytes(secret.strip())
@@ -642,7 +635,6 @@ def _secrets() -> Dict[str, str]:
 @once
 def _secret_words() -> List[str]:
     """Of each secret its longest word, which is the same in each form: where none of them is, no secret is."""
-    import re
     return [max(re.findall("[A-Za-z0-9]+", value), key=len, default="") for value in _secrets()]
 
 
@@ -654,7 +646,6 @@ def _secret_search() -> Tuple[Pattern[str], List[str]]:
     backslashes before it, as JSON in JSON, a shell or a regular expression has them.  (Not before the first character of
     the secret: each backslash of a long run of them would be a beginning to try.)
     """
-    import re
     names = {"&": "amp|", "<": "lt|", ">": "gt|", '"': "quot|", "'": "apos|"}
 
     def encodable(mark: Match[str]) -> str:
@@ -1112,7 +1103,6 @@ def can_be_read(file: int, patience_seconds: float = 0.0) -> bool:
 
 def unread(pipe: int) -> int:
     """Return how many bytes in a pipe nobody has read yet."""
-    import fcntl
     import struct
     import termios
     return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
@@ -1783,7 +1773,6 @@ def _without_repeats(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
 
 @once
 def _unique_decoder() -> Callable[[str], Any]:
-    import json
     return json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_repeats).decode
 
 
@@ -1800,7 +1789,6 @@ def loads_unique(data: Union[bytes, bytearray]) -> Any:
 
 
 def _repeated_key(text: str) -> _Misfit:
-    import json
     repeated: List[Tuple[Dict[str, Any], str]] = []
 
     def note(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
@@ -2492,8 +2480,6 @@ def string_pieces(file: int, start: int, size: int) -> Iterator[Tuple[str, int]]
 
     Raises ValueError where the string does not end within `size`, is not valid, or has half a surrogate pair.
     """
-    import codecs
-    import re
     whole = re.compile(r'(?:[^"\\]+|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u(?![dD][89abAB])....|\\[^u])*')
     decode = codecs.getincrementaldecoder("utf-8")().decode
     rest = ""
@@ -2566,7 +2552,6 @@ class Capture:
 
         Returns the next place that is not in a string, from where on the string can be left out, and its end; 0, 0 if there is none.
         """
-        import re
         line = b"".join(file_chunks(self.file, begin, min(offset + CHUNK, self._size)))
         line = line.partition(b"\n")[0]
         closed = re.match(rb'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*', line, re.S).end()  # type: ignore[union-attr]
@@ -2588,7 +2573,6 @@ class Capture:
 
     def text_of(self, text: str) -> Iterator[str]:
         """Yield a text out of short lines, with the strings in place of their names."""
-        import re
         for number, part in enumerate(re.split("%s:([0-9]+):" % self._name, text) if self.has_names(text) else [text]):
             if number % 2:
                 yield from (piece for piece, _ in string_pieces(self.file, int(part), self._size))
@@ -2604,7 +2588,6 @@ class Capture:
         if value is not None:
             yield value
             return
-        import re
         found, around, before = objects_in(data)
         yield from found
         if re.search(answer, around):
@@ -2623,7 +2606,6 @@ class Capture:
         Looking for marks first makes a stream of a gigabyte, most of it the output of tools, a matter of seconds.
         Any other line is looked at for damage, unless its beginning names its type and it has an end.
         """
-        import re
         marked = re.compile(b"|".join(map(re.escape, marks))).search
         typed = re.compile(_WHOLE_TYPE).match
         for line in self.lines(marked):
@@ -2766,7 +2748,6 @@ SHORT_WAIT_SECONDS = 300.0
 
 def error_kind(text: str, status: Any = None) -> str:
     """The class of an error, from its HTTP status where one is stated, else from its words."""
-    import re
     lowered = text.lower()
     by_status = _KIND_BY_STATUS.get(status) if isinstance(status, int) else None
     for kind, pattern in _KIND_PATTERNS:
@@ -2787,7 +2768,6 @@ def retry_after(text: str, now: Optional[float] = None) -> Optional[float]:
     As in `Please try again in 6.379s`, `Suggested retry after 60s.`, `Resets in 2h39m52s`, `"resets_in_seconds": 3600`,
     `limit reached|1753088400`, `resets 1pm (Europe/Lisbon)` and `try again at 1:21 PM` (local time).
     """
-    import re
     now = time.time() if now is None else now
     unit = r"(?:days?|hours?|hrs?|minutes?|mins?|seconds?|secs?|[dhms])(?![a-z])"
     found = re.search(r"(?:try again|retry|resets?)\b(?:[ -]*(?:in|after))?[:= ]*((?:[0-9.]+ *%s[ ,]*)+)" % unit, text, re.I)
@@ -2919,7 +2899,6 @@ _STATED = ((r"(?:\S+: |PHP )?(?i:fatal(?: error)?|panic): |thread .* panicked at
 def _reason(stderr: str) -> str:
     """Return the reason that a failed program wrote to stderr, without noise, usage text and stack traces."""
     import itertools
-    import re
     text = stderr.replace("\r\n", "\n").replace("\n\nCaused by:\n", "\nCaused by:\n")
     text = re.sub(_ROOT_TRACEBACK, "Caused by: ", text)
     lines = [line for line in text.split("\n") if not re.match(_NOISE, line)]
@@ -3166,7 +3145,6 @@ def _codex_retries(task: Task) -> List[str]:
     """
     if "--ignore-user-config" in task.extra:  # then they would define a provider of which nothing else is known
         return []
-    import re
     home = os.environ.get("CODEX_HOME") or os.path.expanduser("~/.codex")
     try:
         with open(os.path.join(home, "config.toml"), encoding="utf-8", errors="replace") as file:
@@ -3254,7 +3232,6 @@ def _gemini_policy(writes: bool, inside: str) -> str:
     if "/" in ways:
         rules.append((_GEMINI_WRITING, "allow", 998, ""))
     elif ways:
-        import re
         here = "|".join(re.escape(dumps(way).decode("utf-8")[2:-1]).replace("/", "\\/") for way in sorted(ways))
         # gemini drops a rule whose pattern has a repetition in a repetition: so a name with a backslash is
         # outside, too.  And one of more than 2,048 characters: then the rule that allows goes as well.
@@ -3308,7 +3285,6 @@ def _gemini_text(task: Task) -> str:
     text = text_without_command(task)
     if not task.literal or "@" not in text:
         return text
-    import re
     could_lead_elsewhere = re.compile(r"" if _gemini_sees_more(task) else r'[/\\"]').search
 
     def escaped(found: Match[str]) -> str:
@@ -3423,7 +3399,6 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
 
 def _gemini_login(reply: Reply, stderr: str) -> Reply:
     """Return the reply of a failed run, with what to do if the login of a personal account was refused."""
-    import re
     if not re.search(r"(?i)no longer supported for\s+gemini code assist", reply.error + "\n" + stderr):
         return reply
     advice = "gemini does not accept the login of a personal account any more, use an API key (GEMINI_API_KEY): "
@@ -3453,7 +3428,6 @@ def _gemini_message(message: str) -> Tuple[str, Any]:
 def _gemini_leftovers(task: Task, reply: Reply) -> List[str]:
     """The record of the conversation.  It has no option that keeps it from writing one."""
     import glob
-    import re
     wanted = ("--resume", "-r", "--session-id", "--session-file")
     known = re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", reply.session_id)
     if task.keep or not known or any(word.split("=")[0] in wanted for word in task.extra):
@@ -3466,7 +3440,6 @@ def _gemini_leftovers(task: Task, reply: Reply) -> List[str]:
 
 def _is_of(path: str, session: str) -> bool:
     """Whether a record is of that session: it names no other.  One that another run's clean-up has cut names none."""
-    import re
     try:
         with open(path, "rb") as file:
             names = re.findall(rb'"sessionId": ?"([^"]*)"', file.read(CHUNK))
@@ -3479,7 +3452,6 @@ def _is_of(path: str, session: str) -> bool:
 
 def _custom_command(definition: Definition, task: Task) -> Command:
     """Its argv, filled in.  An element whose placeholder is empty is left out, with the option before it that it belongs to."""
-    import re
     by_file = any("prompt_file" in placeholders(element) for element in definition.argv)
     values = {name: str(getattr(task, name, "") or "") for name in PLACEHOLDERS}
     values["workdir"] = task.workdir and absolute(task.workdir)  # for a program that runs in it
@@ -3522,7 +3494,6 @@ _USAGE_NAMES = {
 
 def _custom_values(definition: Definition, stdout: Capture) -> Iterator[Any]:
     """Yield the JSON values that a command printed: one in each line, or one in all."""
-    import re
     keys = "|".join(re.escape(key) for key in definition.answer if isinstance(key, str))
     answer = r'"(?:%s)"\s*:' % keys if keys else r'\[\s*["{\[]'
     for data in ([stdout.read()] if definition.output == "json" else stdout.lines()):
@@ -3877,7 +3848,6 @@ def _line_of(data: Union[bytes, bytearray], path: _Path) -> int:
 
 def _find_line(data: Union[bytes, bytearray], path: _Path) -> int:
     """Return the line of the value at `path`; of a key that is given twice: of the last."""
-    import json
     text, position = data.decode("utf-8"), 0
     decoder = json.JSONDecoder()
 
@@ -3923,7 +3893,6 @@ _JSON_WORDS = {"True": "true", "False": "false", "None": "null", "undefined": "n
 
 def _repair(text: str, place: int) -> str:
     """Return what is wrong at a place where JSON cannot go on, and how to repair it; an empty text where that is not known."""
-    import re
     import unicodedata
     character, rest = text[place:place + 1], text[place:place + 50]
     word = re.match(r"[A-Za-z_]\w*", rest)
@@ -4022,7 +3991,6 @@ class _Piece(NamedTuple):
 
     def _misplaced(self, place: int) -> str:
         """Return why an element of an array cannot begin at a place."""
-        import json
         before, text = to_text(self.data[max(0, place - 100):place]), to_text(self.data[place:place + CHUNK])
         try:
             if not before.rstrip().endswith(("]", "}")):
@@ -4080,7 +4048,6 @@ class _Splitter:
     """
 
     def __init__(self) -> None:
-        import re
         self._blank = re.compile(rb"(?:[ \t\r\n\x1e]+|\xef\xbb\xbf)*").match
         self._white = re.compile(rb"[ \t\r\n]*").match
         self._token = re.compile(rb'["{}\[\],:]|[^ \t\r\n"{}\[\],:]+').search
@@ -4602,7 +4569,6 @@ class Chain(NamedTuple):
 
 def _parts(prompt: str, position: int, names: Dict[str, int]) -> Tuple[Union[str, int], ...]:
     """The prompt of the step at that position, cut at its placeholders.  Raises ValueError for one that stands for nothing."""
-    import re
     parts: List[Union[str, int]] = list(re.split(_REFERENCE, prompt))
     for place in range(1, len(parts), 2):
         reference = str(parts[place])
@@ -4622,7 +4588,6 @@ def _parts(prompt: str, position: int, names: Dict[str, int]) -> Tuple[Union[str
 
 def _near_references(prompt: str, names: Iterable[str]) -> List[str]:
     """What in a prompt looks like a placeholder that was meant, and is none."""
-    import re
     known = ["{{previous}}"] + ["{{steps.%s.output}}" % name for name in names]
     texts = list(dict.fromkeys(re.findall(r"\{\{[^{}\n]{1,200}\}\}", prompt)))[:100]  # a prompt may be all templates
     found = {text: nearest("".join(text.split()), known) for text in texts}
@@ -4632,7 +4597,6 @@ def _near_references(prompt: str, names: Iterable[str]) -> List[str]:
 
 def _chain(value: Any, rules: Rules) -> Chain:
     """Raises _Misfit."""
-    import re
     if isinstance(value, list) or "tasks" in value:
         raise _Misfit("this is a batch: run it with `clinvk parallel`", () if isinstance(value, list) else ("tasks",))
     for name in value:

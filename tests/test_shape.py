@@ -351,8 +351,8 @@ class ImportTest(unittest.TestCase):
 # The ratchet.  Each number is the most that is allowed now; a change may lower a number, never raise
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
-MOST_LINES = {"": 124, "Types": 143, "Text and JSON": 424, "Platform": 843, "Configuration": 889,
-    "Backends": 1235, "Tasks": 1206, "Worker": 492, "Pool": 731, "Sinks": 543, "Summary": 135,
+MOST_LINES = {"": 124, "Types": 143, "Text and JSON": 415, "Platform": 842, "Configuration": 887,
+    "Backends": 1218, "Tasks": 1199, "Worker": 492, "Pool": 731, "Sinks": 543, "Summary": 135,
     "Sessions": 373, "Commands": 789, "Command line": 473}
 LONG_FUNCTIONS = {"_read_claude": 67, "_Crew.__init__": 73, "run_pool": 72, "run_plan": 62,
     "build_parser": 291}
