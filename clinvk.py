@@ -48,7 +48,7 @@ import os
 import sys
 
 
-def forgo_keyboard_interrupt() -> None:
+def let_sigint_kill() -> None:
     """Let SIGINT end this process as SIGTERM does, where it would raise KeyboardInterrupt.
 
     KeyboardInterrupt could strike between two handlers of ours, after all is written, and make
@@ -60,7 +60,7 @@ def forgo_keyboard_interrupt() -> None:
 
 
 if __name__ == "__main__" or os.path.basename("".join(sys.argv[:1])) == "clinvk":  # the script of pip
-    forgo_keyboard_interrupt()
+    let_sigint_kill()
 
 
 def lacking(error: ModuleNotFoundError) -> str:
@@ -245,7 +245,7 @@ class Result(NamedTuple):
     start_time: float = 0.0
     end_time: float = 0.0
     task: Optional[Task] = None  # not sent back by a worker: who fed the task still has it
-    counts_session: bool = False
+    usage_is_cumulative: bool = False
 
     @property
     def output(self) -> str:
@@ -271,7 +271,7 @@ CHUNK = 1 << 16  # characters or bytes that are held at a time of a text of any 
 LOSSLESS = "clinvk-lossless"  # codec error handler for encoding, registered below
 
 
-def once(make: Callable[[], _T]) -> Callable[[], _T]:
+def run_once(make: Callable[[], _T]) -> Callable[[], _T]:
     """Calls a function at most once and keeps what it made (functools.lru_cache, but for the time to import that)."""
     made: List[_T] = []
 
@@ -301,7 +301,7 @@ class _Coders(NamedTuple):
     orjson: Optional[ModuleType]
 
 
-@once
+@run_once
 def _coders() -> _Coders:
     try:
         import orjson
@@ -318,7 +318,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError("%s is not JSON" % name)
 
 
-@once
+@run_once
 def _register_lossless() -> None:
     """Registers LOSSLESS for encoding: stray bytes go back to what they were, any other lone surrogate to its own three bytes."""
 
@@ -421,7 +421,7 @@ def objects_in(data: bytes) -> Tuple[List[Any], str, int]:
     return found, "\n".join(around + [text[end:]]), text.count("\n", 0, start.start() if start else end)
 
 
-LONGEST = 1e9  # seconds; what timers can take ends at some 9e9
+MAX_SECONDS = 1e9  # seconds; what timers can take ends at some 9e9
 
 
 def utc(seconds: float) -> str:
@@ -504,7 +504,7 @@ def known_as(name: str, known: Iterable[str]) -> str:
     return ' (did you mean "%s"?)' % other if other in names else nearest(name, names)
 
 
-@once
+@run_once
 def _controls() -> Dict[int, str]:
     """What a terminal could take for a command, as something to look at (tab and newline are left)."""
     table = {code: "^" + chr(code ^ 0x40) for code in range(0x20) if code not in (9, 10)}
@@ -578,7 +578,7 @@ def shell_quoted(text: str) -> str:
 
 _SECRET_ENDINGS = ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASSWD", "PASSPHRASE",
                    "CREDENTIAL", "CREDENTIALS", "PASS")
-SHORTEST_SECRET = 8  # characters: a shorter value is a word that occurs elsewhere
+MIN_SECRET = 8  # characters: a shorter value is a word that occurs elsewhere
 
 
 def _names_secret(variable: str) -> bool:
@@ -620,25 +620,25 @@ def _forms(secret: str) -> Iterator[str]:
         yield from (text, text.replace("+", "-").replace("/", "_"))
 
 
-@once
+@run_once
 def _secrets() -> Dict[str, str]:
     """The secrets in the environment in all forms but those that _secret_search finds, with their variables; the longest first."""
     found: Dict[str, str] = {}
     for name, value in os.environ.items():
         for secret in _secrets_in(name, value):
-            if len(secret.strip()) >= SHORTEST_SECRET:
+            if len(secret.strip()) >= MIN_SECRET:
                 for form in _forms(secret):
                     found.setdefault(form.strip(), name)
-    return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= SHORTEST_SECRET}
+    return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= MIN_SECRET}
 
 
-@once
+@run_once
 def _secret_words() -> List[str]:
     """Of each secret its longest word, which is the same in each form: where none of them is, no secret is."""
     return [max(re.findall("[A-Za-z0-9]+", value), key=len, default="") for value in _secrets()]
 
 
-@once
+@run_once
 def _secret_search() -> Tuple[Pattern[str], List[str]]:
     """A pattern for any secret, with a group for each, and the variables' names in that order.
 
@@ -692,7 +692,7 @@ def send_signal(process_group: int, signal_number: int) -> bool:
         return False
 
 
-class Place(NamedTuple):
+class OpenDirectory(NamedTuple):
     """An open directory; renaming or replacing its path does not affect it."""
 
     file: int
@@ -704,7 +704,7 @@ class Place(NamedTuple):
         return own if os.path.isdir(own) else self.real
 
 
-def open_place(path: str, way: int = getattr(os, "O_PATH", os.O_RDONLY)) -> Place:
+def open_directory(path: str, way: int = getattr(os, "O_PATH", os.O_RDONLY)) -> OpenDirectory:
     """Opens a directory that one may enter.  Raises OSError."""
     file = os.open(os.path.join(path, "."), way | os.O_DIRECTORY | os.O_CLOEXEC)
     if file <= 2:  # a child has its own standard ones in place before it enters the directory
@@ -714,7 +714,7 @@ def open_place(path: str, way: int = getattr(os, "O_PATH", os.O_RDONLY)) -> Plac
         real = os.readlink("/proc/self/fd/%d" % file)
     except OSError:
         real = os.path.realpath(path)
-    return Place(file, real)
+    return OpenDirectory(file, real)
 
 
 def lock_directory(file: int) -> bool:
@@ -770,7 +770,7 @@ def find_program(name: str) -> Tuple[str, str]:
     return (found, "") if found else (there[0], "cannot be executed") if there else ("", "not found on the PATH")
 
 
-def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: Optional[Place], files: Sequence[int]) -> int:
+def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: Optional[OpenDirectory], files: Sequence[int]) -> int:
     """Starts a program in a session of its own, with `files` for its stdin, stdout and stderr.  Returns its pid.
 
     Raises OSError; its `filename` is the program or None.
@@ -810,7 +810,7 @@ def entries(directory: str) -> List[int]:
         return []
 
 
-def keep_descriptors() -> None:
+def close_on_exec_inherited() -> None:
     """Sees to it that no descriptor which this process was given, beyond the standard ones, reaches its backends."""
     for file in entries("/dev/fd") or range(256):
         try:
@@ -820,7 +820,7 @@ def keep_descriptors() -> None:
             continue
 
 
-def heed_children() -> None:
+def reset_sigchld() -> None:
     """Undoes an ignored SIGCHLD, which survives exec: with it the end of a child cannot be seen."""
     import signal
     import threading
@@ -935,7 +935,7 @@ def start_guard(file: int, mark: str, directory: str) -> int:
         return 0
 
 
-@once
+@run_once
 def process_control() -> Any:
     """prctl(2), None where it cannot be had.  Loaded before a process forks its workers, it is theirs at no cost."""
     try:
@@ -1577,22 +1577,22 @@ def _whole_number(value: Any) -> int:
     return value
 
 
-MOST_JOBS = 1000  # each is a process, with a backend process
+MAX_JOBS = 1000  # each is a process, with a backend process
 
 
 def _jobs(value: Any) -> int:
-    if _whole_number(value) > MOST_JOBS:
-        raise expected("at most %d" % MOST_JOBS, value)
+    if _whole_number(value) > MAX_JOBS:
+        raise expected("at most %d" % MAX_JOBS, value)
     return int(value)
 
 
 def _seconds(value: Any) -> float:
     if isinstance(value, str):
-        return min(parse_duration(value), LONGEST)
+        return min(parse_duration(value), MAX_SECONDS)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 < value < float("inf"):
         raise expected("seconds above 0 or a duration such as \"15m\"", value)
-    return min(float(value), LONGEST)
+    return min(float(value), MAX_SECONDS)
 
 
 def _truth(value: Any) -> bool:
@@ -1618,13 +1618,13 @@ def _list_of(element: Callable[[Any], str]) -> Callable[[Any], Tuple[str, ...]]:
         if not isinstance(value, list):
             raise expected("a list of strings", value)
         for position, item in enumerate(value):
-            with _at(position):
+            with path_context(position):
                 element(item)
         return tuple(value)
     return check
 
 
-DEEPEST = 200  # levels of free data, because every JSON program can read so many
+MAX_DEPTH = 200  # levels of free data, because every JSON program can read so many
 
 
 def _free_object(value: Any) -> Dict[str, Any]:
@@ -1632,7 +1632,7 @@ def _free_object(value: Any) -> Dict[str, Any]:
     if not isinstance(value, dict):
         raise expected("an object", value)
     level: List[Any] = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         inner: List[Any] = []
         for item in level:
             if isinstance(item, (dict, list)):
@@ -1643,7 +1643,7 @@ def _free_object(value: Any) -> Dict[str, Any]:
     raise RecursionError("nested too deep")  # as the JSON module raises; orjson has another limit
 
 
-class _Misfit(ValueError):
+class InvalidValue(ValueError):
     """An invalid value, with the path to the value (`("tasks", 3, "max_turns")`)."""
 
     def __init__(self, message: str, path: _Path = ()) -> None:
@@ -1655,14 +1655,14 @@ class _Misfit(ValueError):
 
 
 @contextlib.contextmanager
-def _at(*steps: Union[str, int]) -> Iterator[None]:
+def path_context(*steps: Union[str, int]) -> Iterator[None]:
     """Put steps in front of the path of a ValueError that leaves the block."""
     try:
         yield
-    except _Misfit as error:
-        raise _Misfit(error.message, steps + error.path) from None
+    except InvalidValue as error:
+        raise InvalidValue(error.message, steps + error.path) from None
     except ValueError as error:
-        raise _Misfit(str(error), steps) from None
+        raise InvalidValue(str(error), steps) from None
 
 
 # What to do instead of giving a field that a task does not have.
@@ -1670,15 +1670,15 @@ FIELD_HINTS = {"files": "; name the files in the prompt, and their directory in 
 
 
 def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> Dict[str, Any]:
-    """Check the fields of an object and return those that are not null.  Raises _Misfit."""
+    """Check the fields of an object and return those that are not null.  Raises InvalidValue."""
     if not isinstance(value, dict):
-        raise _Misfit(str(expected(what, value)))
+        raise InvalidValue(str(expected(what, value)))
     checked = {}
     for name, item in value.items():
-        with _at(name):
+        with path_context(name):
             if name not in fields:
                 hint = FIELD_HINTS.get(name, "") if "prompt" in fields else ""
-                raise _Misfit("unknown field%s%s" % (
+                raise InvalidValue("unknown field%s%s" % (
                     hint or known_as(name, fields), "; free data goes into \"meta\"" if "meta" in fields else ""))
             if item is not None:
                 checked[name] = fields[name](item)
@@ -1721,32 +1721,32 @@ DEFINITION_FIELDS: Dict[str, Callable[[Any], Any]] = {
 
 
 def _definition(value: Any) -> Definition:
-    """Check the definition of a command.  Raises _Misfit."""
+    """Check the definition of a command.  Raises InvalidValue."""
     fields = _checked(value, DEFINITION_FIELDS, "a definition (an object with a command)")
     argv = fields.pop("command", ())
     if not argv or placeholders(argv[0]) or argv[0].startswith("-"):
-        raise _Misfit("expected a list that begins with the name of a program",
+        raise InvalidValue("expected a list that begins with the name of a program",
                       ("command",) if "command" in value else ())
     definition = Definition(argv, **fields)
     if definition.output != "text" and not definition.answer:
-        raise _Misfit('output "%s" needs the path of the answer: "answer"' % definition.output)
+        raise InvalidValue('output "%s" needs the path of the answer: "answer"' % definition.output)
     if definition.output == "text" and definition[2:] != Definition(argv)[2:]:
-        raise _Misfit('with output "text" all output is the answer: paths into JSON need the output '
+        raise InvalidValue('with output "text" all output is the answer: paths into JSON need the output '
                       '"json" or "jsonl"')
     return definition
 
 
 def _definitions(value: Any) -> Dict[str, Definition]:
-    """Check the user's own commands, by name.  Raises _Misfit."""
+    """Check the user's own commands, by name.  Raises InvalidValue."""
     if not isinstance(value, dict):
-        raise _Misfit(str(expected("an object of definitions", value)))
+        raise InvalidValue(str(expected("an object of definitions", value)))
     found = {}
     for name, item in value.items():
-        with _at(name):
+        with path_context(name):
             if name in BUILT_IN:
-                raise _Misfit("%s is built in and cannot be redefined" % name)
+                raise InvalidValue("%s is built in and cannot be redefined" % name)
             if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
-                raise _Misfit("a name may have lower-case letters, digits, '.', '_' and '-'")
+                raise InvalidValue("a name may have lower-case letters, digits, '.', '_' and '-'")
             found[name] = _definition(item)
     return found
 
@@ -1767,28 +1767,28 @@ def _path_text(path: _Path) -> str:
 def _without_repeats(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _Misfit("a key is given twice")
+        raise InvalidValue("a key is given twice")
     return found
 
 
-@once
+@run_once
 def _unique_decoder() -> Callable[[str], Any]:
     return json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_repeats).decode
 
 
 def loads_unique(data: Union[bytes, bytearray]) -> Any:
-    """Return the JSON value in `data` (UTF-8) as `loads` does, but raise _Misfit where an object has a key twice.
+    """Return the JSON value in `data` (UTF-8) as `loads` does, but raise InvalidValue where an object has a key twice.
 
     orjson would drop the first of the two.  For small tasks the JSON module with its hook is not slower than `loads`.
     """
     text = data.decode("utf-8")
     try:
         return _unique_decoder()(text)
-    except _Misfit:
+    except InvalidValue:
         raise _repeated_key(text) from None
 
 
-def _repeated_key(text: str) -> _Misfit:
+def _repeated_key(text: str) -> InvalidValue:
     repeated: List[Tuple[Dict[str, Any], str]] = []
 
     def note(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
@@ -1803,7 +1803,7 @@ def _repeated_key(text: str) -> _Misfit:
     owner, key = repeated[-1]  # its parents keep it: a parent that dropped it would come later
     for value, path in paths:
         if value is owner:
-            return _Misfit("the key is given twice in one object", path + (key,))
+            return InvalidValue("the key is given twice in one object", path + (key,))
         paths += [(inner, path + (step,)) for step, inner in (
             value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())]
     raise AssertionError("the object that repeats a key is in the value")
@@ -1816,8 +1816,8 @@ def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition
         return {}
     try:
         return _definitions(loads_unique(to_bytes(text)))
-    except _Misfit as misfit:
-        raise UserError("CLINVK_BACKENDS: %s" % misfit) from None
+    except InvalidValue as error:
+        raise UserError("CLINVK_BACKENDS: %s" % error) from None
     except (ValueError, RecursionError) as error:
         raise UserError("CLINVK_BACKENDS: not valid JSON: %s" % error) from None
 
@@ -2298,23 +2298,23 @@ def read_configuration(text: str, path: str) -> Configuration:
     try:
         for place, item in _settings_in({} if value is None else value):
             key = ".".join(map(str, place))
-            with _at(*place):
+            with path_context(*place):
                 check = setting_named(key)[0]
                 lines[key] = line(place)
                 checked = None if item is None else check(item)
                 if checked is not None:
                     values[key] = checked
         return Configuration(path, values, lines, _configured_definitions(value or {}))
-    except _Misfit as misfit:
-        raise ConfigError("%s:%d: %s" % (path, line(misfit.path), misfit)) from None
+    except InvalidValue as error:
+        raise ConfigError("%s:%d: %s" % (path, line(error.path), error)) from None
 
 
 def _settings_in(value: Any) -> Iterator[Tuple[_Path, Any]]:
-    """Yield the path and the value of each setting in a document.  Raises _Misfit."""
+    """Yield the path and the value of each setting in a document.  Raises InvalidValue."""
     sections = {key.partition(".")[0] for key in SETTINGS} | {"backends"}
     for name, section in _mapping_at((), value, "a mapping of settings"):
         if name not in sections:
-            raise _Misfit("unknown setting%s" % nearest(name, sections), (name,))
+            raise InvalidValue("unknown setting%s" % nearest(name, sections), (name,))
         if name in SETTINGS:
             yield (name,), section
             continue
@@ -2327,30 +2327,30 @@ def _settings_in(value: Any) -> Iterator[Tuple[_Path, Any]]:
 
 
 def _mapping_at(path: _Path, value: Any, what: str) -> Iterable[Tuple[str, Any]]:
-    """Return the items of a mapping, of null none.  Raises _Misfit."""
+    """Return the items of a mapping, of null none.  Raises InvalidValue."""
     if value is None:
         return ()
     if not isinstance(value, dict):
-        raise _Misfit(str(expected(what, value)), path)
+        raise InvalidValue(str(expected(what, value)), path)
     return value.items()
 
 
 def _configured_definitions(value: Dict[str, Any]) -> Dict[str, Definition]:
-    """Return the commands that a configuration defines.  Raises _Misfit."""
+    """Return the commands that a configuration defines.  Raises InvalidValue."""
     found = {}
     for name, fields in (value.get("backends") or {}).items():
         own = {key: item for key, item in (fields or {}).items()
                if key in DEFINITION_FIELDS and item is not None}
-        with _at("backends", name):
+        with path_context("backends", name):
             if name in BUILT_IN and own:
-                raise _Misfit("%s is built in and cannot be redefined" % name, (next(iter(own)),))
+                raise InvalidValue("%s is built in and cannot be redefined" % name, (next(iter(own)),))
             if name not in BUILT_IN and not own:
-                raise _Misfit("unknown backend%s; a backend of your own needs a command"
+                raise InvalidValue("unknown backend%s; a backend of your own needs a command"
                               % nearest(name, BUILT_IN))
             if name != "claude" and (fields or {}).get("allowed_tools") not in (None, "", "all"):
-                raise _Misfit("only claude has this setting", ("allowed_tools",))
+                raise InvalidValue("only claude has this setting", ("allowed_tools",))
         if name not in BUILT_IN:
-            with _at("backends"):
+            with path_context("backends"):
                 found.update(_definitions({name: own}))
     return found
 
@@ -2399,7 +2399,7 @@ def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Co
         raise ConfigError("%s:%d: not valid UTF-8" % (path, line)) from None
 
 
-def settled(layers: Sequence[Tuple[str, Dict[str, Any]]],
+def merge_layers(layers: Sequence[Tuple[str, Dict[str, Any]]],
             names: Container[str]) -> Dict[str, Tuple[Any, str]]:
     """Return, for each of the names, the value and the source of the first layer that sets it.
 
@@ -2433,7 +2433,7 @@ class Command(NamedTuple):
     problem: str = ""
 
 
-LONGEST_LINE = 1 << 26  # bytes of a line of output that are looked at: no program prints an answer of that size
+MAX_LINE_BYTES = 1 << 26  # bytes of a line of output that are looked at: no program prints an answer of that size
 
 
 class Lines:
@@ -2457,9 +2457,9 @@ class Lines:
 
     def _add(self, part: bytes) -> None:
         self._size += len(part)
-        if self._size <= LONGEST_LINE:
+        if self._size <= MAX_LINE_BYTES:
             self._begun.append(part)
-        elif self._size - len(part) <= LONGEST_LINE:
+        elif self._size - len(part) <= MAX_LINE_BYTES:
             self._begun = [b"".join(self._begun[:9] + [part])[:CHUNK]]
 
     def rest(self) -> Iterator[bytes]:
@@ -2645,7 +2645,7 @@ class Reply(NamedTuple):
     cost_usd: Optional[float] = None
     num_turns: Optional[int] = None
     waiting: str = ""
-    counts_session: bool = False
+    usage_is_cumulative: bool = False
 
 
 class Resuming(NamedTuple):
@@ -2786,7 +2786,7 @@ def retry_after(text: str, now: Optional[float] = None) -> Optional[float]:
         found = re.search(r"(?:resets|try again)(?: at)? (?:([a-z]{3})[a-z]* (\d{1,2})(?:st|nd|rd|th)?,?(?: (\d{4}))?,?(?: at)? )?"
                           r"(\d{1,2})(?::(\d\d))? ?([ap])\.?m\b(?: \(([\w/+-]+)\))?", text, re.I)
         seconds = _until(found.groups(""), now) if found else None
-    return seconds if seconds is not None and seconds < LONGEST else None
+    return seconds if seconds is not None and seconds < MAX_SECONDS else None
 
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -2820,12 +2820,12 @@ def _until(said: Sequence[str], now: float) -> Optional[float]:
 
 
 UNKEPT = "the sandbox could not be kept: %s"
-LONGEST_REASON = 8192  # characters of an error in which its class is looked for
+MAX_REASON = 8192  # characters of an error in which its class is looked for
 
 
 def _failure(error: str, status: Any = None, kind: str = "", wait: Optional[float] = None) -> Dict[str, Any]:
     error = without_secrets(error.strip())[:CHUNK]
-    said = error[:LONGEST_REASON]
+    said = error[:MAX_REASON]
     return {"error": error, "error_kind": kind or error_kind(said, status), "retry_after_seconds": retry_after(said) if wait is None else wait}
 
 
@@ -3065,7 +3065,7 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     failure = _failure(error, result.get("api_error_status"), kind)
     if failure["error_kind"] in ("rate_limit", "quota", "overloaded"):
         stated = _claude_wait(retry, limit)
-        failure["retry_after_seconds"] = failure["retry_after_seconds"] if stated is None or stated >= LONGEST else stated
+        failure["retry_after_seconds"] = failure["retry_after_seconds"] if stated is None or stated >= MAX_SECONDS else stated
     return Reply(**dict(said, **failure))
 
 
@@ -3200,7 +3200,7 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     said: Dict[str, Any] = {
         "output": answer, "session_id": session,
         "warnings": tuple(warnings[:20]) + ((_BLANK_END % "codex",) if blank and answer else ()),
-        "waiting": "" if completed else progress, "counts_session": True,
+        "waiting": "" if completed else progress, "usage_is_cumulative": True,
         "usage": _usage(*(_count(usage.get(name)) for name in ("input_tokens", "cached_input_tokens", "output_tokens",
                                                                "reasoning_output_tokens", "cache_write_input_tokens")))}
     if ignored:
@@ -3210,8 +3210,8 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         last = _BAD_EXIT % ("codex", exit_code) if completed else "codex ended before its turn was complete"
         error = failed or progress or _reason(stderr) or last
         inner = _mapping(_mapping(_parsed(to_bytes(error))).get("error"))  # of a bad request it shows what the API said
-        return Reply(**dict(said, **_failure(_string(inner.get("message")) or error, kind=error_kind(error[:LONGEST_REASON]),
-                                           wait=retry_after(error[:LONGEST_REASON]))))
+        return Reply(**dict(said, **_failure(_string(inner.get("message")) or error, kind=error_kind(error[:MAX_REASON]),
+                                           wait=retry_after(error[:MAX_REASON]))))
     return Reply(**said)
 
 
@@ -3393,7 +3393,7 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     whole = _string(error.get("message")) or problem or _reason(stderr) or last
     message, status = _gemini_message(whole)
     status = status or next((known for known in _KIND_BY_STATUS if known % 256 == exit_code), None) or error.get("code")
-    failure = _failure(message, status, _GEMINI_EXIT_KINDS.get(exit_code, ""), retry_after(whole[:LONGEST_REASON]))
+    failure = _failure(message, status, _GEMINI_EXIT_KINDS.get(exit_code, ""), retry_after(whole[:MAX_REASON]))
     return _gemini_login(Reply(**dict(said, **failure)), stderr)
 
 
@@ -3504,8 +3504,8 @@ def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code
     """By the paths of its definition.  Of JSON Lines the last that has something at a path counts; of texts to be joined, all."""
     if definition.output == "text":
         return _read_text(stdout, stderr, exit_code)
-    if definition.output == "json" and len(stdout) > LONGEST_LINE:
-        return Reply(output="", **_failure("it printed {:,} bytes; an answer may have {:,}".format(len(stdout), LONGEST_LINE), kind="backend"))
+    if definition.output == "json" and len(stdout) > MAX_LINE_BYTES:
+        return Reply(output="", **_failure("it printed {:,} bytes; an answer may have {:,}".format(len(stdout), MAX_LINE_BYTES), kind="backend"))
     answers: List[str] = []
     error: Any = None
     session = ""
@@ -3667,18 +3667,18 @@ def parse_ceiling(text: str) -> Ceiling:
 
 
 def _under_ceiling(task: Task, ceiling: Ceiling) -> Task:
-    """The task, held to what its reader allows.  Raises _Misfit where it asks for more.
+    """The task, held to what its reader allows.  Raises InvalidValue where it asks for more.
 
     A mode that it leaves to its backend could come to anything there: it becomes one that promises something.
     """
     if not any(ceiling):
         return task
     if task.extra:
-        raise _Misfit("the ceiling lets no task add options of its own", ("extra",))
+        raise InvalidValue("the ceiling lets no task add options of its own", ("extra",))
     for field, ranks, most in (("sandbox_mode", _SANDBOX_RANKS, ceiling.sandbox), ("approval_mode", _APPROVAL_RANKS, ceiling.approval)):
         mode = getattr(task, field)
         if most and mode != "default" and ranks.index(mode) > ranks.index(most):
-            raise _Misfit("%s is above the ceiling, which is %s" % (quoted(mode), quoted(most)), (field,))
+            raise InvalidValue("%s is above the ceiling, which is %s" % (quoted(mode), quoted(most)), (field,))
     if ceiling.sandbox and task.sandbox_mode == "default":
         task = task._replace(sandbox_mode="read-only")
     if ceiling.approval not in ("", "none") and task.approval_mode == "default" and (
@@ -3702,7 +3702,7 @@ def outside_of(path: str, *roots: str) -> str:
     return "the current directory" if root == "." else root and quoted(root)
 
 
-class Rules(NamedTuple):
+class TaskPolicy(NamedTuple):
     """What holds for all tasks of a run, beside what they say themselves: what its user said, and how far the tasks are trusted.
 
     `overrides` are task fields given on the command line; `environment` is where CLINVK_BACKEND and CLINVK_*_MODEL are
@@ -3725,23 +3725,23 @@ def unknown_backend(name: str, definitions: Iterable[str] = ()) -> str:
     return "unknown backend %s%s; known are %s" % (quoted(name), nearest(name, known), ", ".join(known))
 
 
-def _task(value: Any, defaults: Dict[str, Any], rules: Rules) -> Task:
+def _task(value: Any, defaults: Dict[str, Any], rules: TaskPolicy) -> Task:
     """One task, complete.  What counts first: its own field, the command line, the batch's defaults, the environment."""
     own = _checked(value, TASK_FIELDS, "a task (an object)")
     if "prompt" not in own:
-        raise _Misfit("a task needs a prompt", () if "prompt" not in value else ("prompt",))
+        raise InvalidValue("a task needs a prompt", () if "prompt" not in value else ("prompt",))
     layers = [("task", own), ("command line", rules.overrides), ("batch", defaults), ("environment", {})]
     file = rules.configuration
-    chosen = settled([(source, layer) for source, layer in layers[:3]] + [
+    chosen = merge_layers([(source, layer) for source, layer in layers[:3]] + [
         ("environment", {"backend": rules.environment.get("CLINVK_BACKEND")}), ("configuration", {"backend": file.said("default_backend")}),
         ("built-in", {"backend": "claude"})], ("backend",))
     name = str(chosen["backend"][0])
     if name not in BACKENDS and name not in rules.definitions:
-        raise _Misfit(unknown_backend(name, rules.definitions), ("backend",) if "backend" in own else ())
+        raise InvalidValue(unknown_backend(name, rules.definitions), ("backend",) if "backend" in own else ())
     if file.said("backends.%s.enabled" % name) is False:
-        raise _Misfit("%s is disabled by %s" % (name, file.place("backends.%s.enabled" % name)), ("backend",) if "backend" in own else ())
+        raise InvalidValue("%s is disabled by %s" % (name, file.place("backends.%s.enabled" % name)), ("backend",) if "backend" in own else ())
     layers[3] = "environment", {"model": rules.environment.get(model_variable(name))}
-    said = settled(layers + [("configuration", file.task_fields(name))], TASK_FIELDS)
+    said = merge_layers(layers + [("configuration", file.task_fields(name))], TASK_FIELDS)
     merged = {field: value for field, (value, _) in said.items()}
     merged["backend"] = name
     if rules.overrides.get("dry_run"):  # starts nothing, whatever a task says
@@ -3752,41 +3752,41 @@ def _task(value: Any, defaults: Dict[str, Any], rules: Rules) -> Task:
         task = task._replace(definition=rules.definitions[name])
     try:
         if task.model.startswith("-"):  # to the program it would be an option
-            raise _Misfit("no model begins with -, as %s does" % quoted(task.model), ("model",))
+            raise InvalidValue("no model begins with -, as %s does" % quoted(task.model), ("model",))
         task = _under_ceiling(task, rules.ceiling)._replace(
             literal=any(rules.ceiling) or bool(rules.root))
         task = task._replace(extra=file.extra(name, task.sandbox_mode) + task.extra)
         if rules.root:
             if not is_inside(task.workdir or ".", rules.root):
                 what = quoted(task.workdir) if task.workdir else "the current directory, in which a task without a workdir runs,"
-                raise _Misfit("%s is outside of %s" % (what, quoted(rules.root)), ("workdir",) if task.workdir else ())
+                raise InvalidValue("%s is outside of %s" % (what, quoted(rules.root)), ("workdir",) if task.workdir else ())
             task = task._replace(root=os.path.realpath(rules.root))
         backend = backend_of(task)
         problem = backend.refuse(task.sandbox_mode, task.approval_mode)
         if problem:
-            raise _Misfit("%s: %s" % (backend.name, problem), ("sandbox_mode",))
+            raise InvalidValue("%s: %s" % (backend.name, problem), ("sandbox_mode",))
         problem = refused_extra(backend, task.extra)
         if problem:
-            raise _Misfit(problem, ("extra",))
+            raise InvalidValue(problem, ("extra",))
         problem = prompt_too_large(backend, backend.text(task))
         if problem:
-            raise _Misfit(problem, ("prompt",))
-    except _Misfit as misfit:
-        if misfit.path and misfit.path[0] not in own:  # said elsewhere: on the command line, in the defaults
-            raise _Misfit(str(misfit)) from None
+            raise InvalidValue(problem, ("prompt",))
+    except InvalidValue as error:
+        if error.path and error.path[0] not in own:  # said elsewhere: on the command line, in the defaults
+            raise InvalidValue(str(error)) from None
         raise
     return task
 
 
-def _for_all(value: Dict[str, Any], rules: Rules, what: str) -> Tuple[Dict[str, Any], Rules]:
-    """What a batch or a chain says for all that is in it: its `defaults`, and the rules with its `backends`.  Raises _Misfit."""
+def _for_all(value: Dict[str, Any], rules: TaskPolicy, what: str) -> Tuple[Dict[str, Any], TaskPolicy]:
+    """What a batch or a chain says for all that is in it: its `defaults`, and the rules with its `backends`.  Raises InvalidValue."""
     if value.get("backends") is not None:
-        with _at("backends"):
+        with path_context("backends"):
             if not rules.allow_commands:
-                raise _Misfit("commands that %s defines are only run with --allow-commands" % what)
+                raise InvalidValue("commands that %s defines are only run with --allow-commands" % what)
             rules = rules._replace(definitions=dict(rules.definitions, **_definitions(value["backends"])))
     if value.get("defaults") is not None:
-        with _at("defaults"):
+        with path_context("defaults"):
             return _checked(value["defaults"], DEFAULTS_FIELDS, "an object"), rules
     return {}, rules
 
@@ -3797,43 +3797,43 @@ class _Batch(NamedTuple):
     items: List[Any]
     where: Optional[_Path]
     defaults: Dict[str, Any]
-    rules: Rules
+    rules: TaskPolicy
     run: Dict[str, Any]  # what it says of the run
 
     def path(self, position: int) -> _Path:
         return () if self.where is None else self.where + (position,)
 
 
-def _batch(value: Any, rules: Rules) -> _Batch:
-    """Return a JSON value (a batch, an array of tasks, a task) as a batch whose items are not checked yet.  Raise _Misfit."""
+def _batch(value: Any, rules: TaskPolicy) -> _Batch:
+    """Return a JSON value (a batch, an array of tasks, a task) as a batch whose items are not checked yet.  Raise InvalidValue."""
     defaults: Dict[str, Any] = {}
     run: Dict[str, Any] = {}
     where: _Path = ()
     if isinstance(value, dict) and "tasks" in value:
         for name in value:
             if name not in BATCH_FIELDS:
-                raise _Misfit("unknown field%s" % known_as(name, BATCH_FIELDS), (name,))
+                raise InvalidValue("unknown field%s" % known_as(name, BATCH_FIELDS), (name,))
         run = _checked({name: value[name] for name in RUN_FIELDS if name in value}, RUN_FIELDS, "a batch")
         if "output_dir" in run and not rules.output_dir:
             outside = outside_of(run["output_dir"], ".", rules.root)
             if outside:
-                raise _Misfit("%s is outside of %s: only --output-dir can name it"
+                raise InvalidValue("%s is outside of %s: only --output-dir can name it"
                               % (quoted(run["output_dir"]), outside), ("output_dir",))
         defaults, rules = _for_all(value, rules, "a batch")
         where, items = ("tasks",), value["tasks"]
         if not isinstance(items, list):
-            raise _Misfit("expected a list of tasks, got %s" % quoted(items), where)
+            raise InvalidValue("expected a list of tasks, got %s" % quoted(items), where)
     elif isinstance(value, list):
         items = value
     else:
         if isinstance(value, dict) and "steps" in value:
-            raise _Misfit("this is a chain: run it with `clinvk chain`", ("steps",))
+            raise InvalidValue("this is a chain: run it with `clinvk chain`", ("steps",))
         if isinstance(value, dict) and "prompt" not in value:
             near = next((name for name in value if name not in TASK_FIELDS and known_as(name, BATCH_FIELDS)), "")
             if near in BATCH_FIELDS:
-                raise _Misfit("a batch needs a list of tasks")
+                raise InvalidValue("a batch needs a list of tasks")
             if near:
-                raise _Misfit("unknown field%s" % known_as(near, BATCH_FIELDS), (near,))
+                raise InvalidValue("unknown field%s" % known_as(near, BATCH_FIELDS), (near,))
         return _Batch([value], None, defaults, rules, run)
     return _Batch(items, where, defaults, rules, run)
 
@@ -3932,7 +3932,7 @@ MAX_VALUE_BYTES = 256 << 20  # of one JSON value, which is kept in memory until 
 LARGE_BYTES = CHUNK  # of an array from which on its elements are parsed one by one
 
 
-class _Piece(NamedTuple):
+class InputPiece(NamedTuple):
     """The bytes of one JSON value of the input, or of what stood in its place; `line` counts from 1."""
 
     line: int
@@ -3947,10 +3947,10 @@ class _Piece(NamedTuple):
     def said(self) -> Any:
         """Return the value.  Raise ValueError or RecursionError."""
         if self.problem:
-            raise _Misfit(self.problem)
+            raise InvalidValue(self.problem)
         if not self.is_value:
             text = to_text(self.data[:CHUNK]).strip(" \t\r\n")
-            raise _Misfit("expected a JSON object or array, got %s%s" % (quoted(text), _other_encoding(self.data) or self._repair(text)))
+            raise InvalidValue("expected a JSON object or array, got %s%s" % (quoted(text), _other_encoding(self.data) or self._repair(text)))
         return loads_unique(self.data) if self.value is None else self.value
 
     @staticmethod
@@ -3963,29 +3963,29 @@ class _Piece(NamedTuple):
             return ": `jq '{prompt: .}'` makes a task of a string"
         return _repair(text, 0) or ("" if text[:1] in ("]", "}") else ": leave only the JSON; `jq -R '{prompt: .}'` makes a task of each line")
 
-    def without_array(self) -> _Piece:
+    def without_array(self) -> InputPiece:
         """Return the value without the elements of its largest array; its lines stay."""
         start, end = self.array
         return self._replace(data=bytes(self.data[:start]) + b"\n" * self.data.count(b"\n", start, end) + bytes(self.data[end:]))
 
-    def elements(self) -> Iterator[_Piece]:
+    def elements(self) -> Iterator[InputPiece]:
         """Yield the elements of the largest array, none of them parsed."""
-        scanner, (place, end), line, column, counted = _Splitter(), self.array, self.line, 0, 0
+        scanner, (place, end), line, column, counted = ValueSplitter(), self.array, self.line, 0, 0
         while True:
             start = scanner.blank_end(self.data, place)
             passed, counted = self.data[counted:start], start
             column = (0 if b"\n" in passed else column) + len(to_text(passed[passed.rfind(b"\n") + 1:]))
             line += passed.count(b"\n")
             if self.data[start] not in b"{[":  # to be refused by whoever reads it
-                yield _Piece(line, self.data[start:min(end + 1, start + CHUNK)], column=column, problem=self._misplaced(start))
+                yield InputPiece(line, self.data[start:min(end + 1, start + CHUNK)], column=column, problem=self._misplaced(start))
                 return
             place = scanner.value_end(self.data, start)
-            yield _Piece(line, self.data[start:place], column=column)
+            yield InputPiece(line, self.data[start:place], column=column)
             place = scanner.blank_end(self.data, place)
             if place >= end:
                 return
             if self.data[place] != 0x2C:
-                yield _Piece(line + self.data.count(b"\n", start, place), b"", problem=self._misplaced(place))
+                yield InputPiece(line + self.data.count(b"\n", start, place), b"", problem=self._misplaced(place))
                 return
             place += 1
 
@@ -4000,13 +4000,13 @@ class _Piece(NamedTuple):
         return "not valid JSON: expected a task or the end of the list" + _repair(before + text, len(before))
 
 
-class _in_piece:
+class piece_context:
     """Turn what is wrong with a piece of the input, in the block, into a UserError with file, line and path.
 
     `path` leads to the piece in its value.
     """
 
-    def __init__(self, name: str, piece: _Piece, path: _Path = ()) -> None:
+    def __init__(self, name: str, piece: InputPiece, path: _Path = ()) -> None:
         self._name, self._piece, self._path = name, piece, path
 
     def __enter__(self) -> None:
@@ -4014,9 +4014,9 @@ class _in_piece:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         line, text = 0, ""
-        if isinstance(error, _Misfit):
+        if isinstance(error, InvalidValue):
             line = _line_of(self._piece.data, error.path)
-            text = error.message if error.message.startswith("not valid JSON") else str(_Misfit(error.message, self._path + error.path))
+            text = error.message if error.message.startswith("not valid JSON") else str(InvalidValue(error.message, self._path + error.path))
         elif isinstance(error, UnicodeDecodeError):
             line = self._piece.data.count(b"\n", 0, error.start)
             text = "not valid UTF-8 (byte 0x%02x)" % self._piece.data[error.start]
@@ -4038,7 +4038,7 @@ _MARK = b"\xef\xbb\xbf"  # the byte order mark
 _DEEPEST_OPEN = 10000  # brackets; no JSON program goes so deep
 
 
-class _Splitter:
+class ValueSplitter:
     """Cuts a stream of JSON values, fed in chunks of any size, into pieces.
 
     It looks at brackets and strings alone, and at each byte once, so that a value of any size costs linear time and is
@@ -4063,7 +4063,7 @@ class _Splitter:
         self._array = 0           # where the content begins of the last array that the value or a field of it is
         self._largest = (0, 0)    # the content of the largest of these
 
-    def feed(self, chunk: bytes, at_end: bool = False) -> Iterator[_Piece]:
+    def feed(self, chunk: bytes, at_end: bool = False) -> Iterator[InputPiece]:
         """The pieces that end in this chunk.  With `at_end` also what is left then."""
         self._buffer += chunk
         while True:
@@ -4094,7 +4094,7 @@ class _Splitter:
                 return
             piece = self._take(len(self._buffer) if end < 0 else end)
             if end < 0 and len(piece.data) > SMALL_FILE_BYTES:  # to parse it only for the message would take twice the memory
-                piece = _Piece(piece.line, b"", problem="the input ends inside of the JSON value that begins here")
+                piece = InputPiece(piece.line, b"", problem="the input ends inside of the JSON value that begins here")
             if not self._refused:
                 yield piece._replace(torn=end < 0)  # torn off: nothing in it may pass for a value of its own
             self._refused = False
@@ -4102,12 +4102,12 @@ class _Splitter:
             if end < 0:
                 return
 
-    def _refuse(self) -> Iterator[_Piece]:
+    def _refuse(self) -> Iterator[InputPiece]:
         """Give up a value that grew too large or too deep; its end is still looked for, so that no part passes for a value."""
         deep = len(self._open) > _DEEPEST_OPEN
         if not self._refused and (deep or len(self._buffer) > MAX_VALUE_BYTES):
             self._refused = True
-            yield _Piece(self._line, b"", problem="nested too deep" if deep else "the JSON value that begins here is larger than %d MB; "
+            yield InputPiece(self._line, b"", problem="nested too deep" if deep else "the JSON value that begins here is larger than %d MB; "
                          "write tasks on lines of their own, without an array around them" % (MAX_VALUE_BYTES >> 20))
         if self._refused:
             kept = max(0, self._position - 4)  # _end_of_value looks back
@@ -4118,14 +4118,14 @@ class _Splitter:
             self._take(len(self._buffer))
             self._refused, self._skipping = False, True
 
-    def _whole_line(self) -> Optional[_Piece]:
+    def _whole_line(self) -> Optional[InputPiece]:
         """The value that fills the line at the start of the buffer: JSON Lines at the speed of the JSON module."""
         end = self._buffer.find(b"\n")
         if end < 0 or end > LARGE_BYTES:
             return None
         line = bytes(self._buffer[:end])
         try:
-            piece = _Piece(self._line, line, value=loads_unique(line))
+            piece = InputPiece(self._line, line, value=loads_unique(line))
         except (ValueError, RecursionError):
             return None
         self._drop(end)
@@ -4136,7 +4136,7 @@ class _Splitter:
         del self._buffer[:count]
         self._position = 0
 
-    def _take(self, count: int, is_value: bool = True) -> _Piece:
+    def _take(self, count: int, is_value: bool = True) -> InputPiece:
         line, data = self._line, self._buffer
         if count > CHUNK:  # handed over, not copied
             self._buffer = data[count:]
@@ -4149,7 +4149,7 @@ class _Splitter:
         self._open.clear()
         self._last, self._string = b"", False
         array, self._largest = self._largest, (0, 0)
-        return _Piece(line, data, is_value, array=array)
+        return InputPiece(line, data, is_value, array=array)
 
     def _skip(self) -> None:
         """Drops lines up to one that starts a value.  The buffer starts inside the line to leave, or with a newline."""
@@ -4293,7 +4293,7 @@ class TaskStream:
     `has_ids`: every task read so far has an id.
     """
 
-    def __init__(self, file: int, name: str, rules: Rules, warn: Callable[[str], None]) -> None:
+    def __init__(self, file: int, name: str, rules: TaskPolicy, warn: Callable[[str], None]) -> None:
         import queue
         self.total: Optional[int] = None
         self.run: Dict[str, Any] = {}
@@ -4402,9 +4402,9 @@ class TaskStream:
 
     def _read_all(self, chunks: Iterable[bytes], strict: bool) -> Iterator[Tuple[int, Iterator[Task]]]:
         """Yield the number of tasks of each value, and the tasks."""
-        splitter, identifiers, begun = _Splitter(), _Identifiers(), False
+        splitter, identifiers, begun = ValueSplitter(), _Identifiers(), False
 
-        def pieces() -> Iterator[_Piece]:
+        def pieces() -> Iterator[InputPiece]:
             for chunk in chunks:
                 yield from splitter.feed(chunk)
             yield from splitter.feed(b"", at_end=True)
@@ -4427,7 +4427,7 @@ class TaskStream:
                 raise failure from None
             yield 1, iter([_invalid(failure)])
 
-    def _note_run(self, piece: _Piece, run: Dict[str, Any]) -> None:
+    def _note_run(self, piece: InputPiece, run: Dict[str, Any]) -> None:
         for name, value in run.items():
             if not self._begun:
                 self.run.setdefault(name, value)
@@ -4435,25 +4435,25 @@ class TaskStream:
                 said = "this run began without it" if name not in self.run else "an earlier batch of this run said " + quoted(self.run[name])
                 self._warn("%s:%d: %s: %s is not applied: %s" % (self._name, piece.line, name, quoted(value), said))
 
-    def _read(self, piece: _Piece, identifiers: _Identifiers) -> Tuple[int, Iterator[Task], Dict[str, Any]]:
+    def _read(self, piece: InputPiece, identifiers: _Identifiers) -> Tuple[int, Iterator[Task], Dict[str, Any]]:
         """Return the number of tasks in a piece of the input, the tasks, and what it says of the run.
 
         Raise UserError, with file, line and path, and change nothing then.
         """
         is_large = piece.value is None and piece.array[1] - piece.array[0] > LARGE_BYTES
         outline = piece.without_array() if is_large else piece
-        with _in_piece(self._name, outline):
+        with piece_context(self._name, outline):
             batch = _batch(outline.said(), self._rules)
         if is_large and (batch.where is None or batch.items):  # the array is not that of the tasks
             return self._read(piece._replace(array=(0, 0)), identifiers)
-        with _in_piece(self._name, outline):
+        with piece_context(self._name, outline):
             if not (batch.items or is_large):
-                raise _Misfit("no tasks: the list is empty", batch.where or ())
+                raise InvalidValue("no tasks: the list is empty", batch.where or ())
         own = identifiers if batch.where is None else _Identifiers()
 
         def claim(task: Task) -> Task:
             if task.id and (task.id in identifiers or task.id in own):
-                raise _Misfit("another task of this run has the id %s" % quoted(task.id), ("id",))
+                raise InvalidValue("another task of this run has the id %s" % quoted(task.id), ("id",))
             if task.id:
                 own.add(task.id)
             self.has_ids = self.has_ids and bool(task.id)
@@ -4465,20 +4465,20 @@ class TaskStream:
             tasks = self._elements(piece, batch)
         else:
             kept = []
-            with _in_piece(self._name, piece):
+            with piece_context(self._name, piece):
                 for position, item in enumerate(batch.items):
-                    with _at(*batch.path(position)):
+                    with path_context(*batch.path(position)):
                         kept.append(claim(_task(item, batch.defaults, batch.rules)))
             count, tasks = len(kept), iter(kept)
         if own is not identifiers:
             identifiers.merge(own)
         return count, tasks, batch.run
 
-    def _elements(self, piece: _Piece, batch: _Batch, claim: Optional[Callable[[Task], Task]] = None) -> Iterator[Task]:
+    def _elements(self, piece: InputPiece, batch: _Batch, claim: Optional[Callable[[Task], Task]] = None) -> Iterator[Task]:
         """Parse the tasks in the array of a large value one by one; each is valid, or was when `claim` was given."""
         for position, element in enumerate(piece.elements()):
             try:
-                with _in_piece(self._name, element, batch.path(position)):
+                with piece_context(self._name, element, batch.path(position)):
                     task = _task(element.said(), batch.defaults, batch.rules)
                     if claim:
                         claim(task)
@@ -4494,7 +4494,7 @@ def _invalid(error: UserError) -> Task:
     return Task(-1, "", "", invalid=without_secrets(str(error)))
 
 
-def _check_backends(rules: Rules) -> None:
+def _check_backends(rules: TaskPolicy) -> None:
     """Raises UserError where the environment or the command line names an unknown backend."""
     for source, backend in (("CLINVK_BACKEND", rules.environment.get("CLINVK_BACKEND")), ("--backend", rules.overrides.get("backend"))):
         if backend and backend not in BACKENDS and backend not in rules.definitions and not rules.allow_commands:
@@ -4504,7 +4504,7 @@ def _check_backends(rules: Rules) -> None:
 NOT_A_DEVICE = "%s: is a device; expected a regular file, a pipe or a terminal"
 
 
-def _open_input(path: Optional[str], rules: Rules, advice: str) -> Tuple[int, str]:
+def _open_input(path: Optional[str], rules: TaskPolicy, advice: str) -> Tuple[int, str]:
     """A file, or stdin where `path` is None or `-`, and its name; once what was said beside it is known to be good.  Raises UserError."""
     _check_backends(rules)
     if rules.root and not os.path.isabs(rules.root) and deleted_directory():
@@ -4529,19 +4529,19 @@ def _open_file(path: str) -> int:
         raise UserError("%s: %s" % (path or quoted(""), error.strerror)) from None
 
 
-def single_task(prompt: str, rules: Rules) -> Task:
+def single_task(prompt: str, rules: TaskPolicy) -> Task:
     """The task of a prompt that is given by itself.  Raises UserError."""
     _check_backends(rules)
     try:
         task = _task({"prompt": prompt}, {}, rules)._replace(index=0)
-    except _Misfit as misfit:
-        raise UserError(str(misfit)) from None
+    except InvalidValue as error:
+        raise UserError(str(error)) from None
     if not os.path.isabs(task.workdir) and deleted_directory():
         raise UserError(deleted_directory())
     return task
 
 
-def open_tasks(path: Optional[str], rules: Rules, warn: Callable[[str], None]) -> TaskStream:
+def open_tasks(path: Optional[str], rules: TaskPolicy, warn: Callable[[str], None]) -> TaskStream:
     """The tasks in a file, or on stdin where `path` is None or `-`.
 
     `warn` is called with what should be said to the user.  Raises UserError.
@@ -4595,49 +4595,49 @@ def _near_references(prompt: str, names: Iterable[str]) -> List[str]:
             if near and not re.fullmatch(_REFERENCE, text)]
 
 
-def _chain(value: Any, rules: Rules) -> Chain:
-    """Raises _Misfit."""
+def _chain(value: Any, rules: TaskPolicy) -> Chain:
+    """Raises InvalidValue."""
     if isinstance(value, list) or "tasks" in value:
-        raise _Misfit("this is a batch: run it with `clinvk parallel`", () if isinstance(value, list) else ("tasks",))
+        raise InvalidValue("this is a batch: run it with `clinvk parallel`", () if isinstance(value, list) else ("tasks",))
     for name in value:
         if name not in CHAIN_FIELDS:
-            raise _Misfit("unknown field%s" % known_as(name, CHAIN_FIELDS), (name,))
+            raise InvalidValue("unknown field%s" % known_as(name, CHAIN_FIELDS), (name,))
     said = _checked({name: value[name] for name in CHAIN_FIELDS[1:3] if name in value}, dict.fromkeys(CHAIN_FIELDS, _truth), "a chain")
     defaults, rules = _for_all(value, rules, "a chain")
     items = value.get("steps")
     if not isinstance(items, list) or not items:
-        raise _Misfit("a chain needs a list of steps" if items is None else "no steps: the list is empty" if items == []
+        raise InvalidValue("a chain needs a list of steps" if items is None else "no steps: the list is empty" if items == []
                       else "expected a list of steps, got %s" % quoted(items), ("steps",) if "steps" in value else ())
     steps: List[Task] = []
     names: Dict[str, int] = {}
     ids: Set[str] = set()
     for position, item in enumerate(items):
-        with _at("steps", position):
+        with path_context("steps", position):
             if said.get("pass_working_dir") and steps and steps[-1].workdir and isinstance(item, dict) and not item.get("workdir"):
                 item = dict(item, workdir=steps[-1].workdir)
             step = _task(item, defaults, rules)._replace(index=position)
             for field in ("model", "workdir", "system_prompt", "extra"):
                 if re.search(_REFERENCE, str(getattr(step, field))):
-                    raise _Misfit(("" if field in item else field + ": ") + "placeholders are replaced in prompts alone",
+                    raise InvalidValue(("" if field in item else field + ": ") + "placeholders are replaced in prompts alone",
                                   (field,) if field in item else ())
             if step.name and names.setdefault(step.name, position) != position:
-                raise _Misfit("another step has the name %s" % quoted(step.name), ("name",))
+                raise InvalidValue("another step has the name %s" % quoted(step.name), ("name",))
             if step.id in ids:
-                raise _Misfit("another step has the id %s" % quoted(step.id), ("id",))
+                raise InvalidValue("another step has the id %s" % quoted(step.id), ("id",))
             ids.update([step.id] if step.id else [])
             steps.append(step)
     prompts = []
     for position, step in enumerate(steps):
-        with _at("steps", position, "prompt"):
+        with path_context("steps", position, "prompt"):
             prompts.append(_parts(step.prompt, position, names))
     return Chain(tuple(steps), tuple(prompts), said.get("stop_on_failure", True))
 
 
-def read_chain(path: Optional[str], rules: Rules, warn: Callable[[str], None]) -> Chain:
+def read_chain(path: Optional[str], rules: TaskPolicy, warn: Callable[[str], None]) -> Chain:
     """The chain in a file, or on stdin where `path` is None or `-`.  It is one JSON value, read to its end.  Raises UserError."""
     file, name = _open_input(path, rules, "give a chain with --file, or pipe one in (`clinvk chain --help` shows how)")
-    splitter = _Splitter()
-    pieces: List[_Piece] = []
+    splitter = ValueSplitter()
+    pieces: List[InputPiece] = []
     try:
         while len(pieces) < 2:
             chunk = read_some(file)
@@ -4651,12 +4651,12 @@ def read_chain(path: Optional[str], rules: Rules, warn: Callable[[str], None]) -
             os.close(file)
     if not pieces:
         raise UserError("%s: no chain: the input is empty" % name)
-    with _in_piece(name, pieces[0]):
+    with piece_context(name, pieces[0]):
         chain = _chain(pieces[0].said(), rules)
     for piece in pieces[1:2]:
-        with _in_piece(name, piece):
+        with piece_context(name, piece):
             piece.said()
-            raise _Misfit("a chain is one JSON value, and here begins another")
+            raise InvalidValue("a chain is one JSON value, and here begins another")
     for step in chain.steps:
         near = _near_references(step.prompt, [other.name for other in chain.steps[:step.index] if other.name])
         line = pieces[0].line + _line_of(pieces[0].data, ("steps", step.index, "prompt")) if near else 0
@@ -4736,7 +4736,7 @@ class Steps:
 # - comparisons -
 
 
-def comparison(prompt: str, backends: Sequence[str], rules: Rules) -> List[Task]:
+def comparison(prompt: str, backends: Sequence[str], rules: TaskPolicy) -> List[Task]:
     """One prompt for several backends: a task each.  Raises UserError."""
     tasks: List[Task] = []
     for name in backends:
@@ -4746,8 +4746,8 @@ def comparison(prompt: str, backends: Sequence[str], rules: Rules) -> List[Task]
             raise UserError("--backends: %s stands there twice" % quoted(name))
         try:
             tasks.append(_task({"backend": name, "prompt": prompt}, {}, rules)._replace(index=len(tasks)))
-        except _Misfit as misfit:
-            raise UserError(str(misfit)) from None
+        except InvalidValue as error:
+            raise UserError(str(error)) from None
     return tasks
 
 
@@ -4756,7 +4756,7 @@ def not_installed(task: Task) -> bool:
     return not find_program(backend_of(task).command(task).argv[0])[0]
 
 
-class Tasks:
+class TaskList:
     """Tasks that are all there, as run_plan takes them."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -4770,7 +4770,7 @@ class Tasks:
 
 # - limits of single backends -
 
-MOST_HELD = 1000  # tasks that wait for their backend while others are read
+MAX_HELD = 1000  # tasks that wait for their backend while others are read
 
 
 class Limited:
@@ -4799,7 +4799,7 @@ class Limited:
         self._running[task.backend] = self._running.get(task.backend, 0) - 1
 
     def _is_full(self, backend: str) -> bool:
-        return self._running.get(backend, 0) >= self._limits.get(backend, MOST_JOBS)
+        return self._running.get(backend, 0) >= self._limits.get(backend, MAX_JOBS)
 
     def _started(self, task: Task) -> Task:
         self._running[task.backend] = self._running.get(task.backend, 0) + 1
@@ -4812,7 +4812,7 @@ class Limited:
         for backend, held in self._held.items():
             if held and not self._is_full(backend):
                 return self._started(held.pop(0))
-        while not self._exhausted and sum(map(len, self._held.values())) < MOST_HELD:
+        while not self._exhausted and sum(map(len, self._held.values())) < MAX_HELD:
             try:
                 task = next(self._tasks)
             except StopIteration:
@@ -4838,7 +4838,7 @@ RUN_MARK = "CLINVK_RUN_%s"
 TASK_MARK = RUN_MARK + "=%d"
 
 
-class Station:
+class WorkerState:
     """Where one worker works: whose run it is, where files go, and what runs now.
 
     `note(task index, process group)` is called before a task may launch anything (with 0) and again with the group: so
@@ -4965,7 +4965,7 @@ class _BackendProcess:
     def wait(self) -> int:
         """Wait for the end of the process, not of what it left behind in its group.  Return as code_of_status.
 
-        The rest of the group is killed here, unless this worker adopts it: then Station.clear does that, which sees what was alive.
+        The rest of the group is killed here, unless this worker adopts it: then WorkerState.clear does that, which sees what was alive.
         """
         status = wait_for_end(self.pid)
         with self._lock:
@@ -5023,7 +5023,7 @@ class _Gate:
             os.close(self._pipe.pop())
 
 
-def run_task(task: Task, station: Optional[Station] = None) -> Result:
+def run_task(task: Task, state: Optional[WorkerState] = None) -> Result:
     """Runs one task to its end.  Never raises: whatever goes wrong is a Result that says so.
 
     Without a station it makes one for itself, and leaves nothing running and no file behind.
@@ -5033,22 +5033,22 @@ def run_task(task: Task, station: Optional[Station] = None) -> Result:
         return unfinished(task, "failed", problem, "invalid", exit_code=1)._replace(task=task)
     if task.dry_run:
         return unfinished(task, "skipped", "", "", exit_code=0)._replace(answer=command_line(task), task=task)
-    if station is None:
+    if state is None:
         try:
             directory = make_private_directory()
         except OutputError as error:
             return unfinished(task, "failed", str(error), "backend", exit_code=1)._replace(task=task)
-        station = Station(new_run_id(), directory)
+        state = WorkerState(new_run_id(), directory)
         try:
-            return with_answer(run_task(task, station))
+            return with_answer(run_task(task, state))
         finally:
-            station.drop_files()
-            sweep(RUN_MARK % station.run_id)
+            state.drop_files()
+            sweep(RUN_MARK % state.run_id)
             remove_tree(directory)
     started = time.time()
     clock_started = time.monotonic()
     try:
-        result = _run(task, station)
+        result = _run(task, state)
     except Exception:  # whatever it is, it is this task's failure and no other's
         import traceback
         result = unfinished(task, "failed", "clinvk failed: " + traceback.format_exc().strip(), "backend", exit_code=1,
@@ -5079,10 +5079,10 @@ def new_run_id() -> str:
     return "%d_%s" % (os.getpid(), os.urandom(6).hex())
 
 
-def _run(task: Task, station: Station) -> Result:
+def _run(task: Task, state: WorkerState) -> Result:
     """One launch, from its files to its verdict."""
     result: Optional[Result] = None
-    workdir: Optional[Place] = None
+    workdir: Optional[OpenDirectory] = None
     command: Optional[Command] = None
     alone = False
     followed = -1
@@ -5095,9 +5095,9 @@ def _run(task: Task, station: Station) -> Result:
                 problem = UNKEPT % command.problem
                 return unfinished(task, "failed", problem, "permission", exit_code=1)
             with writing("temporary files"):
-                directory, files = station.prepare()
+                directory, files = state.prepare()
                 if task.follow:
-                    followed = os.open(followed_path(station.directory, task.index), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                    followed = os.open(followed_path(state.directory, task.index), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
                     files = [files[0], followed, files[2]]
             if command.by_stdin and not command.files:
                 with writing("the prompt"):
@@ -5107,27 +5107,27 @@ def _run(task: Task, station: Station) -> Result:
                     else:
                         write_all(files[0], to_bytes(backend_of(task).text(task)))
                         os.lseek(files[0], 0, os.SEEK_SET)
-            station.told_to_end = False
-            with station.lock:
-                if station.canceled:
+            state.told_to_end = False
+            with state.lock:
+                if state.canceled:
                     return unfinished(task, "canceled", "canceled before it started", "canceled")
-                running = station.running = _launch(task, command, station, directory, files, workdir)
+                running = state.running = _launch(task, command, state, directory, files, workdir)
         except OSError as error:
             return _not_started(task, command.argv[0] if command else "", error)
         finally:
             if workdir:
                 os.close(workdir.file)
         began = time.monotonic()
-        station.note(task.index, running.pid)
+        state.note(task.index, running.pid)
         code = _await(task, running)
-        if station.told_to_end and not running.verdict and station.is_canceled_soon():
+        if state.told_to_end and not running.verdict and state.is_canceled_soon():
             running.verdict = "canceled"  # the backend got the SIGTERM, too, and need not say so
-        station.running = None
-        station.note(task.index, 0)
-        alone, left = station.clear(task, running, time.monotonic() - began)
+        state.running = None
+        state.note(task.index, 0)
+        alone, left = state.clear(task, running, time.monotonic() - began)
         with writing("the answer"):
             result = _judge(task, code, running.verdict, files, lambda output, capture: _store(
-                output, capture, station, "%d.out" % task.index, alone), running.gate)
+                output, capture, state, "%d.out" % task.index, alone), running.gate)
         return result._replace(warnings=result.warnings + left_running(task, left)) if left else result
     except OutputError as error:
         return unfinished(task, "failed", str(error), "backend", exit_code=1, attempts=1)
@@ -5135,7 +5135,7 @@ def _run(task: Task, station: Station) -> Result:
         if followed >= 0:
             os.close(followed)
         # a file that holds an answer on its way, or that some process may still write to, is not for the next task
-        station.tidy(keep_files=alone and not (result and isinstance(result.answer, TextFile)))
+        state.tidy(keep_files=alone and not (result and isinstance(result.answer, TextFile)))
 
 
 def _large_prompt(task: Task) -> Optional[TextFile]:
@@ -5143,11 +5143,11 @@ def _large_prompt(task: Task) -> Optional[TextFile]:
     return next((part.take() for part in task.parts if isinstance(part, TextFile)), None)
 
 
-def _open_workdir(task: Task) -> Optional[Place]:
+def _open_workdir(task: Task) -> Optional[OpenDirectory]:
     """The directory in which a task is to run, None for this one.  Raises OSError."""
     if not task.workdir:
         return None
-    workdir = open_place(task.workdir)
+    workdir = open_directory(task.workdir)
     # it was inside, when the task was read; and /proc/PID/root leads to where other directories have those names
     if task.root and not (is_inside(workdir.real, task.root) and is_same(workdir.file, workdir.real)):
         os.close(workdir.file)
@@ -5155,12 +5155,13 @@ def _open_workdir(task: Task) -> Optional[Place]:
     return workdir
 
 
-def _launch(task: Task, command: Command, station: Station, directory: str, files: Sequence[int], workdir: Optional[Place]) -> _BackendProcess:
+def _launch(task: Task, command: Command, state: WorkerState, directory: str, files: Sequence[int],
+            workdir: Optional[OpenDirectory]) -> _BackendProcess:
     """Starts the backend.  The only place in the program that starts anything; raises OSError."""
     import signal
-    environment = dict(command.preset, **station.environment)
+    environment = dict(command.preset, **state.environment)
     environment.update(command.environment, TMPDIR=directory, CLINVK_TASK=str(task.index))
-    environment[RUN_MARK % station.run_id] = str(task.index)
+    environment[RUN_MARK % state.run_id] = str(task.index)
     for name, text in command.files.items():
         with writing("the prompt" if name == "prompt" else "the file " + name):
             large = _large_prompt(task) if name == "prompt" else None
@@ -5182,7 +5183,7 @@ def _launch(task: Task, command: Command, station: Station, directory: str, file
             gate.close()
         raise
     number = getattr(signal, backend_of(task).stop_signal)
-    running = _BackendProcess(pid, number, station.grace, station.adopts)
+    running = _BackendProcess(pid, number, state.grace, state.adopts)
     running.gate = gate
     return running
 
@@ -5201,7 +5202,7 @@ def _await(task: Task, running: _BackendProcess) -> int:
         return running.wait()
     import signal
     import threading
-    timer = threading.Timer(min(task.timeout, LONGEST), running.stop, ("timeout",))
+    timer = threading.Timer(min(task.timeout, MAX_SECONDS), running.stop, ("timeout",))
     timer.daemon = True
     try:
         if running.gate:
@@ -5285,7 +5286,7 @@ def _judge(task: Task, code: int, stopped: str, files: Sequence[int],
     return Result(task.index, task.backend, status, exit_code, store(reply.output, capture), error, kind,
                   None if stopped else reply.retry_after_seconds, option_warnings(task) + reply.warnings,
                   reply.model or task.model, reply.session_id, reply.usage, reply.cost_usd, reply.num_turns,
-                  counts_session=reply.counts_session)
+                  usage_is_cumulative=reply.usage_is_cumulative)
 
 
 def signal_name(number: int) -> str:
@@ -5296,7 +5297,7 @@ def signal_name(number: int) -> str:
         return "unknown"
 
 
-def _store(output: Optional[str], capture: Capture, station: Station, name: str, alone: bool) -> Union[str, TextFile]:
+def _store(output: Optional[str], capture: Capture, state: WorkerState, name: str, alone: bool) -> Union[str, TextFile]:
     """Return the answer as it travels: as it is, or where it is large as a file.
 
     `alone`: no process is left that could write to stdout, so that its file can be the answer; otherwise it is copied.
@@ -5304,8 +5305,8 @@ def _store(output: Optional[str], capture: Capture, station: Station, name: str,
     size = len(capture) if output is None else len(output)
     if size <= INLINE_BYTES and not (output and capture.has_names(output)):
         return to_text(capture.read()) if output is None else output
-    path = os.path.join(station.directory, name)
-    station.renew()
+    path = os.path.join(state.directory, name)
+    state.renew()
     if output is not None:
         return write_text(path, (to_bytes(text[start:start + CHUNK]) for text in capture.text_of(output)
                                  for start in range(0, len(text), CHUNK)))
@@ -5323,7 +5324,7 @@ def _store(output: Optional[str], capture: Capture, station: Station, name: str,
 # multiprocessing.Pool gives the workers and carries the messages.  What it leaves to its user:
 #
 #  * A worker that is killed takes its task with it, and Pool waits for that task without end (cpython#66587).  So each
-#    worker notes in a ledger in shared memory (Seats) which task it holds and which process group it launched, *before*
+#    worker notes in a ledger in shared memory (Ledger) which task it holds and which process group it launched, *before*
 #    anyone can kill it; who finds it dead ends the group and answers the task.
 #  * A worker killed inside a lock of one of Pool's queues blocks all the others.  So the locks are KernelLocks; and
 #    what goes through a queue is one small atomic write, anything larger a file (_pack).  A worker killed between
@@ -5363,7 +5364,7 @@ class Control:
         self.wake()
 
 
-class Seats:
+class Ledger:
     """The ledger: a seat for each worker, in memory that all processes share.
 
     A seat has one writer (its worker; once that is dead, the parent), so that no lock is needed to write in it.
@@ -5378,7 +5379,7 @@ class Seats:
         self._words = memoryview(mmap.mmap(file, os.fstat(file).st_size)).cast("q")
 
     @classmethod
-    def create(cls, directory: str, count: int) -> Seats:
+    def create(cls, directory: str, count: int) -> Ledger:
         """Make a ledger in a file without a name, which no task can remove or cut.  Raises OSError."""
         file = nameless_file(directory)
         try:  # written, not just extended: a full disk should fail here and not as SIGBUS later
@@ -5388,7 +5389,7 @@ class Seats:
             os.close(file)
             raise
 
-    def __reduce__(self) -> Tuple[Callable[[Any], Seats], Tuple[Any]]:
+    def __reduce__(self) -> Tuple[Callable[[Any], Ledger], Tuple[Any]]:
         from multiprocessing.reduction import DupFd
         return _inherited_seats, (DupFd(self._file),)
 
@@ -5402,10 +5403,10 @@ class Seats:
 
     def __iter__(self) -> Iterator[Tuple[int, int, int, int]]:
         """(seat, pid, task index or -1, process group or 0) for each seat that is taken."""
-        for seat in range(self._HEAD, len(self._words), self._WIDTH):
-            pid, index, group = self._words[seat:seat + self._WIDTH]
+        for slot in range(self._HEAD, len(self._words), self._WIDTH):
+            pid, index, group = self._words[slot:slot + self._WIDTH]
             if pid:
-                yield seat, pid, index - 1, group
+                yield slot, pid, index - 1, group
 
     @property
     def canceled(self) -> bool:
@@ -5417,19 +5418,19 @@ class Seats:
 
     def take(self) -> int:
         """The caller takes a free seat, under the lock between workers."""
-        for seat in range(self._HEAD, len(self._words), self._WIDTH):
-            if not self._words[seat]:
-                self._words[seat] = os.getpid()
-                return seat
+        for slot in range(self._HEAD, len(self._words), self._WIDTH):
+            if not self._words[slot]:
+                self._words[slot] = os.getpid()
+                return slot
         raise OSError("no free seat")
 
-    def note(self, seat: int, index: int, group: int) -> None:
-        self._words[seat + 1] = index + 1
-        self._words[seat + 2] = group
+    def note(self, slot: int, index: int, group: int) -> None:
+        self._words[slot + 1] = index + 1
+        self._words[slot + 2] = group
 
-    def free(self, seat: int) -> None:
-        self._words[seat + 1] = self._words[seat + 2] = 0
-        self._words[seat] = 0
+    def free(self, slot: int) -> None:
+        self._words[slot + 1] = self._words[slot + 2] = 0
+        self._words[slot] = 0
 
     @property
     def retired(self) -> bool:
@@ -5439,9 +5440,9 @@ class Seats:
         self._words[0] = 1
 
 
-def _inherited_seats(file: Any) -> Seats:
+def _inherited_seats(file: Any) -> Ledger:
     """Return the ledger, in a process that was spawned and given its file."""
-    return Seats(file.detach())
+    return Ledger(file.detach())
 
 
 def semaphores_work() -> bool:
@@ -5454,12 +5455,12 @@ def semaphores_work() -> bool:
         return False
 
 
-class _Terms(NamedTuple):
+class _WorkerSettings(NamedTuple):
     """What a worker is told when it starts.  Picklable."""
 
     run_id: str
     directory: str
-    seats: Seats
+    ledger: Ledger
     lock: Any
     lifeline: Any
     guard_line: Any  # held open, not used
@@ -5467,26 +5468,26 @@ class _Terms(NamedTuple):
     grace: float
 
 
-class _Desk(NamedTuple):
+class _Worker(NamedTuple):
     """What a worker works with.  `stay` does not return once the parent is gone: clearing away is another thread's then."""
 
-    station: Station
-    seats: Seats
-    stay: Callable[[], None] = lambda: None
+    state: WorkerState
+    ledger: Ledger
+    block_if_orphaned: Callable[[], None] = lambda: None
 
 
-_desks: Dict[int, _Desk] = {}  # of this process's workers, by thread
+_workers: Dict[int, _Worker] = {}  # of this process's workers, by thread
 _lifelines: List[Any] = []  # the write ends that this process holds; a forked worker closes its copies
 
 
-def _enter_process(terms: _Terms) -> None:
+def _enter_process(settings_of: _WorkerSettings) -> None:
     """Makes a fresh process a worker."""
     import select
     import signal
     import threading
     from multiprocessing import util
-    heed_children()
-    keep_descriptors()  # a spawned process was given some
+    reset_sigchld()
+    close_on_exec_inherited()  # a spawned process was given some
     while _lifelines:
         _lifelines.pop().close()
     os.setpgid(0, 0)  # ^C, and what else is meant for the parent's group, is the parent's to act on
@@ -5495,55 +5496,55 @@ def _enter_process(terms: _Terms) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)  # so that only the parent keeps the reader of its stdout waiting
     os.close(null)
-    station = _sit_down(terms)
+    state = _take_slot(settings_of)
 
     def hold_on(number: int, frame: Optional[FrameType]) -> None:
-        station.told_to_end = True
+        state.told_to_end = True
 
     # A service manager sends SIGTERM to all processes of a run.  The worker goes on until the parent stops its backend.
     signal.signal(signal.SIGTERM, hold_on)
-    station.adopts = adopt_orphans()
-    holder = threading.Thread(target=_hold_lifeline, args=(terms, station), daemon=True)
+    state.adopts = adopt_orphans()
+    holder = threading.Thread(target=_hold_lifeline, args=(settings_of, state), daemon=True)
     try:
         holder.start()
     except RuntimeError:  # no more threads: the parent notices that it has too few workers
         os._exit(1)
 
-    desk = _desks[threading.get_ident()]
+    worker = _workers[threading.get_ident()]
     lifeline = select.poll()
-    lifeline.register(terms.lifeline.fileno(), select.POLLIN)
+    lifeline.register(settings_of.lifeline.fileno(), select.POLLIN)
 
-    def stay() -> None:
-        if lifeline.poll(0) and not desk.seats.canceled:  # the parent did not cancel: it is gone, or about to be
+    def block_if_orphaned() -> None:
+        if lifeline.poll(0) and not worker.ledger.canceled:  # the parent did not cancel: it is gone, or about to be
             holder.join()
 
-    _desks[threading.get_ident()] = desk._replace(stay=stay)
+    _workers[threading.get_ident()] = worker._replace(block_if_orphaned=block_if_orphaned)
     # A worker leaves by itself only if it sees its queues end.  It should stay until the holder has cleared away, or until
     # Pool.terminate ends it.
     util.Finalize(None, holder.join, exitpriority=1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _sit_down(terms: _Terms) -> Station:
+def _take_slot(settings_of: _WorkerSettings) -> WorkerState:
     from _thread import get_ident
-    seats = terms.seats
-    with terms.lock:
-        seat = seats.take()
-    station = Station(terms.run_id, terms.directory, lambda index, group: seats.note(seat, index, group), terms.grace)
-    _desks[get_ident()] = _Desk(station, seats)
-    return station
+    ledger = settings_of.ledger
+    with settings_of.lock:
+        slot = ledger.take()
+    state = WorkerState(settings_of.run_id, settings_of.directory, lambda index, group: ledger.note(slot, index, group), settings_of.grace)
+    _workers[get_ident()] = _Worker(state, ledger)
+    return state
 
 
-def _hold_lifeline(terms: _Terms, station: Station) -> None:
+def _hold_lifeline(settings_of: _WorkerSettings, state: WorkerState) -> None:
     """Waits in a thread of each worker for the end of the run or of the parent."""
-    os.read(terms.lifeline.fileno(), 1)
-    station.cancel()
-    while os.getppid() == terms.parent:
+    os.read(settings_of.lifeline.fileno(), 1)
+    state.cancel()
+    while os.getppid() == settings_of.parent:
         time.sleep(0.1)
-    if station.adopts:
+    if state.adopts:
         end_children()
-    sweep(RUN_MARK % terms.run_id)
-    remove_tree(terms.directory)
+    sweep(RUN_MARK % settings_of.run_id)
+    remove_tree(settings_of.directory)
     os._exit(1)
 
 
@@ -5580,15 +5581,15 @@ def _unpack(message: _Message) -> Any:
 def _serve(message: _Message) -> Optional[_Message]:
     """What a worker does with a message: the task is run, its Result is the answer."""
     from _thread import get_ident
-    station, seats, stay = _desks[get_ident()]
+    state, ledger, block_if_orphaned = _workers[get_ident()]
     task = _unpack(message)
-    station.note(task.index, 0)
-    if seats.retired:  # read after the claim is noted, as the parent looks for claims after it retires the pool
+    state.note(task.index, 0)
+    if ledger.retired:  # read after the claim is noted, as the parent looks for claims after it retires the pool
         return None
-    result = run_task(task, station)._replace(task=None)
-    stay()
+    result = run_task(task, state)._replace(task=None)
+    block_if_orphaned()
     with writing("the result"):
-        return _pack(result, os.path.join(station.directory, "%d.result" % task.index), station.renew)
+        return _pack(result, os.path.join(state.directory, "%d.result" % task.index), state.renew)
 
 
 def _spawn_from_nowhere() -> None:
@@ -5611,31 +5612,31 @@ def _spawn_from_nowhere() -> None:
         util.spawnv_passfds = spawn_with_path
 
 
-class _Crew:
+class _WorkerPool:
     """One multiprocessing.Pool with its ledger."""
 
-    def __init__(self, directory: str, jobs: int, method: str, terms: Callable[[Seats, Any], _Terms]) -> None:
+    def __init__(self, directory: str, jobs: int, method: str, settings_of: Callable[[Ledger, Any], _WorkerSettings]) -> None:
         import itertools
         import multiprocessing
         import multiprocessing.pool
         import signal
         import warnings
         self.jobs = jobs
-        self.bereft = False  # a worker died
-        self.unclaimed: Dict[int, int] = {}  # task index: for how many looks no worker had it
+        self.lost_a_worker = False  # a worker died
+        self.looks_unclaimed: Dict[int, int] = {}  # task index: for how many looks no worker had it
         self.processes: Dict[int, Any] = {}
-        self.seats = Seats.create(directory, 2 * jobs + 16)
+        self.ledger = Ledger.create(directory, 2 * jobs + 16)
         positions = itertools.count()
         if method == "thread":
             from _thread import allocate_lock
-            self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _sit_down, (terms(self.seats, allocate_lock()),))
+            self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _take_slot, (settings_of(self.ledger, allocate_lock()),))
             return
 
         def new_lock() -> KernelLock:
-            return KernelLock(self.seats, next(positions))
+            return KernelLock(self.ledger, next(positions))
 
-        seats_lock = new_lock()
-        with seats_lock:  # not every file system has locks; better to learn it here than in each worker
+        ledger_lock = new_lock()
+        with ledger_lock:  # not every file system has locks; better to learn it here than in each worker
             pass
 
         base: Any = type(multiprocessing.get_context(method))
@@ -5684,15 +5685,15 @@ class _Crew:
         # never take one.
         former = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         try:
-            self.pool = Pool(jobs, _enter_process, (terms(self.seats, seats_lock),), context=Context())
+            self.pool = Pool(jobs, _enter_process, (settings_of(self.ledger, ledger_lock),), context=Context())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
     def claimed(self) -> Set[int]:
         """The indexes of the tasks that live workers have begun."""
-        return {index for _, _, index, _ in self.seats}
+        return {index for _, _, index, _ in self.ledger}
 
-    def dead_seats(self) -> List[Tuple[int, int, int, int]]:
+    def dead_slots(self) -> List[Tuple[int, int, int, int]]:
         """Return the seats whose worker is gone.  Reap it, if Pool has not yet.
 
         A worker that was stopped, as its backend can do, goes on.
@@ -5701,7 +5702,7 @@ class _Crew:
         import signal
         for process in multiprocessing.active_children():
             self.processes[process.pid or 0] = process
-        return [seat for seat in self.seats if not process_exists(seat[1], signal.SIGCONT)]
+        return [slot for slot in self.ledger if not process_exists(slot[1], signal.SIGCONT)]
 
     def how_it_ended(self, pid: int) -> str:
         process = self.processes.pop(pid, None)
@@ -5724,19 +5725,19 @@ class _Crew:
         for _ in range(100):
             if not ending.is_alive():
                 self.pool.join()
-                self.seats.close()
+                self.ledger.close()
                 return
             self._kill_workers()
             ending.join(0.02)
 
     def _kill_workers(self) -> None:
         import signal
-        for _, pid, _, _ in self.seats:
+        for _, pid, _, _ in self.ledger:
             if pid != os.getpid():
                 process_exists(pid, signal.SIGKILL)  # unless Pool has ended the worker meanwhile
 
 
-class _Run:
+class _PoolRun:
     """One batch under way: the crew that gets the tasks, crews that were retired, and every task in flight."""
 
     def __init__(self, jobs: int, method: str, grace: float, notice: Callable[[str], None]) -> None:
@@ -5757,9 +5758,9 @@ class _Run:
         self._guard = start_guard(watched.fileno(), RUN_MARK % self.run_id, self.directory)
         watched.close()
         self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.in_flight: Dict[int, Tuple[Task, _Crew, float]] = {}
-        self.bereaved: Dict[int, Tuple[float, str]] = {}  # task index: until when its result may come, why it may not
-        self.crews: List[_Crew] = []
+        self.in_flight: Dict[int, Tuple[Task, _WorkerPool, float]] = {}
+        self.awaiting_result: Dict[int, Tuple[float, str]] = {}  # task index: until when its result may come, why it may not
+        self.worker_pools: List[_WorkerPool] = []
         self._messages = 0
         self.canceled = False
         self.failure = ""  # why no more tasks can run
@@ -5769,27 +5770,27 @@ class _Run:
         _lifelines.append(self._lifeline)
         try:
             try:
-                self._hire()
+                self._add_worker_pool()
             except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: no more threads
                 number = errno.EAGAIN if isinstance(error, RuntimeError) else getattr(error, "errno", 0)
                 if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
                     raise too_few(number) from None
                 self.method = "thread"
                 with writing("temporary files"):
-                    self._hire()
+                    self._add_worker_pool()
                 notice("cannot start worker processes (%s): tasks run in threads"
                        % (reason_of(error) if isinstance(error, OSError) else error))
         except BaseException:
             self.close()
             raise
 
-    def _hire(self) -> None:
+    def _add_worker_pool(self) -> None:
         _coders()  # imports; a worker forked during an import would wait for its lock
         self._renew()
-        allow_descriptors(100 + 3 * self.jobs * (len(self.crews) + 1))  # a worker takes at most three
-        self.crews.append(_Crew(
+        allow_descriptors(100 + 3 * self.jobs * (len(self.worker_pools) + 1))  # a worker takes at most three
+        self.worker_pools.append(_WorkerPool(
             self.directory, self.jobs, self.method,
-            lambda seats, lock: _Terms(self.run_id, self.directory, seats, lock, self._reader,
+            lambda ledger, lock: _WorkerSettings(self.run_id, self.directory, ledger, lock, self._reader,
                                        self._guard_line, os.getpid(), self.grace)))
 
     def _renew(self) -> None:
@@ -5802,14 +5803,14 @@ class _Run:
             raise
 
     def start(self, task: Task) -> None:
-        crew = self.crews[-1]
-        self.in_flight[task.index] = task, crew, time.monotonic()
+        worker_pool = self.worker_pools[-1]
+        self.in_flight[task.index] = task, worker_pool, time.monotonic()
         self._messages += 1
 
         def fail(error: BaseException) -> None:
             reason = reason_of(error) if isinstance(error, OSError) else error
             text = str(error) if isinstance(error, OutputError) else "cannot pass the task to a worker: %s" % reason
-            self.events.put((crew, unfinished(task, "failed", text, "backend", exit_code=1)))
+            self.events.put((worker_pool, unfinished(task, "failed", text, "backend", exit_code=1)))
 
         try:
             self._renew()
@@ -5823,7 +5824,7 @@ class _Run:
         except OutputError as error:
             fail(error)
             return
-        crew.pool.apply_async(_serve, (message,), callback=lambda answer: self.events.put((crew, answer)), error_callback=fail)
+        worker_pool.pool.apply_async(_serve, (message,), callback=lambda answer: self.events.put((worker_pool, answer)), error_callback=fail)
 
     def cancel(self) -> None:
         """Stops what runs, politely at first.  Its results come as they would have."""
@@ -5831,22 +5832,22 @@ class _Run:
             return
         self.canceled = True
         self.kill_at = time.monotonic() + self.grace + KILLED_SECONDS
-        for crew in self.crews:
-            crew.seats.cancel()
+        for worker_pool in self.worker_pools:
+            worker_pool.ledger.cancel()
         _lifelines.remove(self._lifeline)
         self._lifeline.close()
         if self.method == "thread":
             import threading
-            for desk in list(_desks.values()):
-                if desk.station.run_id == self.run_id:
-                    threading.Thread(target=desk.station.cancel, daemon=True).start()
+            for worker in list(_workers.values()):
+                if worker.state.run_id == self.run_id:
+                    threading.Thread(target=worker.state.cancel, daemon=True).start()
 
     def kill(self) -> None:
         """Ends what runs at once."""
         import signal
         self.killed_at = self.killed_at or time.monotonic()
-        for crew in self.crews:
-            for _, _, _, group in crew.seats:
+        for worker_pool in self.worker_pools:
+            for _, _, _, group in worker_pool.ledger:
                 if group:
                     send_signal(group, signal.SIGKILL)
         sweep(RUN_MARK % self.run_id)
@@ -5856,15 +5857,15 @@ class _Run:
         import queue
         results = []
         try:
-            crew, answer = self.events.get(timeout=TICK_SECONDS)
+            worker_pool, answer = self.events.get(timeout=TICK_SECONDS)
             result = answer if answer is None or isinstance(answer, Result) else self._received(answer)
-            if result is not None and result.index in self.in_flight and self.in_flight[result.index][1] is crew:
+            if result is not None and result.index in self.in_flight and self.in_flight[result.index][1] is worker_pool:
                 results.append(self._answer(result))
         except queue.Empty:
             pass
         if time.monotonic() >= self._next_look and self.method != "thread":
             self._next_look = time.monotonic() + TICK_SECONDS
-            results += [self._answer(result) for crew in self.crews for result in self._look_after(crew)]
+            results += [self._answer(result) for worker_pool in self.worker_pools for result in self._reap_workers(worker_pool)]
         return results
 
     def _received(self, message: _Message) -> Optional[Result]:
@@ -5881,52 +5882,53 @@ class _Run:
 
     def _answer(self, result: Result) -> Result:
         task = self.in_flight.pop(result.index)[0]
-        self.bereaved.pop(result.index, None)
+        self.awaiting_result.pop(result.index, None)
         task = task._replace(parts=())  # which may be files, and are not needed any more
         if self.killed_at and result.error_kind == "signal" and result.exit_code == 137:  # its worker did not know that it was us
             result = result._replace(status="canceled", exit_code=-1, error="canceled while it ran", error_kind="canceled")
         return with_answer(result)._replace(task=task)
 
-    def _look_after(self, crew: _Crew) -> List[Result]:
+    def _reap_workers(self, worker_pool: _WorkerPool) -> List[Result]:
         """Buries a crew's dead workers and answers for what cannot be answered any more."""
         import signal
         now = time.monotonic()
-        for seat, pid, index, group in crew.dead_seats():
+        for slot, pid, index, group in worker_pool.dead_slots():
             if group:
                 send_signal(group, signal.SIGKILL)
             sweep(TASK_MARK % (self.run_id, index))
-            how = crew.how_it_ended(pid)
-            crew.seats.free(seat)
-            crew.bereft = True
+            how = worker_pool.how_it_ended(pid)
+            worker_pool.ledger.free(slot)
+            worker_pool.lost_a_worker = True
             if index in self.in_flight:
-                self.bereaved[index] = now + HANDOVER_SECONDS, "its worker process was %s" % how
-        self._look_for_a_stall(crew)
-        return [self._lost(index, why) for index, (deadline, why) in list(self.bereaved.items()) if now >= deadline]
+                self.awaiting_result[index] = now + HANDOVER_SECONDS, "its worker process was %s" % how
+        self._look_for_a_stall(worker_pool)
+        return [self._lost(index, why) for index, (deadline, why) in list(self.awaiting_result.items()) if now >= deadline]
 
-    def _look_for_a_stall(self, crew: _Crew) -> None:
+    def _look_for_a_stall(self, worker_pool: _WorkerPool) -> None:
         """Retires a crew whose queue is damaged.  What it has not begun it then cannot begin, and another crew gets it."""
-        claimed = crew.claimed()
-        crew.unclaimed = {index: crew.unclaimed.get(index, 0) + 1 for index, (_, its_crew, _) in self.in_flight.items()
-                          if its_crew is crew and index not in claimed and index not in self.bereaved}
-        started = bool(crew.bereft or claimed)
-        if max(crew.unclaimed.values(), default=0) < (STALL_TICKS if started else START_TICKS) or started and not crew.bereft:
+        claimed = worker_pool.claimed()
+        worker_pool.looks_unclaimed = {index: worker_pool.looks_unclaimed.get(index, 0) + 1 for index, (_, its_pool, _) in self.in_flight.items()
+                          if its_pool is worker_pool and index not in claimed and index not in self.awaiting_result}
+        started = bool(worker_pool.lost_a_worker or claimed)
+        limit = STALL_TICKS if started else START_TICKS
+        if max(worker_pool.looks_unclaimed.values(), default=0) < limit or started and not worker_pool.lost_a_worker:
             return
-        crew.seats.retire()
-        waiting = set(crew.unclaimed) - crew.claimed()
+        worker_pool.ledger.retire()
+        waiting = set(worker_pool.looks_unclaimed) - worker_pool.claimed()
         if self.canceled:
             for index in waiting:
-                self.events.put((crew, unfinished(self.in_flight[index][0], "canceled", "canceled before it started", "canceled")))
+                self.events.put((worker_pool, unfinished(self.in_flight[index][0], "canceled", "canceled before it started", "canceled")))
             return
-        if crew is self.crews[-1]:
+        if worker_pool is self.worker_pools[-1]:
             if not started:
                 self._notice("worker processes do not start: tasks run in threads")
                 self.method = "thread"
             try:
-                self._hire()
+                self._add_worker_pool()
             except (OSError, OutputError, RuntimeError) as error:  # RuntimeError: no more threads
                 self.failure = self.failure or "cannot start workers again: %s" % error
                 for index in waiting:
-                    self.events.put((crew, unfinished(self.in_flight[index][0], "failed", self.failure, "backend", exit_code=1)))
+                    self.events.put((worker_pool, unfinished(self.in_flight[index][0], "failed", self.failure, "backend", exit_code=1)))
                 return
         for index in sorted(waiting):
             self.start(self.in_flight[index][0])
@@ -5951,10 +5953,10 @@ class _Run:
         if self.in_flight:
             self.kill()
         remove_tree(self.directory)  # while there are workers, who would do it if this process were killed now
-        for crew in self.crews:
-            crew.close()
-        for ident in [ident for ident, desk in _desks.items() if desk.station.run_id == self.run_id]:
-            del _desks[ident]
+        for worker_pool in self.worker_pools:
+            worker_pool.close()
+        for ident in [ident for ident, worker in _workers.items() if worker.state.run_id == self.run_id]:
+            del _workers[ident]
         self._reader.close()
         sweep(RUN_MARK % self.run_id)
         remove_tree(self.directory)
@@ -6000,7 +6002,7 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
     supply = iter(tasks)
     method = start_method or default_start_method()
     failed = exhausted = False
-    run = _Run(jobs, method, grace, notice)
+    run = _PoolRun(jobs, method, grace, notice)
     try:
         control.wake = lambda: run.events.put((None, None))
         control.directory = run.directory
@@ -6289,7 +6291,7 @@ class Sections:
             self._between = "\n"
 
 
-class Kept:
+class Collect:
     """Results, which must be few, until they can be shown in the order of their tasks."""
 
     def __init__(self) -> None:
@@ -6449,12 +6451,12 @@ class Directory:
     def __init__(self, path: str, *, roots: Sequence[str] = (), overwrite: bool = False, has_ids: bool = False,
                  warn: Callable[[str], None] = lambda text: None) -> None:
         self._path, self._overwrite, self._warn = path, overwrite, warn
-        self._place = Place(-1, "")
+        self._place = OpenDirectory(-1, "")
         self._report = Report()
         self._earlier: Dict[str, List[str]] = {}  # the files of earlier runs, by what follows the number
         try:
             os.makedirs(path, 0o700, exist_ok=True)
-            self._place = open_place(path, os.O_RDONLY)
+            self._place = open_directory(path, os.O_RDONLY)
             outside = outside_of(self._place.real, *roots)
             if outside:  # it was inside, when the batch was read
                 raise PermissionError(0, "it is outside of " + outside)
@@ -7106,7 +7108,7 @@ class SessionStore:
 class Settings(NamedTuple):
     """The validated options of the commands that run tasks.  Values only."""
 
-    rules: Rules
+    rules: TaskPolicy
     dry_run: bool = False
     form: str = "text"  # or json, jsonl
     quiet: bool = False
@@ -7127,7 +7129,7 @@ def use_color(choice: str, output: Output) -> bool:
     return wanted(choice, output.cursor and not os.environ.get("NO_COLOR"))
 
 
-class _Feed:
+class Fanout:
     """Hands each result to every sink that can still take it, and remembers what could not be written.
 
     Where the first sink, the one whose output was asked for, can write no more the run is canceled: nobody should pay
@@ -7246,7 +7248,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     control, totals = Control(), Totals()
     table = None if settings.dry_run or not plan.table else plan.new_table()
     directory = plan.new_directory() if plan.new_directory and not settings.dry_run else None
-    feed = _Feed([sink for sink in (form, directory, table, totals, progress) if sink], control)
+    feed = Fanout([sink for sink in (form, directory, table, totals, progress) if sink], control)
     stop = _Stop(control)
     stop.blocked = lambda seconds: max(stdout.writing_for(), stderr.writing_for()) > seconds
     told = False
@@ -7313,7 +7315,7 @@ def _reader_went_away() -> None:
     raise OutputError("the reader of stdout went away", broken_pipe=True)
 
 
-def _summarize(plan: Plan, settings: Settings, feed: _Feed, directory: Optional[Directory], table: Optional[Table],
+def _summarize(plan: Plan, settings: Settings, feed: Fanout, directory: Optional[Directory], table: Optional[Table],
                totals: Totals, stdout: Output, stderr: Output) -> None:
     """What is written when all results are there."""
     form = plan.form
@@ -7344,7 +7346,7 @@ def _summarize(plan: Plan, settings: Settings, feed: _Feed, directory: Optional[
 def command_parallel(settings: Settings, file: Optional[str], jobs: Optional[int], fail_fast: bool, output_dir: str,
                      overwrite: bool) -> int:
     """Runs a batch.  Returns the exit status, as run_plan does."""
-    heed_children()
+    reset_sigchld()
     console = Console()
     file_says = settings.rules.configuration
 
@@ -7360,7 +7362,7 @@ def command_parallel(settings: Settings, file: Optional[str], jobs: Optional[int
     limits = {name: file_says.said("backends.%s.max_parallel" % name) for name in [*BACKENDS, *file_says.definitions]}
     if any(limits.values()):
         stream = Limited(stream, {name: limit for name, limit in limits.items() if limit})
-    said = settled([("command line", {"jobs": jobs, "fail_fast": fail_fast or None, "output_dir": output_dir}),
+    said = merge_layers([("command line", {"jobs": jobs, "fail_fast": fail_fast or None, "output_dir": output_dir}),
                     ("batch", {"jobs": stream.run.get("max_parallel"), "fail_fast": stream.run.get("fail_fast"),
                                "output_dir": stream.run.get("output_dir")}),
                     ("configuration", {"jobs": file_says.get("parallel.max_workers"), "fail_fast": file_says.get("parallel.fail_fast")})],
@@ -7391,7 +7393,7 @@ def chain_fields(totals: Totals, failed_step: int) -> Dict[str, Any]:
 
 def command_chain(settings: Settings, file: Optional[str]) -> int:
     """Runs the steps of a chain, each with the answers of those before it.  Returns the exit status, as run_plan does."""
-    heed_children()
+    reset_sigchld()
     console = Console()
 
     def warn(text: str) -> None:
@@ -7418,7 +7420,7 @@ def comparison_fields(totals: Totals, prompt: str, backends: List[str], missing:
 
 def command_compare(settings: Settings, names: Optional[Sequence[str]], sequential: bool, argument: str) -> int:
     """Asks several backends the same: the named ones, or all but echo.  Returns the exit status, as run_plan does."""
-    heed_children()
+    reset_sigchld()
     console, rules = Console(), settings.rules
     if names is None:
         names = [name for name in [*BACKENDS, *rules.definitions]
@@ -7432,7 +7434,7 @@ def command_compare(settings: Settings, names: Optional[Sequence[str]], sequenti
         return EXIT_FAILED
     if missing:
         console.say("warning: not installed, so left out: " + ", ".join(missing))
-    kept = Kept()
+    kept = Collect()
 
     def answers(output: Output) -> None:
         if output is not console.stdout:  # only the table is for whoever is there when nobody reads the answers
@@ -7443,14 +7445,14 @@ def command_compare(settings: Settings, names: Optional[Sequence[str]], sequenti
 
     present = [task.backend for task in tasks]
     heading = "Comparing %s: %s" % (counted(len(present), "backend"), ", ".join(present))
-    status = run_plan(Plan(Tasks(tasks), 1 if sequential else len(tasks), form_of(settings, console.stdout, lambda output: kept), len(tasks),
+    status = run_plan(Plan(TaskList(tasks), 1 if sequential else len(tasks), form_of(settings, console.stdout, lambda output: kept), len(tasks),
                            heading, fields=lambda totals: comparison_fields(totals, prompt, present, missing),
                            before_table=answers, new_table=ComparisonTable), settings, console)
     warn_of_unread_stdin(argument, console)
     return status
 
 
-class Asked(NamedTuple):
+class PromptOptions(NamedTuple):
     """What the options of a single prompt say, beside those of its task."""
 
     prompt: str
@@ -7465,7 +7467,7 @@ class Asked(NamedTuple):
 
 def of_this_run(result: Result, task: Task, session: Optional[Session]) -> Tuple[Result, Dict[str, int]]:
     """The result of a single prompt as that of this run alone, and what its backend counted over the whole of its session."""
-    if not (result.counts_session and result.usage):
+    if not (result.usage_is_cumulative and result.usage):
         return result, {}
     before = session.cumulative_usage if session else {}
     if before:
@@ -7513,7 +7515,7 @@ def _short(session: Session) -> str:
     return "%s (%s)" % (session.id[:SHORT_ID_DIGITS], session.backend)
 
 
-def command_prompt(settings: Settings, asked: Asked) -> int:
+def command_prompt(settings: Settings, asked: PromptOptions) -> int:
     """Asks one backend.  Returns the exit status."""
     console = Console()
     rules = settings.rules
@@ -7534,7 +7536,7 @@ def command_prompt(settings: Settings, asked: Asked) -> int:
     return _ask(task, session, None if asked.ephemeral else store, settings, asked, console)
 
 
-def command_resume(settings: Settings, asked: Asked) -> int:
+def command_resume(settings: Settings, asked: PromptOptions) -> int:
     """Goes on with a session.  Returns the exit status."""
     console = Console()
     rules = settings.rules
@@ -7606,16 +7608,16 @@ def _new_session(task: Task, store: SessionStore, configuration: Configuration, 
     if task.workdir and not os.path.isdir(task.workdir) or find_program(backend_of(task).command(task).argv[0])[1]:
         return None
     try:
-        return store.create(task.backend, working_dir=task.workdir, model=task.model, initial_prompt=task.prompt[:LONGEST_KEPT],
+        return store.create(task.backend, working_dir=task.workdir, model=task.model, initial_prompt=task.prompt[:MAX_KEPT_PROMPT],
                             tags=configuration.get("session.default_tags"))
     except OSError as error:
         console.say("warning: this session is not kept: %s" % reason_of(error))
         return None
 
 
-def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], settings: Settings, asked: Asked, console: Console) -> int:
+def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], settings: Settings, asked: PromptOptions, console: Console) -> int:
     """Run the task of a single prompt, in `session` if there is one, and store the session."""
-    heed_children()
+    reset_sigchld()
     says = settings.rules.configuration
     settings = settings._replace(dry_run=settings.dry_run or task.dry_run)
     can = backend_of(task).resuming
@@ -7661,19 +7663,19 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
         return result
 
     try:
-        status = run_plan(Plan(Tasks([task]), 1, shown, 1, table=False, summary=False, arrived=arrived,
+        status = run_plan(Plan(TaskList([task]), 1, shown, 1, table=False, summary=False, arrived=arrived,
                                follow=shown.follow if task.follow else lambda directory: None), settings, console)
     finally:
         if result is None:
             keep({})
     if result is None or status == EXIT_PIPE:
         return status
-    _tell(result, form, says, console)
+    report_to_stderr(result, form, says, console)
     warn_of_unread_stdin(asked.prompt, console)
     return status if status not in (EXIT_OK, EXIT_FAILED) else prompt_verdict(result)
 
 
-LONGEST_KEPT = 10000  # characters of a prompt that its session is remembered by
+MAX_KEPT_PROMPT = 10000  # characters of a prompt that its session is remembered by
 
 
 def _prompt_form(form: str, task: Task, settings: Settings, session: Optional[Session], console: Console) -> Any:
@@ -7688,7 +7690,7 @@ def _prompt_form(form: str, task: Task, settings: Settings, session: Optional[Se
     return LiveText(console.stdout, backend_of(task).saying, console.make_way)
 
 
-def _tell(result: Result, form: str, says: Configuration, console: Console) -> None:
+def report_to_stderr(result: Result, form: str, says: Configuration, console: Console) -> None:
     """What is said on stderr of a single prompt's result."""
     if form != "json":  # where they are part of the result
         for warning in result.warnings:
@@ -7788,7 +7790,7 @@ def shown_settings(configuration: Configuration, environment: Dict[str, str]) ->
     found = {}
     for key in keys:
         variable = variables.get(key, "")
-        found.update(settled([("environment: " + variable, {key: environment.get(variable)}),
+        found.update(merge_layers([("environment: " + variable, {key: environment.get(variable)}),
                               (configuration.place(key), {key: configuration.said(key)})], (key,)))
         found.setdefault(key, (setting_named(key)[1], "built-in"))
     return found
@@ -7832,7 +7834,7 @@ def start_method_of(environment: Dict[str, str]) -> str:
 
 def command_doctor(as_json: bool) -> int:
     """Says which backends can be used, and facts about the machine.  Returns the exit status: whether there is one to use."""
-    heed_children()
+    reset_sigchld()
     environment = dict(os.environ)
     method = start_method_of(environment) or default_start_method()
     definitions = definitions_of(load_configuration(None, environment), environment)
@@ -8220,7 +8222,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
             ceiling = parse_ceiling(environment["CLINVK_CEILING"])
         except ValueError as error:
             raise UserError("CLINVK_CEILING: %s" % error) from None
-    rules = Rules(task, environment, definitions, bool(given.get("allow_commands")), ceiling or Ceiling(),
+    rules = TaskPolicy(task, environment, definitions, bool(given.get("allow_commands")), ceiling or Ceiling(),
                   given.get("root") or "", given.get("output_dir") or "", configuration)
     return Settings(rules, options.dry_run, given.get("form", "text"), given.get("quiet", False), options.progress,
                     options.color or configuration.get("output.color"), start_method_of(environment))
@@ -8229,7 +8231,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
 def run_prompt(options: argparse.Namespace) -> int:
     if options.prompt is None:
         raise UserError("no prompt: give it as an argument, or - to read it from stdin")
-    return command_prompt(settings_from(options), Asked(options.prompt, options.form or "", options.go_on, options.ephemeral))
+    return command_prompt(settings_from(options), PromptOptions(options.prompt, options.form or "", options.go_on, options.ephemeral))
 
 
 def run_resume(options: argparse.Namespace) -> int:
@@ -8246,7 +8248,7 @@ def run_resume(options: argparse.Namespace) -> int:
         raise UserError("unknown argument %s; a prompt of several words needs quotes around it%s" % (
             words[1], ", and with --last there is no id" if options.last else ""))
     form, options.form = options.form or "", "text"
-    return command_resume(settings_from(options), Asked(words[0], form, session=session, last=options.last,
+    return command_resume(settings_from(options), PromptOptions(words[0], form, session=session, last=options.last,
                                                         backend=options.backend or "", here=options.here))
 
 
@@ -8321,14 +8323,14 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_standard_streams()
-    keep_descriptors()
+    close_on_exec_inherited()
     stderr = Output(2)
 
     try:
         if arguments in (["--version"], ["version"]):  # before anything is imported for it
             return print_version()
         if whole_process:
-            forgo_keyboard_interrupt()
+            let_sigint_kill()
         with stop_signals(die_at_once):
             options = build_parser(*arguments[:2]).parse_args(arguments)
             return int(options.run(options))

@@ -275,14 +275,14 @@ class Case(unittest.TestCase):
     def tearDown(self):
         left, words = [], []
 
-        def settled():
+        def merge_layers():
             left[:] = processes_with(self.mark)
             words[:] = [process_words(pid) for pid in left]
             return all(" " in word.strip() and not word.endswith("(gone)") and "multiprocessing.resource_tracker" not in word for word in words)
 
         # Python's own helper of the spawn method ends by itself, once it sees that its users have; a moment after them.  Who has no
         # command line any more is about to be gone.
-        wait_until(settled, "what ends by itself has ended")
+        wait_until(merge_layers, "what ends by itself has ended")
         for pid in left:
             kill_quietly(pid)
         for process in self._background:

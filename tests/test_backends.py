@@ -432,13 +432,13 @@ class Leftovers(Environment):
 
     def test_the_answer_of_a_run_whose_record_is_removed_is_kept_where_all_answers_are(self):
         record = self.put("chats/session-2026-11-24T19-56-5e551000.jsonl", "5e551000-0000-4000-8000-000000000003")
-        station = clinvk.Station("run", self.path("station"))
-        os.mkdir(station.directory)
-        result = clinvk.run_task(clinvk.Task(0, "gemini", "flood 100000"), station)
-        station.drop_files()
+        state = clinvk.WorkerState("run", self.path("state"))
+        os.mkdir(state.directory)
+        result = clinvk.run_task(clinvk.Task(0, "gemini", "flood 100000"), state)
+        state.drop_files()
         self.assertEqual(result.status, "ok")
         self.assertFalse(os.path.exists(record))
-        self.assertTrue([name for name in os.listdir(station.directory) if os.path.getsize(os.path.join(station.directory, name)) == 100000])
+        self.assertTrue([name for name in os.listdir(state.directory) if os.path.getsize(os.path.join(state.directory, name)) == 100000])
         result.answer.take()
 
 
@@ -610,7 +610,7 @@ class Readers(CaptureCase):
         return clinvk.BACKENDS[backend].read(self.capture(stdout), stderr, code)
 
     def check(self, reply, **expected):
-        fields = dict(clinvk.Reply()._asdict(), waiting=ANY, counts_session=ANY, **expected)
+        fields = dict(clinvk.Reply()._asdict(), waiting=ANY, usage_is_cumulative=ANY, **expected)
         for field, value in fields.items():
             if field == "error" and value:
                 self.assertEqual(reply.error[:len(value)], value)
@@ -619,7 +619,7 @@ class Readers(CaptureCase):
 
     def test_codex_alone_counts_the_tokens_of_the_whole_session(self):
         for backend in ("claude", "codex", "gemini"):
-            self.assertEqual(self.read(backend, recorded(backend + "-ok")[0]).counts_session, backend == "codex")
+            self.assertEqual(self.read(backend, recorded(backend + "-ok")[0]).usage_is_cumulative, backend == "codex")
 
     def test_each_recording_is_read_as_what_it_is(self):
         for name, code, expected in READINGS:
@@ -1129,13 +1129,13 @@ class Verdicts(CaptureCase):
                     self.assertEqual(result.warnings, (), (backend, noise))
 
     def test_a_line_that_is_too_long_fails_the_task_only_if_it_may_have_held_a_part_of_the_answer(self):
-        longest, clinvk.LONGEST_LINE = clinvk.LONGEST_LINE, 2 * clinvk.CHUNK
-        self.addCleanup(setattr, clinvk, "LONGEST_LINE", longest)
+        longest, clinvk.MAX_LINE_BYTES = clinvk.MAX_LINE_BYTES, 2 * clinvk.CHUNK
+        self.addCleanup(setattr, clinvk, "MAX_LINE_BYTES", longest)
         tools = {"claude": b'{"type":"user","message":{"content":"%s"}}', "gemini": b'{"type":"tool_result","output":"%s"}',
                  "codex": b'{"type":"item.completed","item":{"type":"command_execution","aggregated_output":"%s"}}'}
         for backend in self.STREAMS:
             lines, output = self.stream(backend)
-            large = b"y" * (clinvk.LONGEST_LINE + 1)
+            large = b"y" * (clinvk.MAX_LINE_BYTES + 1)
             self.assertEqual(self.judge(backend, b"\n".join([tools[backend] % large] + lines)).status, "ok")
             self.assertEqual(self.judge(backend, b"\n".join([lines[0], self.STREAMS[backend][0] % large, *lines[2:]])).status, "ok" if backend == "claude" else "failed")
 
@@ -1360,16 +1360,16 @@ class Captures(CaptureCase):
             self.assertEqual(list(self.capture(data).lines()), [line for line in data.split(b"\n") if line.strip()])
 
     def test_of_a_line_that_is_too_long_the_beginning_is_given_and_the_lines_around_it_are_whole(self):
-        longest, clinvk.LONGEST_LINE = clinvk.LONGEST_LINE, 3 * clinvk.CHUNK
-        self.addCleanup(setattr, clinvk, "LONGEST_LINE", longest)
-        for size in (0, clinvk.CHUNK, clinvk.LONGEST_LINE - 1, clinvk.LONGEST_LINE, clinvk.LONGEST_LINE + 1, 2 * clinvk.LONGEST_LINE, 3 * clinvk.LONGEST_LINE + 7):
+        longest, clinvk.MAX_LINE_BYTES = clinvk.MAX_LINE_BYTES, 3 * clinvk.CHUNK
+        self.addCleanup(setattr, clinvk, "MAX_LINE_BYTES", longest)
+        for size in (0, clinvk.CHUNK, clinvk.MAX_LINE_BYTES - 1, clinvk.MAX_LINE_BYTES, clinvk.MAX_LINE_BYTES + 1, 2 * clinvk.MAX_LINE_BYTES, 3 * clinvk.MAX_LINE_BYTES + 7):
             for before, after in ((b"a\n", b"\nb\n"), (b"", b"\nb"), (b"a\n", b""), (b"", b""), (b"a\n", b"\n" + b"y" * size + b"\nb")):
                 data = before + b"x" * size + after
                 lengths = [len(line) for line in data.split(b"\n") if line]
                 given = list(self.capture(data).lines())
                 self.assertEqual([line[:1] for line in given], [line[:1] for line in data.split(b"\n") if line])
                 for line, length in zip(given, lengths):
-                    self.assertIn(len(line), (length,) if length <= clinvk.LONGEST_LINE else range(1, clinvk.CHUNK + 1), (size, before, after[:9]))
+                    self.assertIn(len(line), (length,) if length <= clinvk.MAX_LINE_BYTES else range(1, clinvk.CHUNK + 1), (size, before, after[:9]))
 
     def test_events_are_the_objects_in_lines_with_a_mark(self):
         data = b'{"type":"a","n":1}\n{"type":"b"}\n[{"type":"a","n":2},5,[{"type":"a"}],{"type":"c"}]\nnot "a" JSON\n"a"\n["a"]\n{"n":3,"x":"\\"a\\""}\n{"type":"a"'
@@ -1452,7 +1452,7 @@ class Captures(CaptureCase):
             size, output = line.split(" ", 1)
             self.assertEqual(size, "0" if read < 5 else str(os.path.getsize(paths[1]) >> 20))
             self.assertTrue(output.startswith("None" if read % 5 == 3 else HELLO), line)
-        self.assertLess(int(grown), clinvk.LONGEST_LINE + (16 << 20))
+        self.assertLess(int(grown), clinvk.MAX_LINE_BYTES + (16 << 20))
 
     def test_what_is_written_after_the_end_is_not_part_of_it(self):
         file = clinvk.nameless_file(self.directory)

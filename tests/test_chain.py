@@ -143,7 +143,7 @@ class Placeholders(ChainCase):
                 expected.append("".join(part if isinstance(part, str) else answers[part] for part in cut))
                 self.assertEqual("".join(part if isinstance(part, str) else "\0" for part in cut),
                                  self.with_marks(prompt, names))
-            run = clinvk.Steps(clinvk._chain({"steps": steps}, clinvk.Rules()), self.fail)
+            run = clinvk.Steps(clinvk._chain({"steps": steps}, clinvk.TaskPolicy()), self.fail)
             for position, task in enumerate(run):
                 self.assertEqual((task.prompt, task.invalid), (expected[position], ""))
                 result = clinvk.Result(position, "echo", "ok", 0, answers[position], task=task)

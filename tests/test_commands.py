@@ -906,8 +906,8 @@ class OutputDirectory(Commands):
 
     def test_a_directory_that_fails_later_is_told_of_and_the_run_goes_on(self):
         process = self.start_parallel("-j", "1", "--jsonl", "-q", "--output-dir", "out", "-f",
-                                      self.file("t", tasks("say one", "wait-for go; say two", "say three")))
-        self.wait_for_file(self.path("out", "001_task-1.json"))
+                                      self.file("t", tasks("say one", "touch runs; wait-for go; say two", "say three")))
+        self.wait_for_file(self.path("runs"))  # then the first result has been written
         shutil.rmtree(self.path("out"))
         self.touch("go")
         completed = process.finish()

@@ -92,7 +92,7 @@ class Reading(unittest.TestCase):
 
     def test_what_counts_first_is_one_function(self):
         layers = [("a", {"x": None, "y": 1, "w": False}), ("b", {"x": "", "y": 2, "w": True}), ("c", {"x": 3, "z": ()})]
-        self.assertEqual(clinvk.settled(layers, ("w", "x", "y", "z", "v")), {"w": (False, "a"), "x": (3, "c"), "y": (1, "a"), "z": ((), "c")})
+        self.assertEqual(clinvk.merge_layers(layers, ("w", "x", "y", "z", "v")), {"w": (False, "a"), "x": (3, "c"), "y": (1, "a"), "z": ((), "c")})
 
 
 class Precedence(ConfigurationCase):
@@ -129,12 +129,12 @@ class Precedence(ConfigurationCase):
             for source in ("nobody", "task", "command line", "batch", "environment"):
                 if source == "environment" and field != "model":
                     continue
-                rules = clinvk.Rules({field: other} if source == "command line" else {}, {"CLINVK_ECHO_MODEL": other} if source == "environment" else {},
+                rules = clinvk.TaskPolicy({field: other} if source == "command line" else {}, {"CLINVK_ECHO_MODEL": other} if source == "environment" else {},
                                      configuration=file)
                 task = clinvk._task(dict({"prompt": "p"}, **{field: other} if source == "task" else {}), {field: other} if source == "batch" else {}, rules)
                 with self.subTest(field=field, source=source):
                     self.assertEqual(getattr(task, field), said if source == "nobody" else other)
-            self.assertEqual(getattr(clinvk._task({"prompt": "p"}, {}, clinvk.Rules()), field), built_in)
+            self.assertEqual(getattr(clinvk._task({"prompt": "p"}, {}, clinvk.TaskPolicy()), field), built_in)
 
     def test_the_environment_counts_before_the_file(self):
         self.configure("default_backend: codex\nbackends:\n  gemini: {model: from-file}\n")

@@ -227,7 +227,7 @@ class ManPageTest(unittest.TestCase):
                     self.assertEqual(".Pq optional ." not in lines, field in always)
         text = "\n".join(MAN.body("SESSIONS", "status", "Session fields"))
         self.assertEqual(set(re.findall(r"\.Cm (\w+)", text)), set(clinvk.SESSION_STATUSES))
-        self.assertIn("its first {:,} characters".format(clinvk.LONGEST_KEPT), "\n".join(MAN.part("SESSIONS")))
+        self.assertIn("its first {:,} characters".format(clinvk.MAX_KEPT_PROMPT), "\n".join(MAN.part("SESSIONS")))
 
     def test_it_describes_exactly_the_actions_on_sessions_and_which_options_they_have(self):
         items = MAN.items("OPTIONS", "Options of sessions")
@@ -321,8 +321,8 @@ class ManPageTest(unittest.TestCase):
     def test_it_gives_the_numbers_of_the_program(self):
         self.assertIn("after %d seconds" % clinvk.GRACE_SECONDS, "\n".join(MAN.part("RUNNING", "The end of a task")))
         self.assertIn("of the input, else %d." % clinvk.DEFAULT_JOBS, "\n".join(MAN.part("OPTIONS")))
-        self.assertIn("tasks at once, %d at most." % clinvk.MOST_JOBS, "\n".join(MAN.part("OPTIONS")))
-        self.assertIn("no deeper than %d levels" % clinvk.DEEPEST, "\n".join(MAN.part("INPUT", "Task fields")))
+        self.assertIn("tasks at once, %d at most." % clinvk.MAX_JOBS, "\n".join(MAN.part("OPTIONS")))
+        self.assertIn("no deeper than %d levels" % clinvk.MAX_DEPTH, "\n".join(MAN.part("INPUT", "Task fields")))
         self.assertEqual((clinvk.SMALL_FILE_BYTES, clinvk.ONE_WRITE_BYTES), (1 << 20, 1 << 20), "the man page says 1 MiB of both")
 
     def test_it_describes_exactly_the_environment_variables(self):

@@ -433,7 +433,7 @@ class Starting(PlatformCase):
         return None, self.place(self.home)
 
     def place(self, path):
-        place = clinvk.open_place(path)
+        place = clinvk.open_directory(path)
         self.addCleanup(os.close, place.file)
         return place
 
@@ -483,7 +483,7 @@ class Starting(PlatformCase):
     def test_a_working_directory_that_is_not_one_is_an_error_that_names_it(self):
         for workdir, expected in ((self.path("nowhere"), errno.ENOENT), (self.file("a file", b""), errno.ENOTDIR)):
             with self.assertRaises(OSError) as caught:
-                clinvk.open_place(workdir)
+                clinvk.open_directory(workdir)
             self.assertEqual((caught.exception.errno, caught.exception.filename), (expected, os.path.join(workdir, ".")))
 
     def test_a_directory_that_is_open_stays_what_it_was_whatever_becomes_of_its_name(self):
@@ -531,7 +531,7 @@ class Starting(PlatformCase):
             former = os.dup(1)
             for file in range(3):
                 os.close(file)
-            pid = clinvk.start_session(("pwd",), dict(os.environ), clinvk.open_place("/"), files)
+            pid = clinvk.start_session(("pwd",), dict(os.environ), clinvk.open_directory("/"), files)
             code = clinvk.code_of_status(os.waitpid(pid, 0)[1])
             os.write(former, ("%d %s" % (code, open(sys.argv[1]).read())).encode())
             """, self.path("out")), "0 /\n")
@@ -555,7 +555,7 @@ class Starting(PlatformCase):
     def test_a_program_gets_no_descriptor_but_its_three(self):
         body = """
             clinvk.keep_descriptors()
-            for workdir in (None, clinvk.open_place("/")):
+            for workdir in (None, clinvk.open_directory("/")):
                 files = [os.open("/dev/null", os.O_RDONLY)] + [clinvk.nameless_file(sys.argv[1]) for _ in range(2)]
                 pid = clinvk.start_session((sys.executable, "-IS", "-c", '''
             import os
@@ -645,16 +645,17 @@ class Ending(PlatformCase):
 
     @support.only_linux
     def test_marked_processes_are_found_wherever_they_went(self):
-        both = self.start_program(["sleep", "300"], env={"OTHER_MARK": "1"})
+        other = "OTHER_MARK_%d" % os.getpid()  # other runs of this test have marks of their own
+        both = self.start_program(["sleep", "300"], env={other: "1"})
         one = self.start_program(["sleep", "300"])
         large = self.start_program(["sleep", "300"], env={"A_LARGE_ONE": "x" * 100000})
         near = self.start_program(["sleep", "300"], env={"CLINVK_TEST_MARK": self.mark.partition("=")[2] + "0"})
         wait_until(lambda: sorted(clinvk.marked_processes(self.mark)) == sorted([both.pid, one.pid, large.pid]), "three are found")
-        for mark in ("OTHER_MARK", "OTHER_MARK=1"):
+        for mark in (other, other + "=1"):
             self.assertEqual(clinvk.marked_processes(mark), [both.pid])
-        for mark in ("OTHER_MAR", "OTHER_MARK=", "OTHER_MARK=11", "THER_MARK", "THER_MARK=1"):
+        for mark in (other[:-1], other + "=", other + "=11", other[1:], other[1:] + "=1"):
             self.assertEqual(clinvk.marked_processes(mark), [])
-        clinvk.sweep("OTHER_MARK")
+        clinvk.sweep(other)
         self.assertEqual(both.wait(), -signal.SIGKILL)
         self.assertTrue(is_running(one.pid) and is_running(large.pid) and is_running(near.pid))
         clinvk.sweep(self.mark)
@@ -684,10 +685,11 @@ class Ending(PlatformCase):
 
     GUARDED = """
             reader, writer = os.pipe()
-            guard = clinvk.start_guard(reader, "GUARDED_MARK", sys.argv[1])
+            mark = "GUARDED_MARK_%d" % os.getpid()  # other runs of this test have marks of their own
+            guard = clinvk.start_guard(reader, mark, sys.argv[1])
             os.close(reader)
-            marked = subprocess.Popen(["sleep", "300"], env=dict(os.environ, GUARDED_MARK="0"))
-            other = subprocess.Popen(["sleep", "300"], env=dict(os.environ, OTHER_MARK="GUARDED_MARK"))
+            marked = subprocess.Popen(["sleep", "300"], env=dict(os.environ, **{mark: "0"}))
+            other = subprocess.Popen(["sleep", "300"], env=dict(os.environ, OTHER_MARK=mark))
             """
 
     @support.only_linux
@@ -722,7 +724,7 @@ class Ending(PlatformCase):
     def test_start_guard_has_not_the_name_of_clinvk_and_is_not_its_child(self):
         body = """
             reader, writer = os.pipe()
-            guard = clinvk.start_guard(reader, "GUARDED_MARK", "/nonexistent/clinvk-0")
+            guard = clinvk.start_guard(reader, "GUARDED_MARK_%d" % os.getpid(), "/nonexistent/clinvk-0")
             os.close(reader)
             children = lambda pid: [int(word) for word in open("/proc/%d/task/%d/children" % (pid, pid)).read().split()]
             while not children(guard):

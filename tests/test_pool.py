@@ -324,18 +324,18 @@ class Deaths(Pool):
                 process = self.start_script(method, """
                     import struct
                     clinvk.TICK_SECONDS = 0.05  # looks are counted, whatever the time between them
-                    run = clinvk._Run(2, METHOD, 5.0, say)
-                    crew = run.crews[0]
+                    run = clinvk._PoolRun(2, METHOD, 5.0, say)
+                    worker_pool = run.worker_pools[0]
                     def seated():
-                        while len(list(crew.seats)) < 2:
+                        while len(list(worker_pool.ledger)) < 2:
                             run.wait()
-                        return [pid for _, pid, _, _ in crew.seats]
+                        return [pid for _, pid, _, _ in worker_pool.ledger]
                     first = seated()
                     os.kill(first[0], signal.SIGKILL)
-                    while not crew.bereft:
+                    while not worker_pool.lost_a_worker:
                         run.wait()
                     seated()
-                    os.write(crew.pool._inqueue._writer.fileno(), struct.pack("!i", 100000))
+                    os.write(worker_pool.pool._inqueue._writer.fileno(), struct.pack("!i", 100000))
                     done = []
                     run.start(Task(0, "echo", "say a"))
                     while run.in_flight:
@@ -345,13 +345,13 @@ class Deaths(Pool):
                         done += run.wait()
                     for result in done:
                         tell(result)
-                    say(json.dumps(len(run.crews)))
+                    say(json.dumps(len(run.worker_pools)))
                     run.close()
                     say("end")
                     """)
-                *lines, crews = self.results_of_mixed(process)
+                *lines, worker_pools = self.results_of_mixed(process)
                 self.assertEqual([line[:2] for line in lines], [[0, "ok"], [1, "ok"]])
-                self.assertEqual(crews, 2)
+                self.assertEqual(worker_pools, 2)
                 self.assertEqual(process.finish().returncode, 0)
 
     def results_of_mixed(self, process):
@@ -422,16 +422,16 @@ class Deaths(Pool):
                 process = self.start_script(method, """
                     import struct
                     clinvk.TICK_SECONDS = 0.05  # looks are counted, whatever the time between them
-                    run = clinvk._Run(2, METHOD, 5.0, say)
-                    crew = run.crews[0]
-                    while len(list(crew.seats)) < 2:
+                    run = clinvk._PoolRun(2, METHOD, 5.0, say)
+                    worker_pool = run.worker_pools[0]
+                    while len(list(worker_pool.ledger)) < 2:
                         run.wait()
-                    os.kill(list(crew.seats)[0][1], signal.SIGKILL)
-                    while not crew.bereft:
+                    os.kill(list(worker_pool.ledger)[0][1], signal.SIGKILL)
+                    while not worker_pool.lost_a_worker:
                         run.wait()
-                    while len(list(crew.seats)) < 2:
+                    while len(list(worker_pool.ledger)) < 2:
                         run.wait()
-                    os.write(crew.pool._inqueue._writer.fileno(), struct.pack("!i", 100000))
+                    os.write(worker_pool.pool._inqueue._writer.fileno(), struct.pack("!i", 100000))
                     run.start(Task(0, "echo", "say a"))
                     run.cancel()
                     while run.in_flight:

@@ -894,15 +894,15 @@ class Row(unittest.TestCase):
             self.assertEqual(found + list(lines.rest()), [b"one", b"two\r", b"three"])
 
     def test_a_line_that_is_too_long_is_cut_and_the_others_are_whole(self):
-        longest, chunk = clinvk.LONGEST_LINE, clinvk.CHUNK
-        clinvk.LONGEST_LINE, clinvk.CHUNK = 10, 9
+        longest, chunk = clinvk.MAX_LINE_BYTES, clinvk.CHUNK
+        clinvk.MAX_LINE_BYTES, clinvk.CHUNK = 10, 9
         try:
             lines = clinvk.Lines()
             found = [line for piece in (b"x" * 8, b"y" * 8, b"y" * 8 + b"\nok\n" + b"z" * 11 + b"\n\n", b"end") for line in lines.feed(piece)]
             self.assertEqual(found + list(lines.rest()), [b"xxxxxxxxy", b"ok", b"z" * 9, b"end"])
             self.assertEqual(lines.number, 5)
         finally:
-            clinvk.LONGEST_LINE, clinvk.CHUNK = longest, chunk
+            clinvk.MAX_LINE_BYTES, clinvk.CHUNK = longest, chunk
 
 
 if __name__ == "__main__":

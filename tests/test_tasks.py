@@ -16,7 +16,7 @@ from support import clinvk
 
 def pieces(data, size=None):
     """The pieces of a stream that comes in chunks of that size."""
-    splitter = clinvk._Splitter()
+    splitter = clinvk.ValueSplitter()
     found = []
     for start in range(0, len(data), size or len(data) or 1):
         found += splitter.feed(data[start:start + (size or len(data))])
@@ -77,7 +77,7 @@ class Splitting(unittest.TestCase):
 
     def test_a_value_is_handed_out_with_its_last_byte(self):
         for data in (b'{"a":[1,"}"]}', b'[\n{}\n]'):
-            splitter = clinvk._Splitter()
+            splitter = clinvk.ValueSplitter()
             for byte in data[:-1]:
                 self.assertEqual(list(splitter.feed(bytes((byte,)))), [])
             self.assertEqual(len(list(splitter.feed(data[-1:]))), 1)
@@ -115,7 +115,7 @@ class Splitting(unittest.TestCase):
         for cut in range(1, len(first)):
             torn = first[:cut]
             # there a value may go on with an object: only the line after it can show that it did not
-            open_place = torn.rstrip()[-1:] in (b":", b"[") or torn.endswith((b'"x",', b"[1,"))
+            open_directory = torn.rstrip()[-1:] in (b":", b"[") or torn.endswith((b'"x",', b"[1,"))
             found = pieces(torn + b"\n" + second + b"\n" + third + b"\n", 11)
             good = []
             for piece in found:
@@ -123,7 +123,7 @@ class Splitting(unittest.TestCase):
                     good += values([piece])
                 except ValueError:
                     continue
-            self.assertEqual(good, [{"prompt": "second"}, {"prompt": "third"}][open_place:], torn)
+            self.assertEqual(good, [{"prompt": "second"}, {"prompt": "third"}][open_directory:], torn)
             self.assertEqual(len(found), 1 + len(good), torn)
 
     def test_no_part_of_a_torn_off_batch_passes_for_a_value(self):
@@ -158,11 +158,11 @@ class TaskCase(support.Case):
         self.warnings = []
 
     def stream(self, data, name="tasks.json", **rules):
-        """The stream of a regular file; `rules` are fields of Rules."""
+        """The stream of a regular file; `rules` are fields of TaskPolicy."""
         path = self.file("input", data)
         file = os.open(path, os.O_RDONLY)
         self.addCleanup(os.close, file)
-        return clinvk.TaskStream(file, name, clinvk.Rules(**rules), self.warnings.append)
+        return clinvk.TaskStream(file, name, clinvk.TaskPolicy(**rules), self.warnings.append)
 
     def tasks(self, data, **rules):
         return list(self.stream(data, **rules).in_turn())
@@ -188,7 +188,7 @@ class TaskCase(support.Case):
             thread.join()
         else:
             self.addCleanup(thread.join)
-        return clinvk.TaskStream(reader, name, clinvk.Rules(**rules), self.warnings.append)
+        return clinvk.TaskStream(reader, name, clinvk.TaskPolicy(**rules), self.warnings.append)
 
     def refused(self, data, **rules):
         """The message that a file of this content is refused with."""
@@ -223,7 +223,7 @@ class Shapes(TaskCase):
         file = os.open(path, os.O_RDONLY)
         self.addCleanup(os.close, file)
         os.lseek(file, len(b"a heading line\n"), os.SEEK_SET)
-        stream = clinvk.TaskStream(file, "stdin", clinvk.Rules(), self.warnings.append)
+        stream = clinvk.TaskStream(file, "stdin", clinvk.TaskPolicy(), self.warnings.append)
         self.assertEqual([task.prompt for task in stream.in_turn()], ["a"])
 
     def test_prompts_survive_unchanged(self):
@@ -426,7 +426,7 @@ class Large(TaskCase):
         os.write(writer, json.dumps([{"prompt": "a"}, {"prompt": "b"}, {"prompt": 3}]).encode() + b'\n')
         os.close(writer)
         with self.assertRaisesRegex(clinvk.UserError, r"stdin:1: \[2\].prompt: expected a string"):
-            clinvk.TaskStream(reader, "stdin", clinvk.Rules(), self.warnings.append)
+            clinvk.TaskStream(reader, "stdin", clinvk.TaskPolicy(), self.warnings.append)
         stream = self.pipe_stream(json.dumps({"tasks": [{"prompt": "p"}] * 1000}).encode())
         with unittest.mock.patch.object(clinvk, "_task", side_effect=clinvk._task) as made:
             self.assertEqual(sum(1 for _ in itertools.islice(stream, 5)), 5)
@@ -466,7 +466,7 @@ class Bounds(TaskCase):
     def test_what_is_held_of_a_stream_is_bounded(self):
         with unittest.mock.patch.object(clinvk, "MAX_VALUE_BYTES", 1 << 16):
             for begin, unit in ((b'{"prompt":"', b"x"), (b"", b"x"), (b"", b"["), (b'{"a":', b"["), (b"[", b"1,"), (b"", b"\xef\xbb\xbf"), (b"x\n", b"\n"), (b"", b" ")):
-                splitter = clinvk._Splitter()
+                splitter = clinvk.ValueSplitter()
                 list(splitter.feed(begin))
                 for _ in range(16):
                     list(splitter.feed(unit * (20000 // len(unit))))
@@ -482,12 +482,12 @@ class Bounds(TaskCase):
         message = "%s: is a device; expected a regular file, a pipe or a terminal"
         for call in (clinvk.open_tasks, clinvk.read_chain):
             with self.assertRaises(clinvk.UserError) as caught:
-                call("/dev/zero", clinvk.Rules(), self.warnings.append)
+                call("/dev/zero", clinvk.TaskPolicy(), self.warnings.append)
             self.assertEqual(str(caught.exception), message % "/dev/zero")
         with open("/dev/zero", "rb") as zero, support.descriptor_is(0, zero.fileno()), self.assertRaisesRegex(clinvk.UserError, "^" + message % "stdin"):
-            clinvk.open_tasks(None, clinvk.Rules(), self.warnings.append)
+            clinvk.open_tasks(None, clinvk.TaskPolicy(), self.warnings.append)
         with self.assertRaisesRegex(clinvk.UserError, "^/dev/null: no tasks: the input is empty"):
-            clinvk.open_tasks("/dev/null", clinvk.Rules(), self.warnings.append)
+            clinvk.open_tasks("/dev/null", clinvk.TaskPolicy(), self.warnings.append)
 
 
 LONG = "x" * 500
@@ -570,10 +570,10 @@ class Fields(TaskCase):
                          "tasks.json:1: prompt: the prompt has 1,048,577 characters; codex takes 1,048,576 at most")
 
     def test_free_data_is_not_deeper_than_every_json_program_can_take(self):
-        for depth in (100, clinvk.DEEPEST - 1):
+        for depth in (100, clinvk.MAX_DEPTH - 1):
             text = '{"prompt":"p","meta":{"x":%s}}' % ("[" * (depth - 1) + "]" * (depth - 1))
             self.assertEqual(clinvk.dumps(self.tasks(text)[0].meta), text[21:-1].encode())
-        for depth in (clinvk.DEEPEST, 900):
+        for depth in (clinvk.MAX_DEPTH, 900):
             self.assertEqual(self.refused('{"prompt":"p","meta":{"x":%s}}' % ("[" * depth + "]" * depth)), "tasks.json:1: nested too deep")
 
     def test_a_timeout_is_one_that_can_be_waited_for(self):
@@ -981,7 +981,7 @@ class Files(TaskCase):
     def opened(self, path, **rules):
         """The message that opening it ends with."""
         with self.assertRaises(clinvk.UserError) as caught:
-            clinvk.open_tasks(path, clinvk.Rules(**rules), self.warnings.append)
+            clinvk.open_tasks(path, clinvk.TaskPolicy(**rules), self.warnings.append)
         return str(caught.exception)
 
     def test_a_file_that_cannot_be_read_is_an_error_that_names_it(self):
@@ -1016,7 +1016,7 @@ class Files(TaskCase):
 
     def test_a_file_is_opened_by_name(self):
         path = self.file("my tasks.json", {"prompt": "p"})
-        stream = clinvk.open_tasks(path, clinvk.Rules({"model": "m"}, {"CLINVK_BACKEND": "gemini"}), self.warnings.append)
+        stream = clinvk.open_tasks(path, clinvk.TaskPolicy({"model": "m"}, {"CLINVK_BACKEND": "gemini"}), self.warnings.append)
         self.assertEqual(list(stream), [clinvk.Task(0, "gemini", "p", "m")])
         self.assertIn(path + ":1: ", self.opened(self.file("bad", b"[1]")).replace("bad", "my tasks.json"))
 
@@ -1029,7 +1029,7 @@ class Pipes(TaskCase):
         self.ready = threading.Semaphore(0)
 
     def open_stream(self):
-        stream = clinvk.TaskStream(self.reader, "stdin", clinvk.Rules(), self.warnings.append)
+        stream = clinvk.TaskStream(self.reader, "stdin", clinvk.TaskPolicy(), self.warnings.append)
         stream.on_ready = self.ready.release
         return stream
 
@@ -1121,7 +1121,7 @@ class Pipes(TaskCase):
     def test_an_error_of_reading_is_the_last_bad_task(self):
         os.write(self.writer, b'{"prompt":"a"}')
         duplicate = os.dup(self.reader)
-        stream = clinvk.TaskStream(duplicate, "stdin", clinvk.Rules(), self.warnings.append)
+        stream = clinvk.TaskStream(duplicate, "stdin", clinvk.TaskPolicy(), self.warnings.append)
         stream.on_ready = self.ready.release
         self.assertEqual(next(stream).prompt, "a")
         directory = os.open(self.directory, os.O_RDONLY)

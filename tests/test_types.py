@@ -33,7 +33,7 @@ class Records(unittest.TestCase):
         self.assertGreaterEqual(seen, 6)
 
     def test_a_record_cannot_be_changed(self):
-        for record in (TASK, clinvk.unfinished(TASK, "failed", "e", "backend"), clinvk.Definition(("x",)), clinvk.Rules(), clinvk.Ceiling()):
+        for record in (TASK, clinvk.unfinished(TASK, "failed", "e", "backend"), clinvk.Definition(("x",)), clinvk.TaskPolicy(), clinvk.Ceiling()):
             with self.assertRaises(AttributeError):
                 setattr(record, record._fields[-1], "other")
             with self.assertRaises(AttributeError):

@@ -24,22 +24,22 @@ class WorkerCase(support.Case):
         for field, value in expected.items():
             self.assertEqual(getattr(result, field), value, (field, result))
 
-    def station(self, grace=5.0, **options):
-        """A station of the test's own; what its tasks left running is ended with the test."""
+    def state(self, grace=5.0, **options):
+        """A state of the test's own; what its tasks left running is ended with the test."""
         directory = clinvk.make_private_directory()
-        station = clinvk.Station(clinvk.new_run_id(), directory, grace=grace, **options)
-        self.addCleanup(clinvk.remove_tree, directory)  # for a test that fails before it leaves the station
-        return station
+        state = clinvk.WorkerState(clinvk.new_run_id(), directory, grace=grace, **options)
+        self.addCleanup(clinvk.remove_tree, directory)  # for a test that fails before it leaves the state
+        return state
 
-    def leave(self, station):
-        station.drop_files()
-        clinvk.sweep(clinvk.RUN_MARK % station.run_id)
-        clinvk.remove_tree(station.directory)
+    def leave(self, state):
+        state.drop_files()
+        clinvk.sweep(clinvk.RUN_MARK % state.run_id)
+        clinvk.remove_tree(state.directory)
 
-    def in_background(self, task, station):
+    def in_background(self, task, state):
         """Runs a task in a thread.  What it gives when called is the Result."""
         results = []
-        thread = threading.Thread(target=lambda: results.append(clinvk.run_task(task, station)))
+        thread = threading.Thread(target=lambda: results.append(clinvk.run_task(task, state)))
         thread.start()
 
         def result():
@@ -136,13 +136,13 @@ class Behaviours(WorkerCase):
     def test_the_task_is_in_its_result(self):
         for task in (clinvk.Task(0, "echo", "say x", meta={"k": 1}), clinvk.Task(0, "echo", "x", dry_run=True), clinvk.Task(0, "", "", invalid="bad"), clinvk.Task(0, "?", "x")):
             self.assertIs(clinvk.run_task(task).task, task)
-            station = self.station()
-            result = clinvk.run_task(task, station)
-            self.leave(station)
+            state = self.state()
+            result = clinvk.run_task(task, state)
+            self.leave(state)
             self.assertIs(result.task, task)
 
 
-class Rules(WorkerCase):
+class TaskPolicy(WorkerCase):
     """A policy and a system prompt: gemini would run without them."""
 
     def install(self, before="", after="", reading="/bin/cat \"$policy\" $GEMINI_SYSTEM_MD > rules"):
@@ -281,7 +281,7 @@ class Surroundings(WorkerCase):
         reader, writer = os.pipe()
         self.addCleanup(os.close, reader)
         self.addCleanup(os.close, writer)
-        clinvk.keep_descriptors()  # as main does
+        clinvk.close_on_exec_inherited()  # as main does
         for workdir in ("", self.home):
             ids, fds = self.run_it("ids;fds", workdir=workdir).output.splitlines()
             self.assertEqual(len(set(ids.split())), 1)
@@ -373,36 +373,36 @@ class LaunchFailures(WorkerCase):
         self.check(result, status="failed", exit_code=1, error_kind="backend")
         self.assertRegex(result.error, "nowhere: No such file or directory")
 
-    def test_station_whose_directory_was_removed_makes_it_again(self):
-        station = self.station()
+    def test_state_whose_directory_was_removed_makes_it_again(self):
+        state = self.state()
         for number in range(2):
-            clinvk.remove_tree(station.directory)
-            result = clinvk.run_task(clinvk.Task(number, "echo", "list-tmp", workdir=self.directory), station)
+            clinvk.remove_tree(state.directory)
+            result = clinvk.run_task(clinvk.Task(number, "echo", "list-tmp", workdir=self.directory), state)
             self.check(result, status="ok", output="700 []\n")
-        self.leave(station)
+        self.leave(state)
 
-    def test_station_that_was_canceled_does_not_make_its_directory_again(self):
-        station = self.station()
-        clinvk.remove_tree(station.directory)
-        station.cancel()
-        clinvk.run_task(clinvk.Task(0, "echo", "say x"), station)
-        self.assertFalse(os.path.exists(station.directory))
+    def test_state_that_was_canceled_does_not_make_its_directory_again(self):
+        state = self.state()
+        clinvk.remove_tree(state.directory)
+        state.cancel()
+        clinvk.run_task(clinvk.Task(0, "echo", "say x"), state)
+        self.assertFalse(os.path.exists(state.directory))
 
-    def test_station_whose_directory_cannot_be_made_again_fails_its_tasks(self):
-        station = self.station()
-        os.rmdir(station.directory)
-        self.file(station.directory, b"")
-        result = clinvk.run_task(clinvk.Task(0, "echo", "say x", workdir=self.directory), station)
+    def test_state_whose_directory_cannot_be_made_again_fails_its_tasks(self):
+        state = self.state()
+        os.rmdir(state.directory)
+        self.file(state.directory, b"")
+        result = clinvk.run_task(clinvk.Task(0, "echo", "say x", workdir=self.directory), state)
         self.check(result, status="failed", exit_code=1, error_kind="backend")
-        self.assertEqual(result.error, "cannot write temporary files to %s: File exists" % station.directory)
-        os.unlink(station.directory)
+        self.assertEqual(result.error, "cannot write temporary files to %s: File exists" % state.directory)
+        os.unlink(state.directory)
 
     def test_no_descriptors_left(self):
         body = """
             import resource
             clinvk.run_task(clinvk.Task(0, "echo", "say x"))  # what it imports is there now
             resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), 64))
-            station = clinvk.Station("run", sys.argv[2])
+            state = clinvk.WorkerState("run", sys.argv[2])
             held = []
             for free in (0, 2, 3, 4, 5):
                 while True:
@@ -412,13 +412,13 @@ class LaunchFailures(WorkerCase):
                         break
                 for _ in range(free):
                     os.close(held.pop())
-                result = clinvk.run_task(clinvk.Task(0, "echo", "say x", workdir=sys.argv[3]), station)
+                result = clinvk.run_task(clinvk.Task(0, "echo", "say x", workdir=sys.argv[3]), state)
                 print(result.status, result.error or result.output.strip())
-                station.drop_files()
+                state.drop_files()
                 for file in held:
                     os.close(file)
                 del held[:]
-            result = clinvk.run_task(clinvk.Task(0, "echo", "say x"), station)
+            result = clinvk.run_task(clinvk.Task(0, "echo", "say x"), state)
             print(result.status, result.output.strip())
             """
         os.mkdir(self.path("d"))
@@ -448,12 +448,12 @@ class Stopping(WorkerCase):
         self.assertEqual(support.processes_with(self.mark), [])
 
     def test_a_task_that_takes_too_long_is_stopped_though_it_ignores_what_it_is_asked(self):
-        station = self.station(grace=0.2)
-        result = clinvk.run_task(clinvk.Task(0, "echo", "ignore TERM INT HUP;say half;ids %s;sleep 300" % self.path("ids"), timeout=2.0), station)
+        state = self.state(grace=0.2)
+        result = clinvk.run_task(clinvk.Task(0, "echo", "ignore TERM INT HUP;say half;ids %s;sleep 300" % self.path("ids"), timeout=2.0), state)
         self.check(result, status="timeout", exit_code=124, error="timed out after 2s", error_kind="timeout", output="half\n", attempts=1)
         self.assertGreaterEqual(result.duration_seconds, 2.2)
         self.assert_gone(self.pid_in(self.path("ids")))
-        self.leave(station)
+        self.leave(state)
 
     def test_a_task_that_ends_in_time_is_not_touched(self):
         for timeout in (60.0, 1e9):
@@ -466,44 +466,44 @@ class Stopping(WorkerCase):
         for backend in expected:
             path = self.path("trapped-" + backend)
             prompt = "trap TERM 0 %s;trap INT 0 %s;say x;sleep 300" % (path, path)
-            station = self.station(grace=support.PATIENCE)
-            running[backend] = station, self.in_background(clinvk.Task(0, backend, prompt, timeout=3.0), station)
-        for backend, (station, result) in running.items():
+            state = self.state(grace=support.PATIENCE)
+            running[backend] = state, self.in_background(clinvk.Task(0, backend, prompt, timeout=3.0), state)
+        for backend, (state, result) in running.items():
             self.check(result(), status="timeout", exit_code=124, error="timed out after 3s", retry_after_seconds=None)
             self.assertEqual(self.wait_for_file(self.path("trapped-" + backend)), expected[backend])
-            self.leave(station)
+            self.leave(state)
 
     def cancel_when_there(self, prompt, backend="echo", grace=support.PATIENCE):
-        """Cancels the task once its prompt has made a file.  Its result, and the station."""
-        station = self.station(grace=grace)
+        """Cancels the task once its prompt has made a file.  Its result, and the state."""
+        state = self.state(grace=grace)
         there = self.path("there-" + backend)
-        result = self.in_background(clinvk.Task(0, backend, prompt + ";ids %s;sleep 300" % there), station)
+        result = self.in_background(clinvk.Task(0, backend, prompt + ";ids %s;sleep 300" % there), state)
         self.wait_for_file(there)
-        station.cancel()
-        return result(), station
+        state.cancel()
+        return result(), state
 
     def test_a_task_that_is_canceled_is_asked_by_the_signal_of_its_program(self):
         for backend, signal_name in (("echo", "TERM"), ("claude", "TERM"), ("codex", "INT"), ("gemini", "TERM")):
             with self.subTest(backend):
                 path = self.path("trapped-" + backend)
-                result, station = self.cancel_when_there("say half;trap TERM 0 %s;trap INT 0 %s" % (path, path), backend)
+                result, state = self.cancel_when_there("say half;trap TERM 0 %s;trap INT 0 %s" % (path, path), backend)
                 self.check(result, status="canceled", exit_code=-1, error="canceled while it ran", error_kind="canceled", attempts=1)
                 self.assertEqual(self.wait_for_file(path), signal_name.encode() + b"\n")
-                self.leave(station)
+                self.leave(state)
 
     def test_what_was_said_before_is_kept(self):
-        result, station = self.cancel_when_there("say half")
+        result, state = self.cancel_when_there("say half")
         self.check(result, status="canceled", output="half\n")
-        self.leave(station)
+        self.leave(state)
 
     def test_a_canceled_task_that_does_not_heed_is_killed_after_the_grace(self):
-        result, station = self.cancel_when_there("ignore TERM INT HUP", grace=0.2)
+        result, state = self.cancel_when_there("ignore TERM INT HUP", grace=0.2)
         self.check(result, status="canceled", exit_code=-1)
-        self.leave(station)
+        self.leave(state)
 
     def test_a_task_that_stands_still_is_stopped_too(self):
-        station = self.station(grace=support.PATIENCE)
-        result = self.in_background(clinvk.Task(0, "echo", "ids %s;die STOP" % self.path("ids")), station)
+        state = self.state(grace=support.PATIENCE)
+        result = self.in_background(clinvk.Task(0, "echo", "ids %s;die STOP" % self.path("ids")), state)
         pid = self.pid_in(self.path("ids"))
 
         def stopped():
@@ -512,37 +512,37 @@ class Stopping(WorkerCase):
 
         if support.LINUX:
             wait_until(stopped, "the backend stands still")
-        station.cancel()
+        state.cancel()
         self.check(result(), status="canceled")
         self.assert_gone(pid)
-        self.leave(station)
+        self.leave(state)
 
-    def test_nothing_starts_at_a_station_that_was_canceled(self):
-        station = self.station()
-        station.cancel()
+    def test_nothing_starts_at_a_state_that_was_canceled(self):
+        state = self.state()
+        state.cancel()
         path = self.path("started")
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", "touch " + path), station), status="canceled", exit_code=-1, error="canceled before it started",
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", "touch " + path), state), status="canceled", exit_code=-1, error="canceled before it started",
                    error_kind="canceled", attempts=0)
         self.assertFalse(os.path.exists(path))
-        self.leave(station)
+        self.leave(state)
 
     def test_who_finds_the_worker_dead_can_know_what_it_held(self):
         notes = []
-        station = self.station(note=lambda index, group: notes.append((index, group)))
-        ids = clinvk.run_task(clinvk.Task(5, "echo", "ids"), station).output.split()
+        state = self.state(note=lambda index, group: notes.append((index, group)))
+        ids = clinvk.run_task(clinvk.Task(5, "echo", "ids"), state).output.split()
         self.assertEqual(notes, [(5, int(ids[1])), (5, 0)])
-        self.leave(station)
+        self.leave(state)
 
 
 class Leftovers(WorkerCase):
     def test_what_stays_in_the_group_ends_with_the_backend(self):
         for word in ("fork-child", "keep-group-pipe"):
-            station = self.station()
+            state = self.state()
             path = self.path(word)
-            self.check(clinvk.run_task(clinvk.Task(0, "echo", "say x;%s %s %s" % (word, path, self.path("go"))), station), status="ok", output="x\n")
+            self.check(clinvk.run_task(clinvk.Task(0, "echo", "say x;%s %s %s" % (word, path, self.path("go"))), state), status="ok", output="x\n")
             pid = self.pid_in(path)
             wait_until(lambda pid=pid: not is_running(pid), "the child has ended")
-            self.leave(station)
+            self.leave(state)
 
     @support.only_linux
     def test_what_left_the_group_ends_with_the_run(self):
@@ -554,31 +554,31 @@ class Leftovers(WorkerCase):
 
     @support.only_linux
     def test_what_left_the_group_of_a_stopped_task_ends_with_the_task(self):
-        station = self.station(grace=0.2)
+        state = self.state(grace=0.2)
         path = self.path("pid")
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", "leave-group %s;sleep 300" % path, timeout=2.0), station), status="timeout")
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", "leave-group %s;sleep 300" % path, timeout=2.0), state), status="timeout")
         self.assert_gone(self.pid_in(path))
-        self.leave(station)
+        self.leave(state)
 
     @support.only_linux
     def test_what_left_the_group_of_a_longer_task_ends_with_the_task(self):
-        station = self.station()
+        state = self.state()
         path = self.path("pid")
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", "leave-group %s;sleep %s;say x" % (path, clinvk.SWEEP_AFTER_SECONDS)), station), status="ok")
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", "leave-group %s;sleep %s;say x" % (path, clinvk.SWEEP_AFTER_SECONDS)), state), status="ok")
         self.assert_gone(self.pid_in(path))
-        self.leave(station)
+        self.leave(state)
 
     @support.only_linux
     def test_a_sweep_after_a_task_spares_the_other_tasks_of_the_run(self):
-        station, other = self.station(grace=0.2), self.station()
-        other.run_id = station.run_id
+        state, other = self.state(grace=0.2), self.state()
+        other.run_id = state.run_id
         running = self.in_background(clinvk.Task(1, "echo", "leave-group %s;wait-for %s;say spared" % (self.path("pid"), self.path("go"))), other)
         pid = self.pid_in(self.path("pid"))
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", "sleep 300", timeout=0.5), station), status="timeout")
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", "sleep 300", timeout=0.5), state), status="timeout")
         self.assertTrue(is_running(pid))
         self.file("go", b"")
         self.check(running(), status="ok", output="spared\n")
-        self.leave(station)
+        self.leave(state)
         self.leave(other)
         self.assert_gone(pid)
 
@@ -586,10 +586,10 @@ class Leftovers(WorkerCase):
     def test_a_worker_that_adopts_orphans_ends_even_those_without_a_mark(self):
         body = """
             adopts = clinvk.adopt_orphans()
-            station = clinvk.Station("run-of-a-test", sys.argv[1], adopts=adopts)
+            state = clinvk.WorkerState("run-of-a-test", sys.argv[1], adopts=adopts)
             for index, end in enumerate(("say x", "exit 1", "die KILL", "sleep 300")):
                 words = "".join("%s %s/%s-%d;" % (word, sys.argv[1], word, index) for word in ("scrub", "leave-group", "fork-child", "keep-pipe"))
-                result = clinvk.run_task(clinvk.Task(index, "echo", words + end, timeout=3.0 if "sleep" in end else 0.0), station)
+                result = clinvk.run_task(clinvk.Task(index, "echo", words + end, timeout=3.0 if "sleep" in end else 0.0), state)
                 left = []
                 for word in ("scrub", "leave-group", "fork-child", "keep-pipe"):
                     try:
@@ -607,17 +607,17 @@ class Leftovers(WorkerCase):
     @support.only_linux
     def test_a_result_names_what_outlived_its_task_and_was_killed(self):
         body = """
-            station = clinvk.Station("run-of-a-test", sys.argv[1], adopts=clinvk.adopt_orphans())
+            state = clinvk.WorkerState("run-of-a-test", sys.argv[1], adopts=clinvk.adopt_orphans())
             gone = "while [ -d /proc/$p ] && ! grep -q State:.Z /proc/$p/status; do :; done"
             for argv in (("true",), ("sh", "-c", "sleep 300 & setsid sleep 300 & exit 3"), ("sh", "-c", "true & wait; echo x"),
                          ("sh", "-c", "(true & echo $! >pid); read p <pid; " + gone), ("sh", "-c", "(sleep 300 & echo $! >pid); read p <pid; kill -9 $p; " + gone),
                          ("sh", "-c", "for i in 1 2 3 4 5 6 7; do sleep 300 & done")):
                 task = clinvk.Task(0, "own", "x", workdir=sys.argv[1], definition=clinvk.Definition(argv))
-                result = clinvk.run_task(task, station)
+                result = clinvk.run_task(task, state)
                 print(result.exit_code, list(result.warnings))
-            result = clinvk.run_task(clinvk.Task(0, "echo", "leave-group;sleep 300", timeout=1.0), station)
+            result = clinvk.run_task(clinvk.Task(0, "echo", "leave-group;sleep 300", timeout=1.0), state)
             print(result.exit_code, list(result.warnings))
-            station.drop_files()
+            state.drop_files()
             """
         os.mkdir(self.path("d"))
         done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.MODULES + textwrap.dedent(body), self.path("d")])
@@ -630,10 +630,10 @@ class Leftovers(WorkerCase):
 
     @support.only_linux
     def test_without_adoption_what_left_the_group_of_a_longer_task_is_named(self):
-        station = self.station()
+        state = self.state()
         prompt = "leave-group %s;sleep %s;say x" % (self.path("pid"), clinvk.SWEEP_AFTER_SECONDS)
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", prompt), station), status="ok", warnings=("echo left processes running, which were killed: cat",))
-        self.leave(station)
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", prompt), state), status="ok", warnings=("echo left processes running, which were killed: cat",))
+        self.leave(state)
 
     def test_a_helper_that_a_backend_leaves_by_itself_is_no_warning(self):
         for backend, names, told in (("codex", ["git", "git-remote-http"], None), ("codex", ["git", "node"], "node"), ("claude", ["git"], "git"), ("codex", [], None)):
@@ -642,65 +642,65 @@ class Leftovers(WorkerCase):
 
     def test_the_temporary_directory_of_a_task_is_removed_with_all_in_it(self):
         for prompt in ("write-tmp", "remove-tmp", "write-tmp;exit 1", "write-tmp;die KILL"):
-            station = self.station()
-            path = clinvk.run_task(clinvk.Task(0, "echo", "env TMPDIR;" + prompt), station).output.strip()
+            state = self.state()
+            path = clinvk.run_task(clinvk.Task(0, "echo", "env TMPDIR;" + prompt), state).output.strip()
             self.assertEqual(os.path.exists(path) and os.listdir(path), False if "write" in prompt else (os.path.exists(path) and []), prompt)
-            self.check(clinvk.run_task(clinvk.Task(1, "echo", "list-tmp"), station), output="700 []\n")
-            self.leave(station)
+            self.check(clinvk.run_task(clinvk.Task(1, "echo", "list-tmp"), state), output="700 []\n")
+            self.leave(state)
 
 
 class ToldToEnd(WorkerCase):
     def test_a_backend_that_ends_after_a_sigterm_to_its_worker_is_canceled_if_the_run_is(self):
         for canceled, status in ((True, "canceled"), (False, "ok")):
-            station = self.station()
+            state = self.state()
             there, go = self.path("there-" + status), self.path("go-" + status)
-            result = self.in_background(clinvk.Task(0, "echo", "say x;touch %s;wait-for %s" % (there, go)), station)
+            result = self.in_background(clinvk.Task(0, "echo", "say x;touch %s;wait-for %s" % (there, go)), state)
             self.wait_for_file(there)
-            station.told_to_end, station.canceled = True, canceled
+            state.told_to_end, state.canceled = True, canceled
             self.file("go-" + status, b"")
             self.check(result(), status=status, output="x\n")
-            self.leave(station)
+            self.leave(state)
 
 
 class OneAfterTheOther(WorkerCase):
     def test_nothing_of_a_task_reaches_the_next(self):
-        station = self.station()
+        state = self.state()
         prompts = ("flood 200000", "say a", "stderr-flood 100000;exit 1", "invalid-utf8", "stderr x;exit 2", "write-tmp;flood 500", "say", "list-tmp;env TMPDIR", "flood 5000 z", "say b")
         alone = [self.run_it(prompt) for prompt in prompts]
         for _ in range(2):
             for index, (prompt, expected) in enumerate(zip(prompts, alone)):
-                result = clinvk.run_task(clinvk.Task(index, "echo", prompt), station)
+                result = clinvk.run_task(clinvk.Task(index, "echo", prompt), state)
                 if isinstance(result.answer, clinvk.TextFile):
                     result.answer.take()
                 if "TMPDIR" in prompt:
                     self.assertEqual(result.output.split("\n")[0], "700 []")
                     continue
                 self.assertEqual((result.status, result.exit_code, result.output, result.error), (expected.status, expected.exit_code, expected.output, expected.error), prompt)
-        self.assertEqual(len(os.listdir(station.directory)), 1, "the directory that is used again")
-        self.leave(station)
+        self.assertEqual(len(os.listdir(state.directory)), 1, "the directory that is used again")
+        self.leave(state)
 
     def test_what_a_task_left_writing_does_not_reach_the_next(self):
-        station = self.station()
+        state = self.state()
         go = self.path("go")
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", "say x;keep-pipe %s %s" % (self.path("pid"), go)), station), output="x\n")
+        self.check(clinvk.run_task(clinvk.Task(0, "echo", "say x;keep-pipe %s %s" % (self.path("pid"), go)), state), output="x\n")
         self.file("go", b"")
         self.wait_for_file(go + ".done")
         for index in range(1, 4):
-            self.check(clinvk.run_task(clinvk.Task(index, "echo", "say clean"), station), output="clean\n")
-        self.leave(station)
+            self.check(clinvk.run_task(clinvk.Task(index, "echo", "say clean"), state), output="clean\n")
+        self.leave(state)
         wait_until(lambda: not is_running(self.pid_in(self.path("pid"))), "the writer has ended")
 
     def test_what_a_task_left_writing_does_not_reach_its_answer_after_the_end(self):
         for size in (10, 3000, 200000):
-            station = self.station()
+            state = self.state()
             go, pid = self.path("go-%d" % size), self.path("pid-%d" % size)
-            result = clinvk.run_task(clinvk.Task(0, "echo", "flood %d;keep-pipe %s %s" % (size, pid, go)), station)
+            result = clinvk.run_task(clinvk.Task(0, "echo", "flood %d;keep-pipe %s %s" % (size, pid, go)), state)
             if isinstance(result.answer, clinvk.TextFile):
                 result.answer.take()
             self.file("go-%d" % size, b"")
             self.wait_for_file(go + ".done")
             self.assertEqual(result.output, "x" * size)
-            self.leave(station)
+            self.leave(state)
 
     def test_an_answer_is_taken_in_hand_as_text_or_as_a_file_or_said_to_be_gone(self):
         for size in (100, clinvk.CHUNK, clinvk.CHUNK + 1):
@@ -742,27 +742,27 @@ class OneAfterTheOther(WorkerCase):
                          (74, b"", "clinvk: error: cannot write temporary files to %s: No space left on device\n" % disk))
 
     def test_an_answer_on_its_way_is_not_changed_by_the_next_task(self):
-        station = self.station()
-        first = clinvk.run_task(clinvk.Task(0, "echo", "flood 50000 a"), station)
-        second = clinvk.run_task(clinvk.Task(1, "echo", "flood 60000 b"), station)
-        clinvk.run_task(clinvk.Task(2, "echo", "say c"), station)
+        state = self.state()
+        first = clinvk.run_task(clinvk.Task(0, "echo", "flood 50000 a"), state)
+        second = clinvk.run_task(clinvk.Task(1, "echo", "flood 60000 b"), state)
+        clinvk.run_task(clinvk.Task(2, "echo", "say c"), state)
         self.assertEqual((first.answer.take() and first.output, second.answer.take() and second.output), ("a" * 50000, "b" * 60000))
-        self.leave(station)
+        self.leave(state)
 
     def test_an_answer_that_cannot_be_kept_is_a_failed_result_and_the_next_task_is_well(self):
         for backend in ("claude", "echo"):
-            station = self.station()
+            state = self.state()
             there, go = self.path("there-" + backend), self.path("go-" + backend)
-            result = self.in_background(clinvk.Task(0, backend, "remove-tmp;touch %s;wait-for %s;flood 5000" % (there, go)), station)
+            result = self.in_background(clinvk.Task(0, backend, "remove-tmp;touch %s;wait-for %s;flood 5000" % (there, go)), state)
             self.wait_for_file(there)
-            os.rmdir(station.directory)
-            self.file(station.directory, b"")
+            os.rmdir(state.directory)
+            self.file(state.directory, b"")
             self.file("go-" + backend, b"")
             self.check(result(), status="failed", exit_code=1, error_kind="backend", attempts=1)
             self.assertRegex(result().error, "^cannot write the answer to .*File exists")
-            os.unlink(station.directory)
-            self.check(clinvk.run_task(clinvk.Task(1, backend, "say x"), station), status="ok")
-            self.leave(station)
+            os.unlink(state.directory)
+            self.check(clinvk.run_task(clinvk.Task(1, backend, "say x"), state), status="ok")
+            self.leave(state)
 
 
 if __name__ == "__main__":
