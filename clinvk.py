@@ -521,8 +521,11 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The first line of `text` that is not blank, white space folded, safe to show on a terminal."""
-    for line in text[:CHUNK].splitlines():
+    """Return the first line that is not blank for a terminal: without secrets and control characters.
+
+    Runs of white space become one blank.
+    """
+    for line in without_secrets(text)[:CHUNK].splitlines():
         if line.strip():
             return visible(" ".join(line.split()))
     return ""
@@ -3084,7 +3087,7 @@ def _claude_saying(line: bytes) -> _Saying:
 def _denial(item: Dict[str, Any]) -> str:
     """`permission denied: Bash: touch x`: the tool, and what of its input says most."""
     given = _mapping(item.get("tool_input"))
-    what = next((one_line(without_secrets(given[name])) for name in ("command", "file_path", "url") if isinstance(given.get(name), str)), "")
+    what = next((one_line(given[name]) for name in ("command", "file_path", "url") if isinstance(given.get(name), str)), "")
     return "permission denied: %s%s" % (one_line(_string(item.get("tool_name"))), ": " + what[:200] if what else "")
 
 
@@ -3188,7 +3191,7 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
                 stdout.spare_damaged()
         elif kind == "item.completed" and item.get("type") == "error":
             message = _string(item.get("message"))
-            warnings.append(one_line(without_secrets(message)))
+            warnings.append(one_line(message))
             named = (name for name in _CODEX_SETTINGS if "session-flags: `" + name in message)
             ignored = ignored or next(named, "")
         elif kind == "turn.completed":
@@ -3366,7 +3369,7 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
             tools_came = True
         elif kind == "error":
             problem = _string(event.get("message"))
-            warnings.append(one_line(without_secrets(problem)))
+            warnings.append(one_line(problem))
         elif kind == "result":
             result = event
     said: Dict[str, Any] = {"output": "".join(text), "session_id": session, "model": model, "warnings": tuple(warnings[:20])}
@@ -5266,7 +5269,7 @@ def _judge(task: Task, code: int, stopped: str, files: Sequence[int],
     blank = capture.is_blank() if reply.output is None else not reply.output.strip()
     lapse = _lapse(task, gate, files[2], bool(error or code or blank)) if gate else ""
     if stopped == "timeout":
-        waiting = " (it was waiting: %s)" % one_line(without_secrets(reply.waiting)) if reply.waiting else ""
+        waiting = " (it was waiting: %s)" % one_line(reply.waiting) if reply.waiting else ""
         status, exit_code, error, kind = "timeout", 124, "timed out after %gs%s" % (task.timeout, waiting), "timeout"
     elif stopped == "canceled":
         status, exit_code, error, kind = "canceled", -1, "canceled while it ran", "canceled"
@@ -6245,7 +6248,7 @@ class Text:
 
     def write(self, result: Result) -> None:
         name = (result.task.name or result.task.id) if result.task else ""
-        label = " " + cut(without_secrets(one_line(name)), MAX_NAME_COLUMNS) if name.strip() else ""
+        label = " " + cut(one_line(name), MAX_NAME_COLUMNS) if name.strip() else ""
         write_outcome(self._output, "[%d%s] " % (result.index + 1, label), result)
 
 
@@ -6665,7 +6668,7 @@ def verdict(totals: Totals) -> int:
 def task_row(result: Result) -> Tuple[str, str, str]:
     """A line of the table, but for the status: what stands before it, what behind it, and the label at the end."""
     task = result.task
-    label = without_secrets(one_line(task.name or task.prompt or task.invalid)) if task else ""
+    label = one_line(task.name or task.prompt or task.invalid) if task else ""
     return "%-4d %-12s " % (result.index + 1, result.backend), "%-10s" % ("%.2fs" % result.duration_seconds), label
 
 

@@ -395,6 +395,11 @@ class Secrets(unittest.TestCase):
             self.assertEqual(module.secret_pieces(text), [(text, "")], name)
         self.assertEqual(module_in({"X_API_KEY": "12345678"}).without_secrets("12345678"), "[X_API_KEY]")
 
+    def test_one_line_is_without_secrets_before_it_is_cut(self):
+        module = module_in({"A_KEY": self.VALUE})
+        self.assertEqual(module.one_line("\n a\t%s b\nc" % self.VALUE), "a [A_KEY] b")
+        self.assertNotIn(self.VALUE[:4], module.one_line("x" * (module.CHUNK - 5) + self.VALUE))
+
     def test_every_occurrence_is_found_and_what_is_no_secret_stays_as_it_is(self):
         module = module_in({"A_KEY": "aaaaaaaa", "B_KEY": ".*+?(b)[$^|"})
         self.assertEqual(module.without_secrets("aaaaaaaaaaaaaaaa x.*+?(b)[$^|\naaaaaaa aaaaaaaa"), "[A_KEY][A_KEY] x[B_KEY]\naaaaaaa [A_KEY]")
