@@ -125,6 +125,7 @@ else:
 # --- 1. Types ----------------------------------------------------------------
 
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
+FAILED_STATUSES = ("failed", "timeout", "lost")  # that count as failed
 
 ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid", "context_length",
                "max_turns", "budget", "timeout", "signal", "not_found", "no_output", "damaged_output", "backend",
@@ -6094,6 +6095,9 @@ class Output:
         return time.monotonic() - self._writing_since if self._writing_since else 0.0
 
     def text(self, text: str) -> None:
+        """Write text.  On stderr, where clinvk's own messages go, without secrets."""
+        if self.file == 2:
+            text = without_secrets(text)
         self.write(to_bytes(visible(text) if self.terminal else text))
 
     def json(self, pieces: Iterable[bytes]) -> None:
@@ -6102,6 +6106,17 @@ class Output:
             escapes = {code: "\\u%04x" % code for code in _controls() if code >= 0x7F}
             pieces = (text.translate(escapes).encode("utf-8") for text in text_chunks(pieces))
         self.record(in_one_write(pieces))
+
+
+def redacted(result: Result) -> Result:
+    """Return a result without secrets in its error and warnings.  The answer stays as it is.
+
+    Every result passes through here before anything shows or keeps it.
+    """
+    if not result.error and not result.warnings:
+        return result
+    return result._replace(error=without_secrets(result.error),
+                           warnings=tuple(map(without_secrets, result.warnings)))
 
 
 def result_fields(result: Result) -> Dict[str, Any]:
@@ -6571,7 +6586,7 @@ class Progress:
 
     def write(self, result: Result) -> None:
         self._done += 1
-        self._failed += result.status in ("failed", "timeout", "lost")
+        self._failed += result.status in FAILED_STATUSES
         self._running -= self._running > 0  # this one does not run any more; `show` comes when all results at hand are written
         if not self._output.cursor:
             self._output.text(self._line() + "\n")
@@ -6613,15 +6628,20 @@ class Totals:
         self.start_time = time.time()
         self._began = time.monotonic()
         self.duration_seconds = 0.0
+        self.last_failure: Tuple[str, int] = ("", 0)  # status and exit code
         self._reasons: Dict[str, int] = {}  # why tasks failed, and how many of them
 
     def write(self, result: Result) -> None:
         self.total += 1
-        column = {"ok": "completed", "canceled": "canceled", "skipped": "skipped"}.get(result.status, "failed")
-        setattr(self, column, getattr(self, column) + 1)
-        reason = visible(" ".join(result.error.split()))
-        if column == "failed" and (reason in self._reasons or len(self._reasons) < MAX_REASONS):
-            self._reasons[reason] = self._reasons.get(reason, 0) + 1
+        self.completed += result.status == "ok"
+        self.canceled += result.status == "canceled"
+        self.skipped += result.status == "skipped"
+        if result.status in FAILED_STATUSES:
+            self.failed += 1
+            self.last_failure = result.status, result.exit_code
+            reason = visible(" ".join(result.error.split()))
+            if reason in self._reasons or len(self._reasons) < MAX_REASONS:
+                self._reasons[reason] = self._reasons.get(reason, 0) + 1
         for name, count in (result.usage or {}).items():
             self.usage[name] = self.usage.get(name, 0) + count
         if result.cost_usd is not None:
@@ -6660,8 +6680,24 @@ class Totals:
         return "".join(lines) + ("%d failed for other reasons\n" % more if more else "")
 
 
-def verdict(totals: Totals) -> int:
-    """The exit status that the results call for."""
+def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_number: int = 0,
+            single: bool = False) -> int:
+    """Return the exit status of a run.
+
+    `error`: the output could not be written.  `signal_number`: that of the signal that stopped the
+    run.  `single`: a single prompt, whose exit status also tells a timeout and a missing program.
+    """
+    status, exit_code = totals.last_failure
+    if error and not error.broken_pipe:
+        return EXIT_OUTPUT
+    if signal_number:
+        return 128 + signal_number
+    if error:
+        return EXIT_PIPE
+    if single and status == "timeout":
+        return EXIT_TIMEOUT
+    if single and exit_code in (EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND):
+        return exit_code
     return EXIT_FAILED if totals.failed or totals.canceled else EXIT_OK
 
 
@@ -7132,6 +7168,9 @@ def use_color(choice: str, output: Output) -> bool:
     return wanted(choice, output.cursor and not os.environ.get("NO_COLOR"))
 
 
+LOOK_SECONDS = 0.1  # between two looks whether stdout still has a reader
+
+
 class Fanout:
     """Hands each result to every sink that can still take it, and remembers what could not be written.
 
@@ -7143,6 +7182,7 @@ class Fanout:
         self._first, self._working, self._control = sinks[0], list(sinks), control
         self.error: Optional[OutputError] = None
         self.unwritten = 0
+        self._next_look = 0.0  # when look_for_reader looks again
 
     def write(self, result: Result) -> None:
         for sink in list(self._working):
@@ -7153,12 +7193,21 @@ class Fanout:
         try:
             write()
         except OutputError as error:
-            if sink in self._working:
-                self._working.remove(sink)
-            self.fail(sink, error)
+            self._fail(sink, error)
 
-    def fail(self, sink: Any, error: OutputError) -> None:
+    def look_for_reader(self) -> None:
+        """Cancel the run where stdout has no reader any more."""
+        now = time.monotonic()
+        if now >= self._next_look and self._first in self._working:
+            # Not for each result: the call hands the interpreter lock to another thread.
+            self._next_look = now + LOOK_SECONDS
+            if reader_is_gone(1):
+                self._fail(self._first, OutputError("the reader of stdout went away", broken_pipe=True))
+
+    def _fail(self, sink: Any, error: OutputError) -> None:
         self.error = self.error or error
+        if sink in self._working:
+            self._working.remove(sink)
         if sink is self._first:
             self._control.cancel()
 
@@ -7213,7 +7262,7 @@ class Console:
         """A message for whoever is there."""
         if self.progress:
             self.progress.hide()
-        self.stderr.text("clinvk: %s\n" % without_secrets(text))
+        self.stderr.text("clinvk: %s\n" % text)
 
 
 class Plan(NamedTuple):
@@ -7231,7 +7280,7 @@ class Plan(NamedTuple):
     table: bool = True
     new_table: Callable[[], Table] = Table
     arrived: Callable[[Result], Result] = lambda result: result  # what is made of a result before anything sees it
-    summary: bool = True
+    single: bool = False         # a single prompt: there is no summary
     follow: Callable[[str], None] = lambda directory: None  # called while it runs, with the directory of the run's files
 
 
@@ -7249,7 +7298,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         console.progress = Progress(stderr, plan.total)
     progress = console.progress
     control, totals = Control(), Totals()
-    table = None if settings.dry_run or not plan.table else plan.new_table()
+    table = plan.new_table() if plan.table and not settings.quiet and not settings.dry_run else None
     directory = plan.new_directory() if plan.new_directory and not settings.dry_run else None
     feed = Fanout([sink for sink in (form, directory, table, totals, progress) if sink], control)
     stop = _Stop(control)
@@ -7258,8 +7307,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
 
     def tick(running: int) -> None:
         nonlocal told
-        if form in feed and reader_is_gone(1):
-            feed.attempt(form, _reader_went_away)
+        feed.look_for_reader()
         if form in feed:
             feed.attempt(form, lambda: plan.follow(control.directory))
         if control.level and not told and running:
@@ -7281,7 +7329,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
                     progress.hide()
                 if isinstance(plan.tasks, Limited) and result.task:
                     plan.tasks.ended(result.task)
-                result = plan.arrived(result)
+                result = plan.arrived(redacted(result))
                 feed.write(result)
                 if settings.dry_run and result.error:
                     say("error: " + result.error)
@@ -7294,16 +7342,14 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         if progress:
             progress.hide()
         _summarize(plan, settings, feed, directory, table, totals, stdout, stderr)
-    if feed.error and not feed.error.broken_pipe:
-        say("error: %s%s" % (feed.error, "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
+    error = feed.error
+    if error and not error.broken_pipe:
+        say("error: %s%s" % (error, "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
                              if feed.unwritten else ""))
-        return EXIT_OUTPUT
-    if control.failure:
+    elif control.failure:
+        error = OutputError(control.failure)
         say("error: " + control.failure)
-        return EXIT_OUTPUT
-    if stop.signal_number:
-        return 128 + stop.signal_number
-    return EXIT_PIPE if feed.error else verdict(totals)
+    return verdict(totals, error=error, signal_number=stop.signal_number, single=plan.single)
 
 
 def again_kills(number: int) -> str:
@@ -7314,15 +7360,11 @@ def again_kills(number: int) -> str:
     return " (the same signal again kills them)" if number else ""
 
 
-def _reader_went_away() -> None:
-    raise OutputError("the reader of stdout went away", broken_pipe=True)
-
-
 def _summarize(plan: Plan, settings: Settings, feed: Fanout, directory: Optional[Directory], table: Optional[Table],
                totals: Totals, stdout: Output, stderr: Output) -> None:
     """What is written when all results are there."""
     form = plan.form
-    if not plan.summary:
+    if plan.single:
         return
     if directory in feed:
         feed.attempt(directory, lambda: directory.finish(totals.fields()))  # type: ignore[union-attr]
@@ -7502,14 +7544,6 @@ def session_after(session: Session, result: Optional[Result], counted: Dict[str,
         cumulative_usage=(counted or session.cumulative_usage) if with_usage else {}, cost_usd=cost)
 
 
-def prompt_verdict(result: Result) -> int:
-    """The exit status that the result of a single prompt calls for."""
-    if result.status in ("ok", "skipped"):
-        return EXIT_OK
-    return EXIT_TIMEOUT if result.status == "timeout" else (
-        result.exit_code if result.exit_code in (EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND) else EXIT_FAILED)
-
-
 def session_store(environment: Dict[str, str], console: Console) -> SessionStore:
     return SessionStore(os.path.join(home_directory(environment), "sessions"), lambda text: console.say("warning: " + text))
 
@@ -7666,7 +7700,7 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
         return result
 
     try:
-        status = run_plan(Plan(TaskList([task]), 1, shown, 1, table=False, summary=False, arrived=arrived,
+        status = run_plan(Plan(TaskList([task]), 1, shown, 1, table=False, single=True, arrived=arrived,
                                follow=shown.follow if task.follow else lambda directory: None), settings, console)
     finally:
         if result is None:
@@ -7675,7 +7709,7 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
         return status
     report_to_stderr(result, form, says, console)
     warn_of_unread_stdin(asked.prompt, console)
-    return status if status not in (EXIT_OK, EXIT_FAILED) else prompt_verdict(result)
+    return status
 
 
 MAX_KEPT_PROMPT = 10000  # characters of a prompt that its session is remembered by
@@ -7940,7 +7974,7 @@ def build_parser(only: str = "", action: str = "") -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             """The message, not buried under the usage."""
             message = message.replace("the following arguments are required:", "missing argument:")
-            Output(2).text("%s: error: %s\nTry `%s --help`.\n" % (self.prog, without_secrets(message), self.prog))
+            Output(2).text("%s: error: %s\nTry `%s --help`.\n" % (self.prog, message, self.prog))
             raise SystemExit(EXIT_USAGE)
 
         def print_help(self, file: Any = None) -> None:
@@ -8342,7 +8376,7 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
     except (UserError, ConfigError, SessionError, OutputError) as error:
         if isinstance(error, OutputError) and error.broken_pipe:
             return EXIT_PIPE
-        stderr.text("clinvk: error: %s\n" % without_secrets(str(error)))
+        stderr.text("clinvk: error: %s\n" % error)
         return {UserError: EXIT_USAGE, ConfigError: EXIT_CONFIG, SessionError: EXIT_SESSION, OutputError: EXIT_OUTPUT}[type(error)]
     except ModuleNotFoundError as error:
         stderr.text(lacking(error) + "\n")
@@ -8357,7 +8391,7 @@ def console() -> None:
         status = main(whole_process=True)
     except Exception:
         import traceback
-        Output(2).text("clinvk: this is a bug in clinvk %s:\n%s" % (__version__, without_secrets(traceback.format_exc())))
+        Output(2).text("clinvk: this is a bug in clinvk %s:\n%s" % (__version__, traceback.format_exc()))
         status = EXIT_BUG
     if status in (EXIT_HANGUP, EXIT_INTERRUPT, EXIT_TERMINATE):
         die_of(status - 128)

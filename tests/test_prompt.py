@@ -749,13 +749,6 @@ class After(unittest.TestCase):
         after = clinvk.session_after(self.session, None, {}, True)
         self.assertEqual((after.status, after.error), ("error", "clinvk was stopped before the end of the run"))
 
-    def test_the_exit_status_of_a_prompt(self):
-        for fields, status in (({}, 0), ({"status": "skipped"}, 0), ({"status": "timeout", "exit_code": 124}, 124), ({"status": "lost", "exit_code": -1}, 1),
-                               ({"status": "failed", "exit_code": 127}, 127), ({"status": "failed", "exit_code": 126}, 126), ({"status": "failed", "exit_code": 3}, 1),
-                               ({"status": "failed", "exit_code": 124}, 1), ({"status": "canceled", "exit_code": -1}, 1)):
-            with self.subTest(fields=fields):
-                self.assertEqual(clinvk.prompt_verdict(clinvk.Result(0, "echo", "ok", 0)._replace(**fields)), status)
-
 
 class SessionsCommand(PromptCase):
     def make(self, *prompts, backend="claude"):

@@ -193,11 +193,29 @@ class Totals(unittest.TestCase):
 
 
 class Verdicts(unittest.TestCase):
-    def test_every_status_has_its_verdict(self):
+    def verdict(self, *results, **options):
+        return clinvk.verdict(totals_of(results), **options)
+
+    def test_verdict_of_each_status(self):
         for status, code in (("ok", 0), ("skipped", 0), ("failed", 1), ("timeout", 1), ("canceled", 1), ("lost", 1)):
-            self.assertEqual(clinvk.verdict(totals_of([result(0), result(1, status)])), code, status)
-        self.assertEqual(clinvk.verdict(totals_of([])), 0)
-        self.assertEqual(set(clinvk.STATUSES), {"ok", "skipped", "failed", "timeout", "canceled", "lost"})
+            self.assertEqual(self.verdict(result(0), result(1, status)), code, status)
+        self.assertEqual(self.verdict(), 0)
+        self.assertEqual(set(clinvk.STATUSES), {"ok", "skipped", "canceled", *clinvk.FAILED_STATUSES})
+
+    def test_verdict_of_a_single_prompt_tells_timeouts_and_missing_programs(self):
+        for status, exit_code, code in (
+                ("ok", 0, 0), ("skipped", 0, 0), ("timeout", 124, 124), ("lost", -1, 1), ("failed", 127, 127),
+                ("failed", 126, 126), ("failed", 3, 1), ("failed", 124, 1), ("canceled", -1, 1)):
+            one = result(0, status)._replace(exit_code=exit_code)
+            self.assertEqual(self.verdict(one, single=True), code, one)
+            self.assertEqual(self.verdict(one), min(code, 1), one)
+
+    def test_verdict_output_and_signals_come_before_the_results(self):
+        failed, full, gone = result(0, "failed"), clinvk.OutputError("full"), clinvk.OutputError("gone", broken_pipe=True)
+        for error, signal_number, code in ((full, 0, 74), (full, 2, 74), (gone, 0, 141), (gone, 2, 130), (None, 15, 143)):
+            for results in ([failed], [result(0)]):
+                for single in (False, True):
+                    self.assertEqual(self.verdict(*results, error=error, signal_number=signal_number, single=single), code)
 
 
 if __name__ == "__main__":
