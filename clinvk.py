@@ -1836,7 +1836,7 @@ def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition
 MAX_YAML_DEPTH = 100  # collections inside each other
 MAX_YAML_DIGITS = 400  # int() takes quadratic time for more
 
-_YAML_INDICATORS = {
+_YAML_HINTS = {
     "&": "anchors are not supported; write the value out",
     "*": "aliases are not supported; write the value out",
     "!": "tags are not supported; leave the tag out",
@@ -1846,320 +1846,229 @@ _YAML_INDICATORS = {
     "|": "a text block is only possible as the value of a key or of a list entry",
     "\t": "indent and separate with spaces, not with a tab",
 }
+_YAML_CONSTANTS = {form: value for word, value in (
+    ("~", None), ("null", None), ("true", True), ("false", False))
+    for form in (word, word.capitalize(), word.upper())}
+_YAML_NUMBER = r"[-+]?(?:[0-9]+|\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?"
+_FOREIGN_NUMBER = r"0o[0-7]+|0x[0-9a-fA-F]+|(?i:[-+]?\.inf|\.nan)"
+_YAML_UNPRINTABLE = ("[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd"
+                     "\U00010000-\U0010ffff]")
+# Each of these pairs is for the outside and the inside of brackets.
+_PLAIN = (r"(?![:'\"])(?:[^\s:#]|:(?=\S)|(?<=\S)#| +(?=[^\s:#]|:\S))+",
+          r"(?![:'\"]|-[,\[\]{}])(?:[^\s:#?,\[\]{}]|:(?=[^\s,\[\]{}])"
+          r"|(?<=[^\s,\[\]{}])#| +(?=[^\s:#?,\[\]{}]|:[^\s,\[\]{}]))+")
+_QUOTED = r"(?:\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\n]|'')*')"
+_KEY = (r"(?:%s|%s) *:(?!\S)" % (_QUOTED, _PLAIN[0]),
+        r"(?:%s *:|%s *:(?!\S))" % (_QUOTED, _PLAIN[1]))
+_DASH = r"-(?!\S)"
+_SPACES = r" *(?:(?<!\S)#.*)?"  # and a comment
+_LINE_END = _SPACES + "$"
 
 
-class YamlError(ValueError):
-    """A text that is not in the YAML subset.  `line` and `column` count from 1."""
+class YamlDocument:
+    """The value of a text in the YAML subset.  Raises ConfigError with file, line and column.
 
-    def __init__(self, message: str, line: int, column: int) -> None:
-        super().__init__(message)
-        self.line, self.column = line, column
+    The value consists of dict (with keys of type str), list, str, int, float, bool and None.
+    """
 
+    def __init__(self, text: str, file: str) -> None:
+        text = text[text.startswith("\ufeff"):].replace("\r\n", "\n")
+        self._file, self._at = file, 0  # the offset of the next character
+        self._text = re.sub(r"\A((?:\n(?:#.*)?)*\n)--- *(?=\n|\Z)", r"\1", "\n" + text)
+        self._starts: Dict[_Path, int] = {}  # the offset of each entry
+        self._gap = _SPACES  # between values in brackets
+        bad = re.search(_YAML_UNPRINTABLE, self._text)
+        if bad:
+            self._fail("the character U+%04X is not allowed; in double quotes write \\u%04x"
+                       % (ord(bad.group()), ord(bad.group())), bad.start())
+        self.value = self._entry((), indent=-1, in_list=True)
+        if self._char:
+            self._fail("unexpected text or indentation: put text of several lines behind `|`")
 
-_PLAIN = re.compile(r"(?!:)(?:[^\s:#]|:(?=\S)|(?<=\S)#| +(?=[^\s:#]|:\S))+")
-_PLAIN_IN_FLOW = re.compile(r"(?!:|-[,\[\]{}])(?:[^\s:#?,\[\]{}]|:(?=[^\s,\[\]{}])"
-                            r"|(?<=[^\s,\[\]{}])#| +(?=[^\s:#?,\[\]{}]|:[^\s,\[\]{}]))+")
-_QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^']|'')*'")
-_BLOCK_HEADER = re.compile(r"\|(-?) *(?: #.*)?$")
-_UNPRINTABLE = re.compile(
-    "[^\t\n\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
-_NUMBER = re.compile(r"[-+]?(?:[0-9]+|\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?")
-_FOREIGN_NUMBER = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+    def line(self, path: _Path) -> int:
+        """Return the line of the longest part of the path that the text contains, from 1 on."""
+        while path and path not in self._starts:
+            path = path[:-1]
+        return self._text.count("\n", 0, self._starts.get(path, 1))
 
+    def _fail(self, message: str, at: Optional[int] = None) -> NoReturn:
+        self._at = self._at if at is None else at
+        raise ConfigError("%s:%d:%d: %s" % (self._file, self._text.count("\n", 0, self._at),
+                                            self._column + 1, message))
 
-class _YamlReader:
-    """Read one document.  `row` and `column` are the current place, counted from 0."""
-
-    def __init__(self, source: str) -> None:
-        self.rows = source[source.startswith("\ufeff"):].replace("\r\n", "\n").split("\n")
-        first = next((row for row, text in enumerate(self.rows) if text[:1] not in ("", "#")), 0)
-        if self.rows[first].rstrip(" ") == "---":
-            self.rows[first] = ""
-        self.row, self.column, self.depth = -1, 0, 0
-        self.spans_lines = False  # a flow collection that is the whole document, such as JSON
-        self.line_of: Dict[_Path, int] = {}  # of each entry, counted from 1
-        for row, text in enumerate(self.rows):
-            bad = _UNPRINTABLE.search(text)
-            if bad:
-                self.row = row
-                self.fail("the character U+%04X is not allowed; in double quotes write \\u%04x"
-                          % (ord(bad.group()), ord(bad.group())), bad.start())
-
-    def fail(self, message: str, column: Optional[int] = None) -> NoReturn:
-        raise YamlError(message, self.row + 1, (self.column if column is None else column) + 1)
+    def _unexpected(self, expected: str) -> NoReturn:
+        hint = _YAML_HINTS.get(self._char, "text that begins so needs quotes")
+        self._fail("found %s where %s was expected: %s" % (quoted(self._char), expected, hint))
 
     @property
-    def rest(self) -> str:
-        """The current line from the current column on."""
-        return self.rows[self.row][self.column:]
+    def _char(self) -> str:
+        """The next character; "" at the end."""
+        return self._text[self._at:self._at + 1]
 
-    def document(self) -> Any:
-        self.next_row()
-        if self.at_end():
-            return None
-        self.spans_lines = self.rest[0] in "[{"
-        value = self.block(())
-        if not self.at_end():
-            self.fail("unexpected text: it belongs to no key of its indentation; put text of "
-                      "several lines behind `|`")
+    @property
+    def _column(self) -> int:
+        return self._at - self._text.rfind("\n", 0, self._at) - 1
+
+    def _match(self, pattern: str) -> Optional[Match[str]]:
+        return re.compile(pattern, re.M).match(self._text, self._at)
+
+    def _take(self, pattern: str) -> str:
+        """Move past the text that the pattern matches here, and return the text."""
+        match = self._match(pattern)
+        self._at = match.end() if match else self._at
+        return match.group() if match else ""
+
+    def _end_line(self) -> None:
+        """Move to the next value; only a comment may follow on this line."""
+        self._take(" *")
+        if self._char == ":":
+            self._fail("found a second `:`; put text with a colon and a space in quotes")
+        if not self._match(_LINE_END):
+            self._unexpected("the end of the line")
+        self._take(_LINE_END + r"(?:\n *(?:#.*)?)*")
+        if self._char == "\t":
+            self._unexpected("a value")
+        if self._match(r"(?<=\n)(?:---|\.\.\.)(?!\S)"):
+            self._fail("only one document is possible in a file")
+
+    def _entry(self, path: _Path, *, indent: int, in_list: bool) -> Any:
+        """Read the value behind a dash or a key, which is in the column `indent`."""
+        self._take(" *")
+        if self._char == "|":
+            return self._text_block(indent)
+        if not self._match(_LINE_END):
+            return self._block(path) if in_list else self._line_value(path)
+        self._end_line()
+        is_deeper = self._column > indent or (self._column == indent and not in_list
+                                              and self._match(_DASH))
+        return self._block(path) if self._char and is_deeper else None
+
+    def _line_value(self, path: _Path) -> Any:
+        value = self._inline(path)
+        self._end_line()
         return value
 
-    def at_end(self) -> bool:
-        return self.row == len(self.rows) - 1 and not self.rest
-
-    def next_row(self) -> None:
-        """Move to the first character of the next line that holds more than a comment."""
-        while self.row < len(self.rows) - 1:
-            self.row += 1
-            text = self.rows[self.row]
-            self.column = len(text) - len(text.lstrip(" "))
-            if self.rest[:1] not in ("", "#"):
-                break
-        if self.rest[:1] == "\t":
-            self.unexpected("a value")
-        if self.column == 0 and self.rest[:3] in ("---", "...") and self.rest[3:4] in ("", " "):
-            self.fail("only one document is possible in a file")
-        self.column += len(self.rest) if self.rest[:1] == "#" else 0
-
-    def end_row(self) -> None:
-        """Move to the next line; only a comment may follow on this one."""
-        self.skip_spaces()
-        if self.rest and not self.at_comment():
-            if self.rest[0] == ":":
-                self.fail("found a second `:`; put text with a colon and a space in quotes")
-            self.unexpected("the end of the line")
-        self.next_row()
-
-    def skip_spaces(self) -> None:
-        self.column += len(self.rest) - len(self.rest.lstrip(" "))
-
-    def at_comment(self) -> bool:
-        return self.rest[:1] == "#" and self.rows[self.row][self.column - 1:self.column] in " "
-
-    def unexpected(self, expected: str) -> NoReturn:
-        found = self.rest[:1]
-        hint = _YAML_INDICATORS.get(found, "text that begins so needs quotes")
-        self.fail("found %s where %s was expected: %s" % (quoted(found), expected, hint))
-
-    def block(self, path: _Path) -> Any:
+    def _block(self, path: _Path) -> Any:
         """Read the value that begins here: a sequence, a mapping or a value on one line."""
-        indent = self.column
-        self.depth += 1
-        if self.depth > MAX_YAML_DEPTH:
-            self.fail("more than %d collections inside each other" % MAX_YAML_DEPTH)
-        if self.at_dash():
-            value: Any = self.sequence(indent, path)
-        elif self.rest[0] not in "[{" and self.key_end(_PLAIN):
-            value = self.mapping(indent, path)
-        else:
-            value = self.inline(path, _PLAIN)
-            self.end_row()
-        self.depth -= 1
-        return value
+        indent, is_list = self._column, bool(self._match(_DASH))
+        if not is_list and (self._char in "[{" or not self._match(_KEY[0])):
+            return self._line_value(path)
+        items: Dict[Any, Any] = {}
+        while self._char and self._column == indent and bool(self._match(_DASH)) == is_list:
+            name = self._name(items, path, is_list)
+            if is_list:
+                self._take(_DASH)
+            items[name] = self._entry(path + (name,), indent=indent, in_list=is_list)
+        return list(items.values()) if is_list else items
 
-    def at_dash(self) -> bool:
-        return self.rest == "-" or self.rest.startswith("- ")
-
-    def sequence(self, indent: int, path: _Path) -> List[Any]:
-        items: List[Any] = []
-        while self.column == indent and self.at_dash():
-            self.line_of[path + (len(items),)] = self.row + 1
-            self.column += 1
-            items.append(self.entry(indent, path + (len(items),), in_sequence=True))
-        self.refuse_deeper(indent)
-        return items
-
-    def mapping(self, indent: int, path: _Path) -> Dict[str, Any]:
-        found: Dict[str, Any] = {}
-        while self.column == indent and not self.at_end() and not self.at_dash():
-            name = self.key(found, path, _PLAIN)
-            found[name] = self.entry(indent, path + (name,), in_sequence=False)
-        self.refuse_deeper(indent)
-        return found
-
-    def refuse_deeper(self, indent: int) -> None:
-        if self.column > indent and not self.at_end():
-            self.fail("unexpected indentation; put text of several lines behind `|`")
-
-    def entry(self, indent: int, path: _Path, *, in_sequence: bool) -> Any:
-        """Read the value behind a dash or a key."""
-        self.skip_spaces()
-        if not self.rest or self.at_comment():
-            self.next_row()
-            if not self.at_end() and (self.column > indent or self.column == indent
-                                      and not in_sequence and self.at_dash()):
-                return self.block(path)
-            return None
-        if self.rest[0] == "|":
-            return self.text_block(indent)
-        if in_sequence:
-            return self.block(path)
-        value = self.inline(path, _PLAIN)
-        self.end_row()
-        return value
-
-    def key_end(self, plain: Pattern[str]) -> int:
-        """Return the column behind the key that begins here, 0 where there is no key."""
-        text = self.rows[self.row]
-        match = (_QUOTED if self.rest[:1] in "\"'" else plain).match(text, self.column)
-        if not match:
-            return 0
-        colon = re.compile(r" *:").match(text, match.end())
-        if not colon or (text[colon.end():colon.end() + 1] not in ("", " ")
-                         and not (self.rest[0] in "\"'" and plain is _PLAIN_IN_FLOW)):
-            return 0
-        return colon.end()
-
-    def key(self, known: Dict[str, Any], path: _Path, plain: Pattern[str]) -> str:
-        """Read a key and its colon."""
-        start, end = self.column, self.key_end(plain)
-        if not end:
-            self.inline(path, plain)
-            self.fail("expected `:` and a space behind the key")
-        name = self.inline(path, plain)
-        if not isinstance(name, str):
-            self.fail("the key %s is not text: it needs quotes" % quoted(name), start)
-        if name == "<<":
-            self.fail("merge keys are not supported; write the values out", start)
-        if name in known:
-            self.fail("the key %s is in line %d already"
-                      % (quoted(name), self.line_of[path + (name,)]), start)
-        self.line_of[path + (name,)] = self.row + 1
-        self.column = end
+    def _name(self, items: Dict[Any, Any], path: _Path, is_list: bool, *,
+              in_flow: bool = False) -> Union[int, str]:
+        """Read the key of an entry and the colon.  Return the key, or the position in a list."""
+        start, key = self._at, self._match(_KEY[in_flow])
+        name = len(items) if is_list else self._inline(path, in_flow)
+        if not is_list:
+            if not key:
+                self._fail("expected `:` and a space behind the key")
+            if not isinstance(name, str):
+                self._fail("the key %s is not text: it needs quotes" % quoted(name), start)
+            if name == "<<":
+                self._fail("merge keys are not supported; write the values out", start)
+            if name in items:
+                self._fail("the key %s is in line %d already"
+                           % (quoted(name), self.line(path + (name,))), start)
+            self._at = key.end()
+        if len(path) == MAX_YAML_DEPTH:
+            self._fail("more than %d collections inside each other" % MAX_YAML_DEPTH, start)
+        self._starts[path + (name,)] = start
         return name
 
-    def inline(self, path: _Path, plain: Pattern[str]) -> Any:
+    def _inline(self, path: _Path, in_flow: bool = False) -> Any:
         """Read a value on one line."""
-        first = self.rest[:1]
-        if first in ("[", "{"):
-            return self.flow(path)
-        if first in ("'", '"'):
-            return self.quoted()
-        match = plain.match(self.rows[self.row], self.column)
-        if first in _YAML_INDICATORS or first in ",]}@`#" or self.at_dash() or not match:
-            self.unexpected("a value")
-        return self.scalar(match.group())
+        if self._char in ("[", "{"):
+            return self._flow(path)
+        if self._char in ("'", '"'):
+            return self._quoted()
+        plain = self._match(_PLAIN[in_flow])
+        if not plain or self._char in _YAML_HINTS or self._char in ",]}@`#" or self._match(_DASH):
+            self._unexpected("a value")
+        value = self._scalar(plain.group())
+        self._at = plain.end()
+        return value
 
-    def scalar(self, text: str) -> Any:
+    def _scalar(self, text: str) -> Any:
         """Return the value of plain text by the core schema."""
-        constants = {"null": None, "~": None, "true": True, "false": False}
-        if text in (text.lower(), text.capitalize(), text.upper()) and text.lower() in constants:
-            value: Any = constants[text.lower()]
-        elif _FOREIGN_NUMBER.fullmatch(text):
-            self.fail("%s: write a decimal number, or quotes for a text" % quoted(text))
-        elif _NUMBER.fullmatch(text):
-            whole = text.lstrip("+-").isdigit()
-            if len(text) > MAX_YAML_DIGITS or not whole and abs(float(text)) == float("inf"):
-                self.fail("the number is out of range")
-            value = int(text) if whole else float(text)
-        else:
-            value = text
-        self.column += len(text)
-        return value
+        if text in _YAML_CONSTANTS:
+            return _YAML_CONSTANTS[text]
+        if re.fullmatch(_FOREIGN_NUMBER, text):
+            self._fail("%s: write a decimal number, or quotes for a text" % quoted(text))
+        if not re.fullmatch(_YAML_NUMBER, text):
+            return text
+        is_whole = text.lstrip("+-").isdigit()
+        if len(text) > MAX_YAML_DIGITS or not is_whole and abs(float(text)) == float("inf"):
+            self._fail("the number is out of range")
+        return int(text) if is_whole else float(text)
 
-    def quoted(self) -> str:
-        match = _QUOTED.match(self.rows[self.row], self.column)
-        if not match:
-            self.fail("`%s` is not closed on this line; put text of several lines behind `|`"
-                      % self.rest[0])
-        text = match.group()
+    def _quoted(self) -> str:
+        start, text = self._at, self._take(_QUOTED)
+        if not text:
+            self._fail("`%s` is not closed on this line; put text of several lines behind `|`"
+                       % self._char)
         if text[0] == "'":
-            value = text[1:-1].replace("''", "'")
-        else:
-            try:  # the escapes are those of JSON
-                value = json.loads(text, strict=False)
-                value.encode("utf-8")
-            except ValueError:
-                self.fail("%s has an escape that JSON does not have; write \\uXXXX" % text)
-        self.column = match.end()
-        return value
+            return text[1:-1].replace("''", "'")
+        try:  # the escapes are those of JSON
+            value: str = json.loads(text, strict=False)
+            value.encode("utf-8")
+            return value
+        except ValueError:
+            self._fail("%s has an escape that JSON does not have; write \\uXXXX" % text, start)
 
-    def flow(self, path: _Path) -> Any:
-        opening, row, start = self.rest[0], self.row, self.column
-        closing = {"[": "]", "{": "}"}[opening]
+    def _flow(self, path: _Path) -> Any:
+        """Read the list or the mapping in brackets that begins here."""
+        start, is_list = self._at, self._char == "["
+        closing = "]" if is_list else "}"
         items: Dict[Any, Any] = {}
-        self.depth += 1
-        if self.depth > MAX_YAML_DEPTH:
-            self.fail("more than %d collections inside each other" % MAX_YAML_DEPTH)
-        self.column += 1
-        self.flow_gap(opening, row, start)
-        while self.rest[0] != closing:
-            name: Union[int, str] = len(items)
-            if opening == "{":
-                name = self.key(items, path, _PLAIN_IN_FLOW)
-                self.flow_gap(opening, row, start)
-            self.line_of[path + (name,)] = self.row + 1
-            items[name] = None
-            if opening == "[" or self.rest[0] not in ",}":
-                items[name] = self.inline(path + (name,), _PLAIN_IN_FLOW)
-            self.flow_gap(opening, row, start)
-            if self.rest[0] == ",":
-                self.column += 1
-                self.flow_gap(opening, row, start)
-            elif self.rest[0] != closing:
-                self.fail("expected `,` or `%s`" % closing)
-        self.column += 1
-        self.depth -= 1
-        return items if opening == "{" else list(items.values())
+        if not path:  # only a document that is in brackets as a whole, as JSON is, may span lines
+            self._gap = r"(?:[ \t\n]|(?<!\S)#.*)*"
+        self._at += 1
+        self._skip_gap(start)
+        while not self._take(closing):
+            name = self._name(items, path, is_list, in_flow=True)
+            self._skip_gap(start)
+            is_empty = not is_list and self._char in ",}"
+            items[name] = None if is_empty else self._inline(path + (name,), in_flow=True)
+            self._skip_gap(start)
+            if self._char not in (",", closing):
+                self._fail("expected `,` or `%s`" % closing)
+            if self._take(","):
+                self._skip_gap(start)
+        return list(items.values()) if is_list else items
 
-    def flow_gap(self, opening: str, row: int, start: int) -> None:
-        """Skip white space inside brackets; JSON may span lines, nothing else."""
-        self.skip_spaces()
-        if self.rest and not self.at_comment() and self.rest[0] != "\t":
-            return
-        if self.spans_lines and (not self.rest.strip() or self.at_comment()):
-            self.next_row()
-            if not self.at_end():
-                return
-        if self.rest[:1] == "\t":
-            self.unexpected("a value")
-        self.row = row
-        self.fail("`%s` is not closed on this line; write an entry a line, as `- value` or "
-                  "`key: value`" % opening, start)
+    def _skip_gap(self, start: int) -> None:
+        """Skip white space inside of the brackets that begin at `start`."""
+        self._take(self._gap)
+        if self._char in ("", "\n"):
+            self._fail("`%s` is not closed on this line; write an entry a line, as `- value` or "
+                       "`key: value`" % self._text[start], start)
 
-    def text_block(self, indent: int) -> str:
+    def _text_block(self, indent: int) -> str:
         """Read the text behind `|` or `|-`: the following lines that are indented more."""
-        header = _BLOCK_HEADER.match(self.rest)
+        header = self._take(r"\|-?(?=%s)" % _LINE_END)
         if not header:
-            self.fail("only `|` and `|-` are supported")
-        lines: List[str] = []
-        width = 0
-        while self.row + 1 < len(self.rows):
-            text = self.rows[self.row + 1]
-            own = len(text) - len(text.lstrip(" "))
-            if text.strip(" "):
-                if own <= indent or width and own < width:
-                    break
-                if not width and len(max(lines, key=len, default="")) > own:
-                    self.fail("leave the blank lines of the text above its first line empty", 0)
-                width = width or own
-            self.row += 1
-            lines.append(text)
-        lines = [line[width or len(line):] for line in lines]
-        at_end = self.row + 1 == len(self.rows) and bool(lines) and bool(lines[-1])
-        while lines and not lines[-1]:
-            lines.pop()
-        self.next_row()
-        self.refuse_deeper(indent)
-        return "\n".join(lines) + ("" if header.group(1) or at_end or not lines else "\n")
-
-
-def parse_yaml(text: str) -> Tuple[Any, Callable[[_Path], int]]:
-    """Return the value of a text in the YAML subset, and a function from a path to its line.
-
-    The value consists of dict (with keys of type str), list, str, int, float, bool and None.  The
-    line, counted from 1, is that of the longest part of the path that the text contains.  Raises
-    YamlError.
-    """
-    reader = _YamlReader(text)
-    value = reader.document()
-
-    def line(path: _Path) -> int:
-        while path and path not in reader.line_of:
-            path = path[:-1]
-        return reader.line_of.get(path, 1)
-
-    return value, line
+            self._fail("only `|` and `|-` are supported")
+        self._take(_LINE_END)
+        text = ""
+        first = self._match(r"(?:\n *)*\n {%d,}(?=[^ \n])" % (indent + 1))
+        if first:
+            *blank, margin = first.group().split("\n")
+            if len(max(blank)) > len(margin):
+                self._fail("leave the blank lines of the text above its first line empty",
+                           self._at + 1)
+            text = self._take(r"(?:\n%s.*|\n *$)*" % margin)[1:]
+            text = re.sub("^ {0,%d}" % len(margin), "", text, flags=re.M)
+            is_cut = self._at == len(self._text) and not text.endswith("\n")
+            text = text.rstrip("\n") + ("" if is_cut or header == "|-" else "\n")
+        self._end_line()
+        return text
 
 
 # - settings -
@@ -2293,10 +2202,8 @@ class Configuration(NamedTuple):
 
 def read_configuration(text: str, path: str) -> Configuration:
     """Return the configuration in a text.  Raises ConfigError with file and line."""
-    try:
-        value, line = parse_yaml(text)
-    except YamlError as error:
-        raise ConfigError("%s:%d:%d: %s" % (path, error.line, error.column, error)) from None
+    document = YamlDocument(text, path)
+    value, line = document.value, document.line
     values: Dict[str, Any] = {}
     lines: Dict[str, int] = {}
     try:

@@ -72,8 +72,8 @@ REFUSED = [
     ("a: |\n    \n  y\n", 2, 1, "leave the blank lines"),
     ("a:\n\tb: 1", 2, 1, "indent and separate with spaces"),
     ("a: b\n  c", 2, 3, "put text of several lines behind `|`"),
-    ("a: 1\n  b: 2", 2, 3, "unexpected indentation"),
-    ("  a: 1\nb: 2", 2, 1, "it belongs to no key of its indentation"),
+    ("a: 1\n  b: 2", 2, 3, "unexpected text or indentation"),
+    ("  a: 1\nb: 2", 2, 1, "text or indentation: put text of several lines behind `|`"),
     ("a: b: c", 1, 5, "put text with a colon and a space in quotes"),
     ("a: :x", 1, 4, "needs quotes"), ("a: @x", 1, 4, "needs quotes"), ("[-]", 1, 2, "needs quotes"),
     ("a: 'b' 'c'", 1, 8, "found \"'\" where the end of the line was expected"),
@@ -98,41 +98,42 @@ REFUSED = [
     ("a: x\0", 1, 5, "the character U+0000 is not allowed; in double quotes write \\u0000"),
     ("a: 1\nb: '\x85'", 2, 5, "U+0085"), ("\ufeff\ufeffa: 1", 1, 1, "U+FEFF"),
     ("a: 1\rb: 2", 1, 5, "U+000D"), ("- " * 101, 1, 201, "more than 100 collections"),
-    ("[" * 101, 1, 100, "more than 100 collections"),
+    ("[" * 102, 1, 102, "more than 100 collections"),
 ]
 
 
 class Yaml(unittest.TestCase):
-    def test_parse_yaml_accepted_texts_have_their_values(self):
+    def test_yaml_document_accepted_texts_have_their_values(self):
         for group, cases in ACCEPTED.items():
             for text, value in cases:
                 with self.subTest(group, text=text):  # repr distinguishes 1, True and 1.0
-                    self.assertEqual(repr(clinvk.parse_yaml(text)[0]), repr(value))
+                    self.assertEqual(repr(clinvk.YamlDocument(text, "c.yaml").value), repr(value))
 
-    def test_parse_yaml_other_texts_fail_with_place_and_remedy(self):
+    def test_yaml_document_other_texts_fail_with_place_and_remedy(self):
         for text, line, column, message in REFUSED:
-            with self.subTest(text=text), self.assertRaises(clinvk.YamlError) as caught:
-                clinvk.parse_yaml(text)
-            self.assertIn(message, str(caught.exception))
-            self.assertEqual((caught.exception.line, caught.exception.column), (line, column), text)
+            with self.subTest(text=text), self.assertRaises(clinvk.ConfigError) as caught:
+                clinvk.YamlDocument(text, "c.yaml")
+            place, reason = str(caught.exception).split(": ", 1)
+            self.assertEqual(place, "c.yaml:%d:%d" % (line, column), reason)
+            self.assertIn(message, reason)
 
-    def test_parse_yaml_json_in_any_layout_is_accepted(self):
+    def test_yaml_document_json_in_any_layout_is_accepted(self):
         value = {"a": [1, -2.5, 1e300, True, None, "é😀 \"\\/\b\f\n\r\t\x00", [], {}], "": "",
                  "b c": {"d": {"e": ["x: y", "# z", "- w", "a, b"]}}}
-        for indent in (None, 0, 1, 4):
+        for indent in (None, 0, 1, 4, "\t"):
             for ascii_only in (True, False):
                 text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
                 with self.subTest(text=text):
-                    self.assertEqual(repr(clinvk.parse_yaml(text)[0]), repr(value))
+                    self.assertEqual(repr(clinvk.YamlDocument(text, "c.yaml").value), repr(value))
 
-    def test_parse_yaml_line_is_that_of_the_entry_or_its_nearest_parent(self):
+    def test_yaml_document_line_is_that_of_the_entry_or_its_nearest_parent(self):
         text = "# x\na: 1\nb:\n  c:\n\n  - d\n  - e: |\n      x\n    f: {g: 1, h: 2}\n"
-        value, line = clinvk.parse_yaml(text)
-        self.assertEqual(value, {"a": 1, "b": {"c": ["d", {"e": "x\n", "f": {"g": 1, "h": 2}}]}})
+        document = clinvk.YamlDocument(text, "c.yaml")
+        self.assertEqual(document.value, {"a": 1, "b": {"c": ["d", {"e": "x\n", "f": {"g": 1, "h": 2}}]}})
         for path, number in [(("a",), 2), (("b",), 3), (("b", "c"), 4), (("b", "c", 0), 6),
                              (("b", "c", 1), 7), (("b", "c", 1, "f", "h"), 9), ((), 1),
                              (("b", "c", 7), 4), (("b", "x", "y"), 3), (("z",), 1)]:
-            self.assertEqual(line(path), number, path)
+            self.assertEqual(document.line(path), number, path)
 
 
 if __name__ == "__main__":
