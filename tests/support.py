@@ -7,6 +7,7 @@ TMPDIR is empty.
 """
 import atexit
 import contextlib
+import importlib.util
 import json
 import os
 import py_compile
@@ -18,6 +19,7 @@ import tempfile
 import time
 import unittest
 import uuid
+import venv
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(TESTS)
@@ -40,12 +42,28 @@ MODULES = os.path.realpath(tempfile.mkdtemp(prefix="test-clinvk-modules-"))
 COMPILED = os.path.join(MODULES, "clinvk.pyc")
 
 
+def _own_interpreter():
+    """Return the path of this Python in an environment without packages, but orjson if it is there.
+
+    Packages may do work each time that Python starts, and should not decide what is tested.
+    """
+    directory = os.path.join(MODULES, "python")
+    venv.EnvBuilder(symlinks=True).create(directory)
+    orjson = importlib.util.find_spec("orjson")
+    if orjson and orjson.origin:
+        packages = os.path.join(directory, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")
+        with open(os.path.join(packages, "orjson.pth"), "w") as file:
+            file.write(os.path.dirname(os.path.dirname(orjson.origin)) + "\n")
+    return os.path.join(directory, "bin", "python3")
+
+
 def _remove_modules(owner):
     if os.getpid() == owner:  # a process that was forked does not own them
         clinvk.remove_tree(MODULES)
 
 
 atexit.register(_remove_modules, os.getpid())
+sys.executable = _own_interpreter()
 for _source, _compiled in ((PROGRAM, COMPILED), (os.path.join(TESTS, "bin", "fakeai"), os.path.join(MODULES, "fakeai.pyc"))):
     py_compile.compile(_source, _compiled, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
 
