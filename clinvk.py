@@ -580,6 +580,25 @@ def shell_quoted(text: str) -> str:
         escapes.get(c) or (c if c.isprintable() else "".join("\\x%02x" % byte for byte in to_bytes(c))) for c in text)
 
 
+PLACEHOLDER = r"\{\{[^{}\n]+\}\}|\{[^{}\n]*\}"
+
+
+def fill(text: str, lookup: Callable[[str], Optional[_T]]) -> List[Union[str, _T]]:
+    """Return the text in pieces, with the value of each placeholder in the placeholder's place.
+
+    `lookup` is called with each `{name}` and `{{name}}`, braces included, and returns the value;
+    for None the text stays as it is.  Values are not searched for placeholders.
+    """
+    pieces: List[Union[str, _T]] = []
+    end = 0
+    for match in re.finditer(PLACEHOLDER, text):
+        value = lookup(match.group())
+        if value is not None:
+            pieces += [text[end:match.start()], value]
+            end = match.end()
+    return [piece for piece in pieces + [text[end:]] if piece != ""]
+
+
 _SECRET_ENDINGS = ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASSWD", "PASSPHRASE",
                    "CREDENTIAL", "CREDENTIALS", "PASS")
 MIN_SECRET = 8  # characters: a shorter value is a word that occurs elsewhere

@@ -292,6 +292,26 @@ class Words(unittest.TestCase):
             self.assertEqual(clinvk.known_as(name, known), ' (did you mean "%s"?)' % hint if hint else "", name)
 
 
+class Fill(unittest.TestCase):
+    def test_fill_known_placeholders_are_replaced_and_other_text_stays(self):
+        values = {"{}": "ITEM", "{a}": "1", "{{a}}": "{a}", "{{steps.x y.output}}": "{a}", "{n}": ""}
+        for text, filled in [
+                ("", ""), ("x", "x"), ("{a}", "1"), ("{a}{a}", "11"), ("-{}-", "-ITEM-"),
+                ("{{a}}", "{a}"), ("{{{a}}}", "{{a}}"), ("{{steps.x y.output}}", "{a}"),
+                ("{n}x{n}", "x"), ("{b} {A}", "{b} {A}"), ('{"k": {a}}', '{"k": 1}'),
+                ("{a\n}", "{a\n}"), ("{a", "{a"), ("{{a}", "{1"), ("{ a }", "{ a }")]:
+            with self.subTest(text):
+                self.assertEqual("".join(clinvk.fill(text, values.get)), filled)
+
+    def test_fill_values_that_are_not_text_are_pieces_of_their_own(self):
+        self.assertEqual(clinvk.fill("a{x}{y}b{z}", {"{x}": 0, "{y}": 1}.get), ["a", 0, 1, "b{z}"])
+        self.assertEqual(clinvk.fill("{x}", {"{x}": 0}.get), [0])
+
+    def test_fill_many_braces_take_linear_time(self):
+        for text in ("{" * 200000, "{a" * 200000, "{{a" * 200000, "{" + "a" * 200000):
+            self.assertEqual(clinvk.fill(text, lambda _: "x"), [text])
+
+
 class Visible(unittest.TestCase):
     def test_no_control_character_is_left_but_tab_and_newline(self):
         shown = clinvk.visible("".join(map(chr, range(0x3000))))
