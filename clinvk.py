@@ -7857,312 +7857,103 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
 # --- 13. Command line --------------------------------------------------------
 
 
-# Words that are no commands here, but of the Go program of the same name or of a later clinvk: no prompt to be paid for.
-_RUN_HINT = "; to run a batch: clinvk parallel --file FILE"
-RESERVED = {"completion": "", "serve": "", "run": _RUN_HINT, "exec": _RUN_HINT, "batch": _RUN_HINT}
-
-# What to do instead of giving an option that is not there.
-_PROMPT_HINT = "; a prompt needs no option: clinvk TEXT"
-_RETRY_HINT = "; each program retries failed requests by itself, see clinvk(1) under Retries"
-OPTION_HINTS = {"-p": _PROMPT_HINT, "--prompt": _PROMPT_HINT, "--print": _PROMPT_HINT, "--retry": _RETRY_HINT, "--retries": _RETRY_HINT}
-
-# What one word too many most likely is.
-UNKNOWN_WORDS = {"prompt": "; a prompt of several words needs quotes around it", "parallel": "; a file is named with --file",
-                 "chain": "; a file is named with --file",
-                 "compare": "; commas separate the backends, and a prompt of several words needs quotes around it"}
+def _argument_type(check: Callable[[Any], Any], number: bool) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        import argparse
+        try:
+            return check(int(text) if number and text.isascii() and text.isdigit() else text)
+        except ValueError as error:  # argparse shows the message of its own error only
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return convert
 
 
-def build_parser(only: str = "", action: str = "") -> argparse.ArgumentParser:
-    """The command line.  The man page and the completions are held against it.
+def _option(flags: str, help: str, metavar: str = "", check: Callable[[Any], Any] = str,
+            **details: Any) -> Tuple[str, Dict[str, Any]]:
+    """Return a row of the option table.  Options of one `group` exclude each other."""
+    if metavar:
+        details.update(metavar=metavar, type=_argument_type(check, metavar == "N"))
+    elif "choices" not in details:
+        details.setdefault("action", "store_true")
+    return flags, dict(details, help=help)
 
-    `only`: where that is the name of a command, nothing else is needed; argparse asks for translations and for the terminal's
-    width with each option.
-    """
-    import argparse
 
-    class Parser(argparse.ArgumentParser):
-        """One that says which known option is near an unknown one, and takes no abbreviations."""
+def _field(flags: str, metavar: str, help: str) -> Tuple[str, Dict[str, Any]]:
+    """Return the row of an option that sets a field of tasks."""
+    field = flags.partition("--")[2].replace("-", "_")
+    return _option(flags, help, metavar, TASK_FIELDS[field], dest="task_" + field)
 
-        def __init__(self, **arguments: Any) -> None:
-            super().__init__(allow_abbrev=False, **arguments)
 
-        def parse_args(self, *arguments: Any, **others: Any) -> Any:
-            options, unknown = self.parse_known_args(implied(arguments[0]), *arguments[1:], **others)
-            if unknown:
-                command = getattr(options, "command", None)
-                parser = commands.get(command, self)
-                known = parser._option_string_actions
-                hint = "" if unknown[0].startswith("-") and unknown[0] not in known else UNKNOWN_WORDS.get(command or "", "")
-                name = unknown[0].split("=")[0] if unknown[0].startswith("--") else unknown[0][:2]
-                parser.error("unknown argument %s%s" % (unknown[0], hint or OPTION_HINTS.get(name) or known_as(name, known)))
-            return options
+_WHEN = ("auto", "always", "never")
 
-        def error(self, message: str) -> NoReturn:
-            """The message, not buried under the usage."""
-            message = message.replace("the following arguments are required:", "missing argument:")
-            Output(2).text("%s: error: %s\nTry `%s --help`.\n" % (self.prog, message, self.prog))
-            raise SystemExit(EXIT_USAGE)
-
-        def print_help(self, file: Any = None) -> None:
-            """To stdout; argparse itself would not notice that it could not be written."""
-            Output(1).text(self.format_help())
-
-    class Once(argparse.Action):
-        """Store the value of an option that is not given twice."""
-
-        def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
-            if getattr(namespace, self.dest) is not None:
-                raise argparse.ArgumentError(self, "given twice; only one file is read")
-            setattr(namespace, self.dest, value)
-
-    class Version(argparse.Action):
-        def __call__(self, *_: Any) -> NoReturn:
-            raise SystemExit(print_version())
-
-    def checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
-        """argparse shows the message of this exception alone."""
-        def convert(text: str) -> Any:
-            try:
-                return check(text)
-            except ValueError as error:
-                raise argparse.ArgumentTypeError(str(error)) from None
-        return convert
-
-    def number(check: Callable[[Any], int]) -> Callable[[str], Any]:
-        return checked(lambda text: check(int(text) if text.isascii() and text.isdigit() else text))
-
-    def form_options(parser: argparse.ArgumentParser, what: str) -> None:
-        form = parser.add_mutually_exclusive_group()
-        form.add_argument("--json", action="store_const", dest="form", const="json", default="text", help="print one JSON object at the end")
-        form.add_argument("--jsonl", action="store_const", dest="form", const="jsonl", help="print one JSON line per %s as it ends" % what)
-        parser.add_argument("-q", "--quiet", action="store_true",
-                            help="print only the totals and the distinct errors; with --jsonl: no summary")
-
-    def trust_options(parser: argparse.ArgumentParser) -> None:
-        add = parser.add_argument
-        add("--ceiling", metavar="LIST", type=checked(parse_ceiling),
-            help="refuse tasks that ask for more, as in sandbox=workspace,approval=auto")
-        add("--root", metavar="DIR", type=checked(_path), help="refuse tasks whose workdir is outside of DIR")
-        add("--allow-commands", action="store_true", help="let a batch define commands of its own as backends")
-
-    def run_options(parser: argparse.ArgumentParser) -> None:
-        add = parser.add_argument
-        add("--dry-run", action="store_true", help="print the command line of each task and start nothing")
-        add("--progress", choices=("auto", "always", "never"), default="auto", help="status line on stderr (default: auto)")
-        add("--color", choices=("auto", "always", "never"), help="colored output (default: auto)")
-        add("--config", metavar="FILE", help="read the configuration from FILE (default: ~/.clinvk/config.yaml)")
-
-    def form_of_prompt(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("-o", "--output-format", choices=PROMPT_FORMS, dest="form",
-                            help="text; json: one object at the end; stream-json: what the backend prints (default: text)")
-
-    def task_options(parser: Any, *without: str) -> None:
-        for option, metavar, text in (
-                ("-b --backend", "NAME", "backend: %s, or a command of your own" % ", ".join(BACKENDS)), ("-m --model", "MODEL", "model"),
-                ("-w --workdir", "DIR", "working directory"),
-                ("--approval-mode", "MODE", ", ".join(APPROVAL_MODES)), ("--sandbox-mode", "MODE", ", ".join(SANDBOX_MODES)),
-                ("--system-prompt", "TEXT", "system prompt"), ("--max-turns", "N", "maximum number of turns"),
-                ("--max-tokens", "N", "maximum number of tokens of an answer"),
-                ("--timeout", "SECONDS", "time limit of a task: 90, 90s, 15m, 2h")):
-            field = option.split("--")[1].replace("-", "_")
-            if field not in without:
-                kind = (number if field.startswith("max_") else checked)(TASK_FIELDS[field])
-                parser.add_argument(*option.split(), dest="task_" + field, metavar=metavar, type=kind, help=text)
-
-    def parted(words: Sequence[str], parser: argparse.ArgumentParser) -> Tuple[List[str], List[str]]:
-        """The options among the words, with their values, and the other words."""
-        known, options, others, place = parser._option_string_actions, list(words[:0]), list(words[:0]), 0
-        while place < len(words) and words[place] != "--":
-            word = words[place]
-            name, equals, _ = word.partition("=") if word.startswith("--") else (word, "", "")
-            flags = [name] if word.startswith("--") else ["-" + letter for letter in word[1:]]
-            takes = next((number for number, flag in enumerate(flags, 1) if flag in known and known[flag].nargs is None), 0)
-            is_text = " " in name and not (takes == 1 and word[2:3] not in ("", " "))  # but -mMODEL may hold blanks
-            if word == "-" or not word.startswith("-") or is_text or word[1:].isdigit():
-                others.append(word)
-                place += 1
-            else:
-                count = 2 if takes and takes == len(flags) and not equals else 1  # not with -bNAME or --backend=NAME
-                options += words[place:place + count]
-                place += count
-        return options, others + list(words[place + 1:])
-
-    def implied(arguments: Sequence[str]) -> List[str]:
-        """`clinvk TEXT` means `clinvk prompt TEXT`, unless the first word that is no option is a command.
-
-        Where words and options may be mixed, the options are put first: argparse takes words in one go.
-        """
-        words = list(arguments)
-        if not words:
-            Output(2).text(parser.format_help())
-            raise SystemExit(EXIT_USAGE)
-        if words[0] == "help":
-            for word in words[1:2]:
-                if word not in commands:
-                    parser.error("%s is no command%s" % (quoted(word), nearest(word, commands)))
-            words = words[1:2] + ["--help"]
-        if words[0] in ("-h", "--help", "--version"):
-            return words
-        if words[0] not in commands:
-            others = parted(words[:words.index("--")] if "--" in words else words, commands["prompt"])[1]
-            first = others[0] if others else ""
-            near = nearest(first, commands) if len(first.split()) == 1 else ""
-            if first in commands:
-                words.remove(first)
-            elif near or first in RESERVED:
-                parser.error("%s is no command%s; to ask it as a prompt: clinvk -- %s" % (
-                    quoted(first), RESERVED.get(first) or near, shell_quoted(first)))
-            words.insert(0, first if first in commands else "prompt")
-        if words[0] in ("prompt", "resume", "sessions", "config"):
-            options, others = parted(words[1:], commands[words[0]])
-            return words[:1] + options + ["--"] + others
-        return words
-
-    parser = Parser(prog="clinvk", description="Run many prompts through AI command-line programs, several at a time.",
-                    usage="clinvk [-h] [--version] COMMAND ...\n       clinvk [OPTIONS OF prompt] TEXT",
-                    epilog="clinvk COMMAND --help describes a command; see also clinvk(1).")
-    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser, prog="clinvk")
-    commands: Dict[Any, argparse.ArgumentParser] = subparsers.choices  # type: ignore[assignment]
-
-    def prompt_command() -> None:
-        parser = subparsers.add_parser(
-            "prompt", help="ask one backend (`clinvk TEXT` means the same)", formatter_class=argparse.RawDescriptionHelpFormatter,
-            usage="clinvk [prompt] [OPTIONS] TEXT", description="Ask one backend. The answer is shown while it comes.", epilog="""\
-Examples:
-  clinvk 'What does this repository do?'
-  git diff | clinvk -b codex --sandbox-mode read-only -
-  clinvk -c 'And in one sentence?'""")
-        parser.set_defaults(run=run_prompt)
-        add = parser.add_argument
-        add("prompt", metavar="TEXT", nargs="?", help="the prompt; - reads it from stdin")
-        form_of_prompt(parser)
-        group = parser.add_mutually_exclusive_group()
-        group.add_argument("-c", "--continue", dest="go_on", action="store_true",
-                           help="continue the last session of this directory and backend")
-        group.add_argument("--ephemeral", action="store_true", help="keep no session")
-        run_options(parser)
-        task_options(parser)
-
-    def resume_command() -> None:
-        parser = subparsers.add_parser(
-            "resume", help="continue a session", usage="clinvk resume [OPTIONS] ID TEXT\n       clinvk resume [OPTIONS] --last TEXT",
-            description="Continue a session, in its directory. Its options are those of this call alone.")
-        parser.set_defaults(run=run_resume)
-        add = parser.add_argument
-        add("words", metavar="ID TEXT", nargs="*",
-            help="the id of a session or the beginning of one, or the backend's own; and the prompt, which - reads from stdin")
-        add("--last", action="store_true", help="continue the last session")
-        add("-b", "--backend", metavar="NAME", type=checked(_argument), help="with --last: the last session of this backend")
-        add("--here", action="store_true", help="run in the current directory, not in that of the session")
-        form_of_prompt(parser)
-        run_options(parser)
-        task_options(parser, "backend", "workdir")
-
-    def sessions_command() -> None:
-        parser = subparsers.add_parser(
-            "sessions", help="list, show and delete sessions", formatter_class=argparse.RawDescriptionHelpFormatter,
-            usage=SESSIONS_USAGE.get(action, "clinvk sessions [OPTIONS] ACTION ..."), description=SESSIONS_HELP.get(action) or """\
-Show what can be resumed, and keep it in order. ID is the id of a session, the beginning of one, or the backend's own.
-  list                the sessions, the last used first
-  show ID             all that is known of a session
-  delete ID...        delete sessions
-  clean               delete the sessions that were not used for long
-""".rstrip())
-        add = parser.add_argument
-        add("action", metavar="ACTION", nargs="?", choices=tuple(SESSIONS_OPTIONS), help="one of those above")
-        add("words", metavar="ID ...", nargs="*", help="ids")
-        add("--json", action="store_true", help="print JSON")
-        add("-b", "--backend", metavar="NAME", help="list: those of a backend")
-        add("--status", metavar="STATUS", choices=SESSION_STATUSES, help="list: those that are %s" % ", ".join(SESSION_STATUSES))
-        add("--tag", metavar="TAG", help="list: those with a tag")
-        add("--resumable", action="store_true", help="list: those that can be resumed")
-        add("-n", "--limit", metavar="N", type=number(_whole_number), help="list: at most N")
-        add("--older-than", metavar="AGE", type=checked(parse_age), help="clean: 12h, 30d, 2w (default: session.retention_days of the configuration)")
-        add("--dry-run", action="store_true", help="clean: print what would be deleted")
-        add("--config", metavar="FILE", help="clean: read the configuration from FILE (default: ~/.clinvk/config.yaml)")
-        if action in SESSIONS_OPTIONS:
-            for argument in parser._actions:
-                if argument.dest not in ("help", *SESSIONS_OPTIONS[action]):
-                    argument.help = argparse.SUPPRESS
-        parser.set_defaults(run=run_sessions)
-
-    def doctor_command() -> None:
-        parser = subparsers.add_parser("doctor", help="show which backends can be used, and facts about this machine",
-                                       description="Show which backends can be used here, and facts about this machine. Logins are not tried.")
-        parser.add_argument("--json", action="store_true", help="print one JSON object")
-        parser.set_defaults(run=lambda options: command_doctor(options.json))
-
-    def config_command() -> None:
-        parser = subparsers.add_parser("config", help="show the configuration",
-                                       description="Show the configuration.")
-        parser.add_argument("action", nargs="?", choices=("show", "path"), metavar="ACTION",
-                            help="show: print each setting and the origin of its value; "
-                                 "path: print the path of the configuration file")
-        parser.add_argument("--config", metavar="FILE", help="the configuration file (default: ~/.clinvk/config.yaml)")
-        parser.add_argument("--json", action="store_true", help="show: print one JSON object")
-        parser.set_defaults(run=run_config)
-
-    def version_command() -> None:
-        subparsers.add_parser("version", help="show the version").set_defaults(run=lambda options: print_version())
-
-    def parallel_command() -> None:
-        parser = subparsers.add_parser(
-            "parallel", help="run a batch of tasks", formatter_class=argparse.RawDescriptionHelpFormatter,
-            description="Run a batch of tasks, several at a time.", epilog="""\
-The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks, or tasks. Examples:
-  clinvk parallel --file tasks.json
-  echo '{"backend": "echo", "prompt": "hello"}' | clinvk parallel
-  jq -R '{prompt: .}' prompts.txt | clinvk parallel --backend claude --jsonl""")
-        parser.set_defaults(run=run_parallel)
-        add = parser.add_argument
-        add("-f", "--file", metavar="FILE", action=Once, type=checked(_path), help="read tasks from FILE; - or no FILE: from stdin")
-        add("-j", "--max-parallel", metavar="N", type=number(_jobs), help="run at most N tasks at once (default: %d)" % DEFAULT_JOBS)
-        add("--fail-fast", action="store_true", help="at the first failure start nothing more and stop what runs")
-        form_options(parser, "task")
-        add("--output-dir", metavar="DIR", type=checked(_path), help="keep a file per task in DIR, and summary.json")
-        add("--overwrite", action="store_true", help="replace files of the same name; others stay")
-        trust_options(parser)
-        run_options(parser)
-        task_options(parser.add_argument_group("for tasks that do not set the field"))
-
-    def chain_command() -> None:
-        parser = subparsers.add_parser(
-            "chain", help="run steps, each with the answers of those before it", formatter_class=argparse.RawDescriptionHelpFormatter,
-            description="Run steps one after the other, each with the answers of those before it.", epilog="""\
-The input is one JSON object, {"steps": [...]}: tasks, in whose prompts {{previous}} stands for the answer of
-the step before, and {{steps.NAME.output}} for that of the step with that name. Examples:
-  clinvk chain --file chain.json
-  clinvk chain --file chain.json --json | jq -r '.results[-1].output'""")
-        parser.set_defaults(run=lambda options: command_chain(settings_from(options), options.file))
-        parser.add_argument("-f", "--file", metavar="FILE", action=Once, type=checked(_path),
-                            help="read the chain from FILE; - or no FILE: from stdin")
-        form_options(parser, "step")
-        trust_options(parser)
-        run_options(parser)
-        task_options(parser.add_argument_group("for steps that do not set the field"))
-
-    def compare_command() -> None:
-        parser = subparsers.add_parser("compare", help="send one prompt to several backends",
-                                       description="Send one prompt to several backends, and show their answers side by side.")
-        parser.set_defaults(run=lambda options: command_compare(
-            settings_from(options), options.backends, options.sequential, options.prompt))
-        parser.add_argument("prompt", metavar="PROMPT", help="the prompt; - reads it from stdin")
-        which = parser.add_mutually_exclusive_group(required=True)
-        which.add_argument("--backends", metavar="LIST", type=lambda text: [name.strip() for name in text.split(",")],
-                           help="the backends, as in claude,codex")
-        which.add_argument("--all-backends", action="store_true", help="all installed backends but echo, and commands of your own")
-        parser.add_argument("--sequential", action="store_true", help="ask one after the other, not all at once")
-        form_options(parser, "answer")
-        run_options(parser)
-        task_options(parser.add_argument_group("for all backends"), "backend")
-
-    builders = {"parallel": parallel_command, "prompt": prompt_command, "chain": chain_command,
-                "compare": compare_command, "resume": resume_command, "sessions": sessions_command,
-                "config": config_command, "doctor": doctor_command, "version": version_command}
-    for name in [only] if only in builders else builders:
-        builders[name]()
-    return parser
+# The option table: sets of options, which the rows of COMMANDS name.
+OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
+    "general": [_option("--version", "show the version and exit")],
+    "file": [_option("-f --file", "read FILE; - or no FILE: stdin", "FILE", _path,
+                     action="append", default=[])],
+    "parallel": [
+        _option("-j --max-parallel", "run at most N tasks at once (default: %d)" % DEFAULT_JOBS,
+                "N", _jobs),
+        _option("--fail-fast", "at the first failure start nothing more and stop what runs"),
+        _option("--output-dir", "keep a file per task in DIR, and summary.json", "DIR", _path),
+        _option("--overwrite", "replace files of the same name; others stay")],
+    "compare": [
+        _option("--backends", "the backends, as in claude,codex", "LIST", group="backends"),
+        _option("--all-backends", "all installed backends but echo, and your own commands",
+                group="backends"),
+        _option("--sequential", "ask one after the other, not all at once")],
+    "form": [
+        _option("--json", "print one JSON object at the end", group="form", dest="form",
+                action="store_const", const="json"),
+        _option("--jsonl", "print one JSON line for each result as it comes", group="form",
+                dest="form", action="store_const", const="jsonl"),
+        _option("-q --quiet",
+                "print only the totals and the distinct errors; with --jsonl: no summary")],
+    "trust": [
+        _option("--ceiling", "refuse tasks that ask for more: sandbox=workspace,approval=auto",
+                "LIST", parse_ceiling),
+        _option("--root", "refuse tasks whose workdir is outside of DIR", "DIR", _path),
+        _option("--allow-commands", "let the input define commands as backends")],
+    "answer": [_option("-o --output-format", "text; json: one object at the end; stream-json: "
+                       "what the backend prints (default: text)", choices=PROMPT_FORMS)],
+    "prompt": [
+        _option("-c --continue", "continue the last session of this directory and backend",
+                group="session", dest="go_on"),
+        _option("--ephemeral", "keep no session", group="session")],
+    "resume": [
+        _option("--last", "continue the last session"),
+        _option("-b --backend", "with --last: the last session of this backend", "NAME",
+                _argument),
+        _option("--here", "run in the current directory, not in that of the session")],
+    "run": [
+        _option("--dry-run", "print the command line of each task and start nothing",
+                dest="task_dry_run"),
+        _option("--progress", "status line on stderr (default: auto)", choices=_WHEN),
+        _option("--color", "colored output (default: auto)", choices=_WHEN)],
+    "config": [_option("--config", "read the configuration from FILE "
+                       "(default: ~/.clinvk/config.yaml)", "FILE")],
+    "json": [_option("--json", "print JSON")],
+    "sessions": [
+        _option("-b --backend", "only those of this backend", "NAME"),
+        _option("--status", "only those with this status: " + ", ".join(SESSION_STATUSES),
+                "STATUS", choices=SESSION_STATUSES),
+        _option("--tag", "only those with this tag", "TAG"),
+        _option("--resumable", "only those that can be resumed"),
+        _option("-n --limit", "at most N", "N", _whole_number)],
+    "clean": [
+        _option("--older-than", "those not used for 12h, 30d, 2w "
+                "(default: session.retention_days of the configuration)", "AGE", parse_age),
+        _option("--dry-run", "print what would be deleted")],
+    "backend": [_field("-b --backend", "NAME", "%s, or your own command" % ", ".join(BACKENDS))],
+    "workdir": [_field("-w --workdir", "DIR", "working directory")],
+    "task": [
+        _field("-m --model", "MODEL", "model"),
+        _field("--approval-mode", "MODE", ", ".join(APPROVAL_MODES)),
+        _field("--sandbox-mode", "MODE", ", ".join(SANDBOX_MODES)),
+        _field("--system-prompt", "TEXT", "system prompt"),
+        _field("--max-turns", "N", "maximum number of turns"),
+        _field("--max-tokens", "N", "maximum number of tokens of an answer"),
+        _field("--timeout", "SECONDS", "time limit of a task: 90, 90s, 15m, 2h")],
+}
 
 
 def print_version() -> int:
@@ -8171,80 +7962,79 @@ def print_version() -> int:
 
 
 def settings_from(options: argparse.Namespace) -> Settings:
-    """What the options of a command that runs tasks say, and the environment.  Raises UserError."""
-    given = dict(vars(options))
-    task = {name[len("task_"):]: value for name, value in given.items() if name.startswith("task_") and value is not None}
+    """Return the settings of a command that runs tasks.  Raise UserError or ConfigError."""
+    given = {name: value for name, value in vars(options).items() if value not in (None, False)}
+    fields = {name[len("task_"):]: value for name, value in given.items()
+              if name.startswith("task_")}
     environment = dict(os.environ)
-    if options.dry_run:
-        task["dry_run"] = True
     configuration = load_configuration(options.config, environment)
     definitions = check_default(configuration, environment)
-    ceiling = given.get("ceiling")
-    if ceiling is None and environment.get("CLINVK_CEILING"):
+    ceiling = given.get("ceiling", Ceiling())
+    if "ceiling" not in given and environment.get("CLINVK_CEILING"):
         try:
             ceiling = parse_ceiling(environment["CLINVK_CEILING"])
         except ValueError as error:
             raise UserError("CLINVK_CEILING: %s" % error) from None
-    rules = TaskPolicy(task, environment, definitions, bool(given.get("allow_commands")), ceiling or Ceiling(),
-                  given.get("root") or "", given.get("output_dir") or "", configuration)
-    return Settings(rules, options.dry_run, given.get("form", "text"), given.get("quiet", False), options.progress,
-                    options.color or configuration.get("output.color"), start_method_of(environment))
+    rules = TaskPolicy(fields, environment, definitions, "allow_commands" in given, ceiling,
+                       given.get("root", ""), given.get("output_dir", ""), configuration)
+    return Settings(rules, options.task_dry_run, given.get("form", "text"), "quiet" in given,
+                    options.progress or "auto", options.color or configuration.get("output.color"),
+                    start_method_of(environment))
+
+
+def run_parallel(options: argparse.Namespace) -> int:
+    return command_parallel(settings_from(options), _file(options), options.max_parallel,
+                            options.fail_fast, options.output_dir or "", options.overwrite)
+
+
+def _file(options: argparse.Namespace) -> str:
+    if len(options.file) > 1:
+        raise UserError("--file: given twice; only one file is read")
+    return str((options.file or ["-"])[0])
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    names = options.backends and [name.strip() for name in options.backends.split(",")]
+    return command_compare(settings_from(options), names, options.sequential, _prompt(options))
 
 
 def run_prompt(options: argparse.Namespace) -> int:
-    if options.prompt is None:
-        raise UserError("no prompt: give it as an argument, or - to read it from stdin")
-    return command_prompt(settings_from(options), PromptOptions(options.prompt, options.form or "", options.go_on, options.ephemeral))
+    return command_prompt(settings_from(options), PromptOptions(
+        _prompt(options), options.output_format or "", options.go_on, options.ephemeral))
+
+
+def _prompt(options: argparse.Namespace, session: str = "") -> str:
+    if not options.words:
+        raise UserError("no prompt%s: give it as an argument, or - to read it from stdin" % session)
+    return str(options.words[-1])
 
 
 def run_resume(options: argparse.Namespace) -> int:
-    words = list(options.words)
     if options.backend and not options.last:
         raise UserError("--backend goes with --last: a session that is named has its backend")
-    if not words and not options.last:
+    if options.last and len(options.words) > 1:
+        raise UserError("unknown argument %s%s, and with --last there is no id" % (
+            options.words[1], _QUOTES_HINT))
+    if not options.words and not options.last:
         raise UserError("which session? Give its id (`clinvk sessions list` shows them), or --last")
-    session = "" if options.last else words.pop(0)
-    if not words:
-        raise UserError("no prompt%s: give it as an argument, or - to read it from stdin" % (
-            " beside the session %s" % quoted(session) if session else ""))
-    if len(words) > 1:
-        raise UserError("unknown argument %s; a prompt of several words needs quotes around it%s" % (
-            words[1], ", and with --last there is no id" if options.last else ""))
-    form, options.form = options.form or "", "text"
-    return command_resume(settings_from(options), PromptOptions(words[0], form, session=session, last=options.last,
-                                                        backend=options.backend or "", here=options.here))
-
-
-# Which options go with which action.
-SESSIONS_OPTIONS = {"list": ("json", "backend", "status", "tag", "resumable", "limit"), "show": ("json",), "delete": ("json",),
-                    "clean": ("json", "older_than", "dry_run", "config")}
-
-SESSIONS_USAGE = {"list": "clinvk sessions list [OPTIONS]", "show": "clinvk sessions show [OPTIONS] ID",
-                  "delete": "clinvk sessions delete [OPTIONS] ID...",
-                  "clean": "clinvk sessions clean [OPTIONS]"}
-SESSIONS_HELP = {"list": "Print a table of the sessions, the last used first.",
-                 "show": "Print all that is known of a session.",
-                 "delete": "Delete sessions and print their ids. Where one of them is unknown or in use, none is deleted.",
-                 "clean": "Delete the sessions that were not used for long and are not in use, and print their ids."}
+    session = "" if options.last else options.words.pop(0)
+    prompt = _prompt(options, session and " for the session %s" % quoted(session))
+    return command_resume(settings_from(options), PromptOptions(
+        prompt, options.output_format or "", session=session, last=options.last,
+        backend=options.backend or "", here=options.here))
 
 
 def run_sessions(options: argparse.Namespace) -> int:
-    action, words = options.action, list(options.words)
-    if action is None:
-        raise UserError("`sessions` takes an action: %s" % ", ".join(SESSIONS_OPTIONS))
-    for name, value in vars(options).items():
-        if value not in (None, False) and name not in ("command", "run", "action", "words", *SESSIONS_OPTIONS[action]):
-            raise UserError("--%s does not go with `sessions %s`" % (name.replace("_", "-"), action))
-    if not words and action not in ("list", "clean"):
+    action, words = options.command.partition(" ")[2], options.words
+    if action in ("show", "delete") and not words:
         raise UserError("which session? `clinvk sessions list` shows them")
-    if words[{"list": 0, "clean": 0, "show": 1}.get(action, len(words)):]:
-        raise UserError("`sessions %s` takes no argument %s" % (action, quoted(words[-1])))
     environment, console = dict(os.environ), Console()
     store = session_store(environment, console)
     try:
         if action == "list":
-            return command_sessions_list(store, console, options.json, options.backend or "", options.status or "", options.tag or "",
-                                         options.resumable, options.limit or 0)
+            return command_sessions_list(
+                store, console, options.json, options.backend or "", options.status or "",
+                options.tag or "", options.resumable, options.limit or 0)
         if action == "show":
             return command_sessions_show(store, console, options.json, words[0])
         if action == "delete":
@@ -8253,7 +8043,8 @@ def run_sessions(options: argparse.Namespace) -> int:
         if seconds is None:
             days = load_configuration(options.config, environment).get("session.retention_days")
             if not days:
-                console.say("session.retention_days is 0: sessions are never deleted; --older-than deletes some")
+                console.say("session.retention_days is 0: sessions are never deleted; "
+                            "--older-than deletes some")
                 return _print_deleted([], console, options.json)
             seconds = days * 86400.0
         return command_sessions_clean(store, console, options.json, seconds, options.dry_run)
@@ -8262,9 +8053,7 @@ def run_sessions(options: argparse.Namespace) -> int:
 
 
 def run_config(options: argparse.Namespace) -> int:
-    if options.action is None:
-        raise UserError("`config` takes an action: show or path")
-    if options.action == "show":
+    if options.command == "config show":
         return command_config_show(load_configuration(options.config, dict(os.environ)),
                                    options.json)
     path = configuration_path(options.config, dict(os.environ))[0]
@@ -8274,54 +8063,263 @@ def run_config(options: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def run_parallel(options: argparse.Namespace) -> int:
-    return command_parallel(settings_from(options), options.file, options.max_parallel, options.fail_fast,
-                            options.output_dir or "", options.overwrite)
+class Subcommand(NamedTuple):
+    """A row of the command table.  The name of an action includes that of its command."""
+
+    run: Callable[[argparse.Namespace], int]
+    options: str           # the keys of OPTIONS
+    summary: str           # for the help of clinvk
+    usage: str = "[OPTIONS]"
+    details: str = ""      # for its own help
+    max_words: int = 0
+    hint: str = ""         # follows the message about one word too many
+
+
+_QUOTES_HINT = "; a prompt of several words needs quotes around it"
+_FILE_HINT = "; a file is named with --file"
+COMMANDS = {
+    "": Subcommand(
+        lambda options: print_version(), "general",
+        "run many prompts through AI command-line programs, several at a time",
+        "[-h] [--version] COMMAND ...\n       clinvk [OPTIONS OF prompt] TEXT",
+        "`clinvk COMMAND --help` describes a command; see also clinvk(1)."),
+    "parallel": Subcommand(
+        run_parallel, "file parallel form trust run config backend workdir task",
+        "run a batch of tasks", details="""\
+The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks, or tasks.
+Options set the fields that tasks do not set. Examples:
+  clinvk parallel --file tasks.json
+  echo '{"backend": "echo", "prompt": "hello"}' | clinvk parallel
+  jq -R '{prompt: .}' prompts.txt | clinvk parallel --backend claude --jsonl""", hint=_FILE_HINT),
+    "prompt": Subcommand(
+        run_prompt, "answer prompt run config backend workdir task",
+        "ask one backend (`clinvk TEXT` means the same)", "[OPTIONS] TEXT", """\
+The answer is shown while it comes. `-` as TEXT reads the prompt from stdin. Examples:
+  clinvk 'What does this repository do?'
+  git diff | clinvk -b codex --sandbox-mode read-only -
+  clinvk -c 'And in one sentence?'""", 1, _QUOTES_HINT),
+    "chain": Subcommand(
+        lambda options: command_chain(settings_from(options), _file(options)),
+        "file form trust run config backend workdir task",
+        "run steps, each with the answers of those before it", details="""\
+The input is one JSON object, {"steps": [...]}. Each step is a task. In prompts, {{previous}} is
+replaced by the answer of the step before, and {{steps.NAME.output}} by that of the step NAME.
+Options set the fields that steps do not set. Example:
+  clinvk chain --file chain.json --json | jq -r '.results[-1].output'""", hint=_FILE_HINT),
+    "compare": Subcommand(
+        run_compare, "compare form run config workdir task",
+        "send one prompt to several backends and show the answers side by side",
+        "[OPTIONS] --backends LIST PROMPT\n       clinvk compare [OPTIONS] --all-backends PROMPT",
+        "`-` as PROMPT reads the prompt from stdin.", 1,
+        "; commas separate the backends, and a prompt of several words needs quotes around it"),
+    "resume": Subcommand(
+        run_resume, "resume answer run config task", "continue a session, in its directory",
+        "[OPTIONS] ID TEXT\n       clinvk resume [OPTIONS] --last TEXT", """\
+ID is the id of a session, the beginning of one, or the backend's own. `-` as TEXT reads the
+prompt from stdin. Options of earlier runs of the session do not apply.""", 2, _QUOTES_HINT),
+    "sessions": Subcommand(
+        run_sessions, "", "list, show and delete sessions", "ACTION ...", """\
+ID is the id of a session, the beginning of one, or the backend's own.
+`clinvk sessions ACTION --help` describes an action."""),
+    "sessions list": Subcommand(run_sessions, "json sessions",
+                                "list sessions, the last used first"),
+    "sessions show": Subcommand(run_sessions, "json", "show all that is known of a session",
+                                "[OPTIONS] ID", max_words=1),
+    "sessions delete": Subcommand(
+        run_sessions, "json", "delete sessions and print their ids", "[OPTIONS] ID...",
+        "If a session is unknown or in use, none is deleted.", sys.maxsize),
+    "sessions clean": Subcommand(
+        run_sessions, "json clean config",
+        "delete sessions that were not used for long and are not in use, and print their ids"),
+    "config": Subcommand(run_config, "", "show the configuration", "ACTION ...",
+                         "`clinvk config ACTION --help` describes an action."),
+    "config show": Subcommand(run_config, "config json",
+                              "show each setting and the origin of its value"),
+    "config path": Subcommand(run_config, "config", "show the path of the configuration file"),
+    "doctor": Subcommand(lambda options: command_doctor(options.json), "json",
+                         "show which backends can be used, and facts about this machine",
+                         details="Logins are not tried."),
+    "version": Subcommand(lambda options: print_version(), "", "show the version"),
+}
+
+
+def actions_of(command: str) -> List[str]:
+    """Return the words that can follow a command; "" is clinvk itself."""
+    return [name.split()[-1] for name in COMMANDS if name and name.rpartition(" ")[0] == command]
+
+
+def options_of(command: str) -> Dict[str, Dict[str, Any]]:
+    """Return the options of a command; a command with actions has those of all its actions."""
+    names = [command] + ["%s %s" % (command, action) for action in command and actions_of(command)]
+    keys = " ".join(COMMANDS[name].options for name in names).split()
+    return {flags: dict(details) for key in keys for flags, details in OPTIONS[key]}
+
+
+def build_parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser of the options of a command.  Words are left to parse_command_line."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            """Print the message without the usage."""
+            Output(2).text("%s: error: %s\nTry `%s --help`.\n" % (
+                self.prog, message, self.prog))
+            raise SystemExit(EXIT_USAGE)
+
+        def print_help(self, file: Any = None) -> None:
+            """Raise OutputError where the help cannot be written; argparse ignores that."""
+            Output(2 if file else 1).text(self.format_help())
+
+    row, name = COMMANDS[command], ("clinvk " + command).strip()
+    actions = ["\n  %-10s%s" % (action, COMMANDS[(command + " " + action).strip()].summary)
+               for action in actions_of(command)]
+    parser = Parser(
+        prog=name, usage="%s %s" % (name, row.usage), epilog=row.details, allow_abbrev=False,
+        description=row.summary[:1].upper() + row.summary[1:] + "." + "".join(actions),
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    groups: Dict[str, Any] = {"": parser}
+    for flags, details in options_of(command).items():
+        group = details.pop("group", "")
+        if command and actions:  # the help of each action has its options
+            details["help"] = argparse.SUPPRESS
+        if group not in groups:
+            groups[group] = parser.add_mutually_exclusive_group(required=group == "backends")
+        groups[group].add_argument(*flags.split(), **details)
+    return parser
+
+
+# Commands and options of other programs, with what to use here.
+RESERVED = dict(dict.fromkeys(("run", "exec", "batch"), "; to run a batch: clinvk parallel "
+                              "--file FILE"), completion="", serve="")
+OPTION_HINTS = dict(
+    dict.fromkeys(("-p", "--prompt", "--print"), "; a prompt needs no option: clinvk TEXT"),
+    **dict.fromkeys(("--retry", "--retries"), "; each program retries failed requests by itself, "
+                    "see clinvk(1) under Retries"))
+
+
+def _option_hint(command: str, word: str) -> str:
+    """Return the end of the message about an option that a command does not have."""
+    flag = word.partition("=")[0] if word.startswith("--") else word[:2]
+    family = command.partition(" ")[0] + " " if command != "prompt" else "parallel"
+    owners = [name for name in COMMANDS if name.startswith(family)
+              and any(flag in flags.split() for flags in options_of(name))]
+    if owners:
+        return "; it is an option of " + " and ".join("`clinvk %s`" % name for name in owners)
+    known = " ".join(options_of(command)).split()
+    return OPTION_HINTS.get(flag) or known_as(flag, known + ["-h", "--help"])
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and word != "-" and " " not in word and not word[1:].isdigit()
+
+
+def _take_word(words: List[str], command: str, known: Container[str]) -> str:
+    """Return the first word that is not part of an option; remove it if it is known."""
+    parser = build_parser(command)
+    unparsed = parser.parse_known_args([word for word in words if word not in ("-h", "--help")])[1]
+    word = next((word for word in unparsed if not _is_option(word)), "")
+    if word in known:
+        words.remove(word)
+    return word
+
+
+def _take_command(words: List[str]) -> str:
+    """Return the command and remove it; `clinvk TEXT` is `clinvk prompt TEXT`."""
+    known = actions_of("")
+    word = words[0] if words else ""
+    if word in known:
+        return words.pop(0)
+    if word in ("-h", "--help", "--version"):
+        return ""
+    word = _take_word(words, "prompt", known)
+    if word in known:
+        return word
+    if word in RESERVED or len(word.split()) == 1 and nearest(word, known):
+        problem = "unknown command %s%s" % (
+            quoted(word), RESERVED.get(word) or nearest(word, known))
+    elif word.endswith((".json", ".jsonl")) and os.path.isfile(word):
+        problem = "%s is a file; to run its tasks: clinvk parallel --file %s" % (
+            quoted(word), shell_quoted(word))
+    else:
+        return "prompt"
+    build_parser("").error("%s; to ask it as a prompt: clinvk -- %s" % (
+        problem, shell_quoted(word)))
+
+
+def parse_command_line(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options, with `command` and the other `words`; after `--` all are words."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    words, last_words = list(arguments[:end]), list(arguments[end + 1:])
+    if not arguments:
+        parser = build_parser("")
+        parser.print_help(sys.stderr)
+        parser.exit(EXIT_USAGE)
+    if words[:1] == ["help"]:
+        words = words[1:2] + ["--help"]
+    command = _take_command(words)
+    actions = [action for action in actions_of(command) if command]
+    action = _take_word(words, command, actions) if actions else ""
+    if action in actions:
+        command += " " + action
+    parser = build_parser(command)
+    options, unparsed = parser.parse_known_args(words)
+    if actions and action not in actions:
+        parser.error("expected an action (%s), got %s" % (
+            ", ".join(actions), quoted(action) if action else "none"))
+    options.command, options.words = command, []
+    for word in unparsed:
+        if _is_option(word):
+            parser.error("unknown argument %s%s" % (word, _option_hint(command, word)))
+        options.words.append(word)
+    options.words += last_words
+    for word in options.words[COMMANDS[command].max_words:]:
+        parser.error("unknown argument %s%s" % (word, COMMANDS[command].hint))
+    return options
 
 
 def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> int:
-    """The program.  Returns its exit status; 128 + n stands for signal n, of which `console` then dies.
+    """Run the program and return its exit status; 128 + n after signal n.
 
-    `whole_process`: nothing of the process's own comes after it.
+    `whole_process`: the process ends with the program.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     open_standard_streams()
     close_on_exec_inherited()
-    stderr = Output(2)
-
     try:
-        if arguments in (["--version"], ["version"]):  # before anything is imported for it
+        if arguments in (["--version"], ["version"]):  # before argparse is imported
             return print_version()
         if whole_process:
             let_sigint_kill()
         with stop_signals(die_at_once):
-            options = build_parser(*arguments[:2]).parse_args(arguments)
-            return int(options.run(options))
-    except SystemExit as leaving:  # of argparse: after --help, --version or a usage error
+            options = parse_command_line(arguments)
+            return COMMANDS[options.command].run(options)
+    except SystemExit as leaving:  # of argparse: after help or a usage error
         return int(leaving.code or 0)
     except (UserError, ConfigError, SessionError, OutputError) as error:
         if isinstance(error, OutputError) and error.broken_pipe:
             return EXIT_PIPE
-        stderr.text("clinvk: error: %s\n" % error)
-        return {UserError: EXIT_USAGE, ConfigError: EXIT_CONFIG, SessionError: EXIT_SESSION, OutputError: EXIT_OUTPUT}[type(error)]
+        Output(2).text("clinvk: error: %s\n" % error)
+        return {UserError: EXIT_USAGE, ConfigError: EXIT_CONFIG, SessionError: EXIT_SESSION,
+                OutputError: EXIT_OUTPUT}[type(error)]
     except ModuleNotFoundError as error:
-        stderr.text(lacking(error) + "\n")
+        Output(2).text(lacking(error) + "\n")
         return EXIT_USAGE
     except Interrupted as interruption:
         return 128 + interruption.signal_number
 
 
 def console() -> None:
-    """Runs the program as a process of its own."""
+    """Run the program as a process of its own."""
     try:
         status = main(whole_process=True)
     except Exception:
         import traceback
-        Output(2).text("clinvk: this is a bug in clinvk %s:\n%s" % (__version__, traceback.format_exc()))
+        Output(2).text("clinvk: this is a bug in clinvk %s:\n%s" % (
+            __version__, traceback.format_exc()))
         status = EXIT_BUG
     if status in (EXIT_HANGUP, EXIT_INTERRUPT, EXIT_TERMINATE):
         die_of(status - 128)
-    # All is written and closed.  Taking the interpreter down in order would cost as much as starting it did.
+    # All is written and closed.  An orderly exit would take as long as the start did.
     os._exit(status)
 
 

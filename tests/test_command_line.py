@@ -20,7 +20,7 @@ import clinvk
 support.left_to_full_runs()
 
 # One line that says what is wrong, and one that says where help is.
-USAGE_ERROR = re.compile(r"\A(clinvk(?: [a-z]+)?): error: ([^\n]+)\nTry `\1 --help`\.\n\Z")
+USAGE_ERROR = re.compile(r"\A(clinvk(?: [a-z]+)*): error: ([^\n]+)\nTry `\1 --help`\.\n\Z")
 
 # Calls main with each list of arguments; writes down the type and the value of what it returns, and what went to stdout and stderr.
 CALLER = """
@@ -91,7 +91,7 @@ class Usage(CommandLine):
     def test_what_cannot_be_understood_is_told_in_a_line_and_nothing_is_started(self):
         one = self.one_task()
         table = [
-            (["help", "paralel"], ['"paralel" is no command (did you mean "parallel"?)']), (["paralel"], ['"paralel"', "parallel"]), (["parallel", "extra"], ["extra"]),
+            (["help", "paralel"], ['unknown command "paralel" (did you mean "parallel"?)']), (["paralel"], ['"paralel"', "parallel"]), (["parallel", "extra"], ["extra"]),
             (["parallel", "-f", one, "extra"], ["extra"]), (["parallel", "--nonsense", "-f", one], ["--nonsense"]),
             (["parallel", "-f", one, "-x"], ["-x"]), (["parallel", "-f", one, "--json", "--jsonl"], ["--json", "--jsonl", "not allowed"]),
             (["parallel", "-f", one, "--jsonl", "-q", "--json"], ["--json", "--jsonl", "not allowed"]),
@@ -131,13 +131,33 @@ class Usage(CommandLine):
             (["parallel", "--cwd", "x"], '(did you mean "--workdir"?)'), (["--system", "x", "why"], '(did you mean "--system-prompt"?)'),
             (["-p", "why"], "unknown argument -p; a prompt needs no option: clinvk TEXT"), (["--prompt=why"], "needs no option"),
             (["parallel", "--retry", "3"], "unknown argument --retry; each program retries"), (["--retries=3", "why"], "each program retries"),
-            (["run", "tasks.json"], '"run" is no command; to run a batch: clinvk parallel --file FILE; to ask it as a prompt: clinvk -- run'),
-            (["parallel", "-f", "a", "--file", "b"], "argument -f/--file: given twice"), (["chain", "-fa", "-fb"], "given twice")]
+            (["run", "tasks.json"], 'unknown command "run"; to run a batch: clinvk parallel --file FILE; to ask it as a prompt: clinvk -- run'),
+            (["parallel", "-f", "a", "--file", "b"], "--file: given twice"), (["chain", "-fa", "-fb"], "given twice")]
         for (arguments, words), answer in zip(table, self.main(*[arguments for arguments, _ in table])):
             with self.subTest(arguments=arguments):
-                self.assert_usage_error(answer, words)
+                self.assertEqual(answer[:2], (2, ""))
+                self.assertIn(words, answer[2])
         for arguments in (["chain", "--workers", "4"], ["chain", "-n", "4"]):  # a wrong hint is worse than none
             self.assertNotIn("did you mean", self.main(arguments)[0][2])
+
+    def test_prompt_that_is_a_task_file_is_refused_with_the_command_to_run_it(self):
+        self.file("tasks.json", [])
+        self.file("two.jsonl", "")
+        calls = {name: ["-b", "echo", "--dry-run", name] for name in ("tasks.json", "two.jsonl")}
+        for (name, _), answer in zip(calls.items(), self.main(*calls.values())):
+            self.assert_usage_error(answer, '"%s" is a file; to run its tasks: clinvk parallel --file %s; '
+                                    "to ask it as a prompt: clinvk -- %s" % (name, name, name))
+        for words in (["--", "tasks.json"], ["missing.json"], ["prompt", "tasks.json"]):
+            self.assertEqual(self.main(["-b", "echo", "--dry-run", *words])[0],
+                             (0, "env NO_COLOR=1 cat <<< %s\n" % words[-1], ""))
+
+    def test_option_of_another_command_is_refused_with_that_command(self):
+        for words, command in ((["-f", "tasks.json"], "parallel"), (["-q", "x"], "parallel"),
+                               (["x", "--jsonl"], "parallel"), (["--output-dir=x", "x"], "parallel"),
+                               (["sessions", "show", "--older-than", "1d", "x"], "sessions clean"),
+                               (["config", "path", "--json"], "config show")):
+            with self.subTest(words=words):
+                self.assert_usage_error(self.main(words)[0], "it is an option of `clinvk %s`" % command)
 
     def test_no_long_option_can_be_abbreviated(self):
         options = sorted(set(re.findall(r"(?<=[ \[])--[a-z-]+", self.main(["parallel", "--help"])[0][1])))

@@ -307,10 +307,11 @@ class Commands(ConfigurationCase):
 
     def test_config_without_action_and_with_unknown_action_is_refused(self):
         self.assertEqual(self.clinvk("config").stderr,
-                         b"clinvk: error: `config` takes an action: show or path\n")
+                         b"clinvk config: error: expected an action (show, path), got none\n"
+                         b"Try `clinvk config --help`.\n")
         done = self.clinvk("config", "set", "output.color", "never")
         self.assertEqual(done.returncode, 2)
-        self.assertIn(b"invalid choice: 'set' (choose from ", done.stderr)
+        self.assertIn(b'expected an action (show, path), got "set"', done.stderr)
 
     def test_config_option_position_does_not_matter(self):
         path = self.file("c.yaml", "output: {color: never}\n")

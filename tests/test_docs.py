@@ -1,7 +1,6 @@
 """What is written about clinvk is true: the man page and the three completions know exactly the options, words, fields, exit
 statuses and variables that the program knows; the versions agree; the examples of the README and of the man page are run.
 """
-import argparse
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ support.left_to_full_runs()
 
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}
+ACTIONS = clinvk.actions_of("sessions")
 FILES, DIRECTORIES = {"--file", "--config"}, {"--workdir", "--output-dir", "--root"}
 CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 
@@ -43,16 +43,11 @@ def needs(*programs):
 
 def parsers():
     """The parser of each command, by name; the general one under ''."""
-    general = clinvk.build_parser()
-    found = {"": general}
-    for action in general._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            found.update(action.choices)
-    return found
+    return {name: clinvk.build_parser(name) for name in clinvk.COMMANDS if " " not in name}
 
 
 def option_actions(parser):
-    return [action for action in parser._actions if action.option_strings and action.help != argparse.SUPPRESS]
+    return [action for action in parser._actions if action.option_strings]
 
 
 def options_of(parser):
@@ -231,13 +226,13 @@ class ManPageTest(unittest.TestCase):
 
     def test_it_describes_exactly_the_actions_on_sessions_and_which_options_they_have(self):
         items = MAN.items("OPTIONS", "Options of sessions")
-        self.assertEqual([item.split()[1] for item, _ in items if item.startswith("Cm ")], list(clinvk.SESSIONS_OPTIONS))
+        self.assertEqual([item.split()[1] for item, _ in items if item.startswith("Cm ")], ACTIONS)
         for item, lines in items:
             for option in re.findall(r"Fl -([-\w]+)", item):
                 with self.subTest(option=option):
-                    having = {action for action, options in clinvk.SESSIONS_OPTIONS.items() if option.replace("-", "_") in options}
+                    having = {action for action in ACTIONS if "--" + option in options_of(clinvk.build_parser("sessions " + action))}
                     said = " ".join(lines).partition(":")[0] if option != "json" else " ".join(lines)
-                    self.assertEqual(set(re.findall(r"\b(%s)\b" % "|".join(clinvk.SESSIONS_OPTIONS), said)), having)
+                    self.assertEqual(set(re.findall(r"\b(%s)\b" % "|".join(ACTIONS), said)), having)
 
     def test_it_says_which_backends_can_be_resumed_and_how(self):
         text = " ".join(MAN.part("SESSIONS"))
@@ -444,7 +439,7 @@ class BashCompletionTest(unittest.TestCase):
         with tempfile.TemporaryDirectory() as directory:
             write_program(os.path.join(directory, "clinvk"), FAKE_LIST)
             path = directory + os.pathsep + os.environ.get("PATH", os.defpath)
-            self.assertEqual(self.complete("clinvk", "sessions", "")[0], set(clinvk.SESSIONS_OPTIONS))
+            self.assertEqual(self.complete("clinvk", "sessions", "")[0], set(ACTIONS))
             for words in (("resume",), ("sessions", "show"), ("sessions", "delete"), ("sessions", "delete", "0123456789")):
                 with self.subTest(words=words):
                     self.assertEqual(self.complete("clinvk", *words, "", PATH=path)[0], {"0123456789", "abcdef0123"})
@@ -575,7 +570,7 @@ class FishCompletionTest(Case):
     @needs("fish")
     def test_it_offers_actions_and_sessions(self):
         write_program(os.path.join(self.bin, "clinvk"), FAKE_LIST)
-        self.assertEqual(self.complete("clinvk sessions "), set(clinvk.SESSIONS_OPTIONS))
+        self.assertEqual(self.complete("clinvk sessions "), set(ACTIONS))
         for words in ("resume", "sessions show", "sessions delete", "sessions delete abcdef0123"):
             with self.subTest(words=words):
                 self.assertEqual(self.complete("clinvk %s " % words), {"0123456789", "abcdef0123"})

@@ -68,8 +68,8 @@ class Words(unittest.TestCase):
     """What of the command line is a prompt, what a command, what an option."""
 
     def parsed(self, *words):
-        options = clinvk.build_parser().parse_args(list(words))
-        return options.command, getattr(options, "prompt", getattr(options, "words", None)), options
+        options = clinvk.parse_command_line(list(words))
+        return options.command, options.words, options
 
     def test_what_is_no_command_is_a_prompt(self):
         for words, prompt in (((" fix it ",), " fix it "), (("why",), "why"), (("",), ""), (("-",), "-"), (("prompt", "version"), "version"),
@@ -77,15 +77,15 @@ class Words(unittest.TestCase):
                               (("why", "-b", "echo"), "why"), (("-becho", "--", "parallel"), "parallel"), (("-c", "-w/", "why"), "why"),
                               (("-cbecho", "why"), "why"), (("-cb", "echo", "why"), "why"), (("--model=a b", "-mc d", "why"), "why"),
                               (("--system-prompt", "version", "why"), "why"), (("-x is what?",), "-x is what?"), (("paralel tasks",), "paralel tasks"),
-                              (("--dry-run why not",), "--dry-run why not"), (("-m", "x", "--", "-m"), "-m"), (("-b", "echo"), None),
+                              (("--dry-run why not",), "--dry-run why not"), (("-m", "x", "--", "-m"), "-m"), (("-b", "echo", ""), ""),
                               (("prompt", "--", "-h"), "-h")):
             with self.subTest(words=words):
                 command, found, _ = self.parsed(*words)
-                self.assertEqual((command, found), ("prompt", prompt))
+                self.assertEqual((command, found), ("prompt", [prompt]))
 
     def test_a_command_is_one_wherever_its_options_stand(self):
         for words, expected in ((("version",), "version"), (("-b", "echo", "parallel"), "parallel"), (("--dry-run", "--json", "parallel"), "parallel"),
-                                (("--last", "resume", "why"), "resume"), (("--json", "sessions", "list"), "sessions")):
+                                (("--last", "resume", "why"), "resume"), (("--json", "sessions", "list"), "sessions list")):
             with self.subTest(words=words):
                 self.assertEqual(self.parsed(*words)[0], expected)
 
@@ -94,9 +94,9 @@ class Words(unittest.TestCase):
                       ("resume", "--here", "-o", "json", "--", "abc", "go on"), ("--here", "resume", "abc", "go on", "--output-format=json")):
             with self.subTest(words=words):
                 command, found, options = self.parsed(*words)
-                self.assertEqual((command, found, options.form, options.here), ("resume", ["abc", "go on"], "json", True))
-        _, found, options = self.parsed("sessions", "--tag", "a", "delete", "abc", "b", "--json", "d")
-        self.assertEqual((options.action, found, options.tag), ("delete", ["abc", "b", "d"], "a"))
+                self.assertEqual((command, found, options.output_format, options.here), ("resume", ["abc", "go on"], "json", True))
+        command, found, options = self.parsed("sessions", "--json", "delete", "abc", "b", "--json", "d")
+        self.assertEqual((command, found, options.json), ("sessions delete", ["abc", "b", "d"], True))
         _, found, options = self.parsed("sessions", "delete", "abc", "--", "-b")
         self.assertEqual(found, ["abc", "-b"])
 
@@ -104,7 +104,7 @@ class Words(unittest.TestCase):
         options = self.parsed("why", "-b", "codex", "-m", "m", "-w", "/", "--approval-mode", "none", "--sandbox-mode", "full", "--system-prompt", "s",
                               "--max-turns", "2", "--max-tokens", "3", "--timeout", "2m")[2]
         self.assertEqual({name: value for name, value in vars(options).items() if name.startswith("task_")}, {
-            "task_backend": "codex", "task_model": "m", "task_workdir": "/", "task_approval_mode": "none", "task_sandbox_mode": "full",
+            "task_dry_run": False, "task_backend": "codex", "task_model": "m", "task_workdir": "/", "task_approval_mode": "none", "task_sandbox_mode": "full",
             "task_system_prompt": "s", "task_max_turns": 2, "task_max_tokens": 3, "task_timeout": 120.0})
 
     def test_an_age_is_short(self):
@@ -118,7 +118,7 @@ class Refused(PromptCase):
                            ("completion", "")):
             with self.subTest(word=word):
                 hint = ' (did you mean "%s"?)' % near if near else ""
-                self.assertEqual(self.refused("-b", "echo", word), 'clinvk: error: "%s" is no command%s; to ask it as a prompt: clinvk -- %s\n'
+                self.assertEqual(self.refused("-b", "echo", word), 'clinvk: error: unknown command "%s"%s; to ask it as a prompt: clinvk -- %s\n'
                                  "Try `clinvk --help`.\n" % (word, hint, word))
                 self.assertEqual(self.ask("--dry-run", "-b", "echo", "--", word), "env NO_COLOR=1 cat <<< %s\n" % word)
 
@@ -131,7 +131,7 @@ class Refused(PromptCase):
         for args in (("-b", "echo"), ("prompt",), ("-c",), ("resume", "--last")):
             with self.subTest(args=args):
                 self.assertEqual(self.refused(*args, input=b"not this"), message)
-        self.assertEqual(self.refused("resume", "what is this"), message.replace("prompt:", 'prompt beside the session "what is this":'))
+        self.assertEqual(self.refused("resume", "what is this"), message.replace("prompt:", 'prompt for the session "what is this":'))
         for args in (("",), ("prompt", " \n"), ("-",)):
             with self.subTest(args=args):
                 self.assertEqual(self.refused(*args), "clinvk: error: the prompt is blank\n")
@@ -841,10 +841,11 @@ class SessionsCommand(PromptCase):
         self.assertEqual(len(self.sessions()), 1)
 
     def test_what_is_said_wrongly_is_told(self):
-        for args, message in (((), "clinvk: error: `sessions` takes an action: list, show, delete, clean\n"), (("lst",), "invalid choice: 'lst'"), (("show",), "which session? `clinvk sessions list` shows them"),
-                              (("show", "a", "b"), '`sessions show` takes no argument "b"'), (("list", "a"), '`sessions list` takes no argument "a"'),
-                              (("list", "--older-than", "1d"), "--older-than does not go with `sessions list`"),
-                              (("delete", "--dry-run", "a"), "--dry-run does not go with `sessions delete`"),
+        for args, message in (((), "clinvk sessions: error: expected an action (list, show, delete, clean), got none\n"),
+                              (("lst",), 'expected an action (list, show, delete, clean), got "lst"'), (("show",), "which session? `clinvk sessions list` shows them"),
+                              (("show", "a", "b"), "clinvk sessions show: error: unknown argument b"), (("list", "a"), "unknown argument a"),
+                              (("list", "--older-than", "1d"), "unknown argument --older-than; it is an option of `clinvk sessions clean`"),
+                              (("delete", "--dry-run", "a"), "unknown argument --dry-run; it is an option of `clinvk sessions clean`"),
                               (("clean", "--older-than", "3m"), "expected an age such as 12h, 30d or 2w"), (("list", "--status", "good"), "invalid choice: 'good'"),
                               (("list", "-n", "0"), "from 1 on"), (("list", "--jsn"), 'unknown argument --jsn (did you mean "--json"?)')):
             with self.subTest(args=args):
