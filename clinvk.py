@@ -84,10 +84,11 @@ try:
     import codecs
     import contextlib
     import fcntl
+    import functools
     import json
     import re
     import time
-    from collections import namedtuple
+    from collections import Counter, namedtuple
 except ModuleNotFoundError as _error:
     _refuse(lacking(_error))
 
@@ -272,16 +273,7 @@ CHUNK = 1 << 16  # characters or bytes that are held at a time of a text of any 
 LOSSLESS = "clinvk-lossless"  # codec error handler for encoding, registered below
 
 
-def run_once(make: Callable[[], _T]) -> Callable[[], _T]:
-    """Calls a function at most once and keeps what it made (functools.lru_cache, but for the time to import that)."""
-    made: List[_T] = []
-
-    def get() -> _T:
-        if not made:
-            made.append(make())
-        return made[0]
-
-    return get
+run_once = functools.lru_cache(maxsize=None)  # for functions without parameters
 
 
 def _finite(text: str) -> float:
@@ -1551,15 +1543,33 @@ def die_at_once(signal_number: int) -> None:
 # A check takes a value, returns it in the form that the program uses, and raises ValueError.
 
 
-def expected(what: str, value: Any) -> ValueError:
+class InvalidValue(ValueError):
+    """An invalid value, with the path to the value (`("tasks", 3, "max_turns")`)."""
+
+    def __init__(self, message: str, path: _Path = ()) -> None:
+        super().__init__(message)
+        self.message, self.path = message, path
+
+    def __str__(self) -> str:
+        return (_path_text(self.path) + ": " if self.path else "") + self.message
+
+
+def expected(what: str, value: Any, path: _Path = ()) -> InvalidValue:
     """Return the error for a value that is not `what`."""
-    return ValueError("expected %s, got %s" % (what, quoted(value)))
+    return InvalidValue("expected %s, got %s" % (what, quoted(value)), path)
 
 
-def _known_string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise expected("a string", value)
-    return value
+def _of_type(kind: Type[_T], what: str) -> Callable[[Any], _T]:
+    """Return a check for values of exactly that type."""
+    def check(value: Any) -> _T:
+        if type(value) is not kind:
+            raise expected(what, value)
+        return value
+    return check
+
+
+_known_string = _of_type(str, "a string")
+_truth = _of_type(bool, "true or false")
 
 
 def _some_text(value: Any) -> str:
@@ -1592,15 +1602,13 @@ def _path(value: Any) -> str:
     return expanded
 
 
-def _whole_number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise expected("a whole number", value)
-    if value < 1:
-        raise expected("a whole number from 1 on", value)
-    return value
-
-
 MAX_JOBS = 1000  # each is a process, with a backend process
+
+
+def _whole_number(value: Any, least: int = 1) -> int:
+    if _of_type(int, "a whole number")(value) < least:
+        raise expected("a whole number from %d on" % least, value)
+    return int(value)
 
 
 def _jobs(value: Any) -> int:
@@ -1612,16 +1620,9 @@ def _jobs(value: Any) -> int:
 def _seconds(value: Any) -> float:
     if isinstance(value, str):
         return min(parse_duration(value), MAX_SECONDS)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < float("inf"):
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
         raise expected("seconds above 0 or a duration such as \"15m\"", value)
     return min(float(value), MAX_SECONDS)
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise expected("true or false", value)
-    return value
 
 
 def _one_of(words: Iterable[str], what: str) -> Callable[[Any], str]:
@@ -1650,31 +1651,23 @@ def _list_of(element: Callable[[Any], str]) -> Callable[[Any], Tuple[str, ...]]:
 MAX_DEPTH = 200  # levels of free data, because every JSON program can read so many
 
 
+def _items(value: Any) -> Iterable[Tuple[Union[str, int], Any]]:
+    """Return the keys or the positions in an object or a list, each with its value."""
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
+
+
 def _free_object(value: Any) -> Dict[str, Any]:
     """Check an object of any JSON values.  Raises RecursionError for too many levels."""
     if not isinstance(value, dict):
         raise expected("an object", value)
     level: List[Any] = [value]
     for _ in range(MAX_DEPTH):
-        inner: List[Any] = []
-        for item in level:
-            if isinstance(item, (dict, list)):
-                inner += item.values() if isinstance(item, dict) else item
-        if not inner:
+        level = [item for owner in level for _, item in _items(owner)]
+        if not level:
             return value
-        level = inner
     raise RecursionError("nested too deep")  # as the JSON module raises; orjson has another limit
-
-
-class InvalidValue(ValueError):
-    """An invalid value, with the path to the value (`("tasks", 3, "max_turns")`)."""
-
-    def __init__(self, message: str, path: _Path = ()) -> None:
-        super().__init__(message)
-        self.message, self.path = message, path
-
-    def __str__(self) -> str:
-        return (_path_text(self.path) + ": " if self.path else "") + self.message
 
 
 @contextlib.contextmanager
@@ -1695,7 +1688,7 @@ FIELD_HINTS = {"files": "; name the files in the prompt, and their directory in 
 def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> Dict[str, Any]:
     """Check the fields of an object and return those that are not null.  Raises InvalidValue."""
     if not isinstance(value, dict):
-        raise InvalidValue(str(expected(what, value)))
+        raise expected(what, value)
     checked = {}
     for name, item in value.items():
         with path_context(name):
@@ -1715,7 +1708,7 @@ _PLACEHOLDER = r"\{\{([a-z_]+)\}\}|\{([a-z_]+)\}"
 
 def placeholders(element: str) -> List[str]:
     """Return the names in braces; `{{name}}` is not a placeholder, but stands for `{name}`."""
-    return [single for _, single in re.findall(_PLACEHOLDER, element) if single]
+    return [name for _, name in re.findall(_PLACEHOLDER, element) if name]
 
 
 def _element(value: Any) -> str:
@@ -1762,7 +1755,7 @@ def _definition(value: Any) -> Definition:
 def _definitions(value: Any) -> Dict[str, Definition]:
     """Check the user's own commands, by name.  Raises InvalidValue."""
     if not isinstance(value, dict):
-        raise InvalidValue(str(expected("an object of definitions", value)))
+        raise expected("an object of definitions", value)
     found = {}
     for name, item in value.items():
         with path_context(name):
@@ -1787,49 +1780,29 @@ def _path_text(path: _Path) -> str:
     return text
 
 
-def _without_repeats(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise InvalidValue("a key is given twice")
-    return found
-
-
-@run_once
-def _unique_decoder() -> Callable[[str], Any]:
-    return json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_without_repeats).decode
-
-
 def loads_unique(data: Union[bytes, bytearray]) -> Any:
-    """Return the JSON value in `data` (UTF-8) as `loads` does, but raise InvalidValue where an object has a key twice.
+    """Return the JSON value in `data` (UTF-8); raise InvalidValue where an object has a key twice.
 
-    orjson would drop the first of the two.  For small tasks the JSON module with its hook is not slower than `loads`.
+    orjson would drop the first of the two.  For small tasks the JSON module is not slower.
     """
-    text = data.decode("utf-8")
-    try:
-        return _unique_decoder()(text)
-    except InvalidValue:
-        raise _repeated_key(text) from None
+    repeated: List[Tuple[Any, str]] = []
 
+    def as_dict(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            repeated.append((value, Counter(name for name, _ in pairs).most_common(1)[0][0]))
+        return value
 
-def _repeated_key(text: str) -> InvalidValue:
-    repeated: List[Tuple[Dict[str, Any], str]] = []
-
-    def note(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-        found: Dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                repeated.append((found, key))
-            found[key] = value
-        return found
-
-    paths: List[Tuple[Any, _Path]] = [(json.JSONDecoder(object_pairs_hook=note).decode(text), ())]
-    owner, key = repeated[-1]  # its parents keep it: a parent that dropped it would come later
-    for value, path in paths:
-        if value is owner:
-            return InvalidValue("the key is given twice in one object", path + (key,))
-        paths += [(inner, path + (step,)) for step, inner in (
-            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())]
-    raise AssertionError("the object that repeats a key is in the value")
+    value = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite,
+                             object_pairs_hook=as_dict).decode(data.decode("utf-8"))
+    if repeated:
+        owner, key = repeated[-1]  # an object inside of an earlier one may be dropped
+        paths: List[Tuple[Any, _Path]] = [(value, ())]
+        for item, path in paths:
+            if item is owner:
+                raise InvalidValue("the key is given twice in one object", path + (key,))
+            paths += [(inner, path + (step,)) for step, inner in _items(item)]
+    return value
 
 
 def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition]:
@@ -2098,24 +2071,15 @@ def model_variable(backend: str) -> str:
     return "CLINVK_%s_MODEL" % "".join(c if c.isalnum() else "_" for c in backend.upper())
 
 
-def _or_nothing(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return a check that takes an empty string and 0 for a setting that is not set."""
-    return lambda value: None if value in ("", 0) and value is not False else check(value)
-
-
-def _days(value: Any) -> int:
-    return 0 if value == 0 and not isinstance(value, bool) else _whole_number(value)
+def _or_nothing(check: Callable[[Any], Any], *nothing: str) -> Callable[[Any], Any]:
+    """Return a check that takes an empty string, 0 and `nothing` for a setting that is not set."""
+    return lambda value: None if value in ("", 0, *nothing) and value is not False else check(value)
 
 
 def _color(value: Any) -> str:
     if isinstance(value, bool):
         return "auto" if value else "never"
     return _one_of(("auto", "always", "never"), "choice")(value)
-
-
-def _tools(value: Any) -> str:
-    text = _argument(value)
-    return "" if text == "all" else text
 
 
 PROMPT_FORMS = ("text", "json", "stream-json")
@@ -2133,7 +2097,7 @@ SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "unified_flags.max_tokens": (_or_nothing(_whole_number), 0),
     "unified_flags.command_timeout_secs": (_or_nothing(_seconds), 0),
     "session.auto_resume": (_truth, False),
-    "session.retention_days": (_days, 30),
+    "session.retention_days": (functools.partial(_whole_number, least=0), 30),
     "session.default_tags": (_list_of(_known_string), ()),
     "session.store_token_usage": (_truth, True),
     "output.format": (_or_nothing(_one_of(PROMPT_FORMS, "format")), "text"),
@@ -2150,7 +2114,7 @@ BACKEND_SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "approval_mode": (_MODES["approval_mode"], ""),
     "sandbox_mode": (_MODES["sandbox_mode"], ""),
     "system_prompt": (_or_nothing(_argument), ""),
-    "allowed_tools": (_or_nothing(_tools), ""),
+    "allowed_tools": (_or_nothing(_argument, "all"), ""),
     "extra_flags": (_list_of(_argument), ()),
     "enabled": (_truth, True),
     "max_parallel": (_or_nothing(_jobs), 0),
@@ -2200,12 +2164,12 @@ class Configuration(NamedTuple):
 
     def task_fields(self, backend: str) -> Dict[str, Any]:
         """Return the task fields that the file sets for a backend, except `extra`."""
-        found = {name: self.said("unified_flags." + name) for name in (
-            "approval_mode", "sandbox_mode", "verbose", "dry_run", "max_turns", "max_tokens")}
-        found["timeout"] = self.said("unified_flags.command_timeout_secs")
+        fields = {name.partition(".")[2]: self.said(name) for name in SETTINGS
+                  if name.startswith("unified_flags.")}
+        fields["timeout"] = fields.pop("command_timeout_secs")
         for name in ("model", "approval_mode", "sandbox_mode", "system_prompt"):
-            found[name] = self.said("backends.%s.%s" % (backend, name)) or found.get(name)
-        return found
+            fields[name] = self.said("backends.%s.%s" % (backend, name)) or fields.get(name)
+        return fields
 
     def extra(self, backend: str, sandbox: str) -> Tuple[str, ...]:
         """Return the options that the file adds for a backend.
@@ -2222,67 +2186,54 @@ class Configuration(NamedTuple):
 def read_configuration(text: str, path: str) -> Configuration:
     """Return the configuration in a text.  Raises ConfigError with file and line."""
     document = YamlDocument(text, path)
-    value, line = document.value, document.line
     values: Dict[str, Any] = {}
     lines: Dict[str, int] = {}
     try:
-        for place, item in _settings_in({} if value is None else value):
+        for place, value in _settings_in(document.value, ()):
             key = ".".join(map(str, place))
             with path_context(*place):
                 check = setting_named(key)[0]
-                lines[key] = line(place)
-                checked = None if item is None else check(item)
+                lines[key] = document.line(place)
+                checked = None if value is None else check(value)
                 if checked is not None:
                     values[key] = checked
-        return Configuration(path, values, lines, _configured_definitions(value or {}))
+        return Configuration(path, values, lines, _configured_definitions(document.value or {}))
     except InvalidValue as error:
-        raise ConfigError("%s:%d: %s" % (path, line(error.path), error)) from None
+        raise ConfigError("%s:%d: %s" % (path, document.line(error.path), error)) from None
 
 
-def _settings_in(value: Any) -> Iterator[Tuple[_Path, Any]]:
+def _settings_in(value: Any, path: _Path) -> Iterator[Tuple[_Path, Any]]:
     """Yield the path and the value of each setting in a document.  Raises InvalidValue."""
+    if path and len(path) == {"backends": 3, "default_backend": 1}.get(str(path[0]), 2):
+        yield path, value
+        return
     sections = {key.partition(".")[0] for key in SETTINGS} | {"backends"}
-    for name, section in _mapping_at((), value, "a mapping of settings"):
-        if name not in sections:
-            raise InvalidValue("unknown setting%s" % nearest(name, sections), (name,))
-        if name in SETTINGS:
-            yield (name,), section
-            continue
-        for key, item in _mapping_at((name,), section, "a mapping"):
-            if name != "backends":
-                yield (name, key), item
-                continue
-            for field, inner in _mapping_at((name, key), item, "a mapping"):
-                yield (name, key, field), inner
-
-
-def _mapping_at(path: _Path, value: Any, what: str) -> Iterable[Tuple[str, Any]]:
-    """Return the items of a mapping, of null none.  Raises InvalidValue."""
-    if value is None:
-        return ()
-    if not isinstance(value, dict):
-        raise InvalidValue(str(expected(what, value)), path)
-    return value.items()
+    if path and path[0] not in sections:
+        raise InvalidValue("unknown setting%s" % nearest(str(path[0]), sections), path)
+    if not isinstance(value, (dict, type(None))):
+        raise expected("a mapping", value, path)
+    for name, inner in _items(value):
+        yield from _settings_in(inner, path + (name,))
 
 
 def _configured_definitions(value: Dict[str, Any]) -> Dict[str, Definition]:
     """Return the commands that a configuration defines.  Raises InvalidValue."""
-    found = {}
+    definitions = {}
     for name, fields in (value.get("backends") or {}).items():
         own = {key: item for key, item in (fields or {}).items()
                if key in DEFINITION_FIELDS and item is not None}
         with path_context("backends", name):
             if name in BUILT_IN and own:
-                raise InvalidValue("%s is built in and cannot be redefined" % name, (next(iter(own)),))
+                raise InvalidValue("%s is built in and cannot be redefined" % name, (min(own),))
             if name not in BUILT_IN and not own:
                 raise InvalidValue("unknown backend%s; a backend of your own needs a command"
-                              % nearest(name, BUILT_IN))
+                                   % nearest(name, BUILT_IN))
             if name != "claude" and (fields or {}).get("allowed_tools") not in (None, "", "all"):
                 raise InvalidValue("only claude has this setting", ("allowed_tools",))
-        if name not in BUILT_IN:
-            with path_context("backends"):
-                found.update(_definitions({name: own}))
-    return found
+        if own:
+            definitions[name] = own
+    with path_context("backends"):
+        return _definitions(definitions)
 
 
 def home_directory(environment: Dict[str, str]) -> str:
