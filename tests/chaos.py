@@ -15,6 +15,7 @@ import collections
 import concurrent.futures
 import json
 import os
+import py_compile
 import random
 import re
 import select
@@ -26,10 +27,10 @@ import tempfile
 import threading
 import time
 
-CLINVK = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "clinvk.py")
+SOURCE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "clinvk.py")
 
-ROUND_SECONDS = 60.0     # more is a hang
-CLEAN_SECONDS = 20.0     # after a SIGKILL of the parent: the grace of 5 s, and time for a busy machine
+ROUND_SECONDS = 180.0    # more is a hang
+CLEAN_SECONDS = 60.0     # after a SIGKILL of the parent: the grace of 5 s, and time for a busy machine
 ATOMIC_BYTES = 4096      # what a pipe takes whole or not at all: a longer line may be torn by SIGKILL, and by nothing else
 
 STATUSES = {"ok", "failed", "timeout", "canceled", "lost", "skipped"}
@@ -56,7 +57,7 @@ GRANDCHILDREN = {
     "spawner": "setsid sh -c 'i=0; while [ $i -lt 400 ]; do setsid sleep 45.%s & sleep 0.03; i=$((i+1)); done' &",
     "bare": "setsid env -i /bin/sleep 45.%s &",
 }
-NESTED = """echo '{"prompt": "setsid sleep 45.%s & sleep 45"}' | "$CHAOS_PYTHON" "$CHAOS_CLINVK" parallel -b echo -q >/dev/null 2>&1 &"""
+NESTED = """echo '{"prompt": "setsid sleep 45.%s & sleep 45"}' | "$CHAOS_PYTHON" "$CHAOS_PROGRAMS/clinvk.pyc" parallel -b echo -q >/dev/null 2>&1 &"""
 POLITE = "trap 'printf saved; exit 0' TERM"  # for the events that must not kill at once
 LATE = ("late writer", "late writer session")
 
@@ -103,6 +104,9 @@ def make_programs(directory):
         with open(path, "w") as file:
             file.write("#!/bin/sh\nexec /bin/sh\n")
         os.chmod(path, 0o755)
+    # Python would compile the file at each start, for longer than a run takes.
+    py_compile.compile(SOURCE, os.path.join(directory, "clinvk.pyc"), doraise=True,
+                       invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
 
 
 def environments():
@@ -291,14 +295,14 @@ class Round:
         path = os.path.join(self.directory, "tasks.json")
         with open(path, "w") as file:
             file.write(text)
-        argv = [sys.executable, CLINVK, "parallel", self.form, "-j", str(self.jobs)]
+        argv = [sys.executable, os.path.join(self.programs, "clinvk.pyc"), "parallel", self.form, "-j", str(self.jobs)]
         argv += ["-f", path] if self.source in ("batch file", "lines file") else []
         argv += ["-q"] * self.quiet + ["--fail-fast"] * self.fail_fast
         argv += ["--output-dir", os.path.join(self.directory, "kept")] * self.keeps_directory
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CLINVK_")}
         environment.update(PATH=self.programs + os.pathsep + os.environ["PATH"], TMPDIR=self.tmp, CLINVK_TEST_MARK=self.mark,
                            CLINVK_START_METHOD=self.start_method, CHAOS_DIRECTORY=self.directory, PYTHONFAULTHANDLER="1",
-                           CHAOS_PYTHON=sys.executable, CHAOS_CLINVK=CLINVK)
+                           CHAOS_PYTHON=sys.executable, CHAOS_PROGRAMS=self.programs)
         stdin = open(path) if self.source == "stdin file" else subprocess.PIPE if self.source == "slow pipe" else subprocess.DEVNULL
         self.stderr_path = os.path.join(self.directory, "stderr")
         with open(self.stderr_path, "wb") as stderr:
