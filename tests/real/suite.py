@@ -38,7 +38,7 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 FULL = {"approval_mode": "none", "sandbox_mode": "full"}  # lets everything run
 
 # What cannot go wrong takes seconds; this bounds what does.
-LONG = 120
+LONG = 300
 
 mock = programs = None
 batches = itertools.count()
@@ -47,12 +47,17 @@ batches = itertools.count()
 class RealCase(support.Case):
     """A test with a home of its own, in which the three programs talk to the mock under a tag of this test's."""
 
+    # By default gemini starts itself a second time, which takes 1.5 s of CPU time more.
+    RELAUNCH = False
+
     def setUp(self):
         super().setUp()
         self.tag = uuid.uuid4().hex
         self.environment = clis.without_foreign(self.environment)
         self.environment["PATH"] = self.environment["PATH"].replace(self.bin, programs, 1)
         self.environment.update(clis.furnish(self.home, mock.base(self.tag)))
+        if not self.RELAUNCH:
+            self.environment["GEMINI_CLI_NO_RELAUNCH"] = "true"
 
     def clinvk(self, *args, **options):
         if "--dry-run" not in args:
@@ -119,40 +124,18 @@ class Answers(RealCase):
         self.assertEqual(result.get("cost_usd"), COST if backend == "claude" else None)
         self.assertNotIn("warnings", result)
 
-    def test_as_json_lines(self):
-        answers = self.batch(map_all(say), status="ok")
-        for result in answers.values():
-            self.assert_well(result)
-        self.assertEqual(sorted(request.user.split()[0] for request in self.requests()), ALL)
-
-    def test_as_json(self):
-        done = self.clinvk("--json", "-j", "3", input=lines(map_all(say)))
+    def test_all_answer_in_one_report_and_in_files(self):
+        done = self.clinvk("--json", "-j", "3", "--output-dir", "kept", input=lines(map_all(say)))
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         summary = json.loads(done.stdout)
         self.assertEqual([result["backend"] for result in summary["results"]], ALL)
-        for result in summary["results"]:
+        for number, result in enumerate(summary["results"], 1):
             self.assert_well(result)
+            with open(self.path("kept", "%03d_%s.json" % (number, result["backend"]))) as file:
+                self.assertEqual(json.load(file)["result"], result)
         self.assertEqual((summary["completed"], summary["cost_usd"]), (3, COST))
         self.assertEqual(summary["usage"]["total_tokens"], 3 * USAGE["total_tokens"])
-
-    def test_as_text(self):
-        done = self.clinvk("-j", "3", input=lines(map_all(say)))
-        self.assertEqual((done.returncode, done.stderr), (0, b""))
-        said = done.stdout.decode()
-        for number, backend in enumerate(ALL, 1):
-            self.assertIn("\n[%d %s] %s answers\n" % (number, backend, backend), said)
-            self.assertRegex(said, r"\n%d +%s +OK +[0-9.]+s +%s\n" % (number, backend, backend))
-        self.assertRegex(said, r"\nTotal: 3 tasks, 3 completed, 0 failed, .*\n\Z")
-
-    def test_as_the_last_line_alone_and_as_files(self):
-        done = self.clinvk("-q", "-j", "3", "--output-dir", "kept", input=lines(map_all(say)))
-        self.assertEqual((done.returncode, done.stderr, done.stdout.count(b"\n")), (0, b"", 1))
-        self.assertTrue(done.stdout.startswith(b"Total: 3 tasks, 3 completed, 0 failed"), done.stdout)
-        for number, backend in enumerate(ALL, 1):
-            with open(self.path("kept", "%03d_%s.json" % (number, backend))) as file:
-                self.assert_well(json.load(file)["result"])
-        with open(self.path("kept", "summary.json")) as file:
-            self.assertEqual(json.load(file)["completed"], 3)
+        self.assertEqual(sorted(request.user.split()[0] for request in self.requests()), ALL)
 
     def test_without_a_model_of_ours_and_without_a_trace_of_the_prompt(self):
         """gemini then asks twice, once for which model to take; both count."""
@@ -176,13 +159,12 @@ class Answers(RealCase):
         answers = self.batch([task(backend, backend, "mock: flood 2000000") for backend in ALL], status="ok")
         self.assertEqual({result["output"] == mock_api.flood(2000000) for result in answers.values()}, {True})
 
-    def test_eight_at_once_of_each_on_one_home(self):
-        for backend in ALL:
-            with self.subTest(backend):
-                tasks = [task("%s-%d" % (backend, number), backend, "mock: say answer %d" % number) for number in range(8)]
-                answers = self.batch(tasks, jobs=8, status="ok")
-                self.assertEqual([answers[name]["output"] for name, *_ in tasks], ["answer %d" % number for number in range(8)])
-                self.assertEqual(len({result["session_id"] for result in answers.values()}), 8)
+    def test_four_at_once_of_each_on_one_home(self):
+        tasks = [task("%s-%d" % (backend, number), backend, "mock: say answer %d" % number)
+                 for backend in ALL for number in range(4)]
+        answers = self.batch(tasks, jobs=12, status="ok")
+        self.assertEqual([answers[name]["output"] for name, *_ in tasks], ["answer %d" % number for number in range(4)] * 3)
+        self.assertEqual(len({result["session_id"] for result in answers.values()}), 12)
 
 
 def map_all(function):
@@ -227,10 +209,12 @@ TROUBLE = (
 
 
 class Trouble(RealCase):
+    RELAUNCH = True
+
     def check(self, backend):
         column = 1 + ALL.index(backend)
         cases = [(row[0],) + row[column] for row in TROUBLE if row[column]]
-        answers = self.batch([task(directive, backend, "mock: " + directive, timeout=60) for directive, _, _ in cases])
+        answers = self.batch([task(directive, backend, "mock: " + directive, timeout=LONG) for directive, _, _ in cases])
         for directive, kind, wait in cases:
             result = answers[directive]
             with self.subTest(backend + ": " + directive):
@@ -257,8 +241,8 @@ class Trouble(RealCase):
         """Where the user says nothing of them.  By default claude asks 11 times, codex up to 36 times; gemini has no option for it."""
         self.environment.update(clis.furnish(self.home, mock.base(self.tag), own_retries=True))
         self.environment.pop("CLAUDE_CODE_MAX_RETRIES")
-        answers = self.batch([task("claude", "claude", "mock: status 429 retry-after=3", timeout=90),
-                              task("codex", "codex", "mock: status 500", timeout=90)], status="failed")
+        answers = self.batch([task("claude", "claude", "mock: status 429 retry-after=3", timeout=LONG),
+                              task("codex", "codex", "mock: status 500", timeout=LONG)], status="failed")
         self.assertLessEqual(len(self.requests("claude")), 3)
         self.assertLessEqual(len(self.requests("codex")), 9)
         self.assertEqual({name: result["error_kind"] for name, result in answers.items()}, {"claude": "rate_limit", "codex": "overloaded"})
@@ -267,7 +251,7 @@ class Trouble(RealCase):
     def test_what_a_program_gets_over_by_itself_is_well(self):
         self.environment.update(clis.furnish(self.home, mock.base(self.tag), own_retries=True))
         self.environment.pop("CLAUDE_CODE_MAX_RETRIES")
-        self.batch([task(backend, backend, "mock: status 503 times=1", timeout=90) for backend in ALL], status="ok")
+        self.batch([task(backend, backend, "mock: status 503 times=1", timeout=LONG) for backend in ALL], status="ok")
         self.assertEqual({backend: len(self.requests(backend)) for backend in ALL}, dict.fromkeys(ALL, 2))
 
     def test_without_a_key(self):
@@ -278,7 +262,7 @@ class Trouble(RealCase):
     def test_nobody_listens(self):
         """codex waits for the network without end; that is for --timeout."""
         self.environment.update(clis.furnish(self.home, "http://127.0.0.1:9/nobody"))
-        answers = self.batch([task(backend, backend, timeout=15 if backend == "codex" else 120) for backend in ALL])
+        answers = self.batch([task(backend, backend, timeout=15 if backend == "codex" else LONG) for backend in ALL])
         self.assertEqual({name: (result["status"], result["error_kind"]) for name, result in answers.items()}, {
             "claude": ("failed", "network"), "codex": ("timeout", "timeout"), "gemini": ("failed", "network")}, answers)
         self.assertIn("waiting for network", answers["codex"]["error"])
@@ -294,7 +278,7 @@ class Trouble(RealCase):
         answers = self.batch([
             task("turns", "claude", "mock: loop echo again", max_turns=3, **FULL),
             task("budget", "claude", "mock: loop echo again", extra=["--max-budget-usd", "0.012"], **FULL),
-            task("gemini", "gemini", "mock: loop echo again", timeout=60, **FULL)], status="failed")
+            task("gemini", "gemini", "mock: loop echo again", timeout=LONG, **FULL)], status="failed")
         self.assertEqual({name: result["error_kind"] for name, result in answers.items()},
                          {"turns": "max_turns", "budget": "budget", "gemini": "max_turns"}, answers)
         self.assertEqual((len(self.requests("turns")), len(self.requests("budget")), len(self.requests("gemini"))), (3, 3, 2))
@@ -310,6 +294,8 @@ HOLD = "mock: shell exec tail -f /dev/null\nmock: hang"  # codex lets its model 
 
 class Ends(RealCase):
     """Tools run in sessions of their own, out of reach of a signal to the program's process group."""
+
+    RELAUNCH = True
 
     def holding(self, *more):
         """A task of each that waits for its tool, codex also with its sandbox."""
@@ -590,7 +576,8 @@ class Mentions(RealCase):
         guards = MENTIONED[backend]
         for guard, arguments in self.GUARDS.items():
             tasks = []
-            for mode in SANDBOXES:
+            # Both guards take the same way; one goes through all modes.
+            for mode in SANDBOXES[1:2] if guard == "root" else SANDBOXES:
                 text = self.text
                 if (backend, guard, mode) == ("gemini", "", "full"):
                     # Each name that it does not find makes it search all directories of the machine.
@@ -627,16 +614,16 @@ class Mentions(RealCase):
     def test_a_prompt_is_a_command_of_its_user_only_without_a_guard(self):
         for guard, arguments in self.GUARDS.items():
             names = {(backend, mode): "mine-%s-%s-%s" % (backend, guard, mode)
-                     for backend in ("claude", "gemini") for mode in SANDBOXES[:2]}
+                     for backend in ("claude", "gemini")
+                     for mode in SANDBOXES[guard == "root":2 - (guard == "ceiling")]}
             self.ask([(name, backend, "/mine", {"sandbox_mode": mode})
                       for (backend, mode), name in names.items()], *arguments)
             self.assertEqual({name: self.brought(name) for name in names.values()},
                              dict.fromkeys(names.values(), set() if guard else {"COMMAND"}))
 
     def test_system_prompts_bring_nothing_in(self):
-        for guard, arguments in self.GUARDS.items():
-            names = {"system-%s-%s-%s" % (backend, guard, mode): (backend, mode)
-                     for backend in ALL for mode in SANDBOXES[:2]}
+        for mode, (guard, arguments) in zip(SANDBOXES, self.GUARDS.items()):
+            names = {"system-%s-%s-%s" % (backend, guard, mode): (backend, mode) for backend in ALL}
             self.ask([(name, backend, "hello", {"system_prompt": self.text, "sandbox_mode": mode})
                       for name, (backend, mode) in names.items()], *arguments)
             self.assertEqual([self.brought(name) for name in names], [set()] * len(names))
@@ -644,20 +631,27 @@ class Mentions(RealCase):
     def test_answers_that_a_chain_passes_on_bring_nothing_in_under_a_guard(self):
         answer = "/mine @%s/out/a.txt" % self.directory
         without = {"claude": {"COMMAND", "ABSOLUTE"}, "gemini": {"COMMAND"}}
-        for guard, backend in itertools.product(self.GUARDS, without):
+
+        def run(guard, backend):
+            name = "passed-%s-%s-" % (backend, guard)
+            prompts = ("mock: say " + answer, "{{previous}} for " + name,
+                       "see\n{{steps.one.output}} for " + name)
+            steps = [{"backend": one, "model": MODELS[one], "prompt": prompt}
+                     for one, prompt in zip(("codex", backend, backend), prompts)]
+            steps[0]["name"] = "one"
+            next(batches)
+            return support.Case.clinvk(
+                self, "chain", "--json", "-w", "root/task", *self.GUARDS[guard], timeout=LONG,
+                input=json.dumps({"steps": steps}))
+
+        chains = list(itertools.product(self.GUARDS, without))
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            runs = list(pool.map(lambda chain: run(*chain), chains))
+        for (guard, backend), done in zip(chains, runs):
             with self.subTest(guard=guard, backend=backend):
-                name = "passed-%s-%s-" % (backend, guard)
-                prompts = ("mock: say " + answer, "{{previous}} for " + name,
-                           "see\n{{steps.one.output}} for " + name)
-                steps = [{"backend": one, "model": MODELS[one], "prompt": prompt}
-                         for one, prompt in zip(("codex", backend, backend), prompts)]
-                steps[0]["name"] = "one"
-                next(batches)
-                done = support.Case.clinvk(
-                    self, "chain", "--json", "-w", "root/task", *self.GUARDS[guard], timeout=LONG,
-                    input=json.dumps({"steps": steps}))
                 self.assertEqual(done.returncode, 0, done)
-                self.assertEqual(self.brought(name), set() if guard else without[backend])
+                brought = self.brought("passed-%s-%s-" % (backend, guard))
+                self.assertEqual(brought, set() if guard else without[backend])
 
 
 # What a model that tries can do in each mode: files it writes with the program's own tool, in the working directory and
@@ -814,15 +808,15 @@ LOSSES = {
         "value": (("workspace",), "words = [word.replace('=true', '=maybe').replace('=[]', '=[') for word in words]"),
         "helpers": (("read-only", "workspace"), "shutil.rmtree(os.environ['CODEX_HOME'] + '/tmp', True); open(os.environ['CODEX_HOME'] + '/tmp', 'w')"),
     },
-    "gemini": {name: (("read-only", "workspace"), how) for name, how in {
-        "gone": "os.unlink(policy)",
-        "directory-gone": "shutil.rmtree(os.path.dirname(policy))",
-        "cut": "os.truncate(policy, 20)",
-        "empty": "os.truncate(policy, 0)",
-        "replaced": "open('allow', 'w').write('[[rule]]\\ntoolName = \"*\"\\ndecision = \"allow\"\\npriority = 999\\n'); os.replace('allow', policy)",
-        "hidden": "words[words.index(policy)] = '/nowhere/policy.toml'",
-        "mode": "words[words.index('--approval-mode') + 1] += 'x'",
-    }.items()},
+    "gemini": {
+        "gone": (("read-only", "workspace"), "os.unlink(policy)"),
+        "directory-gone": (("read-only",), "shutil.rmtree(os.path.dirname(policy))"),
+        "cut": (("workspace",), "os.truncate(policy, 20)"),
+        "empty": (("read-only",), "os.truncate(policy, 0)"),
+        "replaced": (("workspace",), "open('allow', 'w').write('[[rule]]\\ntoolName = \"*\"\\ndecision = \"allow\"\\npriority = 999\\n'); os.replace('allow', policy)"),
+        "hidden": (("workspace",), "words[words.index(policy)] = '/nowhere/policy.toml'"),
+        "mode": (("read-only", "workspace"), "words[words.index('--approval-mode') + 1] += 'x'"),
+    },
 }
 
 
