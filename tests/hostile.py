@@ -189,6 +189,48 @@ for line in (('{"type":"system","subtype":"init","session_id":"s"}', ""),
         self.assertLess(peaks[1][0], peaks[0][0] + 20, "MB, the whole tree: %s" % peaks)
 
     @only_linux
+    def test_a_stream_of_any_size_is_read_with_the_memory_of_its_longest_line(self):
+        """Many lines, with and without marks, and one that is longer than any that is looked at."""
+        script = """if True:
+            import os, sys
+            import clinvk
+            def peak():  # ru_maxrss would begin with that of the process which forked this one
+                with open("/proc/self/status") as file:
+                    return [int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM:")][0]
+            rows = [clinvk.BACKENDS[name].read for name in ("claude", "codex", "gemini", "echo")] + [
+                clinvk.custom_backend("own", clinvk.Definition(("x",), "jsonl", ("result",), ("error",))).read]
+            peaks = []
+            for path in sys.argv[1:]:
+                for read in rows:
+                    capture = clinvk.Capture(os.open(path, os.O_RDONLY))
+                    reply = read(capture, "", 0)
+                    print(len(capture) >> 20, reply.output, reply.session_id)
+                peaks.append(peak())
+            print(peaks[1] - peaks[0])
+        """
+        small = b"".join(support.data_file(name + "-ok.out") for name in ("gemini", "codex", "claude"))
+        tool = {"type": "user", "message": {"content": [{"type": "tool_result", "content": "y" * 3000}]}}
+        marked = {"type": "tool_use", "parameters": {"content": "z" * 3000, "of": "result", "in": "error"}}
+        filler = (json.dumps(tool) + "\n" + json.dumps(marked) + "\n").encode()
+        paths = [self.path("small"), self.path("large")]
+        for path, count, hole in ((paths[0], 0, 0), (paths[1], 5000, 100 << 20)):
+            with open(path, "wb") as file:
+                file.write(small)
+                for _ in range(count // 100):
+                    file.write(filler * 100)
+                file.seek(hole, os.SEEK_CUR)
+                file.write(b"\n" + small)
+        self.assertGreater(os.path.getsize(paths[1]), 125 << 20)
+        done = self.run_program([sys.executable, "-c", script, *paths], env={"PYTHONPATH": support.MODULES}, timeout=support.PATIENCE * 5)
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        *lines, grown = done.stdout.decode().splitlines()
+        for read, line in enumerate(lines):
+            size, output = line.split(" ", 1)
+            self.assertEqual(size, "0" if read < 5 else str(os.path.getsize(paths[1]) >> 20))
+            self.assertTrue(output.startswith("None" if read % 5 == 3 else "MOCK-OK: hello from the mock model."), line)
+        self.assertLess(int(grown), support.clinvk.MAX_LINE_BYTES + (16 << 20))
+
+    @only_linux
     def test_a_hundred_thousand_tasks_take_little_more_memory_than_a_thousand(self):
         peaks = []
         for count in (1000, 100000):

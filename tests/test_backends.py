@@ -9,7 +9,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import time
 import unittest
@@ -955,7 +954,7 @@ class Readers(CaptureCase):
             stdout, stderr = recorded(name)
             values = [json.loads(line) for line in stdout.splitlines() if line[:1] in (b"{", b"[") and line[-1:] in (b"}", b"]")]
             head, _, block = ("\n" + stderr).rpartition("\n{") if name.startswith("gemini-json") else (stderr, "", "")
-            for _ in range(60):
+            for _ in range(12):
                 output = b"\n".join(clinvk.dumps(damaged(value) if chance.random() < 0.5 else value) for value in values)
                 errors = head + "\n" + clinvk.dumps(damaged(json.loads("{" + block))).decode() if block else stderr
                 for exit_code in {0, 1, code}:
@@ -1384,7 +1383,7 @@ class Captures(CaptureCase):
     def test_long_strings_in_events_stay_on_disk_and_come_back_whole(self):
         size = 2 * clinvk.LONG_LINE
         for pattern in ("审查", "a\\\"\n\t/", "\U0001f642 é", '{"b": "c"}, [', "x"):
-            for ascii in (False, True):
+            for ascii in {False, not pattern.isascii()}:
                 text = pattern * (size // len(pattern))
                 capture, events = self.long_events(text, "short", text, ascii=ascii)
                 self.assertEqual(["".join(capture.text_of(event["text"])) for event in events], [text, "short", text])
@@ -1411,48 +1410,6 @@ class Captures(CaptureCase):
                 self.assertEqual((result.status, result.output, result.error), ("failed", "", text[:clinvk.CHUNK]))
             else:
                 self.assertEqual((result.status, result.output), ("ok", text))
-
-    @support.only_linux
-    def test_a_stream_of_any_size_is_read_with_the_memory_of_its_longest_line(self):
-        # 300 MB: many lines, with and without marks, and one, of a hole in the file, that is longer than any that is looked at
-        script = """if True:
-            import os, sys
-            sys.path.insert(0, sys.argv[1])
-            import clinvk
-            def peak():  # ru_maxrss would begin with that of the process which forked this one
-                with open("/proc/self/status") as file:
-                    return [int(line.split()[1]) << 10 for line in file if line.startswith("VmHWM:")][0]
-            rows = [clinvk.BACKENDS[name].read for name in ("claude", "codex", "gemini", "echo")] + [
-                clinvk.custom_backend("own", clinvk.Definition(("x",), "jsonl", ("result",), ("error",))).read]
-            peaks = []
-            for path in sys.argv[2:]:
-                for read in rows:
-                    capture = clinvk.Capture(os.open(path, os.O_RDONLY))
-                    reply = read(capture, "", 0)
-                    print(len(capture) >> 20, reply.output, reply.session_id)
-                peaks.append(peak())
-            print(peaks[1] - peaks[0])
-        """
-        small = b"".join(recorded(name)[0] for name in ("gemini-ok", "codex-ok", "claude-ok"))
-        tool = {"type": "user", "message": {"content": [{"type": "tool_result", "content": "y" * 3000}]}}
-        marked = {"type": "tool_use", "parameters": {"content": "z" * 3000, "of": "result", "in": "error"}}
-        filler = (json.dumps(tool) + "\n" + json.dumps(marked) + "\n").encode()
-        paths = [self.path("small"), self.path("large")]
-        for path, count, hole in ((paths[0], 0, 0), (paths[1], 16000, 200 << 20)):
-            with open(path, "wb") as file:
-                file.write(small)
-                for _ in range(count // 100):
-                    file.write(filler * 100)
-                file.seek(hole, os.SEEK_CUR)
-                file.write(b"\n" + small)
-        self.assertGreater(os.path.getsize(paths[1]), 290 << 20)
-        done = subprocess.run([sys.executable, "-c", script, support.ROOT, *paths], stdout=subprocess.PIPE, timeout=support.PATIENCE * 5, check=True)
-        *lines, grown = done.stdout.decode().splitlines()
-        for read, line in enumerate(lines):
-            size, output = line.split(" ", 1)
-            self.assertEqual(size, "0" if read < 5 else str(os.path.getsize(paths[1]) >> 20))
-            self.assertTrue(output.startswith("None" if read % 5 == 3 else HELLO), line)
-        self.assertLess(int(grown), clinvk.MAX_LINE_BYTES + (16 << 20))
 
     def test_what_is_written_after_the_end_is_not_part_of_it(self):
         file = clinvk.nameless_file(self.directory)

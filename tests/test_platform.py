@@ -554,7 +554,7 @@ class Starting(PlatformCase):
 
     def test_a_program_gets_no_descriptor_but_its_three(self):
         body = """
-            clinvk.keep_descriptors()
+            clinvk.close_on_exec_inherited()
             for workdir in (None, clinvk.open_directory("/")):
                 files = [os.open("/dev/null", os.O_RDONLY)] + [clinvk.nameless_file(sys.argv[1]) for _ in range(2)]
                 pid = clinvk.start_session((sys.executable, "-IS", "-c", '''
@@ -867,7 +867,7 @@ os.listdir = listdir
         self.addCleanup(os.close, reader)
         self.addCleanup(os.close, writer)
         body = """
-            clinvk.keep_descriptors()
+            clinvk.close_on_exec_inherited()
             print(os.get_inheritable(int(sys.argv[1])), os.get_inheritable(1))
             """
         self.assertEqual(self.script(body, str(writer), prepare=self.PREPARE, pass_fds=(reader, writer)), "False True\n")
@@ -890,7 +890,7 @@ class Signals(PlatformCase):
     def test_the_ends_of_children_are_seen_though_who_started_the_process_ignored_them(self):
         body = """
             print(signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN)
-            clinvk.heed_children()
+            clinvk.reset_sigchld()
             result = clinvk.run_task(clinvk.Task(0, "echo", "say x;exit 3"))
             print(result.exit_code, result.output, end="")
             """
