@@ -85,6 +85,7 @@ try:
     import contextlib
     import fcntl
     import functools
+    import itertools
     import json
     import re
     import time
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
                         Optional, Pattern, Sequence, Set, Tuple, Type, TypeVar, Union)
 
     _T = TypeVar("_T")
+    _Fields = Callable[["Result"], Dict[str, Any]]  # the JSON fields of a result
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
     _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or the path and the digest of a file with it
@@ -5497,7 +5499,6 @@ class _WorkerPool:
     """One multiprocessing.Pool with its ledger."""
 
     def __init__(self, directory: str, jobs: int, method: str, settings_of: Callable[[Ledger, Any], _WorkerSettings]) -> None:
-        import itertools
         import multiprocessing
         import multiprocessing.pool
         import signal
@@ -5934,55 +5935,68 @@ def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool 
 
 # --- 9. Sinks ----------------------------------------------------------------
 #
-# A sink is fed one Result at a time, in the order in which tasks end: `write(result)`.  Nothing else in the program
-# writes results.  A sink raises OutputError when it cannot write.
+# A sink takes one Result at a time, in the order in which tasks end: `write(result)`.  Nothing else
+# in the program writes results.  A sink raises OutputError when it cannot write.
 
-MAX_NAME_COLUMNS = 60  # of a task's name before its answer
-ONE_WRITE_BYTES = 1 << 20  # a line up to here is one write; a larger one goes out in pieces rather than into memory
+MAX_NAME_COLUMNS = 60  # of the name before an answer
+ONE_WRITE_BYTES = 1 << 20  # a line up to this size is one write; a longer one is not kept in memory
 
 
 class Output:
-    """stdout or stderr.  `terminal`: it shows what it is given to a person.
+    """stdout or stderr.
 
-    Raises OutputError where stdout cannot be written; that stderr cannot is no reason to stop, and there is nowhere to say it.
+    Raises OutputError where stdout cannot be written.  An error on stderr is ignored, because there
+    is nowhere left to report it.
     """
 
     def __init__(self, file: int) -> None:
-        self.file, self._name = file, {1: "stdout", 2: "stderr"}[file]
-        self.terminal = is_terminal(file)
+        self.file, self.terminal = file, is_terminal(file)
+        self.cursor = self.terminal and os.environ.get("TERM") != "dumb"  # obeys control sequences
         self._writing_since = 0.0
-        self.cursor = self.terminal and os.environ.get("TERM") != "dumb"  # it heeds control sequences
 
-    def write(self, *pieces: bytes) -> None:
-        self.record(pieces)
-
-    def record(self, pieces: Iterable[bytes]) -> None:
+    def write(self, pieces: Iterable[bytes]) -> None:
+        """Write bytes as they are, each piece in one write."""
         try:
             self._writing_since = time.monotonic()
             write_pieces(self.file, pieces)
         except OSError as error:
-            if self.file == 2:
-                return
-            raise OutputError("cannot write to %s: %s" % (self._name, error.strerror), isinstance(error, BrokenPipeError)) from None
+            if self.file != 2:
+                raise OutputError("cannot write to stdout: %s" % error.strerror,
+                                  isinstance(error, BrokenPipeError)) from None
         finally:
             self._writing_since = 0.0
 
     def writing_for(self) -> float:
-        """For how many seconds the write under way has taken, 0 where there is none.  For a signal handler."""
+        """Return for how many seconds a write has been blocked.  For a signal handler."""
         return time.monotonic() - self._writing_since if self._writing_since else 0.0
 
     def text(self, text: str) -> None:
-        """Write text.  On stderr, where clinvk's own messages go, without secrets."""
+        self.texts((text,))
+
+    def texts(self, texts: Iterable[str]) -> None:
+        """Write a text in pieces.  On stderr, where clinvk's own messages go, without secrets."""
         if self.file == 2:
-            text = without_secrets(text)
-        self.write(to_bytes(visible(text) if self.terminal else text))
+            texts = map(without_secrets, texts)
+        self.write(in_one_write(map(to_bytes, map(visible, texts) if self.terminal else texts)))
 
     def json(self, pieces: Iterable[bytes]) -> None:
-        """A JSON text.  It means the same on a terminal, where what could control that is written as escapes."""
+        """Write a JSON text.  On a terminal, control characters in the text are escaped."""
         if self.terminal:
             escapes = {code: "\\u%04x" % code for code in _controls() if code >= 0x7F}
             pieces = (text.translate(escapes).encode("utf-8") for text in text_chunks(pieces))
-        self.record(in_one_write(pieces))
+        self.write(in_one_write(pieces))
+
+
+def in_one_write(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join pieces up to ONE_WRITE_BYTES."""
+    joined = bytearray()
+    for piece in pieces:
+        joined += piece
+        if len(joined) > ONE_WRITE_BYTES:
+            yield bytes(joined)
+            joined.clear()
+    if joined:
+        yield bytes(joined)
 
 
 def redacted(result: Result) -> Result:
@@ -5990,103 +6004,80 @@ def redacted(result: Result) -> Result:
 
     Every result passes through here before anything shows or keeps it.
     """
-    if not result.error and not result.warnings:
-        return result
     return result._replace(error=without_secrets(result.error),
                            warnings=tuple(map(without_secrets, result.warnings)))
 
 
 def result_fields(result: Result) -> Dict[str, Any]:
-    """The result as it stands in JSON, but for `output`, which is put after `exit_code`.  Empty optional fields are left out."""
+    """Return the JSON fields of a result; empty ones are left out.  `output` is a placeholder."""
+    task = result.task
     fields: Dict[str, Any] = {"index": result.index}
-    for name, key in (("id", "task_id"), ("name", "task_name"), ("tags", "tags"), ("meta", "meta")):
-        value = getattr(result.task, name, None)
-        if value:
-            fields[key] = value
-    fields["backend"] = result.backend
-    if result.model:
-        fields["model"] = result.model
-    fields.update(status=result.status, exit_code=result.exit_code, output=None)
-    for name in ("error", "error_kind", "retry_after_seconds", "warnings", "session_id", "usage", "cost_usd", "num_turns"):
-        value = getattr(result, name)
-        if value not in ("", None, (), {}):
-            fields[name] = value
-    fields.update(attempts=result.attempts, start_time=utc(result.start_time), end_time=utc(result.end_time),
-                  duration_seconds=round(result.duration_seconds, 3))
-    return fields
+    if task:
+        fields.update(task_id=task.id, task_name=task.name, tags=task.tags, meta=task.meta)
+    fields.update(
+        backend=result.backend, model=result.model, status=result.status,
+        exit_code=result.exit_code, output="", error=result.error, error_kind=result.error_kind,
+        retry_after_seconds=result.retry_after_seconds, warnings=result.warnings,
+        session_id=result.session_id, usage=result.usage, cost_usd=result.cost_usd,
+        num_turns=result.num_turns, attempts=result.attempts, start_time=utc(result.start_time),
+        end_time=utc(result.end_time), duration_seconds=round(result.duration_seconds, 3))
+    return {name: value for name, value in fields.items()
+            if value or value == 0 or name in ("backend", "output")}
 
 
-def nothing_more(result: Result) -> Dict[str, Any]:
-    return {}
-
-
-def encoded(result: Result, more: Callable[[Result], Dict[str, Any]] = nothing_more) -> Iterator[bytes]:
-    """The result as one JSON object, in pieces of bounded size.  `more` gives the fields that it has beside those of every result."""
-    fields = dict(more(result), **result_fields(result))
+def encoded(result: Result, fields_of: _Fields = result_fields) -> Iterator[bytes]:
+    """Yield a result as one JSON object, in pieces of bounded size."""
+    fields = fields_of(result)
     names = list(fields)
-    start, place = names.index("backend"), names.index("output")
-    # what is before the backend are the task's own words, which come back as they were
+    start, end = names.index("backend"), names.index("output")
+    # The user's own words, which come before the backend, are given back exactly.
     yield dumps({name: fields[name] for name in names[:start]}, exact=True)[:-1] + b","
     if isinstance(result.answer, str):
         fields["output"] = result.answer
         yield dumps({name: fields[name] for name in names[start:]})[1:]
         return
-    yield dumps({name: fields[name] for name in names[start:place]})[1:-1] + b',"output":"'
+    yield dumps({name: fields[name] for name in names[start:end]})[1:-1] + b',"output":"'
     for chunk in result.answer:
         yield dumps(chunk)[1:-1]
-    yield b'",' + dumps({name: fields[name] for name in names[place + 1:]})[1:]
-
-
-def in_one_write(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Joins pieces up to ONE_WRITE_BYTES; passes on what is larger."""
-    held: List[bytes] = []
-    size = 0
-    for piece in pieces:
-        held.append(piece)
-        size += len(piece)
-        if size > ONE_WRITE_BYTES:
-            yield b"".join(held)
-            held, size = [], 0
-    if held:
-        yield b"".join(held)
+    yield b'",' + dumps({name: fields[name] for name in names[end + 1:]})[1:]
 
 
 class Spool:
-    """Records on disk, by task index: what must wait for the end of the run does not wait in memory."""
+    """Keep records on disk, by task index, that are needed only at the end of a run."""
 
     def __init__(self) -> None:
         from array import array
-        self._places = array("q")  # 1 + offset of each record, 0 where there is none
-        self._sizes = array("q")
-        self._end = 0              # of what is on disk
-        self._held = bytearray()   # what comes after that
+        self._starts, self._sizes = array("q"), array("q")  # start -1: there is no record
+        self._written = 0  # bytes in the file
+        self._buffer = bytearray()  # the bytes after those
         with writing("results"):
             self._file = nameless_file(temporary_directory())
 
     def add(self, index: int, pieces: Iterable[bytes]) -> None:
-        if index >= len(self._places):
-            more = bytes(8 * (index + 1 - len(self._places)))
-            self._places.frombytes(more)
-            self._sizes.frombytes(more)
-        start = self._end + len(self._held)
+        missing = index + 1 - len(self._starts)
+        if missing > 0:
+            self._starts.frombytes(b"\xff" * 8 * missing)
+            self._sizes.frombytes(bytes(8 * missing))
+        start = self._written + len(self._buffer)
         for piece in pieces:
-            self._held += piece
-            if len(self._held) > CHUNK:
+            self._buffer += piece
+            if len(self._buffer) > CHUNK:
                 self._flush()
-        self._places[index], self._sizes[index] = start + 1, self._end + len(self._held) - start
+        self._starts[index] = start
+        self._sizes[index] = self._written + len(self._buffer) - start
 
     def _flush(self) -> None:
         with writing("results"):
-            write_all(self._file, self._held)
-        self._end += len(self._held)
-        self._held = bytearray()
+            write_all(self._file, self._buffer)
+        self._written += len(self._buffer)
+        self._buffer = bytearray()
 
     def __iter__(self) -> Iterator[Iterator[bytes]]:
-        """The records in index order, each in pieces."""
+        """Yield the records in index order, each in pieces."""
         self._flush()
-        for place, size in zip(self._places, self._sizes):
-            if place:
-                yield file_chunks(self._file, place - 1, place - 1 + size)
+        for start, size in zip(self._starts, self._sizes):
+            if start >= 0:
+                yield file_chunks(self._file, start, start + size)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -6094,31 +6085,26 @@ class Spool:
 
 
 class JsonLines:
-    """`--jsonl`: a line for each result as it ends, written at once; `more` are fields of its own."""
+    """`--jsonl`: write a line for each result at once."""
 
-    def __init__(self, output: Output, more: Callable[[Result], Dict[str, Any]] = nothing_more) -> None:
-        self._output, self._more = output, more
+    def __init__(self, output: Output, fields_of: _Fields = result_fields) -> None:
+        self._output, self._fields_of = output, fields_of
 
     def write(self, result: Result) -> None:
-        self._output.json(_line(encoded(result, self._more)))
-
-
-def _line(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    yield from pieces
-    yield b"\n"
+        self._output.json(itertools.chain(encoded(result, self._fields_of), (b"\n",)))
 
 
 class Report:
-    """`--json`: one object at the end.  `pieces` is also what summary.json holds."""
+    """`--json` and summary.json: one object at the end."""
 
-    def __init__(self, more: Callable[[Result], Dict[str, Any]] = nothing_more) -> None:
-        self._spool, self._more = Spool(), more
+    def __init__(self, fields_of: _Fields = result_fields) -> None:
+        self._spool, self._fields_of = Spool(), fields_of
 
     def write(self, result: Result) -> None:
-        self._spool.add(result.index, encoded(result, self._more))
+        self._spool.add(result.index, encoded(result, self._fields_of))
 
     def pieces(self, totals: Dict[str, Any]) -> Iterator[bytes]:
-        """The object, a result a line; `totals` are its other fields."""
+        """Yield the object, a result a line; `totals` are its other fields."""
         yield dumps(totals)[:-1] + b',"results":['
         separator = b"\n"
         for record in self._spool:
@@ -6133,195 +6119,135 @@ def never_started(result: Result) -> bool:
 
 
 class Text:
-    """The default: `[2 name] the answer` or `[2 name] FAILED: the error`, as each task ends."""
+    """Write answers and errors as tasks end.
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    By default each starts with `[2 name] `.  With `title`, a line with the title comes before it,
+    and a blank line between two tasks.
+    """
+
+    def __init__(self, output: Output, title: Optional[Callable[[Result], str]] = None) -> None:
+        self._output, self._title = output, title
+        self._gap = ""
 
     def write(self, result: Result) -> None:
-        name = (result.task.name or result.task.id) if result.task else ""
-        label = " " + cut(one_line(name), MAX_NAME_COLUMNS) if name.strip() else ""
-        write_outcome(self._output, "[%d%s] " % (result.index + 1, label), result)
-
-
-def write_outcome(output: Output, head: str, result: Result) -> None:
-    """Write the answer of a task after a head.  Of a task that failed write the error, and mark the answer as partial."""
-    answer = result.answer
-    if result.status not in ("ok", "skipped"):
-        if never_started(result):
+        if never_started(result) or self._title and not result.answer and not result.error:
             return
-        failure = "%s%s: %s\n" % (head, result.status.upper(), visible(result.error.strip()))
-        if isinstance(answer, str) and not answer.strip():
-            output.text(failure)
-            return
-        head = failure + ("partial output:\n" if head.endswith("\n") else head + "partial output: ")
-    if answer:
-        write_answer(output, head, answer)
+        if self._title:
+            head = "%s%s\n" % (self._gap, self._title(result))
+            self._gap = "\n"
+        else:
+            name = one_line(result.task.name or result.task.id) if result.task else ""
+            head = "[%d] " % (result.index + 1)
+            if name:
+                head = "[%d %s] " % (result.index + 1, cut(name, MAX_NAME_COLUMNS))
+        answer = result.answer
+        failed = result.status not in ("ok", "skipped")
+        if failed:
+            partial = "partial output:\n" if self._title else head + "partial output: "
+            head = "%s%s: %s\n" % (head, result.status.upper(), visible(result.error.strip()))
+            if isinstance(answer, str) and not answer.strip():
+                answer = ""
+            else:
+                head += partial
+        if failed or answer:
+            self._output.texts(with_newline(texts_of((head, answer))))
 
 
-def write_answer(output: Output, head: str, answer: Union[str, TextFile]) -> None:
-    """An answer after a head.  It ends its line."""
-    if isinstance(answer, str):
-        output.text("%s%s%s" % (head, answer, "" if answer.endswith("\n") else "\n"))
-        return
+def with_newline(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the texts, and a newline where the last of them does not end with one."""
     last = ""
-    output.text(head)
-    for chunk in answer:
-        output.text(chunk)
-        last = chunk
+    for text in texts:
+        yield text
+        last = text or last
     if not last.endswith("\n"):
-        output.text("\n")
+        yield "\n"
 
 
-class Sections:
-    """Each answer under a line that says whose it is, with a blank line between them."""
+class Collect(list):  # type: ignore[type-arg]
+    """Collect results, which must be few."""
 
-    def __init__(self, output: Output, head: Callable[[Result], str]) -> None:
-        self._output, self._head = output, head
-        self._between = ""
-
-    def write(self, result: Result) -> None:
-        if result.answer or result.error and not never_started(result):
-            write_outcome(self._output, "%s%s\n" % (self._between, self._head(result)), result)
-            self._between = "\n"
-
-
-class Collect:
-    """Results, which must be few, until they can be shown in the order of their tasks."""
-
-    def __init__(self) -> None:
-        self._results: List[Result] = []
-
-    def write(self, result: Result) -> None:
-        self._results.append(result)
-
-    def __iter__(self) -> Iterator[Result]:
-        return iter(sorted(self._results, key=lambda result: result.index))
-
-
-class Tail:
-    """Reads what a task that is followed has printed so far, piece by piece."""
-
-    def __init__(self) -> None:
-        self._file = -1
-        self._directory = ""
-        self.offset = 0
-
-    def pieces(self, directory: str = "", most: Optional[int] = None) -> Iterator[bytes]:
-        """What came since the last time, of the first `most` bytes of all.  A directory once said is remembered."""
-        self._directory = directory or self._directory
-        if self._file < 0:
-            try:
-                self._file = os.open(followed_path(self._directory, 0), os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:  # not there yet
-                return
-        size = os.fstat(self._file).st_size  # a bound, because the file may grow as fast as it is read
-        for piece in file_chunks(self._file, self.offset, size if most is None else min(size, most)):
-            self.offset += len(piece)
-            yield piece
-
-    def __del__(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
+    write = list.append
 
 
 class LiveText:
     """Show the answer to a single prompt while the backend prints it.
 
     `live_text` returns the text in a line of the backend's output; None: the output is the text.
-    Where nothing was shown until the end, the answer is shown then.  `prepare` is called before
-    each text.
+    Where nothing was shown until the end, the answer is shown then.  `copy`: show all lines of the
+    output as they are.  `prepare` is called before each text.
     """
 
     def __init__(self, output: Output, live_text: Optional[Callable[[bytes], _Saying]],
-                 prepare: Callable[[], None]) -> None:
-        self._output, self._live_text, self._prepare = output, live_text, prepare
-        self._tail, self._lines = Tail(), Lines()
+                 prepare: Callable[[], None], copy: bool = False) -> None:
+        self._output, self._prepare, self._copy = output, prepare, copy
+        self._live_text = None if copy else live_text
+        self._lines = Lines()
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+        self._path, self._file, self._offset = "", -1, 0
         self._shown = self._line_is_open = False
 
     def follow(self, directory: str) -> None:
-        for piece in self._tail.pieces(directory):
-            self._take(piece)
+        """Show what the backend has printed since the last call.  `directory`: that of the run."""
+        self._path = followed_path(directory, 0)
+        self._read()
 
     def write(self, result: Result) -> None:
         answer = result.answer
-        if self._live_text is None:  # a process that was left behind may still write to the file
-            size = len(to_bytes(answer)) if isinstance(answer, str) else len(answer)
-            for piece in self._tail.pieces(most=size):
-                self._take(piece)
-            self._show(self._decode(b"", True))
-        else:
-            for piece in self._tail.pieces():
-                self._take(piece)
-            for line in self._lines.rest():
-                self._say(*self._live_text(line))
-        if not self._shown:
-            for text in [answer] if isinstance(answer, str) else answer:
-                self._show(text)
-        self._end_line()
-
-    def _take(self, piece: bytes) -> None:
-        if self._live_text is None:
-            self._show(self._decode(piece))
-            return
-        for line in self._lines.feed(piece):
-            self._say(*self._live_text(line))
-
-    def _say(self, text: str, whole: bool) -> None:
-        if whole:
-            self._end_line()
-        self._show(text)
-        if whole:
-            self._end_line()
-
-    def _show(self, text: str) -> None:
-        if text:
-            self._prepare()
-            self._output.text(text)
-            self._shown, self._line_is_open = True, not text.endswith("\n")
-
-    def _end_line(self) -> None:
+        end = None
+        if self._live_text is None and not self._copy:  # a process left behind may still write
+            end = len(to_bytes(answer)) if isinstance(answer, str) else len(answer)
+        self._read(end)
+        self._show(self._decode(b"", True))
+        self._show_messages(self._lines.rest())
+        for text in texts_of(() if self._shown else (answer,)):
+            self._show(text)
         if self._line_is_open:
             self._show("\n")
 
+    def __del__(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
 
-class LiveLines:
-    """Copy the output of a single prompt's backend as it comes."""
-
-    def __init__(self, output: Output, prepare: Callable[[], None]) -> None:
-        self._output, self._prepare = output, prepare
-        self._tail = Tail()
-        self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-        self._line_is_open = False
-
-    def follow(self, directory: str) -> None:
-        self._copy(self._tail.pieces(directory))
-
-    def write(self, result: Result) -> None:
-        self._copy(self._tail.pieces())
-        if self._line_is_open:
-            self._copy([b"\n"])
-
-    def _copy(self, pieces: Iterable[bytes]) -> None:
-        for data in pieces:
-            self._prepare()
-            self._line_is_open = not data.endswith(b"\n")
-            if self._output.terminal:
-                self._output.text(self._decode(data))
+    def _read(self, end: Optional[int] = None) -> None:
+        """Show what is new in the first `end` bytes of the output."""
+        if self._file < 0:
+            try:
+                self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:  # there is no output yet
+                return
+        size = os.fstat(self._file).st_size  # the file may grow as fast as it is read
+        for piece in file_chunks(self._file, self._offset, size if end is None else min(size, end)):
+            self._offset += len(piece)
+            if self._live_text is None:
+                self._show(self._decode(piece))
             else:
-                self._output.write(data)
+                self._show_messages(self._lines.feed(piece))
+
+    def _show_messages(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            self._show(*self._live_text(line))  # type: ignore[misc]
+
+    def _show(self, text: str, is_whole: bool = False) -> None:
+        """Show text; a whole message starts and ends a line."""
+        if text:
+            self._prepare()
+            if is_whole and self._line_is_open:
+                text = "\n" + text
+            if is_whole and not text.endswith("\n"):
+                text += "\n"
+            self._output.text(text)
+            self._shown, self._line_is_open = True, not text.endswith("\n")
 
 
 class Silence:
-    """`--quiet`: no result is shown by itself."""
+    """`--quiet`: show no results."""
 
     def write(self, result: Result) -> None:
         pass
 
 
 class CommandLines:
-    """`--dry-run`: the command lines, to read or to paste."""
+    """`--dry-run`: show the command lines."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -6336,185 +6262,198 @@ _SUMMARY_HEADS = (b'{"total_tasks":',)
 
 
 class Directory:
-    """`output_dir`: a file for each task as it ends, `NNN_NAME.json`, and summary.json at the end.  Mode 0600, never half a file.
+    """`output_dir`: write NNN_NAME.json as each task ends, and summary.json at the end.
 
-    The directory is opened once: a task that puts a link in its place does not lead it elsewhere.  It must be inside all
-    of `roots`, and is locked against other runs.  A file in it is only replaced where clinvk wrote it: for the same id,
-    or for any task with `overwrite`.  A result whose name is taken gets another one, and `warn` is called.
+    Files have mode 0600 and appear whole.  The directory is opened once, so that a task cannot put
+    a link in its place.  It must be inside of all `roots`, and is locked against other runs.  Only
+    a file that clinvk wrote is replaced: for the same id, or for any task with `overwrite`.  Where
+    a name is taken, the file gets another name, and `warn` is called.
     """
 
-    def __init__(self, path: str, *, roots: Sequence[str] = (), overwrite: bool = False, has_ids: bool = False,
-                 warn: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, path: str, *, warn: Callable[[str], None], roots: Sequence[str] = (),
+                 overwrite: bool = False, has_ids: bool = False) -> None:
         self._path, self._overwrite, self._warn = path, overwrite, warn
-        self._place = OpenDirectory(-1, "")
+        self._directory = OpenDirectory(-1, "")
         self._report = Report()
-        self._earlier: Dict[str, List[str]] = {}  # the files of earlier runs, by what follows the number
+        self._earlier: Dict[str, List[str]] = {}  # files of earlier runs, by NAME
         try:
             os.makedirs(path, 0o700, exist_ok=True)
-            self._place = open_directory(path, os.O_RDONLY)
-            outside = outside_of(self._place.real, *roots)
-            if outside:  # it was inside, when the batch was read
-                raise PermissionError(0, "it is outside of " + outside)
-            if not os.access(self._place.path(), os.W_OK | os.X_OK):
-                raise PermissionError(0, "Permission denied")
-            if not lock_directory(self._place.file):
-                raise PermissionError(0, "another clinvk is writing to it")
-            names = [name for name in os.listdir(self._place.file) if name.endswith(".json")]
-            for name in names:
-                parts = re.fullmatch(r"\d{3,}_([\w-]+)(\.\d+)?\.json", name)
-                if parts:
-                    self._earlier.setdefault(parts.group(1), []).append(name)
-            if "summary.json" in names and not self._begins("summary.json", _SUMMARY_HEADS):
-                raise PermissionError(0, "clinvk did not write the summary.json in it; choose another directory")
+            self._directory = open_directory(path, os.O_RDONLY)
+            names = self._checked_names(roots)
         except OSError as error:
-            raise OutputError("cannot write to output_dir %s: %s" % (path, error.strerror)) from None
-        if not (overwrite or has_ids) and any(self._begins(name, _TASK_HEADS + _SUMMARY_HEADS) for name in names):
-            raise UserError("output_dir %s: it contains results of an earlier run: choose another directory, "
-                            "or replace them with --overwrite" % path)
+            raise OutputError("cannot write to output_dir %s: %s"
+                              % (path, error.strerror)) from None
+        for name in names:
+            parts = re.fullmatch(r"\d{3,}_([\w-]+)(\.\d+)?\.json", name)
+            if parts:
+                self._earlier.setdefault(parts.group(1), []).append(name)
+        heads = _TASK_HEADS + _SUMMARY_HEADS
+        if not (overwrite or has_ids) and any(self._begins(name, heads) for name in names):
+            raise UserError("output_dir %s: it contains results of an earlier run: "
+                            "choose another directory, or replace them with --overwrite" % path)
 
     def write(self, result: Result) -> None:
         id = result.task.id if result.task else ""
-        heads = (b'{"task":{"id":%b,' % dumps(id, exact=True),) if id else ()
+        own_heads = (b'{"task":{"id":%b,' % dumps(id, exact=True),) if id else ()
         name = _safe_name(result)
         path = self._put("%03d_%s" % (result.index + 1, name), lambda: _task_and_result(result),
-                         _TASK_HEADS if self._overwrite else heads)
-        for other in list(self._earlier.get(name, ())) if id else ():
-            if self._begins(other, heads):  # the same task had another number in an earlier run
-                self._earlier[name].remove(other)
-                if other != path:
-                    self._remove(other)
+                         _TASK_HEADS if self._overwrite else own_heads)
+        for other in self._earlier.get(name, ()):
+            # The task may have had another number in an earlier run.
+            if other != path and self._begins(other, own_heads):
+                try:
+                    os.unlink(other, dir_fd=self._directory.file)
+                except OSError as error:
+                    self._warn("cannot remove %s: %s" % (os.path.join(self._path, other),
+                                                         error.strerror))
         self._report.write(result)
 
     def finish(self, totals: Dict[str, Any]) -> None:
         self._put("summary", lambda: self._report.pieces(totals), _SUMMARY_HEADS)
 
     def __del__(self) -> None:
-        if self._place.file >= 0:
-            os.close(self._place.file)
+        if self._directory.file >= 0:
+            os.close(self._directory.file)
+
+    def _checked_names(self, roots: Sequence[str]) -> List[str]:
+        """Return the JSON files.  Raises OSError where the directory must not be used."""
+        outside = outside_of(self._directory.real, *roots)
+        if outside:  # it was inside when the batch was read
+            raise PermissionError(0, "it is outside of " + outside)
+        if not os.access(self._directory.path(), os.W_OK | os.X_OK):
+            raise PermissionError(0, "Permission denied")
+        if not lock_directory(self._directory.file):
+            raise PermissionError(0, "another clinvk is writing to it")
+        names = [name for name in os.listdir(self._directory.file) if name.endswith(".json")]
+        if "summary.json" in names and not self._begins("summary.json", _SUMMARY_HEADS):
+            raise PermissionError(0, "clinvk did not write the summary.json in it; "
+                                     "choose another directory")
+        return names
 
     def _begins(self, name: str, heads: Tuple[bytes, ...]) -> bool:
         """Return whether a regular file in the directory begins with one of `heads`."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._place.file)
+            file = os.open(name, flags, dir_fd=self._directory.file)
         except OSError:
             return False
         try:
-            return _is_regular(file) and os.pread(file, max(map(len, heads), default=0), 0).startswith(heads)
+            longest = max(map(len, heads), default=0)
+            return _is_regular(file) and os.pread(file, longest, 0).startswith(heads)
         finally:
             os.close(file)
 
-    def _remove(self, name: str) -> None:
-        try:
-            os.unlink(name, dir_fd=self._place.file)
-        except OSError as error:
-            self._warn("cannot remove %s: %s" % (os.path.join(self._path, name), error.strerror))
+    def _put(self, name: str, pieces: Callable[[], Iterable[bytes]],
+             replaceable: Tuple[bytes, ...]) -> str:
+        """Write NAME.json and return its name.
 
-    def _put(self, name: str, pieces: Callable[[], Iterable[bytes]], replaceable: Tuple[bytes, ...]) -> str:
-        """Write NAME.json, or NAME.1.json and so on where a file is there that begins with nothing `replaceable`.
-
-        Return the name of the file.
+        A file that begins with none of `replaceable` is kept: then write NAME.1.json, and so on.
         """
-        import itertools
-        first = name + ".json"
-        for path in itertools.chain((first,), ("%s.%d.json" % (name, number) for number in itertools.count(1))):
+        first = path = name + ".json"
+        for number in itertools.count(1):
             replace = path == first and self._begins(path, replaceable)
             try:
-                write_whole(path, in_one_write(pieces()), directory=self._place.file, replace=replace)
+                write_whole(path, in_one_write(pieces()), directory=self._directory.file,
+                            replace=replace)
+                break
             except FileExistsError:
-                continue
+                path = "%s.%d.json" % (name, number)
             except OSError as error:
-                raise OutputError("cannot write %s: %s" % (os.path.join(self._path, path), error.strerror)) from None
-            if path != first:
-                self._warn("output_dir %s: %s is of another task or not of clinvk, and is kept: this result is in %s"
-                           % (self._path, first, path))
-            return path
-        raise AssertionError("there is always another number")
+                raise OutputError("cannot write %s: %s" % (os.path.join(self._path, path),
+                                                           error.strerror)) from None
+        if path != first:
+            self._warn("output_dir %s: %s is kept, because clinvk did not write it for this task: "
+                       "this result is in %s" % (self._path, first, path))
+        return path
 
 
 def _safe_name(result: Result) -> str:
-    """A file name made of the task's id or name that is one everywhere, and no path."""
-    task = result.task
-    word = (task.id or task.name) if task else ""
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in word[:64]).strip("_")
-    return plain or "task-%d" % (result.index + 1)
+    """Return a file name made of the task's id or name that is valid everywhere and is no path."""
+    word = (result.task.id or result.task.name) if result.task else ""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in word[:64])
+    return plain.strip("_") or "task-%d" % (result.index + 1)
 
 
 def _task_and_result(result: Result) -> Iterator[bytes]:
-    task = result.task._asdict() if result.task else {}
-    internal = ("index", "invalid", "definition", "root", "keep", "resume", "follow", "literal")
-    names = sorted(task, key="id".__ne__)  # the id first: by it Directory knows whose file it is
-    given = {name: task[name] for name in names
-             if name not in internal and task[name] != Task._field_defaults.get(name, "")}
-    yield b'{' + (b'"task":' + dumps(given, exact=True) + b",\n" if given else b"") + b'"result":'
+    yield b"{"
+    names = ("id", *TASK_FIELDS) if result.task else ()  # Directory looks for the id at the start
+    fields = {name: getattr(result.task, name, "") for name in names}
+    fields = {name: value for name, value in fields.items()
+              if value != Task._field_defaults.get(name, "")}
+    if fields:
+        yield b'"task":' + dumps(fields, exact=True) + b",\n"
+    yield b'"result":'
     yield from encoded(result)
     yield b"}\n"
 
 
 class Progress:
-    """A status line on the terminal's stderr while a run is under way; elsewhere, if it is wanted, a line for each result."""
+    """Show a status line on a terminal; elsewhere write a line for each result."""
 
     def __init__(self, output: Output, total: Optional[int]) -> None:
         self._output, self._total = output, total
         self._done = self._failed = self._running = 0
         self._began = time.monotonic()
         self._shown = ""
-        self._next = 0.0
-        self.over = False  # the terminal is not its own any more
+        self._next = 0.0  # when the line may be drawn again
+        self.over = False  # the terminal belongs to the answer now
 
     def write(self, result: Result) -> None:
         self._done += 1
         self._failed += result.status in FAILED_STATUSES
-        self._running -= self._running > 0  # this one does not run any more; `show` comes when all results at hand are written
+        self._running = max(0, self._running - 1)
         if not self._output.cursor:
             self._output.text(self._line() + "\n")
 
     def show(self, running: int) -> None:
-        """Draws the line anew, at most ten times a second."""
+        """Draw the line, at most ten times a second."""
         self._running = running
         if self._output.cursor and not self.over and time.monotonic() >= self._next:
-            self._next = time.monotonic() + 0.1
             self.hide()
+            self._next = time.monotonic() + 0.1
             self._shown = cut(self._line(), terminal_columns(self._output.file) - 1)
-            self._output.write(self._shown.encode())
+            self._output.text(self._shown)
 
     def hide(self) -> None:
-        """Clears the line, for whatever else is written to the terminal."""
+        """Clear the line, because something else is written to the terminal."""
         if self._shown:
-            self._output.write(b"\r\033[K")
+            self._output.write([b"\r\033[K"])
             self._shown, self._next = "", 0.0
 
     def _line(self) -> str:
-        of = "/%d" % self._total if self._total is not None else ""
+        total = "" if self._total is None else "/%d" % self._total
         failed = ", %d failed" % self._failed if self._failed else ""
-        return "[%d%s] %d running%s, %s" % (self._done, of, self._running, failed, clock(time.monotonic() - self._began))
+        return "[%d%s] %d running%s, %s" % (self._done, total, self._running, failed,
+                                            clock(time.monotonic() - self._began))
 
 
 # --- 10. Summary -------------------------------------------------------------
 
-
-MAX_REASONS = 20  # that are listed
+MAX_REASONS = 20  # distinct errors that are listed
+MAX_NOTE = 2000  # characters of an error or a warning in the table
 
 
 class Totals:
-    """What is added up over a run.  completed + failed + canceled + skipped is the number of tasks, always."""
+    """Counts and sums over a run."""
 
     def __init__(self) -> None:
-        self.total = self.completed = self.failed = self.canceled = self.skipped = 0
+        self.counts = {"completed": 0, "failed": 0, "canceled": 0, "skipped": 0}
         self.usage: Dict[str, int] = {}
-        self.cost_usd: Optional[float] = None  # of the tasks whose backend states it: unknown is not 0
+        self.cost_usd: Optional[float] = None  # unknown, where no backend states it
         self.start_time = time.time()
-        self._began = time.monotonic()
         self.duration_seconds = 0.0
         self.last_failure: Tuple[str, int] = ("", 0)  # status and exit code
-        self._reasons: Dict[str, int] = {}  # why tasks failed, and how many of them
+        self._began = time.monotonic()
+        self._reasons: Dict[str, int] = {}  # errors, and how many tasks have each
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
 
     def write(self, result: Result) -> None:
-        self.total += 1
-        self.completed += result.status == "ok"
-        self.canceled += result.status == "canceled"
-        self.skipped += result.status == "skipped"
-        if result.status in FAILED_STATUSES:
-            self.failed += 1
+        failed = result.status in FAILED_STATUSES
+        self.counts["failed" if failed else result.status.replace("ok", "completed")] += 1
+        if failed:
             self.last_failure = result.status, result.exit_code
             reason = visible(" ".join(result.error.split()))
             if reason in self._reasons or len(self._reasons) < MAX_REASONS:
@@ -6528,11 +6467,12 @@ class Totals:
         self.duration_seconds = time.monotonic() - self._began
 
     def fields(self) -> Dict[str, Any]:
-        """The fields of the `--json` object, `results` aside."""
+        """Return the fields of the `--json` object, except `results`."""
         fields: Dict[str, Any] = {
-            "total_tasks": self.total, "completed": self.completed, "failed": self.failed, "canceled": self.canceled,
-            "skipped": self.skipped, "total_duration_seconds": round(self.duration_seconds, 3),
-            "start_time": utc(self.start_time), "end_time": utc(self.start_time + self.duration_seconds)}
+            "total_tasks": self.total, **self.counts,
+            "total_duration_seconds": round(self.duration_seconds, 3),
+            "start_time": utc(self.start_time),
+            "end_time": utc(self.start_time + self.duration_seconds)}
         if self.usage:
             fields["usage"] = self.usage
         if self.cost_usd is not None:
@@ -6541,18 +6481,18 @@ class Totals:
 
     def line(self) -> str:
         """Return the last line of the summary."""
-        parts = ["%s, %d completed, %d failed" % (counted(self.total, "task"), self.completed, self.failed)]
-        parts += ["%d %s" % (count, word) for count, word in ((self.canceled, "canceled"), (self.skipped, "skipped")) if count]
+        parts = [counted(self.total, "task")]
+        parts += ["%d %s" % (count, name) for name, count in self.counts.items()
+                  if count or name in ("completed", "failed")]
         if self.usage.get("total_tokens"):
             parts.append("{:,} tokens".format(self.usage["total_tokens"]))
         if self.cost_usd is not None:
             parts.append("$%.4f" % self.cost_usd)
         return "Total: %s (%.2fs)" % (", ".join(parts), self.duration_seconds)
 
-
     def reasons(self) -> str:
         """Return a line for each reason for which tasks failed."""
-        more = self.failed - sum(self._reasons.values())
+        more = self.counts["failed"] - sum(self._reasons.values())
         lines = ["%d failed: %s\n" % (count, reason) for reason, count in self._reasons.items()]
         return "".join(lines) + ("%d failed for other reasons\n" % more if more else "")
 
@@ -6575,74 +6515,79 @@ def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_numbe
         return EXIT_TIMEOUT
     if single and exit_code in (EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND):
         return exit_code
-    return EXIT_FAILED if totals.failed or totals.canceled else EXIT_OK
-
-
-def task_row(result: Result) -> Tuple[str, str, str]:
-    """A line of the table, but for the status: what stands before it, what behind it, and the label at the end."""
-    task = result.task
-    label = one_line(task.name or task.prompt or task.invalid) if task else ""
-    return "%-4d %-12s " % (result.index + 1, result.backend), "%-10s" % ("%.2fs" % result.duration_seconds), label
-
-
-def comparison_row(result: Result) -> Tuple[str, str, str]:
-    tokens = (result.usage or {}).get("total_tokens")
-    return "%-12s " % result.backend, "%-10s %-10s %-10s" % (
-        "%.2fs" % result.duration_seconds, "{:,}".format(tokens) if tokens else "-",
-        "-" if result.cost_usd is None else "$%.4f" % result.cost_usd), one_line(result.model)
-
-
-MAX_NOTE = 2000  # characters of an error or a warning in the table
+    return EXIT_FAILED if totals.counts["failed"] or totals.counts["canceled"] else EXIT_OK
 
 
 class Table:
-    """The results in the order of their tasks, at the end, with errors and warnings.  Tasks that never started are one line."""
+    """Print the results in the order of their tasks, with errors and warnings.
 
-    HEAD = "%-4s %-12s %-10s %-10s %s" % ("#", "BACKEND", "STATUS", "DURATION", "TASK")
-    ROW = staticmethod(task_row)
+    All tasks that never started are one line.
+    """
+
+    TITLES: Sequence[str] = ("#", "BACKEND", "STATUS", "DURATION", "TASK")
+    WIDTHS: Sequence[int] = (4, 12, 10, 10, 0)
+    COLORS = {"STATUS": "%s", "OK": "\033[32m%s\033[m", "CANCELED": "\033[33m%s\033[m",
+              "SKIPPED": "%s"}
 
     def __init__(self) -> None:
         self._rows = Spool()
         self._never_started = 0
         self._why = ""
 
+    def cells(self, result: Result, status: str) -> List[str]:
+        """Return the text in each column."""
+        task = result.task
+        label = one_line((task and (task.name or task.prompt)) or result.error)
+        return [str(result.index + 1), result.backend, status, "%.2fs" % result.duration_seconds,
+                label[:400]]
+
     def write(self, result: Result) -> None:
         if never_started(result):
             self._never_started += 1
             self._why = result.error.replace("canceled before it started", "never started")
             return
-        start, rest, label = self.ROW(result)
         notes = [("warning", one_line(warning)[:MAX_NOTE]) for warning in result.warnings]
         if result.error and result.status != "canceled":
             notes.insert(0, ("error", one_line(result.error)[:MAX_NOTE]))
-        row = (start, "OK" if result.status == "ok" else result.status.upper(), rest, label[:400], notes)
+        row = self.cells(result, result.status.upper()), notes
         self._rows.add(result.index, [dumps(row)])
 
     def print(self, output: Output, totals: Totals, color: bool) -> None:
-        width = max(terminal_columns(output.file), 60)
-        room = width - 2 - self.HEAD.rindex(" ")  # for what the last column holds
+        status = self.TITLES.index("STATUS")
+        columns = max(terminal_columns(output.file), 60)
+        room = columns - sum(self.WIDTHS) - len(self.WIDTHS)  # for the last column
 
-        def line(start: str, status: str, rest: str) -> None:
-            cell = "%-10s" % status
+        def line(cells: List[str]) -> None:
+            texts = [cell.ljust(width) for cell, width in zip(cells, self.WIDTHS)]
             if color:
-                cell = {"OK": "\033[32m%s\033[m", "SKIPPED": "%s", "CANCELED": "\033[33m%s\033[m"}.get(status, "\033[31m%s\033[m") % cell
-            output.write(to_bytes(start), cell.encode(), to_bytes((" " + rest).rstrip() + "\n"))
+                texts[status] = self.COLORS.get(cells[status], "\033[31m%s\033[m") % texts[status]
+            output.write([to_bytes(" ".join(texts).rstrip() + "\n")])
 
-        output.text("\n".join(["", "Results", "=" * 60, self.HEAD, "-" * 60]) + "\n")
+        output.text("\nResults\n%s\n" % ("=" * 60))
+        line([*self.TITLES])
+        output.text("-" * 60 + "\n")
         for record in self._rows:
-            start, status, rest, label, notes = loads(b"".join(record))
-            line(start, status, "%s %s" % (rest, cut(label, room)))
+            cells, notes = loads(b"".join(record))
+            line(cells[:-1] + [cut(cells[-1], room)])
             for kind, text in notes:
                 head = "     %s: " % kind
-                output.text(head + ("\n" + " " * len(head)).join(wrapped(text, width - len(head))) + "\n")
+                indent = "\n" + " " * len(head)
+                output.text(head + indent.join(wrapped(text, columns - len(head))) + "\n")
         if self._never_started:
-            line(" " * self.HEAD.index("STATUS"), "CANCELED", "%s %s" % (counted(self._never_started, "task"), self._why))
+            text = "%s %s" % (counted(self._never_started, "task"), self._why)
+            line([""] * status + ["CANCELED", text])
         output.text("-" * 60 + "\n" + totals.line() + "\n")
 
 
 class ComparisonTable(Table):
-    HEAD = "%-12s %-10s %-10s %-10s %-10s %s" % ("BACKEND", "STATUS", "DURATION", "TOKENS", "COST", "MODEL")
-    ROW = staticmethod(comparison_row)
+    TITLES = ("BACKEND", "STATUS", "DURATION", "TOKENS", "COST", "MODEL")
+    WIDTHS = (12, 10, 10, 10, 10, 0)
+
+    def cells(self, result: Result, status: str) -> List[str]:
+        tokens, cost = (result.usage or {}).get("total_tokens"), result.cost_usd
+        return [result.backend, status, "%.2fs" % result.duration_seconds,
+                "{:,}".format(tokens) if tokens else "-", "-" if cost is None else "$%.4f" % cost,
+                one_line(result.model)]
 
 
 # --- 11. Sessions ------------------------------------------------------------
@@ -7162,10 +7107,15 @@ class Plan(NamedTuple):
 
 
 def form_of(settings: Settings, stdout: Output, text: Callable[[Output], Any] = Text,
-            more: Callable[[Result], Dict[str, Any]] = nothing_more) -> Any:
-    """The sink for what was asked for.  `text` makes that for text; `more` is as for `encoded`."""
-    return (Report(more) if settings.form == "json" else JsonLines(stdout, more) if settings.form == "jsonl"
-            else CommandLines(stdout) if settings.dry_run else Silence() if settings.quiet else text(stdout))
+            fields_of: _Fields = result_fields) -> Any:
+    """Return the sink for the form of output.  `text` makes the sink for text."""
+    if settings.form == "json":
+        return Report(fields_of)
+    if settings.form == "jsonl":
+        return JsonLines(stdout, fields_of)
+    if settings.dry_run:
+        return CommandLines(stdout)
+    return Silence() if settings.quiet else text(stdout)
 
 
 def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
@@ -7177,7 +7127,8 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     control, totals = Control(), Totals()
     table = plan.new_table() if plan.table and not settings.quiet and not settings.dry_run else None
     directory = plan.new_directory() if plan.new_directory and not settings.dry_run else None
-    feed = Fanout([sink for sink in (form, directory, table, totals, progress) if sink], control)
+    sinks = (form, directory, table, totals, progress)
+    feed = Fanout([sink for sink in sinks if sink is not None], control)
     stop = _Stop(control)
     stop.blocked = lambda seconds: max(stdout.writing_for(), stderr.writing_for()) > seconds
     told = False
@@ -7300,14 +7251,16 @@ def command_parallel(settings: Settings, file: Optional[str], jobs: Optional[int
 
 
 def step_fields(result: Result) -> Dict[str, Any]:
-    """What the result of a step has beside the fields of every result."""
-    name = result.task.name if result.task else ""
-    return dict({"step": result.index + 1}, **({"name": name} if name else {}))
+    """Return the JSON fields of the result of a step."""
+    fields: Dict[str, Any] = {"step": result.index + 1}
+    if result.task and result.task.name:
+        fields["name"] = result.task.name
+    return dict(fields, **result_fields(result))
 
 
 def chain_fields(totals: Totals, failed_step: int) -> Dict[str, Any]:
     """The fields of the JSON object of a chain, `results` aside."""
-    fields = {"total_steps": totals.total, "completed_steps": totals.completed, "failed_step": failed_step}
+    fields = {"total_steps": totals.total, "completed_steps": totals.counts["completed"], "failed_step": failed_step}
     if not failed_step:
         del fields["failed_step"]
     return dict(fields, **totals.fields())
@@ -7327,7 +7280,7 @@ def command_chain(settings: Settings, file: Optional[str]) -> int:
 
     chain = read_chain(file, settings.rules, warn)
     steps = Steps(chain, warn)
-    form = form_of(settings, console.stdout, lambda output: Sections(output, head), step_fields)
+    form = form_of(settings, console.stdout, lambda output: Text(output, head), step_fields)
     return run_plan(Plan(steps, 1, form, steps.total, "Running a chain of %s..." % counted(steps.total, "step"), chain.stop_on_failure,
                          fields=lambda totals: chain_fields(totals, steps.failed_step), arrived=steps.arrived), settings, console)
 
@@ -7361,9 +7314,9 @@ def command_compare(settings: Settings, names: Optional[Sequence[str]], sequenti
     def answers(output: Output) -> None:
         if output is not console.stdout:  # only the table is for whoever is there when nobody reads the answers
             return
-        sections = Sections(output, lambda result: "[%s]" % result.backend)
-        for result in kept:
-            sections.write(result)
+        text = Text(output, lambda result: "[%s]" % result.backend)
+        for result in sorted(kept, key=lambda result: result.index):
+            text.write(result)
 
     present = [task.backend for task in tasks]
     heading = "Comparing %s: %s" % (counted(len(present), "backend"), ", ".join(present))
@@ -7595,13 +7548,17 @@ MAX_KEPT_PROMPT = 10000  # characters of a prompt that its session is remembered
 def _prompt_form(form: str, task: Task, settings: Settings, session: Optional[Session], console: Console) -> Any:
     """The sink for what a single prompt's output is to be."""
     if form == "json":
-        return JsonLines(console.stdout, lambda result: {"session": session.id} if session and (
-            session.turn_count or result.error_kind != "not_found") else {})
+        def fields_of(result: Result) -> Dict[str, Any]:
+            fields = result_fields(result)
+            if session and (session.turn_count or result.error_kind != "not_found"):
+                fields = dict({"session": session.id}, **fields)
+            return fields
+
+        return JsonLines(console.stdout, fields_of)
     if settings.dry_run:
         return CommandLines(console.stdout)
-    if form == "stream-json":
-        return LiveLines(console.stdout, console.make_way)
-    return LiveText(console.stdout, backend_of(task).saying, console.make_way)
+    return LiveText(console.stdout, backend_of(task).saying, console.make_way,
+                    copy=form == "stream-json")
 
 
 def report_to_stderr(result: Result, form: str, says: Configuration, console: Console) -> None:

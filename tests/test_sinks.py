@@ -301,7 +301,7 @@ class Texts(SinkCase):
                 ("canceled", {"error": "canceled before it started", "attempts": 0}, "", b"")):
             each = result(0, answer, status=status, **fields)
             self.assertEqual(self.written(lambda output: clinvk.Text(output).write(each)), expected)
-            self.assertEqual(self.written(lambda output: clinvk.Sections(output, lambda result: "[a]").write(each)),
+            self.assertEqual(self.written(lambda output: clinvk.Text(output, lambda result: "[a]").write(each)),
                              expected and expected.replace(b"[1] partial output: ", b"partial output:\n").replace(b"[1] ", b"[a]\n"))
         each = result(0, self.text_file(b"x" * 200000), status="failed", error="bad")
         self.assertEqual(self.written(lambda output: clinvk.Text(output).write(each)), b"[1] FAILED: bad\n[1] partial output: " + b"x" * 200000 + b"\n")
@@ -339,9 +339,13 @@ class Directories(SinkCase):
         super().setUp()
         self.enter_environment()
         self.out = self.path("deep", "out")
+        self.warnings = []
+
+    def opened(self, path="", **options):
+        return clinvk.Directory(path or self.out, warn=self.warnings.append, **options)
 
     def test_there_is_a_file_for_each_task_and_a_summary(self):
-        directory, totals = clinvk.Directory(self.out), clinvk.Totals()
+        directory, totals = self.opened(), clinvk.Totals()
         self.assertEqual(os.listdir(self.out), [])
         for each in (result(1, "b", task=TASK._replace(index=1, name="审查 auth 模块", meta={"k": 1}, timeout=5.0)), result(0, "a", task=TASK._replace(id="first one"))):
             directory.write(each)
@@ -360,14 +364,14 @@ class Directories(SinkCase):
 
     def test_a_word_that_is_also_the_default_of_a_mode_is_kept_where_it_is_something_else(self):
         task = clinvk.Task(0, "echo", "default", model="default", name="default", id="default", tags=("default",))
-        clinvk.Directory(self.out).write(result(task=task))
+        self.opened().write(result(task=task))
         with open(os.path.join(self.out, "001_default.json"), encoding="utf-8") as file:
             self.assertEqual(json.load(file)["task"], {"backend": "echo", "prompt": "default", "model": "default", "name": "default", "id": "default", "tags": ["default"]})
 
     def test_files_and_directory_are_private_whatever_the_umask(self):
         former = os.umask(0)
         self.addCleanup(os.umask, former)
-        directory = clinvk.Directory(self.out)
+        directory = self.opened()
         directory.write(result(0, self.text_file(b"x" * 300000)))
         directory.finish({})
         self.assertEqual(stat.S_IMODE(os.stat(self.out).st_mode), 0o700)
@@ -375,7 +379,7 @@ class Directories(SinkCase):
             self.assertEqual(stat.S_IMODE(os.stat(os.path.join(self.out, name)).st_mode), 0o600)
 
     def test_no_id_or_name_makes_a_path(self):
-        directory = clinvk.Directory(self.out)
+        directory = self.opened()
         words = ["../../x", "/etc/passwd", "..", ".", "a/b\\c", "审查", "x" * 500, "con", "a\0b\nc", "-rf", "\ud800", "NUL ", "summary", "%s%n", "é", "~", "a.json"]
         for index, word in enumerate(words):
             directory.write(result(index, task=TASK._replace(index=index, id=word)))
@@ -396,11 +400,11 @@ class Directories(SinkCase):
 
     def one_run(self, text, id="", **options):
         """A run of one task in the directory, and its warnings."""
-        warnings = []
-        directory = clinvk.Directory(self.out, warn=warnings.append, **options)
+        del self.warnings[:]
+        directory = self.opened(**options)
         directory.write(result(0, text, task=TASK._replace(id=id)))
         directory.finish(clinvk.Totals().fields())
-        return warnings
+        return self.warnings
 
     def test_directory_with_earlier_results_without_ids_needs_overwrite(self):
         self.assertEqual(self.one_run("one"), [])
@@ -409,7 +413,7 @@ class Directories(SinkCase):
         for name in ("001_task-1.json", "1000_other.1.json"):
             os.rename(os.path.join(self.out, os.listdir(self.out)[0]), os.path.join(self.out, name))
             with self.assertRaisesRegex(clinvk.UserError, refusal):
-                clinvk.Directory(self.out)
+                self.opened()
             self.assertEqual(self.output_in(name), "one")
         self.assertEqual(self.one_run("two", overwrite=True), [])
         self.assertEqual(self.one_run("three", overwrite=True), [])
@@ -442,7 +446,7 @@ class Directories(SinkCase):
             for number, options in enumerate(({"has_ids": True}, {"overwrite": True}), 1):
                 with self.subTest(kind=kind, options=options):
                     warning, = self.one_run(kind, id="x", **options)
-                    self.assertEqual(warning, "output_dir %s: 001_x.json is of another task or not of clinvk, and is kept: "
+                    self.assertEqual(warning, "output_dir %s: 001_x.json is kept, because clinvk did not write it for this task: "
                                      "this result is in 001_x.%d.json" % (self.out, number))
                     self.assertEqual(self.output_in("001_x.%d.json" % number), kind)
                     self.assertTrue(os.path.samestat(before, os.lstat(path)))
@@ -456,9 +460,9 @@ class Directories(SinkCase):
         path = self.file(os.path.join(self.out, "summary.json"), b'{"precious":1}')
         for options in ({}, {"has_ids": True}, {"overwrite": True}):
             with self.assertRaisesRegex(clinvk.OutputError, "^cannot write to output_dir %s: clinvk did not write the summary.json in it; " % self.out):
-                clinvk.Directory(self.out, **options)
+                self.opened(**options)
         os.unlink(path)
-        directory = clinvk.Directory(self.out)
+        directory = self.opened()
         self.file(path, b'{"precious":1}')  # later
         directory.finish(clinvk.Totals().fields())
         self.assertEqual(sorted(os.listdir(self.out)), ["summary.1.json", "summary.json"])
@@ -477,39 +481,39 @@ class Directories(SinkCase):
         self.assertEqual(len(os.listdir(self.out)), 3)
 
     def test_directory_in_use_is_refused_until_its_run_has_ended(self):
-        first = clinvk.Directory(self.out)
+        first = self.opened()
         for options in ({}, {"has_ids": True}, {"overwrite": True}):
             with self.assertRaises(clinvk.OutputError) as caught:
-                clinvk.Directory(self.out, **options)
+                self.opened(**options)
             self.assertEqual(str(caught.exception), "cannot write to output_dir %s: another clinvk is writing to it" % self.out)
         del first
-        clinvk.Directory(self.out)
+        self.opened()
 
     def test_one_that_became_a_link_out_of_where_it_must_be_is_refused(self):
         for name in ("root", "outside"):
             os.mkdir(self.path(name))
         os.symlink("../outside", self.path("root", "out"))
         with self.assertRaises(clinvk.OutputError) as caught:
-            clinvk.Directory(self.path("root", "out"), roots=["", self.path("root")])
+            self.opened(self.path("root", "out"), roots=["", self.path("root")])
         self.assertEqual(str(caught.exception), "cannot write to output_dir %s: it is outside of %s" % (
             self.path("root", "out"), clinvk.quoted(self.path("root"))))
-        clinvk.Directory(self.path("root", "new"), roots=[self.path("root")])
+        self.opened(self.path("root", "new"), roots=[self.path("root")])
         before = len(os.listdir("/dev/fd"))
-        clinvk.Directory(self.path("root", "new")).finish({})
+        self.opened(self.path("root", "new")).finish({})
         self.assertEqual(len(os.listdir("/dev/fd")), before, "it is closed")
 
     def test_a_directory_that_cannot_be_used_is_an_error_that_names_it(self):
         path = self.file("a file", b"")
         for bad in (path, os.path.join(path, "below")):
             with self.assertRaisesRegex(clinvk.OutputError, "^cannot write to output_dir %s: " % bad):
-                clinvk.Directory(bad)
-        directory = clinvk.Directory(self.out)
+                self.opened(bad)
+        directory = self.opened()
         os.rmdir(self.out)
         with self.assertRaisesRegex(clinvk.OutputError, "^cannot write %s/001_task-1.json: No such file or directory" % self.out):
             directory.write(result())
 
     def test_a_result_without_a_task_and_a_bad_task_are_kept_too(self):
-        directory = clinvk.Directory(self.out)
+        directory = self.opened()
         directory.write(result(0, task=None))
         bad = clinvk.Task(1, "", "", invalid="stdin:2: prompt: expected a string, got 3")
         directory.write(clinvk.run_task(bad)._replace(task=bad))
