@@ -4619,7 +4619,7 @@ class Steps:
 # - comparisons -
 
 
-def comparison(prompt: str, backends: Sequence[str], rules: TaskPolicy) -> List[Task]:
+def comparison(prompt: str, backends: Iterable[str], rules: TaskPolicy) -> List[Task]:
     """One prompt for several backends: a task each.  Raises UserError."""
     tasks: List[Task] = []
     for name in backends:
@@ -6967,7 +6967,7 @@ class SessionStore:
 
 
 class Settings(NamedTuple):
-    """The validated options of the commands that run tasks.  Values only."""
+    """The validated options of a command that runs tasks.  Values only."""
 
     rules: TaskPolicy
     dry_run: bool = False
@@ -6981,23 +6981,14 @@ class Settings(NamedTuple):
 DEFAULT_JOBS = int(SETTINGS["parallel.max_workers"][1])
 
 
-def wanted(choice: str, terminal: bool) -> bool:
-    """What `auto`, `always` or `never` comes to."""
-    return choice == "always" or choice == "auto" and terminal
-
-
-def use_color(choice: str, output: Output) -> bool:
-    return wanted(choice, output.cursor and not os.environ.get("NO_COLOR"))
-
-
 LOOK_SECONDS = 0.1  # between two looks whether stdout still has a reader
 
 
 class Fanout:
-    """Hands each result to every sink that can still take it, and remembers what could not be written.
+    """Pass each result to every sink that can still write.
 
-    Where the first sink, the one whose output was asked for, can write no more the run is canceled: nobody should pay
-    for answers that cannot be kept.
+    The run is canceled when the first sink, which writes the requested output, cannot write any
+    more: an answer that cannot be kept should not cost anything.
     """
 
     def __init__(self, sinks: Sequence[Any], control: Control) -> None:
@@ -7008,12 +6999,12 @@ class Fanout:
 
     def write(self, result: Result) -> None:
         for sink in list(self._working):
-            self.attempt(sink, lambda to=sink: to.write(result))  # type: ignore[misc]
+            self.attempt(sink, sink.write, result)
         self.unwritten += self._first not in self._working
 
-    def attempt(self, sink: Any, write: Callable[[], None]) -> None:
+    def attempt(self, sink: Any, write: Callable[..., None], *arguments: Any) -> None:
         try:
-            write()
+            write(*arguments)
         except OutputError as error:
             self._fail(sink, error)
 
@@ -7024,7 +7015,8 @@ class Fanout:
             # Not for each result: the call hands the interpreter lock to another thread.
             self._next_look = now + LOOK_SECONDS
             if reader_is_gone(1):
-                self._fail(self._first, OutputError("the reader of stdout went away", broken_pipe=True))
+                self._fail(self._first,
+                           OutputError("the reader of stdout went away", broken_pipe=True))
 
     def _fail(self, sink: Any, error: OutputError) -> None:
         self.error = self.error or error
@@ -7037,130 +7029,155 @@ class Fanout:
         return sink in self._working
 
 
-BLOCKED_SECONDS = 1.0  # a busy reader empties its pipe within that
-ONE_SIGNAL_SECONDS = 0.5  # timeout(1) sends the same signal twice: to its child and to the child's group
+BLOCKED_SECONDS = 1.0     # a slow reader empties its pipe within that
+ONE_SIGNAL_SECONDS = 0.5  # timeout(1) sends a signal twice: to its child and to the child's group
 
 
 class _Stop:
-    """The reaction to signals during a run: the first cancels it, the second kills it."""
+    """React to signals during a run: the first one cancels the run, the second one kills it."""
 
-    def __init__(self, control: Control) -> None:
-        self._control = control
+    def __init__(self, control: Control, console: Console) -> None:
+        self._control, self._console = control, console
         self.signal_number = 0
-        self.blocked: Callable[[float], bool] = lambda seconds: False  # in a write, for longer than that
         self._count = 0
-        self._last, self._counted = 0, 0.0  # the signal that was counted last, and when
+        self._last, self._last_time = 0, 0.0  # the signal that was counted last
+        self._reported = False
 
     def __call__(self, number: int) -> None:
         now = time.monotonic()
-        if number == self._last and now - self._counted < ONE_SIGNAL_SECONDS:
+        if number == self._last and now - self._last_time < ONE_SIGNAL_SECONDS:
             return
-        self._last, self._counted = number, now
+        self._last, self._last_time = number, now
         self._count += 1
         if self._count == 1:
             self.signal_number = number
             self._control.cancel()
             return
         self._control.kill()
-        # A write that takes that long may never end, as the reader does not read; a third signal says that it should.
-        if self.blocked(BLOCKED_SECONDS if self._count == 2 else 0.0):
+        # A write may block for ever when the reader does not read.  A third signal does not wait.
+        writing_seconds = max(self._console.stdout.writing_for(), self._console.stderr.writing_for())
+        if writing_seconds > (BLOCKED_SECONDS if self._count == 2 else 0.0):
             raise Interrupted(self.signal_number)
+
+    def report(self, running: int) -> None:
+        """Tell the user, once, that the run is being stopped."""
+        if not running or not self._control.level or self._reported:
+            return
+        self._reported = True
+        hint = " (the same signal again kills them)" if self.signal_number else ""
+        if self.signal_number == EXIT_INTERRUPT - 128:
+            hint = " (press ^C again to kill them at once)"
+        self._console.say("stopping %s%s" % (counted(running, "running task"), hint))
 
 
 class Console:
-    """Where a command writes to."""
+    """The standard streams of a command."""
 
     def __init__(self) -> None:
         self.stdout, self.stderr = Output(1), Output(2)
         self.progress: Optional[Progress] = None
 
     def make_way(self) -> None:
-        """Before something is written to stdout: where that is the terminal, the status line gives it up."""
+        """Remove the status line before something is written to stdout, if both use a terminal."""
         if self.progress:
             self.progress.hide()
             self.progress.over = self.stdout.terminal
 
     def say(self, text: str) -> None:
-        """A message for whoever is there."""
+        """Write a message to stderr."""
         if self.progress:
             self.progress.hide()
         self.stderr.text("clinvk: %s\n" % text)
 
+    def warn(self, text: str) -> None:
+        self.say("warning: " + text)
+
+
+class Form(NamedTuple):
+    """The requested output."""
+
+    sink: Any
+    finish: Optional[Callable[[Totals], None]] = None  # writes what comes after the results
+    heading: str = ""
+    summary: Optional[Output] = None  # where the summary goes
+
 
 class Plan(NamedTuple):
-    """What a command runs, and what becomes of the results."""
+    """The tasks of a command and the sinks for their results."""
 
     tasks: Any                   # as run_pool takes them; for a dry run with a method `in_turn`
     jobs: int
-    form: Any                    # the sink whose output was asked for
-    total: Optional[int] = None  # of the tasks, where it is known
-    heading: str = ""            # said first, with the form `text`
+    form: Form
+    total: Optional[int] = None  # number of tasks, if it is known
     fail_fast: bool = False
-    new_directory: Optional[Callable[[], Directory]] = None
-    fields: Callable[[Totals], Dict[str, Any]] = Totals.fields  # of the JSON object, but for its results
-    before_table: Callable[[Output], None] = lambda output: None
-    table: bool = True
-    new_table: Callable[[], Table] = Table
-    arrived: Callable[[Result], Result] = lambda result: result  # what is made of a result before anything sees it
-    single: bool = False         # a single prompt: there is no summary
-    follow: Callable[[str], None] = lambda directory: None  # called while it runs, with the directory of the run's files
+    directory: Optional[Directory] = None
+    table: Optional[Table] = None
+    arrived: Optional[Callable[[Result], Result]] = None  # change a result before any sink has it
+    follow: Optional[Callable[[str], None]] = None  # called during the run with its directory
+    single: bool = False         # a single prompt, which has no summary
 
 
-def form_of(settings: Settings, stdout: Output, text: Callable[[Output], Any] = Text,
-            fields_of: _Fields = result_fields) -> Any:
-    """Return the sink for the form of output.  `text` makes the sink for text."""
+def form_of(settings: Settings, console: Console, heading: str,
+            text: Callable[[Output], Any] = Text, *,
+            fields_of: _Fields = result_fields,
+            all_fields: Callable[[Totals], Dict[str, Any]] = Totals.fields) -> Form:
+    """Return the form that the options ask for.
+
+    `heading` and `text`, which makes the sink, are for text.  `fields_of` returns the JSON fields
+    of a result, and `all_fields` those of the object at the end.
+    """
+    stdout = console.stdout
     if settings.form == "json":
-        return Report(fields_of)
+        report = Report(fields_of)
+        return Form(report, lambda totals: stdout.json(report.pieces(all_fields(totals))))
+    is_short = settings.quiet or settings.dry_run
     if settings.form == "jsonl":
-        return JsonLines(stdout, fields_of)
+        return Form(JsonLines(stdout, fields_of), summary=None if is_short else console.stderr)
     if settings.dry_run:
-        return CommandLines(stdout)
-    return Silence() if settings.quiet else text(stdout)
+        return Form(CommandLines(stdout))
+    if settings.quiet:
+        return Form(Silence(), summary=stdout)
+    return Form(text(stdout), heading=heading + "\n\n", summary=stdout)
 
 
 def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
-    """Runs tasks.  Returns the exit status; a signal's (128 + n) where one ended it."""
-    stdout, stderr, say, form = console.stdout, console.stderr, console.say, plan.form
-    if not settings.dry_run and wanted(settings.progress, stderr.cursor):
-        console.progress = Progress(stderr, plan.total)
+    """Run tasks.  Return the exit status; 128 + n where signal n ended the run."""
+    form, control, totals = plan.form.sink, Control(), Totals()
+    if not settings.dry_run and (settings.progress == "always" or
+                                 settings.progress == "auto" and console.stderr.cursor):
+        console.progress = Progress(console.stderr, plan.total)
     progress = console.progress
-    control, totals = Control(), Totals()
-    table = plan.new_table() if plan.table and not settings.quiet and not settings.dry_run else None
-    directory = plan.new_directory() if plan.new_directory and not settings.dry_run else None
-    sinks = (form, directory, table, totals, progress)
-    feed = Fanout([sink for sink in sinks if sink is not None], control)
-    stop = _Stop(control)
-    stop.blocked = lambda seconds: max(stdout.writing_for(), stderr.writing_for()) > seconds
-    told = False
+    feed = Fanout([sink for sink in (form, plan.directory, plan.table, totals, progress)
+                   if sink is not None], control)
+    stop = _Stop(control, console)
 
     def tick(running: int) -> None:
-        nonlocal told
         feed.look_for_reader()
-        if form in feed:
-            feed.attempt(form, lambda: plan.follow(control.directory))
-        if control.level and not told and running:
-            told = True
-            say("stopping %s%s" % (counted(running, "running task"), again_kills(stop.signal_number)))
+        if plan.follow and form in feed:
+            feed.attempt(form, plan.follow, control.directory)
+        stop.report(running)
         if progress:
             progress.show(running)
 
-    if plan.heading and settings.form == "text" and not settings.quiet and not settings.dry_run:
-        feed.attempt(form, lambda: stdout.text(plan.heading + "\n\n"))
-    # a dry run has nothing to stop: a signal ends it as it would have before
+    if plan.form.heading:
+        feed.attempt(form, console.stdout.text, plan.form.heading)
+    # A dry run has nothing to stop: a signal ends the process.
     with stop_signals(stop) if not settings.dry_run else stop_signals(die_at_once):
         results = (run_task(task) for task in plan.tasks.in_turn()) if settings.dry_run else run_pool(
             plan.tasks, min(plan.jobs, plan.total or plan.jobs), fail_fast=plan.fail_fast, control=control, on_tick=tick,
-            notice=lambda text: say("warning: " + text), start_method=settings.start_method)
+            notice=console.warn, start_method=settings.start_method)
         try:
             for result in results:
                 if progress:
                     progress.hide()
                 if isinstance(plan.tasks, Limited) and result.task:
                     plan.tasks.ended(result.task)
-                result = plan.arrived(redacted(result))
+                result = redacted(result)
+                if plan.arrived:
+                    result = plan.arrived(result)
                 feed.write(result)
                 if settings.dry_run and result.error:
-                    say("error: " + result.error)
+                    console.say("error: " + result.error)
                 if settings.dry_run and control.level:  # nobody reads it any more
                     break
                 del result  # as run_pool does, before the next task starts
@@ -7169,85 +7186,75 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         totals.stop()
         if progress:
             progress.hide()
-        _summarize(plan, settings, feed, directory, table, totals, stdout, stderr)
+        if not plan.single:
+            _summarize(plan, settings, feed, totals, console)
     error = feed.error
     if error and not error.broken_pipe:
-        say("error: %s%s" % (error, "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
-                             if feed.unwritten else ""))
+        unwritten = "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
+        console.say("error: %s%s" % (error, unwritten if feed.unwritten else ""))
     elif control.failure:
         error = OutputError(control.failure)
-        say("error: " + control.failure)
+        console.say("error: " + control.failure)
     return verdict(totals, error=error, signal_number=stop.signal_number, single=plan.single)
 
 
-def again_kills(number: int) -> str:
-    """Return what a message says after the signal that stops a run."""
-    import signal
-    if number == signal.SIGINT:
-        return " (press ^C again to kill them at once)"
-    return " (the same signal again kills them)" if number else ""
-
-
-def _summarize(plan: Plan, settings: Settings, feed: Fanout, directory: Optional[Directory], table: Optional[Table],
-               totals: Totals, stdout: Output, stderr: Output) -> None:
-    """What is written when all results are there."""
-    form = plan.form
-    if plan.single:
-        return
-    if directory in feed:
-        feed.attempt(directory, lambda: directory.finish(totals.fields()))  # type: ignore[union-attr]
-    if settings.form == "json" and form in feed:
-        feed.attempt(form, lambda: stdout.json(form.pieces(plan.fields(totals))))
-        feed.unwritten = 0 if form in feed else totals.total
-
-    def summary(output: Output, whole: bool = not settings.quiet) -> None:
-        if whole:
-            plan.before_table(output)
-        if table and whole:
-            table.print(output, totals, use_color(settings.color, output))
+def _summarize(plan: Plan, settings: Settings, feed: Fanout, totals: Totals,
+               console: Console) -> None:
+    """Write the ends of the outputs and the summary."""
+    def summary(output: Output) -> None:
+        if plan.table:
+            color = settings.color == "auto" and output.cursor and not os.environ.get("NO_COLOR")
+            plan.table.print(output, totals, color or settings.color == "always")
         else:
             output.text(totals.line() + "\n" + (totals.reasons() if settings.quiet else ""))
 
-    if form not in feed:  # stdout takes no more: whoever is there should still see what became of the tasks
-        feed.attempt(table, lambda: summary(stderr, True))
-    elif settings.form == "text" and not settings.dry_run:
-        feed.attempt(form, lambda: summary(stdout))
-    elif settings.form == "jsonl" and not settings.quiet and not settings.dry_run:
-        feed.attempt(table, lambda: summary(stderr))
+    form = plan.form
+    if plan.directory and plan.directory in feed:
+        feed.attempt(plan.directory, plan.directory.finish, totals.fields())
+    if form.finish and form.sink in feed:
+        feed.attempt(form.sink, form.finish, totals)
+        feed.unwritten = 0 if form.sink in feed else totals.total
+    if form.sink not in feed:  # stdout cannot be written
+        feed.attempt(plan.table, summary, console.stderr)
+    elif form.summary:
+        feed.attempt(form.sink, summary, form.summary)
 
 
-def command_parallel(settings: Settings, file: Optional[str], jobs: Optional[int], fail_fast: bool, output_dir: str,
-                     overwrite: bool) -> int:
-    """Runs a batch.  Returns the exit status, as run_plan does."""
+def new_table(settings: Settings, make: Callable[[], Table] = Table) -> Optional[Table]:
+    return None if settings.quiet or settings.dry_run else make()
+
+
+def command_parallel(settings: Settings, file: Optional[str], *, jobs: Optional[int],
+                     fail_fast: bool, output_dir: str, overwrite: bool) -> int:
+    """Run a batch.  Return the exit status."""
     reset_sigchld()
-    console = Console()
-    file_says = settings.rules.configuration
-
-    def warn(text: str) -> None:
-        console.say("warning: " + text)
-
-    def new_directory() -> Directory:
-        return Directory(str(path), roots=(".", settings.rules.root) if source == "batch" else (), overwrite=overwrite,
-                         has_ids=has_ids, warn=warn)
-
-    stream: Any = open_tasks(file, settings.rules, warn)
-    has_ids = stream.has_ids
-    limits = {name: file_says.said("backends.%s.max_parallel" % name) for name in [*BACKENDS, *file_says.definitions]}
+    console, configuration = Console(), settings.rules.configuration
+    stream: Any = open_tasks(file, settings.rules, console.warn)
+    batch, total, has_ids = stream.run, stream.total, stream.has_ids
+    limits = {name: configuration.said("backends.%s.max_parallel" % name)
+              for name in [*BACKENDS, *configuration.definitions]}
     if any(limits.values()):
         stream = Limited(stream, {name: limit for name, limit in limits.items() if limit})
-    said = merge_layers([("command line", {"jobs": jobs, "fail_fast": fail_fast or None, "output_dir": output_dir}),
-                    ("batch", {"jobs": stream.run.get("max_parallel"), "fail_fast": stream.run.get("fail_fast"),
-                               "output_dir": stream.run.get("output_dir")}),
-                    ("configuration", {"jobs": file_says.get("parallel.max_workers"), "fail_fast": file_says.get("parallel.fail_fast")})],
-                   ("jobs", "fail_fast", "output_dir"))
-    jobs, fail_fast = int(said["jobs"][0]), bool(said["fail_fast"][0])
-    heading = "Running %s (max %d parallel%s)..." % (
-        "tasks" if stream.total is None else counted(stream.total, "task"), jobs, ", fail-fast" if fail_fast else "")
-    path, source = said.get("output_dir", ("", ""))
+    run = merge_layers([
+        ("command line", {"max_parallel": jobs, "fail_fast": fail_fast or None,
+                          "output_dir": output_dir}),
+        ("batch", batch),
+        ("configuration", {"max_parallel": configuration.get("parallel.max_workers"),
+                           "fail_fast": configuration.get("parallel.fail_fast")})], RUN_FIELDS)
+    jobs, fail_fast = run["max_parallel"][0], run["fail_fast"][0]
+    path, source = run.get("output_dir", ("", ""))
     if overwrite and not path:
         raise UserError("--overwrite: there is no output directory; give --output-dir")
-    return run_plan(Plan(stream, jobs, form_of(settings, console.stdout), stream.total, heading, fail_fast,
-                         new_directory if path else None, table=file_says.get("parallel.aggregate_output")), settings, console)
+    directory = None
+    if path and not settings.dry_run:
+        directory = Directory(path, roots=(".", settings.rules.root) if source == "batch" else (),
+                              overwrite=overwrite, has_ids=has_ids, warn=console.warn)
+    heading = "Running %s (max %d parallel%s)..." % (
+        "tasks" if total is None else counted(total, "task"), jobs,
+        ", fail-fast" if fail_fast else "")
+    table = configuration.get("parallel.aggregate_output") and new_table(settings)
+    return run_plan(Plan(stream, jobs, form_of(settings, console, heading), total, fail_fast,
+                         directory, table), settings, console)
 
 
 def step_fields(result: Result) -> Dict[str, Any]:
@@ -7259,70 +7266,75 @@ def step_fields(result: Result) -> Dict[str, Any]:
 
 
 def chain_fields(totals: Totals, failed_step: int) -> Dict[str, Any]:
-    """The fields of the JSON object of a chain, `results` aside."""
-    fields = {"total_steps": totals.total, "completed_steps": totals.counts["completed"], "failed_step": failed_step}
-    if not failed_step:
-        del fields["failed_step"]
+    """Return the fields of the JSON object of a chain, except `results`."""
+    fields = {"total_steps": totals.total, "completed_steps": totals.counts["completed"]}
+    if failed_step:
+        fields["failed_step"] = failed_step
     return dict(fields, **totals.fields())
 
 
 def command_chain(settings: Settings, file: Optional[str]) -> int:
-    """Runs the steps of a chain, each with the answers of those before it.  Returns the exit status, as run_plan does."""
+    """Run the steps of a chain, each with the answers of those before it.  Return the exit status."""
     reset_sigchld()
     console = Console()
-
-    def warn(text: str) -> None:
-        console.say("warning: " + text)
+    chain = read_chain(file, settings.rules, console.warn)
+    steps = Steps(chain, console.warn)
 
     def head(result: Result) -> str:
-        name = cut(one_line(result.task.name), 60) if result.task else ""
-        return "[%d/%d] %s (%s)" % (result.index + 1, steps.total, name or "Step %d" % (result.index + 1), result.backend)
+        name = cut(one_line(result.task.name), MAX_NAME_COLUMNS) if result.task else ""
+        number = result.index + 1
+        return "[%d/%d] %s (%s)" % (number, steps.total, name or "Step %d" % number, result.backend)
 
-    chain = read_chain(file, settings.rules, warn)
-    steps = Steps(chain, warn)
-    form = form_of(settings, console.stdout, lambda output: Text(output, head), step_fields)
-    return run_plan(Plan(steps, 1, form, steps.total, "Running a chain of %s..." % counted(steps.total, "step"), chain.stop_on_failure,
-                         fields=lambda totals: chain_fields(totals, steps.failed_step), arrived=steps.arrived), settings, console)
+    form = form_of(settings, console, "Running a chain of %s..." % counted(steps.total, "step"),
+                   lambda output: Text(output, head), fields_of=step_fields,
+                   all_fields=lambda totals: chain_fields(totals, steps.failed_step))
+    return run_plan(Plan(steps, 1, form, steps.total, chain.stop_on_failure,
+                         table=new_table(settings), arrived=steps.arrived), settings, console)
 
 
-def comparison_fields(totals: Totals, prompt: str, backends: List[str], missing: List[str]) -> Dict[str, Any]:
-    """The fields of the JSON object of a comparison, `results` aside."""
-    fields: Dict[str, Any] = {"prompt": prompt, "backends": backends, "not_installed": missing}
-    if not missing:
-        del fields["not_installed"]
+def comparison_fields(totals: Totals, prompt: str, backends: List[str],
+                      missing: List[str]) -> Dict[str, Any]:
+    """Return the fields of the JSON object of a comparison, except `results`."""
+    fields: Dict[str, Any] = {"prompt": prompt, "backends": backends}
+    if missing:
+        fields["not_installed"] = missing
     return dict(fields, **totals.fields())
 
 
-def command_compare(settings: Settings, names: Optional[Sequence[str]], sequential: bool, argument: str) -> int:
-    """Asks several backends the same: the named ones, or all but echo.  Returns the exit status, as run_plan does."""
+def command_compare(settings: Settings, names: Optional[Iterable[str]], sequential: bool,
+                    argument: str) -> int:
+    """Send a prompt to the named backends, or to all except echo.  Return the exit status."""
     reset_sigchld()
     console, rules = Console(), settings.rules
     if names is None:
-        names = [name for name in [*BACKENDS, *rules.definitions]
-                 if name != "echo" and rules.configuration.said("backends.%s.enabled" % name) is not False]
+        names = [name for name in [*BACKENDS, *rules.definitions] if name != "echo" and
+                 rules.configuration.said("backends.%s.enabled" % name) is not False]
     prompt = prompt_text(argument)
     tasks = comparison(prompt, names, rules)
-    missing = [] if settings.dry_run else [task.backend for task in tasks if not_installed(task)]
-    tasks = [task._replace(index=number) for number, task in enumerate(task for task in tasks if task.backend not in missing)]
+    missing = [task.backend for task in tasks if not settings.dry_run and not_installed(task)]
+    tasks = [task for task in tasks if task.backend not in missing]
+    present = [task.backend for task in tasks]
     if not tasks:
-        console.say("error: " + ("none of the backends is installed: " + ", ".join(missing) if missing else "there is no backend to compare"))
+        console.say("error: " + ("none of the backends is installed: " + ", ".join(missing)
+                                 if missing else "there is no backend to compare"))
         return EXIT_FAILED
     if missing:
-        console.say("warning: not installed, so left out: " + ", ".join(missing))
-    kept = Collect()
+        console.warn("not installed, so left out: " + ", ".join(missing))
+    answers = Collect()
 
-    def answers(output: Output) -> None:
-        if output is not console.stdout:  # only the table is for whoever is there when nobody reads the answers
-            return
-        text = Text(output, lambda result: "[%s]" % result.backend)
-        for result in sorted(kept, key=lambda result: result.index):
+    def show_answers(totals: Totals) -> None:
+        text = Text(console.stdout, lambda result: "[%s]" % result.backend)
+        for result in sorted(answers, key=lambda result: result.index):
             text.write(result)
 
-    present = [task.backend for task in tasks]
     heading = "Comparing %s: %s" % (counted(len(present), "backend"), ", ".join(present))
-    status = run_plan(Plan(TaskList(tasks), 1 if sequential else len(tasks), form_of(settings, console.stdout, lambda output: kept), len(tasks),
-                           heading, fields=lambda totals: comparison_fields(totals, prompt, present, missing),
-                           before_table=answers, new_table=ComparisonTable), settings, console)
+    form = form_of(settings, console, heading, lambda output: answers,
+                   all_fields=lambda totals: comparison_fields(totals, prompt, present, missing))
+    if form.sink is answers:
+        form = form._replace(finish=show_answers)
+    supply = TaskList([task._replace(index=index) for index, task in enumerate(tasks)])
+    status = run_plan(Plan(supply, 1 if sequential else len(tasks), form, len(tasks),
+                           table=new_table(settings, ComparisonTable)), settings, console)
     warn_of_unread_stdin(argument, console)
     return status
 
@@ -7375,7 +7387,7 @@ def session_after(session: Session, result: Optional[Result], counted: Dict[str,
 
 
 def session_store(environment: Dict[str, str], console: Console) -> SessionStore:
-    return SessionStore(os.path.join(home_directory(environment), "sessions"), lambda text: console.say("warning: " + text))
+    return SessionStore(os.path.join(home_directory(environment), "sessions"), console.warn)
 
 
 def _short(session: Session) -> str:
@@ -7453,7 +7465,7 @@ def prompt_text(text: str) -> str:
 def warn_of_unread_stdin(argument: str, console: Console) -> None:
     """Warn of content that came on stdin while a prompt was running that did not use it."""
     if argument != "-" and has_content(0):
-        console.say("warning: stdin had content, which was not read; the prompt - reads it")
+        console.warn("stdin had content, which was not read; the prompt - reads it")
 
 
 def _resuming(task: Task, session: Session) -> Task:
@@ -7478,7 +7490,7 @@ def _new_session(task: Task, store: SessionStore, configuration: Configuration, 
         return store.create(task.backend, working_dir=task.workdir, model=task.model, initial_prompt=task.prompt[:MAX_KEPT_PROMPT],
                             tags=configuration.get("session.default_tags"))
     except OSError as error:
-        console.say("warning: this session is not kept: %s" % reason_of(error))
+        console.warn("this session is not kept: %s" % reason_of(error))
         return None
 
 
@@ -7501,7 +7513,7 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
             try:
                 session = store.begin(session.id)
             except OSError as error:
-                console.say("warning: the session is not updated: %s" % reason_of(error))
+                console.warn("the session is not updated: %s" % reason_of(error))
                 store = None
         task = _resuming(task, session)
     elif store:
@@ -7520,7 +7532,7 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
                     return
                 store.finish(session_after(session, result, counted, says.get("session.store_token_usage")))
             except (SessionError, ValueError, OSError) as error:  # deleted meanwhile; a count that grew too large
-                console.say("warning: the session is not updated: %s" % (reason_of(error) if isinstance(error, OSError) else error))
+                console.warn("the session is not updated: %s" % (reason_of(error) if isinstance(error, OSError) else error))
 
     def arrived(given: Result) -> Result:
         """Store the session before the answer is shown, because showing it can fail or block."""
@@ -7530,8 +7542,8 @@ def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], 
         return result
 
     try:
-        status = run_plan(Plan(TaskList([task]), 1, shown, 1, table=False, single=True, arrived=arrived,
-                               follow=shown.follow if task.follow else lambda directory: None), settings, console)
+        status = run_plan(Plan(TaskList([task]), 1, Form(shown), 1, single=True, arrived=arrived,
+                               follow=getattr(shown, "follow", None)), settings, console)
     finally:
         if result is None:
             keep({})
@@ -7565,7 +7577,7 @@ def report_to_stderr(result: Result, form: str, says: Configuration, console: Co
     """What is said on stderr of a single prompt's result."""
     if form != "json":  # where they are part of the result
         for warning in result.warnings:
-            console.say("warning: " + warning)
+            console.warn(warning)
     if result.error:
         prefix = result.backend + ": "
         console.say(("" if result.error.startswith(prefix) else prefix) + result.error)
@@ -7651,114 +7663,119 @@ def _print_deleted(ids: List[str], console: Console, as_json: bool) -> int:
     return EXIT_OK
 
 
-def shown_settings(configuration: Configuration, environment: Dict[str, str]) -> Dict[str, Tuple[Any, str]]:
-    """Each setting with its value and where that comes from."""
-    names = list(BUILT_IN) + [name for name in configuration.definitions if name not in BUILT_IN]
-    keys = list(SETTINGS) + ["backends.%s.%s" % (name, field) for name in names for field in BACKEND_SETTINGS
-                             if name not in BUILT_IN or field not in DEFINITION_FIELDS]
+def shown_settings(configuration: Configuration,
+                   environment: Dict[str, str]) -> Dict[str, Tuple[Any, str]]:
+    """Return the value of each setting and where the value comes from."""
+    names = dict.fromkeys([*BUILT_IN, *configuration.definitions])
+    keys = list(SETTINGS) + [
+        "backends.%s.%s" % (name, field) for name in names for field in BACKEND_SETTINGS
+        if name not in BUILT_IN or field not in DEFINITION_FIELDS]
     variables = {"default_backend": "CLINVK_BACKEND"}
     variables.update(("backends.%s.model" % name, model_variable(name)) for name in names)
-    found = {}
-    for key in keys:
-        variable = variables.get(key, "")
-        found.update(merge_layers([("environment: " + variable, {key: environment.get(variable)}),
-                              (configuration.place(key), {key: configuration.said(key)})], (key,)))
-        found.setdefault(key, (setting_named(key)[1], "built-in"))
-    return found
+    layers = [("environment: " + variable, {key: environment.get(variable)})
+              for key, variable in variables.items()]
+    layers += [(configuration.place(key), {key: configuration.said(key)}) for key in keys]
+    settings = {key: (setting_named(key)[1], "built-in") for key in keys}
+    settings.update(merge_layers(layers, keys))
+    return settings
 
 
 def command_config_show(configuration: Configuration, as_json: bool) -> int:
-    """Prints each setting and where it comes from."""
-    settings = shown_settings(configuration, dict(os.environ))
-    if as_json:
-        def shown(value: Any) -> Any:
-            return without_secrets(value) if isinstance(value, str) else list(map(shown, value)) if isinstance(value, (list, tuple)) else value
+    """Print each setting and where its value comes from."""
+    def shown(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return list(map(shown, value))
+        return without_secrets(value) if isinstance(value, str) else value
 
-        Output(1).json([dumps({key: {"value": shown(value), "origin": origin} for key, (value, origin) in settings.items()}), b"\n"])
+    settings = {key: {"value": shown(value), "origin": origin} for key, (value, origin)
+                in shown_settings(configuration, dict(os.environ)).items()}
+    if as_json:
+        Output(1).json([dumps(settings), b"\n"])
     else:
-        Output(1).text("".join("%s: %s  # %s\n" % (key, without_secrets(dumps(value).decode("utf-8")), origin)
-                               for key, (value, origin) in settings.items()))
+        Output(1).text("".join(
+            "%s: %s  # %s\n" % (key, dumps(setting["value"]).decode("utf-8"), setting["origin"])
+            for key, setting in settings.items()))
     return EXIT_OK
 
 
-def definitions_of(configuration: Configuration, environment: Dict[str, str]) -> Dict[str, Definition]:
-    """The commands that the file and the environment define.  Raises UserError."""
-    return dict(configuration.definitions, **environment_definitions(environment))
-
-
-def check_default(configuration: Configuration, environment: Dict[str, str]) -> Dict[str, Definition]:
-    """As definitions_of.  Raises ConfigError where the default backend is neither one of these nor built in."""
-    definitions = definitions_of(configuration, environment)
-    default = configuration.said("default_backend")
-    if default and default not in BACKENDS and default not in definitions:
-        raise ConfigError("%s: default_backend: %s" % (configuration.place("default_backend"), unknown_backend(default, definitions)))
-    return definitions
-
-
 def start_method_of(environment: Dict[str, str]) -> str:
-    """What CLINVK_START_METHOD says.  Raises UserError."""
+    """Return the value of CLINVK_START_METHOD.  Raise UserError."""
     method = environment.get("CLINVK_START_METHOD", "")
     if method and method not in START_METHODS:
-        raise UserError("CLINVK_START_METHOD: unknown start method %s; known are %s" % (quoted(method), ", ".join(START_METHODS)))
+        raise UserError("CLINVK_START_METHOD: unknown start method %s; known are %s" % (
+            quoted(method), ", ".join(START_METHODS)))
     return method
 
 
 def command_doctor(as_json: bool) -> int:
-    """Says which backends can be used, and facts about the machine.  Returns the exit status: whether there is one to use."""
+    """Print which backends can be used, and facts about the machine.
+
+    Return EXIT_FAILED where none but echo can be used.
+    """
     reset_sigchld()
     environment = dict(os.environ)
     method = start_method_of(environment) or default_start_method()
-    definitions = definitions_of(load_configuration(None, environment), environment)
-    rows = list(BACKENDS.values()) + [custom_backend(name, definition) for name, definition in definitions.items()]
-    backends = []
-    for row in rows:
-        program = row.command(Task(0, row.name, "", definition=definitions.get(row.name))).argv[0]
+    definitions = dict(load_configuration(None, environment).definitions,
+                       **environment_definitions(environment))
+    backends: List[Dict[str, Any]] = []
+    probes: List[Task] = []
+    for row in [*BACKENDS.values(), *(custom_backend(*item) for item in definitions.items())]:
+        task = Task(len(probes), row.name, " ", definition=definitions.get(row.name), timeout=60.0)
+        program = row.command(task).argv[0]
         path, problem = find_program(program)
-        backends.append({"name": row.name, "program": program, "path": path, "version": "", "usable": not problem,
-                         "problem": problem + (row.install and "; to install it: " + row.install) if problem else ""})
-    asked = [Task(number, row.name, " ", timeout=60.0, definition=Definition((str(entry["path"]), "--version")))
-             for number, (row, entry) in enumerate(zip(rows, backends)) if row.install and entry["usable"]]
+        if problem and row.install:
+            problem += "; to install it: " + row.install
+        elif row.install:
+            probes.append(task._replace(definition=Definition((path, "--version"))))
+        backends.append({"name": row.name, "program": program, "path": path, "version": "",
+                         "usable": not problem, "problem": problem})
     try:
-        for result in run_pool(asked, max(1, len(asked)), start_method=method):  # what is asked is also whether the pool works
-            entry = backends[result.index]
-            entry.update(version=one_line(result.output), usable=result.status == "ok", problem=result.error)
-    except OutputError as error:  # there is nowhere to write: nothing can be run
+        for result in run_pool(probes, max(1, len(probes)), start_method=method):
+            entry, = (entry for entry in backends if entry["name"] == result.backend)
+            entry.update(version=one_line(result.output), usable=result.status == "ok",
+                         problem=result.error)
+    except OutputError as error:  # no temporary file can be written, so nothing can run
         for entry in backends:
             entry.update(usable=False, problem=entry["problem"] or str(error))
     machine = machine_fields(method)
     if as_json:
-        Output(1).json([dumps({"clinvk": __version__, "backends": backends, "machine": machine}), b"\n"])
+        Output(1).json([dumps({"clinvk": __version__, "backends": backends, "machine": machine}),
+                        b"\n"])
     else:
-        lines = ["%-10s %s" % (entry["name"], "  ".join(filter(None, (
-            str(entry["version"]) or ("found" if entry["usable"] else "cannot be used:"), str(entry["path"]), str(entry["problem"])))))
-                 for entry in backends]
-        lines += ["", *("%-14s %s" % (name, _plainly(value)) for name, value in machine.items())]
-        Output(1).text("\n".join(line.rstrip() for line in lines) + "\n")
-    return EXIT_OK if any(entry["usable"] and entry["name"] != "echo" for entry in backends) else EXIT_FAILED
+        for entry in backends:
+            state = entry["version"] or ("found" if entry["usable"] else "cannot be used:")
+            words = filter(None, (state, entry["path"], entry["problem"]))
+            Output(1).text("%-10s %s\n" % (entry["name"], "  ".join(words)))
+        Output(1).text("\n" + "".join("%-14s %s\n" % (name, _plainly(value))
+                                      for name, value in machine.items()))
+    usable = [entry["name"] for entry in backends if entry["usable"]]
+    return EXIT_OK if usable != ["echo"] and usable else EXIT_FAILED
 
 
 def _plainly(value: Any) -> str:
-    """A value of machine_fields, for people."""
+    """Return a value of machine_fields as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def machine_fields(start_method: str) -> Dict[str, Any]:
-    """What of this machine decides how well clinvk runs here."""
+    """Return the facts about this machine that matter to clinvk."""
     import platform
     try:
         import orjson
         faster = str(orjson.__version__)
     except ImportError:
         faster = "no"
-    directory, home = temporary_directory(), os.path.expanduser("~")
+    temp, home = temporary_directory(), os.path.expanduser("~")
     return {
-        "python": "%s %s" % (platform.python_version(), sys.executable), "orjson": faster, "start_method": start_method,
-        "directory": deleted_directory() or os.getcwd(),
-        "semaphores": semaphores_work(), "finds_strays": finds_strays(), "temp": directory, "temp_free_mb": free_space(directory) >> 20,
-        "temp_writable": os.access(directory, os.W_OK | os.X_OK), "descriptors": descriptor_limit(), "home": home,
-        "home_writable": os.access(home, os.W_OK | os.X_OK), "nested_in": [name for name in NESTING_VARIABLES if name in os.environ],
+        "python": "%s %s" % (platform.python_version(), sys.executable), "orjson": faster,
+        "start_method": start_method, "directory": deleted_directory() or os.getcwd(),
+        "semaphores": semaphores_work(), "finds_strays": finds_strays(),
+        "temp": temp, "temp_free_mb": free_space(temp) >> 20,
+        "temp_writable": os.access(temp, os.W_OK | os.X_OK), "descriptors": descriptor_limit(),
+        "home": home, "home_writable": os.access(home, os.W_OK | os.X_OK),
+        "nested_in": [name for name in NESTING_VARIABLES if name in os.environ],
     }
 
 
@@ -7876,7 +7893,11 @@ def settings_from(options: argparse.Namespace) -> Settings:
               if name.startswith("task_")}
     environment = dict(os.environ)
     configuration = load_configuration(options.config, environment)
-    definitions = check_default(configuration, environment)
+    definitions = dict(configuration.definitions, **environment_definitions(environment))
+    default = configuration.said("default_backend")
+    if default and default not in BACKENDS and default not in definitions:
+        raise ConfigError("%s: default_backend: %s" % (
+            configuration.place("default_backend"), unknown_backend(default, definitions)))
     ceiling = given.get("ceiling", Ceiling())
     if "ceiling" not in given and environment.get("CLINVK_CEILING"):
         try:
@@ -7891,8 +7912,10 @@ def settings_from(options: argparse.Namespace) -> Settings:
 
 
 def run_parallel(options: argparse.Namespace) -> int:
-    return command_parallel(settings_from(options), _file(options), options.max_parallel,
-                            options.fail_fast, options.output_dir or "", options.overwrite)
+    return command_parallel(
+        settings_from(options), _file(options), jobs=options.max_parallel,
+        fail_fast=options.fail_fast, output_dir=options.output_dir or "",
+        overwrite=options.overwrite)
 
 
 def _file(options: argparse.Namespace) -> str:
@@ -7902,7 +7925,7 @@ def _file(options: argparse.Namespace) -> str:
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    names = options.backends and [name.strip() for name in options.backends.split(",")]
+    names = None if options.all_backends else map(str.strip, options.backends.split(","))
     return command_compare(settings_from(options), names, options.sequential, _prompt(options))
 
 

@@ -62,7 +62,7 @@ class Choice(CompareCase):
     def test_one_of_the_two_ways_to_choose_must_be_taken(self):
         self.assert_error(self.compare("touch ran"), "one of the arguments --backends --all-backends is required")
         self.assert_error(self.compare("--all-backends", "--backends", "echo", "touch ran"), "not allowed with argument")
-        self.assert_error(self.compare("--all-backends"), "missing argument: PROMPT")
+        self.assert_error(self.compare("--all-backends"), "no prompt: give it as an argument")
         self.assert_error(self.compare("--backends", "echo", "touch", "ran"), "unknown argument ran; commas separate the backends, and a prompt of several words needs quotes around it")
         self.assert_error(self.compare("--all-backends", "-b", "echo", "touch ran"), "unknown argument -b")
 

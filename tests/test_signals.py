@@ -109,7 +109,7 @@ class Signals(Case):
                 ((15, 0.0), (15, 0.3), (15, 0.3)), 2):
             with self.subTest(signals=signals), mock.patch.object(clinvk.time, "monotonic", lambda: now[0]):
                 control = clinvk.Control()
-                stop = clinvk._Stop(control)
+                stop = clinvk._Stop(control, clinvk.Console())
                 for number, pause in signals:
                     now[0] += pause
                     stop(number)
