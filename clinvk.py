@@ -6593,16 +6593,16 @@ class ComparisonTable(Table):
 # --- 11. Sessions ------------------------------------------------------------
 #
 # A session is a JSON file of its own, ID.json.  A file appears whole, by a rename, so that readers
-# need no lock.  A process that runs a prompt in a session, or deletes a session, holds the lock of
-# the session: one byte of the file `.lock`, which the kernel frees when the process ends.  A session
-# whose file says `active` is active only while its lock is held.
+# need no lock.  A process that runs a prompt in a session, or deletes a session, holds its lock:
+# one byte of the file `.lock`, which the kernel frees when the process ends.  A session with the
+# status `active` is active only while its lock is held.
 
 SESSION_STATUSES = ("active", "completed", "error")
 INTERRUPTED_RUN = "clinvk was stopped before the end of the run"
 
 
 class SessionError(Exception):
-    """A session that does not exist, is ambiguous, or cannot be used.  The message is for the user."""
+    """A session does not exist, is ambiguous, or cannot be used.  The message is for the user."""
 
 
 class Session(NamedTuple):
@@ -6636,38 +6636,34 @@ MAX_TIME = 253370764800.0  # the end of the year 9998, with room for any time zo
 
 
 def _token_count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < MAX_COUNT:
-        raise ValueError("expected a whole number from 0 on, got %s" % quoted(value))
-    return value
+    if _whole_number(value, 0) >= MAX_COUNT:
+        raise expected("a whole number below %d" % MAX_COUNT, value)
+    return int(value)
 
 
 def _token_counts(value: Any) -> Dict[str, int]:
-    if not isinstance(value, dict):
-        raise ValueError("expected an object of whole numbers, got %s" % quoted(value))
-    return {name: _token_count(number) for name, number in value.items()}
+    return {name: _token_count(number) for name, number in _free_object(value).items()}
 
 
 def _cost(value: Any) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 <= value < MAX_DOLLARS:
-        raise ValueError("expected an amount, got %s" % quoted(value))
+    if type(value) not in (int, float) or not 0 <= value < MAX_DOLLARS:
+        raise expected("an amount", value)
     return float(value)
 
 
 def parse_utc(value: Any) -> float:
     """Return the seconds since the epoch of a time as utc() writes it.  Raises ValueError."""
-    match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{3})Z", _known_string(value))
+    text = _known_string(value)
     try:
-        if match:
-            whole = calendar.timegm(time.strptime(match.group(1), "%Y-%m-%dT%H:%M:%S"))
-            if 0 <= whole < MAX_TIME:
-                return whole + int(match.group(2)) / 1000
+        whole = calendar.timegm(time.strptime(text[:-5], "%Y-%m-%dT%H:%M:%S"))
+        seconds = whole + int(text[-4:-1]) / 1000
+        if 0 <= seconds < MAX_TIME and utc(seconds) == text:
+            return seconds
     except ValueError:
         pass
-    raise ValueError("expected a time such as 2025-01-31T12:00:00.000Z, got %s" % quoted(value))
+    raise expected("a time such as 2025-01-31T12:00:00.000Z", value)
 
 
-# How each field of a session file is checked and converted.  Raises ValueError.
 SESSION_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "id": _known_string, "backend": _known_string, "created_at": parse_utc, "last_used": parse_utc,
     "working_dir": _known_string, "backend_session_id": _known_string, "model": _known_string,
@@ -6692,16 +6688,11 @@ def parse_session(data: bytes, id: str) -> Session:
         value = _free_object(loads(data))
     except RecursionError:
         raise ValueError("nested too deep") from None
-    fields: Dict[str, Any] = {}
-    for name, check in SESSION_FIELDS.items():
-        if value.get(name) is None:
-            if name in REQUIRED_SESSION_FIELDS:
-                raise ValueError("%s is missing" % name)
-            continue
-        try:
-            fields[name] = check(value[name])
-        except ValueError as error:
-            raise ValueError("%s: %s" % (name, error)) from None
+    known = {name: item for name, item in value.items() if name in SESSION_FIELDS}
+    fields = _checked(known, SESSION_FIELDS, "an object")
+    for name in REQUIRED_SESSION_FIELDS:
+        if name not in fields:
+            raise ValueError("%s is missing" % name)
     if fields["id"] != id:
         raise ValueError("the id in the file is %s" % quoted(fields["id"]))
     return Session(**fields)
@@ -6717,7 +6708,7 @@ def parse_age(text: str) -> float:
     """
     number, factor = text[:-1], _AGE_SECONDS.get(text[-1:], 0)
     if not factor or not number.replace(".", "", 1).isdigit() or not number.isascii():
-        raise ValueError("expected an age such as 12h, 30d or 2w, got %s" % quoted(text))
+        raise expected("an age such as 12h, 30d or 2w", text)
     return float(number) * factor
 
 
@@ -6754,7 +6745,7 @@ class SessionStore:
     _held: Set[str] = set()  # ids
     _lock_files: Dict[str, int] = {}  # by path; stay open
 
-    def __init__(self, directory: str, warn: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, directory: str, warn: Callable[[str], None]) -> None:
         self._directory, self._warn = absolute(directory), warn
         self._warned: Set[str] = set()
 
@@ -6799,33 +6790,43 @@ class SessionStore:
 
     def match(self, text: str) -> str:
         """Return the id that `text` names: an id, the start of one, or the backend's session id."""
-        wanted = text.lower()
-        if not re.fullmatch("[0-9a-f]+", wanted):
+        if not re.fullmatch("[0-9a-f]+", text.lower()):
             for session in self.all():
                 if text and session.backend_session_id == text:
                     return session.id
             raise SessionError("%s is not the id of a session, nor the start of one" % quoted(text))
-        found = sorted(id for id in self._ids() if id.startswith(wanted))
-        if not found:
+        ids = sorted(id for id in self._ids() if id.startswith(text.lower()))
+        if not ids:
             raise SessionError("no session id starts with %s" % quoted(text))
-        if len(found) > 1:
-            raise SessionError("%d session ids start with %s: %s"
-                               % (len(found), quoted(text), self._named(found)))
-        return found[0]
+        if len(ids) > 1:
+            names, more = self._described(ids), len(ids) - MAX_NAMED_SESSIONS
+            if more > 0:
+                names += " and %d more" % more
+            raise SessionError("%d session ids start with %s: %s" % (len(ids), quoted(text), names))
+        return ids[0]
+
+    def _described(self, ids: List[str]) -> str:
+        """Return the first sessions for a message: start of the id, backend, prompt."""
+        digits, names = distinct_digits(ids), []
+        for id in ids[:MAX_NAMED_SESSIONS]:
+            session, about = self._read_or_warn(id), "?"
+            if session:
+                about = "%s: %s" % (session.backend, cut(one_line(session.initial_prompt), 40))
+            names.append("%s (%s)" % (id[:digits], about))
+        return ", ".join(names)
 
     def all(self, backend: str = "", status: str = "", tag: str = "",
             working_dir: str = "") -> List[Session]:
         """Return the sessions that fit every given value, the last used first."""
         directory = os.path.realpath(working_dir) if working_dir else ""
-        found = [session for session in map(self._read_or_warn, self._ids())
-                 if session and backend in ("", session.backend) and status in ("", session.status)
-                 and (not tag or tag in session.tags) and directory in ("", session.working_dir)]
-        return sorted(found, key=lambda one: (-one.last_used, -one.created_at, one.id))
+        fitting = [one for one in map(self._read_or_warn, self._ids())
+                   if one and backend in ("", one.backend) and status in ("", one.status)
+                   and (not tag or tag in one.tags) and directory in ("", one.working_dir)]
+        return sorted(fitting, key=lambda one: (-one.last_used, -one.created_at, one.id))
 
     def last(self, backend: str = "", working_dir: str = "") -> Optional[Session]:
         """Return the last used session that can be continued."""
-        found = self.all(backend, working_dir=working_dir)
-        return next(filter(is_resumable, found), None)
+        return next(filter(is_resumable, self.all(backend, working_dir=working_dir)), None)
 
     def delete(self, *ids: str) -> None:
         """Delete sessions, damaged ones too; none where one does not exist or is in use."""
@@ -6842,22 +6843,20 @@ class SessionStore:
                 self._release(id)
 
     def clean(self, older_than_seconds: float) -> List[str]:
-        """Delete the unused sessions of that age and the drafts of killed writers; return the ids."""
+        """Delete unused sessions of that age, and drafts of killed writers.  Return the ids."""
         limit, removed = parse_utc(utc(time.time())) - older_than_seconds, []
-        for session in self.all():
-            if session.last_used <= limit and self._try_lock(session.id):
-                try:
-                    if self._read(session.id).last_used <= limit:
-                        os.unlink(self._path(session.id))
-                        removed.append(session.id)
-                except (FileNotFoundError, ValueError):
-                    pass
-                finally:
-                    self._release(session.id)
-        for name in self._names(".tmp"):
+        for name in sorted(self._names()):
             id = name[:ID_DIGITS]
-            if id not in self._held and self._try_lock(id):
-                remove_path(os.path.join(self._directory, name))
+            if id in self._held or not self._try_lock(id):
+                continue
+            try:
+                session = self._read_or_warn(id) if name == id + ".json" else None
+                if session and session.last_used <= limit:
+                    os.unlink(self._path(id))
+                    removed.append(id)
+                elif name.endswith(".tmp"):
+                    remove_path(os.path.join(self._directory, name))
+            finally:
                 self._release(id)
         return removed
 
@@ -6876,7 +6875,8 @@ class SessionStore:
             if not is_same(self._lock_files.get(path, -1), path):  # the directory may be a new one
                 self._lock_files[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.lockf(self._lock_files[path], fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(id[:7], 16))
+                flags = fcntl.LOCK_EX | fcntl.LOCK_NB
+                fcntl.lockf(self._lock_files[path], flags, 1, int(id[:7], 16))
             except (BlockingIOError, PermissionError):
                 return False
             self._held.add(id)
@@ -6909,7 +6909,8 @@ class SessionStore:
 
         Raises OSError, or ValueError where the file is damaged.
         """
-        file = os.open(self._path(id), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # or a FIFO blocks
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # not blocked by a FIFO
+        file = os.open(self._path(id), flags)
         try:
             session = parse_session(b"".join(file_chunks(file)), id)
         finally:
@@ -6935,32 +6936,19 @@ class SessionStore:
                 self._warn("%s is not a session and is left alone: %s" % (self._path(id), reason))
             return None
 
-    def _names(self, ending: str) -> List[str]:
-        """Return the names in the directory that start with an id and have that ending."""
+    def _names(self) -> List[str]:
+        """Return the names in the directory that start with an id: sessions and drafts."""
         try:
-            return [name for name in os.listdir(self._directory)
-                    if name.endswith(ending) and _is_session_id(name.partition(".")[0])]
+            names = os.listdir(self._directory)
         except FileNotFoundError:
-            return []
+            names = []
         except OSError as error:
             self._warn("cannot read the sessions: " + reason_of(error))
-            return []
+            names = []
+        return [name for name in names if _is_session_id(name.partition(".")[0])]
 
     def _ids(self) -> List[str]:
-        return [name[:ID_DIGITS] for name in self._names(".json")
-                if len(name) == ID_DIGITS + len(".json")]
-
-    def _named(self, ids: List[str]) -> str:
-        """Return some sessions for a message: the start of each id, the backend, the prompt."""
-        digits, names = distinct_digits(ids), []
-        for id in ids[:MAX_NAMED_SESSIONS]:
-            session = self._read_or_warn(id)
-            about = "?"
-            if session:
-                about = "%s: %s" % (session.backend, cut(one_line(session.initial_prompt), 40))
-            names.append("%s (%s)" % (id[:digits], about))
-        more = len(ids) - MAX_NAMED_SESSIONS
-        return ", ".join(names) + (" and %d more" % more if more > 0 else "")
+        return [name[:ID_DIGITS] for name in self._names() if name[ID_DIGITS:] == ".json"]
 
 
 # --- 12. Commands ------------------------------------------------------------

@@ -68,8 +68,8 @@ class StoreCase(support.Case):
 
     def start_script(self, body, *args):
         """Start statements that know `store`; their stdin is a pipe."""
-        head = "import os, sys, time\nsys.path.insert(0, %r)\nimport clinvk\nstore = clinvk.SessionStore(%r)\n"
-        script = head % (support.ROOT, self.sessions) + textwrap.dedent(body)
+        head = "import os, sys, time\nsys.path.insert(0, %r)\nimport clinvk\nstore = clinvk.SessionStore(%r, print)\n"
+        script = head % (support.MODULES, self.sessions) + textwrap.dedent(body)
         return self.start_program([sys.executable, "-c", script, *args], stdin=subprocess.PIPE)
 
     def start_user(self, id):
@@ -351,7 +351,7 @@ class InUse(StoreCase):
         self.store.begin(id)
         before = len(os.listdir("/dev/fd"))
         for _ in range(5):
-            clinvk.SessionStore(self.sessions).all()
+            clinvk.SessionStore(self.sessions, self.warnings.append).all()
         self.assertEqual(len(os.listdir("/dev/fd")), before)
         shutil.rmtree(self.sessions)  # a directory that is made anew has another lock file
         id = self.finished().id

@@ -353,14 +353,14 @@ class ImportTest(unittest.TestCase):
 # 100 columns.
 MOST_LINES = {"": 127, "Types": 144, "Text and JSON": 428, "Platform": 842, "Configuration": 753,
     "Backends": 1218, "Tasks": 1199, "Worker": 493, "Pool": 731, "Sinks": 494, "Summary": 163,
-    "Sessions": 373, "Commands": 816, "Command line": 477}
+    "Sessions": 361, "Commands": 816, "Command line": 477}
 LONG_FUNCTIONS = {"_read_claude": 67, "_WorkerPool.__init__": 72, "run_pool": 72}
 DEEP_FUNCTIONS = {"remove_tree": 5, "Capture.events": 5, "_run": 5}
 FUNCTIONS_OF_MANY_PARAMETERS = {"_launch": 6, "_judge": 6, "_ask": 6, "command_sessions_list": 8}
-WIDE_LINES = 645
+WIDE_LINES = 640
 NESTED_CONDITIONALS = 7
 CONDITIONAL_EMPTY_LISTS = 21
-STORED_LAMBDAS = 14
+STORED_LAMBDAS = 13
 BLOCKS = (ast.If, ast.For, ast.While, ast.Try, ast.With)
 
 
