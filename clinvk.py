@@ -39,8 +39,7 @@ What holds everywhere:
   * Only sinks, the commands' messages and main write to stdout or stderr.
   * The verdict and main say what the exit status is; nothing below them exits.
   * Importing the module starts nothing, and loads little: modules that only some
-    commands need are imported by the function that needs them (`clinvk --version`
-    costs about what `python3 -c pass` costs).
+    commands need are imported by the function that needs them.
 """
 from __future__ import annotations  # clinvk needs Python 3.8 or newer
 
@@ -49,24 +48,20 @@ import sys
 
 
 def let_sigint_kill() -> None:
-    """Let SIGINT end this process as SIGTERM does, where it would raise KeyboardInterrupt.
-
-    KeyboardInterrupt could strike between two handlers of ours, after all is written, and make
-    an error of it.
-    """
+    """Let SIGINT kill the process: KeyboardInterrupt could be raised after all is written."""
     import _signal  # type: ignore[import-not-found]  # which costs nothing, unlike `signal`
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
 
 
-if __name__ == "__main__" or os.path.basename("".join(sys.argv[:1])) == "clinvk":  # the script of pip
+if __name__ == "__main__" or os.path.basename("".join(sys.argv[:1])) == "clinvk":  # pip's script
     let_sigint_kill()
 
 
 def lacking(error: ModuleNotFoundError) -> str:
     """Return the message about a Python without a part of its standard library."""
-    module = str(error.name).partition(".")[0]
-    return "clinvk needs the module %s, which this Python lacks; on Debian and Ubuntu: apt install python3" % module
+    return ("clinvk needs the module %s, which this Python lacks; on Debian and Ubuntu: "
+            "apt install python3" % str(error.name).partition(".")[0])
 
 
 def _refuse(reason: str) -> None:
@@ -83,11 +78,15 @@ try:
     import calendar
     import codecs
     import contextlib
+    import errno
     import fcntl
     import functools
     import itertools
     import json
     import re
+    import select
+    import signal
+    import stat
     import time
     from collections import Counter, namedtuple
 except ModuleNotFoundError as _error:
@@ -101,22 +100,23 @@ if TYPE_CHECKING:
     import argparse
     import threading
     from types import FrameType, ModuleType
-    from typing import (Any, Callable, Container, Dict, FrozenSet, Generator, Iterable, Iterator, List, Match, NamedTuple, NoReturn,
-                        Optional, Pattern, Sequence, Set, Tuple, Type, TypeVar, Union)
+    from typing import (Any, Callable, Container, Dict, FrozenSet, Generator, Iterable, Iterator,
+                        List, Match, NamedTuple, NoReturn, Optional, Pattern, Sequence, Set, Tuple,
+                        Type, TypeVar, Union)
 
     _T = TypeVar("_T")
     _Fields = Callable[["Result"], Dict[str, Any]]  # the JSON fields of a result
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
-    _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or the path and the digest of a file with it
+    _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or a file of it and its digest
 else:
     class _RecordType(type):
-        """Make `class X(NamedTuple)` a collections.namedtuple: importing typing takes as long as starting Python."""
+        """Make `class X(NamedTuple)` a collections.namedtuple: importing typing takes too long."""
 
         def __new__(mcs, name, bases, body):
             if not bases:
                 return super().__new__(mcs, name, bases, body)
-            fields = type(name, (), dict(body)).__annotations__  # Python 3.14 puts no annotations into the body
+            fields = type(name, (), dict(body)).__annotations__  # not in the body in Python 3.14
             defaults = [body.pop(field) for field in fields if field in body]
             record = namedtuple(name, fields, defaults=defaults, module=body["__module__"])
             return type(name, (record,), dict(body, __slots__=()))
@@ -701,7 +701,7 @@ def without_secrets(text: str) -> str:
 
 
 def send_signal(process_group: int, signal_number: int) -> bool:
-    """Signals a process group; False where there is none (any more)."""
+    """Signal a process group.  Return False where it does not exist any more."""
     try:
         os.killpg(process_group, signal_number)
         return True
@@ -716,37 +716,40 @@ class OpenDirectory(NamedTuple):
     real: str  # where it is, all symbolic links followed
 
     def path(self) -> str:
-        """A path that leads to it, here and in a child; where a system has none for open files, that where it was."""
+        """Return a path to the directory that works in a child, too.
+
+        Without /proc this is the path at the time of opening.
+        """
         own = "/proc/self/fd/%d" % self.file
         return own if os.path.isdir(own) else self.real
 
 
 def open_directory(path: str, way: int = getattr(os, "O_PATH", os.O_RDONLY)) -> OpenDirectory:
-    """Opens a directory that one may enter.  Raises OSError."""
+    """Open a directory that this process may enter.  Raises OSError."""
     file = os.open(os.path.join(path, "."), way | os.O_DIRECTORY | os.O_CLOEXEC)
     if file <= 2:  # a child has its own standard ones in place before it enters the directory
         standard, file = file, fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
         os.close(standard)
     try:
-        real = os.readlink("/proc/self/fd/%d" % file)
+        return OpenDirectory(file, os.readlink("/proc/self/fd/%d" % file))
     except OSError:
-        real = os.path.realpath(path)
-    return OpenDirectory(file, real)
+        return OpenDirectory(file, os.path.realpath(path))
 
 
 def lock_directory(file: int) -> bool:
-    """Lock an open directory until it is closed or this process ends.  Return False where another one has it locked."""
+    """Lock an open directory until it is closed; return False where another process has the lock.
+
+    On a file system without locks, return True.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
     return True
 
 
 def is_same(file: int, path: str) -> bool:
-    """Whether a path leads to an open file."""
+    """Return whether a path leads to an open file."""
     try:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except OSError:
@@ -763,7 +766,7 @@ def deleted_directory() -> str:
 
 
 def absolute(path: str) -> str:
-    """Return the absolute path; `path` itself where the current directory was deleted, so that nothing is found there."""
+    """Return the absolute path, or `path` itself where the current directory was deleted."""
     try:
         return os.path.abspath(path)
     except FileNotFoundError:
@@ -771,56 +774,62 @@ def absolute(path: str) -> str:
 
 
 def search_path() -> List[str]:
-    """The directories of the PATH, absolute: what is relative counts from here, not from where a program will run."""
+    """Return the directories of the PATH, relative to this directory and not to a workdir."""
     return [absolute(entry) for entry in os.get_exec_path()]
 
 
 def candidates(program: str) -> List[str]:
-    """The paths at which a program may be, absolute."""
-    return [absolute(program)] if "/" in program else [os.path.join(entry, program) for entry in search_path()]
+    """Return the absolute paths at which a program may be."""
+    if "/" in program:
+        return [absolute(program)]
+    return [os.path.join(entry, program) for entry in search_path()]
 
 
 def find_program(name: str) -> Tuple[str, str]:
-    """The path of a program, and what keeps it from being started ("" where nothing does)."""
+    """Return the path of a program and "", or why the program cannot be started."""
     there = [path for path in candidates(name) if os.path.isfile(path)]
-    found = next((path for path in there if os.access(path, os.X_OK)), "")
-    return (found, "") if found else (there[0], "cannot be executed") if there else ("", "not found on the PATH")
+    for path in there:
+        if os.access(path, os.X_OK):
+            return path, ""
+    return (there[0], "cannot be executed") if there else ("", "not found on the PATH")
 
 
-def start_session(argv: Tuple[str, ...], environment: Dict[str, str], workdir: Optional[OpenDirectory], files: Sequence[int]) -> int:
-    """Starts a program in a session of its own, with `files` for its stdin, stdout and stderr.  Returns its pid.
+def start_session(argv: Tuple[str, ...], environment: Dict[str, str],
+                  workdir: Optional[OpenDirectory], files: Sequence[int]) -> int:
+    """Start a program in a session of its own and return its pid.
 
-    Raises OSError; its `filename` is the program or None.
+    `files` become its stdin, stdout and stderr.  Raises OSError with the program or None as
+    `filename`.
     """
-    import signal
     if workdir is None:
         try:
             return os.posix_spawnp(
                 argv[0], argv, environment, setsid=True, setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
-                file_actions=[(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)])
+                file_actions=[(os.POSIX_SPAWN_DUP2, file, to) for to, file in enumerate(files)])
         except NotImplementedError:  # setsid
             pass
-    import subprocess  # twice the price of posix_spawn (of a fork, before Python 3.10), but it can change the directory
+    import subprocess  # slower than posix_spawn by 0.1 ms, but it can change the directory
     program = absolute(argv[0]) if "/" in argv[0] else argv[0]
     if "PATH" in environment:
         environment = dict(environment, PATH=os.pathsep.join(search_path()))
     try:
-        process = subprocess.Popen(argv, executable=program, stdin=files[0], stdout=files[1], stderr=files[2],
-                                   cwd=workdir.path() if workdir else None, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            argv, executable=program, stdin=files[0], stdout=files[1], stderr=files[2],
+            cwd=workdir.path() if workdir else None, env=environment, start_new_session=True)
     except OSError as error:
         error.filename = argv[0]
         raise
-    process.returncode = 0  # it is waited for by its pid
+    process.returncode = 0  # the caller waits for the pid
     return process.pid
 
 
 def code_of_status(status: int) -> int:
-    """What a wait status says: the exit code, or -n where signal n ended it."""
+    """Return the exit code in a wait status, or -n where signal n ended the process."""
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def entries(directory: str) -> List[int]:
-    """The numbers among a directory's entries, as /proc and /dev/fd have them; none where it cannot be read."""
+    """Return the numbers among the entries of /proc or /dev/fd; none where it cannot be read."""
     try:
         return [int(entry) for entry in os.listdir(directory) if entry.isdigit()]
     except OSError:
@@ -828,67 +837,63 @@ def entries(directory: str) -> List[int]:
 
 
 def close_on_exec_inherited() -> None:
-    """Sees to it that no descriptor which this process was given, beyond the standard ones, reaches its backends."""
+    """Mark inherited descriptors above 2 close-on-exec, so that no backend gets them."""
     for file in entries("/dev/fd") or range(256):
-        try:
-            if file > 2:
+        if file > 2:
+            with contextlib.suppress(OSError):  # the listing's own, or not open
                 os.set_inheritable(file, False)
-        except OSError:  # that of the listing itself; or not open
-            continue
+
+
+def in_main_thread() -> bool:
+    """Return whether signal handlers can be set here."""
+    import threading
+    return threading.current_thread() is threading.main_thread()
 
 
 def reset_sigchld() -> None:
-    """Undoes an ignored SIGCHLD, which survives exec: with it the end of a child cannot be seen."""
-    import signal
-    import threading
-    if threading.current_thread() is threading.main_thread():
+    """Reset SIGCHLD: if our parent ignored it, we could not wait for children."""
+    if in_main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def process_exists(pid: int, signal_number: int = 0) -> bool:
-    """Return whether there is a process.  Send it the signal."""
+    """Send a signal to a process.  Return whether the process exists."""
     try:
         os.kill(pid, signal_number)
         return True
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
 
 
-if hasattr(os, "waitid"):
-    def wait_for_end(pid: int) -> Optional[int]:
-        """Blocks until the child has ended.  None: it is left a zombie, so that its pid and group stay its own."""
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        return None
-else:
-    def wait_for_end(pid: int) -> Optional[int]:
-        """Reap the process and return its status, where no wait without reaping exists (macOS, Python 3.12)."""
+def wait_for_end(pid: int) -> Optional[int]:
+    """Block until the child has ended; leave it a zombie, so that its pid and group stay its own.
+
+    Return its status where no wait without reaping exists (macOS before Python 3.13).
+    """
+    if not hasattr(os, "waitid"):
         return os.waitpid(pid, 0)[1]
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return None
 
 
-if sys.platform.startswith("linux"):
-    def marked_processes(mark: str) -> List[int]:
-        """Return the processes whose environment holds `mark`: a variable's name, or `NAME=value`.
+def _read_proc(pid: int, name: str) -> bytes:
+    """Return a file of a process in /proc; b"" where there is none, or it is another user's."""
+    try:
+        with open("/proc/%d/%s" % (pid, name), "rb", buffering=0) as file:
+            return file.read() or b""
+    except OSError:
+        return b""
 
-        Only /proc tells; it shows the environment a process started with, which a child inherits
-        even where it has left its session and group.
-        """
-        wanted = b"\0" + mark.encode() + (b"\0" if "=" in mark else b"=")
-        found = []
-        for pid in entries("/proc"):
-            try:
-                with open("/proc/%d/environ" % pid, "rb", buffering=0) as file:
-                    environment = b"\0" + (file.read() or b"") + b"\0"
-            except OSError:  # ended meanwhile, or another user's
-                continue
-            if wanted in environment and pid != os.getpid():
-                found.append(pid)
-        return found
-else:
-    def marked_processes(mark: str) -> List[int]:
-        """Nothing here tells a process's environment: what left its group cannot be found."""
-        return []
+
+def marked_processes(mark: str) -> List[int]:
+    """Return the processes whose environment holds `mark`: a variable's name, or `NAME=value`.
+
+    /proc shows the environment that a process started with.  A child inherits it even where it
+    has left its session and group.  Without /proc such processes cannot be found.
+    """
+    variable = b"\0" + mark.encode() + (b"\0" if "=" in mark else b"=")
+    return [pid for pid in entries("/proc") if pid != os.getpid()
+            and variable in b"\0" + _read_proc(pid, "environ") + b"\0"]
 
 
 def finds_strays() -> bool:
@@ -896,30 +901,29 @@ def finds_strays() -> bool:
     return sys.platform.startswith("linux") and bool(entries("/proc"))
 
 
-def process_name(pid: int) -> str:
-    """Return the name of a process for a message, as ps(1) shows it; its number where the name is not known."""
-    try:
-        with open("/proc/%d/comm" % pid, "rb", buffering=0) as file:
-            return visible(to_text(file.read(CHUNK).strip()))
-    except OSError:
-        return str(pid)
+def _kill_all(pids: Iterable[int], ended: Dict[int, str]) -> bool:
+    """SIGKILL the processes and note their names, as ps(1) shows them.
+
+    Return whether one could be killed.
+    """
+    killed = False
+    for pid in pids:
+        name = visible(to_text(_read_proc(pid, "comm").strip())) or str(pid)
+        with contextlib.suppress(OSError):  # it has ended, or it is another user's, as of sudo
+            os.kill(pid, signal.SIGKILL)
+            killed = True
+            ended.setdefault(pid, name)
+    return killed
 
 
 def sweep(mark: str, ended: Optional[Dict[int, str]] = None) -> None:
-    """SIGKILL every process that carries the mark, until none is left that can be killed; note their names in `ended`."""
-    import signal
+    """SIGKILL every process that carries the mark, until none is left that can be killed.
+
+    Note the names of the processes in `ended`.
+    """
     noted: Dict[int, str] = {} if ended is None else ended
     for _ in range(100):
-        killed = False
-        for pid in marked_processes(mark):
-            try:
-                name = process_name(pid)
-                os.kill(pid, signal.SIGKILL)
-                killed = True
-                noted.setdefault(pid, name)
-            except OSError:
-                continue
-        if not killed:
+        if not _kill_all(marked_processes(mark), noted):
             return
         time.sleep(0.002)  # a killed process keeps its environment until it is torn down
 
@@ -935,13 +939,13 @@ done
 
 
 def start_guard(file: int, mark: str, directory: str) -> int:
-    """Start a process that clears up when a run's own processes are all gone at once.
+    """Start a process that clears up when all of a run's own processes are killed at once.
 
-    The guard waits for the end of the pipe `file`.  Then it kills what carries the mark, and
-    removes the directory.  A newline from the pipe ends the guard instead.  Its name and its
-    command line are not those of clinvk, so that `killall` and `pkill -f` do not hit both.  The
-    guard is the child of a shell that reaps it, so that what kills clinvk's children spares it.
-    Returns the pid of that shell; 0 where none can be started.
+    The guard waits for the end of the pipe `file`.  Then it kills the processes with the mark and
+    removes the directory.  A newline from the pipe ends the guard instead.  `killall` and
+    `pkill -f clinvk` do not match its name and command line.  The guard is the child of a shell
+    that reaps it, so a signal to clinvk's children does not reach it.
+    Return the pid of that shell, or 0 where it cannot be started.
     """
     environment = dict(os.environ, GUARD=_GUARD, MARK=mark, DIRECTORY=directory,
                        PATH=os.environ.get("PATH", "") + os.pathsep + os.defpath)
@@ -954,7 +958,7 @@ def start_guard(file: int, mark: str, directory: str) -> int:
 
 @run_once
 def process_control() -> Any:
-    """prctl(2), None where it cannot be had.  Loaded before a process forks its workers, it is theirs at no cost."""
+    """Return prctl(2), or None.  Workers that are forked after the first call share it."""
     try:
         import ctypes
         return ctypes.CDLL(None).prctl
@@ -962,40 +966,28 @@ def process_control() -> Any:
         return None
 
 
-if sys.platform.startswith("linux"):
-    def adopt_orphans() -> bool:
-        """From now on an orphan among this process's descendants becomes its child (prctl(2), PR_SET_CHILD_SUBREAPER).
+def adopt_orphans() -> bool:
+    """Make orphans among this process's descendants its children (PR_SET_CHILD_SUBREAPER).
 
-        Only so can be seen, and at little cost, that a task has left nothing behind.  False where it cannot be had.
-        """
-        prctl = process_control()
-        return prctl is not None and prctl(36, 1, 0, 0, 0) == 0
+    Then end_children finds all that a task has left behind, and costs less than a sweep.
+    Return False where the system cannot do that.
+    """
+    prctl = process_control() if sys.platform.startswith("linux") else None
+    return prctl is not None and prctl(36, 1, 0, 0, 0) == 0
 
-    def _children() -> List[int]:
-        me, found = os.getpid(), []
-        for pid in entries("/proc"):
-            try:
-                with open("/proc/%d/stat" % pid, "rb", buffering=0) as file:
-                    fields = (file.read() or b"").rpartition(b")")[2].split()
-            except OSError:
-                continue
-            if len(fields) > 1 and int(fields[1]) == me:
-                found.append(pid)
-        return found
-else:
-    def adopt_orphans() -> bool:
-        return False
 
-    def _children() -> List[int]:
-        return []
+def _children() -> List[int]:
+    parents = ((pid, _read_proc(pid, "stat").rpartition(b")")[2].split()[1:2])
+               for pid in entries("/proc"))
+    return [pid for pid, parent in parents if parent == [b"%d" % os.getpid()]]
 
 
 def end_children(ended: Optional[Dict[int, str]] = None) -> bool:
-    """Kill and reap every child of this process and, once it adopts orphans, theirs.  Return whether none is left.
+    """Kill and reap every child of this process and the orphans that it adopts.
 
-    The names of those that had not ended by themselves are noted in `ended`.
+    Note the names of those that had not ended by themselves in `ended`.  Return whether none is
+    left.
     """
-    import signal
     noted: Dict[int, str] = {} if ended is None else ended
     for _ in range(1000):
         try:
@@ -1003,33 +995,23 @@ def end_children(ended: Optional[Dict[int, str]] = None) -> bool:
                 pass
         except ChildProcessError:
             return True
-        killed = 0
-        for pid in _children():
-            try:
-                name = process_name(pid)
-                os.kill(pid, signal.SIGKILL)
-                killed += 1
-                noted.setdefault(pid, name)
-            except OSError:  # another user's, as of sudo
-                continue
-        if not killed:
+        if not _kill_all(_children(), noted):
             return False
         time.sleep(0.001)
     return False
 
 
 def default_start_method() -> str:
-    """`fork` where it is sound; elsewhere (macOS: system libraries break in a forked child) `spawn`."""
+    """Return `fork` where that is sound, else `spawn` (system libraries of macOS break by fork)."""
     return "fork" if sys.platform.startswith("linux") else "spawn"
 
 
 class KernelLock:
     """A lock between processes that the kernel releases when its holder dies.
 
-    multiprocessing's own locks are semaphores: one whose holder is SIGKILLed stays locked for
-    ever and blocks every other worker (an idle worker of a Pool waits for its next task *inside* such a lock), and they need
-    /dev/shm.  This is a record lock on one byte of a file that is open, and has as much of the interface
-    of multiprocessing.Lock as its queues use.
+    multiprocessing's own locks are semaphores.  They need /dev/shm, and a semaphore whose holder
+    is killed stays locked.  An idle worker of a Pool waits for its next task inside such a lock.
+    This is a record lock on one byte of an open file, with the methods that queues call.
     """
 
     def __init__(self, file: Any, position: int) -> None:
@@ -1049,8 +1031,15 @@ class KernelLock:
         self.release()
 
 
-def write_pieces(file: int, pieces: Iterable[Union[bytes, bytearray]]) -> None:
-    """Writes a record, each piece in one `write` wherever the system takes it so.
+def _ready(file: int, events: int, seconds: Optional[float] = 0.0) -> int:
+    """Return the events of poll(2) for a file, waiting that long for one; None is no limit."""
+    poll = select.poll()
+    poll.register(file, events)
+    return sum(event for _, event in poll.poll(None if seconds is None else seconds * 1000))
+
+
+def write_pieces(file: int, pieces: Iterable[Union[bytes, bytearray]]) -> int:
+    """Write a record, each piece by one `write` where the system takes it whole.  Return the size.
 
     Raises OSError; a regular file is then cut back, so that it does not end in half a record.
     """
@@ -1061,38 +1050,37 @@ def write_pieces(file: int, pieces: Iterable[Union[bytes, bytearray]]) -> None:
             while done < len(view):
                 try:
                     count = os.write(file, view[done:])
-                except BlockingIOError:  # whoever shares the pipe made it non-blocking
-                    import select
-                    select.select([], [file], [])
+                except BlockingIOError:  # a process that shares the pipe made it non-blocking
+                    _ready(file, select.POLLOUT, None)
                     continue
                 done += count
                 written += count
     except OSError:
-        if written and _is_regular(file) and os.fstat(file).st_size == os.lseek(file, 0, os.SEEK_CUR):
+        if (written and _is_regular(file)
+                and os.fstat(file).st_size == os.lseek(file, 0, os.SEEK_CUR)):
             os.ftruncate(file, os.lseek(file, 0, os.SEEK_CUR) - written)
             os.lseek(file, 0, os.SEEK_END)
         raise
+    return written
 
 
 def write_all(file: int, data: Union[bytes, bytearray]) -> None:
-    """Writes all of `data`, as write_pieces does."""
+    """Write all of `data`, as write_pieces does."""
     write_pieces(file, (data,))
 
 
 def _is_regular(file: int) -> bool:
-    import stat
     return stat.S_ISREG(os.fstat(file).st_mode)
 
 
 def nameless_file(directory: str) -> int:
-    """A new private file without a name (nothing to clean up, whatever dies), open for both ways."""
+    """Open a new private file that has no name, so that nothing is left to remove."""
     flag = getattr(os, "O_TMPFILE", 0)
     if flag:
         try:
             return os.open(directory, flag | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            import errno
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):  # not on this kind of file system
+        except OSError as error:  # EISDIR and ENOENT are those of kernels that lack the flag
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
                 raise
     import tempfile
     file, path = tempfile.mkstemp(dir=directory)
@@ -1101,28 +1089,23 @@ def nameless_file(directory: str) -> int:
 
 
 def read_some(file: int) -> bytes:
-    """What can be read now; b"" at the end."""
+    """Wait for bytes and return them; b"" at the end."""
     while True:
         try:
             return os.read(file, CHUNK)
-        except BlockingIOError:  # whoever shares the pipe made it non-blocking
-            import select
-            select.select([file], [], [])
+        except BlockingIOError:  # a process that shares the pipe made it non-blocking
+            _ready(file, select.POLLIN, None)
 
 
 def can_be_read(file: int, patience_seconds: float = 0.0) -> bool:
-    """Return whether a read of `file` returns at once, with bytes or with the end of the file; wait for that so long."""
-    import select
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    return bool(poll.poll(patience_seconds * 1000))
+    """Return whether, after that time at most, a read returns at once: bytes, or the end."""
+    return bool(_ready(file, select.POLLIN, patience_seconds))
 
 
 def unread(pipe: int) -> int:
     """Return how many bytes in a pipe nobody has read yet."""
-    import struct
     import termios
-    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 class WatchedFile:
@@ -1147,10 +1130,10 @@ class WatchedFile:
     def was_read(self) -> bool:
         """Return whether somebody has read the file; True where that cannot be known."""
         try:
-            then, now = self._was.st_atime_ns, os.stat(self.path).st_atime_ns
+            accessed = os.stat(self.path).st_atime_ns
         except OSError:
             return True
-        return now != then or not self._notes_readers
+        return accessed != self._was.st_atime_ns or not self._notes_readers
 
     def problem(self) -> str:
         """Return what is wrong with the file; "" where it was read and nobody has changed it."""
@@ -1166,7 +1149,7 @@ class WatchedFile:
 
 
 def give_name(file: int, path: str) -> None:
-    """Make a nameless file appear under `path`.  Raises OSError where that is not possible, as on some file systems."""
+    """Make a nameless file appear under `path`.  Raises OSError, as on some file systems."""
     try:
         # src_dir_fd is not used, but with it Python before 3.14 follows the link, too
         os.link("/proc/self/fd/%d" % file, path, src_dir_fd=file, follow_symlinks=True)
@@ -1175,7 +1158,7 @@ def give_name(file: int, path: str) -> None:
 
 
 def file_chunks(file: int, start: int = 0, end: Optional[int] = None) -> Iterator[bytes]:
-    """The bytes of an open file in pieces; the file's own position is neither used nor moved."""
+    """Yield the bytes of an open file; its own position is neither used nor moved."""
     while end is None or start < end:
         piece = os.pread(file, CHUNK if end is None else min(CHUNK, end - start), start)
         if not piece:
@@ -1185,10 +1168,10 @@ def file_chunks(file: int, start: int = 0, end: Optional[int] = None) -> Iterato
 
 
 class TextFile:
-    """A text on disk, read in chunks of str: the first `size` bytes of a file, whatever else is written to it later.
+    """A text on disk, the first `size` bytes of a file, read in chunks of str.
 
-    It travels between processes by its path.  Whoever keeps it takes it: from then on the file has no name, and ends
-    with this object.
+    It travels between processes by its path.  Call take() to own the file: it is unlinked, and
+    closed with this object.
     """
 
     def __init__(self, path: str, size: int) -> None:
@@ -1212,7 +1195,7 @@ class TextFile:
         return text_chunks(self.pieces())
 
     def pieces(self) -> Iterator[bytes]:
-        """The bytes as the backend wrote them."""
+        """Yield the bytes as the backend wrote them."""
         return file_chunks(self.file, 0, self._size)
 
     def __del__(self) -> None:
@@ -1223,14 +1206,11 @@ class TextFile:
 def texts_of(parts: Iterable[Union[str, TextFile]]) -> Iterator[str]:
     """Yield texts one after the other; those on disk in chunks."""
     for part in parts:
-        if isinstance(part, str):
-            yield part
-        else:
-            yield from part
+        yield from (part,) if isinstance(part, str) else part
 
 
 def beginning_of(parts: Iterable[Union[str, TextFile]]) -> str:
-    """Return the beginning of a text without the white space before it; "" where the text is blank."""
+    """Return the beginning of a text without the white space before it; "" for a blank text."""
     beginning = ""
     for text in texts_of(parts):
         beginning = (beginning + text).lstrip()
@@ -1241,21 +1221,11 @@ def beginning_of(parts: Iterable[Union[str, TextFile]]) -> str:
 
 def write_text(path: str, pieces: Iterable[bytes]) -> TextFile:
     """Write a text file whole.  Raises OSError."""
-    size = 0
-
-    def counted() -> Iterator[bytes]:
-        nonlocal size
-        for piece in pieces:
-            size += len(piece)
-            yield piece
-
-    write_whole(path, counted())
-    return TextFile(path, size)
+    return TextFile(path, write_whole(path, pieces))
 
 
 def remove_tree(path: str) -> None:
     """Remove a directory and all in it, as far as possible.  Of a symbolic link remove the link."""
-    import shutil
     with contextlib.suppress(OSError):
         if os.path.islink(path):  # a task has put a link in the place of the directory
             os.unlink(path)
@@ -1263,20 +1233,20 @@ def remove_tree(path: str) -> None:
             os.rmdir(path)
     if not os.path.isdir(path):
         return
+    import shutil
     shutil.rmtree(path, ignore_errors=True)
-    if os.path.isdir(path):  # some directories in it are read-only, as in a Go module cache
-        with contextlib.suppress(OSError):
-            os.chmod(path, 0o700)
-        for directory, names, _ in os.walk(path):
-            for name in names:
-                with contextlib.suppress(OSError):  # another user's
-                    if not os.path.islink(os.path.join(directory, name)):
-                        os.chmod(os.path.join(directory, name), 0o700)
-        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.chmod(path, 0o700)
+    for directory, names, _ in os.walk(path):  # read-only ones, as in a Go module cache
+        for inner in (os.path.join(directory, name) for name in names):
+            with contextlib.suppress(OSError):  # another user's
+                if not os.path.islink(inner):
+                    os.chmod(inner, 0o700)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_path(path: str) -> None:
-    """Removes a file, or a directory and all in it, as far as that can be done."""
+    """Remove a file, or a directory and all in it, as far as possible."""
     try:
         os.unlink(path)
     except OSError:
@@ -1284,7 +1254,7 @@ def remove_path(path: str) -> None:
 
 
 def temporary_directory() -> str:
-    """Where temporary files go: TMPDIR, as for mktemp(1)."""
+    """Return the directory for temporary files, as mktemp(1) chooses it."""
     return os.environ.get("TMPDIR") or "/tmp"
 
 
@@ -1293,30 +1263,25 @@ NO_HOME_REASON = "there is no home directory; set HOME or CLINVK_HOME"
 
 
 def reason_of(error: OSError) -> str:
-    """Return which file the error is about, where that is known, and what the system says."""
+    """Return the file that the error is about, where that is known, and the system's message."""
     if str(error.filename).startswith(NO_HOME):
         return NO_HOME_REASON
     reason = error.strerror or str(error)
     return "%s: %s" % (error.filename, reason) if error.filename else reason
 
 
-class writing:
-    """Turn an OSError of the block into an OutputError that names what could not be written, where and why."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if isinstance(error, OSError):
-            place = error.filename or temporary_directory()
-            raise OutputError("cannot write %s to %s: %s" % (self._what, place, error.strerror or error)) from None
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn an OSError of the block into an OutputError that names `what` and the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError("cannot write %s to %s: %s" % (
+            what, error.filename or temporary_directory(), error.strerror or error)) from None
 
 
 def make_private_directory() -> str:
-    """A new directory of mode 0700 for temporary files.  Raises OutputError where there is nowhere to write."""
+    """Make a directory of mode 0700 for temporary files.  Raises OutputError."""
     while True:
         path = os.path.join(absolute(temporary_directory()), "clinvk-" + os.urandom(4).hex())
         try:
@@ -1325,12 +1290,12 @@ def make_private_directory() -> str:
         except FileExistsError:
             continue
         except OSError as error:
-            raise OutputError("cannot write temporary files to %s: %s" % (temporary_directory(), error.strerror)) from None
+            raise OutputError("cannot write temporary files to %s: %s"
+                              % (temporary_directory(), error.strerror)) from None
 
 
 def renew_directory(path: str) -> None:
-    """Make a private directory again where it was removed, or its mode where that was changed.  Raises OSError."""
-    import stat
+    """Make a private directory again, or its mode, where a task changed that.  Raises OSError."""
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:
@@ -1341,38 +1306,38 @@ def renew_directory(path: str) -> None:
             os.chmod(path, 0o700)
 
 
-def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False, directory: Optional[int] = None,
-                replace: bool = True) -> None:
-    """Puts a file of mode 0600 in place, whole or not at all; `durable`: the end of the machine does not undo that.  Raises OSError.
+def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False,
+                directory: Optional[int] = None, replace: bool = True) -> int:
+    """Put a file of mode 0600 in place, whole or not at all.  Return its size.  Raises OSError.
 
-    `directory`: an open one in which `path` is.  Without `replace`, raise FileExistsError where `path` exists.
+    `durable`: the file survives a crash of the machine.  `directory`: an open one that contains
+    `path`.  Without `replace`, raise FileExistsError where `path` exists.
     """
-    draft = "%s.%s.tmp" % (path, os.urandom(6).hex())  # that nobody can know beforehand, and put a link there
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    draft = "%s.%s.tmp" % (path, os.urandom(6).hex())  # unknown to who might put a link there
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600,
+                   dir_fd=directory)
     try:
         try:
-            write_pieces(file, pieces)
+            size = write_pieces(file, pieces)
             if durable:
                 os.fsync(file)
         finally:
             os.close(file)
-        if not replace:
-            replace = not _link_new(draft, path, directory)
-        if replace:
+        if replace or not _link_new(draft, path, directory):
             os.replace(draft, path, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
         os.unlink(draft, dir_fd=directory)
         raise
     if durable:
         sync_directory(os.path.dirname(path) or ".")
+    return size
 
 
 def _link_new(draft: str, path: str, directory: Optional[int]) -> bool:
-    """Rename a file to a new name.  Return False where the file system has no hard links and the name is free.
+    """Rename a file to a new name.  Raise FileExistsError where the name exists.
 
-    Raise FileExistsError where the name exists.
+    Return False where the name is free, but the file system has no hard links.
     """
-    import errno
     try:
         os.link(draft, path, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
         os.unlink(draft, dir_fd=directory)
@@ -1388,27 +1353,23 @@ def _link_new(draft: str, path: str, directory: Optional[int]) -> bool:
 
 
 def sync_directory(path: str) -> None:
-    """Puts the names in a directory on the disk, on file systems that know how."""
-    try:
+    """Put the names in a directory on the disk, where the file system and its mode allow that."""
+    with contextlib.suppress(OSError):  # the file is in place all the same
         file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:  # one may write into it, not read it
-        return
-    try:
-        os.fsync(file)
-    except OSError:  # the file is in place all the same
-        pass
-    finally:
-        os.close(file)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def is_full(file: int) -> bool:
-    """Tell whether the file system of an open file has no room left."""
+    """Return whether the file system of an open file has no room left."""
     status = os.fstatvfs(file)
     return status.f_blocks > 0 and status.f_bavail * status.f_frsize < CHUNK
 
 
 def free_space(directory: str) -> int:
-    """The bytes that can still be written there; 0 where that cannot be told."""
+    """Return the bytes that can still be written there; 0 where that is not known."""
     try:
         status = os.statvfs(directory)
         return status.f_bavail * status.f_frsize
@@ -1423,14 +1384,12 @@ def allow_descriptors(count: int) -> None:
     if hard != resource.RLIM_INFINITY:
         count = min(count, hard)
     if soft != resource.RLIM_INFINITY and soft < count:
-        try:
+        with contextlib.suppress(ValueError, OSError):  # a system with one more limit, as macOS
             resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
-        except (ValueError, OSError):  # a system with one more limit, as macOS
-            pass
 
 
 def descriptor_limit() -> int:
-    """How many files a process may have open."""
+    """Return how many files a process may have open."""
     import resource
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
@@ -1443,7 +1402,7 @@ def is_terminal(file: int) -> bool:
 
 
 def terminal_columns(file: int) -> int:
-    """The width of the terminal behind `file`; of an imaginary one of 80 columns where it is none."""
+    """Return the width of the terminal `file`; 80 where `file` is not a terminal."""
     try:
         return os.get_terminal_size(file).columns or 80
     except OSError:
@@ -1451,90 +1410,73 @@ def terminal_columns(file: int) -> int:
 
 
 def reader_is_gone(file: int) -> bool:
-    """Whether `file` is a pipe or socket that nobody can read any more."""
-    import select
-    poll = select.poll()
-    poll.register(file, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    """Return whether `file` is a pipe or socket that nobody can read any more."""
+    return bool(_ready(file, 0) & (select.POLLERR | select.POLLHUP))
 
 
 def is_endless(file: int) -> bool:
     """Return whether `file` is a device such as /dev/zero, and not a terminal or /dev/null."""
-    import stat
     mode = os.fstat(file).st_mode
-    return (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and not is_terminal(file) and not is_same(file, os.devnull)
+    is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+    return is_device and not is_terminal(file) and not is_same(file, os.devnull)
 
 
 def has_content(file: int, patience_seconds: float = 0.0) -> bool:
-    """Return whether there is something to read from a pipe, a socket or the start of a regular file.
+    """Return whether there is something to read from a pipe, a socket or the start of a file.
 
-    Wait that long for a pipe that is open and silent.  A regular file that was read already, as by the `read` of a shell
-    loop, belongs to its reader.
+    Wait that long for a pipe that is open and silent.  A file that was read already, as by the
+    `read` of a shell loop, belongs to its reader.
     """
-    import stat
     status = os.fstat(file)
     if stat.S_ISREG(status.st_mode):
         return status.st_size > 0 == os.lseek(file, 0, os.SEEK_CUR)
     if not (stat.S_ISFIFO(status.st_mode) or stat.S_ISSOCK(status.st_mode)):
         return False
-    import termios
-    return can_be_read(file, patience_seconds) and any(fcntl.ioctl(file, termios.FIONREAD, bytes(4)))
+    return can_be_read(file, patience_seconds) and unread(file) > 0
 
 
 def open_standard_streams() -> None:
-    """Fills closed standard descriptors, so that no file of ours becomes somebody's stdout.
+    """Open closed standard descriptors, so that no file of ours becomes somebody's stdout.
 
-    A closed stdout stays one that cannot be written.
+    A closed stdout gets a file that cannot be written.
     """
     for file in (0, 1, 2):
         try:
             os.fstat(file)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_WRONLY if file == 2 else os.O_RDONLY), True)
+            way = os.O_WRONLY if file == 2 else os.O_RDONLY
+            os.set_inheritable(os.open(os.devnull, way), True)
 
 
-class stop_signals:
+@contextlib.contextmanager
+def stop_signals(react: Callable[[int], None]) -> Iterator[None]:
     """While the block runs, SIGINT, SIGTERM and SIGHUP call `react(signal_number)`.
 
-    A signal that was ignored from the start stays so (nohup, a shell's `&`).  Outside the
+    A signal that was ignored from the start stays ignored (nohup, a shell's `&`).  Outside the
     main thread, where Python allows no handlers, nothing is changed.
     """
-
-    def __init__(self, react: Callable[[int], None]) -> None:
-        self._react = react
-        self._former: Dict[int, Any] = {}
-
-    def __enter__(self) -> stop_signals:
-        import signal
-        import threading
-        if threading.current_thread() is not threading.main_thread():
-            return self
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._former[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
-        self._react(number)
-
-    def __exit__(self, *_: object) -> None:
-        import signal
-        for number, handler in self._former.items():
+    former: Dict[int, Any] = {}
+    try:
+        for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if in_main_thread() and signal.getsignal(stop) is not signal.SIG_IGN:
+                former[stop] = signal.signal(stop, lambda number, _: react(number))
+        yield
+    finally:
+        for number, handler in former.items():
             signal.signal(number, handler)
 
 
 def die_of(signal_number: int) -> None:
-    """Ends this process by the signal, so that the shell that called it sees that.
+    """End this process by the signal, so that the shell that called it sees that.
 
-    Returns where that is not possible: PID 1 of a container is not killed by its own signals.
+    Return where that is not possible: PID 1 of a container is not killed by its own signals.
     """
-    import signal
     signal.signal(signal_number, signal.SIG_DFL)
     os.kill(os.getpid(), signal_number)
 
 
 def die_at_once(signal_number: int) -> None:
-    """The reaction to a signal where there is nothing to stop; an exception could strike anywhere."""
+    """End this process where there is nothing to stop; an exception could strike anywhere."""
     die_of(signal_number)
     os._exit(128 + signal_number)
 
