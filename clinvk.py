@@ -99,7 +99,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     import threading
-    from types import FrameType, ModuleType
+    from types import FrameType
     from typing import (Any, Callable, Container, Dict, FrozenSet, Generator, Iterable, Iterator,
                         List, Match, NamedTuple, NoReturn, Optional, Pattern, Sequence, Set, Tuple,
                         Type, TypeVar, Union)
@@ -272,10 +272,35 @@ def unfinished(task: Task, status: str, error: str, error_kind: str, *, exit_cod
 # --- 2. Text and JSON --------------------------------------------------------
 
 CHUNK = 1 << 16  # characters or bytes that are held at a time of a text of any size
-LOSSLESS = "clinvk-lossless"  # codec error handler for encoding, registered below
-
-
+LOSSLESS = "clinvk-lossless"  # codec error handler for encoding
 run_once = functools.lru_cache(maxsize=None)  # for functions without parameters
+
+
+def _lossless(error: UnicodeError) -> Tuple[bytes, int]:
+    """Encode a stray byte as what it was, and any other lone surrogate as its own three bytes."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return b"".join(bytes([ord(c) - 0xDC00]) if 0xDC80 <= ord(c) <= 0xDCFF
+                    else c.encode("utf-8", "surrogatepass")
+                    for c in error.object[error.start:error.end]), error.end
+
+
+codecs.register_error(LOSSLESS, _lossless)
+
+
+def to_bytes(text: str) -> bytes:
+    """Return any str as UTF-8, with the stray bytes that to_text has read."""
+    return text.encode("utf-8", LOSSLESS)
+
+
+def to_text(data: Union[bytes, bytearray]) -> str:
+    """Return any bytes as text; a stray byte is a lone surrogate (U+DC80 to U+DCFF, PEP 383)."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def text_chunks(pieces: Iterable[bytes]) -> Iterator[str]:
+    """Decode a text that arrives in pieces, which may part a character."""
+    return codecs.iterdecode(pieces, "utf-8", "surrogateescape")
 
 
 def _finite(text: str) -> float:
@@ -285,144 +310,94 @@ def _finite(text: str) -> float:
     return number
 
 
-class _Coders(NamedTuple):
-    """The JSON coders, made once: the convenience functions of json make new ones at every call."""
-
-    encode: Callable[[Any], str]
-    surrogates: Callable[[Callable[[Any], str], str], str]
-    decode: Callable[[str], Any]
-    decode_at: Callable[[str, int], Tuple[Any, int]]
-    long_number: Callable[[bytes], Any]
-    orjson: Optional[ModuleType]
-
-
-@run_once
-def _coders() -> _Coders:
-    try:
-        import orjson
-    except ImportError:
-        orjson = None  # type: ignore[assignment,unused-ignore]
-    decoder = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-    return _Coders(json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode,
-                   re.compile("[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]").sub,
-                   decoder.decode, decoder.raw_decode,
-                   re.compile(rb"[0-9]{16}|[0-9][eE]").search, orjson)
-
-
 def _refuse_constant(name: str) -> Any:
     raise ValueError("%s is not JSON" % name)
 
 
+# Made once, because the functions of json make new ones at every call.
+_JSON_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+JSON_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
 @run_once
-def _register_lossless() -> None:
-    """Registers LOSSLESS for encoding: stray bytes go back to what they were, any other lone surrogate to its own three bytes."""
-
-    def lossless(error: UnicodeError) -> Tuple[bytes, int]:
-        if not isinstance(error, UnicodeEncodeError):
-            raise error
-        return b"".join(bytes([ord(c) - 0xDC00]) if 0xDC80 <= ord(c) <= 0xDCFF else c.encode("utf-8", "surrogatepass")
-                        for c in error.object[error.start:error.end]), error.end
-
-    codecs.register_error(LOSSLESS, lossless)
-
-
-def to_bytes(text: str) -> bytes:
-    """Any str as UTF-8; what to_text made of stray bytes becomes those bytes again."""
-    _register_lossless()
-    return text.encode("utf-8", LOSSLESS)
-
-
-def to_text(data: Union[bytes, bytearray]) -> str:
-    """Any bytes as text: one that is not UTF-8 becomes a lone surrogate (U+DC80 to U+DCFF, PEP 383)."""
-    return data.decode("utf-8", "surrogateescape")
-
-
-def text_chunks(pieces: Iterable[bytes]) -> Iterator[str]:
-    """Decodes a text that arrives in pieces, which may part a character."""
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    for piece in pieces:
-        text = decoder.decode(piece)
-        if text:
-            yield text
-    rest = decoder.decode(b"", True)
-    if rest:
-        yield rest
-
-
-def _escaped(surrogates: Any) -> str:
-    """Lone surrogates as JSON escapes.  A high one alone is broken up into its bytes: jq gives up at it."""
-    text = surrogates.group()
-    if len(text) == 1 and text < "\udc00":
-        text = to_text(to_bytes(text))
-    return "".join("\\u%04x" % ord(c) for c in text)
+def faster_json() -> Any:
+    """Return orjson, or None.  Call it before a fork: a lock is held during the import."""
+    try:
+        import orjson
+        return orjson
+    except ImportError:
+        return None
 
 
 def dumps(value: Any, exact: bool = False) -> bytes:
     """Return `value` as compact JSON, always valid UTF-8: lone surrogates are written as escapes.
 
-    `exact`: also a high surrogate, at which jq gives up, is written as it is.
+    A high surrogate is broken up into its bytes, because jq gives up at it; not where `exact`.
     """
-    coders = _coders()
-    if coders.orjson is not None:
+    def escaped(surrogates: Match[str]) -> str:
+        text = surrogates.group()
+        if len(text) == 1 and text < "\udc00" and not exact:
+            text = to_text(to_bytes(text))
+        return "".join("\\u%04x" % ord(c) for c in text)
+
+    if faster_json():
         try:
-            encoded: bytes = coders.orjson.dumps(value)
-            return encoded
-        except TypeError:  # a lone surrogate, a number past 64 bits: the slow way knows them
+            return bytes(faster_json().dumps(value))
+        except TypeError:  # a lone surrogate or a number past 64 bits, which orjson does not write
             pass
-    text = coders.encode(value)
+    text = _JSON_ENCODER.encode(value)
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
-        escape = (lambda surrogates: "".join("\\u%04x" % ord(c) for c in surrogates.group())) if exact else _escaped
-        return coders.surrogates(escape, text).encode("utf-8")
+        surrogates = "[\ud800-\udbff][\udc00-\udfff]|[\ud800-\udfff]"
+        return re.sub(surrogates, escaped, text).encode("utf-8")
 
 
 def loads(data: bytes) -> Any:
-    """The JSON value in `data` (UTF-8).  Raises ValueError; of json.JSONDecodeError, where it is not JSON."""
-    coders = _coders()
-    # orjson rounds integers past 64 bits to floats; whatever may hold one, and every error, goes the slow way.
-    if coders.orjson is not None and not coders.long_number(data):
+    """Return the JSON value in `data` (UTF-8).  Raises ValueError, mostly JSONDecodeError."""
+    # orjson rounds integers past 64 bits to floats.  Its errors name no line.
+    if faster_json() and not re.search(rb"[0-9]{16}|[0-9][eE]", data):
         try:
-            return coders.orjson.loads(data)
+            return faster_json().loads(data)
         except ValueError:
             pass
-    return coders.decode(data.decode("utf-8"))
+    return JSON_DECODER.decode(data.decode("utf-8"))
 
 
 OBJECT_START = r'\{\s*"'  # braces in the text of a log are followed by something else
 
 
 def objects_in(data: bytes) -> Tuple[List[Any], str, int]:
-    """Return the JSON objects in `data`, the text around them, and the number of lines before the first damage.
+    """Return the JSON objects in `data`, the text around them, and the number of good lines.
 
-    The search ends at the first object that is damaged: an object inside of that one is not a value of its own.
+    The search ends at a damaged object: an object inside of it is not a value of its own.
     """
     text, end = to_text(data), 0
-    found: List[Any] = []
+    objects: List[Any] = []
     around: List[str] = []
     while True:
         start = re.compile(OBJECT_START).search(text, end)
         if not start:
             break
         try:
-            value, after = _coders().decode_at(text, start.start())
+            value, after = JSON_DECODER.raw_decode(text, start.start())
+            text[start.start():after].encode("utf-8")
         except (ValueError, RecursionError):
             break
-        if re.search("[\udc80-\udcff]", text[start.start():after]):  # bytes that are not UTF-8
-            break
         around.append(text[end:start.start()])
-        found.append(value)
+        objects.append(value)
         end = after
-    return found, "\n".join(around + [text[end:]]), text.count("\n", 0, start.start() if start else end)
+    around.append(text[end:])
+    return objects, "\n".join(around), text.count("\n", 0, start.start() if start else end)
 
 
 MAX_SECONDS = 1e9  # seconds; what timers can take ends at some 9e9
 
 
 def utc(seconds: float) -> str:
-    """RFC 3339, UTC, milliseconds."""
-    milliseconds = int(round(seconds * 1000))
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(milliseconds // 1000)) + ".%03dZ" % (milliseconds % 1000)
+    """Return a time by RFC 3339: UTC, with milliseconds."""
+    whole, milliseconds = divmod(int(round(seconds * 1000)), 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + ".%03dZ" % milliseconds
 
 
 _DURATION = ("(?:N ?(?:h|hrs?|hours?))? ?(?:N ?(?:m|mins?|minutes?))? ?"
@@ -430,7 +405,7 @@ _DURATION = ("(?:N ?(?:h|hrs?|hours?))? ?(?:N ?(?:m|mins?|minutes?))? ?"
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds in `90`, `90s`, `1.5m`, `2h`, `1h30m`, `500ms` or `10 min`.  Raise ValueError for other texts."""
+    """Return the seconds in `90`, `90s`, `1.5m`, `1h30m`, `500ms` or `10 min`; or ValueError."""
     number = r"(\d+\.?\d*|\.\d+)"
     parts = re.fullmatch(number, text, re.ASCII)
     if text.strip() == text != "":
@@ -445,16 +420,18 @@ def parse_duration(text: str) -> float:
 
 
 def clock(seconds: float) -> str:
-    """`00:42`, or `1:02:03` from an hour on."""
+    """Return `00:42`, or `1:02:03` from an hour on."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return "%d:%02d:%02d" % (hours, minutes, rest) if hours else "%02d:%02d" % (minutes, rest)
 
 
 def age(seconds: float) -> str:
-    """`42s`, `5m`, `3h`, `12d`."""
-    unit, letter = next((unit, letter) for unit, letter in ((86400, "d"), (3600, "h"), (60, "m"), (1, "s")) if seconds >= unit or unit == 1)
-    return "%d%s" % (max(0.0, seconds) // unit, letter)
+    """Return `42s`, `5m`, `3h` or `12d`."""
+    for unit, letter in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= unit:
+            return "%d%s" % (seconds // unit, letter)
+    return "%ds" % max(0.0, seconds)
 
 
 def counted(number: int, noun: str) -> str:
@@ -463,35 +440,34 @@ def counted(number: int, noun: str) -> str:
 
 
 def quoted(value: Any) -> str:
-    """Return a value as JSON for an error message: without secrets, invisible characters escaped, cut to a readable length."""
+    """Return a value as JSON for a message: without secrets, visible, of a readable length."""
     text = without_secrets(dumps(value).decode("utf-8"))
-    if not text.isprintable():
-        text = "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in text)
+    text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean "prompt"?)`, or nothing where no known word is near: a wrong hint is worse than none."""
+    """Return ` (did you mean "prompt"?)`, or nothing: a wrong hint is worse than none."""
     import difflib
     words = list(known)
-    near = difflib.get_close_matches(word, words, 1, 0.8) or [
-        other for other in difflib.get_close_matches(word, words, 1, 0.75) if other[:1] == word[:1] != "-"]
+    near = difflib.get_close_matches(word, words, 1, 0.75)
+    if near and difflib.SequenceMatcher(None, near[0], word).ratio() < 0.8:
+        near = [other for other in near if other[:1] == word[:1] != "-"]
     return ' (did you mean "%s"?)' % near[0] if near else ""
 
 
-# Names of fields and options in other programs, and what they are called here.
-OTHER_NAMES = {
-    "cwd": "workdir", "dir": "workdir", "directory": "workdir", "working_dir": "workdir", "working_directory": "workdir",
-    "system": "system_prompt", "instructions": "system_prompt", "text": "prompt", "message": "prompt", "args": "extra", "flags": "extra",
-    "options": "extra", "agent": "backend", "provider": "backend", "tool": "backend", "sandbox": "sandbox_mode", "approval": "approval_mode",
-    "permission_mode": "approval_mode", "title": "name", "labels": "tags", "metadata": "meta", "timeout_seconds": "timeout",
-    "workers": "max_parallel", "max_workers": "max_parallel", "concurrency": "max_parallel", "threads": "max_parallel",
-    "--jobs": "--max-parallel", "-P": "--max-parallel", "-n": "--max-parallel",
-}
+# What fields and options are called in other programs.
+OTHER_NAMES = {other: name for name, others in {
+    "workdir": "cwd dir directory working_dir working_directory", "prompt": "text message",
+    "system_prompt": "system instructions", "extra": "args flags options", "meta": "metadata",
+    "backend": "agent provider tool", "sandbox_mode": "sandbox", "name": "title", "tags": "labels",
+    "approval_mode": "approval permission_mode", "timeout": "timeout_seconds",
+    "max_parallel": "workers max_workers concurrency threads", "--max-parallel": "--jobs -P -n",
+}.items() for other in others.split()}
 
 
 def known_as(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean "workdir"?)` for the name of a field or an option in another program, else the nearest known name."""
+    """Return a hint as `nearest` does, first for the name of a field or option elsewhere."""
     names = list(known)
     other = OTHER_NAMES.get(name) or OTHER_NAMES.get(name.lstrip("-").replace("-", "_"), "")
     if name.startswith("--") and not other.startswith("-"):
@@ -501,22 +477,22 @@ def known_as(name: str, known: Iterable[str]) -> str:
 
 @run_once
 def _controls() -> Dict[int, str]:
-    """What a terminal could take for a command, as something to look at (tab and newline are left)."""
+    """Return what to show for the characters that a terminal could obey, tab and newline aside."""
     table = {code: "^" + chr(code ^ 0x40) for code in range(0x20) if code not in (9, 10)}
     table[0x7F] = "^?"
-    for code in [*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)]:
-        table[code] = "<U+%04X>" % code
+    for first, last in (0x80, 0x9F), (0x202A, 0x202E), (0x2066, 0x2069), (0xD800, 0xDFFF):
+        table.update((code, "<U+%04X>" % code) for code in range(first, last + 1))
     table.update((0xDC00 + byte, "<%02X>" % byte) for byte in range(0x80, 0x100))
     return table
 
 
 def visible(text: str) -> str:
-    """`text` with control characters neutralised, safe to show on a terminal."""
+    """Return the text with visible control characters, safe to show on a terminal."""
     return text.translate(_controls())
 
 
 def one_line(text: str) -> str:
-    """Return the first line that is not blank for a terminal: without secrets and control characters.
+    """Return the first line that is not blank, for a terminal, without secrets.
 
     Runs of white space become one blank.
     """
@@ -527,7 +503,7 @@ def one_line(text: str) -> str:
 
 
 def columns_of(character: str) -> int:
-    """How many terminal columns a character takes: 0, 1 or 2 (Unicode annex 11)."""
+    """Return how many terminal columns a character takes: 0, 1 or 2 (Unicode annex 11)."""
     if character.isascii():
         return 1
     import unicodedata
@@ -537,7 +513,7 @@ def columns_of(character: str) -> int:
 
 
 def cut(text: str, columns: int) -> str:
-    """`text`, cut to that many terminal columns (4 at least); a cut is shown by `...`."""
+    """Cut a text to that many terminal columns (4 at least); `...` shows that."""
     width, kept = 0, 0
     for position, character in enumerate(text):
         width += columns_of(character)
@@ -549,7 +525,7 @@ def cut(text: str, columns: int) -> str:
 
 
 def wrapped(text: str, columns: int) -> List[str]:
-    """Return the text in lines of at most that many terminal columns, broken at blanks where that is possible."""
+    """Return the text in lines of at most that many terminal columns, if possible cut at blanks."""
     lines: List[str] = []
     start = blank = width = 0
     for position, character in enumerate(text):
@@ -565,13 +541,13 @@ def wrapped(text: str, columns: int) -> List[str]:
 
 
 def shell_quoted(text: str) -> str:
-    """`text` as one word for bash, ksh and zsh, on one line."""
+    """Return the text as one word for bash, ksh and zsh, on one line."""
     import shlex
     if text.isprintable():
         return shlex.quote(text)
     escapes = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", "'": "\\'"}
-    return "$'%s'" % "".join(
-        escapes.get(c) or (c if c.isprintable() else "".join("\\x%02x" % byte for byte in to_bytes(c))) for c in text)
+    return "$'%s'" % "".join(escapes.get(c) or (c if c.isprintable() else "".join(
+        "\\x%02x" % byte for byte in to_bytes(c))) for c in text)
 
 
 PLACEHOLDER = r"\{\{[^{}\n]+\}\}|\{[^{}\n]*\}"
@@ -593,34 +569,35 @@ def fill(text: str, lookup: Callable[[str], Optional[_T]]) -> List[Union[str, _T
     return [piece for piece in pieces + [text[end:]] if piece != ""]
 
 
-_SECRET_ENDINGS = ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWORDS", "PASSWD", "PASSPHRASE",
-                   "CREDENTIAL", "CREDENTIALS", "PASS")
+_SECRET_NAME = ("((KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?|PASSWD|PASSPHRASE|(?<!ASK)PASS)[0-9]*(_|$)"
+                "|(^|_)PAT[0-9]*(_|$)|_(AUTH|PWD)[0-9]*$")
 MIN_SECRET = 8  # characters: a shorter value is a word that occurs elsewhere
 
 
 def _names_secret(variable: str) -> bool:
-    words = [word.rstrip("0123456789") or word for word in variable.upper().replace("-", "_").replace(".", "_").split("_")]
-    return (any(word.endswith(_SECRET_ENDINGS) and not word.endswith("ASKPASS") for word in words)  # that is a program
-            or "PAT" in words or words[-1] in ("AUTH", "PWD") and len(words) > 1)
+    """Return whether a variable holds a secret by its name, but not SSH_ASKPASS, PWD or OLDPWD."""
+    return bool(re.search(_SECRET_NAME, re.sub("[-.]", "_", variable.upper())))
 
 
 def _secrets_in(variable: str, value: str) -> Iterator[str]:
-    """Yield the secrets in the value of a variable: all of it, headers, or the user information of URLs."""
-    found = []
+    """Yield the secrets in a variable: its value and lines, headers, user information of URLs."""
+    secrets = []
     if _names_secret(variable):
-        found += [value] + value.splitlines()
+        secrets += [value] + value.splitlines()
     if variable.upper().endswith("_HEADERS"):
-        secret = False
+        is_secret = False
         for header in re.split("[\n,]", value):
-            *names, text = (part.strip(" \t\r\"'{}") for part in re.split("[:=]", header, maxsplit=1))
+            parts = re.split("[:=]", header, maxsplit=1)
+            *names, text = (part.strip(" \t\r\"'{}") for part in parts)
             if names:  # else it belongs to the header before
-                secret = _names_secret(names[0]) or names[0].upper().endswith(("AUTHORIZATION", "COOKIE"))
-            found += ([text] + text.split()[-1:]) * secret  # without the word Bearer
-    if "://" in value:
-        for scheme, user in re.findall(r"(\w*)://([^/\s?#]*)@", value):
-            name, colon, password = user.partition(":")
-            found += [user, password] if colon else [name] * scheme.startswith("http")
-    for text in found:
+                is_secret = (_names_secret(names[0])
+                             or names[0].upper().endswith(("AUTHORIZATION", "COOKIE")))
+            if is_secret:
+                secrets += [text] + text.split()[-1:]  # without the word Bearer
+    for scheme, user in re.findall(r"(\w*)://([^/\s?#]*)@", value) if "://" in value else ():
+        name, colon, password = user.partition(":")
+        secrets += [user, password] if colon else [name] * scheme.startswith("http")
+    for text in secrets:
         yield text
         if "%" in text:
             from urllib.parse import unquote
@@ -628,72 +605,78 @@ def _secrets_in(variable: str, value: str) -> Iterator[str]:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """Yield a secret as it is, as it is in JSON, and what every base64 text with it inside contains."""
+    """Yield a secret as it is, as it is in JSON, and what every base64 text of it contains."""
     from binascii import b2a_base64
     yield from (secret, json.dumps(secret, ensure_ascii=False)[1:-1], json.dumps(secret)[1:-1])
     data = to_bytes(secret.strip())
     for before in range(3):
-        text = b2a_base64(bytes(before) + data)[(before * 8 + 5) // 6:(before + len(data)) * 8 // 6].decode()
+        start, end = (before * 8 + 5) // 6, (before + len(data)) * 8 // 6
+        text = b2a_base64(bytes(before) + data)[start:end].decode()
         yield from (text, text.replace("+", "-").replace("/", "_"))
 
 
-@run_once
-def _secrets() -> Dict[str, str]:
-    """The secrets in the environment in all forms but those that _secret_search finds, with their variables; the longest first."""
-    found: Dict[str, str] = {}
-    for name, value in os.environ.items():
-        for secret in _secrets_in(name, value):
-            if len(secret.strip()) >= MIN_SECRET:
-                for form in _forms(secret):
-                    found.setdefault(form.strip(), name)
-    return {value: found[value] for value in sorted(found, key=len, reverse=True) if len(value) >= MIN_SECRET}
+def _any_encoding(secret: str) -> str:
+    """Return a pattern for a secret that may be encoded.
 
-
-@run_once
-def _secret_words() -> List[str]:
-    """Of each secret its longest word, which is the same in each form: where none of them is, no secret is."""
-    return [max(re.findall("[A-Za-z0-9]+", value), key=len, default="") for value in _secrets()]
-
-
-@run_once
-def _secret_search() -> Tuple[Pattern[str], List[str]]:
-    """A pattern for any secret, with a group for each, and the variables' names in that order.
-
-    Whatever in a secret is not an ASCII letter or digit may be written as in a URL or in HTML, and there may be
-    backslashes before it, as JSON in JSON, a shell or a regular expression has them.  (Not before the first character of
-    the secret: each backslash of a long run of them would be a beginning to try.)
+    A character that is not an ASCII letter or digit may be written as in a URL or in HTML, and
+    there may be backslashes before it, as in JSON in JSON.  Not before the first character: on a
+    long run of backslashes the match would take quadratic time.
     """
     names = {"&": "amp|", "<": "lt|", ">": "gt|", '"': "quot|", "'": "apos|"}
 
     def encodable(mark: Match[str]) -> str:
         character = mark.group().lstrip("\\")
         slashes = mark.group()[:len(mark.group()) - len(character)]
-        start = re.escape(slashes) if mark.start() == 0 else r"(?:\\|%5[cC])+" if slashes else r"\\*"
+        start = r"(?:\\|%5[cC])+" if slashes else r"\\*"
+        if mark.start() == 0:
+            start = re.escape(slashes)
         if not character:
             return start
         url = "".join("%%%02x" % byte for byte in to_bytes(character))
         html = "%s#%d|#x%x" % (names.get(character, ""), ord(character), ord(character))
         return "%s(?:%s|(?i:%s|&(?:%s);))" % (start, re.escape(character), url, html)
 
-    marks = re.compile(r"\\+[^\\A-Za-z0-9]?|[^\\A-Za-z0-9]")
-    return re.compile("|".join("(%s)" % marks.sub(encodable, value) for value in _secrets())), list(_secrets().values())
+    return re.sub(r"\\+[^\\A-Za-z0-9]?|[^\\A-Za-z0-9]", encodable, secret)
+
+
+class _Secrets(NamedTuple):
+    """The secrets in the environment, the longest first."""
+
+    names: List[str]       # of the variables
+    words: List[str]       # one of each secret that is the same in all encodings
+    pattern: Pattern[str]  # with a group for each
+
+
+@run_once
+def _secrets() -> _Secrets:
+    names: Dict[str, str] = {}
+    for name, value in os.environ.items():
+        for secret in _secrets_in(name, value):
+            if len(secret.strip()) >= MIN_SECRET:
+                for form in _forms(secret):
+                    names.setdefault(form.strip(), name)
+    forms = sorted((form for form in names if len(form) >= MIN_SECRET), key=len, reverse=True)
+    return _Secrets([names[form] for form in forms],
+                    [max(re.findall("[A-Za-z0-9]+", form), key=len, default="") for form in forms],
+                    re.compile("|".join("(%s)" % _any_encoding(form) for form in forms)))
 
 
 def secret_pieces(text: str) -> List[Tuple[str, str]]:
-    """`text` in pieces: (text, "") or (secret, the name of the variable that holds it)."""
-    if not any(word in text for word in _secret_words()):
+    """Return a text in pieces: (text, "") or (secret, the name of its variable)."""
+    secrets = _secrets()
+    if not any(word in text for word in secrets.words):
         return [(text, "")]
-    pattern, names = _secret_search()
     pieces: List[Tuple[str, str]] = []
     end = 0
-    for found in pattern.finditer(text):
-        pieces += [(text[end:found.start()], ""), (found.group(), names[(found.lastindex or 1) - 1])]
-        end = found.end()
+    for match in secrets.pattern.finditer(text):
+        pieces += [(text[end:match.start()], ""),
+                   (match.group(), secrets.names[(match.lastindex or 1) - 1])]
+        end = match.end()
     return [piece for piece in pieces + [(text[end:], "")] if piece[0]]
 
 
 def without_secrets(text: str) -> str:
-    """For what clinvk itself says: the name of the variable in place of its value.  To be called before anything is cut."""
+    """Return the text with the names of variables for the secrets in them; call before a cut."""
     return "".join("[%s]" % name if name else piece for piece, name in secret_pieces(text))
 
 
@@ -2311,7 +2294,7 @@ def string_pieces(file: int, start: int, size: int) -> Iterator[Tuple[str, int]]
     for piece in file_chunks(file, start, size):
         rest += decode(piece)
         text = whole.match(rest).group()  # type: ignore[union-attr]
-        yield _coders().decode('"%s"' % text), len(text.encode("utf-8"))
+        yield JSON_DECODER.decode('"%s"' % text), len(text.encode("utf-8"))
         rest = rest[len(text):]
         if rest[:1] == '"':
             return
@@ -5609,7 +5592,7 @@ class _PoolRun:
             raise
 
     def _add_worker_pool(self) -> None:
-        _coders()  # imports; a worker forked during an import would wait for its lock
+        faster_json()  # imports; a worker forked during an import would wait for its lock
         self._renew()
         allow_descriptors(100 + 3 * self.jobs * (len(self.worker_pools) + 1))  # a worker takes at most three
         self.worker_pools.append(_WorkerPool(

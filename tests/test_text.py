@@ -45,7 +45,7 @@ def module_without_orjson():
     former = sys.modules.get("orjson")
     sys.modules["orjson"] = None
     try:
-        module.loads(b"1")  # the coders are chosen at first use
+        module.faster_json()  # it is looked for at first use
     finally:
         if former:
             sys.modules["orjson"] = former
