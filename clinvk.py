@@ -6154,12 +6154,12 @@ class LiveText:
 
     def _show(self, text: str, is_whole: bool = False) -> None:
         """Show text; a whole message starts and ends a line."""
+        if is_whole and self._line_is_open:
+            text = "\n" + text
+        if is_whole and text and not text.endswith("\n"):
+            text += "\n"
         if text:
             self._prepare()
-            if is_whole and self._line_is_open:
-                text = "\n" + text
-            if is_whole and not text.endswith("\n"):
-                text += "\n"
             self._output.text(text)
             self._shown, self._line_is_open = True, not text.endswith("\n")
 
@@ -7253,50 +7253,50 @@ def command_compare(settings: Settings, names: Optional[Iterable[str]], sequenti
 
 
 class PromptOptions(NamedTuple):
-    """What the options of a single prompt say, beside those of its task."""
+    """The options of a single prompt that are not fields of its task."""
 
     prompt: str
     form: str = ""           # of PROMPT_FORMS
-    go_on: bool = False      # with the last session
+    go_on: bool = False      # continue the last session
     ephemeral: bool = False
-    session: str = ""        # to resume: an id or the beginning of one
+    session: str = ""        # to resume: the id or its start
     last: bool = False
     backend: str = ""        # of the last session
     here: bool = False
 
 
-def of_this_run(result: Result, task: Task, session: Optional[Session]) -> Tuple[Result, Dict[str, int]]:
-    """The result of a single prompt as that of this run alone, and what its backend counted over the whole of its session."""
+def usage_of_run(result: Result, session: Optional[Session]) -> Result:
+    """Return a result with the usage of its run only, where codex counts a whole session."""
     if not (result.usage_is_cumulative and result.usage):
-        return result, {}
+        return result
     before = session.cumulative_usage if session else {}
     if before:
-        return result._replace(usage={name: max(0, count - before.get(name, 0)) for name, count in result.usage.items()}), result.usage
-    return result._replace(warnings=result.warnings + ((CODEX_COUNTS,) if task.resume else ())), result.usage
+        return result._replace(usage={name: max(0, count - before.get(name, 0))
+                                      for name, count in result.usage.items()})
+    if session and session.backend_session_id:  # resumed, without a count to compare with
+        return result._replace(warnings=(*result.warnings, CODEX_COUNTS))
+    return result
 
 
-def session_after(session: Session, result: Optional[Result], counted: Dict[str, int],
-                  with_usage: bool) -> Session:
-    """Return a session after a run.
-
-    `result` is that of the run, None where the run was interrupted.  `counted` is the second value
-    of of_this_run.
-    """
+def session_after(session: Session, result: Optional[Result], with_usage: bool) -> Session:
+    """Return a session after a run.  `result` None: the run was interrupted."""
     if result is None:
         return session._replace(last_used=time.time(), status="error", error=INTERRUPTED_RUN)
-    done = result.status == "ok"
-    usage, cost = dict(session.token_usage), session.cost_usd
+    is_ok = result.status == "ok"
+    usage, cumulative = Counter(session.token_usage), session.cumulative_usage
+    cost = session.cost_usd
     if with_usage:
-        for name, count in (result.usage or {}).items():
-            usage[name] = usage.get(name, 0) + count
+        usage.update(usage_of_run(result, session).usage or {})
+    if result.usage_is_cumulative and result.usage:
+        cumulative = result.usage
     if result.cost_usd is not None:
         cost = (cost or 0.0) + result.cost_usd
     return session._replace(
-        last_used=time.time(), status="completed" if done else "error",
-        error="" if done else result.error, model=result.model or session.model,
+        last_used=time.time(), status="completed" if is_ok else "error",
+        error="" if is_ok else result.error, model=result.model or session.model,
         backend_session_id=result.session_id or session.backend_session_id,
-        turn_count=session.turn_count + (done or bool(result.session_id)), token_usage=usage,
-        cumulative_usage=(counted or session.cumulative_usage) if with_usage else {}, cost_usd=cost)
+        turn_count=session.turn_count + (is_ok or bool(result.session_id)), token_usage=dict(usage),
+        cumulative_usage=cumulative if with_usage else {}, cost_usd=cost)
 
 
 def session_store(environment: Dict[str, str], console: Console) -> SessionStore:
@@ -7308,65 +7308,74 @@ def _short(session: Session) -> str:
 
 
 def command_prompt(settings: Settings, asked: PromptOptions) -> int:
-    """Asks one backend.  Returns the exit status."""
-    console = Console()
-    rules = settings.rules
+    """Ask one backend.  Return the exit status."""
+    console, rules = Console(), settings.rules
     task = single_task(prompt_text(asked.prompt), rules)
-    session = None
-    store = session_store(rules.environment, console)
+    store, session = session_store(rules.environment, console), None
     if asked.go_on or rules.configuration.get("session.auto_resume") and not asked.ephemeral:
         session = store.last(task.backend, task.workdir or ".")
-        if session is None and asked.go_on and backend_of(task).resuming is None:
+    if session is None and asked.go_on:
+        if backend_of(task).resuming is None:
             raise SessionError("%s keeps no sessions that could be continued" % task.backend)
-        if session is None and asked.go_on:
-            raise SessionError("there is no session of %s in %s to continue" % (task.backend, task.workdir or "the current directory"))
-        if session and not asked.go_on and session.status == "active":  # nobody has asked for just that one
+        raise SessionError("there is no session of %s in %s to continue"
+                           % (task.backend, task.workdir or "the current directory"))
+    if session and not asked.go_on:
+        if session.status == "active":
             console.say("session %s is in use: this is a new one" % _short(session))
             session = None
-        elif session and not asked.go_on:
+        else:
             console.say("continuing session %s" % _short(session))
-    return _ask(task, session, None if asked.ephemeral else store, settings, asked, console)
+    kept = _KeptSession(None if asked.ephemeral else store, session, console)
+    return _ask(task, kept, settings, asked, console)
 
 
 def command_resume(settings: Settings, asked: PromptOptions) -> int:
-    """Goes on with a session.  Returns the exit status."""
-    console = Console()
-    rules = settings.rules
+    """Continue a session.  Return the exit status."""
+    console, rules = Console(), settings.rules
     store = session_store(rules.environment, console)
     if asked.last:
-        session = store.last(asked.backend)
-        if session is None:
-            raise SessionError("there is no session%s to resume" % (" of " + asked.backend if asked.backend else ""))
+        last = store.last(asked.backend)
+        if last is None:
+            of_backend = " of " + asked.backend if asked.backend else ""
+            raise SessionError("there is no session%s to resume" % of_backend)
+        session = last
     else:
         session = store.load(store.match(asked.session))
     if session.backend not in BACKENDS and session.backend not in rules.definitions:
-        raise SessionError("session %s: %s" % (_short(session), unknown_backend(session.backend, rules.definitions)))
+        raise SessionError("session %s: %s" % (
+            _short(session), unknown_backend(session.backend, rules.definitions)))
     workdir = "" if asked.here else session.working_dir
     if workdir and not os.path.isdir(workdir):
-        raise SessionError("session %s was in %s, which is not there any more; --here continues the session in the current directory"
+        raise SessionError("session %s was in %s, which does not exist any more; "
+                           "--here continues the session in the current directory"
                            % (_short(session), workdir))
-    task = single_task(prompt_text(asked.prompt), rules._replace(overrides=dict(rules.overrides, backend=session.backend, workdir=workdir)))
-    return _ask(task, session, store, settings, asked, console)
+    overrides = dict(rules.overrides, backend=session.backend, workdir=workdir)
+    task = single_task(prompt_text(asked.prompt), rules._replace(overrides=overrides))
+    return _ask(task, _KeptSession(store, session, console), settings, asked, console)
 
 
-STDIN_SECONDS = 0.2  # how long a pipe on stdin may stay silent before it counts as one that nobody writes to
+STDIN_SECONDS = 0.2  # a pipe on stdin that stays silent for longer has no writer
 
 
 def prompt_text(text: str) -> str:
-    """Return the prompt, read from stdin where it is `-`.  Raise UserError, also where stdin has content that would be ignored."""
+    """Return the prompt, read from stdin if it is `-`.
+
+    Raises UserError, also where stdin has content that would be ignored.
+    """
     if text != "-" and has_content(0, STDIN_SECONDS):
-        raise UserError("stdin has content, which a prompt that is an argument leaves unread; to ask about it: "
-                        "put the prompt into the pipe, too, and write - in its place; "
-                        "to ignore it (as in a loop): </dev/null")
+        raise UserError("stdin has content, which a prompt that is an argument leaves unread; "
+                        "to ask about it: put the prompt into the pipe, too, and write - in its "
+                        "place; to ignore it (as in a loop): </dev/null")
     if text == "-":
-        data = bytearray()
         if is_endless(0):
             raise UserError(NOT_A_DEVICE % "stdin")
+        data = bytearray()
         try:
             for piece in iter(lambda: read_some(0), b""):
                 data += piece
                 if len(data) > MAX_VALUE_BYTES:
-                    raise UserError("stdin: the prompt is larger than %d MB" % (MAX_VALUE_BYTES >> 20))
+                    raise UserError("stdin: the prompt is larger than %d MB"
+                                    % (MAX_VALUE_BYTES >> 20))
         except OSError as error:
             raise UserError("stdin: %s" % error.strerror) from None
         text = to_text(bytes(data))
@@ -7376,109 +7385,138 @@ def prompt_text(text: str) -> str:
 
 
 def warn_of_unread_stdin(argument: str, console: Console) -> None:
-    """Warn of content that came on stdin while a prompt was running that did not use it."""
+    """Warn of content on stdin that came while a prompt ran that did not read stdin."""
     if argument != "-" and has_content(0):
         console.warn("stdin had content, which was not read; the prompt - reads it")
 
 
 def _resuming(task: Task, session: Session) -> Task:
     """Return the task that continues a session.  Raises SessionError where its backend cannot."""
-    can = backend_of(task).resuming
-    if not session.backend_session_id or can is None:
-        raise SessionError("session %s cannot be resumed: %s" % (
-            _short(session), "%s keeps no sessions" % task.backend if can is None else "its backend has not named its own"))
-    if session.backend_session_id.startswith("-") or not session.backend_session_id.isprintable():  # it becomes part of a command line
-        raise SessionError("session %s cannot be resumed: %s is no id" % (_short(session), quoted(session.backend_session_id)))
-    if not can.anywhere and os.path.realpath(task.workdir or ".") != session.working_dir:
-        raise SessionError("session %s cannot be resumed here: %s continues a session only in its directory, %s"
-                           % (_short(session), task.backend, session.working_dir))
-    return task._replace(resume=session.backend_session_id)
+    can, id = backend_of(task).resuming, session.backend_session_id
+    reason = ""
+    if can is None:
+        reason = ": %s keeps no sessions" % task.backend
+    elif not id:
+        reason = ": its backend has not named its own"
+    elif id.startswith("-") or not id.isprintable():  # the id becomes part of a command line
+        reason = ": %s is not an id" % quoted(id)
+    elif not can.anywhere and os.path.realpath(task.workdir or ".") != session.working_dir:
+        reason = " here: %s continues a session only in its directory, %s" % (
+            task.backend, session.working_dir)
+    if reason:
+        raise SessionError("session %s cannot be resumed%s" % (_short(session), reason))
+    return task._replace(resume=id)
 
 
-def _new_session(task: Task, store: SessionStore, configuration: Configuration, console: Console) -> Optional[Session]:
-    """Return a new session; None where the task cannot be started, or the session cannot be written."""
-    if task.workdir and not os.path.isdir(task.workdir) or find_program(backend_of(task).command(task).argv[0])[1]:
-        return None
-    try:
-        return store.create(task.backend, working_dir=task.workdir, model=task.model, initial_prompt=task.prompt[:MAX_KEPT_PROMPT],
-                            tags=configuration.get("session.default_tags"))
-    except OSError as error:
-        console.warn("this session is not kept: %s" % reason_of(error))
-        return None
+MAX_KEPT_PROMPT = 10000  # characters of a prompt that its session keeps
 
 
-def _ask(task: Task, session: Optional[Session], store: Optional[SessionStore], settings: Settings, asked: PromptOptions, console: Console) -> int:
-    """Run the task of a single prompt, in `session` if there is one, and store the session."""
-    reset_sigchld()
-    says = settings.rules.configuration
-    settings = settings._replace(dry_run=settings.dry_run or task.dry_run)
-    can = backend_of(task).resuming
-    task = task._replace(keep=bool(store and can))
-    notes: Tuple[str, ...] = ()
-    new = session is None
-    if settings.dry_run:
-        store = None
-    if session:
-        _resuming(task, session)  # if it cannot be, it is not begun
-        if "system_prompt" in settings.rules.overrides and not (can and can.system_prompt):
-            notes = ("%s may keep the system prompt that its session began with" % task.backend,)
-        if store:
+class _KeptSession:
+    """The session of a single prompt: a new one, unless `session` is given.
+
+    `store` None: the session is not written.
+    """
+
+    def __init__(self, store: Optional[SessionStore], session: Optional[Session],
+                 console: Console) -> None:
+        self.store, self.session, self._console = store, session, console
+        self._is_new = session is None
+
+    def begin(self, task: Task, tags: Sequence[str]) -> Task:
+        """Lock the session, or create one.  Return the task that runs in the session."""
+        if self.session is None:
+            return task._replace(keep=self._create(task, tags) and task.keep)
+        _resuming(task, self.session)  # a session that cannot be resumed is not changed
+        if self.store:
             try:
-                session = store.begin(session.id)
+                self.session = self.store.begin(self.session.id)
             except OSError as error:
-                console.warn("the session is not updated: %s" % reason_of(error))
-                store = None
-        task = _resuming(task, session)
-    elif store:
-        session = _new_session(task, store, says, console)
-        task = task._replace(keep=task.keep and session is not None)
-    form = asked.form or says.get("output.format")
-    shown = _prompt_form(form, task, settings, session, console)
-    task = task._replace(follow=hasattr(shown, "follow"))
+                self._warn(error)
+                self.store = None
+        return _resuming(task, self.session)
+
+    def _create(self, task: Task, tags: Sequence[str]) -> bool:
+        """Create a session, except for a task that cannot be started."""
+        program = backend_of(task).command(task).argv[0]
+        if task.workdir and not os.path.isdir(task.workdir) or find_program(program)[1]:
+            return False
+        try:
+            if self.store:
+                self.session = self.store.create(
+                    task.backend, working_dir=task.workdir, model=task.model,
+                    initial_prompt=task.prompt[:MAX_KEPT_PROMPT], tags=tags)
+        except OSError as error:
+            self._console.warn("this session is not kept: %s" % reason_of(error))
+        return self.session is not None
+
+    def finish(self, result: Optional[Result], with_usage: bool) -> None:
+        """Write the session after the run.  `result` None: the run was interrupted."""
+        if self.store and self.session:
+            try:
+                if self._is_new and result and result.error_kind == "not_found":
+                    self.store.delete(self.session.id)
+                else:
+                    self.store.finish(session_after(self.session, result, with_usage))
+            except (SessionError, ValueError, OSError) as error:  # deleted; a count is too large
+                self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        reason = reason_of(error) if isinstance(error, OSError) else error
+        self._console.warn("the session is not updated: %s" % reason)
+
+
+def _ask(task: Task, kept: _KeptSession, settings: Settings, asked: PromptOptions,
+         console: Console) -> int:
+    """Run the task of a single prompt.  Return the exit status."""
+    reset_sigchld()
+    configuration, can = settings.rules.configuration, backend_of(task).resuming
+    with_usage = configuration.get("session.store_token_usage")
+    notes: Tuple[str, ...] = ()
+    if kept.session and "system_prompt" in settings.rules.overrides and not (
+            can and can.system_prompt):
+        notes = ("%s may keep the system prompt that its session began with" % task.backend,)
+    settings = settings._replace(dry_run=settings.dry_run or task.dry_run)
+    task = task._replace(keep=bool(kept.store and can))
+    if settings.dry_run:
+        kept.store = None
+    if kept.store or kept.session:
+        task = kept.begin(task, configuration.get("session.default_tags"))
+    form = asked.form or configuration.get("output.format")
+    sink = _prompt_sink(form, task, settings, kept.session, console)
+    follow = getattr(sink, "follow", None)
     result: Optional[Result] = None
 
-    def keep(counted: Dict[str, int]) -> None:
-        if session and store:
-            try:
-                if new and result and result.error_kind == "not_found":
-                    store.delete(session.id)
-                    return
-                store.finish(session_after(session, result, counted, says.get("session.store_token_usage")))
-            except (SessionError, ValueError, OSError) as error:  # deleted meanwhile; a count that grew too large
-                console.warn("the session is not updated: %s" % (reason_of(error) if isinstance(error, OSError) else error))
-
-    def arrived(given: Result) -> Result:
+    def arrived(arriving: Result) -> Result:
         """Store the session before the answer is shown, because showing it can fail or block."""
         nonlocal result
-        result, counted = of_this_run(given._replace(warnings=notes + given.warnings), task, session)
-        keep(counted)
+        arriving = arriving._replace(warnings=notes + arriving.warnings)
+        result = usage_of_run(arriving, kept.session)
+        kept.finish(arriving, with_usage)
         return result
 
     try:
-        status = run_plan(Plan(TaskList([task]), 1, Form(shown), 1, single=True, arrived=arrived,
-                               follow=getattr(shown, "follow", None)), settings, console)
+        tasks = TaskList([task._replace(follow=follow is not None)])
+        status = run_plan(Plan(tasks, 1, Form(sink), 1, single=True, arrived=arrived,
+                               follow=follow), settings, console)
     finally:
         if result is None:
-            keep({})
-    if result is None or status == EXIT_PIPE:
-        return status
-    report_to_stderr(result, form, says, console)
-    warn_of_unread_stdin(asked.prompt, console)
+            kept.finish(None, with_usage)
+    if result is not None and status != EXIT_PIPE:
+        _report_to_stderr(result, form, configuration, console)
+        warn_of_unread_stdin(asked.prompt, console)
     return status
 
 
-MAX_KEPT_PROMPT = 10000  # characters of a prompt that its session is remembered by
+def _prompt_sink(form: str, task: Task, settings: Settings, session: Optional[Session],
+                 console: Console) -> Any:
+    """Return the sink for the output of a single prompt."""
+    def fields_of(result: Result) -> Dict[str, Any]:
+        fields = result_fields(result)
+        if session and (session.turn_count or result.error_kind != "not_found"):
+            fields = dict({"session": session.id}, **fields)
+        return fields
 
-
-def _prompt_form(form: str, task: Task, settings: Settings, session: Optional[Session], console: Console) -> Any:
-    """The sink for what a single prompt's output is to be."""
     if form == "json":
-        def fields_of(result: Result) -> Dict[str, Any]:
-            fields = result_fields(result)
-            if session and (session.turn_count or result.error_kind != "not_found"):
-                fields = dict({"session": session.id}, **fields)
-            return fields
-
         return JsonLines(console.stdout, fields_of)
     if settings.dry_run:
         return CommandLines(console.stdout)
@@ -7486,93 +7524,94 @@ def _prompt_form(form: str, task: Task, settings: Settings, session: Optional[Se
                     copy=form == "stream-json")
 
 
-def report_to_stderr(result: Result, form: str, says: Configuration, console: Console) -> None:
-    """What is said on stderr of a single prompt's result."""
-    if form != "json":  # where they are part of the result
-        for warning in result.warnings:
-            console.warn(warning)
+def _report_to_stderr(result: Result, form: str, configuration: Configuration,
+                      console: Console) -> None:
+    """Write warnings, the error, tokens and time, as far as they belong to stderr."""
+    for warning in result.warnings if form != "json" else ():
+        console.warn(warning)
     if result.error:
         prefix = result.backend + ": "
         console.say(("" if result.error.startswith(prefix) else prefix) + result.error)
-    usage = result.usage or {}
-    if form == "text" and usage and says.get("output.show_tokens"):
-        console.stderr.text("Tokens: {total_tokens:,} (input: {input_tokens:,}, output: {output_tokens:,})\n".format(**usage))
-    if form == "text" and says.get("output.show_timing"):
+    if form == "text" and result.usage and configuration.get("output.show_tokens"):
+        console.stderr.text("Tokens: {total_tokens:,} (input: {input_tokens:,}, "
+                            "output: {output_tokens:,})\n".format(**result.usage))
+    if form == "text" and configuration.get("output.show_timing"):
         console.stderr.text("Time: %.2fs\n" % result.duration_seconds)
 
 
-def command_sessions_list(store: SessionStore, console: Console, as_json: bool, backend: str, status: str, tag: str,
-                          resumable: bool, limit: int) -> int:
-    """Prints the sessions, the last used first."""
+def _print_json(value: Any, console: Console) -> int:
+    console.stdout.json([dumps(value), b"\n"])
+    return EXIT_OK
+
+
+def command_sessions_list(store: SessionStore, console: Console, *, as_json: bool, backend: str,
+                          status: str, tag: str, resumable: bool, limit: int) -> int:
+    """Print the sessions, the last used first."""
     sessions = [session for session in store.all(backend, status, tag)
                 if not resumable or is_resumable(session)][:limit or None]
     if as_json:
-        console.stdout.json([dumps([session_fields(session) for session in sessions]), b"\n"])
-        return EXIT_OK
+        return _print_json([*map(session_fields, sessions)], console)
     if not sessions:
-        if backend or status or tag or resumable:
-            hint = "" if backend in BACKENDS else nearest(backend, BACKENDS)
-            console.say("there are no such sessions" + hint)
-        else:
-            console.say("there are no sessions")
+        such = "such " if backend or status or tag or resumable else ""
+        hint = "" if backend in BACKENDS else nearest(backend, BACKENDS)
+        console.say("there are no %ssessions%s" % (such, hint))
         return EXIT_OK
     digits = distinct_digits([session.id for session in sessions])
     row = "%%-%ds %%-12s %%-10s %%-5s %%-5s %%-12s %%s" % digits
-    width, now = terminal_columns(console.stdout.file), time.time()
+    columns, now = max(60, terminal_columns(console.stdout.file)), time.time()
     lines = [row % ("ID", "BACKEND", "STATUS", "AGE", "TURNS", "TAGS", "PROMPT")]
-    for session in sessions:
-        line = row % (session.id[:digits], one_line(session.backend), one_line(session.status), age(now - session.last_used),
-                      session.turn_count, one_line(",".join(session.tags)) or "-", one_line(session.initial_prompt))
-        lines.append(cut(line, max(width, 60)).rstrip())
+    for one in sessions:
+        line = row % (one.id[:digits], one_line(one.backend), one_line(one.status),
+                      age(now - one.last_used), one.turn_count,
+                      one_line(",".join(one.tags)) or "-", one_line(one.initial_prompt))
+        lines.append(cut(line, columns).rstrip())
     console.stdout.text("\n".join(lines) + "\n")
     return EXIT_OK
 
 
 def command_sessions_show(store: SessionStore, console: Console, as_json: bool, text: str) -> int:
-    """Prints all that is known of a session."""
+    """Print all that is known of a session."""
     session = store.load(store.match(text))
     if as_json:
-        return _print_session(session, console)
+        return _print_json(session_fields(session), console)
     now = time.time()
-    usage = ", ".join("%s %s" % (format(count, ","), name.replace("_", " ")) for name, count in session.token_usage.items())
-    shown = [("id", session.id), ("backend", session.backend), ("status", session.status),
-             ("created", "%s (%s ago)" % (utc(session.created_at), age(now - session.created_at))),
-             ("last used", "%s (%s ago)" % (utc(session.last_used), age(now - session.last_used))),
+    lines = [("id", session.id), ("backend", session.backend), ("status", session.status),
+             *((name, "%s (%s ago)" % (utc(moment), age(now - moment))) for name, moment in (
+                 ("created", session.created_at), ("last used", session.last_used))),
              ("directory", session.working_dir), ("backend's id", session.backend_session_id),
-             ("model", session.model), ("turns", str(session.turn_count)), ("usage", usage),
-             ("cost", "" if session.cost_usd is None else "$%.4f" % session.cost_usd), ("tags", ", ".join(session.tags)),
-             ("error", session.error), ("prompt", session.initial_prompt)]
-    console.stdout.text("".join("%-14s %s\n" % (name + ":", one_line(value)) for name, value in shown if value))
+             ("model", session.model), ("turns", str(session.turn_count)),
+             ("usage", ", ".join("{:,} {}".format(count, name.replace("_", " "))
+                                 for name, count in session.token_usage.items())),
+             ("cost", "" if session.cost_usd is None else "$%.4f" % session.cost_usd),
+             ("tags", ", ".join(session.tags)), ("error", session.error),
+             ("prompt", session.initial_prompt)]
+    console.stdout.text("".join("%-14s %s\n" % (name + ":", one_line(value))
+                                for name, value in lines if value))
     return EXIT_OK
 
 
-def _print_session(session: Session, console: Console) -> int:
-    console.stdout.json([dumps(session_fields(session)), b"\n"])
-    return EXIT_OK
-
-
-def command_sessions_delete(store: SessionStore, console: Console, as_json: bool, texts: Sequence[str]) -> int:
+def command_sessions_delete(store: SessionStore, console: Console, as_json: bool,
+                            texts: Sequence[str]) -> int:
     """Delete all named sessions, or none where one is unknown or in use."""
-    found = list(dict.fromkeys(store.match(text) for text in texts))
-    store.delete(*found)
-    return _print_deleted(found, console, as_json)
+    ids = list(dict.fromkeys(map(store.match, texts)))
+    store.delete(*ids)
+    return _print_deleted(ids, console, as_json)
 
 
-def command_sessions_clean(store: SessionStore, console: Console, as_json: bool, older_than: float, dry_run: bool) -> int:
-    """Deletes the sessions that were not used for so many seconds."""
-    if dry_run:
-        limit = time.time() - older_than
-        return _print_deleted([session.id for session in store.all()
-                               if session.last_used <= limit and session.status != "active"], console, as_json)
-    return _print_deleted(store.clean(older_than), console, as_json)
+def command_sessions_clean(store: SessionStore, console: Console, as_json: bool,
+                           older_than: float, dry_run: bool) -> int:
+    """Delete the sessions that were not used for so many seconds."""
+    if not dry_run:
+        return _print_deleted(store.clean(older_than), console, as_json)
+    limit = time.time() - older_than
+    return _print_deleted([session.id for session in store.all() if session.last_used <= limit
+                           and session.status != "active"], console, as_json)
 
 
 def _print_deleted(ids: List[str], console: Console, as_json: bool) -> int:
-    """The ids, a line each."""
     if as_json:
-        console.stdout.json([dumps({"deleted": ids}), b"\n"])
-    else:
-        console.stdout.text("".join(id + "\n" for id in ids))
+        return _print_json({"deleted": ids}, console)
+    console.stdout.text("".join(id + "\n" for id in ids))
     return EXIT_OK
 
 
@@ -7877,8 +7916,9 @@ def run_sessions(options: argparse.Namespace) -> int:
     try:
         if action == "list":
             return command_sessions_list(
-                store, console, options.json, options.backend or "", options.status or "",
-                options.tag or "", options.resumable, options.limit or 0)
+                store, console, as_json=options.json, backend=options.backend or "",
+                status=options.status or "", tag=options.tag or "", resumable=options.resumable,
+                limit=options.limit or 0)
         if action == "show":
             return command_sessions_show(store, console, options.json, words[0])
         if action == "delete":

@@ -620,7 +620,7 @@ class Conversations(PromptCase):
         for name in ("--yolo", "-", "a\0b", "\ud800", "\udcff", "\x1b[2J", "a\nb"):
             with self.subTest(name=name):
                 self.file("home/.clinvk/sessions/%s.json" % session["id"], dict(session, backend_session_id=name))
-                self.assertIn("is no id", self.refused("resume", session["id"], "touch ran", status=4))
+                self.assertIn("is not an id", self.refused("resume", session["id"], "touch ran", status=4))
                 self.assertEqual(self.sessions()[0]["status"], "completed")
 
     def test_resume_runs_in_the_directory_of_the_session(self):
@@ -629,7 +629,7 @@ class Conversations(PromptCase):
         self.assertEqual(self.ask("resume", "--last", "cwd"), self.path("other") + "\n")
         self.assertEqual(self.ask("resume", "--last", "--here", "cwd"), self.directory + "\n")
         os.rmdir(self.path("other"))
-        self.assertIn("which is not there any more; --here continues", self.refused("resume", "--last", "x", status=4))
+        self.assertIn("which does not exist any more; --here continues", self.refused("resume", "--last", "x", status=4))
         self.assertEqual(self.ask("resume", "--last", "--here", "say y"), "y\n")
 
     def test_what_a_backend_cannot_do_is_told(self):
@@ -719,35 +719,40 @@ class Conversations(PromptCase):
         self.assertEqual({entry["turn_count"] for entry in self.sessions()}, {2})
 
 
-class After(unittest.TestCase):
-    """What a session is after a run, as a function."""
+class SessionAfter(unittest.TestCase):
+    session = clinvk.Session(
+        "0" * 32, "claude", 1.0, 2.0, "/", "theirs", model="asked", turn_count=3, error="former",
+        token_usage={"input_tokens": 5}, cost_usd=1.0, cumulative_usage={"input_tokens": 50})
 
-    session = clinvk.Session("0" * 32, "claude", 1.0, 2.0, "/", "theirs", token_usage={"input_tokens": 5}, cost_usd=1.0, turn_count=3, error="former",
-                             model="asked", cumulative_usage={"input_tokens": 50})
+    def after(self, with_usage=True, **fields):
+        return clinvk.session_after(self.session, clinvk.Result(0, "claude", "ok", 0)._replace(**fields), with_usage)
 
-    def after(self, session=None, with_usage=True, counted=None, **fields):
-        result = clinvk.Result(0, "claude", "ok", 0)._replace(**fields)
-        return clinvk.session_after(session or self.session, result, counted or {}, with_usage)
+    def assert_fields(self, session, **fields):
+        self.assertEqual({name: getattr(session, name) for name in fields}, fields)
 
-    def test_a_good_run_adds_up(self):
-        after = self.after(usage={"input_tokens": 7, "output_tokens": 1}, cost_usd=0.5, session_id="new", model="used", counted={"input_tokens": 57})
-        self.assertEqual((after.status, after.error, after.backend_session_id, after.turn_count, after.token_usage, after.cost_usd, after.model, after.cumulative_usage),
-                         ("completed", "", "new", 4, {"input_tokens": 12, "output_tokens": 1}, 1.5, "used", {"input_tokens": 57}))
+    def test_session_after_a_good_run_adds_up(self):
+        after = self.after(usage={"input_tokens": 7, "output_tokens": 1}, cost_usd=0.5, session_id="new", model="used")
+        self.assert_fields(after, status="completed", error="", backend_session_id="new", turn_count=4, cost_usd=1.5, model="used",
+                           token_usage={"input_tokens": 12, "output_tokens": 1}, cumulative_usage={"input_tokens": 50})
         self.assertGreater(after.last_used, self.session.last_used)
 
-    def test_what_a_run_does_not_say_stays(self):
-        after = self.after()
-        self.assertEqual((after.backend_session_id, after.token_usage, after.cost_usd, after.model, after.cumulative_usage),
-                         ("theirs", {"input_tokens": 5}, 1.0, "asked", {"input_tokens": 50}))
+    def test_session_after_a_cumulative_count_adds_the_difference(self):
+        fields = {"usage": {"input_tokens": 57, "output_tokens": 1}, "usage_is_cumulative": True}
+        self.assert_fields(self.after(**fields), token_usage={"input_tokens": 12, "output_tokens": 1}, cumulative_usage=fields["usage"])
+        self.assert_fields(self.after(with_usage=False, **fields), token_usage={"input_tokens": 5}, cumulative_usage={})
 
-    def test_a_bad_run_counts_where_the_backend_took_it(self):
-        self.assertEqual(self.after(status="failed", error="no luck", session_id="theirs")[8:10], ("error", 4))
-        self.assertEqual(self.after(status="failed", error="no luck")[8:10], ("error", 3))
-        self.assertEqual(self.after(status="failed", error="no luck").error, "no luck")
+    def test_session_after_a_run_without_facts_keeps_them(self):
+        self.assert_fields(self.after(), backend_session_id="theirs", token_usage={"input_tokens": 5}, cost_usd=1.0,
+                           model="asked", cumulative_usage={"input_tokens": 50})
 
-    def test_a_run_that_was_cut_short_is_an_error(self):
-        after = clinvk.session_after(self.session, None, {}, True)
-        self.assertEqual((after.status, after.error), ("error", "clinvk was stopped before the end of the run"))
+    def test_session_after_a_bad_run_counts_a_turn_that_the_backend_took(self):
+        for session_id, turns in (("theirs", 4), ("", 3)):
+            after = self.after(status="failed", error="no luck", session_id=session_id)
+            self.assert_fields(after, status="error", error="no luck", turn_count=turns)
+
+    def test_session_after_an_interrupted_run_is_an_error(self):
+        after = clinvk.session_after(self.session, None, True)
+        self.assert_fields(after, status="error", error="clinvk was stopped before the end of the run")
 
 
 class SessionsCommand(PromptCase):
