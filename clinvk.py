@@ -9,28 +9,33 @@
 One file, Python 3.8 or newer, the standard library only (orjson is used where it
 can be imported and changes nothing but speed).  How a batch flows through it:
 
-    file or stdin --> Tasks ------------> Pool --------------> Sinks --> stdout
-                      one Task at a time   |   ^                |
-                                           v   |                v
-                                          Worker             Summary --> verdict
-                                          one backend        table,      exit status
-                                          process a task     totals
+    file or stdin -> Input -> Scheduler -> Pool -> Scheduler -> Sinks -> stdout
+                     Jobs     which job    |  ^    Results      |
+                              is next      v  |                 v
+                                         Worker              Summary -> verdict
+                                         one program a job   table      exit status
+
+The parent process runs all of it but Worker; a thread of it reads a pipe ahead.
+Each worker is a process (a thread where processes cannot be used) of one
+multiprocessing.Pool, with a thread that waits for the end of the parent.
 
 Data flows down the file: a section uses only what stands above it.
 
-     1. Types          what travels: Task, Result; statuses, exit codes, errors
-     2. Text and JSON  dumps, loads, display width, durations, one-line cuts
+     1. Types          what travels: Task, Job, Result; statuses, exit codes, errors
+     2. Text and JSON  dumps, loads, display width, durations, fill, secrets
      3. Platform       processes, files, locks, terminals; every platform difference
      4. Configuration  values and their checks, YAML, the file, what counts first
      5. Backends       a row each: how to ask a program, how to read its answer
-     6. Tasks          JSON from a file or a pipe --> validated Tasks, lazily
-     7. Worker         run_task: one task, one process; the only place that launches
-     8. Pool           run_pool: a generator, exactly one Result per task
-     9. Sinks          text, JSON Lines, JSON, directory, progress
-    10. Summary        the ordered table, the totals, the verdict
-    11. Sessions       conversations that can be resumed, a file each
-    12. Commands       options --> tasks --> pool --> sinks --> verdict
-    13. Command line   build_parser, main
+     6. Input          JSON from a file or a pipe -> Supply of validated Jobs, lazily
+     7. Plans          chain and compare: jobs made from earlier results
+     8. Worker         execute: one process; run_job: one Job to its Result
+     9. Pool           jobs in, exactly one Result for each out
+    10. Scheduler      which job is next, and when a run ends; run_pool
+    11. Sinks          text, JSON Lines, JSON, directory, progress
+    12. Summary        the ordered table, the totals, the verdict
+    13. Sessions       conversations that can be resumed, a file each
+    14. Commands       options -> jobs -> scheduler -> sinks -> verdict
+    15. Command line   the table of options, build_parser, main
 
 What holds everywhere:
 
@@ -93,7 +98,7 @@ except ModuleNotFoundError as _error:
     _refuse(lacking(_error))
 
 __version__ = "0.1.0"
-__all__ = ["Control", "Result", "Task", "UserError", "main", "run_pool", "run_task"]
+__all__ = ["Control", "Job", "Result", "Task", "UserError", "main", "run_job", "run_pool"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,7 +113,8 @@ if TYPE_CHECKING:
     _Fields = Callable[["Result"], Dict[str, Any]]  # the JSON fields of a result
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
-    _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or a file of it and its digest
+    _Item = Union["Job", "Result"]  # of the input: a job, or the Result of what is no task
+    _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or the path and the digest of a file with it
 else:
     class _RecordType(type):
         """Make `class X(NamedTuple)` a collections.namedtuple: importing typing takes too long."""
@@ -140,6 +146,7 @@ EXIT_TIMEOUT, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 124, 126, 127  # of single p
 EXIT_HANGUP, EXIT_INTERRUPT, EXIT_PIPE, EXIT_TERMINATE = 129, 130, 141, 143
 
 BUILT_IN: List[str] = []  # the names of BACKENDS, which fills this list
+FAILURES = ("failed", "timeout", "lost")  # the statuses that count as failed
 APPROVAL_MODES = ("default", "auto", "none", "always")
 SANDBOX_MODES = ("default", "read-only", "workspace", "full")
 
@@ -180,20 +187,16 @@ class Definition(NamedTuple):
     join: bool = False    # of JSON Lines: the answer is all texts, not the last
 
 
-class Task(NamedTuple):
-    """One prompt for one backend: complete and validated, defaults merged.  Immutable.
+def do_nothing(*_: Any) -> None:
+    """Do nothing, in the place of a function that a caller may give."""
 
-    `timeout` is in seconds; None, 0 and () mean "not given".  `invalid` holds the reason
-    why what stood in the task's place in the input is not a task; such a task is answered
-    by a failed result without anything being launched.  `definition` is that of a backend which is not built in; `root` a
-    directory that `workdir` must not leave.  `keep`: the backend keeps its session; `resume` is one of its own that it goes on
-    with.  `follow`: what it prints can be read while it runs (followed_path).
-    `parts` are those of a prompt that is too large for memory, and `prompt` is then its beginning.  A worker gets one part.
-    `literal`: the prompt is not trusted; its program must not put a file from elsewhere in it, nor
-    carry out its first word.
+
+class Task(NamedTuple):
+    """One prompt for one backend, as its user states it: complete, validated, defaults merged.
+
+    `timeout` is in seconds.  0, "", () and None mean "not given".
     """
 
-    index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
     backend: str
     prompt: str
     model: str = ""
@@ -211,14 +214,28 @@ class Task(NamedTuple):
     name: str = ""
     tags: Tuple[str, ...] = ()
     meta: Optional[Dict[str, Any]] = None
-    invalid: str = ""
+
+
+class Job(NamedTuple):
+    """A task and whatever else a worker needs to run it.
+
+    `index` is the position of the task in its run, from 0.  `definition` is that of a backend which
+    is not built in.  `root` is a directory that the task's workdir must not leave.  `literal`: the
+    prompt is not trusted; the program must not add a file to it, nor carry out its first word.
+    `parts` are those of a prompt that is too large for memory, of which `task.prompt` is then the
+    beginning; a worker gets one part.  `keep`: the backend keeps its session.  `resume` is a session
+    of the backend to continue.  `follow`: the output can be read while it is written (followed_path).
+    """
+
+    index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
+    task: Task
     definition: Optional[Definition] = None
     root: str = ""
+    literal: bool = False
+    parts: Tuple[Union[str, TextFile], ...] = ()
     keep: bool = False
     resume: str = ""
     follow: bool = False
-    parts: Tuple[Union[str, TextFile], ...] = ()
-    literal: bool = False
 
 
 class Result(NamedTuple):
@@ -248,7 +265,7 @@ class Result(NamedTuple):
     attempts: int = 1
     start_time: float = 0.0
     end_time: float = 0.0
-    task: Optional[Task] = None  # not sent back by a worker: who fed the task still has it
+    task: Optional[Task] = None  # None where the input holds no task; not sent back by a worker
     usage_is_cumulative: bool = False
 
     @property
@@ -261,12 +278,13 @@ class Result(NamedTuple):
         return max(0.0, self.end_time - self.start_time)
 
 
-def unfinished(task: Task, status: str, error: str, error_kind: str, *, exit_code: int = -1, attempts: int = 0,
-               start_time: Optional[float] = None) -> Result:
-    """The Result of a task that no backend answered."""
+def unfinished(job: Job, status: str, error: str, error_kind: str, *, exit_code: int = -1,
+               attempts: int = 0, start_time: Optional[float] = None) -> Result:
+    """Return the Result of a job that no backend answered."""
     now = time.time()
-    return Result(task.index, task.backend, status, exit_code, error=error, error_kind=error_kind, model=task.model,
-                  attempts=attempts, start_time=now if start_time is None else start_time, end_time=now)
+    return Result(job.index, job.task.backend, status, exit_code, error=error,
+                  error_kind=error_kind, model=job.task.model, attempts=attempts, task=job.task,
+                  start_time=now if start_time is None else start_time, end_time=now)
 
 
 # --- 2. Text and JSON --------------------------------------------------------
@@ -2477,14 +2495,14 @@ class Backend(NamedTuple):
     """
 
     name: str
-    command: Callable[[Task], Command]
+    command: Callable[[Job], Command]
     read: Callable[[Capture, str, int], Reply]
     honours: FrozenSet[str]
     refuse: Callable[[str, str], str] = lambda sandbox, approval: ""
     stop_signal: str = "SIGTERM"
     limit: int = 0
     limit_unit: str = ""
-    leftovers: Callable[[Task, Reply], List[str]] = lambda task, reply: []
+    leftovers: Callable[[Job, Reply], List[str]] = lambda job, reply: []
     install: str = ""
     cautions: Tuple[Tuple[str, str], ...] = ()
     ours: Tuple[str, ...] = ()
@@ -2492,12 +2510,13 @@ class Backend(NamedTuple):
     saying: Optional[Callable[[bytes], _Saying]] = None
     helpers: Tuple[str, ...] = ()
     rejection: bytes = b""
-    text: Callable[[Task], str] = lambda task: task.prompt
+    text: Callable[[Job], str] = lambda job: job.task.prompt
 
 
-def text_without_command(task: Task) -> str:
+def text_without_command(job: Job) -> str:
     """Return the prompt; a literal one does not begin with `/`, which would make it a command."""
-    return "\n" + task.prompt if task.literal and task.prompt.startswith("/") else task.prompt
+    prompt = job.task.prompt
+    return "\n" + prompt if job.literal and prompt.startswith("/") else prompt
 
 
 def prompt_too_large(backend: Backend, *parts: Union[str, TextFile]) -> str:
@@ -2520,9 +2539,9 @@ def refused_extra(backend: Backend, extra: Iterable[str]) -> str:
     return "%s decides what %s prints, which clinvk has to read" % (quoted(found), backend.name) if found else ""
 
 
-def option_warnings(task: Task) -> Tuple[str, ...]:
-    """A warning for each option of the task that its backend has no way to honour."""
-    backend = backend_of(task)
+def option_warnings(job: Job) -> Tuple[str, ...]:
+    """Return a warning for each option of the task that its backend cannot apply."""
+    backend, task = backend_of(job), job.task
     return tuple("%s has no %s; it was not applied" % (backend.name, field)
                  for field in ("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")
                  if getattr(task, field) and field not in backend.honours) + tuple(
@@ -2776,12 +2795,13 @@ def _claude_modes(sandbox: str, approval: str) -> List[str]:
     return options + ["--add-dir", "/"] if sandbox == "full" and approval == "auto" else options
 
 
-def _claude_command(task: Task) -> Command:
+def _claude_command(job: Job) -> Command:
+    task = job.task
     argv = ["claude", "-p", "--output-format", "stream-json", "--verbose"]
-    if not task.keep and not any(word.split("=")[0] in _CLAUDE_RESUMES for word in task.extra):
+    if not job.keep and not any(word.split("=")[0] in _CLAUDE_RESUMES for word in task.extra):
         argv.append("--no-session-persistence")
-    if task.resume:
-        argv += ["--resume", task.resume]
+    if job.resume:
+        argv += ["--resume", job.resume]
     argv += _claude_modes(task.sandbox_mode, task.approval_mode)
     for option, value in (("--model", task.model), ("--max-turns", str(task.max_turns or "")),
                           ("--append-system-prompt", task.system_prompt)):
@@ -2790,7 +2810,7 @@ def _claude_command(task: Task) -> Command:
     environment = {}
     if task.max_tokens:
         environment["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(task.max_tokens)
-    if task.literal:  # `@path` in the prompt puts no file there
+    if job.literal:  # `@path` in the prompt puts no file there
         environment["CLAUDE_CODE_DISABLE_FILE_MENTIONS"] = "1"
         if task.sandbox_mode == "read-only":
             # Versions before 2.1.299 know only this.  In other modes it would hide tools and skills.
@@ -2920,8 +2940,9 @@ _CODEX_SETTINGS = ("sandbox_workspace_write", "developer_instructions")
 CODEX_COUNTS = "codex counts the tokens of the whole session that it resumed"
 
 
-def _codex_command(task: Task) -> Command:
-    argv = ["codex", "exec", "--json", "--skip-git-repo-check"] + ([] if task.keep else ["--ephemeral"]) + ["--color", "never"]
+def _codex_command(job: Job) -> Command:
+    task = job.task
+    argv = ["codex", "exec", "--json", "--skip-git-repo-check"] + ([] if job.keep else ["--ephemeral"]) + ["--color", "never"]
     sandbox = task.sandbox_mode
     if sandbox == "default" and task.approval_mode == "always":
         sandbox = "read-only"
@@ -2932,7 +2953,7 @@ def _codex_command(task: Task) -> Command:
         argv += ["-c", "developer_instructions=" + _toml(task.system_prompt)]
     for setting in _codex_retries(task):
         argv += ["-c", "%s=%d" % (setting, OWN_RETRIES)]
-    resume = ("resume", task.resume) if task.resume else ()  # which refuse some options behind them
+    resume = ("resume", job.resume) if job.resume else ()  # which refuse some options behind them
     return Command(tuple(argv) + task.extra + resume + ("-",))
 
 
@@ -3083,17 +3104,17 @@ def _gemini_sees_more(task: Task) -> bool:
         return False
 
 
-def _gemini_text(task: Task) -> str:
+def _gemini_text(job: Job) -> str:
     """Return the prompt; a literal one with a backslash before each `@` that could lead elsewhere.
 
     gemini has no option for this.  It takes files from its workspace, and also from where it keeps
     its conversations.  A name without a slash leads there neither by itself nor by a symbolic link;
     a quoted or escaped one can.
     """
-    text = text_without_command(task)
-    if not task.literal or "@" not in text:
+    text = text_without_command(job)
+    if not job.literal or "@" not in text:
         return text
-    could_lead_elsewhere = re.compile(r"" if _gemini_sees_more(task) else r'[/\\"]').search
+    could_lead_elsewhere = re.compile(r"" if _gemini_sees_more(job.task) else r'[/\\"]').search
 
     def escaped(found: Match[str]) -> str:
         word = found.group()
@@ -3102,7 +3123,8 @@ def _gemini_text(task: Task) -> str:
     return re.sub(r"(?<!\\)@[^ \t\n\r,;!?()\[\]{}]+", escaped, text)
 
 
-def _gemini_command(task: Task) -> Command:
+def _gemini_command(job: Job) -> Command:
+    task = job.task
     argv = ["gemini", "--skip-trust", "-o", "stream-json"]
     files, problem = {}, ""
     if task.sandbox_mode in ("read-only", "workspace"):
@@ -3117,8 +3139,8 @@ def _gemini_command(task: Task) -> Command:
             argv += ["--include-directories", "/"]
     if task.model:
         argv += ["-m", task.model]
-    if task.resume:
-        argv += ["--resume", task.resume]
+    if job.resume:
+        argv += ["--resume", job.resume]
     environment = {"GEMINI_CLI_NO_RELAUNCH": "1"}  # one process, which heeds signals; the relaunching parent swallows them
     if task.system_prompt:
         files["system.md"] = task.system_prompt
@@ -3233,12 +3255,12 @@ def _gemini_message(message: str) -> Tuple[str, Any]:
     return _string(inner.get("message")) or message, inner.get("code")
 
 
-def _gemini_leftovers(task: Task, reply: Reply) -> List[str]:
+def _gemini_leftovers(job: Job, reply: Reply) -> List[str]:
     """The record of the conversation.  It has no option that keeps it from writing one."""
     import glob
     wanted = ("--resume", "-r", "--session-id", "--session-file")
     known = re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", reply.session_id)
-    if task.keep or not known or any(word.split("=")[0] in wanted for word in task.extra):
+    if job.keep or not known or any(word.split("=")[0] in wanted for word in job.task.extra):
         return []
     home = os.environ.get("GEMINI_CLI_HOME") or os.path.expanduser("~")
     marks = glob.escape(os.path.join(home, ".gemini", "tmp")), glob.escape(reply.session_id[:8]), glob.escape(reply.session_id)
@@ -3358,7 +3380,7 @@ def _refuse_unknown(sandbox: str, approval: str) -> str:
 def custom_backend(name: str, definition: Definition) -> Backend:
     """The row of a command that the user defined."""
     named = {placeholder for element in definition.argv for placeholder in placeholders(element)}
-    return Backend(name, lambda task: _custom_command(definition, task),
+    return Backend(name, lambda job: _custom_command(definition, job.task),
                    lambda stdout, stderr, exit_code: _read_custom(definition, stdout, stderr, exit_code),
                    frozenset(named | {"extra"}), _refuse_unknown,
                    saying=None if definition.output == "text" else lambda line: _custom_saying(definition, line))
@@ -3394,25 +3416,28 @@ BACKENDS = {backend.name: backend for backend in (
             ours=("-o", "--output-format", "--outputFormat"), resuming=Resuming(system_prompt=True), saying=_gemini_saying,
             rejection=b"Policy file error in policy.toml", text=_gemini_text),
     # For trying, testing and showing pipelines on a machine without any AI program: a real process that answers with its prompt.
-    Backend("echo", lambda task: Command(("cat",)), _read_text, frozenset()),
+    Backend("echo", lambda job: Command(("cat",)), _read_text, frozenset()),
 )}
 BUILT_IN.extend(BACKENDS)
 
 
-def backend_of(task: Task) -> Backend:
-    return BACKENDS[task.backend] if task.definition is None else custom_backend(task.backend, task.definition)
+def backend_of(job: Job) -> Backend:
+    """Return the row of the job's backend."""
+    if job.definition is None:
+        return BACKENDS[job.task.backend]
+    return custom_backend(job.task.backend, job.definition)
 
 
 # What makes a program believe that it runs inside another agent's session, and refuse to start.
 NESTING_VARIABLES = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ACCESS_TOKEN")
 
 
-def command_line(task: Task) -> str:
+def command_line(job: Job) -> str:
     """What `--dry-run` prints: one line for bash or zsh that does what the task would do.
 
     The value of a variable that holds a secret is not in it, but the variable.
     """
-    command = backend_of(task).command(task)
+    command, workdir = backend_of(job).command(job), job.task.workdir
 
     def word(text: str) -> str:
         def reference(piece: str, name: str) -> str:  # to the variable, where that is what stands there
@@ -3426,16 +3451,16 @@ def command_line(task: Task) -> str:
     words += ["%s=%s" % (name, word(value)) for name, value in sorted(dict(environment, NO_COLOR="1").items())]
     words += map(word, command.argv)
     line = " ".join(words) + (
-        " <<< " + word(backend_of(task).text(task)) if command.by_stdin else " < /dev/null")
-    if task.workdir:
-        line = "cd -- %s && %s" % (word(task.workdir), line)
+        " <<< " + word(backend_of(job).text(job)) if command.by_stdin else " < /dev/null")
+    if workdir:
+        line = "cd -- %s && %s" % (word(workdir), line)
     if command.files:
         puts = ['printf %%s %s > "$d"/%s' % (word(text), name) for name, text in sorted(command.files.items())]
         return '(d=$(mktemp -d) && %s && %s; s=$?; rm -r "$d"; exit $s)' % (" && ".join(puts), line)
-    return "(%s)" % line if task.workdir else line
+    return "(%s)" % line if workdir else line
 
 
-# --- 6. Tasks ----------------------------------------------------------------
+# --- 6. Input ----------------------------------------------------------------
 
 
 # What a task may say, and how each field is checked.  Raises ValueError with what was expected.
@@ -3533,8 +3558,12 @@ def unknown_backend(name: str, definitions: Iterable[str] = ()) -> str:
     return "unknown backend %s%s; known are %s" % (quoted(name), nearest(name, known), ", ".join(known))
 
 
-def _task(value: Any, defaults: Dict[str, Any], rules: TaskPolicy) -> Task:
-    """One task, complete.  What counts first: its own field, the command line, the batch's defaults, the environment."""
+def _job(value: Any, defaults: Dict[str, Any], rules: TaskPolicy) -> Job:
+    """Return the job of a task, complete but for its index.  Raise InvalidValue.
+
+    The first of these that has a field counts: the task itself, the command line, the defaults of
+    its batch, the environment, the configuration.
+    """
     own = _checked(value, TASK_FIELDS, "a task (an object)")
     if "prompt" not in own:
         raise InvalidValue("a task needs a prompt", () if "prompt" not in value else ("prompt",))
@@ -3555,35 +3584,33 @@ def _task(value: Any, defaults: Dict[str, Any], rules: TaskPolicy) -> Task:
     if rules.overrides.get("dry_run"):  # starts nothing, whatever a task says
         merged["dry_run"] = True
     merged.pop("output_format", None)  # reserved: what a backend prints is ours to choose
-    task = Task(index=-1, **merged)
-    if name not in BACKENDS:
-        task = task._replace(definition=rules.definitions[name])
+    task = Task(**merged)
+    root = os.path.realpath(rules.root) if rules.root else ""
     try:
         if task.model.startswith("-"):  # to the program it would be an option
             raise InvalidValue("no model begins with -, as %s does" % quoted(task.model), ("model",))
-        task = _under_ceiling(task, rules.ceiling)._replace(
-            literal=any(rules.ceiling) or bool(rules.root))
+        task = _under_ceiling(task, rules.ceiling)
         task = task._replace(extra=file.extra(name, task.sandbox_mode) + task.extra)
         if rules.root:
             if not is_inside(task.workdir or ".", rules.root):
                 what = quoted(task.workdir) if task.workdir else "the current directory, in which a task without a workdir runs,"
                 raise InvalidValue("%s is outside of %s" % (what, quoted(rules.root)), ("workdir",) if task.workdir else ())
-            task = task._replace(root=os.path.realpath(rules.root))
-        backend = backend_of(task)
+        job = Job(-1, task, rules.definitions.get(name), root, literal=any(rules.ceiling) or bool(root))
+        backend = backend_of(job)
         problem = backend.refuse(task.sandbox_mode, task.approval_mode)
         if problem:
             raise InvalidValue("%s: %s" % (backend.name, problem), ("sandbox_mode",))
         problem = refused_extra(backend, task.extra)
         if problem:
             raise InvalidValue(problem, ("extra",))
-        problem = prompt_too_large(backend, backend.text(task))
+        problem = prompt_too_large(backend, backend.text(job))
         if problem:
             raise InvalidValue(problem, ("prompt",))
     except InvalidValue as error:
         if error.path and error.path[0] not in own:  # said elsewhere: on the command line, in the defaults
             raise InvalidValue(str(error)) from None
         raise
-    return task
+    return job
 
 
 def _for_all(value: Dict[str, Any], rules: TaskPolicy, what: str) -> Tuple[Dict[str, Any], TaskPolicy]:
@@ -4084,17 +4111,59 @@ class _Identifiers:
                     self._insert(kept)
 
 
+NOT_READY, END = "not ready", "end"  # of Supply.next_job
+
+
+class Supply:
+    """The source of a run's jobs.  The scheduler asks for them, in one thread.
+
+    `total` is the number of jobs, None where it is not known.  `reads_ahead`: a job may be asked for
+    before the one before it has ended.  `on_ready` is set by the scheduler, and may be called from
+    another thread, after NOT_READY, when there is a job.
+    """
+
+    total: Optional[int] = None
+    reads_ahead = True
+    on_ready: Callable[[], None] = do_nothing
+
+    def next_job(self) -> Union[Job, Result, str]:
+        """Return the next Job, a Result for input that is no task, NOT_READY or END.
+
+        Indexes count from 0, in the order of the input.
+        """
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Read no more: from now on only the jobs that were read are asked for."""
+
+    def arrived(self, result: Result) -> Result:
+        """Take note of the result of a job, and return the result that its user should see."""
+        return result
+
+
+class JobList(Supply):
+    """Tasks or jobs that are given as an iterable."""
+
+    def __init__(self, items: Iterable[Union[Task, Job]]) -> None:
+        self.reads_ahead = isinstance(items, (list, tuple))  # a generator may look at results first
+        self._items = enumerate(items)
+
+    def next_job(self) -> Union[Job, Result, str]:
+        for index, item in self._items:
+            return item._replace(index=index) if isinstance(item, Job) else Job(index, item)
+        return END
+
+
 SMALL_FILE_BYTES = 1 << 20  # the tasks of a regular file up to here are kept, not read a second time
 
 
-class TaskStream:
-    """The tasks of a file or a pipe, in order: an iterator of Task.
+class TaskStream(Supply):
+    """The tasks of a file or a pipe.
 
     A regular file is read twice, one value at a time: once to validate all of it, then to run it; so `total` is known, and
     memory does not grow with the number of values.  `total` is also known of a pipe whose writer has finished.
-    From another pipe tasks come as their values arrive: `next` gives None where none is ready yet, and `on_ready` is
-    called, from another thread, when one is.  A bad value on a pipe becomes a task with `invalid` set.  Before the first
-    task both raise UserError instead.  The tasks of a large value are parsed one by one: once to validate all of them,
+    From another pipe tasks come as their values arrive.  A bad value on a pipe becomes a failed Result.  Before the first
+    task it raises UserError instead.  The tasks of a large value are parsed one by one: once to validate all of them,
     then to run them.
 
     `run` is what the input says of the run as a whole (`max_parallel`, `fail_fast`, `output_dir`): its first word counts.
@@ -4103,10 +4172,8 @@ class TaskStream:
 
     def __init__(self, file: int, name: str, rules: TaskPolicy, warn: Callable[[str], None]) -> None:
         import queue
-        self.total: Optional[int] = None
         self.run: Dict[str, Any] = {}
         self.has_ids = True
-        self.on_ready: Callable[[], None] = lambda: None
         self._file, self._name, self._warn = file, name, warn
         self._rules = rules
         self._begun = False
@@ -4133,7 +4200,7 @@ class TaskStream:
         if self.total is None and self._has_ended():
             self._keep(list(self._values), first)
 
-    def _keep(self, values: List[Tuple[int, Iterator[Task]]], before: int = 0) -> None:
+    def _keep(self, values: List[Tuple[int, Iterator[_Item]]], before: int = 0) -> None:
         self.total, self._values = before + sum(count for count, _ in values), iter(values)
 
     def _read_pipe(self) -> bytes:
@@ -4152,49 +4219,38 @@ class TaskStream:
             size += len(self._held[-1])
         return False
 
-    def in_turn(self) -> Iterator[Task]:
-        """The tasks one after the other, each waited for; for a caller that has nothing to do meanwhile."""
-        if self._next is not None:
-            yield self._numbered(self._next)
-        yield from map(self._numbered, self._now)
-        for _, tasks in self._values:
-            yield from map(self._numbered, tasks)
-
-    def _numbered(self, task: Task) -> Task:
-        self._index += 1
-        return task._replace(index=self._index - 1)
-
-    def stop_reading(self) -> None:
-        """From now on only the tasks of what is read already come."""
+    def stop(self) -> None:
         self._stopped = True
 
-    def __iter__(self) -> TaskStream:
-        return self
-
-    def __next__(self) -> Optional[Task]:
+    def next_job(self) -> Union[Job, Result, str]:
         import queue
-        import threading
-        task, self._next = self._next, None
-        task = task or next(self._now, None)
-        while task is None:
+        item, self._next = self._next, None
+        item = item or next(self._now, None)
+        while item is None:
             if self.total is not None:
-                _, self._now = next(self._values)
+                value = next(self._values, None)
             else:
-                if self._thread is None:  # not before it is needed: a process should fork its workers before it has threads
-                    self._thread = threading.Thread(target=self._read_ahead, name="clinvk-reader", daemon=True)
-                    self._thread.start()
+                self._start_reader()
                 try:
-                    item = self._waiting.get_nowait()
+                    value = self._waiting.get_nowait()
                 except queue.Empty:
-                    return None
-                if item is None:
-                    self._waiting.put(None)
-                    raise StopIteration
-                if isinstance(item, BaseException):
-                    raise item
-                _, self._now = item
-            task = next(self._now, None)
-        return self._numbered(task)
+                    return NOT_READY
+            if isinstance(value, BaseException):
+                raise value
+            if value is None:
+                self.total = self._index  # from now on END
+                return END
+            self._now = value[1]
+            item = next(self._now, None)
+        self._index += 1
+        return item._replace(index=self._index - 1)
+
+    def _start_reader(self) -> None:
+        """Start the thread that reads, at its first use: workers should be forked before."""
+        if self._thread is None:
+            import threading
+            self._thread = threading.Thread(target=self._read_ahead, name="clinvk-reader", daemon=True)
+            self._thread.start()
 
     def _read_ahead(self) -> None:
         try:
@@ -4208,7 +4264,7 @@ class TaskStream:
         self._waiting.put(None)
         self.on_ready()
 
-    def _read_all(self, chunks: Iterable[bytes], strict: bool) -> Iterator[Tuple[int, Iterator[Task]]]:
+    def _read_all(self, chunks: Iterable[bytes], strict: bool) -> Iterator[Tuple[int, Iterator[_Item]]]:
         """Yield the number of tasks of each value, and the tasks."""
         splitter, identifiers, begun = ValueSplitter(), _Identifiers(), False
 
@@ -4243,7 +4299,7 @@ class TaskStream:
                 said = "this run began without it" if name not in self.run else "an earlier batch of this run said " + quoted(self.run[name])
                 self._warn("%s:%d: %s: %s is not applied: %s" % (self._name, piece.line, name, quoted(value), said))
 
-    def _read(self, piece: InputPiece, identifiers: _Identifiers) -> Tuple[int, Iterator[Task], Dict[str, Any]]:
+    def _read(self, piece: InputPiece, identifiers: _Identifiers) -> Tuple[int, Iterator[_Item], Dict[str, Any]]:
         """Return the number of tasks in a piece of the input, the tasks, and what it says of the run.
 
         Raise UserError, with file, line and path, and change nothing then.
@@ -4259,13 +4315,14 @@ class TaskStream:
                 raise InvalidValue("no tasks: the list is empty", batch.where or ())
         own = identifiers if batch.where is None else _Identifiers()
 
-        def claim(task: Task) -> Task:
+        def claim(job: Job) -> Job:
+            task = job.task
             if task.id and (task.id in identifiers or task.id in own):
                 raise InvalidValue("another task of this run has the id %s" % quoted(task.id), ("id",))
             if task.id:
                 own.add(task.id)
             self.has_ids = self.has_ids and bool(task.id)
-            return task
+            return job
 
         if is_large:
             is_valid = self.total is not None  # a file that is read again
@@ -4276,30 +4333,31 @@ class TaskStream:
             with piece_context(self._name, piece):
                 for position, item in enumerate(batch.items):
                     with path_context(*batch.path(position)):
-                        kept.append(claim(_task(item, batch.defaults, batch.rules)))
+                        kept.append(claim(_job(item, batch.defaults, batch.rules)))
             count, tasks = len(kept), iter(kept)
         if own is not identifiers:
             identifiers.merge(own)
         return count, tasks, batch.run
 
-    def _elements(self, piece: InputPiece, batch: _Batch, claim: Optional[Callable[[Task], Task]] = None) -> Iterator[Task]:
+    def _elements(self, piece: InputPiece, batch: _Batch, claim: Optional[Callable[[Job], Job]] = None) -> Iterator[_Item]:
         """Parse the tasks in the array of a large value one by one; each is valid, or was when `claim` was given."""
         for position, element in enumerate(piece.elements()):
             try:
                 with piece_context(self._name, element, batch.path(position)):
-                    task = _task(element.said(), batch.defaults, batch.rules)
-                    if claim:
-                        claim(task)
+                    job = _job(element.said(), batch.defaults, batch.rules)
+                    item: _Item = claim(job) if claim else job
             except UserError as error:
                 if claim:
                     raise
-                task = _invalid(error)  # valid before: the system has changed, as by a symbolic link to --root
-            yield task
+                item = _invalid(error)  # valid before: the system has changed, as by a symbolic link to --root
+            yield item
 
 
-def _invalid(error: UserError) -> Task:
-    """Return a task that stands for what is not one."""
-    return Task(-1, "", "", invalid=without_secrets(str(error)))
+def _invalid(error: UserError) -> Result:
+    """Return the Result of input that is no task."""
+    now = time.time()
+    return Result(-1, "", "failed", 1, error=without_secrets(str(error)), error_kind="invalid",
+                  attempts=0, start_time=now, end_time=now)
 
 
 def _check_backends(rules: TaskPolicy) -> None:
@@ -4337,16 +4395,16 @@ def _open_file(path: str) -> int:
         raise UserError("%s: %s" % (path or quoted(""), error.strerror)) from None
 
 
-def single_task(prompt: str, rules: TaskPolicy) -> Task:
-    """The task of a prompt that is given by itself.  Raises UserError."""
+def single_job(prompt: str, rules: TaskPolicy) -> Job:
+    """Return the job of a prompt that is given by itself.  Raise UserError."""
     _check_backends(rules)
     try:
-        task = _task({"prompt": prompt}, {}, rules)._replace(index=0)
+        job = _job({"prompt": prompt}, {}, rules)._replace(index=0)
     except InvalidValue as error:
         raise UserError(str(error)) from None
-    if not os.path.isabs(task.workdir) and deleted_directory():
+    if not os.path.isabs(job.task.workdir) and deleted_directory():
         raise UserError(deleted_directory())
-    return task
+    return job
 
 
 def open_tasks(path: Optional[str], rules: TaskPolicy, warn: Callable[[str], None]) -> TaskStream:
@@ -4361,6 +4419,8 @@ def open_tasks(path: Optional[str], rules: TaskPolicy, warn: Callable[[str], Non
         raise UserError("%s: %s" % (name, error.strerror)) from None
 
 
+# --- 7. Plans ----------------------------------------------------------------
+
 # - chains -
 
 CHAIN_FIELDS = ("steps", "stop_on_failure", "pass_working_dir", "defaults", "backends")
@@ -4370,7 +4430,7 @@ _REFERENCE = r"\{\{(previous|steps\.[^{}\n]+\.output)\}\}"
 class Chain(NamedTuple):
     """Steps for one after the other.  `prompts` are theirs in parts: a number stands for the answer of the step with that index."""
 
-    steps: Tuple[Task, ...]
+    steps: Tuple[Job, ...]
     prompts: Tuple[Tuple[Union[str, int], ...], ...]
     stop_on_failure: bool = True
 
@@ -4416,14 +4476,15 @@ def _chain(value: Any, rules: TaskPolicy) -> Chain:
     if not isinstance(items, list) or not items:
         raise InvalidValue("a chain needs a list of steps" if items is None else "no steps: the list is empty" if items == []
                       else "expected a list of steps, got %s" % quoted(items), ("steps",) if "steps" in value else ())
-    steps: List[Task] = []
+    steps: List[Job] = []
     names: Dict[str, int] = {}
     ids: Set[str] = set()
     for position, item in enumerate(items):
         with path_context("steps", position):
-            if said.get("pass_working_dir") and steps and steps[-1].workdir and isinstance(item, dict) and not item.get("workdir"):
-                item = dict(item, workdir=steps[-1].workdir)
-            step = _task(item, defaults, rules)._replace(index=position)
+            if said.get("pass_working_dir") and steps and steps[-1].task.workdir and isinstance(item, dict) and not item.get("workdir"):
+                item = dict(item, workdir=steps[-1].task.workdir)
+            steps.append(_job(item, defaults, rules)._replace(index=position))
+            step = steps[-1].task
             for field in ("model", "workdir", "system_prompt", "extra"):
                 if re.search(_REFERENCE, str(getattr(step, field))):
                     raise InvalidValue(("" if field in item else field + ": ") + "placeholders are replaced in prompts alone",
@@ -4432,12 +4493,11 @@ def _chain(value: Any, rules: TaskPolicy) -> Chain:
                 raise InvalidValue("another step has the name %s" % quoted(step.name), ("name",))
             if step.id in ids:
                 raise InvalidValue("another step has the id %s" % quoted(step.id), ("id",))
-            ids.update([step.id] if step.id else [])
-            steps.append(step)
+            ids.update(filter(None, [step.id]))
     prompts = []
-    for position, step in enumerate(steps):
+    for position, job in enumerate(steps):
         with path_context("steps", position, "prompt"):
-            prompts.append(_parts(step.prompt, position, names))
+            prompts.append(_parts(job.task.prompt, position, names))
     return Chain(tuple(steps), tuple(prompts), said.get("stop_on_failure", True))
 
 
@@ -4466,66 +4526,63 @@ def read_chain(path: Optional[str], rules: TaskPolicy, warn: Callable[[str], Non
             piece.said()
             raise InvalidValue("a chain is one JSON value, and here begins another")
     for step in chain.steps:
-        near = _near_references(step.prompt, [other.name for other in chain.steps[:step.index] if other.name])
+        near = _near_references(step.task.prompt, [other.task.name for other in chain.steps[:step.index] if other.task.name])
         line = pieces[0].line + _line_of(pieces[0].data, ("steps", step.index, "prompt")) if near else 0
         for text in near:
             warn("%s:%d: steps[%d].prompt: %s" % (name, line, step.index, text))
     return chain
 
 
-class Steps:
-    """The steps of a chain as run_pool takes them: the prompt of each is made when it is its turn, of the answers before it.
+class Steps(Supply):
+    """The steps of a chain: the prompt of each is made when its turn comes, from the answers before it."""
 
-    `arrived` is to be called for each result, and gives back what is to be made of it.
-    """
+    reads_ahead = False
 
     def __init__(self, chain: Chain, warn: Callable[[str], None]) -> None:
-        self.total = len(chain.steps)
+        self.total: int = len(chain.steps)
         self.failed_step = 0  # the first that failed, counted from 1
         self._chain, self._warn = chain, warn
-        self._last_use = {part: position for position, parts in enumerate(chain.prompts) for part in parts if isinstance(part, int)}
-        self._results: Dict[int, Result] = {}  # those that are still to be used
-        self._warnings: Tuple[str, ...] = ()  # about the step that is under way
+        self._last_use = {part: position for position, parts in enumerate(chain.prompts)
+                          for part in parts if isinstance(part, int)}
+        self._results: Dict[int, Result] = {}  # those that later steps use
+        self._warnings: Tuple[str, ...] = ()  # about the step that runs
         self._next = 0
         self._stopped = False
 
-    def in_turn(self) -> Iterator[Task]:
-        """The steps as they are written."""
-        return iter(self._chain.steps)
-
-    def stop_reading(self) -> None:
+    def stop(self) -> None:
         self._stopped = True
 
-    def __iter__(self) -> Steps:
-        return self
-
-    def __next__(self) -> Task:
+    def next_job(self) -> Union[Job, Result, str]:
         if self._next == self.total:
-            raise StopIteration
+            return END
         self._next += 1
         step = self._chain.steps[self._next - 1]
-        return step if self._stopped else self._completed(step)
+        if self._stopped or step.task.dry_run:  # there are no answers to put into its prompt
+            return step
+        return self._completed(step)
 
-    def _completed(self, step: Task) -> Task:
-        """The step with its prompt.  One that cannot be asked is invalid: it fails, and nothing else."""
+    def _completed(self, step: Job) -> Union[Job, Result]:
+        """Return the step with its prompt, or the failed Result of a step with an unusable prompt."""
         parts = self._chain.prompts[step.index]
-        missing = sorted({part for part in parts if isinstance(part, int) and self._results[part].status != "ok"})
-        self._warnings = tuple("step %d has no answer (%s): nothing stands in its place" % (source + 1, self._results[source].status)
-                               for source in missing)
+        missing = sorted({part for part in parts
+                          if isinstance(part, int) and self._results[part].status != "ok"})
+        self._warnings = tuple("step %d has no answer (%s): its place in the prompt is empty"
+                               % (source + 1, self._results[source].status) for source in missing)
         for warning in self._warnings:
             self._warn("step %d: %s" % (step.index + 1, warning))
         texts = tuple(part if isinstance(part, str) else self._answer(part) for part in parts)
         for source in [source for source in self._results if self._last_use[source] <= step.index]:
             del self._results[source]
-        backend = backend_of(step)
-        head = beginning_of(texts)
-        problem = prompt_too_large(backend, *texts) if head else "the prompt is blank once its placeholders are replaced"
-        if problem:
-            return step._replace(invalid=problem)
-        if backend.limit or not any(isinstance(text, TextFile) for text in texts):
-            step = step._replace(prompt="".join(texts_of(texts)))
-            return step._replace(invalid=prompt_too_large(backend, backend.text(step)))
-        return step._replace(prompt=head, parts=texts)
+        backend, head = backend_of(step), beginning_of(texts)
+        problem = "the prompt is blank once its placeholders are replaced"
+        if head:
+            problem = prompt_too_large(backend, *texts)
+        if not problem and (backend.limit or not any(isinstance(text, TextFile) for text in texts)):
+            step = step._replace(task=step.task._replace(prompt="".join(texts_of(texts))))
+            problem = prompt_too_large(backend, backend.text(step))
+        elif not problem:
+            step = step._replace(task=step.task._replace(prompt=head), parts=texts)
+        return unfinished(step, "failed", problem, "invalid", exit_code=1) if problem else step
 
     def _answer(self, source: int) -> Union[str, TextFile]:
         return self._results[source].answer if self._results[source].status == "ok" else ""
@@ -4544,132 +4601,71 @@ class Steps:
 # - comparisons -
 
 
-def comparison(prompt: str, backends: Iterable[str], rules: TaskPolicy) -> List[Task]:
-    """One prompt for several backends: a task each.  Raises UserError."""
-    tasks: List[Task] = []
+def comparison(prompt: str, backends: Iterable[str], rules: TaskPolicy) -> List[Job]:
+    """Return a job of one prompt for each of several backends.  Raise UserError."""
+    jobs: List[Job] = []
     for name in backends:
         if name not in BACKENDS and name not in rules.definitions:
             raise UserError("--backends: " + unknown_backend(name, rules.definitions))
-        if any(task.backend == name for task in tasks):
+        if any(job.task.backend == name for job in jobs):
             raise UserError("--backends: %s stands there twice" % quoted(name))
         try:
-            tasks.append(_task({"backend": name, "prompt": prompt}, {}, rules)._replace(index=len(tasks)))
+            jobs.append(_job({"backend": name, "prompt": prompt}, {}, rules))
         except InvalidValue as error:
             raise UserError(str(error)) from None
-    return tasks
+    return jobs
 
 
-def not_installed(task: Task) -> bool:
-    """Whether the program of the task's backend is not to be found."""
-    return not find_program(backend_of(task).command(task).argv[0])[0]
+def not_installed(job: Job) -> bool:
+    """Return whether the program of the job's backend cannot be found."""
+    return not find_program(backend_of(job).command(job).argv[0])[0]
 
 
-class TaskList:
-    """Tasks that are all there, as run_plan takes them."""
+# --- 8. Worker ---------------------------------------------------------------
+#
+# Everything here runs in a worker: a process of Pool's, or a thread where processes cannot be used.
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        self._tasks = tasks
-
-    def __iter__(self) -> Iterator[Task]:
-        return iter(self._tasks)
-
-    in_turn = __iter__
-
-
-# - limits of single backends -
-
-MAX_HELD = 1000  # tasks that wait for their backend while others are read
-
-
-class Limited:
-    """Tasks, held back while their backend has as many running as its limit allows; those of other backends go first.
-
-    An iterator as run_pool takes it.  `ended` is to be called for each task of it that has ended.
-    """
-
-    def __init__(self, tasks: TaskStream, limits: Dict[str, int]) -> None:
-        self._tasks, self._limits = tasks, limits
-        self._running: Dict[str, int] = {}
-        self._held: Dict[str, List[Task]] = {}
-        self._exhausted = False
-        self.total, self.run, self.in_turn = tasks.total, tasks.run, tasks.in_turn
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "on_ready":  # run_pool's; it is for who reads
-            self._tasks.on_ready = value
-        super().__setattr__(name, value)
-
-    def stop_reading(self) -> None:
-        self._limits = {}
-        self._tasks.stop_reading()
-
-    def ended(self, task: Task) -> None:
-        self._running[task.backend] = self._running.get(task.backend, 0) - 1
-
-    def _is_full(self, backend: str) -> bool:
-        return self._running.get(backend, 0) >= self._limits.get(backend, MAX_JOBS)
-
-    def _started(self, task: Task) -> Task:
-        self._running[task.backend] = self._running.get(task.backend, 0) + 1
-        return task
-
-    def __iter__(self) -> Limited:
-        return self
-
-    def __next__(self) -> Optional[Task]:
-        for backend, held in self._held.items():
-            if held and not self._is_full(backend):
-                return self._started(held.pop(0))
-        while not self._exhausted and sum(map(len, self._held.values())) < MAX_HELD:
-            try:
-                task = next(self._tasks)
-            except StopIteration:
-                self._exhausted = True
-                break
-            if task is None or not self._is_full(task.backend):
-                return task and self._started(task)
-            self._held.setdefault(task.backend, []).append(task)
-        if self._exhausted and not any(self._held.values()):
-            raise StopIteration
-        return None
-
-
-# --- 7. Worker ---------------------------------------------------------------
-
-GRACE_SECONDS = 5.0     # between asking a backend to end and killing it
-HANDOVER_SECONDS = 0.5  # how long what was sent by one process may be on its way to another
+GRACE_SECONDS = 5.0     # between asking a process to end and killing it
+HANDOVER_SECONDS = 0.5  # for which a message between two processes may be on its way
 INLINE_BYTES = 1024     # an answer up to here travels in the Result, a larger one as a file
-SWEEP_AFTER_SECONDS = 1.0  # a shorter task's stray processes are left to the sweep at the end of the run: a sweep costs
-                           # milliseconds, which a task of an agent's length does not feel and one of `cat` would
-# The variable that finds a run's processes.  Each run has its own, so that a clinvk inside of a task keeps the outer one's.
+# Processes that a shorter task left behind are ended at the end of the run: a sweep takes
+# milliseconds, which is much for a task of `cat` and nothing for a task of an agent.
+SWEEP_AFTER_SECONDS = 1.0
+# The variable by which the processes of a run are found.  Each run has its own name, so that a
+# clinvk inside a task keeps the name of the outer run as well.
 RUN_MARK = "CLINVK_RUN_%s"
 TASK_MARK = RUN_MARK + "=%d"
+CANCELED_EARLY = "canceled before it started"
+CANCELED_LATE = "canceled while it ran"
 
 
 class WorkerState:
-    """Where one worker works: whose run it is, where files go, and what runs now.
+    """The run that a worker belongs to, its files, and the process that it runs now.
 
-    `note(task index, process group)` is called before a task may launch anything (with 0) and again with the group: so
-    that whoever finds the worker dead knows what it held.  `adopts`: orphaned descendants become this process's children,
-    and it has no other children than its backend.
+    `note(index, group)` writes to the ledger which job the worker holds.  It is called before a job
+    may start anything (with group 0), and with the process group as soon as there is one.  `adopts`:
+    orphaned descendants become children of this process, which has no other children.
     """
 
-    def __init__(self, run_id: str, directory: str, note: Callable[[int, int], None] = lambda index, group: None,
+    def __init__(self, run_id: str, directory: str,
+                 note: Callable[[int, int], None] = lambda index, group: None,
                  grace: float = GRACE_SECONDS, adopts: bool = False) -> None:
         from _thread import allocate_lock
-        self.run_id, self.directory, self.note, self.grace, self.adopts = run_id, directory, note, grace, adopts
+        self.run_id, self.directory, self.note = run_id, directory, note
+        self.grace, self.adopts = grace, adopts
         self.canceled = False
-        self.told_to_end = False  # by a SIGTERM, while a task ran
-        self.running: Optional[_BackendProcess] = None
+        self.told_to_end = False  # by a SIGTERM, while a job ran
+        self.running: Optional[_Process] = None
         self.lock = allocate_lock()
-        self.environment = {name: value for name, value in os.environ.items() if name not in NESTING_VARIABLES}
+        self.environment = {name: value for name, value in os.environ.items()
+                            if name not in NESTING_VARIABLES}
         self.environment.update(NO_COLOR="1", CLINVK_RUN=run_id)
         self._scratch = ""
         self._scratches = 0
         self._files: List[int] = []
 
     def cancel(self) -> None:
-        """No more launches here; what runs is stopped.  Returns when it has ended."""
+        """Start nothing more here and stop the running process.  Return when it has ended."""
         with self.lock:
             self.canceled = True
             running = self.running
@@ -4677,7 +4673,10 @@ class WorkerState:
             running.stop("canceled")
 
     def renew(self) -> None:
-        """Make the run's directory again where a task removed it; not in a run that ends, which removes it itself.  Raises OSError."""
+        """Make the run's directory again where a task removed it.  Raise OSError.
+
+        A canceled run removes its directory itself.
+        """
         with self.lock:
             if not self.canceled:
                 renew_directory(self.directory)
@@ -4690,14 +4689,15 @@ class WorkerState:
         return self.canceled
 
     def prepare(self) -> Tuple[str, List[int]]:
-        """What the next task needs: an empty directory for its TMPDIR, and empty files for its stdin, stdout and stderr.
+        """Return an empty directory for TMPDIR, and empty files for stdin, stdout and stderr.
 
-        What the last task left unchanged, or only its worker can still write to, serves again: making them anew costs
-        more than a fork.  Raises OSError.
+        The files of the last job are used again where only this worker can still write to them:
+        new files cost more than a fork.  Raise OSError.
         """
-        if not os.path.isdir(self._scratch):  # the first task, or another task removed it
+        if not os.path.isdir(self._scratch):  # the first job, or another task removed it
             self._scratches += 1
-            path = os.path.join(self.directory, "%d-%x-%d" % (os.getpid(), id(self), self._scratches))
+            name = "%d-%x-%d" % (os.getpid(), id(self), self._scratches)
+            path = os.path.join(self.directory, name)
             self.renew()
             os.mkdir(path, 0o700)
             self._scratch = path
@@ -4705,23 +4705,26 @@ class WorkerState:
             self._files.append(nameless_file(self.directory))
         return self._scratch, self._files
 
-    def clear(self, task: Task, running: _BackendProcess, backend_lived: float) -> Tuple[bool, List[str]]:
-        """End what the backend left running.  Return whether it is certain that nothing is left, and the names of what was killed."""
-        ended: Dict[int, str] = {}
-        alone = self.adopts and end_children(ended)
-        if self.adopts and not alone:  # there is no /proc, or one is another user's
-            running.end_group()
-        elif not self.adopts and (running.verdict or backend_lived >= SWEEP_AFTER_SECONDS):
-            sweep(TASK_MARK % (self.run_id, task.index), ended)
-        return alone, [] if running.verdict else list(ended.values())
+    def end_leftovers(self, index: int, process: _Process, seconds: float) -> Tuple[bool, List[str]]:
+        """End the processes that a job left behind; `seconds` is how long its process lived.
+
+        Return whether certainly none is left, and the names of those that were killed.
+        """
+        killed: Dict[int, str] = {}
+        none_left = self.adopts and end_children(killed)
+        if self.adopts and not none_left:  # there is no /proc, or it belongs to another user
+            process.end_group()
+        elif not self.adopts and (process.verdict or seconds >= SWEEP_AFTER_SECONDS):
+            sweep(TASK_MARK % (self.run_id, index), killed)
+        return none_left, list(killed.values())
 
     def tidy(self, keep_files: bool) -> None:
-        """Makes ready for the next task."""
+        """Make ready for the next job."""
         try:
             if self._scratch and os.listdir(self._scratch):
                 remove_tree(self._scratch)
                 self._scratch = ""
-        except OSError:  # the backend removed it
+        except OSError:  # the task removed it
             self._scratch = ""
         if not keep_files:
             self.drop_files()
@@ -4734,56 +4737,143 @@ class WorkerState:
             os.close(self._files.pop())
 
 
-class _BackendProcess:
-    """A backend that was launched, in a session of its own, and what we did to it."""
+# - one process -
 
-    def __init__(self, pid: int, stop_signal: int, grace: float, adopts: bool) -> None:
+
+class Execution(NamedTuple):
+    """One process to run.
+
+    `files` are open files for its stdin, stdout and stderr.  `timeout` is in seconds, 0 for none.
+    `workdir` is None for the current directory.
+    """
+
+    argv: Tuple[str, ...]
+    environment: Dict[str, str]
+    files: Sequence[int]
+    workdir: Optional[OpenDirectory] = None
+    timeout: float = 0.0
+    stop_signal: str = "SIGTERM"
+    gate: Optional[_Gate] = None
+
+
+class Ended(NamedTuple):
+    """The end of a process.
+
+    `code` is its exit status, or -n where signal n ended it.  `verdict` says why clinvk stopped the
+    process: "timeout", "canceled", "unkept" (it did not read its policy), or "" where it did not.
+    `none_left`: certainly no process is left that could still write to its files.  `killed` are the
+    names of the processes that it left behind.
+    """
+
+    code: int
+    verdict: str = ""
+    none_left: bool = False
+    killed: Sequence[str] = ()
+
+
+def execute(execution: Execution, state: WorkerState, index: int) -> Optional[Ended]:
+    """Run one process to its end, and end what it leaves behind.  Only here a process is started.
+
+    `index` is that of the job for which the process runs.  Return None where the run was canceled
+    before the start.  Raise OSError where the program cannot be started.
+    """
+    with state.lock:
+        if state.canceled:
+            return None
+        state.told_to_end = False
+        pid = start_session(execution.argv, execution.environment, execution.workdir, execution.files)
+        process = state.running = _Process(pid, execution, state)
+    started = time.monotonic()
+    state.note(index, pid)
+    code = process.wait_until_timeout()
+    if state.told_to_end and not process.verdict and state.is_canceled_soon():
+        process.verdict = "canceled"  # the SIGTERM reached the process, too
+    state.running = None
+    state.note(index, 0)
+    none_left, killed = state.end_leftovers(index, process, time.monotonic() - started)
+    return Ended(code, process.verdict, none_left, () if process.verdict else killed)
+
+
+class _Process:
+    """A process that was started in a session of its own."""
+
+    def __init__(self, pid: int, execution: Execution, state: WorkerState) -> None:
         from _thread import allocate_lock
         self.pid = pid  # and its process group
-        self.verdict = ""  # "timeout", "canceled" or "unkept", once we stopped it
-        self.gate: Optional[_Gate] = None
-        self._stop_signal, self._grace, self._adopts = stop_signal, grace, adopts
+        self.verdict = ""
+        self._execution, self._state = execution, state
         self._lock = allocate_lock()
         self._alive = allocate_lock()  # held while the process lives
         self._alive.acquire()
 
     def has_ended(self, seconds: float) -> bool:
-        """Wait that long for the end of the process, and return whether it has ended."""
+        """Wait up to `seconds` for the end of the process, and return whether it has ended."""
         if self._alive.acquire(timeout=seconds):
             self._alive.release()
             return True
         return False
 
     def stop(self, verdict: str) -> None:
-        """Ends the group: first politely, and after the grace for good.  For another thread than the one that waits."""
+        """End the process group: by its stop signal and, after the grace, by SIGKILL.
+
+        For another thread than the one that waits.
+        """
         import signal
-        for attempt, number in (("polite", self._stop_signal), ("final", signal.SIGKILL)):
-            with self._lock:  # while it has not ended its group cannot be anybody else's
+        polite = getattr(signal, self._execution.stop_signal)
+        for number, seconds in ((polite, self._state.grace), (signal.SIGKILL, -1)):
+            with self._lock:  # while the process lives, its group cannot be that of another
                 if not self._alive.locked():
                     return
                 self.verdict = self.verdict or verdict
                 send_signal(self.pid, number)
                 send_signal(self.pid, signal.SIGCONT)
-            self.has_ended(self._grace if attempt == "polite" else -1)
+            self.has_ended(seconds)
 
     def end_group(self) -> None:
         import signal
         send_signal(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
-        """Wait for the end of the process, not of what it left behind in its group.  Return as code_of_status.
+        """Wait for the end of the process, not of its group.  Return as code_of_status.
 
-        The rest of the group is killed here, unless this worker adopts it: then WorkerState.clear does that, which sees what was alive.
+        The rest of the group is killed here, unless this worker adopts orphans:
+        WorkerState.end_leftovers then kills it, which sees what was alive.
         """
         status = wait_for_end(self.pid)
         with self._lock:
             self._alive.release()
-        if not self._adopts:
+        if not self._state.adopts:
             self.end_group()
         return code_of_status(os.waitpid(self.pid, 0)[1] if status is None else status)
 
+    def wait_until_timeout(self) -> int:
+        """Wait for the end of the process, and stop it after its timeout.  Return as wait.
 
-FILES_SECONDS = 30.0  # to read its files, once something (perhaps a wrapper) began to read its prompt
+        Raise RuntimeError, after the end of the process, where there can be no more threads.
+        """
+        timeout, gate = self._execution.timeout, self._execution.gate
+        if not timeout and not gate:
+            return self.wait()
+        import threading
+        timer = threading.Timer(min(timeout, MAX_SECONDS), self.stop, ("timeout",))
+        timer.daemon = True
+        try:
+            if gate:
+                threading.Thread(target=gate.give_prompt, args=(self,), daemon=True).start()
+                gate.is_given = True
+            if timeout:
+                timer.start()
+        except RuntimeError:
+            self.end_group()
+            self.wait()
+            raise
+        try:
+            return self.wait()
+        finally:
+            timer.cancel()
+
+
+FILES_SECONDS = 30.0  # for a program to read its files, after it has begun to read its prompt
 
 
 class _Gate:
@@ -4796,7 +4886,7 @@ class _Gate:
     def __init__(self, prompt: str, paths: Iterable[str]) -> None:
         self._files = [WatchedFile(path) for path in paths]
         self._first, self._rest = to_bytes(prompt[:1]), to_bytes(prompt[1:])
-        self.is_open, self.problem = False, ""
+        self.is_open, self.is_given, self.problem = False, False, ""
         self._pipe = list(os.pipe())
         self.source, self._sink = self._pipe
 
@@ -4804,7 +4894,7 @@ class _Gate:
         """Return what is wrong with the files; "" where nothing is."""
         return next(filter(None, (file.problem() for file in self._files)), "")
 
-    def give_prompt(self, running: _BackendProcess) -> None:
+    def give_prompt(self, process: _Process) -> None:
         """Give the prompt to the program, or stop it.  For a thread of its own."""
         seconds = FILES_SECONDS
         try:
@@ -4812,11 +4902,11 @@ class _Gate:
             while seconds > 0:
                 if not unread(self.source):
                     seconds = 0 if all(file.was_read() for file in self._files) else seconds - 0.01
-                if running.has_ended(0.01):
+                if process.has_ended(0.01):
                     return
             self.problem = self.find_problem()
             if self.problem:
-                running.stop("unkept")
+                process.stop("unkept")
                 return
             self.is_open = True
             os.close(self._pipe.pop(0))  # so that writing fails when the program has ended
@@ -4830,56 +4920,73 @@ class _Gate:
         while self._pipe:
             os.close(self._pipe.pop())
 
+    def close_unless_given(self) -> None:
+        """Close the pipe where no thread was started for it: the thread closes the pipe itself."""
+        if not self.is_given:
+            self.close()
 
-def run_task(task: Task, state: Optional[WorkerState] = None) -> Result:
-    """Runs one task to its end.  Never raises: whatever goes wrong is a Result that says so.
 
-    Without a station it makes one for itself, and leaves nothing running and no file behind.
+# - one job -
+
+
+def planned(job: Job) -> Result:
+    """Return the result of a job that is not to be run: its command line."""
+    return unfinished(job, "skipped", "", "", exit_code=0)._replace(answer=command_line(job))
+
+
+def run_job(job: Job, state: Optional[WorkerState] = None) -> Result:
+    """Run one job to its end.  Never raise: whatever goes wrong is a Result that says so.
+
+    Without a state, make one, and leave nothing running and no file behind.
     """
-    problem = task.invalid or ("" if os.path.isabs(task.workdir) else deleted_directory())
-    if problem:
-        return unfinished(task, "failed", problem, "invalid", exit_code=1)._replace(task=task)
-    if task.dry_run:
-        return unfinished(task, "skipped", "", "", exit_code=0)._replace(answer=command_line(task), task=task)
+    if not os.path.isabs(job.task.workdir) and deleted_directory():
+        return unfinished(job, "failed", deleted_directory(), "invalid", exit_code=1)
+    if job.task.dry_run:
+        return planned(job)
     if state is None:
-        try:
-            directory = make_private_directory()
-        except OutputError as error:
-            return unfinished(task, "failed", str(error), "backend", exit_code=1)._replace(task=task)
-        state = WorkerState(new_run_id(), directory)
-        try:
-            return with_answer(run_task(task, state))
-        finally:
-            state.drop_files()
-            sweep(RUN_MARK % state.run_id)
-            remove_tree(directory)
-    started = time.time()
-    clock_started = time.monotonic()
+        return _run_alone(job)
+    started, clock_started = time.time(), time.monotonic()
     try:
-        result = _run(task, state)
-    except Exception:  # whatever it is, it is this task's failure and no other's
+        result = _run(job, state)
+    except Exception:  # it is a failure of this job and of no other
         import traceback
-        result = unfinished(task, "failed", "clinvk failed: " + traceback.format_exc().strip(), "backend", exit_code=1,
-                            attempts=1)
-    result = result._replace(error=without_secrets(result.error), warnings=tuple(map(without_secrets, result.warnings)))
-    # by the clock that is not set back and forth
-    return result._replace(start_time=started, end_time=started + time.monotonic() - clock_started, task=task)
+        error = "clinvk failed: " + traceback.format_exc().strip()
+        result = unfinished(job, "failed", error, "backend", exit_code=1, attempts=1)
+    return result._replace(
+        error=without_secrets(result.error), warnings=tuple(map(without_secrets, result.warnings)),
+        # by the clock that nobody sets back
+        start_time=started, end_time=started + time.monotonic() - clock_started, task=job.task)
+
+
+def _run_alone(job: Job) -> Result:
+    try:
+        directory = make_private_directory()
+    except OutputError as error:
+        return unfinished(job, "failed", str(error), "backend", exit_code=1)
+    state = WorkerState(new_run_id(), directory)
+    try:
+        return with_answer(run_job(job, state))
+    finally:
+        state.drop_files()
+        sweep(RUN_MARK % state.run_id)
+        remove_tree(directory)
 
 
 def with_answer(result: Result) -> Result:
-    """The result with its answer in hand: as text, or where it is large as a file that has no name any more."""
+    """Return a result whose answer is a text or, where it is large, a file without a name."""
     if not isinstance(result.answer, TextFile):
         return result
     try:
         text = result.answer.take()
         return result._replace(answer="".join(text)) if len(text) <= CHUNK else result
     except OSError as error:
-        return result._replace(status="failed", exit_code=result.exit_code or 1, answer="", error_kind="backend",
+        return result._replace(status="failed", exit_code=result.exit_code or 1, answer="",
+                               error_kind="backend",
                                error="cannot read the answer back: " + reason_of(error))
 
 
 def followed_path(directory: str, index: int) -> str:
-    """Where in a run's directory the stdout of a task that is followed goes."""
+    """Return the file in a run's directory to which a job that is followed writes its stdout."""
     return os.path.join(directory, "%d.stdout" % index)
 
 
@@ -4887,170 +4994,139 @@ def new_run_id() -> str:
     return "%d_%s" % (os.getpid(), os.urandom(6).hex())
 
 
-def _run(task: Task, state: WorkerState) -> Result:
-    """One launch, from its files to its verdict."""
+def _run(job: Job, state: WorkerState) -> Result:
+    """Return the result of one launch, from its files to its verdict."""
     result: Optional[Result] = None
-    workdir: Optional[OpenDirectory] = None
-    command: Optional[Command] = None
-    alone = False
-    followed = -1
-    try:
+    ended: Optional[Ended] = None
+    program = ""
+    with contextlib.ExitStack() as cleanup:
         try:
-            workdir = _open_workdir(task)
-            # what is told of a directory that must not be left does not lead out of it later, as a link could
-            command = backend_of(task).command(task._replace(workdir=workdir.real) if workdir and task.root else task)
+            workdir = _open_workdir(job, cleanup)
+            named = job
+            if workdir and job.root:  # a link in its place could later lead out of the root
+                named = job._replace(task=job.task._replace(workdir=workdir.real))
+            command = backend_of(job).command(named)
             if command.problem:
                 problem = UNKEPT % command.problem
-                return unfinished(task, "failed", problem, "permission", exit_code=1)
-            with writing("temporary files"):
-                directory, files = state.prepare()
-                if task.follow:
-                    followed = os.open(followed_path(state.directory, task.index), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                    files = [files[0], followed, files[2]]
-            if command.by_stdin and not command.files:
-                with writing("the prompt"):
-                    large = _large_prompt(task)
-                    if large:
-                        files = [large.file, *files[1:]]
-                    else:
-                        write_all(files[0], to_bytes(backend_of(task).text(task)))
-                        os.lseek(files[0], 0, os.SEEK_SET)
-            state.told_to_end = False
-            with state.lock:
-                if state.canceled:
-                    return unfinished(task, "canceled", "canceled before it started", "canceled")
-                running = state.running = _launch(task, command, state, directory, files, workdir)
+                return unfinished(job, "failed", problem, "permission", exit_code=1)
+            program = command.argv[0]
+            execution = _execution(job, command, state, workdir, cleanup)
+            ended = execute(execution, state, job.index)
+            if ended is None:
+                return unfinished(job, "canceled", CANCELED_EARLY, "canceled")
+            with writing("the answer"):
+                result = _judge(job, ended, execution, functools.partial(
+                    _store, state, job.index, ended.none_left))
+            return result._replace(warnings=result.warnings + left_running(job, ended.killed))
+        except OutputError as error:
+            return unfinished(job, "failed", str(error), "backend", exit_code=1, attempts=1)
         except OSError as error:
-            return _not_started(task, command.argv[0] if command else "", error)
+            return _not_started(job, program, error)
         finally:
-            if workdir:
-                os.close(workdir.file)
-        began = time.monotonic()
-        state.note(task.index, running.pid)
-        code = _await(task, running)
-        if state.told_to_end and not running.verdict and state.is_canceled_soon():
-            running.verdict = "canceled"  # the backend got the SIGTERM, too, and need not say so
-        state.running = None
-        state.note(task.index, 0)
-        alone, left = state.clear(task, running, time.monotonic() - began)
-        with writing("the answer"):
-            result = _judge(task, code, running.verdict, files, lambda output, capture: _store(
-                output, capture, state, "%d.out" % task.index, alone), running.gate)
-        return result._replace(warnings=result.warnings + left_running(task, left)) if left else result
-    except OutputError as error:
-        return unfinished(task, "failed", str(error), "backend", exit_code=1, attempts=1)
-    finally:
-        if followed >= 0:
-            os.close(followed)
-        # a file that holds an answer on its way, or that some process may still write to, is not for the next task
-        state.tidy(keep_files=alone and not (result and isinstance(result.answer, TextFile)))
+            # A file that holds an answer on its way is not for the next job; nor is a file to which
+            # a process may still write.
+            is_answer = result is not None and isinstance(result.answer, TextFile)
+            state.tidy(keep_files=ended is not None and ended.none_left and not is_answer)
 
 
-def _large_prompt(task: Task) -> Optional[TextFile]:
-    """Return the file with a prompt that is too large for memory, None where it is not.  Raises OSError."""
-    return next((part.take() for part in task.parts if isinstance(part, TextFile)), None)
-
-
-def _open_workdir(task: Task) -> Optional[OpenDirectory]:
-    """The directory in which a task is to run, None for this one.  Raises OSError."""
-    if not task.workdir:
+def _open_workdir(job: Job, cleanup: contextlib.ExitStack) -> Optional[OpenDirectory]:
+    """Return the directory in which a job is to run, None for the current one.  Raise OSError."""
+    if not job.task.workdir:
         return None
-    workdir = open_directory(task.workdir)
-    # it was inside, when the task was read; and /proc/PID/root leads to where other directories have those names
-    if task.root and not (is_inside(workdir.real, task.root) and is_same(workdir.file, workdir.real)):
-        os.close(workdir.file)
-        raise OSError(0, "is outside of %s" % task.root, os.path.join(task.workdir, "."))
+    workdir = open_directory(job.task.workdir)
+    cleanup.callback(os.close, workdir.file)
+    # It was inside the root when the task was read.  /proc/PID/root leads to other directories of
+    # the same names.
+    if job.root and not (is_inside(workdir.real, job.root) and is_same(workdir.file, workdir.real)):
+        raise OSError(0, "is outside of %s" % job.root, os.path.join(job.task.workdir, "."))
     return workdir
 
 
-def _launch(task: Task, command: Command, state: WorkerState, directory: str, files: Sequence[int],
-            workdir: Optional[OpenDirectory]) -> _BackendProcess:
-    """Starts the backend.  The only place in the program that starts anything; raises OSError."""
-    import signal
-    environment = dict(command.preset, **state.environment)
-    environment.update(command.environment, TMPDIR=directory, CLINVK_TASK=str(task.index))
-    environment[RUN_MARK % state.run_id] = str(task.index)
+def _large_prompt(job: Job) -> Optional[TextFile]:
+    """Return the file of a prompt that is too large for memory, else None.  Raise OSError."""
+    return next((part.take() for part in job.parts if isinstance(part, TextFile)), None)
+
+
+def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional[OpenDirectory],
+               cleanup: contextlib.ExitStack) -> Execution:
+    """Return the process of a job, its files written.  Raise OutputError where they cannot be."""
+    task, backend, gate = job.task, backend_of(job), None
+    with writing("temporary files"):
+        scratch, files = state.prepare()
+        if job.follow:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            followed = os.open(followed_path(state.directory, job.index), flags, 0o600)
+            cleanup.callback(os.close, followed)
+            files = [files[0], followed, files[2]]
     for name, text in command.files.items():
         with writing("the prompt" if name == "prompt" else "the file " + name):
-            large = _large_prompt(task) if name == "prompt" else None
-            write_whole(os.path.join(directory, name), large.pieces() if large else [to_bytes(text)])
-    for name in command.environment:
-        environment[name] = environment[name].replace(SCRATCH, directory)
-    argv = tuple(word.replace(SCRATCH, directory) for word in command.argv)
-    if workdir:
-        environment["PWD"] = workdir.real if task.root else absolute(task.workdir)
-    gate: Optional[_Gate] = None
+            large = _large_prompt(job) if name == "prompt" else None
+            pieces = large.pieces() if large else [to_bytes(text)]
+            write_whole(os.path.join(scratch, name), pieces)
     if command.by_stdin and command.files:
-        gate = _Gate(backend_of(task).text(task),
-                     [os.path.join(directory, name) for name in command.files])
+        paths = [os.path.join(scratch, name) for name in command.files]
+        gate = _Gate(backend.text(job), paths)
+        cleanup.callback(gate.close_unless_given)
         files = [gate.source, *files[1:]]
-    try:
-        pid = start_session(argv, environment, workdir, files)
-    except BaseException:
-        if gate:
-            gate.close()
-        raise
-    number = getattr(signal, backend_of(task).stop_signal)
-    running = _BackendProcess(pid, number, state.grace, state.adopts)
-    running.gate = gate
-    return running
+    elif command.by_stdin:
+        with writing("the prompt"):
+            large = _large_prompt(job)
+            if large:
+                files = [os.dup(large.file), *files[1:]]
+                cleanup.callback(os.close, files[0])
+            else:
+                write_all(files[0], to_bytes(backend.text(job)))
+                os.lseek(files[0], 0, os.SEEK_SET)
+    environment = dict(command.preset, **state.environment)
+    for name, value in command.environment.items():
+        environment[name] = value.replace(SCRATCH, scratch)
+    environment.update({"TMPDIR": scratch, "CLINVK_TASK": str(job.index),
+                        RUN_MARK % state.run_id: str(job.index)})
+    if workdir:
+        environment["PWD"] = workdir.real if job.root else absolute(task.workdir)
+    argv = tuple(word.replace(SCRATCH, scratch) for word in command.argv)
+    return Execution(argv, environment, files, workdir, task.timeout, backend.stop_signal, gate)
 
 
-def left_running(task: Task, names: Sequence[str]) -> Tuple[str, ...]:
-    """A warning about processes that were killed because they outlived their task."""
-    backend = backend_of(task)
-    kept = [name for name in names if name not in backend.helpers]
-    more = " and %d more" % (len(kept) - 5) if len(kept) > 5 else ""
-    return ("%s left processes running, which were killed: %s%s" % (backend.name, ", ".join(kept[:5]), more),) if kept else ()
+def left_running(job: Job, names: Sequence[str]) -> Tuple[str, ...]:
+    """Return a warning about processes that were killed because they outlived their task."""
+    backend = backend_of(job)
+    names = [name for name in names if name not in backend.helpers]
+    if not names:
+        return ()
+    more = " and %d more" % (len(names) - 5) if len(names) > 5 else ""
+    return ("%s left processes running, which were killed: %s%s"
+            % (backend.name, ", ".join(names[:5]), more),)
 
 
-def _await(task: Task, running: _BackendProcess) -> int:
-    """Waits for the end, bounded by the task's timeout.  Returns as code_of_status."""
-    if not task.timeout and not running.gate:
-        return running.wait()
-    import signal
-    import threading
-    timer = threading.Timer(min(task.timeout, MAX_SECONDS), running.stop, ("timeout",))
-    timer.daemon = True
-    try:
-        if running.gate:
-            threading.Thread(target=running.gate.give_prompt, args=(running,), daemon=True).start()
-        if task.timeout:
-            timer.start()
-    except RuntimeError:  # no more threads: better no answer than one that nobody bounds
-        send_signal(running.pid, signal.SIGKILL)
-        running.wait()
-        raise
-    try:
-        return running.wait()
-    finally:
-        timer.cancel()
-
-
-def _not_started(task: Task, program: str, error: OSError) -> Result:
-    """The Result of a launch that failed: which file, and why."""
+def _not_started(job: Job, program: str, error: OSError) -> Result:
+    """Return the Result of a launch that failed: which file, and why."""
     import errno
-    kinds = {errno.EACCES: "permission", errno.EPERM: "permission", errno.ENOENT: "not_found", errno.E2BIG: "invalid"}
-    reason = error.strerror or str(error)
-    of_workdir = task.workdir and error.filename == os.path.join(task.workdir, ".")  # which open_place opens
-    if of_workdir:
-        text, code, kind = "workdir %s: %s" % (task.workdir, reason), 1, "invalid"
+    kinds = {errno.EACCES: "permission", errno.EPERM: "permission", errno.ENOENT: "not_found",
+             errno.E2BIG: "invalid"}
+    reason, workdir = error.strerror or str(error), job.task.workdir
+    if workdir and error.filename == os.path.join(workdir, "."):  # which open_directory opens
+        text, code, kind = "workdir %s: %s" % (workdir, reason), 1, "invalid"
     elif error.filename not in (None, program):
         text, code, kind = "%s: %s" % (error.filename, reason), 1, "backend"
-    elif error.errno in (errno.ENOENT, errno.EACCES) and not any(map(os.path.exists, candidates(program))):
-        text, code, kind = ("%s: not found: it is not installed, or not on the PATH; `clinvk doctor` shows "
-                            "what can be used" % program), 127, "not_found"
+    elif error.errno in (errno.ENOENT, errno.EACCES) and not any(
+            map(os.path.exists, candidates(program))):
+        text = ("%s: not found: it is not installed, or not on the PATH; `clinvk doctor` shows "
+                "what can be used" % program)
+        code, kind = 127, "not_found"
     elif error.errno == errno.ENOENT:
-        text, code, kind = "%s: cannot be executed: the interpreter it names does not exist" % program, 126, "not_found"
+        text = "%s: cannot be executed: the interpreter it names does not exist" % program
+        code, kind = 126, "not_found"
     else:
-        text, code, kind = "%s: cannot be started: %s" % (program, reason), 126, kinds.get(error.errno or 0, "backend")
-    return unfinished(task, "failed", text, kind, exit_code=code, attempts=1)
+        text, code = "%s: cannot be started: %s" % (program, reason), 126
+        kind = kinds.get(error.errno or 0, "backend")
+    return unfinished(job, "failed", text, kind, exit_code=code, attempts=1)
 
 
-def _lapse(task: Task, gate: _Gate, stderr: int, failed: bool) -> str:
+def _lapse(job: Job, gate: _Gate, stderr: int, failed: bool) -> str:
     """Return why a program may have run without its files; "" where it did not."""
-    backend, problem = backend_of(task), gate.problem
-    is_confined = task.sandbox_mode in ("read-only", "workspace")
+    backend, problem = backend_of(job), gate.problem
+    is_confined = job.task.sandbox_mode in ("read-only", "workspace")
     if gate.is_open and is_confined:
         is_rejected = any(backend.rejection in line for line in Capture(stderr).lines())
         problem = backend.name + " rejected its policy" if is_rejected else gate.find_problem()
@@ -5059,42 +5135,55 @@ def _lapse(task: Task, gate: _Gate, stderr: int, failed: bool) -> str:
     return problem and (UNKEPT if is_confined else "the system prompt was not given: %s") % problem
 
 
-def _judge(task: Task, code: int, stopped: str, files: Sequence[int],
-           store: Callable[[Optional[str], Capture], Union[str, TextFile]],
-           gate: Optional[_Gate] = None) -> Result:
-    """The verdict on a backend that ended: by what we did to it, else by what it said, else by its exit code."""
-    backend, capture = backend_of(task), Capture(files[1])
-    reply = backend.read(capture, Capture(files[2]).tail(), code)
+def _judge(job: Job, ended: Ended, execution: Execution,
+           store: Callable[[Optional[str], Capture], Union[str, TextFile]]) -> Result:
+    """Return the verdict on a program that ended.  `store` is _store for this job.
+
+    First counts why clinvk stopped it, then what its events say, then its exit status.
+    """
+    import errno
+    backend, code, stopped = backend_of(job), ended.code, ended.verdict
+    _, stdout, stderr = execution.files
+    capture = Capture(stdout)
+    reply = backend.read(capture, Capture(stderr).tail(), code)
     if code >= 0 and not stopped:  # else the end of the output is damaged by that
         reply = with_damage(reply, capture, backend.name, code)
-    for leftover in backend.leftovers(task, reply):
+    for leftover in backend.leftovers(job, reply):
         remove_path(leftover)
     exit_code = 128 - code if code < 0 else code
-    status, error, kind = "ok", "".join(capture.text_of(reply.error))[:CHUNK], reply.error_kind
+    error, kind = "".join(capture.text_of(reply.error))[:CHUNK], reply.error_kind
     blank = capture.is_blank() if reply.output is None else not reply.output.strip()
-    lapse = _lapse(task, gate, files[2], bool(error or code or blank)) if gate else ""
+    lapse = ""
+    if execution.gate:
+        lapse = _lapse(job, execution.gate, stderr, bool(error or code or blank))
+    status = "failed"
     if stopped == "timeout":
-        waiting = " (it was waiting: %s)" % one_line(reply.waiting) if reply.waiting else ""
-        status, exit_code, error, kind = "timeout", 124, "timed out after %gs%s" % (task.timeout, waiting), "timeout"
+        status, exit_code, kind = "timeout", 124, "timeout"
+        error = "timed out after %gs" % job.task.timeout
+        if reply.waiting:
+            error += " (it was waiting: %s)" % one_line(reply.waiting)
     elif stopped == "canceled":
-        status, exit_code, error, kind = "canceled", -1, "canceled while it ran", "canceled"
+        status, exit_code, error, kind = "canceled", -1, CANCELED_LATE, "canceled"
     elif lapse:
-        status, exit_code, error, kind = "failed", exit_code or 1, lapse, "permission"
+        exit_code, error, kind = exit_code or 1, lapse, "permission"
     elif code < 0:
-        status, error, kind = "failed", "ended by signal %d (%s)" % (-code, signal_name(-code)), "signal"
-    elif kind in ("", "backend") and (error or blank or reply.output is None) and is_full(files[1]):
-        import errno
-        status, exit_code, kind = "failed", exit_code or 1, "backend"
+        error, kind = "ended by signal %d (%s)" % (-code, signal_name(-code)), "signal"
+    elif kind in ("", "backend") and (error or blank or reply.output is None) and is_full(stdout):
+        exit_code, kind = exit_code or 1, "backend"
         error = "cannot write the answer to %s: %s%s" % (
             temporary_directory(), os.strerror(errno.ENOSPC), error and " (%s)" % error)
     elif error:
-        status, exit_code = "failed", exit_code or 1
+        exit_code = exit_code or 1
     elif blank:
-        status, exit_code, error, kind = "failed", 1, "%s ended well but gave no answer" % backend.name, "no_output"
-    return Result(task.index, task.backend, status, exit_code, store(reply.output, capture), error, kind,
-                  None if stopped else reply.retry_after_seconds, option_warnings(task) + reply.warnings,
-                  reply.model or task.model, reply.session_id, reply.usage, reply.cost_usd, reply.num_turns,
-                  usage_is_cumulative=reply.usage_is_cumulative)
+        exit_code, kind = 1, "no_output"
+        error = "%s ended well but gave no answer" % backend.name
+    else:
+        status = "ok"
+    return Result(
+        job.index, backend.name, status, exit_code, store(reply.output, capture), error,
+        kind, None if stopped else reply.retry_after_seconds,
+        option_warnings(job) + reply.warnings, reply.model or job.task.model, reply.session_id,
+        reply.usage, reply.cost_usd, reply.num_turns, usage_is_cumulative=reply.usage_is_cumulative)
 
 
 def signal_name(number: int) -> str:
@@ -5105,20 +5194,24 @@ def signal_name(number: int) -> str:
         return "unknown"
 
 
-def _store(output: Optional[str], capture: Capture, state: WorkerState, name: str, alone: bool) -> Union[str, TextFile]:
-    """Return the answer as it travels: as it is, or where it is large as a file.
+def _store(state: WorkerState, index: int, none_left: bool, output: Optional[str],
+           capture: Capture) -> Union[str, TextFile]:
+    """Return the answer as it travels to the parent: as a text or, where it is large, as a file.
 
-    `alone`: no process is left that could write to stdout, so that its file can be the answer; otherwise it is copied.
+    `output` is None where all of stdout is the answer.  Its file is then the answer, if certainly no
+    process is left that could write to it; otherwise it is copied.
     """
     size = len(capture) if output is None else len(output)
     if size <= INLINE_BYTES and not (output and capture.has_names(output)):
         return to_text(capture.read()) if output is None else output
-    path = os.path.join(state.directory, name)
+    path = os.path.join(state.directory, "%d.out" % index)
     state.renew()
     if output is not None:
-        return write_text(path, (to_bytes(text[start:start + CHUNK]) for text in capture.text_of(output)
+        return write_text(path, (to_bytes(text[start:start + CHUNK])
+                                 for text in capture.text_of(output)
                                  for start in range(0, len(text), CHUNK)))
-    if alone and not is_full(capture.file):  # what filled the disk is copied, too, which fails: the other tasks need the room
+    # A file that filled the disk is copied, too, which fails: the other jobs need the room.
+    if none_left and not is_full(capture.file):
         try:
             give_name(capture.file, path)
             return TextFile(path, size)
@@ -5127,59 +5220,44 @@ def _store(output: Optional[str], capture: Capture, state: WorkerState, name: st
     return write_text(path, capture.pieces())
 
 
-# --- 8. Pool -----------------------------------------------------------------
+# --- 9. Pool -----------------------------------------------------------------
 #
-# multiprocessing.Pool gives the workers and carries the messages.  What it leaves to its user:
+# multiprocessing.Pool gives the workers and carries the messages.  Its user has to add:
 #
-#  * A worker that is killed takes its task with it, and Pool waits for that task without end (cpython#66587).  So each
-#    worker notes in a ledger in shared memory (Ledger) which task it holds and which process group it launched, *before*
-#    anyone can kill it; who finds it dead ends the group and answers the task.
-#  * A worker killed inside a lock of one of Pool's queues blocks all the others.  So the locks are KernelLocks; and
-#    what goes through a queue is one small atomic write, anything larger a file (_pack).  A worker killed between
-#    reading the head and the body of a message still leaves the queue in disorder.  A pool that stands still after a
-#    death is retired: it finishes what it has begun, and another gets the rest.
-#  * If the parent dies, workers and backends live on.  So there is a lifeline: a pipe whose only write end is the
-#    parent's.  Its end means that the parent cancels or is gone; each worker then stops its backend.
-#  * If the parent and all workers die at once, nobody is left who could notice.  So there is a guard (start_guard): a
-#    process that sees the end of a pipe whose write ends are the parent's and the workers'.
-#  * Pool takes all tasks that it can get.  So it is fed by hand: never more in flight than there are jobs, which makes
-#    stopping, and keeping the order, a matter of not feeding.
+#  * A worker that is killed takes its job with it, and Pool waits for that job without end
+#    (cpython#66587).  So each worker notes in a ledger in shared memory which job it holds and which
+#    process group it started, before anyone can kill it.  The parent ends the group of a dead worker
+#    and answers its job.
+#  * A worker killed inside a lock of one of Pool's queues blocks all the others.  So the locks are
+#    KernelLocks, and a message in a queue is one small atomic write; anything larger is a file
+#    (_pack).  A worker killed between reading the head and the body of a message still damages the
+#    queue.  A pool that does nothing after a death is retired: it finishes the jobs that it has
+#    begun, and another pool gets the rest.
+#  * If the parent dies, workers and programs live on.  So there is a lifeline: a pipe whose only
+#    write end is the parent's.  At its end each worker stops its program.
+#  * If the parent and all workers die at once, no process is left that could notice.  So there is a
+#    guard (start_guard): a process that sees the end of a pipe whose write ends are the parent's and
+#    the workers'.
+#  * Pool takes all jobs that it can get.  So it is fed by hand, and a retired or canceled pool
+#    returns the jobs that no worker has begun.
 
-TICK_SECONDS = 0.25     # how often a waiting run looks after its workers and its caller's on_tick
-STALL_TICKS = 20        # for how many looks a task may lie unclaimed, after a worker's death, before its pool counts as damaged
-START_TICKS = 240       # and where no worker has come up yet; looks, not seconds: a stopped process does not age
-KILLED_SECONDS = 2.0    # how long after a kill workers may take to say so
-MESSAGE_BYTES = 3500    # with what Pool adds it stays below 4096 bytes, which a pipe takes in one piece
+TICK_SECONDS = 0.25     # between two looks at the workers, and between two calls of on_tick
+STALL_TICKS = 20        # looks at an unclaimed job, after a worker's death, that condemn its pool
+START_TICKS = 240       # the same where no worker has started; a stopped process counts no looks
+KILLED_SECONDS = 2.0    # for workers to answer after their programs were killed
+MESSAGE_BYTES = 3500    # with Pool's own bytes below 4096, which a pipe takes in one piece
 
 START_METHODS = ("fork", "spawn", "thread")
 
 
-class Control:
-    """Stops a run from outside its loop.  Its methods may be called from a signal handler or another thread."""
-
-    def __init__(self) -> None:
-        self.level = 0  # 1: start nothing more, stop what runs; 2: kill what runs
-        self.directory = ""  # of the run's files, while it is under way
-        self.failure = ""  # why the run could not go on
-        self.wake: Callable[[], None] = lambda: None
-
-    def cancel(self) -> None:
-        self.level = max(self.level, 1)
-        self.wake()
-
-    def kill(self) -> None:
-        self.level = 2
-        self.wake()
-
-
 class Ledger:
-    """The ledger: a seat for each worker, in memory that all processes share.
+    """A slot for each worker, in memory that all processes of a run share.
 
-    A seat has one writer (its worker; once that is dead, the parent), so that no lock is needed to write in it.
+    A slot has one writer: its worker or, after its death, the parent.  So writing needs no lock.
     """
 
-    _HEAD = 2   # retired; canceled
-    _WIDTH = 3  # pid; 1 + index of the task held last; its process group while that runs
+    _HEAD = 3   # retired; canceled; how many workers have started
+    _WIDTH = 3  # pid; 1 + index of the job held last; its process group while that runs
 
     def __init__(self, file: int) -> None:
         import mmap
@@ -5188,9 +5266,9 @@ class Ledger:
 
     @classmethod
     def create(cls, directory: str, count: int) -> Ledger:
-        """Make a ledger in a file without a name, which no task can remove or cut.  Raises OSError."""
+        """Make a ledger in a file without a name, which no task can remove or cut.  Raise OSError."""
         file = nameless_file(directory)
-        try:  # written, not just extended: a full disk should fail here and not as SIGBUS later
+        try:  # written, not extended: a full disk should fail here and not as SIGBUS later
             write_all(file, bytes(8 * (cls._HEAD + cls._WIDTH * count)))
             return cls(file)
         except OSError:
@@ -5199,38 +5277,52 @@ class Ledger:
 
     def __reduce__(self) -> Tuple[Callable[[Any], Ledger], Tuple[Any]]:
         from multiprocessing.reduction import DupFd
-        return _inherited_seats, (DupFd(self._file),)
+        return _inherited_ledger, (DupFd(self._file),)
 
     def fileno(self) -> int:
-        """The file, of which the workers' locks are bytes."""
+        """Return the file, of which the workers' locks are bytes."""
         return self._file
 
     def close(self) -> None:
-        """For the parent, when no worker is left: closing drops all of the process's locks on the file."""
+        """Close the file, in the parent, after the last worker: this drops all locks on the file."""
         os.close(self._file)
 
     def __iter__(self) -> Iterator[Tuple[int, int, int, int]]:
-        """(seat, pid, task index or -1, process group or 0) for each seat that is taken."""
+        """Yield (slot, pid, job index or -1, process group or 0) for each slot that is taken."""
         for slot in range(self._HEAD, len(self._words), self._WIDTH):
             pid, index, group = self._words[slot:slot + self._WIDTH]
             if pid:
                 yield slot, pid, index - 1, group
 
     @property
+    def retired(self) -> bool:
+        """Whether workers are to begin nothing more."""
+        return bool(self._words[0])
+
+    def retire(self) -> None:
+        self._words[0] = 1
+
+    @property
     def canceled(self) -> bool:
         return bool(self._words[1])
 
     def cancel(self) -> None:
-        """Says why the lifeline ends: before it does."""
-        self._words[1] = 1
+        """Note, before the lifeline ends, that the parent ends it on purpose."""
+        self._words[0] = self._words[1] = 1
+
+    @property
+    def started(self) -> int:
+        """How many workers have started."""
+        return self._words[2]
 
     def take(self) -> int:
-        """The caller takes a free seat, under the lock between workers."""
+        """Take a free slot for this process.  The caller holds the lock of the workers."""
         for slot in range(self._HEAD, len(self._words), self._WIDTH):
             if not self._words[slot]:
                 self._words[slot] = os.getpid()
+                self._words[2] += 1
                 return slot
-        raise OSError("no free seat")
+        raise OSError("no free slot")
 
     def note(self, slot: int, index: int, group: int) -> None:
         self._words[slot + 1] = index + 1
@@ -5240,21 +5332,14 @@ class Ledger:
         self._words[slot + 1] = self._words[slot + 2] = 0
         self._words[slot] = 0
 
-    @property
-    def retired(self) -> bool:
-        return bool(self._words[0])
 
-    def retire(self) -> None:
-        self._words[0] = 1
-
-
-def _inherited_seats(file: Any) -> Ledger:
+def _inherited_ledger(file: Any) -> Ledger:
     """Return the ledger, in a process that was spawned and given its file."""
     return Ledger(file.detach())
 
 
 def semaphores_work() -> bool:
-    """Whether multiprocessing's own locks can be had.  clinvk does without them."""
+    """Return whether multiprocessing's own locks can be used.  clinvk does without them."""
     try:
         import multiprocessing
         multiprocessing.Semaphore()
@@ -5263,101 +5348,11 @@ def semaphores_work() -> bool:
         return False
 
 
-class _WorkerSettings(NamedTuple):
-    """What a worker is told when it starts.  Picklable."""
-
-    run_id: str
-    directory: str
-    ledger: Ledger
-    lock: Any
-    lifeline: Any
-    guard_line: Any  # held open, not used
-    parent: int
-    grace: float
-
-
-class _Worker(NamedTuple):
-    """What a worker works with.  `stay` does not return once the parent is gone: clearing away is another thread's then."""
-
-    state: WorkerState
-    ledger: Ledger
-    block_if_orphaned: Callable[[], None] = lambda: None
-
-
-_workers: Dict[int, _Worker] = {}  # of this process's workers, by thread
-_lifelines: List[Any] = []  # the write ends that this process holds; a forked worker closes its copies
-
-
-def _enter_process(settings_of: _WorkerSettings) -> None:
-    """Makes a fresh process a worker."""
-    import select
-    import signal
-    import threading
-    from multiprocessing import util
-    reset_sigchld()
-    close_on_exec_inherited()  # a spawned process was given some
-    while _lifelines:
-        _lifelines.pop().close()
-    os.setpgid(0, 0)  # ^C, and what else is meant for the parent's group, is the parent's to act on
-    for number in (signal.SIGINT, signal.SIGHUP):  # not SIG_IGN: a backend would inherit that, and could not be interrupted
-        signal.signal(number, lambda number, frame: None)
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 1)  # so that only the parent keeps the reader of its stdout waiting
-    os.close(null)
-    state = _take_slot(settings_of)
-
-    def hold_on(number: int, frame: Optional[FrameType]) -> None:
-        state.told_to_end = True
-
-    # A service manager sends SIGTERM to all processes of a run.  The worker goes on until the parent stops its backend.
-    signal.signal(signal.SIGTERM, hold_on)
-    state.adopts = adopt_orphans()
-    holder = threading.Thread(target=_hold_lifeline, args=(settings_of, state), daemon=True)
-    try:
-        holder.start()
-    except RuntimeError:  # no more threads: the parent notices that it has too few workers
-        os._exit(1)
-
-    worker = _workers[threading.get_ident()]
-    lifeline = select.poll()
-    lifeline.register(settings_of.lifeline.fileno(), select.POLLIN)
-
-    def block_if_orphaned() -> None:
-        if lifeline.poll(0) and not worker.ledger.canceled:  # the parent did not cancel: it is gone, or about to be
-            holder.join()
-
-    _workers[threading.get_ident()] = worker._replace(block_if_orphaned=block_if_orphaned)
-    # A worker leaves by itself only if it sees its queues end.  It should stay until the holder has cleared away, or until
-    # Pool.terminate ends it.
-    util.Finalize(None, holder.join, exitpriority=1)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
-def _take_slot(settings_of: _WorkerSettings) -> WorkerState:
-    from _thread import get_ident
-    ledger = settings_of.ledger
-    with settings_of.lock:
-        slot = ledger.take()
-    state = WorkerState(settings_of.run_id, settings_of.directory, lambda index, group: ledger.note(slot, index, group), settings_of.grace)
-    _workers[get_ident()] = _Worker(state, ledger)
-    return state
-
-
-def _hold_lifeline(settings_of: _WorkerSettings, state: WorkerState) -> None:
-    """Waits in a thread of each worker for the end of the run or of the parent."""
-    os.read(settings_of.lifeline.fileno(), 1)
-    state.cancel()
-    while os.getppid() == settings_of.parent:
-        time.sleep(0.1)
-    if state.adopts:
-        end_children()
-    sweep(RUN_MARK % settings_of.run_id)
-    remove_tree(settings_of.directory)
-    os._exit(1)
-
-
 def _pack(value: Any, path: str, renew: Callable[[], None]) -> _Message:
-    """Return `value` as a message of at most MESSAGE_BYTES.  `renew` makes the directory again in which its file belongs."""
+    """Return `value` as a message of at most MESSAGE_BYTES.
+
+    A larger value goes to the file `path`, in a directory that `renew` makes again.
+    """
     import pickle
     data = pickle.dumps(value, 4)
     if len(data) <= MESSAGE_BYTES:
@@ -5373,7 +5368,10 @@ def _digest(data: bytes) -> bytes:
 
 
 def _unpack(message: _Message) -> Any:
-    """Raises OSError where a message's file is gone or was changed: what a task wrote there must not be unpickled."""
+    """Return the value of a message.  Raise OSError where its file is gone or was changed.
+
+    A task may write to the file: bytes of a task must not be unpickled.
+    """
     import pickle
     if isinstance(message, bytes):
         return pickle.loads(message)
@@ -5386,141 +5384,295 @@ def _unpack(message: _Message) -> Any:
     return pickle.loads(data)
 
 
-def _serve(message: _Message) -> Optional[_Message]:
-    """What a worker does with a message: the task is run, its Result is the answer."""
+# - worker side -
+
+
+class _WorkerSettings(NamedTuple):
+    """The values that a worker gets when it starts.  Picklable."""
+
+    run_id: str
+    directory: str
+    ledger: Ledger
+    lock: Any
+    lifeline: Any
+    guard_line: Any  # held open, not used
+    parent: int
+    grace: float
+
+
+class _Worker(NamedTuple):
+    """The state of a worker.
+
+    `block_if_orphaned` does not return once the parent is gone: another thread then clears up.
+    """
+
+    state: WorkerState
+    ledger: Ledger
+    block_if_orphaned: Callable[[], None]
+
+
+_workers: Dict[int, _Worker] = {}  # of this process, by thread
+_lifelines: List[Any] = []  # the write ends in this process; a forked worker closes its copies
+
+
+def _enter_process(settings: _WorkerSettings) -> None:
+    """Make a fresh process a worker."""
+    import select
+    import signal
+    import threading
+    from multiprocessing import util
+    reset_sigchld()
+    close_on_exec_inherited()  # a spawned process was given some
+    while _lifelines:
+        _lifelines.pop().close()
+    os.setpgid(0, 0)  # ^C, and whatever else is meant for the parent's group, is for the parent
+    for number in (signal.SIGINT, signal.SIGHUP):  # a program would inherit SIG_IGN
+        signal.signal(number, lambda number, frame: None)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)  # only the parent keeps the reader of its stdout waiting
+    os.close(null)
+    worker = _take_slot(settings)
+    state = worker.state
+
+    def note_sigterm(number: int, frame: Optional[FrameType]) -> None:
+        state.told_to_end = True
+
+    # A service manager sends SIGTERM to all processes of a run.  The worker goes on until the parent
+    # stops its program.
+    signal.signal(signal.SIGTERM, note_sigterm)
+    state.adopts = adopt_orphans()
+    holder = threading.Thread(target=_hold_lifeline, args=(settings, state), daemon=True)
+    try:
+        holder.start()
+    except RuntimeError:  # no more threads: the parent notices that it has too few workers
+        os._exit(1)
+    lifeline = select.poll()
+    lifeline.register(settings.lifeline.fileno(), select.POLLIN)
+
+    def block_if_orphaned() -> None:
+        if lifeline.poll(0) and not worker.ledger.canceled:  # the parent is gone, or about to be
+            holder.join()
+
+    _workers[threading.get_ident()] = worker._replace(block_if_orphaned=block_if_orphaned)
+    # A worker leaves by itself only at the end of its queues.  It stays until the holder has cleared
+    # up, or until Pool ends it.
+    util.Finalize(None, holder.join, exitpriority=1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _take_slot(settings: _WorkerSettings) -> _Worker:
+    """Make this thread a worker."""
+    from _thread import get_ident
+    ledger = settings.ledger
+    with settings.lock:
+        slot = ledger.take()
+    state = WorkerState(settings.run_id, settings.directory,
+                        functools.partial(ledger.note, slot), settings.grace)
+    worker = _workers[get_ident()] = _Worker(state, ledger, do_nothing)
+    return worker
+
+
+def _hold_lifeline(settings: _WorkerSettings, state: WorkerState) -> None:
+    """Wait, in a thread of each worker, for the end of the run or of the parent."""
+    os.read(settings.lifeline.fileno(), 1)
+    state.cancel()
+    while os.getppid() == settings.parent:
+        time.sleep(0.1)
+    if state.adopts:
+        end_children()
+    sweep(RUN_MARK % settings.run_id)
+    remove_tree(settings.directory)
+    os._exit(1)
+
+
+def _serve(message: _Message) -> Union[_Message, int]:
+    """Run the job of a message and return its Result; only its index where it is not begun."""
     from _thread import get_ident
     state, ledger, block_if_orphaned = _workers[get_ident()]
-    task = _unpack(message)
-    state.note(task.index, 0)
-    if ledger.retired:  # read after the claim is noted, as the parent looks for claims after it retires the pool
-        return None
-    result = run_task(task, state)._replace(task=None)
+    job = _unpack(message)
+    state.note(job.index, 0)
+    # read after the claim is noted, because the parent looks for claims after it retires the pool
+    if ledger.retired:
+        return int(job.index)
+    result = run_job(job, state)._replace(task=None)
     block_if_orphaned()
     with writing("the result"):
-        return _pack(result, os.path.join(state.directory, "%d.result" % task.index), state.renew)
+        return _pack(result, os.path.join(state.directory, "%d.result" % job.index), state.renew)
 
 
-def _spawn_from_nowhere() -> None:
-    """Keeps the current directory off the path of the processes that multiprocessing spawns.
+# - parent side: one multiprocessing.Pool -
 
-    It starts them by `python -c`, which imports from there before all else: where a `signal.py` lies no worker would come up,
-    and what a backend may write there would be run by the next worker, outside of any sandbox.
+UNGUARDED = ("the worker processes end as they start: with the start method spawn they import the main "
+             "module again; put the code that runs clinvk below `if __name__ == \"__main__\":`")
+
+
+class _SafeSpawn:
+    """Keep the current directory off the path of the processes that multiprocessing spawns.
+
+    multiprocessing starts them by `python -c`, which imports from there before all else.  A
+    `signal.py` in it would stop every worker, and the next worker would run, outside of any sandbox,
+    whatever a program may write there.  The change ends with the last run that needs it.
     """
-    import multiprocessing.util
-    util: Any = multiprocessing.util
-    spawn = util.spawnv_passfds
 
-    def spawn_with_path(path: Any, args: Sequence[Any], files: Any) -> Any:
+    _runs = 0
+    _former: Any = None
+
+    @classmethod
+    def enter(cls) -> None:
+        import multiprocessing.util
+        util: Any = multiprocessing.util
+        cls._runs += 1
+        if cls._runs == 1:
+            cls._former, util.spawnv_passfds = util.spawnv_passfds, cls._spawn
+
+    @classmethod
+    def leave(cls) -> None:
+        import multiprocessing.util
+        util: Any = multiprocessing.util
+        cls._runs -= 1
+        if not cls._runs:
+            util.spawnv_passfds = cls._former
+
+    @classmethod
+    def _spawn(cls, path: Any, args: Sequence[Any], files: Any) -> Any:
         args = list(args)
         if "-c" in args:
-            args[args.index("-c") + 1] = "import sys; sys.path[:1] = filter(None, sys.path[:1]); " + args[args.index("-c") + 1]
-        return spawn(path, args, files)
+            safe = "import sys; sys.path[:1] = filter(None, sys.path[:1]); "
+            args[args.index("-c") + 1] = safe + args[args.index("-c") + 1]
+        return cls._former(path, args, files)
 
-    if spawn.__module__ != __name__:  # not yet
-        util.spawnv_passfds = spawn_with_path
+
+def _new_process_pool(jobs: int, method: str, ledger: Ledger,
+                      settings_of: Callable[[Any], _WorkerSettings]) -> Any:
+    """Return a multiprocessing.Pool of `jobs` workers.
+
+    `settings_of` makes the workers' settings from their lock.  Raise ImportError, OSError or
+    RuntimeError where the processes, locks or threads cannot be made.
+    """
+    import multiprocessing
+    import multiprocessing.pool
+    import signal
+    import warnings
+    positions = itertools.count()
+    lock = KernelLock(ledger, next(positions))
+    with lock:  # not every file system has locks; better to learn it here than in each worker
+        pass
+    base: Any = type(multiprocessing.get_context(method))
+
+    class Context(base):  # type: ignore[misc]
+        """The source of a Pool's locks and processes."""
+
+        def Lock(self) -> KernelLock:
+            return KernelLock(ledger, next(positions))
+
+    class ProcessPool(multiprocessing.pool.Pool):
+        """A Pool whose workers ignore SIGTERM, and which a dead worker cannot block.
+
+        The methods are private ones of the standard library.  Where a later Python does not call one
+        of them, the program gets slower, or leaves the end of a damaged pool to _WorkerPool.close.
+        """
+
+        has_failed = False  # whether workers ended before they were workers
+
+        def _repopulate_pool(self) -> None:
+            """Start the workers.  Kill all where not all can be started."""
+            try:
+                super()._repopulate_pool()  # type: ignore[misc]
+            except BaseException:
+                for process in self._pool:  # type: ignore[attr-defined]
+                    process.kill()
+                raise
+
+        @staticmethod
+        def _maintain_pool(context: Any, new: Any, count: int, processes: Any, *rest: Any) -> None:
+            """Replace workers that ended, unless spawned ones end by an error before they start."""
+            base: Any = multiprocessing.pool.Pool
+            if method == "spawn" and not ledger.started:
+                if any(process.exitcode == 1 for process in processes):
+                    ProcessPool.has_failed = True
+            if not ProcessPool.has_failed:
+                base._maintain_pool(context, new, count, processes, *rest)
+
+        def _get_sentinels(self) -> List[Any]:
+            """Return what wakes the thread that replaces workers.
+
+            Pool also wakes it for every result, which another thread reads, and the thread then
+            spins until that is done: a third of the parent's time.
+            """
+            return [self._change_notifier._reader]  # type: ignore[attr-defined]
+
+        @staticmethod
+        def _help_stuff_finish(inqueue: Any, task_handler: Any, size: int) -> None:
+            """Do nothing.
+
+            Pool.terminate would wait for an idle worker to release the lock of the queue, and read
+            the rest of the queue: without end, if the queue is damaged.
+            """
+
+    if method == "spawn":  # whose tracker would undo the mask below when it is started
+        from multiprocessing import resource_tracker
+        resource_tracker.ensure_running()
+    else:
+        process_control()
+        if sys.version_info >= (3, 12):
+            # Pool replaces a dead worker from a thread; the child runs only _enter_process and _serve
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+    # A signal between fork and _enter_process waits until the worker can handle it; Pool's own
+    # threads never take one.
+    former = signal.pthread_sigmask(
+        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        return ProcessPool(jobs, _enter_process, (settings_of(lock),), context=Context())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 class _WorkerPool:
-    """One multiprocessing.Pool with its ledger."""
+    """One multiprocessing.Pool with its ledger.  Parent side."""
 
-    def __init__(self, directory: str, jobs: int, method: str, settings_of: Callable[[Ledger, Any], _WorkerSettings]) -> None:
-        import multiprocessing
-        import multiprocessing.pool
-        import signal
-        import warnings
+    def __init__(self, directory: str, jobs: int, method: str,
+                 settings_of: Callable[[Ledger, Any], _WorkerSettings]) -> None:
         self.jobs = jobs
-        self.lost_a_worker = False  # a worker died
-        self.looks_unclaimed: Dict[int, int] = {}  # task index: for how many looks no worker had it
-        self.processes: Dict[int, Any] = {}
+        self.lost_a_worker = False
+        self.looks_unclaimed: Dict[int, int] = {}  # job index: for how many looks no worker had it
+        self._processes: Dict[int, Any] = {}
         self.ledger = Ledger.create(directory, 2 * jobs + 16)
-        positions = itertools.count()
         if method == "thread":
+            import multiprocessing.pool
             from _thread import allocate_lock
-            self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _take_slot, (settings_of(self.ledger, allocate_lock()),))
-            return
-
-        def new_lock() -> KernelLock:
-            return KernelLock(self.ledger, next(positions))
-
-        ledger_lock = new_lock()
-        with ledger_lock:  # not every file system has locks; better to learn it here than in each worker
-            pass
-
-        base: Any = type(multiprocessing.get_context(method))
-
-        class Context(base):  # type: ignore[misc]
-            """Where a Pool gets its locks and its processes from."""
-
-            def Lock(self) -> KernelLock:
-                return new_lock()
-
-        class Pool(multiprocessing.pool.Pool):
-            """Pool's thread that minds the workers also wakes for every result, which is another thread's to read, and then
-            spins until that has been read: a third of the parent's time.  It has no need to (and where this private method
-            should be gone one day, it is just slower).
-            """
-
-            def _repopulate_pool(self) -> None:
-                """Kill the workers where not all can be started: they ignore Pool's SIGTERM."""
-                try:
-                    super()._repopulate_pool()  # type: ignore[misc]
-                except BaseException:
-                    for process in self._pool:  # type: ignore[attr-defined]
-                        process.kill()
-                    raise
-
-            def _get_sentinels(self) -> List[Any]:
-                return [self._change_notifier._reader]  # type: ignore[attr-defined]
-
-            @staticmethod
-            def _help_stuff_finish(inqueue: Any, task_handler: Any, size: int) -> None:
-                """Pool.terminate would here wait for an idle worker to let go of the task queue, and read what is left in that: for
-                ever, with a damaged one.  It is for a thread that blocks on a full queue; this one never holds more than `jobs`
-                small messages.
-                """
-
-        if method == "spawn":  # whose tracker would undo the mask below when it is started
-            from multiprocessing import resource_tracker
-            _spawn_from_nowhere()
-            resource_tracker.ensure_running()
+            settings = settings_of(self.ledger, allocate_lock())
+            self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _take_slot, (settings,))
         else:
-            process_control()
-            if sys.version_info >= (3, 12):
-                # Pool replaces a dead worker from a thread; the child runs nothing but _enter_process and _serve
-                warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
-        # A signal that comes between fork and _enter_process waits until the worker knows what to do with it; Pool's own threads
-        # never take one.
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-        try:
-            self.pool = Pool(jobs, _enter_process, (settings_of(self.ledger, ledger_lock),), context=Context())
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+            self.pool = _new_process_pool(jobs, method, self.ledger,
+                                          functools.partial(settings_of, self.ledger))
 
     def claimed(self) -> Set[int]:
-        """The indexes of the tasks that live workers have begun."""
+        """Return the indexes of the jobs that live workers have begun."""
         return {index for _, _, index, _ in self.ledger}
 
     def dead_slots(self) -> List[Tuple[int, int, int, int]]:
-        """Return the seats whose worker is gone.  Reap it, if Pool has not yet.
+        """Return the slots whose worker is gone, and reap the worker if Pool has not yet.
 
-        A worker that was stopped, as its backend can do, goes on.
+        Continue a worker that was stopped, as its program can do.
         """
         import multiprocessing
         import signal
         for process in multiprocessing.active_children():
-            self.processes[process.pid or 0] = process
+            self._processes[process.pid or 0] = process
         return [slot for slot in self.ledger if not process_exists(slot[1], signal.SIGCONT)]
 
     def how_it_ended(self, pid: int) -> str:
-        process = self.processes.pop(pid, None)
+        process = self._processes.pop(pid, None)
         code = process.exitcode if process else None
-        return "killed by signal %d (%s)" % (-code, signal_name(-code)) if code and code < 0 else "killed"
+        if code and code < 0:
+            return "killed by signal %d (%s)" % (-code, signal_name(-code))
+        return "killed"
 
     def close(self) -> None:
         """End the pool, whatever state it is in.
 
-        The workers are killed, as they do not end by the SIGTERM of Pool.terminate.  If Pool's threads
-        (all are daemons) do not end, they are left to themselves.
+        The workers are killed, because they ignore the SIGTERM of Pool.terminate.  If Pool's threads
+        (all are daemons) do not end, they are left.
         """
         import threading
         ending = threading.Thread(target=self.pool.terminate, daemon=True)
@@ -5544,64 +5696,89 @@ class _WorkerPool:
                 process_exists(pid, signal.SIGKILL)  # unless Pool has ended the worker meanwhile
 
 
-class _PoolRun:
-    """One batch under way: the crew that gets the tasks, crews that were retired, and every task in flight."""
+# - parent side: all pools of a run -
 
-    def __init__(self, jobs: int, method: str, grace: float, notice: Callable[[str], None]) -> None:
-        import errno
-        import multiprocessing.pool
+
+class Pool:
+    """Jobs in, exactly one Result for each job out, whatever dies.
+
+    At most `jobs` run at a time.  After `close` nothing of the run is left: no process, no file.
+    Raise OutputError where there is no place for temporary files, UserError where so many workers
+    cannot be started.
+    """
+
+    def __init__(self, jobs: int, method: str = "", grace: float = GRACE_SECONDS,
+                 notice: Callable[[str], None] = do_nothing) -> None:
         import queue
-        self.run_id, self.grace, self.jobs, self.method, self._notice = new_run_id(), grace, jobs, method, notice
-
-        def too_few(number: int) -> UserError:
-            return UserError("cannot start %s: %s; try a smaller --max-parallel" % (counted(jobs, "worker"), os.strerror(number)))
-
+        self.jobs, self.method, self.grace = jobs, method or default_start_method(), grace
+        self._notice = notice
+        self.failure = ""  # why no more jobs can run
+        self.run_id = new_run_id()
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()  # (pool, answer) or None
+        self._in_flight: Dict[int, Tuple[Job, _WorkerPool, float]] = {}  # and since when
+        # job index: until when its result may come, and why it may not
+        self._awaiting_result: Dict[int, Tuple[float, str]] = {}
+        self._pools: List[_WorkerPool] = []
+        self._messages = 0
+        self._canceled = False
+        self._kill_at = float("inf")  # when the programs of a canceled run are killed
+        self._killed_at = float("inf")
+        self._next_look = time.monotonic() + TICK_SECONDS
         try:
-            self._reader, self._lifeline = multiprocessing.Pipe(duplex=False)
-            watched, self._guard_line = multiprocessing.Pipe(duplex=False)
-        except OSError as error:  # before there is anything to clear away
-            raise too_few(error.errno or 0) from None
+            from multiprocessing import Pipe
+            self._reader, self._lifeline = Pipe(duplex=False)
+            watched, self._guard_line = Pipe(duplex=False)
+        except OSError as error:  # nothing is there yet to be cleared up
+            raise _too_few(jobs, error.errno or 0) from None
         self.directory = make_private_directory()
         self._guard = start_guard(watched.fileno(), RUN_MARK % self.run_id, self.directory)
         watched.close()
-        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.in_flight: Dict[int, Tuple[Task, _WorkerPool, float]] = {}
-        self.awaiting_result: Dict[int, Tuple[float, str]] = {}  # task index: until when its result may come, why it may not
-        self.worker_pools: List[_WorkerPool] = []
-        self._messages = 0
-        self.canceled = False
-        self.failure = ""  # why no more tasks can run
-        self.kill_at = float("inf")  # when what was canceled and still runs is killed
-        self.killed_at = 0.0
-        self._next_look = time.monotonic() + TICK_SECONDS
         _lifelines.append(self._lifeline)
+        self._spawns = self.method == "spawn"
+        if self._spawns:
+            _SafeSpawn.enter()
         try:
-            try:
-                self._add_worker_pool()
-            except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: no more threads
-                number = errno.EAGAIN if isinstance(error, RuntimeError) else getattr(error, "errno", 0)
-                if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
-                    raise too_few(number) from None
-                self.method = "thread"
-                with writing("temporary files"):
-                    self._add_worker_pool()
-                notice("cannot start worker processes (%s): tasks run in threads"
-                       % (reason_of(error) if isinstance(error, OSError) else error))
+            self._add_first_pool()
         except BaseException:
             self.close()
             raise
 
-    def _add_worker_pool(self) -> None:
+    def __len__(self) -> int:
+        """Return how many jobs have no result yet."""
+        return len(self._in_flight)
+
+    def _add_first_pool(self) -> None:
+        import errno
+        try:
+            self._add_pool()
+        except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: no more threads
+            number = getattr(error, "errno", 0)
+            if isinstance(error, RuntimeError):
+                number = errno.EAGAIN
+            if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+                raise _too_few(self.jobs, number) from None
+            self.method = "thread"
+            with writing("temporary files"):
+                self._add_pool()
+            reason = reason_of(error) if isinstance(error, OSError) else error
+            self._notice("cannot start worker processes (%s): tasks run in threads" % reason)
+
+    def _add_pool(self) -> None:
         faster_json()  # imports; a worker forked during an import would wait for its lock
         self._renew()
-        allow_descriptors(100 + 3 * self.jobs * (len(self.worker_pools) + 1))  # a worker takes at most three
-        self.worker_pools.append(_WorkerPool(
-            self.directory, self.jobs, self.method,
-            lambda ledger, lock: _WorkerSettings(self.run_id, self.directory, ledger, lock, self._reader,
-                                       self._guard_line, os.getpid(), self.grace)))
+        allow_descriptors(100 + 3 * self.jobs * (len(self._pools) + 1))  # 3 for each worker
+
+        def settings_of(ledger: Ledger, lock: Any) -> _WorkerSettings:
+            return _WorkerSettings(self.run_id, self.directory, ledger, lock, self._reader,
+                                   self._guard_line, os.getpid(), self.grace)
+
+        self._pools.append(_WorkerPool(self.directory, self.jobs, self.method, settings_of))
 
     def _renew(self) -> None:
-        """Make the run's directory again where a task removed it.  Where that cannot be, no more tasks can run."""
+        """Make the run's directory again where a task removed it.
+
+        Raise OutputError where that cannot be done; then no more jobs can run.
+        """
         try:
             with writing("temporary files"):
                 renew_directory(self.directory)
@@ -5609,38 +5786,53 @@ class _PoolRun:
             self.failure = str(error)
             raise
 
-    def start(self, task: Task) -> None:
-        worker_pool = self.worker_pools[-1]
-        self.in_flight[task.index] = task, worker_pool, time.monotonic()
+    def start(self, job: Job) -> None:
+        """Hand a job to a worker.  Whatever goes wrong is the job's Result."""
+        pool = self._pools[-1]
+        self._in_flight[job.index] = job, pool, time.monotonic()
         self._messages += 1
-
-        def fail(error: BaseException) -> None:
-            reason = reason_of(error) if isinstance(error, OSError) else error
-            text = str(error) if isinstance(error, OutputError) else "cannot pass the task to a worker: %s" % reason
-            self.events.put((worker_pool, unfinished(task, "failed", text, "backend", exit_code=1)))
-
         try:
             self._renew()
             with writing("the prompt"):
-                if task.parts:
-                    path = os.path.join(self.directory, "%d.prompt" % self._messages)
-                    large = write_text(path, map(to_bytes, texts_of(task.parts)))
-                    task = task._replace(prompt="", parts=(large,))
-                message = _pack(task._replace(name="", id="", tags=(), meta=None),  # what only describes the task stays here
-                                os.path.join(self.directory, "%d.task" % self._messages), self._renew)
+                message = self._message(job)
         except OutputError as error:
-            fail(error)
+            self._fail(pool, job, error)
             return
-        worker_pool.pool.apply_async(_serve, (message,), callback=lambda answer: self.events.put((worker_pool, answer)), error_callback=fail)
+        pool.pool.apply_async(
+            _serve, (message,), callback=lambda answer: self._events.put((pool, answer)),
+            error_callback=functools.partial(self._fail, pool, job))
+
+    def _message(self, job: Job) -> _Message:
+        """Return the message with a job, without the fields that only describe its task."""
+        job = job._replace(task=job.task._replace(name="", id="", tags=(), meta=None))
+        if job.parts:
+            path = os.path.join(self.directory, "%d.prompt" % self._messages)
+            large = write_text(path, map(to_bytes, texts_of(job.parts)))
+            job = job._replace(task=job.task._replace(prompt=""), parts=(large,))
+        return _pack(job, os.path.join(self.directory, "%d.task" % self._messages), self._renew)
+
+    def _fail(self, pool: _WorkerPool, job: Job, error: BaseException) -> None:
+        text = str(error)
+        if not isinstance(error, OutputError):
+            reason = reason_of(error) if isinstance(error, OSError) else error
+            text = "cannot pass the task to a worker: %s" % reason
+        self._events.put((pool, unfinished(job, "failed", text, "backend", exit_code=1)))
+
+    def wake(self) -> None:
+        """Make `wait` return, from another thread or a signal handler."""
+        self._events.put(None)
 
     def cancel(self) -> None:
-        """Stops what runs, politely at first.  Its results come as they would have."""
-        if self.canceled:
+        """Stop the jobs that run, politely at first, and begin none.  Their results come as usual.
+
+        Each running program gets its stop signal and, after the grace, SIGKILL.
+        """
+        if self._canceled:
             return
-        self.canceled = True
-        self.kill_at = time.monotonic() + self.grace + KILLED_SECONDS
-        for worker_pool in self.worker_pools:
-            worker_pool.ledger.cancel()
+        self._canceled = True
+        self._kill_at = time.monotonic() + self.grace + KILLED_SECONDS
+        for pool in self._pools:
+            pool.ledger.cancel()
         _lifelines.remove(self._lifeline)
         self._lifeline.close()
         if self.method == "thread":
@@ -5650,124 +5842,159 @@ class _PoolRun:
                     threading.Thread(target=worker.state.cancel, daemon=True).start()
 
     def kill(self) -> None:
-        """Ends what runs at once."""
+        """Kill the programs that run.  KILLED_SECONDS later jobs without a result are given up."""
         import signal
-        self.killed_at = self.killed_at or time.monotonic()
-        for worker_pool in self.worker_pools:
-            for _, _, _, group in worker_pool.ledger:
+        if self._killed_at == float("inf"):
+            self._killed_at = time.monotonic()
+        for pool in self._pools:
+            for _, _, _, group in pool.ledger:
                 if group:
                     send_signal(group, signal.SIGKILL)
         sweep(RUN_MARK % self.run_id)
 
-    def wait(self) -> List[Result]:
-        """The next results, after a tick at the latest."""
+    def wait(self, seconds: float = TICK_SECONDS) -> List[Result]:
+        """Return the next results, none after `seconds`.
+
+        Raise UserError where the main module of the program starts clinvk without a guard.
+        """
         import queue
-        results = []
+        results: List[Result] = []
         try:
-            worker_pool, answer = self.events.get(timeout=TICK_SECONDS)
-            result = answer if answer is None or isinstance(answer, Result) else self._received(answer)
-            if result is not None and result.index in self.in_flight and self.in_flight[result.index][1] is worker_pool:
-                results.append(self._answer(result))
+            event = self._events.get(timeout=seconds)
+            if event:
+                self._take(event[0], event[1], results)
         except queue.Empty:
             pass
-        if time.monotonic() >= self._next_look and self.method != "thread":
-            self._next_look = time.monotonic() + TICK_SECONDS
-            results += [self._answer(result) for worker_pool in self.worker_pools for result in self._reap_workers(worker_pool)]
+        now = time.monotonic()
+        if now >= self._next_look and self.method != "thread":
+            self._next_look = now + TICK_SECONDS
+            for pool in self._pools:
+                self._reap_workers(pool, results)
+        if now >= self._kill_at and self._killed_at > now:
+            self.kill()
+        if now >= self._killed_at + KILLED_SECONDS:  # a worker that does not answer is not waited for
+            for index in list(self._in_flight):
+                results.append(self._answer(self._lost(index, "")))
         return results
 
-    def _received(self, message: _Message) -> Optional[Result]:
+    def _take(self, pool: _WorkerPool, answer: Any, results: List[Result]) -> None:
+        """Append to `results` the Result of an answer, if its job still waits for that pool."""
+        result = answer if isinstance(answer, (Result, int)) else self._received(answer)
+        index = result if isinstance(result, int) else result.index
+        job, its_pool, _ = self._in_flight.get(index, (None, None, 0))
+        if job is None or its_pool is not pool:
+            return
+        if isinstance(result, int):  # a worker of a retired pool did not begin it
+            if not (self._canceled or self.failure):
+                self.start(job)
+                return
+            result = self._unstarted(job)
+        results.append(self._answer(result))
+
+    def _unstarted(self, job: Job) -> Result:
+        if self._canceled:
+            return unfinished(job, "canceled", CANCELED_EARLY, "canceled")
+        return unfinished(job, "failed", self.failure, "backend", exit_code=1)
+
+    def _received(self, message: _Message) -> Union[Result, int]:
+        """Return the value of a worker's message, or a failed Result where the message is gone."""
         try:
-            result: Optional[Result] = _unpack(message)
-            return result
+            value: Union[Result, int] = _unpack(message)
+            return value
         except OSError as error:  # somebody cleans up the temporary directory
-            reason = reason_of(error)
             index = int(os.path.basename(str(message[0])).partition(".")[0])
-            if index not in self.in_flight:
-                return None
-            return unfinished(self.in_flight[index][0], "failed", "cannot read its result: " + reason, "backend",
+            if index not in self._in_flight:
+                return index
+            return unfinished(self._in_flight[index][0], "failed",
+                              "cannot read its result: " + reason_of(error), "backend",
                               exit_code=1, attempts=1)
 
     def _answer(self, result: Result) -> Result:
-        task = self.in_flight.pop(result.index)[0]
-        self.awaiting_result.pop(result.index, None)
-        task = task._replace(parts=())  # which may be files, and are not needed any more
-        if self.killed_at and result.error_kind == "signal" and result.exit_code == 137:  # its worker did not know that it was us
-            result = result._replace(status="canceled", exit_code=-1, error="canceled while it ran", error_kind="canceled")
+        """Return the final form of a result, and forget its job."""
+        task = self._in_flight.pop(result.index)[0].task
+        self._awaiting_result.pop(result.index, None)
+        was_killed = result.error_kind == "signal" and result.exit_code == 137
+        if was_killed and self._killed_at < float("inf"):  # its worker cannot know that clinvk did it
+            result = result._replace(status="canceled", exit_code=-1, error=CANCELED_LATE,
+                                     error_kind="canceled")
         return with_answer(result)._replace(task=task)
 
-    def _reap_workers(self, worker_pool: _WorkerPool) -> List[Result]:
-        """Buries a crew's dead workers and answers for what cannot be answered any more."""
+    def _reap_workers(self, pool: _WorkerPool, results: List[Result]) -> None:
+        """Free the slots of dead workers, and answer the jobs that they held."""
         import signal
         now = time.monotonic()
-        for slot, pid, index, group in worker_pool.dead_slots():
+        if getattr(pool.pool, "has_failed", False):
+            raise UserError(UNGUARDED)
+        for slot, pid, index, group in pool.dead_slots():
             if group:
                 send_signal(group, signal.SIGKILL)
             sweep(TASK_MARK % (self.run_id, index))
-            how = worker_pool.how_it_ended(pid)
-            worker_pool.ledger.free(slot)
-            worker_pool.lost_a_worker = True
-            if index in self.in_flight:
-                self.awaiting_result[index] = now + HANDOVER_SECONDS, "its worker process was %s" % how
-        self._look_for_a_stall(worker_pool)
-        return [self._lost(index, why) for index, (deadline, why) in list(self.awaiting_result.items()) if now >= deadline]
+            how = pool.how_it_ended(pid)
+            pool.ledger.free(slot)
+            pool.lost_a_worker = True
+            if index in self._in_flight:
+                deadline = now + HANDOVER_SECONDS
+                self._awaiting_result[index] = deadline, "its worker process was %s" % how
+        self._replace_if_stalled(pool)
+        for index, (deadline, why) in list(self._awaiting_result.items()):
+            if now >= deadline:
+                results.append(self._answer(self._lost(index, why)))
 
-    def _look_for_a_stall(self, worker_pool: _WorkerPool) -> None:
-        """Retires a crew whose queue is damaged.  What it has not begun it then cannot begin, and another crew gets it."""
-        claimed = worker_pool.claimed()
-        worker_pool.looks_unclaimed = {index: worker_pool.looks_unclaimed.get(index, 0) + 1 for index, (_, its_pool, _) in self.in_flight.items()
-                          if its_pool is worker_pool and index not in claimed and index not in self.awaiting_result}
-        started = bool(worker_pool.lost_a_worker or claimed)
-        limit = STALL_TICKS if started else START_TICKS
-        if max(worker_pool.looks_unclaimed.values(), default=0) < limit or started and not worker_pool.lost_a_worker:
+    def _replace_if_stalled(self, pool: _WorkerPool) -> None:
+        """Retire a pool whose queue is damaged, and hand the jobs that it has not begun to another."""
+        claimed = pool.claimed()
+        jobs = {index for index, (_, its_pool, _) in self._in_flight.items() if its_pool is pool}
+        idle = pool.jobs > len(claimed & jobs)  # with no idle worker a job has to wait
+        pool.looks_unclaimed = {index: pool.looks_unclaimed.get(index, 0) + idle for index in jobs
+                                if index not in claimed and index not in self._awaiting_result}
+        started = pool.ledger.started > 0
+        looks = max(pool.looks_unclaimed.values(), default=0)
+        if looks < (STALL_TICKS if started else START_TICKS) or started and not pool.lost_a_worker:
             return
-        worker_pool.ledger.retire()
-        waiting = set(worker_pool.looks_unclaimed) - worker_pool.claimed()
-        if self.canceled:
-            for index in waiting:
-                self.events.put((worker_pool, unfinished(self.in_flight[index][0], "canceled", "canceled before it started", "canceled")))
-            return
-        if worker_pool is self.worker_pools[-1]:
-            if not started:
-                self._notice("worker processes do not start: tasks run in threads")
-                self.method = "thread"
-            try:
-                self._add_worker_pool()
-            except (OSError, OutputError, RuntimeError) as error:  # RuntimeError: no more threads
-                self.failure = self.failure or "cannot start workers again: %s" % error
-                for index in waiting:
-                    self.events.put((worker_pool, unfinished(self.in_flight[index][0], "failed", self.failure, "backend", exit_code=1)))
-                return
-        for index in sorted(waiting):
-            self.start(self.in_flight[index][0])
+        pool.ledger.retire()
+        waiting = set(pool.looks_unclaimed) - pool.claimed()
+        try:
+            if pool is self._pools[-1] and not self._canceled:
+                if not started:
+                    self._notice("worker processes do not start: tasks run in threads")
+                    self.method = "thread"
+                self._add_pool()
+        except (OSError, OutputError, RuntimeError) as error:  # RuntimeError: no more threads
+            self.failure = self.failure or "cannot start workers again: %s" % error
+        for index in sorted(waiting):  # as if a worker had returned it
+            self._events.put((pool, index))
 
     def _lost(self, index: int, why: str) -> Result:
-        task, _, since = self.in_flight[index]
+        """Return the result of a job whose worker does not answer."""
+        job, pool, since = self._in_flight[index]
         started = time.time() - (time.monotonic() - since)
-        if self.canceled:
-            return unfinished(task, "canceled", "canceled while it ran", "canceled", attempts=1, start_time=started)
-        return unfinished(task, "lost", why, "worker_lost", attempts=1, start_time=started)
-
-    def give_up(self, index: int) -> Result:
-        result = self._lost(index, "")
-        return self._answer(result)
+        if not self._canceled:
+            return unfinished(job, "lost", why, "worker_lost", attempts=1, start_time=started)
+        if index not in pool.claimed() and index not in self._awaiting_result:
+            return self._unstarted(job)
+        return unfinished(job, "canceled", CANCELED_LATE, "canceled", attempts=1, start_time=started)
 
     def close(self) -> None:
-        """Stops whatever still runs, and clears away all that the run made."""
+        """Stop whatever still runs, and remove everything that the run made."""
         self.cancel()
-        deadline = time.monotonic() + (KILLED_SECONDS if self.killed_at else self.grace + 2)
-        while self.in_flight and time.monotonic() < deadline:
+        was_killed = self._killed_at < float("inf")
+        deadline = time.monotonic() + (KILLED_SECONDS if was_killed else self.grace + 2)
+        while self._in_flight and time.monotonic() < deadline:
             self.wait()
-        if self.in_flight:
+        if self._in_flight:
             self.kill()
-        remove_tree(self.directory)  # while there are workers, who would do it if this process were killed now
-        for worker_pool in self.worker_pools:
-            worker_pool.close()
-        for ident in [ident for ident, worker in _workers.items() if worker.state.run_id == self.run_id]:
-            del _workers[ident]
+        remove_tree(self.directory)  # while workers live, which would do it after the parent's death
+        for pool in self._pools:
+            pool.close()
+        for ident, worker in list(_workers.items()):
+            if worker.state.run_id == self.run_id:
+                del _workers[ident]
         self._reader.close()
         sweep(RUN_MARK % self.run_id)
         remove_tree(self.directory)
         self._dismiss_guard()
+        if self._spawns:
+            _SafeSpawn.leave()
 
     def _dismiss_guard(self) -> None:
         import signal
@@ -5777,88 +6004,231 @@ class _PoolRun:
             pass
         self._guard_line.close()
         if self._guard:
-            send_signal(self._guard, signal.SIGCONT)  # a stopped one could not end
+            send_signal(self._guard, signal.SIGCONT)  # a stopped guard could not end
             try:
                 os.waitpid(self._guard, 0)
             except ChildProcessError:  # the caller of this module has reaped it
                 pass
 
 
-def run_pool(tasks: Iterable[Optional[Task]], jobs: int = 3, *, fail_fast: bool = False, control: Optional[Control] = None,
-             on_tick: Callable[[int], None] = lambda running: None, notice: Callable[[str], None] = lambda text: None,
-             start_method: str = "", grace: float = GRACE_SECONDS) -> Generator[Result, None, None]:
-    """Runs tasks, at most `jobs` at a time; yields exactly one Result for each, as they end.
+def _too_few(jobs: int, number: int) -> UserError:
+    return UserError("cannot start %s: %s; try a smaller --max-parallel"
+                     % (counted(jobs, "worker"), os.strerror(number)))
 
-    `tasks` is advanced in the caller's thread, only when there is room for a task, so that a generator can make the next
-    task from the last result.  It may yield None for "none ready yet"; if it has an attribute `on_ready`, that is set to
-    what it must call when there is one; if it has a method `stop_reading`, that is called when no more are wanted.
-    Indexes must differ.
 
-    After the first failure (`fail_fast`) or `control.cancel()` nothing more is started, what runs is stopped (SIGTERM,
-    `grace` seconds, SIGKILL), and each task not begun is answered as canceled.  So are those not begun when the run's files
-    cannot be kept any more; `control.failure` is then the reason.  Closing the generator stops what runs,
-    too; when it is closed or exhausted nothing of the run is left: no process, no file.
+class DryPool:
+    """A Pool that runs nothing: each Result is the command line of its job."""
 
-    `on_tick` is called with the number of running tasks about four times a second while there is nothing else to do;
-    `notice` with what a user should know.  `start_method` is one of START_METHODS; by default `fork` on Linux.
+    failure = directory = ""
 
-    Raises OutputError where there is nowhere to put temporary files, UserError where so many workers cannot be had; what
-    `tasks` and `on_tick` raise passes through.
+    def __init__(self) -> None:
+        import queue
+        self._events: queue.SimpleQueue[Optional[Result]] = queue.SimpleQueue()
+        self._in_flight = 0
+
+    def __len__(self) -> int:
+        return self._in_flight
+
+    def start(self, job: Job) -> None:
+        self._in_flight += 1
+        self._events.put(planned(job))
+
+    def wait(self, seconds: float = TICK_SECONDS) -> List[Result]:
+        import queue
+        try:
+            result = self._events.get(timeout=seconds)
+        except queue.Empty:
+            return []
+        if result is None:
+            return []
+        self._in_flight -= 1
+        return [result]
+
+    def wake(self) -> None:
+        self._events.put(None)
+
+    cancel = kill = close = lambda self: None
+
+
+# --- 10. Scheduler -----------------------------------------------------------
+#
+# Which job starts next, and when a run ends.  Pure logic over a supply, a pool and a clock.
+
+MAX_HELD = 1000  # jobs that wait for their backend while others are read
+
+
+class Control:
+    """Stop a run from outside its loop: from a signal handler or another thread."""
+
+    def __init__(self) -> None:
+        self.level = 0  # 1: begin nothing more, stop what runs; 2: kill what runs
+        self.reason = ""  # why, for the results of the tasks that did not start
+        self.directory = ""  # of the run's files, while it is under way
+        self.failure = ""  # why the run could not continue
+        self.wake: Callable[[], None] = do_nothing
+
+    def cancel(self, reason: str = "interrupted") -> None:
+        self.reason = self.reason or reason
+        self.level = max(self.level, 1)
+        self.wake()
+
+    def kill(self) -> None:
+        self.reason = self.reason or "interrupted"
+        self.level = 2
+        self.wake()
+
+
+class Scheduler:
+    """Start the jobs of a supply on a pool, in order, and yield exactly one Result for each.
+
+    At most `jobs` run, and of each backend at most `limits[backend]`: its next jobs wait while jobs
+    of other backends start.  One job more than can run is handed to the pool, so that no worker
+    waits for the parent; not so with `fail_fast`, where no job may begin after the first failure.
+    `on_tick` is called with the number of running jobs after each event, and every TICK_SECONDS.
+    """
+
+    def __init__(self, supply: Supply, pool: Any, jobs: int, *, limits: Optional[Dict[str, int]] = None,
+                 fail_fast: bool = False, control: Optional[Control] = None,
+                 on_tick: Callable[[int], None] = do_nothing,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self._supply, self._pool, self._jobs, self._limits = supply, pool, jobs, limits or {}
+        self._fail_fast, self._on_tick, self._clock = fail_fast, on_tick, clock
+        self._control = control or Control()
+        self._most_in_pool = jobs + (supply.reads_ahead and not fail_fast)
+        self._running: Dict[str, int] = {}  # jobs in the pool, by backend
+        self._held: Dict[str, List[Job]] = {}  # jobs whose backend has no room, by backend
+        self._exhausted = False
+        self._failed = self._killed = False  # a job, with fail_fast; the pool
+
+    def results(self) -> Iterator[Result]:
+        """Run all jobs.  After a failure (`fail_fast`) or a cancel, stop and begin nothing more.
+
+        Each job that does not begin is answered as canceled, with the reason; so are the rest of the
+        jobs when the pool has a `failure`.
+        """
+        while True:
+            if self._failed or self._control.level:
+                self._pool.cancel()
+            if self._control.level > 1 and not self._killed:
+                self._killed = True
+                self._pool.kill()
+            yield from self._start_jobs()
+            self._on_tick(min(len(self._pool), self._jobs))
+            done = self._exhausted and not any(self._held.values())
+            if not len(self._pool) and (done or self._stop_reason()):
+                break
+            results = self._pool.wait()
+            while results:  # no variable holds a result that was yielded: it may be a large file
+                yield self._ended(results.pop(0))
+        yield from self._cancel_rest()
+
+    def _stop_reason(self) -> str:
+        """Return why no more jobs may start; "" where they may."""
+        if self._failed:
+            return "fail-fast"
+        return str(self._pool.failure or self._control.level and self._control.reason or "")
+
+    def _start_jobs(self) -> Iterator[Result]:
+        """Start jobs while there is room.  Yield the results of input that is no task."""
+        while not self._stop_reason() and len(self._pool) < self._most_in_pool:
+            item = self._next_item()
+            if isinstance(item, Result):
+                yield self._noted(item)
+            elif isinstance(item, Job):
+                backend = item.task.backend
+                self._running[backend] = self._running.get(backend, 0) + 1
+                self._pool.start(item)
+            else:
+                return
+
+    def _next_item(self) -> Union[Job, Result, str]:
+        """Return as Supply.next_job; NOT_READY also where all jobs wait for their backends."""
+        for backend, held in self._held.items():
+            if held and self._has_room(backend):
+                return held.pop(0)
+        while not self._exhausted and sum(map(len, self._held.values())) < MAX_HELD:
+            item = self._supply.next_job()
+            if item == END:
+                self._exhausted = True
+            elif not isinstance(item, Job) or self._has_room(item.task.backend):
+                return item
+            else:
+                self._held.setdefault(item.task.backend, []).append(item)
+        return NOT_READY
+
+    def _has_room(self, backend: str) -> bool:
+        return self._running.get(backend, 0) < self._limits.get(backend, MAX_JOBS + 1)
+
+    def _ended(self, result: Result) -> Result:
+        self._running[result.backend] -= 1
+        return self._noted(result)
+
+    def _noted(self, result: Result) -> Result:
+        if self._fail_fast and result.status in FAILURES:
+            self._failed = True
+        return self._supply.arrived(result)
+
+    def _cancel_rest(self) -> Iterator[Result]:
+        """Answer the jobs that did not begin, without waiting for more input."""
+        why = "%s (%s)" % (CANCELED_EARLY, self._stop_reason())
+        for held in self._held.values():
+            for job in held:
+                yield self._supply.arrived(unfinished(job, "canceled", why, "canceled"))
+        self._supply.stop()
+        deadline = self._clock() + TICK_SECONDS
+        while not self._exhausted:
+            item = self._supply.next_job()
+            if isinstance(item, Job):
+                item = unfinished(item, "canceled", why, "canceled")
+            if isinstance(item, Result):
+                yield self._supply.arrived(item)
+            elif item == END or self._clock() >= deadline:
+                return
+            else:  # another thread may be about to hand over what it has read
+                self._pool.wait(0.01)
+
+
+def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
+             fail_fast: bool = False, limits: Optional[Dict[str, int]] = None,
+             control: Optional[Control] = None, dry_run: bool = False,
+             on_tick: Callable[[int], None] = do_nothing,
+             notice: Callable[[str], None] = do_nothing, start_method: str = "",
+             grace: float = GRACE_SECONDS) -> Generator[Result, None, None]:
+    """Run tasks, at most `jobs` at a time; yield exactly one Result for each, as they end.
+
+    `tasks` are tasks or a Supply.  A generator of tasks is advanced in the caller's thread, only
+    when there is room for a task, so that it can make the next task from the last result.
+
+    After the first failure (`fail_fast`) or `control.cancel()` nothing more is started, what runs is
+    stopped (SIGTERM, `grace` seconds, SIGKILL), and each task that did not begin is answered as
+    canceled.  So are these when the files of the run cannot be kept any more; `control.failure` is
+    then the reason.  Closing the generator stops what runs, too.  When the generator is closed or
+    exhausted, nothing of the run is left: no process, no file.
+
+    `limits`: how many tasks of a backend may run.  `on_tick` is called with the number of running
+    tasks about four times a second.  `notice` is called with warnings.  `start_method` is one of
+    START_METHODS, by default `fork` on Linux.  With `dry_run` each result is a command line.
+
+    Raise OutputError where there is no place for temporary files, UserError where so many workers
+    cannot be started.  Exceptions of `tasks` and `on_tick` pass through.
     """
     control = control or Control()
-    supply = iter(tasks)
-    method = start_method or default_start_method()
-    failed = exhausted = False
-    run = _PoolRun(jobs, method, grace, notice)
+    supply = tasks if isinstance(tasks, Supply) else JobList(tasks)
+    pool: Any = DryPool() if dry_run else Pool(jobs, start_method, grace, notice)
+    scheduler = Scheduler(supply, pool, jobs, limits=limits, fail_fast=fail_fast, control=control,
+                          on_tick=on_tick)
+    control.wake = supply.on_ready = pool.wake
+    control.directory = pool.directory
     try:
-        control.wake = lambda: run.events.put((None, None))
-        control.directory = run.directory
-        if hasattr(supply, "on_ready"):
-            supply.on_ready = control.wake
-        while True:
-            stopping = failed or control.level
-            while not (stopping or run.failure or exhausted) and len(run.in_flight) < jobs:
-                task = next(supply, run)
-                if task is run:
-                    exhausted = True
-                elif task is None:
-                    break
-                else:
-                    run.start(task)  # type: ignore[arg-type]
-            on_tick(len(run.in_flight))
-            if stopping:
-                run.cancel()
-            if (control.level > 1 or time.monotonic() > run.kill_at) and not run.killed_at:
-                run.kill()
-            if run.killed_at and time.monotonic() > run.killed_at + KILLED_SECONDS:  # a worker that does not answer is not waited for
-                for index in list(run.in_flight):
-                    yield run.give_up(index)
-            if not run.in_flight and (exhausted or stopping or run.failure):
-                break
-            for result in run.wait():
-                failed = failed or fail_fast and result.status not in ("ok", "skipped", "canceled")
-                yield result
-                del result  # its answer may be a file, which takes room on the disk
+        yield from scheduler.results()
     finally:
-        control.failure = run.failure
+        control.failure = pool.failure
         if control.level > 1:
-            run.kill()
-        run.close()
-    if not exhausted:
-        why = "canceled before it started (%s)" % ("fail-fast" if failed else run.failure or "interrupted")
-        if hasattr(supply, "stop_reading"):
-            supply.stop_reading()
-        deadline = time.monotonic() + TICK_SECONDS
-        for rest in supply:
-            if rest is None:  # another thread may be about to hand over what it has read
-                if time.monotonic() >= deadline:
-                    break
-                time.sleep(0.01)
-                continue
-            yield unfinished(rest, "canceled", why, "canceled")._replace(task=rest)
+            pool.kill()
+        pool.close()
 
 
-# --- 9. Sinks ----------------------------------------------------------------
+# --- 11. Sinks ---------------------------------------------------------------
 #
 # A sink takes one Result at a time, in the order in which tasks end: `write(result)`.  Nothing else
 # in the program writes results.  A sink raises OutputError when it cannot write.
@@ -6352,7 +6722,7 @@ class Progress:
                                             clock(time.monotonic() - self._began))
 
 
-# --- 10. Summary -------------------------------------------------------------
+# --- 12. Summary -------------------------------------------------------------
 
 MAX_REASONS = 20  # distinct errors that are listed
 MAX_NOTE = 2000  # characters of an error or a warning in the table
@@ -6515,7 +6885,7 @@ class ComparisonTable(Table):
                 one_line(result.model)]
 
 
-# --- 11. Sessions ------------------------------------------------------------
+# --- 13. Sessions ------------------------------------------------------------
 #
 # A session is a JSON file of its own, ID.json.  A file appears whole, by a rename, so that readers
 # need no lock.  A process that runs a prompt in a session, or deletes a session, holds its lock:
@@ -6876,7 +7246,7 @@ class SessionStore:
         return [name[:ID_DIGITS] for name in self._names() if name[ID_DIGITS:] == ".json"]
 
 
-# --- 12. Commands ------------------------------------------------------------
+# --- 14. Commands ------------------------------------------------------------
 
 
 class Settings(NamedTuple):
@@ -7018,7 +7388,7 @@ class Form(NamedTuple):
 class Plan(NamedTuple):
     """The tasks of a command and the sinks for their results."""
 
-    tasks: Any                   # as run_pool takes them; for a dry run with a method `in_turn`
+    supply: Supply
     jobs: int
     form: Form
     total: Optional[int] = None  # number of tasks, if it is known
@@ -7028,6 +7398,7 @@ class Plan(NamedTuple):
     arrived: Optional[Callable[[Result], Result]] = None  # change a result before any sink has it
     follow: Optional[Callable[[str], None]] = None  # called during the run with its directory
     single: bool = False         # a single prompt, which has no summary
+    limits: Dict[str, int] = {}  # how many tasks of a backend may run
 
 
 def form_of(settings: Settings, console: Console, heading: str,
@@ -7076,23 +7447,20 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         feed.attempt(form, console.stdout.text, plan.form.heading)
     # A dry run has nothing to stop: a signal ends the process.
     with stop_signals(stop) if not settings.dry_run else stop_signals(die_at_once):
-        results = (run_task(task) for task in plan.tasks.in_turn()) if settings.dry_run else run_pool(
-            plan.tasks, min(plan.jobs, plan.total or plan.jobs), fail_fast=plan.fail_fast, control=control, on_tick=tick,
+        results = run_pool(
+            plan.supply, min(plan.jobs, plan.total or plan.jobs), fail_fast=plan.fail_fast,
+            limits=plan.limits, control=control, dry_run=settings.dry_run, on_tick=tick,
             notice=console.warn, start_method=settings.start_method)
         try:
             for result in results:
                 if progress:
                     progress.hide()
-                if isinstance(plan.tasks, Limited) and result.task:
-                    plan.tasks.ended(result.task)
                 result = redacted(result)
                 if plan.arrived:
                     result = plan.arrived(result)
                 feed.write(result)
                 if settings.dry_run and result.error:
                     console.say("error: " + result.error)
-                if settings.dry_run and control.level:  # nobody reads it any more
-                    break
                 del result  # as run_pool does, before the next task starts
         finally:
             results.close()
@@ -7142,12 +7510,10 @@ def command_parallel(settings: Settings, file: Optional[str], *, jobs: Optional[
     """Run a batch.  Return the exit status."""
     reset_sigchld()
     console, configuration = Console(), settings.rules.configuration
-    stream: Any = open_tasks(file, settings.rules, console.warn)
+    stream = open_tasks(file, settings.rules, console.warn)
     batch, total, has_ids = stream.run, stream.total, stream.has_ids
     limits = {name: configuration.said("backends.%s.max_parallel" % name)
               for name in [*BACKENDS, *configuration.definitions]}
-    if any(limits.values()):
-        stream = Limited(stream, {name: limit for name, limit in limits.items() if limit})
     run = merge_layers([
         ("command line", {"max_parallel": jobs, "fail_fast": fail_fast or None,
                           "output_dir": output_dir}),
@@ -7167,7 +7533,8 @@ def command_parallel(settings: Settings, file: Optional[str], *, jobs: Optional[
         ", fail-fast" if fail_fast else "")
     table = configuration.get("parallel.aggregate_output") and new_table(settings)
     return run_plan(Plan(stream, jobs, form_of(settings, console, heading), total, fail_fast,
-                         directory, table), settings, console)
+                         directory, table, limits={name: limit for name, limit in limits.items()
+                                                   if limit}), settings, console)
 
 
 def step_fields(result: Result) -> Dict[str, Any]:
@@ -7202,7 +7569,7 @@ def command_chain(settings: Settings, file: Optional[str]) -> int:
                    lambda output: Text(output, head), fields_of=step_fields,
                    all_fields=lambda totals: chain_fields(totals, steps.failed_step))
     return run_plan(Plan(steps, 1, form, steps.total, chain.stop_on_failure,
-                         table=new_table(settings), arrived=steps.arrived), settings, console)
+                         table=new_table(settings)), settings, console)
 
 
 def comparison_fields(totals: Totals, prompt: str, backends: List[str],
@@ -7223,11 +7590,11 @@ def command_compare(settings: Settings, names: Optional[Iterable[str]], sequenti
         names = [name for name in [*BACKENDS, *rules.definitions] if name != "echo" and
                  rules.configuration.said("backends.%s.enabled" % name) is not False]
     prompt = prompt_text(argument)
-    tasks = comparison(prompt, names, rules)
-    missing = [task.backend for task in tasks if not settings.dry_run and not_installed(task)]
-    tasks = [task for task in tasks if task.backend not in missing]
-    present = [task.backend for task in tasks]
-    if not tasks:
+    jobs = comparison(prompt, names, rules)
+    missing = [job.task.backend for job in jobs if not settings.dry_run and not_installed(job)]
+    jobs = [job for job in jobs if job.task.backend not in missing]
+    present = [job.task.backend for job in jobs]
+    if not jobs:
         console.say("error: " + ("none of the backends is installed: " + ", ".join(missing)
                                  if missing else "there is no backend to compare"))
         return EXIT_FAILED
@@ -7245,8 +7612,7 @@ def command_compare(settings: Settings, names: Optional[Iterable[str]], sequenti
                    all_fields=lambda totals: comparison_fields(totals, prompt, present, missing))
     if form.sink is answers:
         form = form._replace(finish=show_answers)
-    supply = TaskList([task._replace(index=index) for index, task in enumerate(tasks)])
-    status = run_plan(Plan(supply, 1 if sequential else len(tasks), form, len(tasks),
+    status = run_plan(Plan(JobList(jobs), 1 if sequential else len(jobs), form, len(jobs),
                            table=new_table(settings, ComparisonTable)), settings, console)
     warn_of_unread_stdin(argument, console)
     return status
@@ -7310,12 +7676,13 @@ def _short(session: Session) -> str:
 def command_prompt(settings: Settings, asked: PromptOptions) -> int:
     """Ask one backend.  Return the exit status."""
     console, rules = Console(), settings.rules
-    task = single_task(prompt_text(asked.prompt), rules)
+    job = single_job(prompt_text(asked.prompt), rules)
+    task = job.task
     store, session = session_store(rules.environment, console), None
     if asked.go_on or rules.configuration.get("session.auto_resume") and not asked.ephemeral:
         session = store.last(task.backend, task.workdir or ".")
     if session is None and asked.go_on:
-        if backend_of(task).resuming is None:
+        if backend_of(job).resuming is None:
             raise SessionError("%s keeps no sessions that could be continued" % task.backend)
         raise SessionError("there is no session of %s in %s to continue"
                            % (task.backend, task.workdir or "the current directory"))
@@ -7326,7 +7693,7 @@ def command_prompt(settings: Settings, asked: PromptOptions) -> int:
         else:
             console.say("continuing session %s" % _short(session))
     kept = _KeptSession(None if asked.ephemeral else store, session, console)
-    return _ask(task, kept, settings, asked, console)
+    return _ask(job, kept, settings, asked, console)
 
 
 def command_resume(settings: Settings, asked: PromptOptions) -> int:
@@ -7350,8 +7717,8 @@ def command_resume(settings: Settings, asked: PromptOptions) -> int:
                            "--here continues the session in the current directory"
                            % (_short(session), workdir))
     overrides = dict(rules.overrides, backend=session.backend, workdir=workdir)
-    task = single_task(prompt_text(asked.prompt), rules._replace(overrides=overrides))
-    return _ask(task, _KeptSession(store, session, console), settings, asked, console)
+    job = single_job(prompt_text(asked.prompt), rules._replace(overrides=overrides))
+    return _ask(job, _KeptSession(store, session, console), settings, asked, console)
 
 
 STDIN_SECONDS = 0.2  # a pipe on stdin that stays silent for longer has no writer
@@ -7390,9 +7757,10 @@ def warn_of_unread_stdin(argument: str, console: Console) -> None:
         console.warn("stdin had content, which was not read; the prompt - reads it")
 
 
-def _resuming(task: Task, session: Session) -> Task:
-    """Return the task that continues a session.  Raises SessionError where its backend cannot."""
-    can, id = backend_of(task).resuming, session.backend_session_id
+def _resuming(job: Job, session: Session) -> Job:
+    """Return the job that continues a session.  Raise SessionError where its backend cannot."""
+    can, id = backend_of(job).resuming, session.backend_session_id
+    task = job.task
     reason = ""
     if can is None:
         reason = ": %s keeps no sessions" % task.backend
@@ -7405,7 +7773,7 @@ def _resuming(task: Task, session: Session) -> Task:
             task.backend, session.working_dir)
     if reason:
         raise SessionError("session %s cannot be resumed%s" % (_short(session), reason))
-    return task._replace(resume=id)
+    return job._replace(resume=id)
 
 
 MAX_KEPT_PROMPT = 10000  # characters of a prompt that its session keeps
@@ -7422,22 +7790,22 @@ class _KeptSession:
         self.store, self.session, self._console = store, session, console
         self._is_new = session is None
 
-    def begin(self, task: Task, tags: Sequence[str]) -> Task:
-        """Lock the session, or create one.  Return the task that runs in the session."""
+    def begin(self, job: Job, tags: Sequence[str]) -> Job:
+        """Lock the session, or create one.  Return the job that runs in the session."""
         if self.session is None:
-            return task._replace(keep=self._create(task, tags) and task.keep)
-        _resuming(task, self.session)  # a session that cannot be resumed is not changed
+            return job._replace(keep=self._create(job, tags) and job.keep)
+        _resuming(job, self.session)  # a session that cannot be resumed is not changed
         if self.store:
             try:
                 self.session = self.store.begin(self.session.id)
             except OSError as error:
                 self._warn(error)
                 self.store = None
-        return _resuming(task, self.session)
+        return _resuming(job, self.session)
 
-    def _create(self, task: Task, tags: Sequence[str]) -> bool:
-        """Create a session, except for a task that cannot be started."""
-        program = backend_of(task).command(task).argv[0]
+    def _create(self, job: Job, tags: Sequence[str]) -> bool:
+        """Create a session, except for a job that cannot be started."""
+        task, program = job.task, backend_of(job).command(job).argv[0]
         if task.workdir and not os.path.isdir(task.workdir) or find_program(program)[1]:
             return False
         try:
@@ -7465,24 +7833,24 @@ class _KeptSession:
         self._console.warn("the session is not updated: %s" % reason)
 
 
-def _ask(task: Task, kept: _KeptSession, settings: Settings, asked: PromptOptions,
+def _ask(job: Job, kept: _KeptSession, settings: Settings, asked: PromptOptions,
          console: Console) -> int:
     """Run the task of a single prompt.  Return the exit status."""
     reset_sigchld()
-    configuration, can = settings.rules.configuration, backend_of(task).resuming
+    configuration, can = settings.rules.configuration, backend_of(job).resuming
     with_usage = configuration.get("session.store_token_usage")
     notes: Tuple[str, ...] = ()
     if kept.session and "system_prompt" in settings.rules.overrides and not (
             can and can.system_prompt):
-        notes = ("%s may keep the system prompt that its session began with" % task.backend,)
-    settings = settings._replace(dry_run=settings.dry_run or task.dry_run)
-    task = task._replace(keep=bool(kept.store and can))
+        notes = ("%s may keep the system prompt that its session began with" % job.task.backend,)
+    settings = settings._replace(dry_run=settings.dry_run or job.task.dry_run)
+    job = job._replace(keep=bool(kept.store and can))
     if settings.dry_run:
         kept.store = None
     if kept.store or kept.session:
-        task = kept.begin(task, configuration.get("session.default_tags"))
+        job = kept.begin(job, configuration.get("session.default_tags"))
     form = asked.form or configuration.get("output.format")
-    sink = _prompt_sink(form, task, settings, kept.session, console)
+    sink = _prompt_sink(form, job, settings, kept.session, console)
     follow = getattr(sink, "follow", None)
     result: Optional[Result] = None
 
@@ -7495,8 +7863,8 @@ def _ask(task: Task, kept: _KeptSession, settings: Settings, asked: PromptOption
         return result
 
     try:
-        tasks = TaskList([task._replace(follow=follow is not None)])
-        status = run_plan(Plan(tasks, 1, Form(sink), 1, single=True, arrived=arrived,
+        jobs = JobList([job._replace(follow=follow is not None)])
+        status = run_plan(Plan(jobs, 1, Form(sink), 1, single=True, arrived=arrived,
                                follow=follow), settings, console)
     finally:
         if result is None:
@@ -7507,7 +7875,7 @@ def _ask(task: Task, kept: _KeptSession, settings: Settings, asked: PromptOption
     return status
 
 
-def _prompt_sink(form: str, task: Task, settings: Settings, session: Optional[Session],
+def _prompt_sink(form: str, job: Job, settings: Settings, session: Optional[Session],
                  console: Console) -> Any:
     """Return the sink for the output of a single prompt."""
     def fields_of(result: Result) -> Dict[str, Any]:
@@ -7520,7 +7888,7 @@ def _prompt_sink(form: str, task: Task, settings: Settings, session: Optional[Se
         return JsonLines(console.stdout, fields_of)
     if settings.dry_run:
         return CommandLines(console.stdout)
-    return LiveText(console.stdout, backend_of(task).saying, console.make_way,
+    return LiveText(console.stdout, backend_of(job).saying, console.make_way,
                     copy=form == "stream-json")
 
 
@@ -7670,15 +8038,15 @@ def command_doctor(as_json: bool) -> int:
     definitions = dict(load_configuration(None, environment).definitions,
                        **environment_definitions(environment))
     backends: List[Dict[str, Any]] = []
-    probes: List[Task] = []
+    probes: List[Job] = []
     for row in [*BACKENDS.values(), *(custom_backend(*item) for item in definitions.items())]:
-        task = Task(len(probes), row.name, " ", definition=definitions.get(row.name), timeout=60.0)
-        program = row.command(task).argv[0]
+        job = Job(0, Task(row.name, " ", timeout=60.0), definitions.get(row.name))
+        program = row.command(job).argv[0]
         path, problem = find_program(program)
         if problem and row.install:
             problem += "; to install it: " + row.install
         elif row.install:
-            probes.append(task._replace(definition=Definition((path, "--version"))))
+            probes.append(job._replace(definition=Definition((path, "--version"))))
         backends.append({"name": row.name, "program": program, "path": path, "version": "",
                          "usable": not problem, "problem": problem})
     try:
@@ -7731,7 +8099,7 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
     }
 
 
-# --- 13. Command line --------------------------------------------------------
+# --- 15. Command line --------------------------------------------------------
 
 
 def _argument_type(check: Callable[[Any], Any], number: bool) -> Callable[[str], Any]:

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 import uuid
@@ -32,6 +33,30 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 import clinvk  # noqa: E402  (found by the line above)
+
+JOB_FIELDS = set(clinvk.Job._fields)
+
+
+def job(index, backend, prompt, **fields):
+    """A Job; `fields` are those of its task and its own."""
+    own = {name: fields.pop(name) for name in list(fields) if name in JOB_FIELDS}
+    return clinvk.Job(index, clinvk.Task(backend, prompt, **fields), **own)
+
+
+def jobs_of(supply):
+    """Yield what a supply hands out, each item waited for."""
+    ready = threading.Event()
+    supply.on_ready = ready.set
+    while True:
+        ready.clear()
+        item = supply.next_job()
+        if item == clinvk.END:
+            return
+        if item == clinvk.NOT_READY:
+            ready.wait(PATIENCE)
+        else:
+            yield item
+
 
 KNOWN = "known are " + ", ".join(clinvk.BACKENDS)  # as messages about an unknown backend end
 

@@ -22,7 +22,7 @@ SCRATCH = clinvk.SCRATCH
 
 
 def task(backend, **fields):
-    return clinvk.Task(0, backend, PROMPT, **fields)
+    return support.job(0, backend, PROMPT, **fields)
 
 
 def command(backend, **fields):
@@ -155,7 +155,7 @@ class Commands(Environment):
     def test_a_literal_prompt_does_not_begin_with_a_command(self):
         for prompt in ("/help", "/mine\nmore", "/etc/hosts is", "//", " /x", "\n/x", "x /y", "\ufeff/x"):
             for backend, row in clinvk.BACKENDS.items():
-                one = clinvk.Task(0, backend, prompt)
+                one = clinvk.Job(0, clinvk.Task(backend, prompt))
                 before = "\n" if backend in ("claude", "gemini") and prompt[0] == "/" else ""
                 self.assertEqual(row.text(one), prompt)
                 self.assertEqual(row.text(one._replace(literal=True)), before + prompt, backend)
@@ -173,10 +173,10 @@ class Commands(Environment):
         for marked in self.REFERENCES:
             for mode in ({}, {"sandbox_mode": "read-only"}, {"sandbox_mode": "full"},
                          {"sandbox_mode": "workspace", "approval_mode": "auto"}):
-                one = clinvk.Task(0, "gemini", marked.replace("|", ""), **mode)
-                self.assertEqual(text(one), one.prompt)
+                one = clinvk.Job(0, clinvk.Task("gemini", marked.replace("|", ""), **mode))
+                self.assertEqual(text(one), one.task.prompt)
                 self.assertEqual(text(one._replace(literal=True)), marked.replace("|", "\\"))
-        self.assertEqual(text(clinvk.Task(0, "gemini", "/x @/y", literal=True)), "\n/x \\@/y")
+        self.assertEqual(text(clinvk.Job(0, clinvk.Task("gemini", "/x @/y"), literal=True)), "\n/x \\@/y")
 
     def test_gemini_finds_every_backslash_where_its_workspace_is_larger(self):
         self.enter_environment(GEMINI_CLI_HOME=self.directory)
@@ -185,7 +185,7 @@ class Commands(Environment):
 
         def said(**fields):
             return clinvk.BACKENDS["gemini"].text(
-                clinvk.Task(0, "gemini", prompt, literal=True, **fields))
+                support.job(0, "gemini", prompt, literal=True, **fields))
 
         for approval in clinvk.APPROVAL_MODES:
             self.assertEqual(said(approval_mode=approval), prompt)
@@ -201,8 +201,8 @@ class Commands(Environment):
 
     def test_a_literal_prompt_is_made_in_time_that_grows_with_its_size(self):
         for piece in ("@", "@x", "\\@", '@"', "@a/"):
-            one = clinvk.Task(0, "gemini", piece * 500000, literal=True)
-            self.assertGreaterEqual(len(clinvk.BACKENDS["gemini"].text(one)), len(one.prompt))
+            one = clinvk.Job(0, clinvk.Task("gemini", piece * 500000), literal=True)
+            self.assertGreaterEqual(len(clinvk.BACKENDS["gemini"].text(one)), len(one.task.prompt))
 
     def test_codex_takes_its_options(self):
         for field, value, words in (
@@ -433,7 +433,7 @@ class Leftovers(Environment):
         record = self.put("chats/session-2026-11-24T19-56-5e551000.jsonl", "5e551000-0000-4000-8000-000000000003")
         state = clinvk.WorkerState("run", self.path("state"))
         os.mkdir(state.directory)
-        result = clinvk.run_task(clinvk.Task(0, "gemini", "flood 100000"), state)
+        result = clinvk.run_job(clinvk.Job(0, clinvk.Task("gemini", "flood 100000")), state)
         state.drop_files()
         self.assertEqual(result.status, "ok")
         self.assertFalse(os.path.exists(record))
@@ -991,7 +991,7 @@ class Verdicts(CaptureCase):
 
     def judge(self, backend, stdout, stderr="", code=0, stopped="", **fields):
         files = [self.capture(data).file for data in (stdout, stderr.encode())]
-        return clinvk._judge(clinvk.Task(0, backend, "x", **fields), code, stopped, [-1] + files, stored)
+        return clinvk._judge(support.job(0, backend, "x", **fields), clinvk.Ended(code, stopped), clinvk.Execution((), {}, [-1] + files), stored)
 
     def test_an_empty_answer_is_no_success(self):
         empty = {
@@ -1288,7 +1288,7 @@ class OwnCommands(CaptureCase):
         def judge(stdout, **fields):
             files = [self.capture(data).file for data in (stdout, b"")]
             definition = clinvk.Definition(("x",), **dict(self.PATHS, **fields))
-            return clinvk._judge(clinvk.Task(0, "own", "x", definition=definition), 0, "", [-1] + files, stored)
+            return clinvk._judge(clinvk.Job(0, clinvk.Task("own", "x"), definition), clinvk.Ended(0), clinvk.Execution((), {}, [-1] + files), stored)
 
         one, two, other = b'{"message":{"content":"one"}}', b'{"message":{"content":"two"}}', b'{"id":"s","tool":{"content":"x"}}'
         for stdout, join, output, number, warnings in (
@@ -1345,7 +1345,7 @@ class OwnCommands(CaptureCase):
         write_program(os.path.join(self.bin, "own"), b'#!/bin/sh\nfor word; do printf "<%s>" "$word"; done\n[ -f "$2" ] && /bin/cat "$2"\n/bin/cat\n')
         for argv, output in ((("own", "$HOME; exit 3", "{model}", "{{model}}"), "<$HOME; exit 3><m><{model}>the prompt"),
                              (("own", "-f", "{prompt_file}"), "<-f><[^<>]*/prompt>the prompt")):
-            result = clinvk.run_task(clinvk.Task(0, "own", "the prompt", model="m", definition=clinvk.Definition(argv)))
+            result = clinvk.run_job(clinvk.Job(0, clinvk.Task("own", "the prompt", model="m"), definition=clinvk.Definition(argv)))
             self.assertRegex(result.output, "^%s$" % (output if "*" in output else re.escape(output)))
             self.assertEqual(result.status, "ok")
 
@@ -1405,7 +1405,7 @@ class Captures(CaptureCase):
         for failed in (False, True):
             event = {"type": "result", "subtype": "success", "is_error": failed, "session_id": "s", "result": text}
             write_program(os.path.join(self.bin, "claude"), b"#!/bin/sh\n/bin/cat %s\n" % self.file("event", event).encode())
-            result = clinvk.run_task(clinvk.Task(0, "claude", "x"))
+            result = clinvk.run_job(clinvk.Job(0, clinvk.Task("claude", "x")))
             if failed:
                 self.assertEqual((result.status, result.output, result.error), ("failed", "", text[:clinvk.CHUNK]))
             else:
@@ -1589,16 +1589,16 @@ class DryRun(CaptureCase):
         return (done.stdout.decode() if text is None else text).rstrip("\n").split("\n")
 
     def test_the_line_says_a_literal_prompt_as_the_task_would(self):
-        line = clinvk.command_line(clinvk.Task(0, "claude", "x", literal=True))
+        line = clinvk.command_line(clinvk.Job(0, clinvk.Task("claude", "x"), literal=True))
         self.assertIn(" CLAUDE_CODE_DISABLE_FILE_MENTIONS=1 ", line)
-        line = clinvk.command_line(clinvk.Task(0, "gemini", "/x @/y", literal=True))
+        line = clinvk.command_line(clinvk.Job(0, clinvk.Task("gemini", "/x @/y"), literal=True))
         self.assertTrue(line.endswith(" <<< $'\\n/x \\\\@/y'"), line)
 
     def test_the_line_runs_the_program_as_the_task_would(self):
         odd = "it's -x \"$HOME\"\n`id` 审查\t\\"
         for shell in self.shells():
             for backend in clinvk.BACKENDS:
-                one = clinvk.Task(0, backend, self.PROMPT % "say last", model=odd, system_prompt=odd, extra=(odd, "--"), workdir=self.home, max_turns=3, verbose=True)
+                one = clinvk.Job(0, clinvk.Task(backend, self.PROMPT % "say last", model=odd, system_prompt=odd, extra=(odd, "--"), workdir=self.home, max_turns=3, verbose=True))
                 lines = self.told(shell, one)
                 self.assertEqual(json.loads(lines[0]), list(clinvk.BACKENDS[backend].command(one).argv[1:]))
                 self.assertEqual(lines[1:], ["1", "1" if backend == "gemini" else "GEMINI_CLI_NO_RELAUNCH is not set", "CLAUDECODE is not set", self.home,
@@ -1606,16 +1606,16 @@ class DryRun(CaptureCase):
 
     def test_these_are_the_lines(self):
         for one, line in (
-                (clinvk.Task(0, "echo", "it's"), "env NO_COLOR=1 cat <<< 'it'\"'\"'s'"),
-                (clinvk.Task(0, "claude", "x", max_tokens=5, model="m"),
+                (clinvk.Job(0, clinvk.Task("echo", "it's")), "env NO_COLOR=1 cat <<< 'it'\"'\"'s'"),
+                (clinvk.Job(0, clinvk.Task("claude", "x", max_tokens=5, model="m")),
                  "env CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 CLAUDE_CODE_MAX_OUTPUT_TOKENS=5 CLAUDE_CODE_MAX_RETRIES=2 DISABLE_AUTOUPDATER=1 NO_COLOR=1 "
                  "claude -p --output-format stream-json --verbose --no-session-persistence --model m <<< x"),
-                (clinvk.Task(0, "codex", "x", workdir="/w d"),
+                (clinvk.Job(0, clinvk.Task("codex", "x", workdir="/w d")),
                  "(cd -- '/w d' && env NO_COLOR=1 codex exec --json --skip-git-repo-check --ephemeral --color never - <<< x)"),
-                (clinvk.Task(0, "gemini", "x", system_prompt="be brief"),
+                (clinvk.Job(0, clinvk.Task("gemini", "x", system_prompt="be brief")),
                  "(d=$(mktemp -d) && printf %s 'be brief' > \"$d\"/system.md && env GEMINI_CLI_NO_RELAUNCH=1 GEMINI_SYSTEM_MD=\"$d\"/system.md NO_COLOR=1 "
                  "gemini --skip-trust -o stream-json <<< x; s=$?; rm -r \"$d\"; exit $s)"),
-                (clinvk.Task(0, "own", "it's", definition=clinvk.Definition(("own", "--in={prompt_file}"))),
+                (clinvk.Job(0, clinvk.Task("own", "it's"), definition=clinvk.Definition(("own", "--in={prompt_file}"))),
                  "(d=$(mktemp -d) && printf %s 'it'\"'\"'s' > \"$d\"/prompt && env NO_COLOR=1 own --in=\"$d\"/prompt < /dev/null; s=$?; rm -r \"$d\"; exit $s)")):
             self.assertEqual(clinvk.command_line(one), line)
 
@@ -1623,24 +1623,24 @@ class DryRun(CaptureCase):
         self.enter_environment(CLAUDECODE="1", CLAUDE_CODE_ENTRYPOINT="cli")
         self.environment.update(CLAUDECODE="1", CLAUDE_CODE_ENTRYPOINT="cli")
         for shell in self.shells():
-            self.assertEqual(self.told(shell, clinvk.Task(0, "echo", "env CLAUDECODE;env CLAUDE_CODE_ENTRYPOINT")),
+            self.assertEqual(self.told(shell, clinvk.Job(0, clinvk.Task("echo", "env CLAUDECODE;env CLAUDE_CODE_ENTRYPOINT"))),
                              ["CLAUDECODE is not set", "CLAUDE_CODE_ENTRYPOINT is not set"])
 
     def test_what_is_preset_counts_only_where_the_user_says_nothing_else(self):
-        one = clinvk.Task(0, "claude", "env CLAUDE_CODE_MAX_RETRIES;env DISABLE_AUTOUPDATER;env CLAUDE_CODE_MAX_OUTPUT_TOKENS", max_tokens=5)
+        one = clinvk.Job(0, clinvk.Task("claude", "env CLAUDE_CODE_MAX_RETRIES;env DISABLE_AUTOUPDATER;env CLAUDE_CODE_MAX_OUTPUT_TOKENS", max_tokens=5))
         for said, lines in (({}, ["2", "1", "5"]), ({"CLAUDE_CODE_MAX_RETRIES": "7", "DISABLE_AUTOUPDATER": "", "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "9"}, ["7", "", "5"])):
             self.enter_environment(**said)
             self.environment.update(said)
-            self.assertEqual(clinvk.run_task(one).output.split("\n"), lines)
+            self.assertEqual(clinvk.run_job(one).output.split("\n"), lines)
             for shell in self.shells():
                 self.assertEqual(self.told(shell, one), lines)
 
     def test_texts_that_go_in_by_files_are_there_when_the_line_runs_and_not_afterwards(self):
         text = "be 'brief'\n审查 $x %s \\n"
         for shell in self.shells():
-            one = clinvk.Task(0, "gemini", "env-file GEMINI_SYSTEM_MD", system_prompt=text)
+            one = clinvk.Job(0, clinvk.Task("gemini", "env-file GEMINI_SYSTEM_MD", system_prompt=text))
             self.assertEqual("\n".join(self.told(shell, one)), text)
-            one = clinvk.Task(0, "gemini", "argv;touch %s;exit 0" % self.path("ran"), system_prompt=text, sandbox_mode="read-only", workdir=self.home)
+            one = clinvk.Job(0, clinvk.Task("gemini", "argv;touch %s;exit 0" % self.path("ran"), system_prompt=text, sandbox_mode="read-only", workdir=self.home))
             words = json.loads(self.told(shell, one)[0])
             policy = words[words.index("--policy") + 1]
             self.assertEqual((os.path.dirname(os.path.dirname(policy)), os.path.basename(policy)), (self.tmp, "policy.toml"))
@@ -1648,10 +1648,10 @@ class DryRun(CaptureCase):
 
     def test_a_command_of_the_users_own_finds_its_prompt_in_a_file_and_nothing_on_stdin(self):
         write_program(os.path.join(self.bin, "own"), b'#!/bin/sh\n/bin/cat\n[ "$1" = -f ] && /bin/cat "$2" && pwd && exit 7\n')
-        one = clinvk.Task(0, "own", "the 'prompt'\n审查 %s\\", workdir=self.home, definition=clinvk.Definition(("own", "-f", "{prompt_file}")))
+        one = clinvk.Job(0, clinvk.Task("own", "the 'prompt'\n审查 %s\\", workdir=self.home), definition=clinvk.Definition(("own", "-f", "{prompt_file}")))
         for shell in self.shells():
             done = self.run_program(shell + ["-c", clinvk.command_line(one)], input=b"of somebody else")
-            self.assertEqual((done.stdout.decode(), done.stderr, done.returncode), (one.prompt + self.home + "\n", b"", 7))
+            self.assertEqual((done.stdout.decode(), done.stderr, done.returncode), (one.task.prompt + self.home + "\n", b"", 7))
 
     def test_a_secret_is_not_in_the_line_but_the_variable_that_holds_it(self):
         secret, other = "s3cret $HOME 'x'", "s3cret $HOME 'x' and more"
@@ -1663,7 +1663,7 @@ class DryRun(CaptureCase):
             line = json.loads(done.stdout)["output"]
             self.assertNotIn("s3cret", line)
             self.assertIn('"$MY_API_KEY"', line)
-            one = clinvk.Task(0, backend, fields["prompt"], **{name: fields[name] for name in ("model", "system_prompt", "workdir")})
+            one = support.job(0, backend, fields["prompt"], **{name: fields[name] for name in ("model", "system_prompt", "workdir")})
             for shell in self.shells():
                 lines = self.told(shell, one, line, env=env)
                 if backend == "gemini":
@@ -1675,8 +1675,8 @@ class DryRun(CaptureCase):
 
     def test_it_is_one_line_whatever_the_prompt_holds(self):
         for prompt in ("a\nb\r\n", "\x1b[2J", "\u2028", "\x85", "\x0b\x0c", "'\n'"):
-            for one in (clinvk.Task(0, "echo", prompt), clinvk.Task(0, "gemini", prompt, system_prompt=prompt),
-                        clinvk.Task(0, "own", prompt, definition=clinvk.Definition(("own", "{prompt_file}")))):
+            for one in (clinvk.Job(0, clinvk.Task("echo", prompt)), clinvk.Job(0, clinvk.Task("gemini", prompt, system_prompt=prompt)),
+                        clinvk.Job(0, clinvk.Task("own", prompt), definition=clinvk.Definition(("own", "{prompt_file}")))):
                 line = clinvk.command_line(one)
                 self.assertTrue(line.isprintable(), ascii(line))
 

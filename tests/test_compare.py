@@ -160,7 +160,7 @@ class Prompts(CompareCase):
         env = {"PATH": "/nonexistent"}
         completed = self.compare("--dry-run", "--all-backends", "touch ran", env=env)
         self.assertEqual(completed.returncode, 0)
-        programs = [row.command(clinvk.Task(0, name, "x")).argv[0] for name, row in clinvk.BACKENDS.items() if name != "echo"]
+        programs = [row.command(clinvk.Job(0, clinvk.Task(name, "x"))).argv[0] for name, row in clinvk.BACKENDS.items() if name != "echo"]
         programs += ["cat", "cat", "tr", "no-such-program"]
         self.assertEqual([re.search("|".join(programs), line).group() for line in completed.stdout.decode().splitlines()], programs)
         report = self.report(self.compare("--dry-run", "--json", "--backends", "echo", "touch ran", env=env))

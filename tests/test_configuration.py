@@ -131,10 +131,10 @@ class Precedence(ConfigurationCase):
                     continue
                 rules = clinvk.TaskPolicy({field: other} if source == "command line" else {}, {"CLINVK_ECHO_MODEL": other} if source == "environment" else {},
                                      configuration=file)
-                task = clinvk._task(dict({"prompt": "p"}, **{field: other} if source == "task" else {}), {field: other} if source == "batch" else {}, rules)
+                task = clinvk._job(dict({"prompt": "p"}, **{field: other} if source == "task" else {}), {field: other} if source == "batch" else {}, rules).task
                 with self.subTest(field=field, source=source):
                     self.assertEqual(getattr(task, field), said if source == "nobody" else other)
-            self.assertEqual(getattr(clinvk._task({"prompt": "p"}, {}, clinvk.TaskPolicy()), field), built_in)
+            self.assertEqual(getattr(clinvk._job({"prompt": "p"}, {}, clinvk.TaskPolicy()).task, field), built_in)
 
     def test_the_environment_counts_before_the_file(self):
         self.configure("default_backend: codex\nbackends:\n  gemini: {model: from-file}\n")

@@ -219,7 +219,7 @@ class ManPageTest(unittest.TestCase):
 
     def test_it_describes_exactly_what_a_chain_and_a_comparison_have_beside_the_rest(self):
         totals = clinvk.Totals()
-        task = clinvk.Task(0, "echo", "p", name="n")
+        task = clinvk.Task("echo", "p", name="n")
         result = clinvk.Result(0, "echo", "ok", 0, task=task)
         ours = set(clinvk.chain_fields(totals, 1)) | set(clinvk.step_fields(result)) - set(clinvk.result_fields(result))
         self.assertEqual(set(MAN.words("OUTPUT", "Output of a chain")), ours - set(totals.fields()))
@@ -233,7 +233,7 @@ class ManPageTest(unittest.TestCase):
                 self.assertEqual({line.split()[1] for line in lines if line.startswith(".Cm ")}, set(words))
 
     def test_it_describes_exactly_the_fields_of_a_result(self):
-        task = clinvk.Task(0, "echo", "p", id="i", name="n", tags=("t",), meta={"k": 1})
+        task = clinvk.Task("echo", "p", id="i", name="n", tags=("t",), meta={"k": 1})
         full = clinvk.Result(0, "echo", "failed", 1, "o", "e", "backend", 1.0, ("w",), "m", "s", {"input_tokens": 1}, 0.1, 1, task=task)
         self.assertEqual(sorted(MAN.words("OUTPUT", "Result")), sorted(clinvk.result_fields(full)))
 
@@ -307,7 +307,7 @@ class ManPageTest(unittest.TestCase):
                 for approval in clinvk.APPROVAL_MODES:
                     with self.subTest(backend=name, sandbox_mode=sandbox, approval_mode=approval):
                         said = next(row[2][0] for row in rows if {sandbox, "any"} & set(row[0]) and {approval, "any"} & set(row[1]))
-                        argv = backend.command(clinvk.Task(0, name, "p", sandbox_mode=sandbox, approval_mode=approval)).argv
+                        argv = backend.command(clinvk.Job(0, clinvk.Task(name, "p", sandbox_mode=sandbox, approval_mode=approval))).argv
                         if backend.refuse(sandbox, approval):
                             does = "refused"
                         elif option[name] in argv:

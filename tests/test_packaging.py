@@ -118,7 +118,7 @@ class OneFileTest(Case):
     def test_it_can_be_imported_and_used_by_a_script(self):
         script = self.file("script.py", "import sys, clinvk\n"
                                         "if __name__ == '__main__':\n"
-                                        "    tasks = [clinvk.Task(n, 'echo', 'say %d' % n) for n in range(3)]\n"
+                                        "    tasks = [clinvk.Task('echo', 'say %d' % n) for n in range(3)]\n"
                                         "    for result in clinvk.run_pool(tasks, jobs=2, start_method=sys.argv[1]):\n"
                                         "        print(result.index, result.status, result.output)\n")
         for method in PROCESS_METHODS:

@@ -811,7 +811,7 @@ class Elsewhere(PlatformCase):
 
     def test_a_task_runs_and_its_group_ends_with_it(self):
         body = """
-            result = clinvk.run_task(clinvk.Task(0, "echo", "say hello;fork-child " + sys.argv[1]))
+            result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "say hello;fork-child " + sys.argv[1])))
             print(result.status, result.exit_code, result.output, end="")
             """
         self.assertEqual(self.script(body, self.path("pid"), prepare=self.PREPARE), "ok 0 hello\n")
@@ -821,9 +821,9 @@ class Elsewhere(PlatformCase):
     def test_a_task_runs_where_waiting_without_reaping_is_not_to_be_had(self):
         body = """
             for prompt in ("say hello", "exit 3", "die KILL"):
-                result = clinvk.run_task(clinvk.Task(0, "echo", prompt))
+                result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", prompt)))
                 print(result.status, result.exit_code)
-            slow = clinvk.run_task(clinvk.Task(0, "echo", "sleep 300", timeout=0.3))
+            slow = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "sleep 300", timeout=0.3)))
             print(slow.status, slow.exit_code)
             """
         self.assertEqual(self.script(body, prepare=self.PREPARE + "; del os.waitid"), "ok 0\nfailed 3\nfailed 137\ntimeout 124\n")
@@ -840,7 +840,7 @@ class Spawned(PlatformCase):
             sys.path.insert(0, %r)
             import clinvk
             if __name__ == "__main__":
-                tasks = [clinvk.Task(index, "echo", prompt) for index, prompt in enumerate(["say a", "say b"])]
+                tasks = [clinvk.Task("echo", prompt) for prompt in ["say a", "say b"]]
                 for _ in range(2):
                     for result in clinvk.run_pool(tasks, jobs=1, start_method="spawn"):
                         print(result.status)
@@ -875,7 +875,7 @@ os.listdir = listdir
     def test_a_task_runs(self):
         body = """
             for prompt in ("say hello", "flood 3000", "sleep 300"):
-                result = clinvk.run_task(clinvk.Task(0, "echo", prompt, timeout=1.0 if "sleep" in prompt else 0.0))
+                result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", prompt, timeout=1.0 if "sleep" in prompt else 0.0)))
                 print(result.status, len(result.output))
             print(clinvk.finds_strays(), clinvk.marked_processes("HOME=" + os.environ["HOME"]), clinvk.end_children())
             """
@@ -891,7 +891,7 @@ class Signals(PlatformCase):
         body = """
             print(signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN)
             clinvk.reset_sigchld()
-            result = clinvk.run_task(clinvk.Task(0, "echo", "say x;exit 3"))
+            result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "say x;exit 3")))
             print(result.exit_code, result.output, end="")
             """
         ignoring = "import os, signal, sys\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])"

@@ -16,10 +16,10 @@ HEAD = """
 import json, os, signal, sys, threading, time
 sys.path.insert(0, %r)
 import clinvk
-from clinvk import Control, Task, run_pool
+from clinvk import END, NOT_READY, Control, Job, Pool, Supply, Task, run_pool
 
 def echo(*prompts):
-    return [Task(index, "echo", prompt) for index, prompt in enumerate(prompts)]
+    return [Job(index, Task("echo", prompt)) for index, prompt in enumerate(prompts)]
 
 def say(*words):
     print(*words, flush=True)
@@ -71,7 +71,7 @@ class Contract(Pool):
             answers = []
             def chain():
                 for index in range(4):
-                    yield Task(index, "echo", "say %s" % (answers[-1].strip() + "x" if answers else "a"))
+                    yield Job(index, Task("echo", "say %s" % (answers[-1].strip() + "x" if answers else "a")))
             for result in run_pool(chain(), jobs=1, start_method=METHOD):
                 answers.append(result.output)
                 tell(result)
@@ -85,33 +85,30 @@ class Contract(Pool):
                 for index in range(12):
                     taken.append(index)
                     say(len(taken) - len(done))
-                    yield Task(index, "echo", "say x")
+                    yield Job(index, Task("echo", "say x"))
             for result in run_pool(supply(), jobs=3, start_method=METHOD):
                 done.append(result)
             """):
             self.assertEqual(max(lines), 3)
 
-    def test_a_supply_that_says_none_is_asked_again_when_it_calls(self):
+    def test_a_supply_that_is_not_ready_is_asked_again_when_it_calls(self):
         for _, lines in self.each(START_METHODS, """
-            class Supply:
-                on_ready = None
+            class Slow(Supply):
                 def __init__(self):
                     self.left, self.ready = 3, threading.Event()
-                def __iter__(self):
-                    return self
-                def __next__(self):
+                def next_job(self):
                     if not self.left:
-                        raise StopIteration
+                        return END
                     if not self.ready.is_set():
                         threading.Timer(0.01, self.come).start()
-                        return None
+                        return NOT_READY
                     self.ready.clear()
                     self.left -= 1
-                    return Task(self.left, "echo", "say x")
+                    return Job(self.left, Task("echo", "say x"))
                 def come(self):
                     self.ready.set()
                     self.on_ready()
-            for result in run_pool(Supply(), jobs=2, start_method=METHOD):
+            for result in run_pool(Slow(), jobs=2, start_method=METHOD):
                 tell(result)
             """):
             self.assertEqual(sorted(line[0] for line in lines), [0, 1, 2])
@@ -119,7 +116,7 @@ class Contract(Pool):
     def test_what_the_supply_raises_passes_through_and_leaves_nothing(self):
         for _, lines in self.each(START_METHODS, """
             def supply():
-                yield Task(0, "echo", "sleep 300")
+                yield Job(0, Task("echo", "sleep 300"))
                 raise LookupError("no more")
             try:
                 for result in run_pool(supply(), jobs=2, start_method=METHOD):
@@ -140,18 +137,11 @@ class Contract(Pool):
 
     def test_what_describes_a_task_comes_back_with_its_result(self):
         for _, lines in self.each(START_METHODS, """
-            task = Task(7, "echo", "say x", id="i", name="n", tags=("t",), meta={"a": [1, None]})
+            task = Task("echo", "say x", id="i", name="n", tags=("t",), meta={"a": [1, None]})
             for result in run_pool([task], jobs=1, start_method=METHOD):
                 say(json.dumps(result.task == task))
             """):
             self.assertEqual(lines, [True])
-
-    def test_a_task_that_is_no_task_fails_with_its_reason(self):
-        for _, lines in self.each(START_METHODS, """
-            for result in run_pool([Task(0, "", "", invalid="stdin:3: not valid JSON")], jobs=1, start_method=METHOD):
-                tell(result)
-            """):
-            self.assertEqual(lines, [[0, "failed", 1, "", "stdin:3: not valid JSON"]])
 
     def test_several_runs_at_once_do_not_hold_each_others_lifelines(self):
         for method in PROCESS_METHODS:
@@ -286,19 +276,17 @@ class Deaths(Pool):
         for method in PROCESS_METHODS:
             with self.subTest(method=method):
                 process = self.start_script(method, """
-                    class Supply:
-                        given, on_ready = 0, None
-                        def __iter__(self):
-                            return self
-                        def __next__(self):
+                    class Slow(Supply):
+                        given = 0
+                        def next_job(self):
                             if self.given == 0 or self.given < 4 and os.path.exists("more-" + METHOD):
                                 self.given += 1
-                                return Task(self.given, "echo", "say x")
+                                return Job(self.given, Task("echo", "say x"))
                             if self.given == 4:
-                                raise StopIteration
+                                return END
                             threading.Timer(0.05, lambda: self.on_ready()).start()
-                            return None
-                    for result in run_pool(Supply(), jobs=3, start_method=METHOD):
+                            return NOT_READY
+                    for result in run_pool(Slow(), jobs=3, start_method=METHOD):
                         tell(result)
                     say("end")
                     """)
@@ -324,8 +312,8 @@ class Deaths(Pool):
                 process = self.start_script(method, """
                     import struct
                     clinvk.TICK_SECONDS = 0.05  # looks are counted, whatever the time between them
-                    run = clinvk._PoolRun(2, METHOD, 5.0, say)
-                    worker_pool = run.worker_pools[0]
+                    run = Pool(2, METHOD, 5.0, say)
+                    worker_pool = run._pools[0]
                     def seated():
                         while len(list(worker_pool.ledger)) < 2:
                             run.wait()
@@ -337,15 +325,15 @@ class Deaths(Pool):
                     seated()
                     os.write(worker_pool.pool._inqueue._writer.fileno(), struct.pack("!i", 100000))
                     done = []
-                    run.start(Task(0, "echo", "say a"))
-                    while run.in_flight:
+                    run.start(Job(0, Task("echo", "say a")))
+                    while len(run):
                         done += run.wait()
-                    run.start(Task(1, "echo", "say b"))
-                    while run.in_flight:
+                    run.start(Job(1, Task("echo", "say b")))
+                    while len(run):
                         done += run.wait()
                     for result in done:
                         tell(result)
-                    say(json.dumps(len(run.worker_pools)))
+                    say(json.dumps(len(run._pools)))
                     run.close()
                     say("end")
                     """)
@@ -422,8 +410,8 @@ class Deaths(Pool):
                 process = self.start_script(method, """
                     import struct
                     clinvk.TICK_SECONDS = 0.05  # looks are counted, whatever the time between them
-                    run = clinvk._PoolRun(2, METHOD, 5.0, say)
-                    worker_pool = run.worker_pools[0]
+                    run = Pool(2, METHOD, 5.0, say)
+                    worker_pool = run._pools[0]
                     while len(list(worker_pool.ledger)) < 2:
                         run.wait()
                     os.kill(list(worker_pool.ledger)[0][1], signal.SIGKILL)
@@ -432,9 +420,9 @@ class Deaths(Pool):
                     while len(list(worker_pool.ledger)) < 2:
                         run.wait()
                     os.write(worker_pool.pool._inqueue._writer.fileno(), struct.pack("!i", 100000))
-                    run.start(Task(0, "echo", "say a"))
+                    run.start(Job(0, Task("echo", "say a")))
                     run.cancel()
-                    while run.in_flight:
+                    while len(run):
                         for result in run.wait():
                             tell(result)
                     run.close()
@@ -473,7 +461,7 @@ class Deaths(Pool):
                         for index, end in enumerate(("say x", "sleep 300")):
                             threading.Thread(target=stop).start()
                             prompt = "ids ids-%s; wait-for go-%s; %s" % (METHOD, METHOD, end)
-                            yield Task(index, "echo", prompt, timeout=0.5 * index)
+                            yield Job(index, Task("echo", prompt, timeout=0.5 * index))
                             os.unlink("go-" + METHOD)
                     for result in run_pool(tasks(), jobs=1, start_method=METHOD):
                         tell(result)
@@ -508,14 +496,14 @@ class LostFiles(Pool):
         control = Control()
         directory = lambda: control.directory
         def supply():
-            yield Task(0, "echo", "flood 5000")
+            yield Job(0, Task("echo", "flood 5000"))
             %s
             if sys.argv[2:]:
                 for worker in multiprocessing.active_children():
                     os.kill(worker.pid, signal.SIGKILL)
                     worker.join()
             for index in range(1, 4):
-                yield Task(index, "echo", "rest\\n" + "y" * 5000)
+                yield Job(index, Task("echo", "rest\\n" + "y" * 5000))
         for result in run_pool(supply(), jobs=1, control=control, start_method=METHOD):
             say(json.dumps([result.index, result.status, len(result.output), result.error]))
         say(json.dumps(control.failure))

@@ -875,7 +875,7 @@ class Row(unittest.TestCase):
     """How backends are told to keep a session and to go on with one."""
 
     def argv(self, name, **fields):
-        return list(clinvk.BACKENDS[name].command(clinvk.Task(0, name, "p", **fields)).argv)
+        return list(clinvk.BACKENDS[name].command(support.job(0, name, "p", **fields)).argv)
 
     def test_a_session_to_go_on_with_is_named(self):
         for name, words in (("claude", ["--resume", "ID"]), ("codex", ["resume", "ID", "-"]), ("gemini", ["--resume", "ID"])):

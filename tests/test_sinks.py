@@ -19,11 +19,11 @@ import unittest.mock
 import support
 from support import clinvk
 
-TASK = clinvk.Task(0, "echo", "say hello")
+TASK = clinvk.Task("echo", "say hello")
 
 
 def result(index=0, answer="hello\n", **fields):
-    fields.setdefault("task", TASK._replace(index=index))
+    fields.setdefault("task", TASK)
     return clinvk.Result(index, "echo", fields.pop("status", "ok"), fields.pop("exit_code", 0), answer,
                          start_time=fields.pop("start_time", 1795535999.5), end_time=fields.pop("end_time", 1795536002.0), **fields)
 
@@ -116,7 +116,7 @@ class Fields(SinkCase):
             b'"start_time":"2026-11-24T15:59:59.500Z","end_time":"2026-11-24T16:00:02.000Z","duration_seconds":2.5}'))
 
     def test_a_full_result_has_all_its_fields_in_this_order(self):
-        task = TASK._replace(index=7, id="a-1", name="审查", tags=("x", "y"), meta={"k": [1, None]})
+        task = TASK._replace(id="a-1", name="审查", tags=("x", "y"), meta={"k": [1, None]})
         full = result(7, "out", status="failed", exit_code=3, error="e", error_kind="rate_limit", retry_after_seconds=2.5, warnings=("w",), model="m", session_id="s",
                       usage={"total_tokens": 5}, cost_usd=0.25, num_turns=2, attempts=2, task=task)
         value = json.loads(b"".join(clinvk.encoded(full)).decode())
@@ -347,7 +347,7 @@ class Directories(SinkCase):
     def test_there_is_a_file_for_each_task_and_a_summary(self):
         directory, totals = self.opened(), clinvk.Totals()
         self.assertEqual(os.listdir(self.out), [])
-        for each in (result(1, "b", task=TASK._replace(index=1, name="审查 auth 模块", meta={"k": 1}, timeout=5.0)), result(0, "a", task=TASK._replace(id="first one"))):
+        for each in (result(1, "b", task=TASK._replace(name="审查 auth 模块", meta={"k": 1}, timeout=5.0)), result(0, "a", task=TASK._replace(id="first one"))):
             directory.write(each)
             totals.write(each)
         self.assertEqual(sorted(os.listdir(self.out)), ["001_first_one.json", "002_auth.json"], "each is there at once")
@@ -363,7 +363,7 @@ class Directories(SinkCase):
         self.assertEqual((summary["total_tasks"], [each["output"] for each in summary["results"]]), (2, ["a", "b"]))
 
     def test_a_word_that_is_also_the_default_of_a_mode_is_kept_where_it_is_something_else(self):
-        task = clinvk.Task(0, "echo", "default", model="default", name="default", id="default", tags=("default",))
+        task = clinvk.Task("echo", "default", model="default", name="default", id="default", tags=("default",))
         self.opened().write(result(task=task))
         with open(os.path.join(self.out, "001_default.json"), encoding="utf-8") as file:
             self.assertEqual(json.load(file)["task"], {"backend": "echo", "prompt": "default", "model": "default", "name": "default", "id": "default", "tags": ["default"]})
@@ -382,8 +382,8 @@ class Directories(SinkCase):
         directory = self.opened()
         words = ["../../x", "/etc/passwd", "..", ".", "a/b\\c", "审查", "x" * 500, "con", "a\0b\nc", "-rf", "\ud800", "NUL ", "summary", "%s%n", "é", "~", "a.json"]
         for index, word in enumerate(words):
-            directory.write(result(index, task=TASK._replace(index=index, id=word)))
-            directory.write(result(100 + index, task=TASK._replace(index=100 + index, name=word)))
+            directory.write(result(index, task=TASK._replace(id=word)))
+            directory.write(result(100 + index, task=TASK._replace(name=word)))
         names = os.listdir(self.out)
         self.assertEqual(len(names), 2 * len(words))
         for name in names:
@@ -515,12 +515,12 @@ class Directories(SinkCase):
     def test_a_result_without_a_task_and_a_bad_task_are_kept_too(self):
         directory = self.opened()
         directory.write(result(0, task=None))
-        bad = clinvk.Task(1, "", "", invalid="stdin:2: prompt: expected a string, got 3")
-        directory.write(clinvk.run_task(bad)._replace(task=bad))
+        bad = clinvk._invalid(clinvk.UserError("stdin:2: prompt: expected a string, got 3"))._replace(index=1)
+        directory.write(bad)
         with open(os.path.join(self.out, "002_task-2.json")) as file:
             value = json.load(file)
         self.assertNotIn("task", value, "what was no task must not be fed back as one")
-        self.assertEqual(value["result"]["error"], bad.invalid)
+        self.assertEqual(value["result"]["error"], bad.error)
 
 
 class Statuses(SinkCase):

@@ -6,11 +6,11 @@ import unittest
 from support import clinvk
 from test_sinks import SinkCase
 
-TASK = clinvk.Task(0, "claude", "prompt")
+TASK = clinvk.Task("claude", "prompt")
 
 
 def result(index, status="ok", backend="claude", seconds=1.0, **fields):
-    task = TASK._replace(index=index, name=fields.pop("name", ""), prompt=fields.pop("prompt", "prompt %d" % index))
+    task = TASK._replace(name=fields.pop("name", ""), prompt=fields.pop("prompt", "prompt %d" % index))
     return clinvk.Result(index, backend, status, 0, start_time=100.0, end_time=100.0 + seconds, task=task, **fields)
 
 
@@ -75,8 +75,7 @@ Total: 2 tasks, 1 completed, 1 failed (3.20s)
             self.assertEqual(self.row(result(0, **fields)), ["1    claude       OK         1.00s      " + label])
 
     def test_a_bad_task_is_shown_with_what_is_wrong(self):
-        bad = clinvk.Task(1, "", "", invalid="stdin:2: prompt: expected a string, got 3")
-        lines = self.row(clinvk.run_task(bad)._replace(task=bad))
+        lines = self.row(clinvk._invalid(clinvk.UserError("stdin:2: prompt: expected a string, got 3"))._replace(index=1))
         self.assertRegex(lines[0], r"^2 {17}FAILED     0\.00s {6}stdin:2: prompt: expected")
         self.assertEqual(lines[1], "     error: stdin:2: prompt: expected a string, got 3")
 

@@ -7,7 +7,8 @@ import unittest
 import support
 from support import clinvk
 
-TASK = clinvk.Task(0, "echo", "hello")
+TASK = clinvk.Task("echo", "hello")
+JOB = clinvk.Job(0, TASK)
 
 
 def record_classes():
@@ -30,20 +31,20 @@ class Records(unittest.TestCase):
                 self.assertEqual(list(record._field_defaults), defaulted)
                 self.assertEqual(fields[len(fields) - len(defaulted):], defaulted, "defaults stand at the end")
                 seen += 1
-        self.assertGreaterEqual(seen, 6)
+        self.assertGreaterEqual(seen, 7)
 
     def test_a_record_cannot_be_changed(self):
-        for record in (TASK, clinvk.unfinished(TASK, "failed", "e", "backend"), clinvk.Definition(("x",)), clinvk.TaskPolicy(), clinvk.Ceiling()):
+        for record in (TASK, JOB, clinvk.unfinished(JOB, "failed", "e", "backend"), clinvk.Definition(("x",)), clinvk.TaskPolicy(), clinvk.Ceiling()):
             with self.assertRaises(AttributeError):
                 setattr(record, record._fields[-1], "other")
             with self.assertRaises(AttributeError):
                 record.brand_new = 1
 
     def test_task_and_result_travel_between_processes_unchanged(self):
-        task = TASK._replace(extra=("-x", "\ud800"), meta={"a": [1, {"b": None}]}, timeout=1.5, tags=("t",), root="/r",
-                             definition=clinvk.Definition(("x", "{model}"), "jsonl", ("a", 0), usage=("u", -1), join=True))
+        task = TASK._replace(extra=("-x", "\ud800"), meta={"a": [1, {"b": None}]}, timeout=1.5, tags=("t",))
+        job = clinvk.Job(3, task, clinvk.Definition(("x", "{model}"), "jsonl", ("a", 0), usage=("u", -1), join=True), root="/r")
         result = clinvk.Result(3, "echo", "ok", 0, "answer\udcff\0", usage={"total_tokens": 1}, task=task)
-        for value in (task, result):
+        for value in (task, job, result):
             for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
                 copy = pickle.loads(pickle.dumps(value, protocol))
                 self.assertEqual(copy, value)
@@ -52,7 +53,7 @@ class Records(unittest.TestCase):
     def test_a_record_names_itself_and_its_fields(self):
         self.assertEqual(clinvk.Task.__name__, "Task")
         self.assertEqual(clinvk.Task.__module__, "clinvk")
-        self.assertTrue(repr(TASK).startswith("Task(index=0, backend='echo', prompt='hello', model=''"), repr(TASK))
+        self.assertTrue(repr(TASK).startswith("Task(backend='echo', prompt='hello', model=''"), repr(TASK))
 
     def test_record_without_postponed_annotations_has_its_fields(self):
         class Point(clinvk.NamedTuple):  # this module has no `from __future__ import annotations`
@@ -61,10 +62,10 @@ class Records(unittest.TestCase):
 
         self.assertEqual((Point(1), Point(y=2, x=1)._asdict(), Point._fields), ((1, 0), {"x": 1, "y": 2}, ("x", "y")))
 
-    def test_a_task_needs_an_index_a_backend_and_a_prompt_and_nothing_else(self):
+    def test_a_task_needs_a_backend_and_a_prompt_and_nothing_else(self):
         with self.assertRaises(TypeError):
-            clinvk.Task(0, "echo")
-        self.assertEqual([value for value in TASK[3:] if value],
+            clinvk.Task("echo")
+        self.assertEqual([value for value in TASK[2:] if value],
                          ["default", "default"], "only the two modes have a default that says something")
 
     def test_a_duration_is_never_below_zero(self):
@@ -73,14 +74,14 @@ class Records(unittest.TestCase):
         self.assertEqual(result._replace(end_time=9.0).duration_seconds, 0.0)
 
     def test_an_unfinished_result_says_what_became_of_its_task(self):
-        task = TASK._replace(index=4, model="m", id="x")
-        result = clinvk.unfinished(task, "lost", "its worker died", "worker_lost", attempts=1, start_time=5.0)
+        job = clinvk.Job(4, TASK._replace(model="m", id="x"))
+        result = clinvk.unfinished(job, "lost", "its worker died", "worker_lost", attempts=1, start_time=5.0)
         self.assertEqual(result[:4], (4, "echo", "lost", -1))
         self.assertEqual((result.error, result.error_kind, result.model, result.attempts, result.output),
                          ("its worker died", "worker_lost", "m", 1, ""))
         self.assertEqual(result.start_time, 5.0)
         self.assertGreater(result.end_time, 5.0)
-        canceled = clinvk.unfinished(task, "canceled", "e", "canceled")
+        canceled = clinvk.unfinished(job, "canceled", "e", "canceled")
         self.assertEqual((canceled.attempts, canceled.duration_seconds), (0, 0.0))
 
 

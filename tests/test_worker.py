@@ -18,7 +18,7 @@ class WorkerCase(support.Case):
         self.enter_environment()
 
     def run_it(self, prompt, backend="echo", **fields):
-        return clinvk.run_task(clinvk.Task(0, backend, prompt, **fields))
+        return clinvk.run_job(support.job(0, backend, prompt, **fields))
 
     def check(self, result, **expected):
         for field, value in expected.items():
@@ -39,7 +39,7 @@ class WorkerCase(support.Case):
     def in_background(self, task, state):
         """Runs a task in a thread.  What it gives when called is the Result."""
         results = []
-        thread = threading.Thread(target=lambda: results.append(clinvk.run_task(task, state)))
+        thread = threading.Thread(target=lambda: results.append(clinvk.run_job(task, state)))
         thread.start()
 
         def result():
@@ -118,9 +118,7 @@ class Behaviours(WorkerCase):
 
     def test_a_bad_task_and_a_dry_run_start_nothing(self):
         path = self.path("started")
-        self.check(self.run_it("touch " + path, invalid="stdin:1: no"), status="failed", exit_code=1, error="stdin:1: no", error_kind="invalid", attempts=0)
         self.check(self.run_it("touch " + path, dry_run=True), status="skipped", exit_code=0, output="env NO_COLOR=1 cat <<< 'touch %s'" % path, attempts=0, error="")
-        self.check(clinvk.run_task(clinvk.Task(3, "", "", invalid="bad")), index=3, backend="", status="failed")
         self.assertFalse(os.path.exists(path))
 
     def test_whatever_goes_wrong_is_a_result(self):
@@ -134,15 +132,15 @@ class Behaviours(WorkerCase):
         self.assertGreaterEqual(slow.start_time, quick.end_time)
 
     def test_the_task_is_in_its_result(self):
-        for task in (clinvk.Task(0, "echo", "say x", meta={"k": 1}), clinvk.Task(0, "echo", "x", dry_run=True), clinvk.Task(0, "", "", invalid="bad"), clinvk.Task(0, "?", "x")):
-            self.assertIs(clinvk.run_task(task).task, task)
+        for job in (clinvk.Job(0, clinvk.Task("echo", "say x", meta={"k": 1})), clinvk.Job(0, clinvk.Task("echo", "x", dry_run=True)), clinvk.Job(0, clinvk.Task("?", "x"))):
+            self.assertIs(clinvk.run_job(job).task, job.task)
             state = self.state()
-            result = clinvk.run_task(task, state)
+            result = clinvk.run_job(job, state)
             self.leave(state)
-            self.assertIs(result.task, task)
+            self.assertIs(result.task, job.task)
 
 
-class TaskPolicy(WorkerCase):
+class PolicyFiles(WorkerCase):
     """A policy and a system prompt: gemini would run without them."""
 
     def install(self, before="", after="", reading="/bin/cat \"$policy\" $GEMINI_SYSTEM_MD > rules"):
@@ -247,8 +245,8 @@ class TaskPolicy(WorkerCase):
 class Surroundings(WorkerCase):
     def test_a_backend_gets_the_environment_it_should(self):
         self.enter_environment(CLAUDECODE="1", CLAUDE_CODE_ENTRYPOINT="cli", CLAUDE_CODE_SESSION_ACCESS_TOKEN="secret", NO_COLOR=None, PWD="/as/it/was", OTHER="kept 审查")
-        lines = clinvk.run_task(clinvk.Task(17, "echo", "env CLAUDECODE;env CLAUDE_CODE_ENTRYPOINT;env CLAUDE_CODE_SESSION_ACCESS_TOKEN;env NO_COLOR;env OTHER;env PWD;"
-                                            "env CLINVK_TASK;env CLINVK_RUN;env TMPDIR;list-tmp")).output.splitlines()
+        lines = clinvk.run_job(clinvk.Job(17, clinvk.Task("echo", "env CLAUDECODE;env CLAUDE_CODE_ENTRYPOINT;env CLAUDE_CODE_SESSION_ACCESS_TOKEN;env NO_COLOR;env OTHER;env PWD;"
+                                            "env CLINVK_TASK;env CLINVK_RUN;env TMPDIR;list-tmp"))).output.splitlines()
         self.assertEqual(lines[:7], ["CLAUDECODE is not set", "CLAUDE_CODE_ENTRYPOINT is not set", "CLAUDE_CODE_SESSION_ACCESS_TOKEN is not set", "1", "kept 审查", "/as/it/was", "17"])
         self.assertTrue(lines[7].startswith("%d_" % os.getpid()), lines[7])
         self.assertTrue(lines[8].startswith(self.tmp + "/clinvk-"), lines[8])
@@ -264,8 +262,8 @@ class Surroundings(WorkerCase):
 
     def test_a_backend_is_called_with_its_words(self):
         for backend in ("claude", "codex", "gemini"):
-            task = clinvk.Task(0, backend, "argv", model="m x", extra=("--flag", "a\nb"), system_prompt="审")
-            self.assertEqual(json.loads(clinvk.run_task(task).output), list(clinvk.BACKENDS[backend].command(task).argv[1:]))
+            task = clinvk.Job(0, clinvk.Task(backend, "argv", model="m x", extra=("--flag", "a\nb"), system_prompt="审"))
+            self.assertEqual(json.loads(clinvk.run_job(task).output), list(clinvk.BACKENDS[backend].command(task).argv[1:]))
 
     def test_a_workdir_is_where_a_backend_runs_and_what_pwd_says(self):
         os.symlink(self.home, self.path("link"))
@@ -323,7 +321,7 @@ class LaunchFailures(WorkerCase):
                 os.setgid(65534)
                 os.setuid(65534)
             for workdir in ("", "/"):
-                result = clinvk.run_task(clinvk.Task(0, "echo", "x", workdir=workdir))
+                result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "x", workdir=workdir)))
                 print(result.exit_code, result.error_kind, result.error, flush=True)
             """
         closed = self.path("closed")
@@ -377,7 +375,7 @@ class LaunchFailures(WorkerCase):
         state = self.state()
         for number in range(2):
             clinvk.remove_tree(state.directory)
-            result = clinvk.run_task(clinvk.Task(number, "echo", "list-tmp", workdir=self.directory), state)
+            result = clinvk.run_job(clinvk.Job(number, clinvk.Task("echo", "list-tmp", workdir=self.directory)), state)
             self.check(result, status="ok", output="700 []\n")
         self.leave(state)
 
@@ -385,14 +383,14 @@ class LaunchFailures(WorkerCase):
         state = self.state()
         clinvk.remove_tree(state.directory)
         state.cancel()
-        clinvk.run_task(clinvk.Task(0, "echo", "say x"), state)
+        clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "say x")), state)
         self.assertFalse(os.path.exists(state.directory))
 
     def test_state_whose_directory_cannot_be_made_again_fails_its_tasks(self):
         state = self.state()
         os.rmdir(state.directory)
         self.file(state.directory, b"")
-        result = clinvk.run_task(clinvk.Task(0, "echo", "say x", workdir=self.directory), state)
+        result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "say x", workdir=self.directory)), state)
         self.check(result, status="failed", exit_code=1, error_kind="backend")
         self.assertEqual(result.error, "cannot write temporary files to %s: File exists" % state.directory)
         os.unlink(state.directory)
@@ -400,7 +398,7 @@ class LaunchFailures(WorkerCase):
     def test_no_descriptors_left(self):
         body = """
             import resource
-            clinvk.run_task(clinvk.Task(0, "echo", "say x"))  # what it imports is there now
+            clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "say x")))  # what it imports is there now
             resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), 64))
             state = clinvk.WorkerState("run", sys.argv[2])
             held = []
@@ -412,13 +410,13 @@ class LaunchFailures(WorkerCase):
                         break
                 for _ in range(free):
                     os.close(held.pop())
-                result = clinvk.run_task(clinvk.Task(0, "echo", "say x", workdir=sys.argv[3]), state)
+                result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "say x", workdir=sys.argv[3])), state)
                 print(result.status, result.error or result.output.strip())
                 state.drop_files()
                 for file in held:
                     os.close(file)
                 del held[:]
-            result = clinvk.run_task(clinvk.Task(0, "echo", "say x"), state)
+            result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "say x")), state)
             print(result.status, result.output.strip())
             """
         os.mkdir(self.path("d"))
@@ -439,7 +437,7 @@ class Stopping(WorkerCase):
         body = """
             import threading
             threading.stack_size(1 << 46)
-            result = clinvk.run_task(clinvk.Task(0, "echo", "sleep 300", timeout=60.0))
+            result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "sleep 300", timeout=60.0)))
             print(result.status, result.exit_code, result.error_kind, result.error.splitlines()[-1])
             """
         done = self.run_program([sys.executable, "-c", "import os, sys\nsys.path.insert(0, %r)\nimport clinvk\n" % support.MODULES + textwrap.dedent(body)])
@@ -449,7 +447,7 @@ class Stopping(WorkerCase):
 
     def test_a_task_that_takes_too_long_is_stopped_though_it_ignores_what_it_is_asked(self):
         state = self.state(grace=0.2)
-        result = clinvk.run_task(clinvk.Task(0, "echo", "ignore TERM INT HUP;say half;ids %s;sleep 300" % self.path("ids"), timeout=2.0), state)
+        result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "ignore TERM INT HUP;say half;ids %s;sleep 300" % self.path("ids"), timeout=2.0)), state)
         self.check(result, status="timeout", exit_code=124, error="timed out after 2s", error_kind="timeout", output="half\n", attempts=1)
         self.assertGreaterEqual(result.duration_seconds, 2.2)
         self.assert_gone(self.pid_in(self.path("ids")))
@@ -467,7 +465,7 @@ class Stopping(WorkerCase):
             path = self.path("trapped-" + backend)
             prompt = "trap TERM 0 %s;trap INT 0 %s;say x;sleep 300" % (path, path)
             state = self.state(grace=support.PATIENCE)
-            running[backend] = state, self.in_background(clinvk.Task(0, backend, prompt, timeout=3.0), state)
+            running[backend] = state, self.in_background(clinvk.Job(0, clinvk.Task(backend, prompt, timeout=3.0)), state)
         for backend, (state, result) in running.items():
             self.check(result(), status="timeout", exit_code=124, error="timed out after 3s", retry_after_seconds=None)
             self.assertEqual(self.wait_for_file(self.path("trapped-" + backend)), expected[backend])
@@ -477,7 +475,7 @@ class Stopping(WorkerCase):
         """Cancels the task once its prompt has made a file.  Its result, and the state."""
         state = self.state(grace=grace)
         there = self.path("there-" + backend)
-        result = self.in_background(clinvk.Task(0, backend, prompt + ";ids %s;sleep 300" % there), state)
+        result = self.in_background(clinvk.Job(0, clinvk.Task(backend, prompt + ";ids %s;sleep 300" % there)), state)
         self.wait_for_file(there)
         state.cancel()
         return result(), state
@@ -503,7 +501,7 @@ class Stopping(WorkerCase):
 
     def test_a_task_that_stands_still_is_stopped_too(self):
         state = self.state(grace=support.PATIENCE)
-        result = self.in_background(clinvk.Task(0, "echo", "ids %s;die STOP" % self.path("ids")), state)
+        result = self.in_background(clinvk.Job(0, clinvk.Task("echo", "ids %s;die STOP" % self.path("ids"))), state)
         pid = self.pid_in(self.path("ids"))
 
         def stopped():
@@ -521,7 +519,7 @@ class Stopping(WorkerCase):
         state = self.state()
         state.cancel()
         path = self.path("started")
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", "touch " + path), state), status="canceled", exit_code=-1, error="canceled before it started",
+        self.check(clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "touch " + path)), state), status="canceled", exit_code=-1, error="canceled before it started",
                    error_kind="canceled", attempts=0)
         self.assertFalse(os.path.exists(path))
         self.leave(state)
@@ -529,7 +527,7 @@ class Stopping(WorkerCase):
     def test_who_finds_the_worker_dead_can_know_what_it_held(self):
         notes = []
         state = self.state(note=lambda index, group: notes.append((index, group)))
-        ids = clinvk.run_task(clinvk.Task(5, "echo", "ids"), state).output.split()
+        ids = clinvk.run_job(clinvk.Job(5, clinvk.Task("echo", "ids")), state).output.split()
         self.assertEqual(notes, [(5, int(ids[1])), (5, 0)])
         self.leave(state)
 
@@ -539,7 +537,7 @@ class Leftovers(WorkerCase):
         for word in ("fork-child", "keep-group-pipe"):
             state = self.state()
             path = self.path(word)
-            self.check(clinvk.run_task(clinvk.Task(0, "echo", "say x;%s %s %s" % (word, path, self.path("go"))), state), status="ok", output="x\n")
+            self.check(clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "say x;%s %s %s" % (word, path, self.path("go")))), state), status="ok", output="x\n")
             pid = self.pid_in(path)
             wait_until(lambda pid=pid: not is_running(pid), "the child has ended")
             self.leave(state)
@@ -556,7 +554,7 @@ class Leftovers(WorkerCase):
     def test_what_left_the_group_of_a_stopped_task_ends_with_the_task(self):
         state = self.state(grace=0.2)
         path = self.path("pid")
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", "leave-group %s;sleep 300" % path, timeout=2.0), state), status="timeout")
+        self.check(clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "leave-group %s;sleep 300" % path, timeout=2.0)), state), status="timeout")
         self.assert_gone(self.pid_in(path))
         self.leave(state)
 
@@ -564,7 +562,7 @@ class Leftovers(WorkerCase):
     def test_what_left_the_group_of_a_longer_task_ends_with_the_task(self):
         state = self.state()
         path = self.path("pid")
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", "leave-group %s;sleep %s;say x" % (path, clinvk.SWEEP_AFTER_SECONDS)), state), status="ok")
+        self.check(clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "leave-group %s;sleep %s;say x" % (path, clinvk.SWEEP_AFTER_SECONDS))), state), status="ok")
         self.assert_gone(self.pid_in(path))
         self.leave(state)
 
@@ -572,9 +570,9 @@ class Leftovers(WorkerCase):
     def test_a_sweep_after_a_task_spares_the_other_tasks_of_the_run(self):
         state, other = self.state(grace=0.2), self.state()
         other.run_id = state.run_id
-        running = self.in_background(clinvk.Task(1, "echo", "leave-group %s;wait-for %s;say spared" % (self.path("pid"), self.path("go"))), other)
+        running = self.in_background(clinvk.Job(1, clinvk.Task("echo", "leave-group %s;wait-for %s;say spared" % (self.path("pid"), self.path("go")))), other)
         pid = self.pid_in(self.path("pid"))
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", "sleep 300", timeout=0.5), state), status="timeout")
+        self.check(clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "sleep 300", timeout=0.5)), state), status="timeout")
         self.assertTrue(is_running(pid))
         self.file("go", b"")
         self.check(running(), status="ok", output="spared\n")
@@ -589,7 +587,7 @@ class Leftovers(WorkerCase):
             state = clinvk.WorkerState("run-of-a-test", sys.argv[1], adopts=adopts)
             for index, end in enumerate(("say x", "exit 1", "die KILL", "sleep 300")):
                 words = "".join("%s %s/%s-%d;" % (word, sys.argv[1], word, index) for word in ("scrub", "leave-group", "fork-child", "keep-pipe"))
-                result = clinvk.run_task(clinvk.Task(index, "echo", words + end, timeout=3.0 if "sleep" in end else 0.0), state)
+                result = clinvk.run_job(clinvk.Job(index, clinvk.Task("echo", words + end, timeout=3.0 if "sleep" in end else 0.0)), state)
                 left = []
                 for word in ("scrub", "leave-group", "fork-child", "keep-pipe"):
                     try:
@@ -612,10 +610,10 @@ class Leftovers(WorkerCase):
             for argv in (("true",), ("sh", "-c", "sleep 300 & setsid sleep 300 & exit 3"), ("sh", "-c", "true & wait; echo x"),
                          ("sh", "-c", "(true & echo $! >pid); read p <pid; " + gone), ("sh", "-c", "(sleep 300 & echo $! >pid); read p <pid; kill -9 $p; " + gone),
                          ("sh", "-c", "for i in 1 2 3 4 5 6 7; do sleep 300 & done")):
-                task = clinvk.Task(0, "own", "x", workdir=sys.argv[1], definition=clinvk.Definition(argv))
-                result = clinvk.run_task(task, state)
+                task = clinvk.Job(0, clinvk.Task("own", "x", workdir=sys.argv[1]), definition=clinvk.Definition(argv))
+                result = clinvk.run_job(task, state)
                 print(result.exit_code, list(result.warnings))
-            result = clinvk.run_task(clinvk.Task(0, "echo", "leave-group;sleep 300", timeout=1.0), state)
+            result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "leave-group;sleep 300", timeout=1.0)), state)
             print(result.exit_code, list(result.warnings))
             state.drop_files()
             """
@@ -632,20 +630,20 @@ class Leftovers(WorkerCase):
     def test_without_adoption_what_left_the_group_of_a_longer_task_is_named(self):
         state = self.state()
         prompt = "leave-group %s;sleep %s;say x" % (self.path("pid"), clinvk.SWEEP_AFTER_SECONDS)
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", prompt), state), status="ok", warnings=("echo left processes running, which were killed: cat",))
+        self.check(clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", prompt)), state), status="ok", warnings=("echo left processes running, which were killed: cat",))
         self.leave(state)
 
     def test_a_helper_that_a_backend_leaves_by_itself_is_no_warning(self):
         for backend, names, told in (("codex", ["git", "git-remote-http"], None), ("codex", ["git", "node"], "node"), ("claude", ["git"], "git"), ("codex", [], None)):
             warnings = ("%s left processes running, which were killed: %s" % (backend, told),) if told else ()
-            self.assertEqual(clinvk.left_running(clinvk.Task(0, backend, "x"), names), warnings)
+            self.assertEqual(clinvk.left_running(clinvk.Job(0, clinvk.Task(backend, "x")), names), warnings)
 
     def test_the_temporary_directory_of_a_task_is_removed_with_all_in_it(self):
         for prompt in ("write-tmp", "remove-tmp", "write-tmp;exit 1", "write-tmp;die KILL"):
             state = self.state()
-            path = clinvk.run_task(clinvk.Task(0, "echo", "env TMPDIR;" + prompt), state).output.strip()
+            path = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "env TMPDIR;" + prompt)), state).output.strip()
             self.assertEqual(os.path.exists(path) and os.listdir(path), False if "write" in prompt else (os.path.exists(path) and []), prompt)
-            self.check(clinvk.run_task(clinvk.Task(1, "echo", "list-tmp"), state), output="700 []\n")
+            self.check(clinvk.run_job(clinvk.Job(1, clinvk.Task("echo", "list-tmp")), state), output="700 []\n")
             self.leave(state)
 
 
@@ -654,7 +652,7 @@ class ToldToEnd(WorkerCase):
         for canceled, status in ((True, "canceled"), (False, "ok")):
             state = self.state()
             there, go = self.path("there-" + status), self.path("go-" + status)
-            result = self.in_background(clinvk.Task(0, "echo", "say x;touch %s;wait-for %s" % (there, go)), state)
+            result = self.in_background(clinvk.Job(0, clinvk.Task("echo", "say x;touch %s;wait-for %s" % (there, go))), state)
             self.wait_for_file(there)
             state.told_to_end, state.canceled = True, canceled
             self.file("go-" + status, b"")
@@ -669,7 +667,7 @@ class OneAfterTheOther(WorkerCase):
         alone = [self.run_it(prompt) for prompt in prompts]
         for _ in range(2):
             for index, (prompt, expected) in enumerate(zip(prompts, alone)):
-                result = clinvk.run_task(clinvk.Task(index, "echo", prompt), state)
+                result = clinvk.run_job(clinvk.Job(index, clinvk.Task("echo", prompt)), state)
                 if isinstance(result.answer, clinvk.TextFile):
                     result.answer.take()
                 if "TMPDIR" in prompt:
@@ -682,11 +680,11 @@ class OneAfterTheOther(WorkerCase):
     def test_what_a_task_left_writing_does_not_reach_the_next(self):
         state = self.state()
         go = self.path("go")
-        self.check(clinvk.run_task(clinvk.Task(0, "echo", "say x;keep-pipe %s %s" % (self.path("pid"), go)), state), output="x\n")
+        self.check(clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "say x;keep-pipe %s %s" % (self.path("pid"), go))), state), output="x\n")
         self.file("go", b"")
         self.wait_for_file(go + ".done")
         for index in range(1, 4):
-            self.check(clinvk.run_task(clinvk.Task(index, "echo", "say clean"), state), output="clean\n")
+            self.check(clinvk.run_job(clinvk.Job(index, clinvk.Task("echo", "say clean")), state), output="clean\n")
         self.leave(state)
         wait_until(lambda: not is_running(self.pid_in(self.path("pid"))), "the writer has ended")
 
@@ -694,7 +692,7 @@ class OneAfterTheOther(WorkerCase):
         for size in (10, 3000, 200000):
             state = self.state()
             go, pid = self.path("go-%d" % size), self.path("pid-%d" % size)
-            result = clinvk.run_task(clinvk.Task(0, "echo", "flood %d;keep-pipe %s %s" % (size, pid, go)), state)
+            result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "flood %d;keep-pipe %s %s" % (size, pid, go))), state)
             if isinstance(result.answer, clinvk.TextFile):
                 result.answer.take()
             self.file("go-%d" % size, b"")
@@ -743,9 +741,9 @@ class OneAfterTheOther(WorkerCase):
 
     def test_an_answer_on_its_way_is_not_changed_by_the_next_task(self):
         state = self.state()
-        first = clinvk.run_task(clinvk.Task(0, "echo", "flood 50000 a"), state)
-        second = clinvk.run_task(clinvk.Task(1, "echo", "flood 60000 b"), state)
-        clinvk.run_task(clinvk.Task(2, "echo", "say c"), state)
+        first = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "flood 50000 a")), state)
+        second = clinvk.run_job(clinvk.Job(1, clinvk.Task("echo", "flood 60000 b")), state)
+        clinvk.run_job(clinvk.Job(2, clinvk.Task("echo", "say c")), state)
         self.assertEqual((first.answer.take() and first.output, second.answer.take() and second.output), ("a" * 50000, "b" * 60000))
         self.leave(state)
 
@@ -753,7 +751,7 @@ class OneAfterTheOther(WorkerCase):
         for backend in ("claude", "echo"):
             state = self.state()
             there, go = self.path("there-" + backend), self.path("go-" + backend)
-            result = self.in_background(clinvk.Task(0, backend, "remove-tmp;touch %s;wait-for %s;flood 5000" % (there, go)), state)
+            result = self.in_background(clinvk.Job(0, clinvk.Task(backend, "remove-tmp;touch %s;wait-for %s;flood 5000" % (there, go))), state)
             self.wait_for_file(there)
             os.rmdir(state.directory)
             self.file(state.directory, b"")
@@ -761,7 +759,7 @@ class OneAfterTheOther(WorkerCase):
             self.check(result(), status="failed", exit_code=1, error_kind="backend", attempts=1)
             self.assertRegex(result().error, "^cannot write the answer to .*File exists")
             os.unlink(state.directory)
-            self.check(clinvk.run_task(clinvk.Task(1, backend, "say x"), state), status="ok")
+            self.check(clinvk.run_job(clinvk.Job(1, clinvk.Task(backend, "say x")), state), status="ok")
             self.leave(state)
 
 

@@ -1,6 +1,6 @@
-"""Section 5, Tasks: a stream of JSON values is cut into the same pieces wherever its chunks end and whatever is torn in it; every
+"""Section 6, Input: a stream of JSON values is cut into the same pieces wherever its chunks end and whatever is torn in it; every
 field is checked, and an error says where it is; what counts first is the same for every field; files are validated before anything
-starts, pipes hand their tasks out as they come.  No backend is started."""
+starts, pipes hand their jobs out as they come.  No backend is started."""
 import itertools
 import json
 import os
@@ -164,12 +164,15 @@ class TaskCase(support.Case):
         self.addCleanup(os.close, file)
         return clinvk.TaskStream(file, name, clinvk.TaskPolicy(**rules), self.warnings.append)
 
+    def jobs(self, data, **rules):
+        return list(support.jobs_of(self.stream(data, **rules)))
+
     def tasks(self, data, **rules):
-        return list(self.stream(data, **rules).in_turn())
+        return [job.task for job in self.jobs(data, **rules)]
 
     def piped(self, data, **rules):
-        """The tasks of a pipe that holds all of `data`."""
-        return list(self.pipe_stream(data, **rules).in_turn())
+        """The tasks of a pipe that holds all of `data`, and Results in the places of what is no task."""
+        return [item.task or item for item in support.jobs_of(self.pipe_stream(data, **rules))]
 
     def pipe_stream(self, data, name="stdin", **rules):
         reader, writer = os.pipe()
@@ -202,7 +205,7 @@ class TaskCase(support.Case):
 
 class Shapes(TaskCase):
     def test_a_batch_an_array_and_a_task_are_the_same_tasks(self):
-        expected = [clinvk.Task(0, "echo", "a", id="1"), clinvk.Task(1, "claude", "b")]
+        expected = [clinvk.Task("echo", "a", id="1"), clinvk.Task("claude", "b")]
         one, two = {"backend": "echo", "prompt": "a", "id": "1"}, {"prompt": "b"}
         lines = json.dumps(one) + "\n" + json.dumps(two)
         for data in ({"tasks": [one, two]}, [one, two], lines, lines.replace("\n", ""), json.dumps([one]) + json.dumps({"tasks": [two]}),
@@ -216,7 +219,7 @@ class Shapes(TaskCase):
         self.assertEqual(self.stream(data).total, 3)
         self.assertEqual(self.pipe_stream(data).total, 3)
         stream = self.pipe_stream(data + b'{"prompt": 3}\n[{"prompt":"d"},{"prompt":"e"}]')
-        self.assertEqual((stream.total, [task.prompt for task in stream]), (6, ["a", "b", "c", "", "d", "e"]))
+        self.assertEqual((stream.total, [item.task and item.task.prompt for item in support.jobs_of(stream)]), (6, ["a", "b", "c", None, "d", "e"]))
 
     def test_a_file_is_read_from_where_it_stands(self):
         path = self.file("input", b"a heading line\n" + support.tasks("a"))
@@ -224,7 +227,7 @@ class Shapes(TaskCase):
         self.addCleanup(os.close, file)
         os.lseek(file, len(b"a heading line\n"), os.SEEK_SET)
         stream = clinvk.TaskStream(file, "stdin", clinvk.TaskPolicy(), self.warnings.append)
-        self.assertEqual([task.prompt for task in stream.in_turn()], ["a"])
+        self.assertEqual([job.task.prompt for job in support.jobs_of(stream)], ["a"])
 
     def test_prompts_survive_unchanged(self):
         for prompt in ("  spaces \n", "\0", "\ud800", "\udcff", "审查 \U0001f600", "x" * 300000, "-x", "\ufeff"):
@@ -233,9 +236,9 @@ class Shapes(TaskCase):
 
     def test_a_field_that_is_null_is_one_that_is_not_given(self):
         nothing = {field: None for field in clinvk.TASK_FIELDS if field != "prompt"}
-        self.assertEqual(self.one(nothing), clinvk.Task(0, "claude", "p"))
+        self.assertEqual(self.one(nothing), clinvk.Task("claude", "p"))
         self.assertEqual(self.tasks({"tasks": [{"prompt": "p"}], "defaults": None, "max_parallel": None, "fail_fast": None, "output_dir": None}),
-                         [clinvk.Task(0, "claude", "p")])
+                         [clinvk.Task("claude", "p")])
         self.assertEqual(self.one({"model": None}, overrides={"model": "m"}).model, "m")
 
     def test_there_must_be_something(self):
@@ -314,7 +317,7 @@ class Errors(TaskCase):
                 except clinvk.UserError as error:  # it stands in the first value
                     self.assertEqual(str(error), message.replace("tasks.json", "stdin") + 'another task of this run has the id "x"')
                 if tasks:
-                    self.assertEqual(tasks[-1].invalid, message.replace("tasks.json", "stdin") + 'another task of this run has the id "x"')
+                    self.assertEqual(tasks[-1].error, message.replace("tasks.json", "stdin") + 'another task of this run has the id "x"')
 
     def test_many_ids_are_told_apart(self):
         seen = clinvk._Identifiers()
@@ -328,7 +331,7 @@ class Errors(TaskCase):
     def test_the_ids_of_a_value_that_was_refused_are_free_again(self):
         data = b'{"prompt":"a"}\n[{"prompt":"b","id":"x"},{"prompt":3}]\n{"prompt":"c","id":"x"}\n'
         tasks = self.piped(data)
-        self.assertEqual([(task.prompt, task.id, bool(task.invalid)) for task in tasks], [("a", "", False), ("", "", True), ("c", "x", False)])
+        self.assertEqual([getattr(item, "id", "failed") for item in tasks], ["", "failed", "x"])
 
 
 class Repeated(TaskCase):
@@ -344,7 +347,7 @@ class Repeated(TaskCase):
 
     def test_a_key_that_is_given_twice_on_a_pipe_is_one_bad_task(self):
         tasks = self.piped(b'{"prompt":"a"}\n{"prompt":"b","prompt":"c"}\n{"prompt":"d"}\n')
-        self.assertEqual([(task.prompt, task.invalid) for task in tasks], [("a", ""), ("", "stdin:2: prompt: the key is given twice in one object"), ("d", "")])
+        self.assertEqual([getattr(item, "error", "") or item.prompt for item in tasks], ["a", "stdin:2: prompt: the key is given twice in one object", "d"])
 
     def test_a_key_that_is_given_twice_before_what_is_not_json_is_not_the_error(self):
         self.assertTrue(self.refused('{"prompt":"a","prompt":"b"\nx}').startswith("tasks.json:2: not valid JSON: "))
@@ -428,15 +431,15 @@ class Large(TaskCase):
         with self.assertRaisesRegex(clinvk.UserError, r"stdin:1: \[2\].prompt: expected a string"):
             clinvk.TaskStream(reader, "stdin", clinvk.TaskPolicy(), self.warnings.append)
         stream = self.pipe_stream(json.dumps({"tasks": [{"prompt": "p"}] * 1000}).encode())
-        with unittest.mock.patch.object(clinvk, "_task", side_effect=clinvk._task) as made:
-            self.assertEqual(sum(1 for _ in itertools.islice(stream, 5)), 5)
+        with unittest.mock.patch.object(clinvk, "_job", side_effect=clinvk._job) as made:
+            self.assertEqual(sum(1 for _ in itertools.islice(support.jobs_of(stream), 5)), 5)
             self.assertLessEqual(made.call_count, 5)
 
     def test_the_tasks_of_a_large_file_are_parsed_twice(self):
         data = {"tasks": [{"prompt": "p", "id": str(number)} for number in range(100)], "max_parallel": 2}
-        with unittest.mock.patch.object(clinvk, "SMALL_FILE_BYTES", 0), unittest.mock.patch.object(clinvk, "_task", side_effect=clinvk._task) as made:
+        with unittest.mock.patch.object(clinvk, "SMALL_FILE_BYTES", 0), unittest.mock.patch.object(clinvk, "_job", side_effect=clinvk._job) as made:
             stream = self.stream(data)
-            self.assertEqual((stream.total, stream.run, [task.id for task in stream.in_turn()]), (100, {"max_parallel": 2}, [str(number) for number in range(100)]))
+            self.assertEqual((stream.total, stream.run, [job.task.id for job in support.jobs_of(stream)]), (100, {"max_parallel": 2}, [str(number) for number in range(100)]))
         self.assertEqual(made.call_count, 200)
 
     def test_a_task_that_has_become_bad_since_it_was_validated_is_one_bad_task(self):
@@ -445,9 +448,9 @@ class Large(TaskCase):
         stream = self.pipe_stream(json.dumps([{"prompt": name, "workdir": self.path(name)} for name in ("in", "link", "in")]).encode(), root=self.path("in"))
         os.unlink(self.path("link"))
         os.symlink("/", self.path("link"))
-        tasks = list(stream.in_turn())
-        self.assertEqual([(task.index, task.prompt) for task in tasks], [(0, "in"), (1, ""), (2, "in")])
-        self.assertIn("stdin:1: [1].workdir: ", tasks[1].invalid)
+        tasks = list(support.jobs_of(stream))
+        self.assertEqual([(item.index, item.task and item.task.prompt) for item in tasks], [(0, "in"), (1, None), (2, "in")])
+        self.assertIn("stdin:1: [1].workdir: ", tasks[1].error)
 
 
 class Bounds(TaskCase):
@@ -459,7 +462,7 @@ class Bounds(TaskCase):
             for tail in (b'\n{"prompt":"after"}\n', b""):
                 with self.subTest(begin=begin, tail=tail), unittest.mock.patch.object(clinvk, "MAX_VALUE_BYTES", 1000):
                     tasks = self.piped(b'{"prompt":"first"}\n' + body + tail)
-                    self.assertEqual([(task.prompt, task.invalid.partition("; ")[0]) for task in tasks],
+                    self.assertEqual([(getattr(item, "prompt", ""), getattr(item, "error", "").partition("; ")[0]) for item in tasks],
                                      [("first", ""), ("", "stdin:2: " + message.partition("; ")[0])] + [("after", "")] * bool(tail))
                     self.assertIn("tasks.json:1: " + message, self.refused(body + tail))
 
@@ -519,7 +522,7 @@ FIELDS = {
 class Fields(TaskCase):
     def test_the_table_has_every_field(self):
         self.assertEqual(set(FIELDS), set(clinvk.TASK_FIELDS))
-        self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields) - {"index", "invalid", "definition", "root", "keep", "resume", "follow", "parts", "literal"})
+        self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields))
 
     def test_every_field_takes_what_it_should(self):
         for field, (good, _) in FIELDS.items():
@@ -629,7 +632,7 @@ class Precedence(TaskCase):
         environment = {"CLINVK_CLAUDE_MODEL": "opus", "CLINVK_CODEX_MODEL": "gpt", "CLINVK_GEMINI_MODEL": "pro"}
         tasks = self.tasks([{"prompt": "p", "backend": name} for name in ("claude", "codex", "gemini", "echo")] + [{"prompt": "p"}], environment=environment)
         self.assertEqual([task.model for task in tasks], ["opus", "gpt", "pro", "", "opus"])
-        self.assertEqual(self.one({}, environment=dict(environment, CLINVK_BACKEND="codex"))[1:4], ("codex", "p", "gpt"))
+        self.assertEqual(self.one({}, environment=dict(environment, CLINVK_BACKEND="codex"))[:3], ("codex", "p", "gpt"))
         self.assertEqual(self.one({}, environment={"CLINVK_BACKEND": "", "CLINVK_CLAUDE_MODEL": ""})[1:4], ("claude", "p", ""))
 
     def test_options_that_decide_what_a_program_prints_are_refused(self):
@@ -659,10 +662,10 @@ class Runs(TaskCase):
         data = "\n".join(map(json.dumps, batches)).encode()
         warning = "3: max_parallel: 9 is not applied: an earlier batch of this run said 2"
         stream = self.stream(data)
-        self.assertEqual((len(list(stream.in_turn())), stream.run, self.warnings), (3, {"max_parallel": 2, "fail_fast": True}, ["tasks.json:" + warning]))
+        self.assertEqual((len(list(support.jobs_of(stream))), stream.run, self.warnings), (3, {"max_parallel": 2, "fail_fast": True}, ["tasks.json:" + warning]))
         del self.warnings[:]
         stream = self.pipe_stream(data)
-        self.assertEqual((len(list(stream.in_turn())), stream.run, self.warnings), (3, {"max_parallel": 2}, ["stdin:2: fail_fast: true is not applied: this run began without it", "stdin:" + warning]))
+        self.assertEqual((len(list(support.jobs_of(stream))), stream.run, self.warnings), (3, {"max_parallel": 2}, ["stdin:2: fail_fast: true is not applied: this run began without it", "stdin:" + warning]))
 
 
 # what a definition may be, and what it comes to; and what it may not, with the start of what is said
@@ -705,8 +708,8 @@ class Definitions(TaskCase):
         for value, expected in DEFINITIONS:
             with self.subTest(value):
                 self.assertEqual(clinvk.environment_definitions({"CLINVK_BACKENDS": json.dumps({"mine": value})}), {"mine": expected})
-                task = self.tasks(self.batch({"mine": value}), allow_commands=True)[0]
-                self.assertEqual(task, clinvk.Task(0, "mine", "p", definition=expected))
+                job = self.jobs(self.batch({"mine": value}), allow_commands=True)[0]
+                self.assertEqual(job, clinvk.Job(0, clinvk.Task("mine", "p"), definition=expected))
 
     def test_every_mistake_in_a_definition_is_told_with_its_place(self):
         for value, message in BAD_DEFINITIONS:
@@ -758,7 +761,7 @@ class Definitions(TaskCase):
             self.assert_bad(value, ": expected an object of definitions, got ")
         self.assertEqual(clinvk.environment_definitions({}), {})
         self.assertEqual(clinvk.environment_definitions({"CLINVK_BACKENDS": ""}), {})
-        self.assertEqual(self.tasks(self.batch(None, {"prompt": "p"})), [clinvk.Task(0, "claude", "p")])
+        self.assertEqual(self.tasks(self.batch(None, {"prompt": "p"})), [clinvk.Task("claude", "p")])
         for text in ("{", "nonsense", '{"a":NaN}', "[" * 100000, "\udcff{}"):
             with self.assertRaisesRegex(clinvk.UserError, "^CLINVK_BACKENDS: not valid JSON: "):
                 clinvk.environment_definitions({"CLINVK_BACKENDS": text})
@@ -777,15 +780,15 @@ class Definitions(TaskCase):
 
     def test_what_a_batch_defines_is_for_its_own_tasks(self):
         one, two = (self.batch({"mine": {"command": [program]}}) for program in ("one", "two"))
-        tasks = self.piped("\n".join(map(json.dumps, (one, two, {"prompt": "p", "backend": "mine"}, {"prompt": "p"}))).encode(), allow_commands=True)
-        self.assertEqual([task.definition and task.definition.argv for task in tasks], [("one",), ("two",), None, None])
-        self.assertEqual(tasks[2].invalid, 'stdin:3: backend: unknown backend "mine"; ' + support.KNOWN)
-        self.assertEqual(tasks[3].invalid, "")
+        data = "\n".join(map(json.dumps, (one, two, {"prompt": "p", "backend": "mine"}, {"prompt": "p"}))).encode()
+        first, second, bad, last = support.jobs_of(self.pipe_stream(data, allow_commands=True))
+        self.assertEqual((first.definition.argv, second.definition.argv, last.definition), (("one",), ("two",), None))
+        self.assertEqual(bad.error, 'stdin:3: backend: unknown backend "mine"; ' + support.KNOWN)
 
     def test_what_the_environment_defines_is_for_all_unless_a_batch_defines_it_too(self):
         mine = {"mine": clinvk.Definition(("user",))}
         data = "\n".join(map(json.dumps, ({"prompt": "p", "backend": "mine"}, self.batch({"mine": {"command": ["batch"]}}), [{"prompt": "p", "backend": "mine"}])))
-        self.assertEqual([task.definition.argv for task in self.tasks(data, definitions=mine, allow_commands=True)], [("user",), ("batch",), ("user",)])
+        self.assertEqual([job.definition.argv for job in self.jobs(data, definitions=mine, allow_commands=True)], [("user",), ("batch",), ("user",)])
         self.assertEqual(self.one({"backend": "min"}, definitions={"min": mine["mine"]}).backend, "min")
         self.assertEqual(self.refused({"prompt": "p", "backend": "min"}, definitions=mine),
                          'tasks.json:1: backend: unknown backend "min" (did you mean "mine"?); ' + support.KNOWN + ', mine')
@@ -794,7 +797,7 @@ class Definitions(TaskCase):
         mine = {"mine": clinvk.Definition(("x",))}
         for data, rules in (({"prompt": "p", "backend": "mine"}, {}), ({"prompt": "p"}, {"overrides": {"backend": "mine"}}),
                             ({"tasks": [{"prompt": "p"}], "defaults": {"backend": "mine"}}, {}), ({"prompt": "p"}, {"environment": {"CLINVK_BACKEND": "mine"}})):
-            self.assertEqual(self.tasks(data, definitions=mine, **rules), [clinvk.Task(0, "mine", "p", definition=mine["mine"])])
+            self.assertEqual(self.jobs(data, definitions=mine, **rules), [clinvk.Job(0, clinvk.Task("mine", "p"), definition=mine["mine"])])
 
     def test_the_variable_of_its_model_has_its_name_in_capitals(self):
         definitions = {name: clinvk.Definition(("x", "{model}")) for name in ("mine", "gpt-4o.mini_x")}
@@ -808,7 +811,7 @@ class Definitions(TaskCase):
             fields = {"prompt": "p", "backend": "mine", "sandbox_mode": sandbox, "approval_mode": approval}
             with self.subTest(sandbox=sandbox, approval=approval):
                 if sandbox in ("default", "full") and approval in ("default", "none"):
-                    self.assertEqual(self.one(fields, definitions=mine)[5:7], (approval, sandbox))
+                    self.assertEqual(self.one(fields, definitions=mine)[4:6], (approval, sandbox))
                     continue
                 refused = self.refused(fields, definitions=mine)
                 self.assertTrue(refused.startswith("tasks.json:1: sandbox_mode: mine: "), refused)
@@ -874,7 +877,7 @@ class Ceilings(TaskCase):
                 ({}, False), ({"ceiling": clinvk.Ceiling()}, False),
                 ({"root": self.directory}, True), ({"ceiling": clinvk.Ceiling("full")}, True),
                 ({"ceiling": clinvk.Ceiling("", "none")}, True)):
-            found = [task.literal for task in self.tasks(data, **rules)]
+            found = [job.literal for job in self.jobs(data, **rules)]
             self.assertEqual(found, [literal] * 2, rules)
 
     def test_a_prompt_that_becomes_too_large_by_being_literal_is_refused(self):
@@ -890,12 +893,12 @@ class Ceilings(TaskCase):
         self.assertEqual(self.refused(data, ceiling=clinvk.Ceiling("workspace")), 'tasks.json:1101: sandbox_mode: "full" is above the ceiling, which is "workspace"')
         stream = self.stream(data.replace(b'"full"', b'"default"'), ceiling=clinvk.Ceiling("workspace"))
         self.assertEqual(stream.total, 1101)
-        self.assertEqual([task.sandbox_mode for task in stream], ["read-only"] * 1101)
+        self.assertEqual([job.task.sandbox_mode for job in support.jobs_of(stream)], ["read-only"] * 1101)
         # the file changes behind its back: what is read the second time is checked again
         stream = self.stream(data.replace(b'"full"', b'"workspace"'), ceiling=clinvk.Ceiling("workspace"))
         self.file("input", data.replace(b'"full"', b'"workspace"').replace(b'"workspace"', b'"full"     '))
-        last = list(stream)[-1]
-        self.assertIn('"full" is above the ceiling', last.invalid)
+        last = list(support.jobs_of(stream))[-1]
+        self.assertIn('"full" is above the ceiling', last.error)
 
 
 class Roots(TaskCase):
@@ -927,7 +930,7 @@ class Roots(TaskCase):
 
     def test_a_workdir_that_leads_out_is_refused_and_one_that_stays_inside_is_kept(self):
         for path in self.INSIDE:
-            self.assertEqual(self.one({"workdir": path}, root="root"), clinvk.Task(0, "claude", "p", workdir=path, root=self.path("root"), literal=True))
+            self.assertEqual(self.jobs({"prompt": "p", "workdir": path}, root="root")[0], clinvk.Job(0, clinvk.Task("claude", "p", workdir=path), root=self.path("root"), literal=True))
         for path in self.OUTSIDE:
             message = '%s is outside of "root"' % json.dumps(path)
             self.assertEqual(self.refused('[{"prompt":"p","workdir":"root"},\n{"prompt":"p","workdir":%s}]' % json.dumps(path), root="root"),
@@ -942,7 +945,7 @@ class Roots(TaskCase):
         self.assertEqual(self.refused({"prompt": "p"}, root="root"), "tasks.json:1: " + message % "")
         self.assertEqual(self.refused([{"prompt": "p", "workdir": "root"}, {"prompt": "p"}], root="root"), "tasks.json:1: [1]: " + message % "")
         for root in (".", self.directory, "..", "root/up"):
-            self.assertEqual(self.one({}, root=root).root, os.path.realpath(root))
+            self.assertEqual(self.jobs({"prompt": "p"}, root=root)[0].root, os.path.realpath(root))
 
     def test_a_batch_keeps_its_results_inside_of_the_current_directory(self):
         for path in ("out", ".", "root/new/deep", "the-root/x", "root/up/x", "root/leads-out/../x", self.path("out")):
@@ -958,6 +961,12 @@ class Files(TaskCase):
     def large(self, count=6000, end=b""):
         return b"".join(b'{"prompt":"task %d","meta":{"filling":"%s"}}\n' % (number, b"x" * 200) for number in range(count)) + end
 
+    def opened(self, path, **rules):
+        """The message that opening it ends with."""
+        with self.assertRaises(clinvk.UserError) as caught:
+            clinvk.open_tasks(path, clinvk.TaskPolicy(**rules), self.warnings.append)
+        return str(caught.exception)
+
     def test_a_large_file_is_validated_whole_before_its_first_task(self):
         data = self.large(end=b'{"prompt":"last","id":7}\n')
         self.assertGreater(len(data), clinvk.SMALL_FILE_BYTES)
@@ -968,21 +977,10 @@ class Files(TaskCase):
         stream = self.stream(self.large(end=b'{"tasks":[{"prompt":"last","id":"x"}],"max_parallel":7}'))
         self.assertEqual(stream.total, 6001)
         self.assertEqual(stream.run, {"max_parallel": 7}, "known before the first task")
-        tasks = [next(stream) for _ in range(6001)]
-        self.assertRaises(StopIteration, next, stream)
+        tasks = [stream.next_job() for _ in range(6001)]
+        self.assertEqual(stream.next_job(), clinvk.END)
         self.assertEqual([task.index for task in tasks], list(range(6001)))
-        self.assertEqual([task.prompt for task in tasks], ["task %d" % number for number in range(6000)] + ["last"])
-
-    def test_a_file_is_an_iterator_of_its_tasks(self):
-        stream = self.stream(support.tasks("a", "b"))
-        self.assertIs(iter(stream), stream)
-        self.assertEqual([task.prompt for task in stream], ["a", "b"])
-
-    def opened(self, path, **rules):
-        """The message that opening it ends with."""
-        with self.assertRaises(clinvk.UserError) as caught:
-            clinvk.open_tasks(path, clinvk.TaskPolicy(**rules), self.warnings.append)
-        return str(caught.exception)
+        self.assertEqual([job.task.prompt for job in tasks], ["task %d" % number for number in range(6000)] + ["last"])
 
     def test_a_file_that_cannot_be_read_is_an_error_that_names_it(self):
         self.assertEqual(self.opened(self.path("nowhere")), self.path("nowhere") + ": No such file or directory")
@@ -1017,7 +1015,7 @@ class Files(TaskCase):
     def test_a_file_is_opened_by_name(self):
         path = self.file("my tasks.json", {"prompt": "p"})
         stream = clinvk.open_tasks(path, clinvk.TaskPolicy({"model": "m"}, {"CLINVK_BACKEND": "gemini"}), self.warnings.append)
-        self.assertEqual(list(stream), [clinvk.Task(0, "gemini", "p", "m")])
+        self.assertEqual(list(support.jobs_of(stream)), [clinvk.Job(0, clinvk.Task("gemini", "p", "m"))])
         self.assertIn(path + ":1: ", self.opened(self.file("bad", b"[1]")).replace("bad", "my tasks.json"))
 
 
@@ -1039,30 +1037,30 @@ class Pipes(TaskCase):
     def next_of(self, stream):
         """The next task, waited for as the pool does it."""
         while True:
-            task = next(stream)
-            if task is not None:
-                return task
+            item = stream.next_job()
+            if item != clinvk.NOT_READY:
+                return item
             self.wait()
 
     def test_a_task_is_there_while_the_producer_is_still_writing(self):
         os.write(self.writer, b'{"prompt":"first"}')
         stream = self.open_stream()
-        self.assertEqual(next(stream).prompt, "first")
-        self.assertIsNone(next(stream))
+        self.assertEqual(stream.next_job().task.prompt, "first")
+        self.assertEqual(stream.next_job(), clinvk.NOT_READY)
         os.write(self.writer, b'\n{"prompt":"sec')
-        self.assertIsNone(next(stream))
+        self.assertEqual(stream.next_job(), clinvk.NOT_READY)
         os.write(self.writer, b'ond"}[{"prompt":"third"},{"prompt":"fourth"}]')
-        self.assertEqual([self.next_of(stream).prompt for _ in range(3)], ["second", "third", "fourth"])
+        self.assertEqual([self.next_of(stream).task.prompt for _ in range(3)], ["second", "third", "fourth"])
         os.close(self.writer)
-        self.assertRaises(StopIteration, self.next_of, stream)
-        self.assertRaises(StopIteration, next, stream)
+        self.assertEqual(self.next_of(stream), clinvk.END)
+        self.assertEqual(stream.next_job(), clinvk.END)
 
     def test_total_of_a_pipe_with_an_open_writer_is_unknown(self):
         os.write(self.writer, b'{"prompt":"first"}{"prompt":"second"}')
         stream = self.open_stream()
         self.assertIsNone(stream.total)
         os.close(self.writer)
-        self.assertEqual([self.next_of(stream).prompt for _ in range(2)], ["first", "second"])
+        self.assertEqual([self.next_of(stream).task.prompt for _ in range(2)], ["first", "second"])
 
     def test_total_of_a_pipe_with_much_in_it_is_unknown_and_nothing_is_lost(self):
         os.close(self.writer)
@@ -1070,19 +1068,19 @@ class Pipes(TaskCase):
         self.assertGreater(len(data), 2 * clinvk.SMALL_FILE_BYTES)
         stream = self.pipe_stream(data)
         self.assertIsNone(stream.total)
-        self.assertEqual(sum(1 for _ in stream.in_turn()), 3000)
+        self.assertEqual(sum(1 for _ in support.jobs_of(stream)), 3000)
 
     def test_the_parts_of_a_value_wait_for_its_end(self):
         os.write(self.writer, b'{"prompt":"first"}{"tasks":[{"prompt":"a"},{"prompt":"b"},')
         stream = self.open_stream()
-        self.assertEqual(next(stream).prompt, "first")
-        self.assertIsNone(next(stream))
+        self.assertEqual(stream.next_job().task.prompt, "first")
+        self.assertEqual(stream.next_job(), clinvk.NOT_READY)
         os.write(self.writer, b'{"prompt":3}]}\n{"prompt":"c"}')
         os.close(self.writer)
         bad = self.next_of(stream)
-        self.assertEqual((bad.index, bad.backend, bad.prompt, bad.invalid), (1, "", "", "stdin:1: tasks[2].prompt: expected a string, got 3"))
-        self.assertEqual(self.next_of(stream), clinvk.Task(2, "claude", "c"))
-        self.assertRaises(StopIteration, self.next_of, stream)
+        self.assertEqual((bad.index, bad.backend, bad.status, bad.error), (1, "", "failed", "stdin:1: tasks[2].prompt: expected a string, got 3"))
+        self.assertEqual(self.next_of(stream), clinvk.Job(2, clinvk.Task("claude", "c")))
+        self.assertEqual(self.next_of(stream), clinvk.END)
 
     def test_a_bad_value_before_the_first_task_is_an_error(self):
         os.write(self.writer, b'{"prompt":3}\n{"prompt":"good"}\n')
@@ -1093,45 +1091,45 @@ class Pipes(TaskCase):
     def test_each_damage_is_one_bad_task_and_the_rest_goes_on(self):
         os.write(self.writer, b'{"prompt":"a"}\nnoise\nmore noise\n{"prompt":"b"}\n{"prompt":"torn\n{"prompt":"c"}\n{"prompt":"\xff"}\n{"prompt":"d"} x\n{"prompt":"e"}\n{"tasks":[{"prompt":"f"}')
         os.close(self.writer)
-        told = [(task.prompt, task.invalid.partition(": ")[0]) for task in self.open_stream().in_turn()]
+        told = [(item.task.prompt, "") if item.task else ("", item.error.partition(": ")[0]) for item in support.jobs_of(self.open_stream())]
         self.assertEqual(told, [("a", ""), ("", "stdin:2"), ("b", ""), ("", "stdin:5"), ("c", ""), ("", "stdin:7"), ("d", ""), ("", "stdin:8"), ("e", ""), ("", "stdin:10")])
 
     def test_what_comes_after_reading_was_stopped_is_not_taken(self):
         os.write(self.writer, b'{"prompt":"first"}')
         stream = self.open_stream()
-        self.assertEqual(next(stream).prompt, "first")
-        self.assertIsNone(next(stream))
-        stream.stop_reading()
+        self.assertEqual(stream.next_job().task.prompt, "first")
+        self.assertEqual(stream.next_job(), clinvk.NOT_READY)
+        stream.stop()
         os.write(self.writer, b'[{"prompt":"second"},{"prompt":"third"}]{"prompt":"fourth"}')
-        self.assertEqual([self.next_of(stream).prompt for _ in range(2)], ["second", "third"])
-        self.assertRaises(StopIteration, self.next_of, stream)  # though the pipe is still open
+        self.assertEqual([self.next_of(stream).task.prompt for _ in range(2)], ["second", "third"])
+        self.assertEqual(self.next_of(stream), clinvk.END)  # though the pipe is still open
         os.close(self.writer)
 
     def test_a_pipe_that_somebody_made_non_blocking_is_waited_for(self):
         os.set_blocking(self.reader, False)
         os.write(self.writer, b'{"prompt":"first"}')
         stream = self.open_stream()
-        self.assertEqual(next(stream).prompt, "first")
-        self.assertIsNone(next(stream))
+        self.assertEqual(stream.next_job().task.prompt, "first")
+        self.assertEqual(stream.next_job(), clinvk.NOT_READY)
         os.write(self.writer, b'{"prompt":"second"}')
-        self.assertEqual(self.next_of(stream).prompt, "second")
+        self.assertEqual(self.next_of(stream).task.prompt, "second")
         os.close(self.writer)
-        self.assertRaises(StopIteration, self.next_of, stream)
+        self.assertEqual(self.next_of(stream), clinvk.END)
 
     def test_an_error_of_reading_is_the_last_bad_task(self):
         os.write(self.writer, b'{"prompt":"a"}')
         duplicate = os.dup(self.reader)
         stream = clinvk.TaskStream(duplicate, "stdin", clinvk.TaskPolicy(), self.warnings.append)
         stream.on_ready = self.ready.release
-        self.assertEqual(next(stream).prompt, "a")
+        self.assertEqual(stream.next_job().task.prompt, "a")
         directory = os.open(self.directory, os.O_RDONLY)
         os.dup2(directory, duplicate)  # from now on reading it fails
         os.close(directory)
         self.addCleanup(os.close, duplicate)
         bad = self.next_of(stream)
-        self.assertEqual((bad.index, bad.backend, bad.prompt), (1, "", ""))
-        self.assertRegex(bad.invalid, "^stdin: .*Is a directory$")
-        self.assertRaises(StopIteration, self.next_of, stream)
+        self.assertEqual((bad.index, bad.backend, bad.task), (1, "", None))
+        self.assertRegex(bad.error, "^stdin: .*Is a directory$")
+        self.assertEqual(self.next_of(stream), clinvk.END)
         os.close(self.writer)
 
 
