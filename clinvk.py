@@ -7531,7 +7531,7 @@ def command_parallel(settings: Settings, file: Optional[str], *, jobs: Optional[
     heading = "Running %s (max %d parallel%s)..." % (
         "tasks" if total is None else counted(total, "task"), jobs,
         ", fail-fast" if fail_fast else "")
-    table = configuration.get("parallel.aggregate_output") and new_table(settings)
+    table = new_table(settings) if configuration.get("parallel.aggregate_output") else None
     return run_plan(Plan(stream, jobs, form_of(settings, console, heading), total, fail_fast,
                          directory, table, limits={name: limit for name, limit in limits.items()
                                                    if limit}), settings, console)
