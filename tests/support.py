@@ -109,10 +109,21 @@ if os.environ.get("CLINVK_START_METHOD") in PROCESS_METHODS:
     START_METHODS = PROCESS_METHODS + (("thread",) if PROCESS_METHODS == ("fork",) else ())
 
 
+# CI makes a few full runs of the tests, and one with CLINVK_TESTS=brief for each other Python and start method.  Brief runs
+# leave out what looks neither at workers nor at what a Python's version changes.
+BRIEF = os.environ.get("CLINVK_TESTS") == "brief"
+only_in_full_runs = unittest.skipIf(BRIEF, "a full run of the tests has these")
+
+
 def left_to_full_runs():
-    """For the head of a module that looks neither at workers nor at what a Python's version changes: a run with
-    CLINVK_TESTS=brief, of which CI makes some beside the full ones, goes without it."""
-    if os.environ.get("CLINVK_TESTS") == "brief":
+    """Skip the module that calls this at its head in brief runs."""
+    if BRIEF:
+        raise unittest.SkipTest("a full run of the tests has these")
+
+
+def left_to_fork():
+    """Skip the module that calls this at its head in brief runs with spawn: its tests start no workers."""
+    if BRIEF and PROCESS_METHODS == ("spawn",):
         raise unittest.SkipTest("a full run of the tests has these")
 
 

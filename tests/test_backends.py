@@ -17,6 +17,8 @@ from unittest.mock import ANY
 import support
 from support import clinvk, write_program
 
+support.left_to_full_runs()
+
 PROMPT = "--dangerous $(prompt)"
 SCRATCH = clinvk.SCRATCH
 

@@ -28,7 +28,7 @@ import unicodedata
 import unittest
 
 import support
-from support import (COMPILED, PATIENCE, PROGRAM, PROGRAMS, ROOT, Case, clinvk, install_fakes, is_running, only_linux, results, tasks,
+from support import (COMPILED, PATIENCE, PROGRAM, PROGRAMS, Case, clinvk, install_fakes, is_running, only_linux, results, tasks,
                      write_program)
 
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
@@ -158,6 +158,7 @@ class Commands(Case):
         return [result["status"] for result in self.lines_of(completed)]
 
 
+@support.only_in_full_runs
 class TextForm(Commands):
     BATCH = {"tasks": [
         {"backend": "claude", "name": "审查 auth 模块", "prompt": "wait-for second-was-read; say fine"},
@@ -444,6 +445,7 @@ def screen(data):
 STATUS_LINE = re.compile(rb"\[[0-9]+(/[0-9]+)?\] [0-9]+ running(, [0-9]+ failed)?, [0-9]{2}:[0-9]{2}")
 
 
+@support.only_in_full_runs
 class Terminals(Commands):
     def terminal(self, width=80):
         terminal = Terminal(width)
@@ -640,6 +642,7 @@ AWKWARD_PROMPTS = ("plain", "it's \"quoted\" $HOME ${x} `id` $(id) \\ !! ~ * ? [
                    "审查 é \U0001f642", "\x01\x1b[31m\x7f\u009b\u200b", "'", "''\\''", "ends in newlines\n\n", "\udcff\ud800", "<<< 'x'", "%s %d")
 
 
+@support.only_in_full_runs
 class DryRun(Commands):
     # commands of the user's own among the programs that write down how they were called
     DEFINITIONS = {"reader": {"command": ["dump", "-m", "{model}", "-x", "{max_turns}", "it's {workdir}; $(touch ran)"]},
@@ -786,6 +789,7 @@ class DryRun(Commands):
         self.assertEqual(models(value={"prompt": "x"}), [("claude", "of-environment")])
 
 
+@support.only_in_full_runs
 class OutputDirectory(Commands):
     def read(self, *names):
         with open(self.path(*names), "rb") as file:
@@ -944,6 +948,7 @@ def defined(**definitions):
     return {"CLINVK_BACKENDS": json.dumps(definitions)}
 
 
+@support.only_in_full_runs
 class OwnCommands(Commands):
     """Commands of the user's own, defined by CLINVK_BACKENDS or by a batch."""
 
@@ -1155,6 +1160,7 @@ class OwnCommands(Commands):
         self.assertEqual(kept["task"], {"backend": "mine", "prompt": "x", "workdir": "."})
 
 
+@support.only_in_full_runs
 class Strangers(Commands):
     """Task files that are trusted no further than their reader says."""
 
@@ -1394,6 +1400,7 @@ class Strangers(Commands):
         self.assertFalse(self.has("nowhere"))
 
 
+@support.only_in_full_runs
 class Secrets(Commands):
     """Values of the environment whose names look like keys do not stand in what clinvk itself says."""
 
@@ -1542,6 +1549,7 @@ class Secrets(Commands):
         self.assertEqual(result["error"], "[A_TOKEN] [B_TOKEN] [C_TOKEN][A_TOKEN] [D_TOKEN]")
 
 
+@support.only_in_full_runs
 class DeletedDirectory(Case):
     def test_deleted_current_directory_is_named(self):
         gone = "the current directory does not exist any more"
@@ -1565,6 +1573,7 @@ class DeletedDirectory(Case):
         self.assertEqual([json.loads(run.stdout)["machine"]["directory"] for run in doctor], [gone, self.directory])
 
 
+@support.only_in_full_runs
 class FewProcesses(Case):
     """`ulimit -u`, which does not bind root: as a user that nobody is."""
 
@@ -1605,6 +1614,7 @@ class FewProcesses(Case):
             self.assertEqual(os.listdir(place), ["clinvk.py"])
 
 
+@support.only_in_full_runs
 class Doctor(Commands):
     """`clinvk doctor`, with programs of ours on the PATH and nothing else."""
 
@@ -1618,7 +1628,7 @@ class Doctor(Commands):
         write_program(self.path("path", name), b"#!/bin/sh\n%s\n" % script.encode())
 
     def doctor(self, *arguments, **options):
-        return self.run_program([sys.executable, "-W", "error", PROGRAM, "doctor", *arguments], **options)
+        return self.run_program([sys.executable, "-W", "error", COMPILED, "doctor", *arguments], **options)
 
     def report(self, status, **options):
         """What it says in JSON: (backends by their names, machine)."""
@@ -1742,6 +1752,7 @@ def orjson_is_there():
         return False
 
 
+@support.only_in_full_runs
 class Pipes(Commands):
     def test_the_first_answer_comes_while_the_producer_still_waits(self):
         for make in (lambda task: json.dumps(task), lambda task: json.dumps({"tasks": [task]}, indent=2) + "\n",
@@ -1827,6 +1838,7 @@ class Pipes(Commands):
                     self.assertEqual([result["output"].strip() for result in self.lines_of(completed)], list("1212211"))
 
 
+@support.only_in_full_runs
 class BadInput(Commands):
     def test_a_file_with_a_mistake_starts_nothing(self):
         good = tasks("touch ran")
@@ -1880,20 +1892,19 @@ class Running(Commands):
             return ["touch here-%d; %ssay met" % (me, "".join("wait-for here-%d; " % other for other in range(number)))
                     for me in range(number)]
 
-        for arguments, batch in (
-                (["-j", "4"], {"tasks": [{"prompt": prompt} for prompt in meeting(4)], "max_parallel": 1}),
-                (["--max-parallel=2"], [{"prompt": prompt} for prompt in meeting(2)]),
-                ([], {"tasks": [{"prompt": prompt} for prompt in meeting(5)], "max_parallel": 5}),
-                ([], [{"prompt": prompt} for prompt in meeting(3)])):
-            for way in ("pipe", "file"):
-                with self.subTest(arguments=arguments, way=way):
-                    text = json.dumps(batch)
-                    completed = (self.parallel("-b", "echo", "--jsonl", "-q", *arguments, input=text) if way == "pipe"
-                                 else self.parallel("-b", "echo", "--jsonl", "-q", *arguments, "-f", self.file("t", text)))
-                    self.assertEqual({result["output"] for result in self.lines_of(completed)}, {"met\n"})
-                    for name in os.listdir(self.directory):
-                        if name.startswith("here-"):
-                            os.unlink(self.path(name))
+        for way, arguments, batch in (
+                ("pipe", ["-j", "4"], {"tasks": [{"prompt": prompt} for prompt in meeting(4)], "max_parallel": 1}),
+                ("file", ["--max-parallel=2"], [{"prompt": prompt} for prompt in meeting(2)]),
+                ("pipe", [], {"tasks": [{"prompt": prompt} for prompt in meeting(5)], "max_parallel": 5}),
+                ("file", [], [{"prompt": prompt} for prompt in meeting(3)])):
+            with self.subTest(arguments=arguments, way=way):
+                text = json.dumps(batch)
+                completed = (self.parallel("-b", "echo", "--jsonl", "-q", *arguments, input=text) if way == "pipe"
+                             else self.parallel("-b", "echo", "--jsonl", "-q", *arguments, "-f", self.file("t", text)))
+                self.assertEqual({result["output"] for result in self.lines_of(completed)}, {"met\n"})
+                for name in os.listdir(self.directory):
+                    if name.startswith("here-"):
+                        os.unlink(self.path(name))
 
     def test_never_more_and_in_the_order_of_the_input(self):
         prompts = ["append log +%d; touch started-%d; wait-for go-%d; append log -%d; say x" % (n, n, n, n) for n in range(6)]
@@ -1979,15 +1990,15 @@ class Running(Commands):
 
     def test_the_exit_status_says_what_became_of_the_run(self):
         for status, arguments, text in (
-                (0, [], tasks("say x", "say y")), (0, [], tasks("say x", dry_run=True)), (0, ["--dry-run"], tasks("exit 3")),
-                (1, [], tasks("say x", "exit 3")), (1, [], tasks("exit 77")), (1, [], tasks("die TERM")), (1, [], tasks("stderr only")),
+                (0, [], tasks("say x", "stderr error: noise is no failure; say x") + tasks("exit 3", dry_run=True)),
+                (0, ["--dry-run"], tasks("exit 3")), (1, [], tasks("say x", "exit 77")), (1, [], tasks("die TERM")),
                 (1, [], tasks("sleep 300", timeout=0.1)), (1, [], tasks("say x", workdir="/nonexistent")),
-                (0, [], tasks("stderr error: noise is no failure; say x")),
                 (2, [], b""), (2, [], b"nonsense"), (2, ["--nonsense"], tasks("say x")), (74, ["--output-dir", "/dev/null/x"], tasks("say x"))):
             with self.subTest(arguments=arguments, text=text):
                 self.assertEqual(self.parallel("-q", "-j", "1", *arguments, input=text).returncode, status)
 
 
+@support.only_in_full_runs
 class Content(Commands):
     def outputs_of(self, form, batch):
         """What comes out of each task, and what jq makes of the whole where there is one."""
@@ -2105,20 +2116,6 @@ class Surroundings(Commands):
         self.assertEqual(sorted(os.listdir(self.directory)), ["bin", "home", "tmp"])
         self.assertEqual(os.listdir(self.home) + os.listdir(self.tmp), [])
 
-    def test_it_runs_as_a_copy_under_another_name_and_as_a_module(self):
-        with open(PROGRAM, "rb") as file:
-            body = file.read().partition(b"\n")[2]
-        os.mkdir(self.path("elsewhere"))
-        write_program(self.path("elsewhere", "clinvk"), b"#!%s -Werror\n%s" % (os.fsencode(os.path.realpath(sys.executable)), body))
-        for command, env in (([self.path("elsewhere", "clinvk")], {}), (["clinvk"], {"PATH": self.path("elsewhere") + ":" + self.environment["PATH"]}),
-                             ([sys.executable, "-W", "error", "-m", "clinvk"], {"PYTHONPATH": ROOT, "PYTHONDONTWRITEBYTECODE": "1"})):
-            with self.subTest(command=command):
-                environment = self.environment_with(env)
-                program = shutil.which(command[0], path=environment["PATH"])
-                completed = self.run_program([program] + command[1:] + ["parallel", "--jsonl", "-q", "-j", "1", "-b", "echo"], b'{"prompt": "say x"}', env)
-                self.assertEqual((completed.returncode, completed.stderr), (0, b""))
-                self.assertEqual(results(completed)[0]["output"], "x\n")
-
     def test_a_run_within_a_run_is_a_run(self):
         # a backend that calls clinvk itself: neither run takes the other's processes for its own
         write_program(os.path.join(self.bin, "claude"), b"#!/bin/sh\n/bin/cat > inner.json\n'%s' '%s' parallel -q --jsonl < inner.json >&2\n"
@@ -2129,6 +2126,7 @@ class Surroundings(Commands):
         self.assertTrue(self.has("inner-ran"))
 
 
+@support.only_in_full_runs
 class Guide(Commands):
     """The examples of the user's own guide to `parallel`, with fakes that answer with their prompt."""
 

@@ -13,6 +13,8 @@ import unittest.mock
 import support
 from support import clinvk
 
+support.left_to_fork()
+
 
 def pieces(data, size=None):
     """The pieces of a stream that comes in chunks of that size."""

@@ -15,7 +15,7 @@ import unittest
 import zipapp
 
 import support
-from support import PROCESS_METHODS, PROGRAM, ROOT, Case, clinvk, results, tasks
+from support import PROGRAM, ROOT, Case, clinvk, results, tasks
 
 support.left_to_full_runs()
 
@@ -23,6 +23,7 @@ SHARED = {"man/clinvk.1": "share/man/man1/clinvk.1",
           "completions/clinvk.bash": "share/bash-completion/completions/clinvk.bash",
           "completions/_clinvk": "share/zsh/site-functions/_clinvk",
           "completions/clinvk.fish": "share/fish/vendor_completions.d/clinvk.fish"}
+PROCESS_METHODS = ("fork", "spawn") if support.LINUX else ("spawn",)  # also in a run of the tests for one of them
 LARGE = "x" * (clinvk.INLINE_BYTES + 1)  # an answer that travels as a file
 
 
@@ -34,12 +35,12 @@ def packaged_files():
 class OneFileTest(Case):
     def assert_runs(self, argv, **env):
         """Both kinds of start: --version, and a batch, whose workers must find the program again."""
+        version = self.run_program(argv + ["--version"], env=dict(env, PYTHONDONTWRITEBYTECODE="1"))
+        self.assertEqual((version.stdout.decode(), version.stderr.decode(), version.returncode),
+                         ("clinvk %s\n" % clinvk.__version__, "", 0))
         for method in PROCESS_METHODS:
             with self.subTest(argv=argv, start_method=method):
                 environment = dict(env, CLINVK_START_METHOD=method, PYTHONDONTWRITEBYTECODE="1")
-                version = self.run_program(argv + ["--version"], env=environment)
-                self.assertEqual((version.stdout.decode(), version.stderr.decode(), version.returncode),
-                                 ("clinvk %s\n" % clinvk.__version__, "", 0))
                 run = self.run_program(argv + ["parallel", "--jsonl", "--quiet", "-j", "2"], tasks("one", "two", "rest\n" + LARGE), environment)
                 self.assertEqual((run.stderr.decode(), len(results(run))), ("", 3))
                 self.assertEqual({result["status"] for result in results(run)}, {"ok"})
@@ -59,7 +60,7 @@ class OneFileTest(Case):
         self.assert_runs([PROGRAM])
 
     def test_it_runs_under_another_name_and_without_its_suffix(self):
-        for name in ("clinvk", "ai-batch", "other.py"):
+        for name in ("clinvk", "other.py"):
             path = os.path.join(self.place, name)
             shutil.copy(PROGRAM, path)
             self.assert_runs([sys.executable, path])
@@ -202,7 +203,6 @@ class SetupTest(unittest.TestCase):
             ast.parse(file.read(), feature_version=(3, 8))
 
 
-@unittest.skipIf(os.environ.get("CLINVK_START_METHOD") == "spawn", "the run of the tests with fork installs by pip")
 class PipTest(Case):
     """`pip install` into a fresh virtual environment, made once.  What is installed is run with both start methods."""
 

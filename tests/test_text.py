@@ -20,6 +20,8 @@ import urllib.parse
 import support
 from support import clinvk
 
+support.left_to_fork()
+
 try:
     import orjson
 except ImportError:
