@@ -292,14 +292,14 @@ class HelpAndVersion(CommandLine):
         self.assertEqual((completed.returncode, completed.stderr), (0, b""))
 
     def test_what_cannot_be_printed_is_an_error(self):
-        for arguments in (["--help"], ["parallel", "--help"], ["--version"], ["version"], ["--version", "--version"], ["version", "--help"],
-                          ["doctor"], ["doctor", "--json"], ["doctor", "--help"]):
-            for redirection in (["> /dev/full"] if os.path.exists("/dev/full") else []) + [">&-"]:
-                for unbuffered in (None, "1"):
-                    with self.subTest(arguments=arguments, redirection=redirection, unbuffered=unbuffered):
-                        completed = self.with_redirection(redirection, *arguments, env={"PYTHONUNBUFFERED": unbuffered})
-                        self.assertEqual(completed.returncode, 74, completed.stderr)
-                        self.assertRegex(completed.stderr.decode(), r"\Aclinvk: error: cannot write to stdout: [^\n]+\n\Z")
+        for arguments in (["--help"], ["parallel", "--help"], ["--version"], ["version"], ["doctor"], ["doctor", "--json"]):
+            for redirection, unbuffered in ((">&-", None), ("> /dev/full", None), ("> /dev/full", "1")):
+                if "full" in redirection and not os.path.exists("/dev/full"):
+                    continue
+                with self.subTest(arguments=arguments, redirection=redirection, unbuffered=unbuffered):
+                    completed = self.with_redirection(redirection, *arguments, env={"PYTHONUNBUFFERED": unbuffered})
+                    self.assertEqual(completed.returncode, 74, completed.stderr)
+                    self.assertRegex(completed.stderr.decode(), r"\Aclinvk: error: cannot write to stdout: [^\n]+\n\Z")
 
 
 class Streams(CommandLine):
