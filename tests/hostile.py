@@ -17,7 +17,7 @@ import time
 import unittest
 
 import support
-from support import Case, only_linux, results, tasks
+from support import COMPILED, Case, only_linux, results, tasks
 
 MEGABYTE = 1 << 20
 
@@ -302,6 +302,23 @@ class LinesWithoutLimit(HostileCase):
         done = self.clinvk("parallel", "-j", "64", "--json", input=tasks("say one"))
         report = json.loads(done.stdout)
         self.assertEqual((report["total_tasks"], report["results"][0]["output"]), (1, "one\n"))
+
+
+class SinglePrompts(HostileCase):
+    # Runs a program; the size of the largest of it and its children goes to stderr, in KiB.
+    MEASURED = ("import os, sys; pid = os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:]); "
+                "print(os.wait4(pid, 0)[2].ru_maxrss, file=sys.stderr)")
+
+    def test_prompt_with_a_large_answer_takes_little_memory(self):
+        size = 150 << 20
+        for form in ("text", "stream-json", "json"):
+            with self.subTest(form=form):
+                process = self.start_program([
+                    "sh", "-c", '"$@" | wc -c', "sh", sys.executable, "-c", self.MEASURED, sys.executable, COMPILED,
+                    "-b", "echo", "-o", form, "flood %d" % size])
+                self.assertGreater(int(process.line()), size)
+                self.assertEqual(process.finish().returncode, 0)
+                self.assertLess(int(process.error_output()), 60 << 10)
 
 
 class FullDisks(HostileCase):

@@ -14,7 +14,7 @@ import tty
 import unittest
 
 import support
-from support import COMPILED, PATIENCE, Case, clinvk, only_linux, wait_until
+from support import COMPILED, PATIENCE, clinvk, only_linux, wait_until
 
 support.left_to_full_runs()
 
@@ -35,7 +35,7 @@ def done(text, **more):
     return raw(dict({"type": "result", "subtype": "success", "is_error": False, "result": text, "session_id": "s"}, **more))
 
 
-class PromptCase(Case):
+class PromptCase(support.ForkingCase):
     def setUp(self):
         super().setUp()
         self.environment["CLINVK_BACKEND"] = "echo"
@@ -376,22 +376,6 @@ class Live(PromptCase):
             seen += os.read(file, 1 << 16)
         return seen
 
-    @only_linux
-    def test_memory_does_not_grow_with_the_answer(self):
-        size = 150 << 20
-        for form in ("text", "stream-json", "json"):
-            with self.subTest(form=form):
-                process = self.start_program(["sh", "-c", '"$@" | wc -c; exit $((0))', "sh", sys.executable, "-c", MEASURED, sys.executable, COMPILED, "-o", form,
-                                              "flood %d" % size])
-                self.assertGreater(int(process.line()), size)
-                self.assertEqual(process.finish().returncode, 0)
-                peak = int(process.error_output())
-                self.assertLess(peak, 60 << 10, "KiB, of the largest process")
-
-
-# Runs a program; what the largest of it and its children took, in KiB, goes to stderr.
-MEASURED = "import os, sys; pid = os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:]); print(os.wait4(pid, 0)[2].ru_maxrss, file=sys.stderr)"
-
 
 class Ends(PromptCase):
     def test_exit_statuses(self):
@@ -425,20 +409,6 @@ class Ends(PromptCase):
         self.assertIn("session", self.asked("exit 3", status=1, errors=b"clinvk: echo: exit status 3\n"))
         self.assertEqual(len(self.sessions()), 1)
 
-    def test_a_signal_ends_it_and_its_backend(self):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            with self.subTest(signal=number):
-                process = self.start("raw one\\n; ids pid; sleep 300")
-                self.assertEqual(process.line(), b"one")
-                pid = self.pid_in(self.path("pid"))
-                process.send_signal(number)
-                end = process.finish()
-                self.assertEqual((end.returncode, end.stdout), (-number, b""))
-                self.assertIn(b"clinvk: echo: canceled while it ran\n", end.stderr)
-                self.assert_gone(pid)
-                self.assertEqual([(entry["status"], entry["error"]) for entry in self.sessions("-n", "1")], [("error", "canceled while it ran")])
-                os.unlink(self.path("pid"))
-
     def test_killed_it_leaves_no_backend_and_no_file(self):
         process = self.start("raw one\\n; ids pid; sleep 300")
         self.assertEqual(process.line(), b"one")
@@ -450,16 +420,6 @@ class Ends(PromptCase):
         self.assertEqual([(entry["status"], entry["error"]) for entry in self.sessions()], [("error", "clinvk was stopped before the end of the run")])
         self.assertRegex(self.ask("sessions", "list"), r" echo +error ")
 
-    def test_when_the_reader_goes_away_the_backend_is_stopped(self):
-        for form in ("text", "json", "stream-json"):
-            with self.subTest(form=form):
-                process = self.start("-o", form, "raw one\\n; ids pid; sleep 300")
-                pid = self.pid_in(self.path("pid"))
-                process.stdout.close()
-                self.assertEqual(process.wait(PATIENCE), 141)
-                self.assert_gone(pid)
-                os.unlink(self.path("pid"))
-
     def test_a_stdout_that_cannot_be_written_is_told(self):
         for form in ("text", "json", "stream-json"):
             with self.subTest(form=form):
@@ -469,22 +429,25 @@ class Ends(PromptCase):
 
     BEGUN = "raw %s\\n" % json.dumps({"type": "system", "subtype": "init", "session_id": CLAUDE, "model": "m"})
 
-    def test_what_is_known_of_the_backends_session_is_kept_when_a_run_is_stopped(self):
-        for form in ("text", "json", "stream-json"):
-            for end in (signal.SIGINT, signal.SIGTERM, "the reader goes away"):
-                with self.subTest(form=form, end=end):
-                    process = self.start("-b", "claude", "-o", form, self.BEGUN + "; ids pid; sleep 300")
-                    self.pid_in(self.path("pid"))
-                    if isinstance(end, str):
-                        process.stdout.close()
-                        self.assertEqual(process.wait(PATIENCE), 141)
-                    else:
-                        process.send_signal(end)
-                        self.assertEqual(process.finish().returncode, -end)
-                    session = self.sessions("-n", "1")[0]
-                    self.assertEqual((session["status"], session["error"], session.get("backend_session_id"), session["turn_count"]),
-                                     ("error", "canceled while it ran", CLAUDE, 1))
-                    os.unlink(self.path("pid"))
+    def test_prompt_stopped_while_it_runs_ends_its_backend_and_keeps_what_is_known_of_the_session(self):
+        for form, end in (("text", signal.SIGINT), ("text", None), ("json", signal.SIGTERM), ("json", None), ("stream-json", signal.SIGHUP),
+                          ("stream-json", None)):
+            with self.subTest(form=form, end=end or "the reader goes away"):
+                process = self.start("-b", "claude", "-o", form, self.BEGUN + "; ids pid; sleep 300")
+                pid = self.pid_in(self.path("pid"))
+                if end is None:
+                    process.stdout.close()
+                    self.assertEqual(process.wait(PATIENCE), 141)
+                else:
+                    process.send_signal(end)
+                    done = process.finish()
+                    self.assertEqual(done.returncode, -end)
+                    self.assertIn(b"clinvk: claude: canceled while it ran\n", done.stderr)
+                self.assert_gone(pid)
+                session = self.sessions("-n", "1")[0]
+                self.assertEqual((session["status"], session["error"], session.get("backend_session_id"), session["turn_count"]),
+                                 ("error", "canceled while it ran", CLAUDE, 1))
+                os.unlink(self.path("pid"))
 
     @only_linux
     def test_a_session_is_kept_where_the_answer_cannot_be_written(self):
