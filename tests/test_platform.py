@@ -58,7 +58,7 @@ class Locks(PlatformCase):
             except OSError:
                 return False
 
-    def test_a_lock_is_released_when_its_holder_is_killed(self):
+    def test_kernel_lock_holder_killed_is_released(self):
         path = self.path("lock")
         holder = self.start_script(self.HOLD, path, "3")
         self.assertEqual(holder.line(), b"held")
@@ -70,7 +70,7 @@ class Locks(PlatformCase):
         self.stop(holder, waiter)
         self.assertTrue(self.can_lock(path, 3))
 
-    def test_locks_at_other_positions_of_the_file_are_other_locks(self):
+    def test_kernel_lock_other_positions_are_other_locks(self):
         path = self.path("lock")
         holder = self.start_script(self.HOLD, path, "0")
         self.assertEqual(holder.line(), b"held")
@@ -79,7 +79,7 @@ class Locks(PlatformCase):
         self.assertTrue(self.can_lock(path, 2))
         self.stop(holder, other)
 
-    def test_only_one_process_at_a_time_is_in_the_block(self):
+    def test_kernel_lock_three_processes_exclude_each_other(self):
         counter = self.file("counter", b"0")
         body = """
             lock = clinvk.KernelLock(open(sys.argv[1], "a+b"), 0)
@@ -95,7 +95,7 @@ class Locks(PlatformCase):
         with open(counter, "rb") as file:
             self.assertEqual(file.read(), b"450")
 
-    def test_lock_held_is_seen_by_other_processes_at_its_position_only(self):
+    def test_kernel_lock_held_is_seen_at_its_position_only(self):
         file = open(self.path("lock"), "a+b")
         self.addCleanup(file.close)
         lock = clinvk.KernelLock(file, 5)
@@ -117,7 +117,7 @@ class Locks(PlatformCase):
 
 
 class Writing(PlatformCase):
-    def test_all_of_it_is_written_to_a_pipe_that_takes_little_at_a_time(self):
+    def test_write_all_slow_pipe_takes_everything(self):
         data = os.urandom(1 << 20)
         for blocking in (True, False):
             with self.subTest(blocking=blocking):
@@ -140,10 +140,10 @@ class Writing(PlatformCase):
                 os.close(reader)
                 self.assertEqual(b"".join(received), data)
 
-    def test_nothing_to_write_is_no_write(self):
+    def test_write_all_nothing_makes_no_write(self):
         clinvk.write_all(-1, b"")
 
-    def test_a_record_that_a_file_cannot_take_whole_is_cut_off_again(self):
+    def test_write_all_file_limit_cuts_the_record_off(self):
         # the limit makes a real short write, and after it a failing one
         body = """
             import resource
@@ -165,7 +165,7 @@ class Writing(PlatformCase):
                 with open(path, "rb") as file:
                     self.assertEqual(file.read(), b"first\nlast\nmore\n")
 
-    def test_a_reader_that_is_gone_and_a_full_device_are_errors(self):
+    def test_write_all_closed_pipe_and_full_device_are_errors(self):
         reader, writer = os.pipe()
         os.close(reader)
         with self.assertRaises(BrokenPipeError):
@@ -178,7 +178,7 @@ class Writing(PlatformCase):
 
 
 class Files(PlatformCase):
-    def test_a_nameless_file_has_no_name_and_is_private(self):
+    def test_nameless_file_has_no_name_and_is_private(self):
         file = clinvk.nameless_file(self.tmp)
         self.addCleanup(os.close, file)
         self.assertEqual(os.listdir(self.tmp), [])
@@ -187,7 +187,7 @@ class Files(PlatformCase):
         os.write(file, b"hello")
         self.assertEqual(os.pread(file, 10, 0), b"hello")
 
-    def test_where_the_system_has_no_nameless_files_one_loses_its_name_at_once(self):
+    def test_nameless_file_without_o_tmpfile_loses_its_name(self):
         body = """
             file = clinvk.nameless_file(sys.argv[1])
             os.write(file, b"hello")
@@ -201,7 +201,7 @@ class Files(PlatformCase):
         self.assertEqual(self.script(body, self.path("d"), prepare="if hasattr(os, 'O_TMPFILE'): del os.O_TMPFILE"),
                          "[] 0o600 False b'hello'\nhas no name []\n")
 
-    def test_a_directory_that_is_not_there_is_an_error(self):
+    def test_nameless_file_missing_directory_is_an_error(self):
         with self.assertRaises(OSError):
             clinvk.nameless_file(self.path("nowhere"))
 
@@ -218,7 +218,7 @@ class Files(PlatformCase):
                 self.assertEqual(named.read(), data)
             self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
 
-    def test_what_is_written_whole_is_private_whatever_the_umask_and_what_was_there(self):
+    def test_write_whole_any_umask_makes_a_private_file(self):
         former = os.umask(0)
         self.addCleanup(os.umask, former)
         path = self.file("target", b"old")
@@ -229,7 +229,7 @@ class Files(PlatformCase):
         self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
         self.assertEqual(sorted(os.listdir(self.directory)), ["bin", "home", "target", "tmp"])
 
-    def test_a_draft_is_written_through_no_link(self):
+    def test_write_whole_draft_is_not_written_through_a_link(self):
         """Somebody who can write into the directory may guess its name."""
         path, victim = self.path("target"), self.file("victim", b"old")
         os.symlink(victim, "%s.%s.tmp" % (path, bytes(6).hex()))
@@ -238,7 +238,7 @@ class Files(PlatformCase):
         with open(victim, "rb") as file:
             self.assertEqual(file.read(), b"old")
 
-    def test_what_cannot_be_written_whole_leaves_what_was_there_and_no_draft(self):
+    def test_write_whole_failure_keeps_the_old_file_and_no_draft(self):
         path = self.file("target", b"old")
 
         def pieces():
@@ -266,7 +266,7 @@ class Files(PlatformCase):
             self.assertEqual(file.read(), b"old")
         self.assertEqual(sorted(os.listdir(self.directory)), ["a directory", "bin", "home", "target", "tmp"])
 
-    def test_file_chunks_are_the_bytes_of_a_range_and_do_not_move_the_file(self):
+    def test_file_chunks_range_leaves_the_position(self):
         data = os.urandom(clinvk.CHUNK * 2 + 10)
         file = os.open(self.file("data", data), os.O_RDONLY)
         self.addCleanup(os.close, file)
@@ -277,7 +277,7 @@ class Files(PlatformCase):
             self.assertTrue(all(0 < len(piece) <= clinvk.CHUNK for piece in pieces))
         self.assertEqual(os.lseek(file, 0, os.SEEK_CUR), 7)
 
-    def test_a_text_file_is_read_in_chunks_as_often_as_one_likes_and_ends_with_its_object(self):
+    def test_text_file_is_read_repeatedly_and_ends_with_its_object(self):
         data = "审查".encode() * 50000 + b"\xff\xed\xa0\x80"
         path = self.file("text", data)
         text = pickle.loads(pickle.dumps(clinvk.TextFile(path, len(data)))).take()
@@ -293,7 +293,7 @@ class Files(PlatformCase):
         del text, result
         self.assertEqual(len(os.listdir("/dev/fd")), open_before - 1)
 
-    def test_text_file_that_grows_keeps_its_text_and_a_cut_one_is_an_error(self):
+    def test_text_file_grown_keeps_its_text_and_a_cut_one_fails(self):
         path = self.file("text", b"answer late")
         text = clinvk.TextFile(path, 6).take()
         self.assertEqual((len(text), "".join(text), b"".join(text.pieces())), (6, "answer", b"answer"))
@@ -308,7 +308,7 @@ class Files(PlatformCase):
             clinvk.renew_directory(path)
             self.assertEqual(stat.S_IMODE(os.lstat(path).st_mode), 0o700)
 
-    def test_renew_directory_refuses_a_name_that_is_something_else(self):
+    def test_renew_directory_name_of_something_else_is_refused(self):
         path = self.path("private")
         with self.assertRaises(FileNotFoundError):
             clinvk.renew_directory(self.path("nowhere", "private"))
@@ -323,7 +323,7 @@ class Files(PlatformCase):
             with self.assertRaises(FileExistsError):
                 clinvk.renew_directory(path)
 
-    def test_a_private_directory_is_private_and_removed_with_all_in_it(self):
+    def test_make_private_directory_is_private_and_removable(self):
         self.enter_environment()
         path = clinvk.make_private_directory()
         self.assertEqual(os.path.dirname(path), self.tmp)
@@ -348,14 +348,14 @@ class Files(PlatformCase):
         self.assertEqual([stat.S_IMODE(os.stat(path).st_mode) for path in (target, os.path.join(target, "sub"))],
                          [0o755, 0o755])
 
-    def test_remove_tree_what_cannot_be_changed_is_no_error(self):
+    def test_remove_tree_unchangeable_entries_are_no_error(self):
         path = self.path("tree")
         os.makedirs(os.path.join(path, "sub"))
         with unittest.mock.patch("shutil.rmtree"), unittest.mock.patch("os.chmod", side_effect=PermissionError):
             clinvk.remove_tree(path)
         self.assertTrue(os.path.isdir(path))
 
-    def test_a_path_is_removed_whatever_it_is_and_no_link_is_followed(self):
+    def test_remove_path_any_kind_is_removed_and_no_link_followed(self):
         os.makedirs(self.path("tree", "deep"))
         self.file("tree/deep/file", "x")
         os.makedirs(self.path("kept", "deep"))
@@ -370,13 +370,13 @@ class Files(PlatformCase):
         self.assertEqual(sorted(os.listdir(self.directory)), ["bin", "home", "kept", "kept-file", "tmp"])
         self.assertEqual(os.listdir(self.path("kept")), ["deep"])
 
-    def test_free_space_is_what_the_system_tells_and_nothing_where_it_cannot(self):
+    def test_free_space_unknown_directory_is_0(self):
         free = clinvk.free_space(self.directory)
         self.assertGreater(free, 1 << 20)
         self.assertLessEqual(free, shutil.disk_usage(self.directory).total)
         self.assertEqual(clinvk.free_space(self.path("nowhere")), 0)
 
-    def test_allow_descriptors_raises_the_soft_limit_as_far_as_the_hard_one_and_never_lowers_it(self):
+    def test_allow_descriptors_never_lowers_the_soft_limit(self):
         body = """
             import resource
             resource.setrlimit(resource.RLIMIT_NOFILE, (77, 200))
@@ -386,7 +386,7 @@ class Files(PlatformCase):
             """
         self.assertEqual(self.script(body), "(77, 200)\n(150, 200)\n(150, 200)\n(200, 200)\n")
 
-    def test_the_limit_of_descriptors_is_the_one_that_counts_now(self):
+    def test_descriptor_limit_is_the_soft_one(self):
         body = """
             import resource
             resource.setrlimit(resource.RLIMIT_NOFILE, (77, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
@@ -394,7 +394,7 @@ class Files(PlatformCase):
             """
         self.assertEqual(self.script(body), "77\n")
 
-    def test_directories_that_forbid_it_are_removed_all_the_same(self):
+    def test_remove_tree_read_only_directories_are_removed(self):
         # as a package cache leaves them; root may remove anything, so not as root
         body = """
             import shutil
@@ -444,7 +444,7 @@ class Starting(PlatformCase):
         code = clinvk.code_of_status(os.waitpid(pid, 0)[1])
         return code, os.pread(files[1], 1 << 20, 0), os.pread(files[2], 1 << 20, 0)
 
-    def test_a_program_gets_its_arguments_environment_files_and_a_session_of_its_own(self):
+    def test_start_session_passes_arguments_environment_and_files(self):
         self.enter_environment()
         for workdir in self.both_ways():
             code, out, err = self.start_it(("cat", "-a", "b c", ""), workdir, b"argv;env MARK;ids;cwd;stderr oops;exit 7",
@@ -454,7 +454,7 @@ class Starting(PlatformCase):
             self.assertEqual(len(set(ids.split())), 1, "its own group and session: " + ids)
             self.assertEqual(cwd, workdir.real if workdir else os.getcwd())
 
-    def test_a_program_that_dies_of_a_signal_says_so_by_a_negative_code(self):
+    def test_start_session_signal_is_a_negative_code(self):
         self.enter_environment()
         for workdir in self.both_ways():
             for name in ("KILL", "SEGV", "TERM"):
@@ -466,7 +466,7 @@ class Starting(PlatformCase):
         self.assertEqual(errno.errorcode.get(caught.exception.errno), errno.errorcode[expected])
         self.assertIn(caught.exception.filename, filenames)
 
-    def test_a_program_that_cannot_be_started_is_an_error_that_names_it(self):
+    def test_start_session_unusable_program_is_named_in_the_error(self):
         self.environment["PATH"] = self.bin  # what else is on it may forbid to be searched
         self.enter_environment()
         support.write_program(os.path.join(self.bin, "lost"), b"#!/nowhere/interpreter\n")
@@ -480,13 +480,13 @@ class Starting(PlatformCase):
             self.assert_fails(errno.EACCES, ("folder",), workdir, ("folder", None))
             self.assert_fails(errno.E2BIG, ("cat", "x" * (3 << 20)), workdir, ("cat", None))
 
-    def test_a_working_directory_that_is_not_one_is_an_error_that_names_it(self):
+    def test_start_session_unusable_workdir_is_named_in_the_error(self):
         for workdir, expected in ((self.path("nowhere"), errno.ENOENT), (self.file("a file", b""), errno.ENOTDIR)):
             with self.assertRaises(OSError) as caught:
                 clinvk.open_directory(workdir)
             self.assertEqual((caught.exception.errno, caught.exception.filename), (expected, os.path.join(workdir, ".")))
 
-    def test_a_directory_that_is_open_stays_what_it_was_whatever_becomes_of_its_name(self):
+    def test_open_directory_renamed_stays_the_same(self):
         for name in ("one", "two"):
             os.mkdir(self.path(name))
         os.symlink("one", self.path("link"))
@@ -497,7 +497,7 @@ class Starting(PlatformCase):
         self.enter_environment()
         self.assertEqual(self.start_it(("cat",), place, b"cwd")[1].decode().strip(), self.path("one"))
 
-    def test_a_relative_program_is_not_looked_for_in_the_working_directory(self):
+    def test_start_session_relative_program_is_not_searched_in_the_workdir(self):
         for name in ("here", "there"):
             os.mkdir(self.path(name))
             support.write_program(self.path(name, "tool"), b"#!/bin/sh\necho %s $0\n" % name.encode())
@@ -516,7 +516,7 @@ class Starting(PlatformCase):
         for workdir in (None, place):  # what is beside clinvk is not on the PATH
             self.assert_fails(errno.ENOENT, ("stray",), workdir, ("stray", None))
 
-    def test_the_first_program_on_the_path_that_can_be_started_is(self):
+    def test_start_session_first_usable_program_on_the_path_starts(self):
         for name, content in (("lost", b"#!/nowhere/interpreter\n"), ("plain", b"#!/bin/sh\n"), ("good", b"#!/bin/sh\necho good\n"), ("later", b"#!/bin/sh\necho later\n")):
             os.mkdir(self.path(name))
             support.write_program(self.path(name, "tool"), content)
@@ -525,7 +525,7 @@ class Starting(PlatformCase):
         for workdir in self.both_ways():
             self.assertEqual(self.start_it(("tool",), workdir), (0, b"good\n", b""))
 
-    def test_a_directory_is_entered_where_standard_descriptors_are_closed(self):
+    def test_start_session_closed_standard_descriptors_do_not_matter(self):
         self.assertEqual(self.script("""
             files = [os.open(name, os.O_RDWR | os.O_CREAT) for name in (os.devnull, sys.argv[1], os.devnull)]
             former = os.dup(1)
@@ -536,7 +536,7 @@ class Starting(PlatformCase):
             os.write(former, ("%d %s" % (code, open(sys.argv[1]).read())).encode())
             """, self.path("out")), "0 /\n")
 
-    def test_an_error_leaves_no_process(self):
+    def test_start_session_error_leaves_no_process(self):
         before = support.children_of(os.getpid())
         with self.assertRaises(OSError):
             clinvk.start_session(("no-such-program",), self.environment, None, self.files())
@@ -545,14 +545,14 @@ class Starting(PlatformCase):
         self.assertEqual(support.children_of(os.getpid()), before)
 
     @support.only_linux
-    def test_a_program_starts_with_no_signal_ignored_that_python_ignores(self):
+    def test_start_session_resets_signals_that_python_ignores(self):
         for workdir in self.both_ways():
             code, out, _ = self.start_it(("grep", "SigIgn", "/proc/self/status"), workdir)
             ignored = int(out.split()[1], 16)
             for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
                 self.assertFalse(ignored >> (number - 1) & 1, "%d is ignored" % number)
 
-    def test_a_program_gets_no_descriptor_but_its_three(self):
+    def test_start_session_passes_no_descriptor_but_three(self):
         body = """
             clinvk.close_on_exec_inherited()
             for workdir in (None, clinvk.open_directory("/")):
@@ -574,7 +574,7 @@ class Starting(PlatformCase):
         self.addCleanup(os.close, writer)
         self.assertEqual(self.script(body, self.directory, str(writer), pass_fds=(reader, writer)), "0 0 1 2 \n0 0 1 2 \nFalse\n")
 
-    def test_where_posix_spawn_makes_no_sessions_the_other_way_is_taken(self):
+    def test_start_session_without_setsid_uses_popen(self):
         body = """
             def refuse(*args, **options):
                 raise NotImplementedError("setsid")
@@ -585,7 +585,7 @@ class Starting(PlatformCase):
             """
         self.assertEqual(self.script(body, self.directory), "True 5\n")
 
-    def test_waiting_for_an_end_does_not_reap(self):
+    def test_wait_for_end_does_not_reap(self):
         files = self.files()
         pid = clinvk.start_session(("sh", "-c", "exit 3"), self.environment, None, files)
         clinvk.wait_for_end(pid)
@@ -603,7 +603,7 @@ class Finding(PlatformCase):
         support.write_program(self.path("two", "tool"), b"#!/bin/sh\n")
         self.enter_environment(PATH=self.path("one") + ":" + self.path("two"))
 
-    def test_it_is_the_first_on_the_path_that_can_be_executed(self):
+    def test_find_program_first_executable_on_the_path(self):
         self.assertEqual(clinvk.find_program("tool"), (self.path("two", "tool"), ""))
         os.mkdir(self.path("one", "tool"))
         self.assertEqual(clinvk.find_program("tool"), (self.path("two", "tool"), ""), "a directory is no program")
@@ -613,7 +613,7 @@ class Finding(PlatformCase):
         support.write_program(self.path("one", "tool"), b"#!/bin/sh\n")
         self.assertEqual(clinvk.find_program("tool"), (self.path("one", "tool"), ""))
 
-    def test_what_cannot_be_started_is_told_with_the_reason(self):
+    def test_find_program_unusable_name_has_a_reason(self):
         self.assertEqual(clinvk.find_program("missing"), ("", "not found on the PATH"))
         self.file("two/plain", "")
         self.assertEqual(clinvk.find_program("plain"), (self.path("two", "plain"), "cannot be executed"))
@@ -622,21 +622,21 @@ class Finding(PlatformCase):
         self.assertEqual(clinvk.find_program("directory"), ("", "not found on the PATH"))
         self.assertEqual(clinvk.find_program(self.path("nowhere", "tool"))[0], "")
 
-    def test_a_path_is_taken_as_it_is_and_told_as_an_absolute_one(self):
+    def test_find_program_path_becomes_absolute(self):
         self.assertEqual(clinvk.find_program(self.path("two", "tool")), (self.path("two", "tool"), ""))
         body = "print(clinvk.find_program('two/tool'), clinvk.find_program('tool'))"
         self.assertEqual(self.script(body, env={"PATH": "two"}), "%r %r\n" % (((self.path("two", "tool"), ""),) * 2))
 
 
 class Ending(PlatformCase):
-    def test_a_process_exists_until_it_is_reaped(self):
+    def test_process_exists_until_it_is_reaped(self):
         process = self.start_program(["sleep", "300"])
         self.assertTrue(clinvk.process_exists(process.pid))
         self.assertTrue(clinvk.process_exists(1), "also one of another user")
         self.stop(process)
         self.assertFalse(clinvk.process_exists(process.pid))
 
-    def test_a_signal_reaches_a_group_and_tells_where_there_is_none(self):
+    def test_send_signal_reaches_a_group_and_reports_a_missing_one(self):
         process = self.start_program(["sleep", "300"])
         self.assertTrue(clinvk.send_signal(process.pid, 0))
         self.assertTrue(clinvk.send_signal(process.pid, signal.SIGTERM))
@@ -644,7 +644,7 @@ class Ending(PlatformCase):
         self.assertFalse(clinvk.send_signal(process.pid, signal.SIGTERM))
 
     @support.only_linux
-    def test_marked_processes_are_found_wherever_they_went(self):
+    def test_marked_processes_in_other_sessions_are_found(self):
         other = "OTHER_MARK_%d" % os.getpid()  # other runs of this test have marks of their own
         both = self.start_program(["sleep", "300"], env={other: "1"})
         one = self.start_program(["sleep", "300"])
@@ -663,7 +663,7 @@ class Ending(PlatformCase):
         self.stop(near)
 
     @support.only_linux
-    def test_a_sweep_ends_what_ignores_signals_forks_and_leaves_its_session(self):
+    def test_sweep_ends_processes_that_fork_and_leave_their_session(self):
         for number in range(3):
             process = self.start_program([os.path.join(self.bin, "cat")], stdin=subprocess.PIPE)
             process.stdin.write(b"ignore TERM INT HUP;leave-group %s;fork-child %s;sleep 300" % (
@@ -676,7 +676,7 @@ class Ending(PlatformCase):
         self.assertEqual(support.processes_with(self.mark), [])
 
     @support.only_linux
-    def test_a_process_does_not_sweep_itself_away(self):
+    def test_sweep_spares_its_own_process(self):
         body = """
             clinvk.sweep("CLINVK_TEST_MARK=" + os.environ["CLINVK_TEST_MARK"])
             print("alive")
@@ -708,7 +708,7 @@ class Ending(PlatformCase):
         self.assertEqual(self.script(body, self.path("run"), prepare="import subprocess"), "-9 None False\n")
 
     @support.only_linux
-    def test_start_guard_told_to_end_kills_nothing(self):
+    def test_start_guard_after_a_newline_kills_nothing(self):
         body = self.GUARDED + """
             os.write(writer, b"\\n")
             os.waitpid(guard, 0)
@@ -721,7 +721,7 @@ class Ending(PlatformCase):
         self.assertEqual(self.script(body, self.path("run"), prepare="import subprocess"), "None True\n")
 
     @support.only_linux
-    def test_start_guard_has_not_the_name_of_clinvk_and_is_not_its_child(self):
+    def test_start_guard_has_another_name_than_clinvk_and_another_parent(self):
         body = """
             reader, writer = os.pipe()
             guard = clinvk.start_guard(reader, "GUARDED_MARK_%d" % os.getpid(), "/nonexistent/clinvk-0")
@@ -739,7 +739,7 @@ class Ending(PlatformCase):
         self.assertEqual(self.script(body), "True\n" + 4 * "False False\n")
 
     @support.only_linux
-    def test_ending_the_children_ends_orphans_too_wherever_they_went_and_whatever_their_environment(self):
+    def test_end_children_ends_orphans_in_any_session(self):
         body = """
             print(clinvk.adopt_orphans())
             null = os.open(os.devnull, os.O_RDWR)
@@ -765,7 +765,7 @@ class Ending(PlatformCase):
         self.assertEqual(self.script(body, self.path("d")), "True\nTrue\nTrue\n")
 
     @support.only_linux
-    def test_ending_many_children_at_once_ends_them_all(self):
+    def test_end_children_many_at_once_all_end(self):
         body = """
             clinvk.adopt_orphans()
             null = os.open(os.devnull, os.O_RDWR)
@@ -776,7 +776,7 @@ class Ending(PlatformCase):
         self.assertEqual(self.script(body), "True []\n")
 
     @unittest.skipUnless(support.LINUX and os.geteuid() == 0, "only root can become somebody else")
-    def test_a_child_that_may_not_be_ended_is_left(self):
+    def test_end_children_leaves_a_child_of_another_user(self):
         # as one that called sudo
         body = """
             reader, writer = os.pipe()
@@ -793,7 +793,7 @@ class Ending(PlatformCase):
             """
         self.assertEqual(self.script(body), "False\nTrue\n")
 
-    def test_without_children_there_is_nothing_to_end(self):
+    def test_end_children_without_children_returns_true(self):
         self.assertEqual(self.script("print(clinvk.end_children())"), "True\n")
 
 
@@ -802,14 +802,14 @@ class Elsewhere(PlatformCase):
 
     PREPARE = "sys.platform = 'darwin'"
 
-    def test_what_only_proc_tells_is_not_known_and_nothing_fails(self):
+    def test_elsewhere_nothing_is_found_and_nothing_fails(self):
         body = """
             print(clinvk.finds_strays(), clinvk.marked_processes("PATH=x"), clinvk.adopt_orphans(), clinvk.default_start_method())
             clinvk.sweep("HOME=" + os.environ["HOME"])
             """
         self.assertEqual(self.script(body, prepare=self.PREPARE), "False [] False spawn\n")
 
-    def test_a_task_runs_and_its_group_ends_with_it(self):
+    def test_elsewhere_task_runs_and_its_group_ends(self):
         body = """
             result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "say hello;fork-child " + sys.argv[1])))
             print(result.status, result.exit_code, result.output, end="")
@@ -818,7 +818,7 @@ class Elsewhere(PlatformCase):
         pid = self.pid_in(self.path("pid"))
         wait_until(lambda: not is_running(pid), "the child of the backend is gone")
 
-    def test_a_task_runs_where_waiting_without_reaping_is_not_to_be_had(self):
+    def test_elsewhere_task_runs_without_waitid(self):
         body = """
             for prompt in ("say hello", "exit 3", "die KILL"):
                 result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", prompt)))
@@ -830,7 +830,7 @@ class Elsewhere(PlatformCase):
 
 
 class Spawned(PlatformCase):
-    def test_nothing_in_the_current_directory_is_imported(self):
+    def test_spawned_worker_imports_nothing_from_the_current_directory(self):
         """Neither by a worker, nor by the tracker that multiprocessing starts beside it; nor in a second run."""
         os.mkdir(self.path("here"))
         for name in ("multiprocessing", "signal", "selectors", "struct"):
@@ -862,7 +862,7 @@ def listdir(path="."):
 os.listdir = listdir
 """
 
-    def test_descriptors_are_kept_all_the_same(self):
+    def test_without_proc_descriptors_are_close_on_exec(self):
         reader, writer = os.pipe()
         self.addCleanup(os.close, reader)
         self.addCleanup(os.close, writer)
@@ -872,7 +872,7 @@ os.listdir = listdir
             """
         self.assertEqual(self.script(body, str(writer), prepare=self.PREPARE, pass_fds=(reader, writer)), "False True\n")
 
-    def test_a_task_runs(self):
+    def test_without_proc_task_runs(self):
         body = """
             for prompt in ("say hello", "flood 3000", "sleep 300"):
                 result = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", prompt, timeout=1.0 if "sleep" in prompt else 0.0)))
@@ -883,11 +883,11 @@ os.listdir = listdir
 
 
 class Signals(PlatformCase):
-    def test_a_signal_that_nothing_needs_to_be_stopped_for_ends_the_process_at_once(self):
+    def test_die_at_once_ends_the_process_by_the_signal(self):
         done = self.run_program(self.script_argv("clinvk.die_at_once(signal.SIGTERM)\nprint('alive')"))
         self.assertEqual((done.returncode, done.stdout), (-signal.SIGTERM, b""))
 
-    def test_the_ends_of_children_are_seen_though_who_started_the_process_ignored_them(self):
+    def test_reset_sigchld_ignored_by_the_parent_children_are_waited_for(self):
         body = """
             print(signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN)
             clinvk.reset_sigchld()
@@ -920,15 +920,15 @@ class Signals(PlatformCase):
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         return done.stdout.decode().strip()
 
-    def test_each_signal_is_told_and_the_former_reactions_come_back(self):
+    def test_stop_signals_call_react_and_are_restored(self):
         # sent at once, they are told in the order of their numbers
         self.assertEqual(self.caught("-", signal.SIGHUP, signal.SIGINT, signal.SIGTERM), "[1, 2, 15] True")
 
-    def test_a_signal_that_was_ignored_stays_ignored(self):
+    def test_stop_signals_ignored_one_stays_ignored(self):
         self.assertEqual(self.caught("SIGHUP", signal.SIGHUP, signal.SIGTERM), "[15] True")
         self.assertEqual(self.caught("SIGINT", signal.SIGINT, signal.SIGTERM), "[15] True")
 
-    def test_outside_the_main_thread_nothing_is_changed(self):
+    def test_stop_signals_in_another_thread_change_nothing(self):
         body = """
             import threading
             def inside():
@@ -941,7 +941,7 @@ class Signals(PlatformCase):
             """
         self.assertEqual(self.script(body), "True\n")
 
-    def test_a_process_dies_of_the_signal_it_was_asked_to_die_of(self):
+    def test_die_of_ends_the_process_by_the_signal(self):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             done = self.run_program(self.script_argv("signal.signal(int(sys.argv[1]), print)\nclinvk.die_of(int(sys.argv[1]))\ntime.sleep(60)", [str(int(number))]))
             self.assertEqual((done.returncode, done.stdout, done.stderr), (-number, b"", b""))
@@ -962,7 +962,7 @@ class Streams(PlatformCase):
             print(report.fileno() > 2, file=report)
         """
 
-    def test_closed_standard_streams_are_filled_and_a_closed_stdout_cannot_be_written(self):
+    def test_open_standard_streams_closed_stdout_cannot_be_written(self):
         bad = os.strerror(errno.EBADF)
         for closed, expected in (("", "works works works"), ("<&-", "works works works"), (">&-", "works %s works" % bad), ("2>&-", "works works works"),
                                  ("<&- >&-", "works %s works" % bad), (">&- 2>&-", "works %s works" % bad), ("<&- >&- 2>&-", "works %s works" % bad)):
@@ -976,7 +976,7 @@ class Streams(PlatformCase):
                                  [word.replace("_", " ") for word in expected.replace(bad, bad.replace(" ", "_")).split()])
                 self.assertEqual(lines[3], "True")
 
-    def test_a_terminal_is_told_from_a_pipe_and_from_nothing(self):
+    def test_is_terminal_pipe_and_closed_file_are_not(self):
         master, slave = os.openpty()
         reader, writer = os.pipe()
         for file in (master, slave, reader, writer):
@@ -990,7 +990,7 @@ class Streams(PlatformCase):
         self.assertEqual(clinvk.terminal_columns(slave), 80, "a terminal that does not know its width")
         self.assertEqual(clinvk.terminal_columns(writer), 80)
 
-    def test_a_reader_that_went_away_is_seen_without_writing(self):
+    def test_reader_is_gone_closed_reader_is_seen(self):
         reader, writer = os.pipe()
         self.assertFalse(clinvk.reader_is_gone(writer))
         os.close(reader)
@@ -1006,7 +1006,7 @@ class Streams(PlatformCase):
         with open(os.devnull, "wb") as file:
             self.assertFalse(clinvk.reader_is_gone(file.fileno()))
 
-    def test_a_full_pipe_is_not_taken_for_one_whose_reader_is_gone(self):
+    def test_reader_is_gone_full_pipe_is_not(self):
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         try:

@@ -101,39 +101,39 @@ def random_text(chance, alphabet="ab \t\n\r\"\\/\0\x01\x1b\x7f\x9b\u00e9\u5be9\U
 
 
 class Lossless(unittest.TestCase):
-    def test_any_two_bytes_come_back_unchanged(self):
+    def test_to_bytes_any_two_bytes_come_back(self):
         for pair in itertools.product(range(256), repeat=2):
             data = bytes(pair)
             self.assertEqual(clinvk.to_bytes(clinvk.to_text(data)), data)
 
-    def test_any_three_bytes_that_begin_like_a_surrogate_come_back_unchanged(self):
+    def test_to_bytes_bytes_like_surrogates_come_back(self):
         wrong = [data.hex() for second in range(256) for third in range(0x7f, 0xc1) for data in (bytes((0xed, second, third)),)
                  if clinvk.to_bytes(clinvk.to_text(data)) != data]
         self.assertEqual(wrong, [])
 
-    def test_random_bytes_come_back_unchanged(self):
+    def test_to_bytes_random_bytes_come_back(self):
         chance = random.Random(1)
         pool = b"a\n\x80\xbf\xc3\xa9\xed\xa0\x80\xe5\xaf\xa9\xf0\x9f\x98\x80\xf4\x90\xff\xfe\x00\xef\xbb\xbf"
         for _ in range(3000):
             data = bytes(chance.choice(pool) for _ in range(chance.randrange(40)))
             self.assertEqual(clinvk.to_bytes(clinvk.to_text(data)), data)
 
-    def test_valid_text_is_ordinary_utf8(self):
+    def test_to_bytes_valid_text_is_utf_8(self):
         for text in ("", "a", "审查 auth", "\U0001f600", "\0", "e\u0301"):
             self.assertEqual(clinvk.to_bytes(text), text.encode("utf-8"))
             self.assertEqual(clinvk.to_text(text.encode("utf-8")), text)
 
-    def test_a_stray_byte_is_a_surrogate_of_its_own_and_another_surrogate_its_three_bytes(self):
+    def test_to_bytes_stray_byte_and_other_surrogate_differ(self):
         self.assertEqual(clinvk.to_bytes("\ud800"), b"\xed\xa0\x80")
         self.assertEqual(clinvk.to_text(b"\xed\xa0\x80"), "\udced\udca0\udc80")
         self.assertEqual(clinvk.to_bytes("\udcff"), b"\xff")
         self.assertEqual(clinvk.to_text(b"a\xffb"), "a\udcffb")
 
-    def test_the_way_back_to_bytes_is_not_for_reading(self):
+    def test_lossless_handler_refuses_to_decode(self):
         clinvk.to_bytes("")  # from then on the handler is known
         self.assertRaises(UnicodeDecodeError, b"\xff".decode, "utf-8", clinvk.LOSSLESS)
 
-    def test_text_in_pieces_of_any_size_is_the_same_text(self):
+    def test_text_chunks_any_size_of_pieces_is_the_same_text(self):
         data = "a审查\U0001f600é".encode() + b"\xff\xed\xa0\x80\xe5\xaf" + b"z\xf0\x9f" + b"\xed\xa0"
         whole = clinvk.to_text(data)
         for size in range(1, len(data) + 1):
@@ -146,7 +146,7 @@ class Json(unittest.TestCase):
     VALUES = [None, True, 0, -0.0, 1.0, 0.1, 1e300, 2 ** 64, -2 ** 70, 10 ** 100, "", "\0", "\ud800", "a\udcff\u5be9", "\u2028\u2029", "\x7f\x9b",
               [], {}, {"": []}, {"\udc80": "\ud83d\ude00"}, {"a": [1, [2, [3, {"b": None}]]]}, ["\\", '"', "/"], [("t", "u")]]
 
-    def test_what_is_dumped_is_valid_utf8_json_of_the_same_value(self):
+    def test_dumps_values_are_valid_json_of_the_same_value(self):
         for coder in CODERS:
             for value in self.VALUES:
                 with self.subTest(coder=coder.__name__, value=value):
@@ -157,7 +157,7 @@ class Json(unittest.TestCase):
                     self.assertTrue(same(json.loads(data.decode("utf-8")), expected), data)
                     self.assertTrue(same(coder.loads(data), expected), data)
 
-    def test_random_values_make_the_journey_with_each_pair_of_coders(self):
+    def test_dumps_random_values_come_back_from_each_coder(self):
         chance = random.Random(2)
         values = [random_value(chance) for _ in range(600)]
         for writer, reader in itertools.product(CODERS, CODERS):
@@ -166,7 +166,7 @@ class Json(unittest.TestCase):
                 self.assertTrue(same(reader.loads(data), carried(value)), (value, data))
 
     @unittest.skipUnless(shutil.which("jq"), "jq is not installed")
-    def test_jq_takes_what_is_written(self):
+    def test_dumps_output_is_read_by_jq(self):
         chance = random.Random(16)
         values = self.VALUES + ["\ud800" + tail for tail in ("", "x", "\ud800", "\udc00", "\udcff", "\u00e9", "\\", '"')] + [random_value(chance) for _ in range(200)]
         for coder in CODERS:
@@ -174,14 +174,14 @@ class Json(unittest.TestCase):
             done = subprocess.run(["jq", "-c", "."], input=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=support.PATIENCE)
             self.assertEqual((done.returncode, done.stderr, len(done.stdout.splitlines())), (0, b"", len(values)))
 
-    def test_text_is_written_as_it_is_and_only_lone_surrogates_as_escapes(self):
+    def test_dumps_only_lone_surrogates_are_escaped(self):
         for coder in CODERS:
             self.assertEqual(coder.dumps("审查é"), '"审查é"'.encode())
             self.assertEqual(coder.dumps(["a\udcffb\udc80"]), b'["a\\udcffb\\udc80"]')
             self.assertEqual(coder.dumps(["a\ud800"]), b'["a\\udced\\udca0\\udc80"]', "as it is jq would not take it")
             self.assertEqual(coder.dumps({"a": 1, "b": [1, 2]}), b'{"a":1,"b":[1,2]}')
 
-    def test_what_is_no_json_number_is_never_written(self):
+    def test_dumps_nan_and_infinity_are_never_written(self):
         def refuse(name):
             raise AssertionError(name + " was written")
 
@@ -200,25 +200,25 @@ class Json(unittest.TestCase):
             (b'{"a":1,"a":2}', {"a": 2}), (b"1e-400", 0.0), (b'"\\u0000"', "\0"), (b"0.30000000000000004", 0.30000000000000004),
             (b"123456789012345678901234567890.5", 123456789012345678901234567890.5), (b"\t\r\n{}", {})]
 
-    def test_what_is_not_json_is_refused(self):
+    def test_loads_invalid_json_is_refused(self):
         for coder in CODERS:
             for data in self.BAD:
                 with self.subTest(coder=coder.__name__, data=data), self.assertRaises(ValueError):
                     coder.loads(data)
 
-    def test_what_is_json_is_read_to_the_same_value_with_and_without_orjson(self):
+    def test_loads_valid_json_is_the_same_with_and_without_orjson(self):
         for coder in CODERS:
             for data, value in self.GOOD:
                 with self.subTest(coder=coder.__name__, data=data):
                     self.assertTrue(same(coder.loads(data), value), coder.loads(data))
 
-    def test_an_error_says_where_it_is(self):
+    def test_loads_error_has_line_and_column(self):
         for coder in CODERS:
             with self.assertRaises(json.JSONDecodeError) as caught:
                 coder.loads(b'{\n"a": ?}')
             self.assertEqual((caught.exception.lineno, caught.exception.colno), (2, 6))
 
-    def test_damaged_json_is_judged_the_same_with_and_without_orjson(self):
+    def test_loads_damaged_json_is_the_same_with_and_without_orjson(self):
         chance = random.Random(3)
         seeds = [json.dumps(random_value(chance)).encode() for _ in range(150)]
 
@@ -245,13 +245,13 @@ class Json(unittest.TestCase):
 
 
 class Durations(unittest.TestCase):
-    def test_a_duration_is_a_number_with_or_without_a_unit(self):
+    def test_parse_duration_number_with_or_without_unit(self):
         for text, seconds in (("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("1.5m", 90), ("0.25", 0.25), (".5s", 0.5), ("007", 7), ("5.", 5),
                               ("1h30m", 5400), ("1h 30m 5s", 5405), ("500ms", 0.5), ("1s500ms", 1.5), ("10 min", 600), ("2 hours", 7200), ("90 s", 90), ("1 hr 1 min", 3660),
                               ("3 seconds", 3), ("1.5h30m", 7200)):
             self.assertAlmostEqual(clinvk.parse_duration(text), seconds, text)
 
-    def test_what_is_no_duration_is_refused_with_what_was_expected(self):
+    def test_parse_duration_other_text_is_refused_with_an_example(self):
         for text in ("", "s", ".", "m5", "-1", "+1", "1e3", "1_0", "90  s", " 90", " 90s", "90s ", " ", "90S", "1d", "1h30", "30m1h", "1h1h", "1m s", "90 90", "inf", "nan", "٣", "²", "1..2", "0x1", "5\n"):
             with self.subTest(text), self.assertRaisesRegex(ValueError, "expected a duration such as 90, 90s, 15m or 2h, got "):
                 clinvk.parse_duration(text)
@@ -259,18 +259,18 @@ class Durations(unittest.TestCase):
             with self.subTest(text), self.assertRaisesRegex(ValueError, "above 0"):
                 clinvk.parse_duration(text)
 
-    def test_a_clock_shows_hours_only_where_there_are_any(self):
+    def test_clock_shows_hours_from_one_hour_on(self):
         for seconds, text in ((0, "00:00"), (0.99, "00:00"), (42, "00:42"), (60, "01:00"), (3599.9, "59:59"), (3600, "1:00:00"), (3723, "1:02:03"), (360000, "100:00:00")):
             self.assertEqual(clinvk.clock(seconds), text)
 
-    def test_utc_times_are_rfc_3339_with_milliseconds(self):
+    def test_utc_is_rfc_3339_with_milliseconds(self):
         for seconds, text in ((0, "1970-01-01T00:00:00.000Z"), (0.0004, "1970-01-01T00:00:00.000Z"), (0.9996, "1970-01-01T00:00:01.000Z"),
                               (951782400.5, "2000-02-29T00:00:00.500Z"), (1795535999.999, "2026-11-24T15:59:59.999Z"), (4102444800, "2100-01-01T00:00:00.000Z")):
             self.assertEqual(clinvk.utc(seconds), text)
 
 
 class Words(unittest.TestCase):
-    def test_a_quoted_value_is_json_of_a_readable_length(self):
+    def test_quoted_value_is_json_of_a_readable_length(self):
         self.assertEqual(clinvk.quoted("a\nb"), '"a\\nb"')
         self.assertEqual(clinvk.quoted("\udcff"), '"\\udcff"')
         self.assertEqual(clinvk.quoted([1, None]), "[1,null]")
@@ -278,7 +278,7 @@ class Words(unittest.TestCase):
         self.assertEqual(clinvk.quoted("x" * 58), '"%s"' % ("x" * 58))
         self.assertEqual(clinvk.quoted("x" * 59), '"%s...' % ("x" * 56))
 
-    def test_the_nearest_known_word_is_offered_where_one_is_near(self):
+    def test_nearest_near_word_is_offered(self):
         known = ("prompt", "model", "max_turns")
         self.assertEqual(clinvk.nearest("promt", known), ' (did you mean "prompt"?)')
         self.assertEqual(clinvk.nearest("maxturns", iter(known)), ' (did you mean "max_turns"?)')
@@ -287,7 +287,7 @@ class Words(unittest.TestCase):
         for word, other in (("args", "tags"), ("--workers", "--workdir"), ("dir", "id")):
             self.assertEqual(clinvk.nearest(word, [other]), "", "a wrong hint is worse than none")
 
-    def test_a_name_of_another_program_is_known_where_it_has_a_meaning(self):
+    def test_known_as_name_of_another_program_is_translated(self):
         for name, known, hint in (("cwd", ["workdir", "id"], "workdir"), ("--cwd", ["--workdir"], "--workdir"), ("-n", ["--max-parallel", "-f"], "--max-parallel"),
                                   ("--max-workers", ["--max-parallel"], "--max-parallel"), ("workers", ["max_parallel"], "max_parallel"),
                                   ("cwd", ["prompt"], ""), ("-n", ["--limit"], ""), ("--jbos", ["--jobs"], "--jobs"), ("", ["prompt"], ""), ("--", ["prompt"], "")):
@@ -315,26 +315,26 @@ class Fill(unittest.TestCase):
 
 
 class Visible(unittest.TestCase):
-    def test_no_control_character_is_left_but_tab_and_newline(self):
+    def test_visible_leaves_no_control_but_tab_and_newline(self):
         shown = clinvk.visible("".join(map(chr, range(0x3000))))
         left = [character for character in shown if unicodedata.category(character) == "Cc" and character not in "\t\n"]
         self.assertEqual(left, [])
 
-    def test_no_character_that_turns_the_direction_of_text_is_left(self):
+    def test_visible_leaves_no_character_that_changes_direction(self):
         for code in itertools.chain(range(0x202a, 0x202f), range(0x2066, 0x206a)):
             self.assertEqual(clinvk.visible("a" + chr(code)), "a<U+%04X>" % code)
 
-    def test_control_characters_become_something_to_look_at(self):
+    def test_visible_shows_control_characters(self):
         for text, shown in (("\x1b[31mred", "^[[31mred"), ("\a\b\0", "^G^H^@"), ("\x7f", "^?"), ("a\rb", "a^Mb"), ("\x9b31m", "<U+009B>31m"), ("a\tb\n", "a\tb\n"),
                             ("审查\U0001f600é", "审查\U0001f600é")):
             self.assertEqual(clinvk.visible(text), shown)
 
-    def test_one_line_is_the_first_that_is_not_blank(self):
+    def test_one_line_is_the_first_line_that_is_not_blank(self):
         for text, line in (("", ""), (" \n\t\n", ""), ("a\nb", "a"), ("\n\n  a \t b\r\nc", "a b"), ("x\x1b[2Jy", "x^[[2Jy"), ("审查 模块", "审查 模块"),
                            ("a\x0bb", "a"), ("a\u2028b", "a"), ("\x07\n", "^G")):
             self.assertEqual(clinvk.one_line(text), line, ascii(text))
 
-    def test_one_line_of_a_huge_text_is_one_line(self):
+    def test_one_line_huge_text_is_cut(self):
         self.assertEqual(clinvk.one_line("x" * 10 ** 6)[:5], "xxxxx")
         self.assertLessEqual(len(clinvk.one_line("x" * 10 ** 6)), clinvk.CHUNK)
 
@@ -344,18 +344,18 @@ def columns(text):
 
 
 class Width(unittest.TestCase):
-    def test_characters_take_the_columns_that_terminals_give_them(self):
+    def test_columns_of_characters_are_those_of_terminals(self):
         for character, width in (("a", 1), (" ", 1), ("é", 1), ("审", 2), ("カ", 2), ("ｶ", 1), ("Ａ", 2), ("한", 2), ("\u0301", 0), ("\u200d", 0), ("\ufe0f", 0),
                                  ("\u20dd", 0), ("\u200b", 0), ("\U0001f600", 2), ("\U0001f1e9", 1), ("ß", 1), ("→", 1), ("…", 1), ("\u3000", 2)):
             self.assertEqual(clinvk.columns_of(character), width, ascii(character))
 
-    def test_a_text_that_fits_is_left_as_it_is_and_a_longer_one_shows_its_cut(self):
+    def test_cut_text_that_fits_stays_and_a_longer_one_ends_in_dots(self):
         for text, width, cut in (("", 10, ""), ("abcd", 4, "abcd"), ("abcde", 4, "a..."), ("审查模块", 8, "审查模块"), ("审查模块", 7, "审查..."), ("审查模块", 6, "审..."),
                                  ("审查模块", 5, "审..."), ("审查模块", 4, "..."), ("e\u0301" * 5, 5, "e\u0301" * 5), ("e\u0301" * 6, 5, "e\u0301" * 2 + "..."),
                                  ("\U0001f600" * 3, 6, "\U0001f600" * 3), ("\U0001f600" * 4, 6, "\U0001f600...")):
             self.assertEqual(clinvk.cut(text, width), cut, (text, width))
 
-    def test_a_cut_text_never_takes_more_columns_than_it_may_and_wastes_none(self):
+    def test_cut_random_text_fits_and_wastes_no_column(self):
         chance = random.Random(4)
         for _ in range(3000):
             text = "".join(chance.choice("ab审カ\u0301\U0001f600 é\u200d") for _ in range(chance.randrange(30)))
@@ -371,7 +371,7 @@ class Width(unittest.TestCase):
             self.assertGreater(columns(text[:len(kept) + 1]), width - 3, (text, width))
 
 
-    def test_wrapped_lines_fit_and_lose_nothing_but_the_blanks_at_their_ends(self):
+    def test_wrapped_lines_fit_and_lose_only_blanks(self):
         for text, width, lines in (("", 5, [""]), ("ab cd ef", 5, ["ab cd", "ef"]), ("ab cd ef", 4, ["ab", "cd", "ef"]), ("abcdefg", 3, ["abc", "def", "g"]),
                                    ("a bcdefg h", 3, ["a", "bcd", "efg", "h"]), ("审查模块", 5, ["审查", "模块"]), ("ab  cd", 3, ["ab ", "cd"]), ("审", 1, ["审"])):
             self.assertEqual(clinvk.wrapped(text, width), lines, text)
@@ -401,7 +401,7 @@ def module_in(environment):
 class Secrets(unittest.TestCase):
     VALUE = "sk-0123456789"
 
-    def test_the_value_of_a_variable_is_a_secret_by_a_word_in_its_name(self):
+    def test_without_secrets_name_with_a_secret_word_is_secret(self):
         for name in ("KEY", "TOKEN", "SECRET", "PASSWORD", "X_API_KEY", "KEY_2", "MY_SECRETS_FILE", "GITHUB_TOKEN_RO", "openai_api_key", "Gh_Token", "GITHUB_PAT",
                      "OPENAI_APIKEY", "DB_PASSWD", "GPG_PASSPHRASE", "AWS_ACCESS_KEY_ID", "GOOGLE_CREDENTIALS", "CLAUDE_CODE_SESSION_ACCESS_TOKEN", "_TOKENS_", "PGPASSWORD",
                      "DB_PASS", "MYSQL_PWD", "REDIS_AUTH", "SSHPASS", "NPM_AUTHTOKEN", "AWS_ACCESSKEY", "MY-TOKEN", "githubToken", "npm.token", "GROQ_API_KEY2"):
@@ -409,7 +409,7 @@ class Secrets(unittest.TestCase):
             self.assertEqual(module.without_secrets("a %s b" % self.VALUE), "a [%s] b" % name)
             self.assertEqual(module.secret_pieces("a %s b" % self.VALUE), [("a ", ""), (self.VALUE, name), (" b", "")])
 
-    def test_other_names_and_short_values_are_left(self):
+    def test_without_secrets_other_names_and_short_values_stay(self):
         for name, value in (("HOME", self.VALUE), ("PWD", self.VALUE), ("OLDPWD", self.VALUE), ("SSH_ASKPASS", self.VALUE), ("SSH_AUTH_SOCK", self.VALUE), ("KEYBOARD", self.VALUE), ("X_TOKENIZER", self.VALUE), ("X_API_KEY", "1234567"), ("X_API_KEY", "")):
             text = "a %s b" % value
             module = module_in({name: value})
@@ -417,19 +417,19 @@ class Secrets(unittest.TestCase):
             self.assertEqual(module.secret_pieces(text), [(text, "")], name)
         self.assertEqual(module_in({"X_API_KEY": "12345678"}).without_secrets("12345678"), "[X_API_KEY]")
 
-    def test_one_line_is_without_secrets_before_it_is_cut(self):
+    def test_one_line_hides_secrets_before_the_cut(self):
         module = module_in({"A_KEY": self.VALUE})
         self.assertEqual(module.one_line("\n a\t%s b\nc" % self.VALUE), "a [A_KEY] b")
         self.assertNotIn(self.VALUE[:4], module.one_line("x" * (module.CHUNK - 5) + self.VALUE))
 
-    def test_every_occurrence_is_found_and_what_is_no_secret_stays_as_it_is(self):
+    def test_without_secrets_replaces_every_occurrence_and_nothing_else(self):
         module = module_in({"A_KEY": "aaaaaaaa", "B_KEY": ".*+?(b)[$^|"})
         self.assertEqual(module.without_secrets("aaaaaaaaaaaaaaaa x.*+?(b)[$^|\naaaaaaa aaaaaaaa"), "[A_KEY][A_KEY] x[B_KEY]\naaaaaaa [A_KEY]")
         for text in ("", "nothing", "aaaaaaa", "审查 \udcff\0\n"):
             self.assertEqual(module.without_secrets(text), text)
             self.assertEqual("".join(piece for piece, _ in module.secret_pieces(text)), text)
 
-    def test_it_is_found_as_it_stands_in_json_and_line_by_line(self):
+    def test_without_secrets_finds_json_and_single_lines(self):
         value = 'pass "审\\q" word'
         module = module_in({"A_KEY": value, "B_KEY": "-----BEGIN-----\nabcdefghijkl\nshort\n-----END-----\n"})
         for text in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]):
@@ -438,7 +438,7 @@ class Secrets(unittest.TestCase):
         self.assertEqual(module.without_secrets("x abcdefghijkl y short"), "x [B_KEY] y short")
         self.assertEqual(module.without_secrets("-----BEGIN-----\\nabcdefghijkl\\nshort\\n-----END-----\\n"), "[B_KEY]")
 
-    def test_it_is_found_however_often_it_is_quoted(self):
+    def test_without_secrets_finds_repeated_quoting(self):
         value = 'sk-ant_01/"x\\y"+审'
         module = module_in({"A_KEY": value})
         text = value
@@ -452,7 +452,7 @@ class Secrets(unittest.TestCase):
             self.assertEqual(module_in({"A_KEY": secret}).without_secrets(backslashes), backslashes)
         self.assertEqual(module_in({"A_KEY": "-\\-\\'0'-"}).without_secrets(json.dumps("<-\\-\\'0'->")), '"<[A_KEY]>"')
 
-    def test_user_information_of_a_url_is_a_secret_in_any_variable(self):
+    def test_without_secrets_finds_user_information_of_urls(self):
         for value, secrets, plain in (
                 ("http://user:pa%40ss%2Fword@proxy:8080", ("user:pa%40ss%2Fword", "pa%40ss%2Fword", "pa@ss/word", "user:pa@ss/word"), "proxy:8080"),
                 ("postgres://postgres:hunter2-hunter2@db/app?x=1", ("hunter2-hunter2",), "postgres"), ("https://ghp_0123456789@github.com/x", ("ghp_0123456789",), "github.com"),
@@ -463,13 +463,13 @@ class Secrets(unittest.TestCase):
                 self.assertEqual(module.without_secrets("<%s>" % secret), "<[SOME_URL]>", value)
             self.assertEqual(module.without_secrets(plain), plain)
 
-    def test_values_of_headers_are_secrets(self):
+    def test_without_secrets_finds_values_of_headers(self):
         module = module_in({"ANTHROPIC_CUSTOM_HEADERS": "X-Api-Key: first-secret\nAccept: application/json\nCookie: a=fifth-cookie\nAuthorization: Bearer second-secret", "OTEL_HEADERS": "key=third%20secret,team=a-large-team,b-token=fourth-secret",
                             "JSON_HEADERS": '{"Authorization": "Bearer fifth-secret"}'})
         self.assertEqual(module.without_secrets("first-secret X-Api-Key application/json a-large-team a=fifth-cookie Bearer second-secret; third secret third%20secret fourth-secret fifth-secret Authorization"),
                          "[ANTHROPIC_CUSTOM_HEADERS] X-Api-Key application/json a-large-team [ANTHROPIC_CUSTOM_HEADERS] [ANTHROPIC_CUSTOM_HEADERS]; [OTEL_HEADERS] [OTEL_HEADERS] [OTEL_HEADERS] [JSON_HEADERS] Authorization")
 
-    def test_it_is_found_as_it_is_in_a_url_in_html_and_in_base64(self):
+    def test_without_secrets_finds_url_html_and_base64(self):
         value = "sk-1/2+3 &<'审\">\\x?"
         module = module_in({"A_KEY": value})
         quote = urllib.parse.quote
@@ -487,12 +487,12 @@ class Secrets(unittest.TestCase):
         for text in ("sk%2d1" * 100000, "&#" * 500000, "sk-1/" + "%5c" * 300000, base64.b64encode(b"sk-1" * 200000).decode()):
             self.assertEqual(module.without_secrets(text), text)
 
-    def test_many_are_found_each_by_its_name(self):
+    def test_without_secrets_many_secrets_keep_their_names(self):
         values = {"A%d_KEY" % number: "sk-%03d-secret" % number for number in range(200)}
         module = module_in(values)
         self.assertEqual(module.without_secrets(" ".join(values.values())), " ".join(map("[%s]".__mod__, values)))
 
-    def test_of_a_secret_in_another_one_the_longer_is_found(self):
+    def test_without_secrets_longer_secret_counts_first(self):
         for names in (("IN_KEY", "OUT_KEY"), ("OUT_KEY", "IN_KEY")):  # in whatever order the environment has them
             values = {"IN_KEY": "01234567", "OUT_KEY": "abc01234567def"}
             module = module_in({name: values[name] for name in names})
@@ -501,7 +501,7 @@ class Secrets(unittest.TestCase):
             module = module_in({name: values[name] for name in names})
             self.assertEqual(module.without_secrets("01234567def 01234567de"), "[OUT_KEY] [IN_KEY]de")
 
-    def test_pieces_joined_are_the_text(self):
+    def test_secret_pieces_joined_are_the_text(self):
         chance = random.Random(11)
         module = module_in({"A_KEY": "abababab", "B_KEY": "babababa", "C_KEY": "abababab-ab", "D_KEY": "审查审查审查审查"})
         for _ in range(2000):
@@ -531,19 +531,19 @@ class ShellWords(support.Case):
             for word, got in itertools.zip_longest(words, done.stdout.split(b"\0")[:-1]):
                 self.assertEqual(got, clinvk.to_bytes(word), (locale, clinvk.shell_quoted(word)))
 
-    def test_bash_reads_a_quoted_text_as_it_was(self):
+    def test_shell_quoted_text_is_read_back_by_bash(self):
         self.check("bash", "--norc")
 
-    def test_zsh_reads_a_quoted_text_as_it_was(self):
+    def test_shell_quoted_text_is_read_back_by_zsh(self):
         self.check("zsh", "-f")
 
-    def test_a_quoted_text_is_one_line_without_control_characters(self):
+    def test_shell_quoted_text_is_one_visible_line(self):
         for word in self.words():
             quoted = clinvk.shell_quoted(word)
             self.assertTrue(quoted.isprintable(), ascii(quoted))
             self.assertGreater(len(quoted), 0)
 
-    def test_a_plain_word_is_left_plain(self):
+    def test_shell_quoted_plain_word_stays(self):
         self.assertEqual(clinvk.shell_quoted("claude-opus_5.1/x"), "claude-opus_5.1/x")
 
 
