@@ -1542,8 +1542,9 @@ def _path(value: Any) -> str:
         return path
     expanded = os.path.expanduser(path)
     if not os.path.isabs(expanded) or os.environ.get("HOME") == "" and path[1:2] in ("", "/"):
-        raise ValueError("%s begins with a home directory that is not known; write the path in full, "
-                         "or ./%s for a name in the current directory" % (quoted(path), visible(path)))
+        raise ValueError(
+            "%s begins with a home directory that is not known; write the path in full, "
+            "or ./%s for a name in the current directory" % (quoted(path), visible(path)))
     return expanded
 
 
@@ -1638,9 +1639,9 @@ def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> 
     for name, item in value.items():
         with path_context(name):
             if name not in fields:
-                hint = FIELD_HINTS.get(name, "") if "prompt" in fields else ""
-                raise InvalidValue("unknown field%s%s" % (
-                    hint or known_as(name, fields), "; free data goes into \"meta\"" if "meta" in fields else ""))
+                hint = FIELD_HINTS.get(name) if "prompt" in fields else None
+                meta = '; free data goes into "meta"' if "meta" in fields else ""
+                raise InvalidValue("unknown field%s%s" % (hint or known_as(name, fields), meta))
             if item is not None:
                 checked[name] = fields[name](item)
     return checked
@@ -1687,13 +1688,13 @@ def _definition(value: Any) -> Definition:
     argv = fields.pop("command", ())
     if not argv or placeholders(argv[0]) or argv[0].startswith("-"):
         raise InvalidValue("expected a list that begins with the name of a program",
-                      ("command",) if "command" in value else ())
+                           tuple(key for key in ("command",) if key in value))
     definition = Definition(argv, **fields)
     if definition.output != "text" and not definition.answer:
         raise InvalidValue('output "%s" needs the path of the answer: "answer"' % definition.output)
     if definition.output == "text" and definition[2:] != Definition(argv)[2:]:
-        raise InvalidValue('with output "text" all output is the answer: paths into JSON need the output '
-                      '"json" or "jsonl"')
+        raise InvalidValue('with output "text" all output is the answer: '
+                           'paths into JSON need the output "json" or "jsonl"')
     return definition
 
 
@@ -1752,11 +1753,8 @@ def loads_unique(data: Union[bytes, bytearray]) -> Any:
 
 def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition]:
     """Return the commands that CLINVK_BACKENDS defines, as JSON.  Raises UserError."""
-    text = environment.get("CLINVK_BACKENDS")
-    if not text:
-        return {}
     try:
-        return _definitions(loads_unique(to_bytes(text)))
+        return _definitions(loads_unique(to_bytes(environment.get("CLINVK_BACKENDS") or "{}")))
     except InvalidValue as error:
         raise UserError("CLINVK_BACKENDS: %s" % error) from None
     except (ValueError, RecursionError) as error:
@@ -2079,9 +2077,7 @@ def setting_named(key: str) -> Tuple[Callable[[Any], Any], Any]:
             return BACKEND_SETTINGS[name]
         known += ["backends.%s.%s" % (backend or "NAME", name) for name in BACKEND_SETTINGS
                   if name not in DEFINITION_FIELDS or backend not in BUILT_IN]
-    same_end = [name for name in known if name.endswith("." + key)]
-    near = ' (did you mean "%s"?)' % same_end[0] if same_end else nearest(key, known)
-    raise ValueError("unknown setting %s%s" % (quoted(key), near))
+    raise ValueError("unknown setting %s%s" % (quoted(key), nearest(key, known)))
 
 
 class Configuration(NamedTuple):
@@ -2095,7 +2091,7 @@ class Configuration(NamedTuple):
     lines: Dict[str, int] = {}
     definitions: Dict[str, Definition] = {}
 
-    def said(self, key: str) -> Any:
+    def own(self, key: str) -> Any:
         """Return the value in the file, None where the file does not set the key."""
         return self.values.get(key)
 
@@ -2104,16 +2100,17 @@ class Configuration(NamedTuple):
         value = self.values.get(key)
         return setting_named(key)[1] if value is None else value
 
-    def place(self, key: str) -> str:
+    def origin(self, key: str) -> str:
+        """Return the file and the line of a setting."""
         return "%s:%d" % (self.path, self.lines.get(key, 1))
 
     def task_fields(self, backend: str) -> Dict[str, Any]:
         """Return the task fields that the file sets for a backend, except `extra`."""
-        fields = {name.partition(".")[2]: self.said(name) for name in SETTINGS
+        fields = {name.partition(".")[2]: self.own(name) for name in SETTINGS
                   if name.startswith("unified_flags.")}
         fields["timeout"] = fields.pop("command_timeout_secs")
         for name in ("model", "approval_mode", "sandbox_mode", "system_prompt"):
-            fields[name] = self.said("backends.%s.%s" % (backend, name)) or fields.get(name)
+            fields[name] = self.own("backends.%s.%s" % (backend, name)) or fields.get(name)
         return fields
 
     def extra(self, backend: str, sandbox: str) -> Tuple[str, ...]:
@@ -2121,8 +2118,8 @@ class Configuration(NamedTuple):
 
         `allowed_tools` holds only where no sandbox is promised.
         """
-        options: Tuple[str, ...] = self.said("backends.%s.extra_flags" % backend) or ()
-        tools = self.said("backends.%s.allowed_tools" % backend)
+        options: Tuple[str, ...] = self.own("backends.%s.extra_flags" % backend) or ()
+        tools = self.own("backends.%s.allowed_tools" % backend)
         if tools and sandbox in ("default", "full"):
             options = ("--allowedTools", tools) + options
         return options
@@ -2217,7 +2214,8 @@ def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Co
             return Configuration(path)
         raise ConfigError("%s: %s" % (path, error.strerror)) from None
     if len(data) > MAX_CONFIGURATION_BYTES:
-        raise ConfigError("%s: larger than %d MB, which no configuration is" % (path, MAX_CONFIGURATION_BYTES >> 20))
+        raise ConfigError("%s: larger than %d MB, which no configuration is"
+                          % (path, MAX_CONFIGURATION_BYTES >> 20))
     try:
         return read_configuration(data.decode("utf-8"), path)
     except UnicodeDecodeError as error:
@@ -3570,13 +3568,13 @@ def _job(value: Any, defaults: Dict[str, Any], rules: TaskPolicy) -> Job:
     layers = [("task", own), ("command line", rules.overrides), ("batch", defaults), ("environment", {})]
     file = rules.configuration
     chosen = merge_layers([(source, layer) for source, layer in layers[:3]] + [
-        ("environment", {"backend": rules.environment.get("CLINVK_BACKEND")}), ("configuration", {"backend": file.said("default_backend")}),
+        ("environment", {"backend": rules.environment.get("CLINVK_BACKEND")}), ("configuration", {"backend": file.own("default_backend")}),
         ("built-in", {"backend": "claude"})], ("backend",))
     name = str(chosen["backend"][0])
     if name not in BACKENDS and name not in rules.definitions:
         raise InvalidValue(unknown_backend(name, rules.definitions), ("backend",) if "backend" in own else ())
-    if file.said("backends.%s.enabled" % name) is False:
-        raise InvalidValue("%s is disabled by %s" % (name, file.place("backends.%s.enabled" % name)), ("backend",) if "backend" in own else ())
+    if file.own("backends.%s.enabled" % name) is False:
+        raise InvalidValue("%s is disabled by %s" % (name, file.origin("backends.%s.enabled" % name)), ("backend",) if "backend" in own else ())
     layers[3] = "environment", {"model": rules.environment.get(model_variable(name))}
     said = merge_layers(layers + [("configuration", file.task_fields(name))], TASK_FIELDS)
     merged = {field: value for field, (value, _) in said.items()}
@@ -7512,7 +7510,7 @@ def command_parallel(settings: Settings, file: Optional[str], *, jobs: Optional[
     console, configuration = Console(), settings.rules.configuration
     stream = open_tasks(file, settings.rules, console.warn)
     batch, total, has_ids = stream.run, stream.total, stream.has_ids
-    limits = {name: configuration.said("backends.%s.max_parallel" % name)
+    limits = {name: configuration.own("backends.%s.max_parallel" % name)
               for name in [*BACKENDS, *configuration.definitions]}
     run = merge_layers([
         ("command line", {"max_parallel": jobs, "fail_fast": fail_fast or None,
@@ -7588,7 +7586,7 @@ def command_compare(settings: Settings, names: Optional[Iterable[str]], sequenti
     console, rules = Console(), settings.rules
     if names is None:
         names = [name for name in [*BACKENDS, *rules.definitions] if name != "echo" and
-                 rules.configuration.said("backends.%s.enabled" % name) is not False]
+                 rules.configuration.own("backends.%s.enabled" % name) is not False]
     prompt = prompt_text(argument)
     jobs = comparison(prompt, names, rules)
     missing = [job.task.backend for job in jobs if not settings.dry_run and not_installed(job)]
@@ -7994,7 +7992,7 @@ def shown_settings(configuration: Configuration,
     variables.update(("backends.%s.model" % name, model_variable(name)) for name in names)
     layers = [("environment: " + variable, {key: environment.get(variable)})
               for key, variable in variables.items()]
-    layers += [(configuration.place(key), {key: configuration.said(key)}) for key in keys]
+    layers += [(configuration.origin(key), {key: configuration.own(key)}) for key in keys]
     settings = {key: (setting_named(key)[1], "built-in") for key in keys}
     settings.update(merge_layers(layers, keys))
     return settings
@@ -8214,10 +8212,10 @@ def settings_from(options: argparse.Namespace) -> Settings:
     environment = dict(os.environ)
     configuration = load_configuration(options.config, environment)
     definitions = dict(configuration.definitions, **environment_definitions(environment))
-    default = configuration.said("default_backend")
+    default = configuration.own("default_backend")
     if default and default not in BACKENDS and default not in definitions:
         raise ConfigError("%s: default_backend: %s" % (
-            configuration.place("default_backend"), unknown_backend(default, definitions)))
+            configuration.origin("default_backend"), unknown_backend(default, definitions)))
     ceiling = given.get("ceiling", Ceiling())
     if "ceiling" not in given and environment.get("CLINVK_CEILING"):
         try:
