@@ -10,6 +10,7 @@ import signal
 import sys
 import unittest
 
+import test_command_line
 import test_commands
 import support
 from support import PATIENCE, COMPILED, clinvk, wait_until
@@ -23,6 +24,8 @@ MINE = json.dumps({"one": {"command": ["cat"]}, "two": {"command": ["cat"]}, "up
 
 
 class CompareCase(test_commands.Commands):
+    main = test_command_line.CommandLine.main
+
     def setUp(self):
         super().setUp()
         self.environment["CLINVK_BACKENDS"] = MINE
@@ -58,21 +61,30 @@ class CompareCase(test_commands.Commands):
         self.assertFalse(self.has("ran"))
 
 
+    def assert_errors(self, *table):
+        """Each of the calls (arguments, part of the message) is refused; all run in one process."""
+        for (arguments, message), answer in zip(table, self.main(*[["compare", *arguments] for arguments, _ in table])):
+            with self.subTest(arguments=arguments):
+                self.assertEqual(answer[:2], (2, ""))
+                self.assertIn(message, answer[2])
+        self.assertFalse(self.has("ran"))
+
+
 class Choice(CompareCase):
     def test_one_of_the_two_ways_to_choose_must_be_taken(self):
-        self.assert_error(self.compare("touch ran"), "one of the arguments --backends --all-backends is required")
-        self.assert_error(self.compare("--all-backends", "--backends", "echo", "touch ran"), "not allowed with argument")
-        self.assert_error(self.compare("--all-backends"), "no prompt: give it as an argument")
-        self.assert_error(self.compare("--backends", "echo", "touch", "ran"), "unknown argument ran; commas separate the backends, and a prompt of several words needs quotes around it")
-        self.assert_error(self.compare("--all-backends", "-b", "echo", "touch ran"), "unknown argument -b")
+        self.assert_errors(
+            (["touch ran"], "one of the arguments --backends --all-backends is required"),
+            (["--all-backends", "--backends", "echo", "touch ran"], "not allowed with argument"),
+            (["--all-backends"], "no prompt: give it as an argument"),
+            (["--backends", "echo", "touch", "ran"],
+             "unknown argument ran; commas separate the backends, and a prompt of several words needs quotes around it"),
+            (["--all-backends", "-b", "echo", "touch ran"], "unknown argument -b"))
 
     def test_an_unknown_or_repeated_name_is_refused_and_nothing_runs(self):
-        for names, message in (("echo,ecko", '--backends: unknown backend "ecko" (did you mean "echo"?); ' + support.KNOWN + ', one, two'),
+        self.assert_errors(*((["--backends", names, "touch ran"], message) for names, message in (
+            ("echo,ecko", '--backends: unknown backend "ecko" (did you mean "echo"?); ' + support.KNOWN + ', one, two'),
                                ("echo,", '--backends: unknown backend ""'), ("", '--backends: unknown backend ""'), ("Claude", '"Claude"'),
-                               ("one,two, one", '--backends: "one" stands there twice')):
-            with self.subTest(names=names):
-                completed = self.compare("--backends", names, "touch ran")
-                self.assert_error(completed, "clinvk: error: " if message.startswith("--") else "", message)
+            ("one,two, one", 'clinvk: error: --backends: "one" stands there twice'))))
 
     def test_the_named_ones_are_asked_in_that_order_whatever_stands_around_the_names(self):
         report = self.report(self.compare("--json", "--backends", " two , one,echo", "say x"))
@@ -109,10 +121,9 @@ class Choice(CompareCase):
     def test_where_none_is_installed_it_fails_and_says_so(self):
         env = dict(self.only("cat"), CLINVK_BACKENDS='{"mine": {"command": ["no-such-program"]}}')
         for arguments, names in ((["--backends", "claude,mine"], "claude, mine"), (["--all-backends"], ", ".join([name for name in clinvk.BACKENDS if name != "echo"] + ["mine"]))):
-            for form in ([], ["--json"], ["--jsonl"]):
-                completed = self.compare(*arguments, *form, "touch ran", env=env)
-                self.assert_error(completed, status=1)
-                self.assertEqual(completed.stderr.decode(), "clinvk: error: none of the backends is installed: %s\n" % names)
+            completed = self.compare(*arguments, "--json", "touch ran", env=env)
+            self.assert_error(completed, status=1)
+            self.assertEqual(completed.stderr.decode(), "clinvk: error: none of the backends is installed: %s\n" % names)
 
     def test_a_relative_program_is_looked_for_where_clinvk_runs(self):
         os.mkdir(self.path("sub"))
@@ -135,15 +146,15 @@ class Prompts(CompareCase):
         self.assertEqual(self.report(self.compare("--json", "--backends", "echo", "--", "--help"))["results"][0]["output"], "--help")
 
     def test_a_prompt_that_cannot_be_asked_is_refused(self):
-        for prompt, options in (("", {}), (" \n", {}), ("-", {"input": b""}), ("-", {"input": b"\n"})):
-            self.assert_error(self.compare("--backends", "echo", prompt, **options), "clinvk: error: the prompt is blank\n")
+        self.assert_errors(*((["--backends", "echo", prompt], "clinvk: error: the prompt is blank\n") for prompt in ("", " \n", "-")))
         self.assert_error(self.compare("--backends", "echo,codex", "-", input=b"x" * 1048577),
                           "clinvk: error: prompt: the prompt has 1,048,577 characters; codex takes 1,048,576 at most\n")
 
     def test_a_mode_that_one_of_them_cannot_keep_is_refused_for_all(self):
-        self.assert_error(self.compare("--backends", "claude,codex", "--sandbox-mode", "full", "--approval-mode", "auto", "touch ran"),
-                          "clinvk: error: sandbox_mode: codex: ")
-        self.assert_error(self.compare("--backends", "claude,one", "--sandbox-mode", "read-only", "touch ran"), "clinvk: error: sandbox_mode: one: ")
+        self.assert_errors(
+            (["--backends", "claude,codex", "--sandbox-mode", "full", "--approval-mode", "auto", "touch ran"],
+             "clinvk: error: sandbox_mode: codex: "),
+            (["--backends", "claude,one", "--sandbox-mode", "read-only", "touch ran"], "clinvk: error: sandbox_mode: one: "))
 
     def test_options_are_for_all_of_them(self):
         completed = self.compare("--dry-run", "--backends", "claude,codex,one", "-m", "m", "-w", "/", "x", env={"CLINVK_CLAUDE_MODEL": "other"})
@@ -293,11 +304,13 @@ Total: 4 tasks, 3 completed, 1 failed, 314 tokens, $0.2500 (0.00s)
     def test_what_cannot_be_written_is_told(self):
         if not os.path.exists("/dev/full"):
             self.skipTest("/dev/full is not there")
-        for arguments in ([], ["--json"], ["--jsonl"]):
+        for arguments, message in (
+                ([], b"No space left on device"), (["-q"], b"No space left on device"),
+                (["--json"], b"No space left on device; 1 of 1 result not written")):
             with self.subTest(arguments=arguments):
                 completed = self.run_program(["sh", "-c", 'exec "$@" > /dev/full', "sh"] + self.command("--backends", "one", *arguments, "say x"))
                 self.assertEqual(completed.returncode, 74)
-                self.assertIn(b"clinvk: error: cannot write to stdout: No space left on device", completed.stderr)
+                self.assertIn(b"clinvk: error: cannot write to stdout: " + message, completed.stderr)
 
 
 if __name__ == "__main__":
