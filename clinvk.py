@@ -4294,7 +4294,7 @@ class TaskStream(Supply):
             if not self._begun:
                 self.run.setdefault(name, value)
             if self.run.get(name) != value and self.total is None:  # not again when a file is read again
-                said = "this run began without it" if name not in self.run else "an earlier batch of this run said " + quoted(self.run[name])
+                said = "this run began without it" if name not in self.run else "an earlier batch of this run set " + quoted(self.run[name])
                 self._warn("%s:%d: %s: %s is not applied: %s" % (self._name, piece.line, name, quoted(value), said))
 
     def _read(self, piece: InputPiece, identifiers: _Identifiers) -> Tuple[int, Iterator[_Item], Dict[str, Any]]:
@@ -4434,7 +4434,7 @@ class Chain(NamedTuple):
 
 
 def _parts(prompt: str, position: int, names: Dict[str, int]) -> Tuple[Union[str, int], ...]:
-    """The prompt of the step at that position, cut at its placeholders.  Raises ValueError for one that stands for nothing."""
+    """The prompt of the step at that position, cut at its placeholders.  Raises ValueError for one that cannot be replaced."""
     parts: List[Union[str, int]] = list(re.split(_REFERENCE, prompt))
     for place in range(1, len(parts), 2):
         reference = str(parts[place])
@@ -4448,7 +4448,7 @@ def _parts(prompt: str, position: int, names: Dict[str, int]) -> Tuple[Union[str
         else:
             problem = "no step has that name" + nearest(name, [known for known, its in names.items() if its < position])
         if problem:
-            raise ValueError("{{%s}} stands for nothing: %s" % (reference, problem))
+            raise ValueError("{{%s}} cannot be replaced: %s" % (reference, problem))
     return tuple(part for part in parts if part != "")
 
 
@@ -4485,7 +4485,7 @@ def _chain(value: Any, rules: TaskPolicy) -> Chain:
             step = steps[-1].task
             for field in ("model", "workdir", "system_prompt", "extra"):
                 if re.search(_REFERENCE, str(getattr(step, field))):
-                    raise InvalidValue(("" if field in item else field + ": ") + "placeholders are replaced in prompts alone",
+                    raise InvalidValue(("" if field in item else field + ": ") + "placeholders are replaced only in prompts",
                                   (field,) if field in item else ())
             if step.name and names.setdefault(step.name, position) != position:
                 raise InvalidValue("another step has the name %s" % quoted(step.name), ("name",))
@@ -4606,7 +4606,7 @@ def comparison(prompt: str, backends: Iterable[str], rules: TaskPolicy) -> List[
         if name not in BACKENDS and name not in rules.definitions:
             raise UserError("--backends: " + unknown_backend(name, rules.definitions))
         if any(job.task.backend == name for job in jobs):
-            raise UserError("--backends: %s stands there twice" % quoted(name))
+            raise UserError("--backends: %s is named twice" % quoted(name))
         try:
             jobs.append(_job({"backend": name, "prompt": prompt}, {}, rules))
         except InvalidValue as error:
@@ -7226,7 +7226,7 @@ class SessionStore:
             if id not in self._warned:
                 self._warned.add(id)
                 reason = error.strerror if isinstance(error, OSError) else error
-                self._warn("%s is not a session and is left alone: %s" % (self._path(id), reason))
+                self._warn("%s is not a session and stays unchanged: %s" % (self._path(id), reason))
             return None
 
     def _names(self) -> List[str]:

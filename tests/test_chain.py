@@ -136,7 +136,7 @@ class Placeholders(ChainCase):
                 while True:
                     parts = [chance.choice(pieces[1:] + known) for _ in range(chance.randrange(1, 9))]
                     prompt = "".join(parts) + "."
-                    try:  # pieces may happen to be a placeholder that stands for nothing
+                    try:  # pieces may happen to be a placeholder that cannot be replaced
                         cut = clinvk._parts(prompt, position, {name: number for number, name in enumerate(names)})
                         break
                     except ValueError:
@@ -147,10 +147,11 @@ class Placeholders(ChainCase):
                 self.assertEqual("".join(part if isinstance(part, str) else "\0" for part in cut),
                                  self.with_marks(prompt, names))
             run = clinvk.Steps(clinvk._chain({"steps": steps}, clinvk.TaskPolicy()), self.fail)
-            for position, task in enumerate(run):
-                self.assertEqual((task.prompt, task.invalid), (expected[position], ""))
-                result = clinvk.Result(position, "echo", "ok", 0, answers[position], task=task)
+            for position, job in enumerate(iter(run.next_job, clinvk.END)):
+                self.assertEqual((job.index, job.task.prompt), (position, expected[position]))
+                result = clinvk.Result(position, "echo", "ok", 0, answers[position], task=job.task)
                 self.assertEqual(run.arrived(result), result)
+            self.assertEqual(position, 4)
 
     @staticmethod
     def with_marks(prompt, names):
@@ -184,19 +185,19 @@ class Refused(ChainCase):
                 path = self.file("chain.json", chain % text)
                 completed = self.run_program(self.command("-f", path))
                 self.assert_refused(completed)
-                self.assertEqual(completed.stderr.decode(), "clinvk: error: %s:5: steps[1].prompt: %s stands for nothing: %s\n"
+                self.assertEqual(completed.stderr.decode(), "clinvk: error: %s:5: steps[1].prompt: %s cannot be replaced: %s\n"
                                  % (path, text.split("} ")[-1], problem))
                 self.assertFalse(self.has("ran"))
         self.assert_chain_refused({"steps": [step("say x {{previous}}")]},
-                                  "stdin:1: steps[0].prompt: {{previous}} stands for nothing: no step comes before the first")
+                                  "stdin:1: steps[0].prompt: {{previous}} cannot be replaced: no step comes before the first")
 
     def test_a_placeholder_outside_of_a_prompt_is_refused(self):
         for field, value in (("model", "{{previous}}"), ("workdir", "/{{steps.a.output}}"), ("system_prompt", "x {{previous}}"),
                              ("extra", ["x", "{{previous}}"])):
             self.assert_chain_refused({"steps": [step("touch ran", name="a"), step("say x", **{field: value})]},
-                                      "stdin:1: steps[1].%s: placeholders are replaced in prompts alone" % field)
+                                      "stdin:1: steps[1].%s: placeholders are replaced only in prompts" % field)
         self.assert_chain_refused({"defaults": {"system_prompt": "{{previous}}"}, "steps": [step("touch ran")]},
-                                  "stdin:1: steps[0]: system_prompt: placeholders are replaced in prompts alone")
+                                  "stdin:1: steps[0]: system_prompt: placeholders are replaced only in prompts")
 
     def test_what_a_chain_must_not_be(self):
         ran, cases = json.dumps(step("touch ran")), []
@@ -341,7 +342,7 @@ class Failures(ChainCase):
         completed = self.chain(*steps, stop_on_failure=False)
         report = self.report(completed)
         self.assertEqual([(result["status"], result["output"]) for result in report["results"]], [("failed", "partly\n"), ("ok", "<>"), ("ok", "<<>>")])
-        warning = "step 1 has no answer (failed): nothing stands in its place"
+        warning = "step 1 has no answer (failed): its place in the prompt is empty"
         self.assertEqual([result.get("warnings") for result in report["results"]], [None, [warning], [warning]])
         self.assertEqual(completed.stderr.decode(), "clinvk: warning: step 2: %s\nclinvk: warning: step 3: %s\n" % (warning, warning))
         self.assertEqual((completed.returncode, self.counts(report)), (1, dict(zip(COUNTS, (3, 2, 1, 3, 2, 1, 0, 0)))))
@@ -369,7 +370,7 @@ class Failures(ChainCase):
         report = self.report(completed)
         self.assertEqual([(result["status"], result["output"]) for result in report["results"]],
                          [("skipped", "env NO_COLOR=1 cat <<< 'touch ran'"), ("ok", "<>")])
-        self.assertEqual(report["results"][1]["warnings"], ["step 1 has no answer (skipped): nothing stands in its place"])
+        self.assertEqual(report["results"][1]["warnings"], ["step 1 has no answer (skipped): its place in the prompt is empty"])
         self.assertEqual((completed.returncode, self.counts(report)), (0, {
             "total_steps": 2, "completed_steps": 1, "total_tasks": 2, "completed": 1, "failed": 0, "canceled": 0, "skipped": 1}))
         self.assertFalse(self.has("ran"))

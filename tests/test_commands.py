@@ -613,7 +613,7 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
         self.touch("go")
         process.finish()
         self.assertEqual(screen(terminal.rest()), [
-            "clinvk: warning: stdin:1: max_parallel: 9 is not applied: an earlier batch of this run said 2", ""])
+            "clinvk: warning: stdin:1: max_parallel: 9 is not applied: an earlier batch of this run set 2", ""])
 
 
 # Writes down how it was called, in the next file of the directory that DUMPS names; a file among its temporary ones by its content.
@@ -1823,7 +1823,7 @@ class Pipes(Commands):
                              else self.parallel("--jsonl", "-q", "-f", self.file("stdin", text)))
                 self.assertEqual(self.statuses(completed), ["ok"] * 9)
                 self.assertEqual(completed.stderr.decode().replace(self.directory + "/", ""), "clinvk: warning: "
-                                 "stdin:3: max_parallel: 3 is not applied: an earlier batch of this run said 1\n")
+                                 "stdin:3: max_parallel: 3 is not applied: an earlier batch of this run set 1\n")
                 self.assertEqual(self.log(), ["+", "-"] * 9)
                 os.unlink(self.path("log"))
 

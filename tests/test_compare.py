@@ -84,7 +84,7 @@ class Choice(CompareCase):
         self.assert_errors(*((["--backends", names, "touch ran"], message) for names, message in (
             ("echo,ecko", '--backends: unknown backend "ecko" (did you mean "echo"?); ' + support.KNOWN + ', one, two'),
                                ("echo,", '--backends: unknown backend ""'), ("", '--backends: unknown backend ""'), ("Claude", '"Claude"'),
-            ("one,two, one", 'clinvk: error: --backends: "one" stands there twice'))))
+            ("one,two, one", 'clinvk: error: --backends: "one" is named twice'))))
 
     def test_the_named_ones_are_asked_in_that_order_whatever_stands_around_the_names(self):
         report = self.report(self.compare("--json", "--backends", " two , one,echo", "say x"))

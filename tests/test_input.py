@@ -662,7 +662,7 @@ class Runs(TaskCase):
     def test_the_first_batch_that_says_something_counts_and_a_later_one_is_warned_of(self):
         batches = [{"tasks": [{"prompt": "a"}], "max_parallel": 2}, {"tasks": [{"prompt": "b"}], "fail_fast": True, "max_parallel": 2}, {"tasks": [{"prompt": "c"}], "max_parallel": 9}]
         data = "\n".join(map(json.dumps, batches)).encode()
-        warning = "3: max_parallel: 9 is not applied: an earlier batch of this run said 2"
+        warning = "3: max_parallel: 9 is not applied: an earlier batch of this run set 2"
         stream = self.stream(data)
         self.assertEqual((len(list(support.jobs_of(stream))), stream.run, self.warnings), (3, {"max_parallel": 2, "fail_fast": True}, ["tasks.json:" + warning]))
         del self.warnings[:]

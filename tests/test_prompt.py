@@ -825,7 +825,7 @@ class SessionsCommand(PromptCase):
         self.file("home/.clinvk/sessions/%s.json" % ("0" * 32), "{")
         run = self.clinvk("sessions", "list")
         self.assertEqual((run.returncode, run.stdout.count(b"\n")), (0, 2))
-        self.assertRegex(run.stderr.decode(), r"\Aclinvk: warning: \S+/0{32}\.json is not a session and is left alone: [^\n]+\n\Z")
+        self.assertRegex(run.stderr.decode(), r"\Aclinvk: warning: \S+/0{32}\.json is not a session and stays unchanged: [^\n]+\n\Z")
         self.assertEqual(self.ask("sessions", "delete", "0" * 32), "0" * 32 + "\n")
 
     def test_they_are_kept_where_clinvk_home_says(self):
