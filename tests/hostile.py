@@ -47,7 +47,7 @@ class HostileCase(Case):
         while process.poll() is None:
             tree = max(tree, sum(memory_kilobytes(pid, True) for pid in support.processes_with(self.mark)))
             own = max(own, memory_kilobytes(process.pid, False))
-            time.sleep(0.02)
+            time.sleep(0.05)
         return tree / 1024.0, own / 1024.0
 
     def program(self, name, code):
@@ -231,9 +231,9 @@ for line in (('{"type":"system","subtype":"init","session_id":"s"}', ""),
         self.assertLess(int(grown), support.clinvk.MAX_LINE_BYTES + (16 << 20))
 
     @only_linux
-    def test_a_hundred_thousand_tasks_take_little_more_memory_than_a_thousand(self):
+    def test_twenty_thousand_tasks_take_little_more_memory_than_a_thousand(self):
         peaks = []
-        for count in (1000, 100000):
+        for count in (1000, 20000):
             source = self.file("tasks.jsonl", b"".join(
                 b'{"backend":"echo","prompt":"task %d","id":"number-%d","name":"n"}\n' % (number, number) for number in range(count)))
             with open(self.path("out"), "wb") as out:
@@ -244,7 +244,7 @@ for line in (('{"type":"system","subtype":"init","session_id":"s"}', ""),
                 lines = file.read().splitlines()
             self.assertEqual(len(lines), count)
             self.assertIn(b"'task %d'" % (count - 1), lines[-1])
-        self.assertLess(peaks[1], peaks[0] + 15, "MB, the parent: %s" % peaks)
+        self.assertLess(peaks[1], peaks[0] + 5, "MB, the parent: %s" % peaks)
 
     def test_many_words_are_no_more_work_than_few(self):
         """All the bytes arrive; how long it takes is measured elsewhere."""
