@@ -1090,8 +1090,8 @@ class OwnCommands(Commands):
         self.assertEqual((result["status"], result["output"]), ("ok", "x"))
 
     def test_it_is_stopped_when_its_time_is_over(self):
-        result, = self.own(python("import os, signal, time; open('pid', 'w').write(str(os.getpid())); time.sleep(300)"), "x", fields={"timeout": 1.5})
-        self.assertEqual((result["status"], result["exit_code"], result["error"]), ("timeout", 124, "timed out after 1.5s"))
+        result, = self.own(python("import os, signal, time; open('pid', 'w').write(str(os.getpid())); time.sleep(300)"), "x", fields={"timeout": 4})
+        self.assertEqual((result["status"], result["exit_code"], result["error"]), ("timeout", 124, "timed out after 4s"))
         self.assert_gone(self.pid_in(self.path("pid")))
 
     def test_a_program_that_is_not_there_fails_its_tasks_and_no_others(self):
@@ -1964,13 +1964,13 @@ class Running(Commands):
         self.assertEqual(self.statuses(completed), ["failed", "failed", "ok"])
 
     def test_a_task_is_stopped_when_its_time_is_over(self):
-        batch = (tasks("ids one; sleep 300", timeout=0.3) + tasks("wait-for one; wait-for two; say x", timeout="15m")
+        batch = (tasks("ids one; sleep 300", timeout=3) + tasks("wait-for one; wait-for two; say x", timeout="15m")
                  + tasks("ids two; say partly; sleep 300"))
-        completed = self.parallel("--jsonl", "-q", "--timeout", "1s", input=batch)
+        completed = self.parallel("--jsonl", "-q", "--timeout", "5s", input=batch)
         lines = self.lines_of(completed)
         self.assertEqual([(result["status"], result["exit_code"], result.get("error_kind"), result.get("error")) for result in lines],
-                         [("timeout", 124, "timeout", "timed out after 0.3s"), ("ok", 0, None, None),
-                          ("timeout", 124, "timeout", "timed out after 1s")])
+                         [("timeout", 124, "timeout", "timed out after 3s"), ("ok", 0, None, None),
+                          ("timeout", 124, "timeout", "timed out after 5s")])
         self.assertEqual(lines[2]["output"], "partly\n")  # nothing that it said is thrown away
         self.assertEqual(completed.returncode, 1)
         for name in ("one", "two"):
