@@ -5500,8 +5500,8 @@ def _serve(message: _Message) -> Union[_Message, int]:
 
 # - parent side: one multiprocessing.Pool -
 
-UNGUARDED = ("the worker processes end as they start: with the start method spawn they import the main "
-             "module again; put the code that runs clinvk below `if __name__ == \"__main__\":`")
+UNGUARDED = ("the start method spawn makes each worker import the main module again, which must not "
+             "run clinvk again: put that code below `if __name__ == \"__main__\":`")
 
 
 class _SafeSpawn:
@@ -5540,38 +5540,16 @@ class _SafeSpawn:
         return cls._former(path, args, files)
 
 
-def _new_process_pool(jobs: int, method: str, ledger: Ledger,
-                      settings_of: Callable[[Any], _WorkerSettings]) -> Any:
-    """Return a multiprocessing.Pool of `jobs` workers.
+@run_once
+def _process_pool_type() -> Any:
+    """Return a Pool whose workers ignore SIGTERM, and which a dead worker cannot block.
 
-    `settings_of` makes the workers' settings from their lock.  Raise ImportError, OSError or
-    RuntimeError where the processes, locks or threads cannot be made.
+    The methods are private ones of the standard library.  Where a later Python does not call one of
+    them, the program gets slower, or leaves the end of a damaged pool to _WorkerPool.close.
     """
-    import multiprocessing
     import multiprocessing.pool
-    import signal
-    import warnings
-    positions = itertools.count()
-    lock = KernelLock(ledger, next(positions))
-    with lock:  # not every file system has locks; better to learn it here than in each worker
-        pass
-    base: Any = type(multiprocessing.get_context(method))
-
-    class Context(base):  # type: ignore[misc]
-        """The source of a Pool's locks and processes."""
-
-        def Lock(self) -> KernelLock:
-            return KernelLock(ledger, next(positions))
 
     class ProcessPool(multiprocessing.pool.Pool):
-        """A Pool whose workers ignore SIGTERM, and which a dead worker cannot block.
-
-        The methods are private ones of the standard library.  Where a later Python does not call one
-        of them, the program gets slower, or leaves the end of a damaged pool to _WorkerPool.close.
-        """
-
-        has_failed = False  # whether workers ended before they were workers
-
         def _repopulate_pool(self) -> None:
             """Start the workers.  Kill all where not all can be started."""
             try:
@@ -5580,16 +5558,6 @@ def _new_process_pool(jobs: int, method: str, ledger: Ledger,
                 for process in self._pool:  # type: ignore[attr-defined]
                     process.kill()
                 raise
-
-        @staticmethod
-        def _maintain_pool(context: Any, new: Any, count: int, processes: Any, *rest: Any) -> None:
-            """Replace workers that ended, unless spawned ones end by an error before they start."""
-            base: Any = multiprocessing.pool.Pool
-            if method == "spawn" and not ledger.started:
-                if any(process.exitcode == 1 for process in processes):
-                    ProcessPool.has_failed = True
-            if not ProcessPool.has_failed:
-                base._maintain_pool(context, new, count, processes, *rest)
 
         def _get_sentinels(self) -> List[Any]:
             """Return what wakes the thread that replaces workers.
@@ -5607,6 +5575,31 @@ def _new_process_pool(jobs: int, method: str, ledger: Ledger,
             the rest of the queue: without end, if the queue is damaged.
             """
 
+    return ProcessPool
+
+
+def _new_process_pool(jobs: int, method: str, ledger: Ledger,
+                      settings_of: Callable[[Any], _WorkerSettings]) -> Any:
+    """Return a multiprocessing.Pool of `jobs` workers.
+
+    `settings_of` makes the workers' settings from their lock.  Raise ImportError, OSError or
+    RuntimeError where the processes, locks or threads cannot be made.
+    """
+    import multiprocessing
+    import signal
+    import warnings
+    positions = itertools.count()
+    lock = KernelLock(ledger, next(positions))
+    with lock:  # not every file system has locks; better to learn it here than in each worker
+        pass
+    base: Any = type(multiprocessing.get_context(method))
+
+    class Context(base):  # type: ignore[misc]
+        """The source of a Pool's locks and processes."""
+
+        def Lock(self) -> KernelLock:
+            return KernelLock(ledger, next(positions))
+
     if method == "spawn":  # whose tracker would undo the mask below when it is started
         from multiprocessing import resource_tracker
         resource_tracker.ensure_running()
@@ -5620,7 +5613,7 @@ def _new_process_pool(jobs: int, method: str, ledger: Ledger,
     former = signal.pthread_sigmask(
         signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
-        return ProcessPool(jobs, _enter_process, (settings_of(lock),), context=Context())
+        return _process_pool_type()(jobs, _enter_process, (settings_of(lock),), context=Context())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
@@ -5658,6 +5651,11 @@ class _WorkerPool:
         for process in multiprocessing.active_children():
             self._processes[process.pid or 0] = process
         return [slot for slot in self.ledger if not process_exists(slot[1], signal.SIGCONT)]
+
+    def has_failed(self) -> bool:
+        """Return whether processes ended by an error before any was a worker."""
+        return not self.ledger.started and any(
+            process.exitcode == 1 for process in self._processes.values())
 
     def how_it_ended(self, pid: int) -> str:
         process = self._processes.pop(pid, None)
@@ -5707,7 +5705,10 @@ class Pool:
 
     def __init__(self, jobs: int, method: str = "", grace: float = GRACE_SECONDS,
                  notice: Callable[[str], None] = do_nothing) -> None:
+        import multiprocessing
         import queue
+        if getattr(multiprocessing.current_process(), "_inheriting", False):  # a worker's import
+            raise UserError(UNGUARDED)
         self.jobs, self.method, self.grace = jobs, method or default_start_method(), grace
         self._notice = notice
         self.failure = ""  # why no more jobs can run
@@ -5723,9 +5724,8 @@ class Pool:
         self._killed_at = float("inf")
         self._next_look = time.monotonic() + TICK_SECONDS
         try:
-            from multiprocessing import Pipe
-            self._reader, self._lifeline = Pipe(duplex=False)
-            watched, self._guard_line = Pipe(duplex=False)
+            self._reader, self._lifeline = multiprocessing.Pipe(duplex=False)
+            watched, self._guard_line = multiprocessing.Pipe(duplex=False)
         except OSError as error:  # nothing is there yet to be cleared up
             raise _too_few(jobs, error.errno or 0) from None
         self.directory = make_private_directory()
@@ -5921,9 +5921,10 @@ class Pool:
         """Free the slots of dead workers, and answer the jobs that they held."""
         import signal
         now = time.monotonic()
-        if getattr(pool.pool, "has_failed", False):
+        dead_slots = pool.dead_slots()
+        if self.method == "spawn" and pool.has_failed():
             raise UserError(UNGUARDED)
-        for slot, pid, index, group in pool.dead_slots():
+        for slot, pid, index, group in dead_slots:
             if group:
                 send_signal(group, signal.SIGKILL)
             sweep(TASK_MARK % (self.run_id, index))

@@ -1,4 +1,4 @@
-"""Section 7, the pool: run_pool used as a library, in processes of its own, under each start method.
+"""Section 9, Pool: run_pool used as a library, in processes of its own, under each start method.
 
 The contract: one Result for each task, whatever dies; nothing left when the generator is closed or exhausted.  Each case
 is a small script that imports clinvk, run as a program so that signals and kills hit nobody else.
@@ -557,6 +557,90 @@ class LostFiles(Pool):
                 say(len(result.output))
             """)
         self.assertEqual(lines, [5000, 300000])
+
+
+class Spawn(Pool):
+    def test_pool_of_a_program_without_a_guard_names_the_guard_at_once(self):
+        script = self.file("script.py", textwrap.dedent("""
+            import sys
+            sys.path.insert(0, %r)
+            import clinvk
+            for result in clinvk.run_pool([clinvk.Task("echo", "say x")], jobs=2, start_method="spawn"):
+                print(result.status)
+            """) % MODULES)
+        completed = self.run_program([sys.executable, script])
+        errors = completed.stderr.decode().splitlines()
+        self.assertEqual((completed.stdout, completed.returncode), (b"", 1))
+        self.assertEqual(errors[-1], "clinvk.UserError: " + clinvk.UNGUARDED)
+        self.assertIn('if __name__ == "__main__":', clinvk.UNGUARDED)
+        self.assertLessEqual(errors.count(errors[-1]), 30, "workers that cannot start are started again and again")
+
+    def test_pool_that_is_closed_leaves_multiprocessing_as_it_was(self):
+        lines = self.run_script("spawn", """
+            import multiprocessing.util
+            before = multiprocessing.util.spawnv_passfds
+            first = run_pool(echo("say a", "say b"), jobs=1, start_method=METHOD)
+            next(first)
+            second = run_pool(echo("say a"), jobs=1, start_method=METHOD)
+            next(second)
+            second.close()
+            say(json.dumps(multiprocessing.util.spawnv_passfds is before))
+            first.close()
+            say(json.dumps(multiprocessing.util.spawnv_passfds is before))
+            """)
+        self.assertEqual(lines, [False, True])
+
+
+class Ahead(Pool):
+    def test_pool_answers_a_canceled_job_that_no_worker_has_begun_as_not_started(self):
+        for _, lines in self.each(START_METHODS, """
+            pool = clinvk.Pool(1, METHOD)
+            for index, prompt in enumerate(("touch ready; sleep 300", "touch never; sleep 300")):
+                pool.start(Job(index, Task("echo", prompt)))
+            while not os.path.exists("ready"):
+                pool.wait(0.01)
+            pool.cancel()
+            while len(pool):
+                for result in pool.wait():
+                    tell(result)
+            pool.close()
+            os.unlink("ready")
+            """):
+            self.assertEqual([line[:2] + line[4:] for line in sorted(lines)],
+                             [[0, "canceled", clinvk.CANCELED_LATE], [1, "canceled", clinvk.CANCELED_EARLY]])
+            self.assertFalse(os.path.exists(self.path("never")))
+
+    @only_linux
+    def test_pool_with_a_waiting_job_and_a_dead_worker_is_not_replaced(self):
+        for method in PROCESS_METHODS:
+            with self.subTest(method=method):
+                process = self.start_script(method, """
+                    clinvk.TICK_SECONDS = 0.02  # looks are counted, whatever the time between them
+                    pool = Pool(1, METHOD)
+                    pool.start(Job(0, Task("echo", "ids ids-%s; sleep 300" % METHOD)))
+                    while not os.path.exists("ids-" + METHOD):
+                        pool.wait()
+                    os.kill(worker_of("ids-" + METHOD), signal.SIGKILL)
+                    pool.start(Job(1, Task("echo", "wait-for go-%s; say x" % METHOD)))
+                    pool.start(Job(2, Task("echo", "say y")))
+                    results, looks = [], 0
+                    while len(pool):
+                        results += pool.wait()
+                        looks += 1
+                        if looks == 3 * clinvk.STALL_TICKS:
+                            open("go-" + METHOD, "w").close()
+                    for result in results:
+                        tell(result)
+                    say(json.dumps(len(pool._pools)))
+                    pool.close()
+                    say("end")
+                    """)
+                *lines, pools = self.results_of_mixed(process)
+                self.assertEqual(([line[:2] for line in lines], pools), ([[0, "lost"], [1, "ok"], [2, "ok"]], 1))
+                self.assertEqual(process.finish().returncode, 0)
+
+    def results_of_mixed(self, process):
+        return Deaths.results_of_mixed(self, process)
 
 
 class WithoutDescriptors(Pool):

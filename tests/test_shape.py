@@ -352,12 +352,12 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 133, "Types": 156, "Text and JSON": 411, "Platform": 784, "Configuration": 751,
-    "Backends": 1225, "Input": 959, "Plans": 202, "Worker": 599, "Pool": 830, "Scheduler": 178,
+    "Backends": 1225, "Input": 959, "Plans": 202, "Worker": 599, "Pool": 831, "Scheduler": 178,
     "Sinks": 494, "Summary": 163, "Sessions": 361, "Commands": 853, "Command line": 478}
-LONG_FUNCTIONS = {"_read_claude": 67, "_new_process_pool": 83}
+LONG_FUNCTIONS = {"_read_claude": 67}
 DEEP_FUNCTIONS = {"Capture.events": 5}
 FUNCTIONS_OF_MANY_PARAMETERS = {}
-WIDE_LINES = 370
+WIDE_LINES = 369
 NESTED_CONDITIONALS = 5
 CONDITIONAL_EMPTY_LISTS = 19
 STORED_LAMBDAS = 7
