@@ -1,5 +1,4 @@
-"""Section 2, Text and JSON: bytes that come back unchanged, JSON that is always valid and the same with and without orjson,
-display width, durations, and words that a real shell reads as they were meant."""
+"""Section 2, Text and JSON; what JSON is read and written does not depend on orjson."""
 import base64
 import functools
 import html
