@@ -4816,7 +4816,6 @@ class _Process:
 
         For another thread than the one that waits.
         """
-        import signal
         polite = getattr(signal, self._execution.stop_signal)
         for number, seconds in ((polite, self._state.grace), (signal.SIGKILL, -1)):
             with self._lock:  # while the process lives, its group cannot be that of another
@@ -4828,7 +4827,6 @@ class _Process:
             self.has_ended(seconds)
 
     def end_group(self) -> None:
-        import signal
         send_signal(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
@@ -5099,7 +5097,6 @@ def left_running(job: Job, names: Sequence[str]) -> Tuple[str, ...]:
 
 def _not_started(job: Job, program: str, error: OSError) -> Result:
     """Return the Result of a launch that failed: which file, and why."""
-    import errno
     kinds = {errno.EACCES: "permission", errno.EPERM: "permission", errno.ENOENT: "not_found",
              errno.E2BIG: "invalid"}
     reason, workdir = error.strerror or str(error), job.task.workdir
@@ -5139,7 +5136,6 @@ def _judge(job: Job, ended: Ended, execution: Execution,
 
     First counts why clinvk stopped it, then what its events say, then its exit status.
     """
-    import errno
     backend, code, stopped = backend_of(job), ended.code, ended.verdict
     _, stdout, stderr = execution.files
     capture = Capture(stdout)
@@ -5185,7 +5181,6 @@ def _judge(job: Job, ended: Ended, execution: Execution,
 
 
 def signal_name(number: int) -> str:
-    import signal
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -5415,8 +5410,6 @@ _lifelines: List[Any] = []  # the write ends in this process; a forked worker cl
 
 def _enter_process(settings: _WorkerSettings) -> None:
     """Make a fresh process a worker."""
-    import select
-    import signal
     import threading
     from multiprocessing import util
     reset_sigchld()
@@ -5586,7 +5579,6 @@ def _new_process_pool(jobs: int, method: str, ledger: Ledger,
     RuntimeError where the processes, locks or threads cannot be made.
     """
     import multiprocessing
-    import signal
     import warnings
     positions = itertools.count()
     lock = KernelLock(ledger, next(positions))
@@ -5647,7 +5639,6 @@ class _WorkerPool:
         Continue a worker that was stopped, as its program can do.
         """
         import multiprocessing
-        import signal
         for process in multiprocessing.active_children():
             self._processes[process.pid or 0] = process
         return [slot for slot in self.ledger if not process_exists(slot[1], signal.SIGCONT)]
@@ -5686,7 +5677,6 @@ class _WorkerPool:
             ending.join(0.02)
 
     def _kill_workers(self) -> None:
-        import signal
         for _, pid, _, _ in self.ledger:
             if pid != os.getpid():
                 process_exists(pid, signal.SIGKILL)  # unless Pool has ended the worker meanwhile
@@ -5746,7 +5736,6 @@ class Pool:
         return len(self._in_flight)
 
     def _add_first_pool(self) -> None:
-        import errno
         try:
             self._add_pool()
         except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: no more threads
@@ -5841,7 +5830,6 @@ class Pool:
 
     def kill(self) -> None:
         """Kill the programs that run.  KILLED_SECONDS later jobs without a result are given up."""
-        import signal
         if self._killed_at == float("inf"):
             self._killed_at = time.monotonic()
         for pool in self._pools:
@@ -5919,7 +5907,6 @@ class Pool:
 
     def _reap_workers(self, pool: _WorkerPool, results: List[Result]) -> None:
         """Free the slots of dead workers, and answer the jobs that they held."""
-        import signal
         now = time.monotonic()
         dead_slots = pool.dead_slots()
         if self.method == "spawn" and pool.has_failed():
@@ -5996,7 +5983,6 @@ class Pool:
             _SafeSpawn.leave()
 
     def _dismiss_guard(self) -> None:
-        import signal
         try:
             write_all(self._guard_line.fileno(), b"\n")
         except OSError:  # the guard was killed
