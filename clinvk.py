@@ -7017,7 +7017,7 @@ def is_resumable(session: Session) -> bool:
 class SessionStore:
     """Keep sessions in a directory, for any number of processes and for one thread of each.
 
-    A file that cannot be read is left alone: `warn` is called, and the other sessions are found.
+    A file that cannot be read is ignored: `warn` is called, and the other sessions are found.
     Methods that take an id raise SessionError; OSError means that the directory cannot be written.
     """
 
@@ -7698,7 +7698,7 @@ def command_resume(settings: Settings, asked: PromptOptions) -> int:
             _short(session), unknown_backend(session.backend, rules.definitions)))
     workdir = "" if asked.here else session.working_dir
     if workdir and not os.path.isdir(workdir):
-        raise SessionError("session %s was in %s, which does not exist any more; "
+        raise SessionError("session %s was in %s, which no longer exists; "
                            "--here continues the session in the current directory"
                            % (_short(session), workdir))
     overrides = dict(rules.overrides, backend=session.backend, workdir=workdir)

@@ -1,5 +1,7 @@
-"""Single prompts, `resume` and `sessions`: what is a prompt and what a command, the three forms of output, text that is shown
-while it comes and never twice, the exit statuses, and what is remembered of a conversation and how it is gone on with.
+"""Single prompts, `resume` and `sessions`.
+
+The command line, the three forms of output, live output, exit statuses, and sessions that are kept and
+continued.
 """
 import json
 import os
@@ -71,25 +73,27 @@ class Words(unittest.TestCase):
         options = clinvk.parse_command_line(list(words))
         return options.command, options.words, options
 
-    def test_what_is_no_command_is_a_prompt(self):
+    def test_words_that_are_not_a_command_are_a_prompt(self):
         for words, prompt in (((" fix it ",), " fix it "), (("why",), "why"), (("",), ""), (("-",), "-"), (("prompt", "version"), "version"),
                               (("--", "version"), "version"), (("--", "-x"), "-x"), (("--", "--"), "--"), (("-b", "echo", "why"), "why"),
                               (("why", "-b", "echo"), "why"), (("-becho", "--", "parallel"), "parallel"), (("-c", "-w/", "why"), "why"),
                               (("-cbecho", "why"), "why"), (("-cb", "echo", "why"), "why"), (("--model=a b", "-mc d", "why"), "why"),
-                              (("--system-prompt", "version", "why"), "why"), (("-x is what?",), "-x is what?"), (("paralel tasks",), "paralel tasks"),
+                              (("--system-prompt", "version", "why"), "why"), (("-x is what?",), "-x is what?"),
+                              (("paralel tasks",), "paralel tasks"),
                               (("--dry-run why not",), "--dry-run why not"), (("-m", "x", "--", "-m"), "-m"), (("-b", "echo", ""), ""),
                               (("prompt", "--", "-h"), "-h")):
             with self.subTest(words=words):
                 command, found, _ = self.parsed(*words)
                 self.assertEqual((command, found), ("prompt", [prompt]))
 
-    def test_a_command_is_one_wherever_its_options_stand(self):
-        for words, expected in ((("version",), "version"), (("-b", "echo", "parallel"), "parallel"), (("--dry-run", "--json", "parallel"), "parallel"),
+    def test_command_is_found_behind_its_options(self):
+        for words, expected in ((("version",), "version"), (("-b", "echo", "parallel"), "parallel"),
+                                (("--dry-run", "--json", "parallel"), "parallel"),
                                 (("--last", "resume", "why"), "resume"), (("--json", "sessions", "list"), "sessions list")):
             with self.subTest(words=words):
                 self.assertEqual(self.parsed(*words)[0], expected)
 
-    def test_options_and_words_may_be_mixed(self):
+    def test_options_and_words_can_be_mixed(self):
         for words in (("resume", "abc", "-o", "json", "go on", "--here"), ("resume", "-ojson", "--here", "abc", "go on"),
                       ("resume", "--here", "-o", "json", "--", "abc", "go on"), ("--here", "resume", "abc", "go on", "--output-format=json")):
             with self.subTest(words=words):
@@ -100,20 +104,21 @@ class Words(unittest.TestCase):
         _, found, options = self.parsed("sessions", "delete", "abc", "--", "-b")
         self.assertEqual(found, ["abc", "-b"])
 
-    def test_each_option_of_a_task_is_one_of_a_prompt(self):
+    def test_prompt_takes_each_option_of_a_task(self):
         options = self.parsed("why", "-b", "codex", "-m", "m", "-w", "/", "--approval-mode", "none", "--sandbox-mode", "full", "--system-prompt", "s",
                               "--max-turns", "2", "--max-tokens", "3", "--timeout", "2m")[2]
         self.assertEqual({name: value for name, value in vars(options).items() if name.startswith("task_")}, {
-            "task_dry_run": False, "task_backend": "codex", "task_model": "m", "task_workdir": "/", "task_approval_mode": "none", "task_sandbox_mode": "full",
+            "task_dry_run": False, "task_backend": "codex", "task_model": "m", "task_workdir": "/", "task_approval_mode": "none",
+            "task_sandbox_mode": "full",
             "task_system_prompt": "s", "task_max_turns": 2, "task_max_tokens": 3, "task_timeout": 120.0})
 
-    def test_an_age_is_short(self):
+    def test_age_is_one_number_and_one_unit(self):
         self.assertEqual([clinvk.age(seconds) for seconds in (-5, 0, 0.9, 59.9, 60, 3599, 3600, 86399, 86400, 86400 * 400)],
                          ["0s", "0s", "0s", "59s", "1m", "59m", "1h", "23h", "1d", "400d"])
 
 
 class Refused(PromptCase):
-    def test_a_word_that_is_nearly_a_command_is_no_prompt(self):
+    def test_prompt_of_one_word_like_a_command_is_refused(self):
         for word, near in (("paralel", "parallel"), ("session", "sessions"), ("Resume", "resume"), ("prmpt", "prompt"), ("serve", ""),
                            ("completion", "")):
             with self.subTest(word=word):
@@ -122,11 +127,11 @@ class Refused(PromptCase):
                                  "Try `clinvk --help`.\n" % (word, hint, word))
                 self.assertEqual(self.ask("--dry-run", "-b", "echo", "--", word), "env NO_COLOR=1 cat <<< %s\n" % word)
 
-    def test_commands_that_are_to_come_are_no_prompts(self):
+    def test_prompt_chain_and_compare_are_commands(self):
         for word in ("chain", "compare"):
             self.refused(word, input=b"")
 
-    def test_without_a_prompt_nothing_is_asked(self):
+    def test_prompt_missing_or_blank_is_refused(self):
         message = "clinvk: error: no prompt: give it as an argument, or - to read it from stdin\n"
         for args in (("-b", "echo"), ("prompt",), ("-c",), ("resume", "--last")):
             with self.subTest(args=args):
@@ -137,19 +142,22 @@ class Refused(PromptCase):
                 self.assertEqual(self.refused(*args), "clinvk: error: the prompt is blank\n")
         self.assertEqual(self.refused("resume"), "clinvk: error: which session? Give its id (`clinvk sessions list` shows them), or --last\n")
 
-    def test_words_without_quotes_are_refused(self):
+    def test_prompt_of_words_without_quotes_is_refused(self):
         for args in (("why", "is", "this"), ("prompt", "why", "is"), ("resume", "--last", "why", "is"), ("resume", "abc", "why", "is")):
             with self.subTest(args=args):
                 self.assertIn("unknown argument is; a prompt of several words needs quotes around it", self.refused(*args))
         self.assertIn("unknown argument -b; a prompt of several words needs", self.refused("--", "why", "-b", "echo"))
 
-    def test_what_is_said_wrongly_is_told(self):
-        for args, words in ((("-b", "ecko", "why"), '--backend: unknown backend "ecko" (did you mean "echo"?)'), (("-o", "yaml", "why"), "invalid choice: 'yaml'"),
+    def test_prompt_wrong_options_are_named(self):
+        for args, words in ((("-b", "ecko", "why"), '--backend: unknown backend "ecko" (did you mean "echo"?)'),
+                            (("-o", "yaml", "why"), "invalid choice: 'yaml'"),
                             (("-c", "--ephemeral", "why"), "not allowed with"), (("-j", "2", "why"), 'unknown argument -j'),
-                            (("--ephemerel", "why"), '(did you mean "--ephemeral"?)'), (("-b", "codex", "--approval-mode", "always", "--sandbox-mode", "full", "x"),
+                            (("--ephemerel", "why"), '(did you mean "--ephemeral"?)'),
+                            (("-b", "codex", "--approval-mode", "always", "--sandbox-mode", "full", "x"),
                                                                                        "sandbox_mode: codex: codex exec never asks"),
                             (("resume", "abc", "-b", "echo", "x"), "--backend goes with --last"),
-                            (("resume", "--last", "abc", "x"), "quotes around it, and with --last there is no id\n"), (("resume", "abc", "--ephemeral", "x"), "--ephemeral")):
+                            (("resume", "--last", "abc", "x"), "quotes around it, and with --last there is no id\n"),
+                            (("resume", "abc", "--ephemeral", "x"), "--ephemeral")):
             with self.subTest(args=args):
                 self.assertIn(words, self.refused(*args))
         self.assertEqual(self.refused("why", env={"CLINVK_BACKEND": "ecko"}),
@@ -158,29 +166,29 @@ class Refused(PromptCase):
 
 
 class Output(PromptCase):
-    def test_the_answer_is_all_that_is_printed(self):
+    def test_prompt_prints_only_the_answer(self):
         self.assertEqual(self.ask("say x\nsay 审查"), "x\n审查\n")
         for backend in ("claude", "codex", "gemini"):
             with self.subTest(backend=backend):
                 self.assertEqual(self.ask("-b", backend, "say x\nsay 审查"), "x\n审查\n")
 
-    def test_a_prompt_may_be_read_from_stdin(self):
+    def test_prompt_dash_reads_stdin(self):
         self.assertEqual(self.ask("-", input=b"rest\na\nb"), "a\nb\n")
         self.assertEqual(self.ask("-b", "claude", "-", input=b"prompt-size\nsay x\n"), "18\nx\n")
 
-    def test_a_prompt_on_stdin_that_never_ends_is_refused(self):
+    def test_prompt_from_an_endless_device_is_refused(self):
         with open("/dev/zero", "rb") as device:
             self.assertEqual(self.refused("-", stdin=device), "clinvk: error: stdin: is a device; expected a regular file, a pipe or a terminal\n")
 
-    def test_a_byte_that_is_not_utf_8_comes_through(self):
+    def test_prompt_bytes_that_are_not_utf_8_are_kept(self):
         self.assertEqual(self.clinvk("-", input=b"rest\na\xff\0b").stdout, b"a\xff\0b\n")
 
-    def test_stdin_of_a_shell_loop_is_neither_passed_on_nor_read(self):
+    def test_prompt_leaves_the_stdin_of_a_shell_loop(self):
         with open(self.file("lines", b"one\nfor sed\n"), "rb") as lines:
             run = self.run_program(["sh", "-c", 'read x; "$0" "$1" "say $x"; sed ""', sys.executable, COMPILED], stdin=lines)
         self.assertEqual((run.stdout, run.stderr), (b"one\nfor sed\n", b""))
 
-    def test_content_on_stdin_is_refused_where_the_prompt_is_an_argument(self):
+    def test_prompt_argument_with_content_on_stdin_is_refused(self):
         message = "clinvk: error: stdin has content, which a prompt that is an argument leaves unread; to ask about it: "
         for words in (("say x",), ("compare", "--backends", "echo", "say x")):
             with self.subTest(words=words):
@@ -192,7 +200,7 @@ class Output(PromptCase):
             ours.send(b"x")
             self.assertTrue(self.refused("say x", stdin=theirs).startswith(message))
 
-    def test_an_empty_or_silent_stdin_is_no_content(self):
+    def test_prompt_argument_with_an_empty_or_silent_stdin_runs(self):
         reader, writer = os.pipe()
         ours, theirs = socket.socketpair()
         gone, other = socket.socketpair()
@@ -204,7 +212,7 @@ class Output(PromptCase):
         self.assertEqual(self.ask("say x", stdin=reader), "x\n")
         os.close(reader)
 
-    def test_content_that_comes_late_is_warned_about(self):
+    def test_prompt_argument_with_late_content_on_stdin_warns(self):
         for words in (("ids here; wait-for seen; say x",), ("compare", "-q", "--backends", "echo", "ids here; wait-for seen; say x")):
             with self.subTest(words=words):
                 for name in ("here", "seen"):
@@ -214,16 +222,17 @@ class Output(PromptCase):
                 process.stdin.write(b"late\n")
                 self.file("seen", b"")
                 done = process.finish()
-                self.assertEqual((done.returncode, done.stderr), (0, b"clinvk: warning: stdin had content, which was not read; the prompt - reads it\n"))
+                self.assertEqual((done.returncode, done.stderr),
+                                 (0, b"clinvk: warning: stdin had content, which was not read; the prompt - reads it\n"))
 
-    def test_json_is_the_result_with_the_session(self):
+    def test_json_output_is_the_result_with_the_session(self):
         result = self.asked("-b", "claude", "say x")
         session, = self.sessions()
         self.assertEqual((result["status"], result["output"], result["session_id"], result["session"]), ("ok", "x", CLAUDE, session["id"]))
         self.assertEqual((result["index"], result["usage"], result["cost_usd"]), (0, USAGE, 0.25))
         self.assertNotIn("session", self.asked("--ephemeral", "say x"))
 
-    def test_stream_json_is_what_the_backend_prints(self):
+    def test_stream_json_output_is_that_of_the_backend(self):
         for backend, mark in (("claude", "result"), ("codex", "turn.completed"), ("gemini", "result")):
             with self.subTest(backend=backend):
                 events = [json.loads(line) for line in self.ask("-b", backend, "-o", "stream-json", "say x").splitlines()]
@@ -232,19 +241,19 @@ class Output(PromptCase):
         self.assertEqual(self.ask("-o", "stream-json", "rest\na\nb"), "a\nb\n")
         self.assertEqual(self.ask("-o", "stream-json", "-b", "claude", "raw [1]", status=1, errors=b"clinvk: claude: [1]\n"), "[1]\n")
 
-    def test_the_form_is_a_setting(self):
+    def test_output_format_setting_is_the_default_form(self):
         self.configure(output={"format": "json"})
         self.assertEqual(json.loads(self.ask("say x"))["output"], "x\n")
         self.assertEqual(self.ask("-o", "text", "say x"), "x\n")
 
-    def test_tokens_and_time_are_shown_on_stderr_where_that_is_set(self):
+    def test_show_tokens_and_show_timing_settings_print_to_stderr(self):
         self.configure(output={"show_tokens": True, "show_timing": True})
         run = self.clinvk("-b", "claude", "say x")
         self.assertEqual(run.stdout, b"x\n")
         self.assertRegex(run.stderr.decode(), r"\ATokens: 157 \(input: 150, output: 7\)\nTime: [0-9.]+s\n\Z")
         self.assertEqual(self.clinvk("-b", "claude", "-o", "json", "say x").stderr, b"")
 
-    def test_errors_and_warnings_go_to_stderr(self):
+    def test_prompt_errors_and_warnings_go_to_stderr(self):
         for backend in ("echo", "claude", "codex"):
             with self.subTest(backend=backend):
                 self.ask("-b", backend, "fail no luck", status=1, errors=b"clinvk: %s: no luck\n" % backend.encode())
@@ -254,7 +263,7 @@ class Output(PromptCase):
         self.assertEqual((result["error"], result["warnings"]), ("no luck", ["echo has no max_turns; it was not applied"]))
         self.ask("-b", "claude", "exit 0", status=1, errors=b"clinvk: claude: claude ended well but gave no answer\n")
 
-    def test_a_dry_run_starts_and_remembers_nothing(self):
+    def test_dry_run_starts_nothing_and_keeps_no_session(self):
         for form in ([], ["-o", "text"], ["-o", "stream-json"]):
             self.assertEqual(self.ask("--dry-run", *form, "touch ran"), "env NO_COLOR=1 cat <<< 'touch ran'\n")
         result = self.asked("--dry-run", "touch ran")
@@ -264,9 +273,10 @@ class Output(PromptCase):
         self.assertEqual(os.listdir(self.path("home", ".clinvk")), ["config.yaml"])
         self.assertFalse(os.path.exists(self.path("ran")))
 
-    def test_a_command_of_the_users_own_is_asked(self):
+    def test_custom_backend_answer_is_printed(self):
         lines = 'raw {"t": "a"}\\n;raw {"t": "b"}\\n'
-        for definition, printed in (({"command": ["cat"]}, '{"t": "a"}\n{"t": "b"}\n'), ({"command": ["cat"], "output": "jsonl", "answer": ".t"}, "a\nb\n"),
+        for definition, printed in (({"command": ["cat"]}, '{"t": "a"}\n{"t": "b"}\n'),
+                                    ({"command": ["cat"], "output": "jsonl", "answer": ".t"}, "a\nb\n"),
                                     ({"command": ["cat"], "output": "jsonl", "answer": ".t", "join": True}, "ab\n")):
             with self.subTest(definition=definition):
                 self.assertEqual(self.ask("-b", "mine", lines, env={"CLINVK_BACKENDS": json.dumps({"mine": definition})}), printed)
@@ -287,12 +297,12 @@ class Live(PromptCase):
             self.file("go-%d" % number, "")
         return process.finish()
 
-    def test_messages_of_claude(self):
+    def test_live_messages_of_claude_are_shown_as_they_come(self):
         end = self.live("claude", (assistant("one"), ["one"]), (assistant("not mine", parent_tool_use_id="x") + assistant(""), []),
                         (assistant("two\nlines"), ["two", "lines"]), (done("two\nlines"), []))
         self.assertEqual((end.returncode, end.stdout, end.stderr), (0, b"", b""))
 
-    def test_messages_of_codex(self):
+    def test_live_messages_of_codex_are_shown_as_they_come(self):
         def message(text):
             return raw({"type": "item.completed", "item": {"type": "agent_message", "text": text}})
 
@@ -301,41 +311,46 @@ class Live(PromptCase):
                         (raw({"type": "turn.completed", "usage": {}}), []))
         self.assertEqual((end.returncode, end.stdout, end.stderr), (0, b"", b"clinvk: warning: not this\n"))
 
-    def test_pieces_of_gemini(self):
+    def test_live_pieces_of_gemini_are_joined(self):
         def piece(text, role="assistant"):
             return raw({"type": "message", "role": role, "content": text, "delta": True})
 
-        end = self.live("gemini", (raw({"type": "init", "session_id": "s"}) + piece("the prompt", "user") + piece("one ") + piece("line\nand"), ["one line"]),
+        end = self.live("gemini", (raw({"type": "init", "session_id": "s"}) + piece("the prompt", "user") + piece("one ") + piece("line\nand"),
+                                   ["one line"]),
                         (piece(" more") + raw({"type": "tool_use", "tool_name": "t"}) + piece("two\n"), ["and more", "two"]),
                         (raw({"type": "result", "status": "success", "stats": {}}), []))
         self.assertEqual((end.returncode, end.stdout, end.stderr), (0, b"", b""))
 
-    def test_text(self):
+    def test_live_text_is_shown_as_it_comes(self):
         end = self.live("echo", ("raw one\\ntw", ["one"]), ("raw o\\n", ["two"]), ("raw three", []))
         self.assertEqual((end.returncode, end.stdout, end.stderr), (0, b"three\n", b""))
 
-    def test_lines_of_the_backend_as_they_are(self):
+    def test_live_stream_json_lines_are_copied(self):
         last = {"type": "result", "is_error": False, "result": "x"}
-        end = self.live("claude", (raw({"n": 1}) + "raw {\"n\":", ['{"n": 1}']), ("raw 2}\\n", ['{"n":2}']), (raw(last), [json.dumps(last)]), form="stream-json")
+        end = self.live("claude", (raw({"n": 1}) + "raw {\"n\":", ['{"n": 1}']), ("raw 2}\\n", ['{"n":2}']), (raw(last), [json.dumps(last)]),
+                        form="stream-json")
         self.assertEqual((end.returncode, end.stdout, end.stderr), (0, b"", b""))
 
-    def test_a_character_that_comes_in_two_writes_is_whole(self):
+    def test_live_character_in_two_writes_is_whole(self):
         self.assertEqual(self.ask("split-utf8"), "审查\n")
 
     def test_final_result_is_printed_only_where_nothing_was_streamed(self):
         for prompt, printed in (
-                (assistant("one") + done("one"), "one\n"), (assistant(" one\n\n") + done("one"), " one\n\n"), (assistant("one") + done("another"), "one\n"),
-                (assistant("one") + assistant("two") + done("two"), "one\ntwo\n"), (done("one"), "one\n"), (assistant("x" * 3000) + done("x" * 3000), "x" * 3000 + "\n"),
+                (assistant("one") + done("one"), "one\n"), (assistant(" one\n\n") + done("one"), " one\n\n"),
+                (assistant("one") + done("another"), "one\n"),
+                (assistant("one") + assistant("two") + done("two"), "one\ntwo\n"), (done("one"), "one\n"),
+                (assistant("x" * 3000) + done("x" * 3000), "x" * 3000 + "\n"),
                 (assistant("ab") + done("abc"), "ab\n")):
             with self.subTest(prompt=prompt[:200]):
                 self.assertEqual(self.ask("-b", "claude", "--ephemeral", prompt), printed)
 
-    def test_the_text_of_an_error_is_not_part_of_the_answer(self):
-        failed = raw({"type": "assistant", "message": {"model": "<synthetic>", "content": [{"type": "text", "text": "API Error: 500"}]}, "error": "unknown"})
+    def test_live_error_text_is_not_part_of_the_answer(self):
+        failed = raw({"type": "assistant", "message": {"model": "<synthetic>", "content": [{"type": "text", "text": "API Error: 500"}]},
+                      "error": "unknown"})
         self.assertEqual(self.ask("-b", "claude", assistant("one") + failed + done("API Error: 500", is_error=True), status=1,
                                   errors=b"clinvk: claude: API Error: 500\n"), "one\n")
 
-    def test_control_characters_do_not_reach_a_terminal(self):
+    def test_live_control_characters_do_not_reach_a_terminal(self):
         for form, shown in (("text", b"a^[]0;t^Gb\r\n"), ("stream-json", b"a^[]0;t^Gb\r\n")):
             with self.subTest(form=form):
                 master, slave = pty.openpty()
@@ -350,7 +365,7 @@ class Live(PromptCase):
                         if file >= 0:
                             os.close(file)
 
-    def test_the_status_line_makes_way_for_the_answer_on_a_terminal(self):
+    def test_live_answer_on_a_terminal_removes_the_status_line(self):
         master, slave = pty.openpty()
         tty.setraw(slave)
         try:
@@ -378,16 +393,20 @@ class Live(PromptCase):
 
 
 class Ends(PromptCase):
-    def test_exit_statuses(self):
+    def test_prompt_exit_status_tells_the_kind_of_failure(self):
         self.file("bin/mine", "no program\n")
         os.chmod(self.path("bin", "mine"), 0o755)
         os.unlink(self.path("bin", "gemini"))
         definitions = {"CLINVK_BACKENDS": json.dumps({"broken": {"command": [self.path("bin")]}, "sh": {"command": ["sh"]}})}
         for args, status, error in ((("say x",), 0, ""), (("fail no luck",), 1, "echo: no luck"), (("exit 3",), 1, "echo: exit status 3"),
-                                    (("exit 0",), 1, "echo ended well but gave no answer"), (("--timeout", "0.2", "sleep 300"), 124, "echo: timed out after 0.2s"),
-                                    (("-b", "gemini", "x"), 127, "gemini: not found: it is not installed, or not on the PATH; `clinvk doctor` shows what can be used"),
-                                    (("-b", "broken", "x"), 126, "cannot be started: Permission denied"), (("-b", "sh", "exit 127"), 127, "exit status 127"),
-                                    (("-w", "/nonexistent", "x"), 1, "echo: workdir /nonexistent: No such file"), (("die SEGV",), 1, "ended by signal 11"),
+                                    (("exit 0",), 1, "echo ended well but gave no answer"),
+                                    (("--timeout", "0.2", "sleep 300"), 124, "echo: timed out after 0.2s"),
+                                    (("-b", "gemini", "x"), 127,
+                                     "gemini: not found: it is not installed, or not on the PATH; `clinvk doctor` shows what can be used"),
+                                    (("-b", "broken", "x"), 126, "cannot be started: Permission denied"),
+                                    (("-b", "sh", "exit 127"), 127, "exit status 127"),
+                                    (("-w", "/nonexistent", "x"), 1, "echo: workdir /nonexistent: No such file"),
+                                    (("die SEGV",), 1, "ended by signal 11"),
                                     (("die TERM",), 1, "ended by signal 15")):
             with self.subTest(args=args):
                 run = self.clinvk(*args, env=dict(definitions, PATH=self.bin + ":/usr/bin:/bin"))
@@ -409,7 +428,7 @@ class Ends(PromptCase):
         self.assertIn("session", self.asked("exit 3", status=1, errors=b"clinvk: echo: exit status 3\n"))
         self.assertEqual(len(self.sessions()), 1)
 
-    def test_killed_it_leaves_no_backend_and_no_file(self):
+    def test_prompt_killed_leaves_no_backend_and_no_file(self):
         process = self.start("raw one\\n; ids pid; sleep 300")
         self.assertEqual(process.line(), b"one")
         self.pid_in(self.path("pid"))
@@ -417,10 +436,11 @@ class Ends(PromptCase):
         process.wait()
         self.wait_until_nothing_runs()
         wait_until(lambda: not os.listdir(self.tmp), "the files of the run are gone")
-        self.assertEqual([(entry["status"], entry["error"]) for entry in self.sessions()], [("error", "clinvk was stopped before the end of the run")])
+        self.assertEqual([(entry["status"], entry["error"]) for entry in self.sessions()],
+                         [("error", "clinvk was stopped before the end of the run")])
         self.assertRegex(self.ask("sessions", "list"), r" echo +error ")
 
-    def test_a_stdout_that_cannot_be_written_is_told(self):
+    def test_prompt_stdout_that_cannot_be_written_is_an_error(self):
         for form in ("text", "json", "stream-json"):
             with self.subTest(form=form):
                 run = self.run_program(["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, COMPILED, "-o", form, "say x"])
@@ -450,7 +470,7 @@ class Ends(PromptCase):
                 os.unlink(self.path("pid"))
 
     @only_linux
-    def test_a_session_is_kept_where_the_answer_cannot_be_written(self):
+    def test_session_is_kept_when_the_answer_cannot_be_written(self):
         for form in ("text", "json", "stream-json"):
             with self.subTest(form=form), open("/dev/full", "wb") as full:
                 run = self.clinvk("-b", "claude", "-o", form, "say x", stdout=full)
@@ -459,7 +479,7 @@ class Ends(PromptCase):
                 self.assertEqual((session["status"], session["backend_session_id"], session["turn_count"], session["token_usage"]),
                                  ("completed", CLAUDE, 1, USAGE))
 
-    def test_a_session_is_kept_before_the_answer_is_written(self):
+    def test_session_is_kept_before_the_answer_is_written(self):
         process = self.start("-b", "claude", "-o", "json", "flood 1000000")
         wait_until(lambda: [session["status"] for session in self.sessions()] == ["completed"], "the session is kept while nobody reads the answer")
         self.assertIsNone(process.poll())
@@ -468,7 +488,7 @@ class Ends(PromptCase):
         wait_until(lambda: not os.listdir(self.tmp), "the files of the run are gone")
         self.wait_until_nothing_runs()
 
-    def test_left_over_processes_do_not_write_into_the_answer(self):
+    def test_prompt_processes_left_behind_do_not_write_into_the_answer(self):
         warning = b"clinvk: warning: echo left processes running, which were killed: cat\n" if support.LINUX else b""
         self.assertEqual(self.ask("keep-pipe pid go; say x", errors=warning), "x\n")
 
@@ -479,12 +499,14 @@ class Conversations(PromptCase):
     def argv(self, *args, **options):
         return json.loads(self.ask(*args, "argv", **options))
 
-    def test_each_run_is_remembered(self):
+    def test_session_is_written_for_each_run(self):
         self.ask("-b", "claude", "-m", "opus", "say x")
         entry, = self.sessions()
-        self.assertEqual({name: entry.get(name) for name in ("backend", "backend_session_id", "status", "turn_count", "token_usage", "cost_usd", "working_dir", "model",
+        self.assertEqual({name: entry.get(name) for name in ("backend", "backend_session_id", "status", "turn_count", "token_usage", "cost_usd",
+            "working_dir", "model",
                                                              "initial_prompt", "error")},
-                         {"backend": "claude", "backend_session_id": CLAUDE, "status": "completed", "turn_count": 1, "token_usage": USAGE, "cost_usd": 0.25,
+                         {"backend": "claude", "backend_session_id": CLAUDE, "status": "completed", "turn_count": 1, "token_usage": USAGE,
+                          "cost_usd": 0.25,
                           "working_dir": self.directory, "model": "fake-model-1", "initial_prompt": "say x", "error": None})
         self.ask("-b", "claude", "fail no luck", status=1, errors=b"clinvk: claude: no luck\n")
         self.ask("-w", "/", "fail no luck", status=1, errors=b"clinvk: echo: no luck\n")
@@ -499,11 +521,11 @@ class Conversations(PromptCase):
         self.file(os.path.join("home", ".clinvk", "sessions", entry["id"] + ".json"), entry)
         return entry["id"]
 
-    def test_what_is_shown_of_a_session_is_a_line_each(self):
+    def test_sessions_show_prints_one_line_for_each_field(self):
         text = self.ask("sessions", "show", self.changed(model="m\nstatus: forged", tags=["a\nid: forged"], working_dir="/w\nx: forged"))
         self.assertNotIn("forged", text)
 
-    def test_what_runs_is_active(self):
+    def test_session_is_active_while_it_runs(self):
         process = self.start("raw one\\n; wait-for go")
         self.assertEqual(process.line(), b"one")
         self.assertEqual([entry["status"] for entry in self.sessions()], ["active"])
@@ -511,7 +533,7 @@ class Conversations(PromptCase):
         process.finish()
         self.assertEqual([entry["status"] for entry in self.sessions()], ["completed"])
 
-    def test_the_backend_keeps_its_session_unless_the_run_is_ephemeral(self):
+    def test_ephemeral_run_keeps_no_session_of_the_backend(self):
         for backend, word in (("claude", "--no-session-persistence"), ("codex", "--ephemeral")):
             with self.subTest(backend=backend):
                 self.assertNotIn(word, self.argv("-b", backend))
@@ -524,12 +546,12 @@ class Conversations(PromptCase):
             self.assertEqual(len(os.listdir(chats)), left)
         self.assertEqual([entry["backend"] for entry in self.sessions()], ["gemini", "codex", "claude"])
 
-    def test_batches_keep_none(self):
+    def test_batch_keeps_no_session(self):
         done = self.clinvk("parallel", "--jsonl", "-q", "-b", "claude", input=b'{"prompt": "argv"}')
         self.assertIn("--no-session-persistence", json.loads(json.loads(done.stdout)["output"]))
         self.assertEqual(os.listdir(self.home), [])
 
-    def test_a_store_that_cannot_be_written_is_a_warning(self):
+    def test_session_that_cannot_be_written_is_a_warning(self):
         os.mkdir(self.path("home", ".clinvk"))
         self.file("home/.clinvk/sessions", "")
         run = self.clinvk("-b", "claude", "argv")
@@ -537,7 +559,7 @@ class Conversations(PromptCase):
         self.assertIn("--no-session-persistence", json.loads(run.stdout))
         self.assertRegex(run.stderr.decode(), r"\Aclinvk: warning: this session is not kept: [^\n]+\n\Z")
 
-    def test_it_goes_on_with_the_last_session_of_the_directory_and_the_backend(self):
+    def test_continue_takes_the_last_session_of_directory_and_backend(self):
         message = self.refused("-c", "-b", "claude", "x", status=4)
         self.assertEqual(message, "clinvk: error: there is no session of claude in the current directory to continue\n")
         os.mkdir(self.path("other"))
@@ -552,7 +574,7 @@ class Conversations(PromptCase):
         self.assertEqual([(entry["backend"], entry["turn_count"]) for entry in self.sessions()], [("gemini", 2), ("claude", 2)])
         self.assertEqual([entry["initial_prompt"] for entry in self.sessions()], ["argv", "argv"])
 
-    def test_it_goes_on_by_itself_only_where_that_is_set(self):
+    def test_auto_resume_setting_continues_the_last_session(self):
         self.assertNotIn("--resume", self.argv("-b", "claude"))
         self.assertNotIn("--resume", self.argv("-b", "claude"))
         self.configure(session={"auto_resume": True})
@@ -564,10 +586,11 @@ class Conversations(PromptCase):
         self.assertIn("--resume", json.loads(run.stdout))
         self.assertRegex(run.stderr.decode(), r"\Aclinvk: continuing session [0-9a-f]{8} \(claude\)\n\Z")
 
-    def test_resume_finds_a_session_by_its_name(self):
+    def test_resume_finds_a_session_by_each_kind_of_id(self):
         self.ask("-b", "claude", "say x")
         session, = self.sessions()
-        for words in (("resume", session["id"]), ("resume", session["id"][:6]), ("resume", CLAUDE), ("resume", "--last"), ("resume", "--last", "-b", "claude")):
+        for words in (("resume", session["id"]), ("resume", session["id"][:6]), ("resume", CLAUDE), ("resume", "--last"),
+                      ("resume", "--last", "-b", "claude")):
             with self.subTest(words=words):
                 self.assertIn(CLAUDE, self.argv(*words))
         self.assertEqual(self.ask("resume", "--last", "-", input=b"say from stdin"), "from stdin\n")
@@ -577,7 +600,7 @@ class Conversations(PromptCase):
             with self.subTest(words=words):
                 self.assertIn(message, self.refused(*words, "x", status=4))
 
-    def test_what_the_file_of_a_session_holds_is_never_an_option_of_the_backend(self):
+    def test_resume_id_in_a_session_file_is_never_an_option(self):
         self.ask("-b", "claude", "say x")
         session, = self.sessions()
         for name in ("--yolo", "-", "a\0b", "\ud800", "\udcff", "\x1b[2J", "a\nb"):
@@ -592,10 +615,10 @@ class Conversations(PromptCase):
         self.assertEqual(self.ask("resume", "--last", "cwd"), self.path("other") + "\n")
         self.assertEqual(self.ask("resume", "--last", "--here", "cwd"), self.directory + "\n")
         os.rmdir(self.path("other"))
-        self.assertIn("which does not exist any more; --here continues", self.refused("resume", "--last", "x", status=4))
+        self.assertIn("which no longer exists; --here continues", self.refused("resume", "--last", "x", status=4))
         self.assertEqual(self.ask("resume", "--last", "--here", "say y"), "y\n")
 
-    def test_what_a_backend_cannot_do_is_told(self):
+    def test_resume_that_the_backend_cannot_do_is_refused(self):
         self.ask("-b", "gemini", "say x")
         self.ask("-b", "echo", "say x")
         os.mkdir(self.path("other"))
@@ -608,32 +631,34 @@ class Conversations(PromptCase):
         self.assertIn('unknown backend "mine"', self.refused("resume", self.sessions()[0]["id"], "x", status=4))
 
     def counting(self, tokens):
-        return raw({"type": "thread.started", "thread_id": CODEX}) + raw({"type": "item.completed", "item": {"type": "agent_message", "text": "x"}}) + raw(
+        return raw({"type": "thread.started", "thread_id": CODEX}) + raw({"type": "item.completed",
+            "item": {"type": "agent_message", "text": "x"}}) + raw(
             {"type": "turn.completed", "usage": {"input_tokens": tokens, "cached_input_tokens": 10, "output_tokens": tokens // 10}})
 
-    def test_of_what_codex_counts_over_a_conversation_each_run_has_its_share(self):
+    def test_codex_usage_of_each_run_is_the_difference(self):
         shares = [self.asked(*words, self.counting(tokens))["usage"]["total_tokens"]
                   for words, tokens in ((("-b", "codex"), 1000), (("-b", "codex", "-c"), 3000), (("resume", "--last"), 3500))]
         self.assertEqual(shares, [1100, 2200, 550])
         session, = self.sessions()
         self.assertEqual((session["token_usage"]["total_tokens"], session["cumulative_usage"]["total_tokens"]), (3850, 3850))
 
-    def test_tokens_are_not_stored_where_that_is_set(self):
+    def test_store_token_usage_setting_off_keeps_no_tokens(self):
         self.configure(session={"store_token_usage": False, "default_tags": ["a", "b"]})
         self.ask("-b", "codex", self.counting(1000))
         session, = self.sessions()
         self.assertEqual((session.get("token_usage"), session.get("cumulative_usage"), session["tags"]), (None, None, ["a", "b"]))
         result = self.asked("-b", "codex", "-c", self.counting(3000))
-        self.assertEqual((result["usage"]["total_tokens"], result["warnings"]), (3300, ["codex counts the tokens of the whole session that it resumed"]))
+        self.assertEqual((result["usage"]["total_tokens"], result["warnings"]),
+                         (3300, ["codex counts the tokens of the whole session that it resumed"]))
 
-    def test_a_new_system_prompt_is_warned_about_where_the_old_one_goes_on_to_hold(self):
+    def test_continue_with_a_new_system_prompt_warns_where_it_may_not_apply(self):
         for backend, warned in (("claude", True), ("codex", True), ("gemini", False)):
             with self.subTest(backend=backend):
                 self.assertNotIn("warnings", self.asked("-b", backend, "--system-prompt", "s", "say x"))
                 self.assertEqual("warnings" in self.asked("-b", backend, "-c", "--system-prompt", "s", "say x"), warned)
                 self.assertNotIn("warnings", self.asked("-b", backend, "-c", "say x"))
 
-    def test_a_session_whose_file_is_removed_while_it_runs_stays_so(self):
+    def test_session_file_removed_during_the_run_is_not_written(self):
         process = self.start("-b", "claude", "touch started; wait-for go; say x")
         self.wait_for_file(self.path("started"))
         os.unlink(self.path("home", ".clinvk", "sessions", self.sessions()[0]["id"] + ".json"))
@@ -643,7 +668,7 @@ class Conversations(PromptCase):
         self.assertRegex(end.stderr.decode(), r"\Aclinvk: warning: the session is not updated: there is no session [0-9a-f]{32}\n\Z")
         self.assertEqual(self.sessions(), [])
 
-    def test_two_runs_do_not_go_on_with_one_session_at_once(self):
+    def test_resume_of_a_session_in_use_is_refused(self):
         self.ask("-b", "claude", "say x")
         id = self.sessions()[0]["id"]
         first = self.start("resume", id, "touch started; wait-for go; say y")
@@ -655,25 +680,28 @@ class Conversations(PromptCase):
         self.ask("resume", id, "--dry-run", "touch ran")
         self.assertEqual(self.sessions()[0]["status"], "active")
         self.configure(session={"auto_resume": True})
-        self.assertEqual(self.ask("-b", "claude", "say z", errors=b"clinvk: session %s is in use: this is a new one\n" % (id[:8] + " (claude)").encode()), "z\n")
+        note = "clinvk: session %s (claude) is in use: this is a new one\n" % id[:8]
+        self.assertEqual(self.ask("-b", "claude", "say z", errors=note.encode()), "z\n")
         self.file("go", "")
         self.assertEqual(first.finish().stdout, b"y\n")
-        self.assertEqual({entry["id"] == id: (entry["status"], entry["turn_count"]) for entry in self.sessions()}, {True: ("completed", 2), False: ("completed", 1)})
+        self.assertEqual({entry["id"] == id: (entry["status"], entry["turn_count"]) for entry in self.sessions()},
+                         {True: ("completed", 2), False: ("completed", 1)})
         self.assertFalse(os.path.exists(self.path("ran")))
 
-    def test_a_session_whose_run_was_killed_can_be_gone_on_with(self):
+    def test_resume_after_a_killed_run_continues(self):
         self.ask("-b", "claude", "say x")
         process = self.start("resume", "--last", "ids pid; sleep 300")
         self.pid_in(self.path("pid"))
         process.kill()
         process.wait()
-        self.assertEqual([(entry["status"], entry["error"]) for entry in self.sessions()], [("error", "clinvk was stopped before the end of the run")])
+        self.assertEqual([(entry["status"], entry["error"]) for entry in self.sessions()],
+                         [("error", "clinvk was stopped before the end of the run")])
         self.wait_until_nothing_runs()
         wait_until(lambda: not os.listdir(self.tmp), "the files of the run are gone")
         self.assertEqual(self.ask("resume", "--last", "say y"), "y\n")
         self.assertEqual([(entry["status"], entry.get("error"), entry["turn_count"]) for entry in self.sessions()], [("completed", None, 2)])
 
-    def test_many_at_once_lose_none(self):
+    def test_many_prompts_at_once_lose_no_session(self):
         processes = [self.start("-b", "claude", "say %d" % number) for number in range(5)]
         self.assertEqual([process.finish().returncode for process in processes], [0] * 5)
         self.assertEqual(sorted(entry["initial_prompt"] for entry in self.sessions()), sorted("say %d" % number for number in range(5)))
@@ -724,7 +752,7 @@ class SessionsCommand(PromptCase):
             self.ask("-b", backend, prompt)
         return [entry["id"] for entry in reversed(self.sessions("-n", str(len(prompts))))]
 
-    def test_list_shows_a_table_the_last_used_first(self):
+    def test_sessions_list_is_a_table_with_the_last_used_first(self):
         self.assertEqual(self.ask("sessions", "list", errors=b"clinvk: there are no sessions\n"), "")
         one, two = self.make("say x\nsay more", "say 审查" + "查" * 60)
         head, first, second = self.ask("sessions", "list").splitlines()
@@ -735,7 +763,7 @@ class SessionsCommand(PromptCase):
         self.ask("resume", one, "say y")
         self.assertTrue(self.ask("sessions", "list").splitlines()[1].startswith(one[:8]))
 
-    def test_list_takes_filters(self):
+    def test_sessions_list_filters(self):
         self.configure(session={"default_tags": ["a"]})
         one, = self.make("say x")
         self.configure()
@@ -743,14 +771,15 @@ class SessionsCommand(PromptCase):
         three, = self.make("say z", backend="codex")
         self.ask("-b", "claude", "fail no luck", status=1, errors=b"clinvk: claude: no luck\n")
         four = self.sessions()[0]["id"]
-        for args, ids in ((("--backend", "codex"), [three]), (("--status", "error"), [four]), (("--tag", "a"), [one]), (("--resumable",), [four, three, two, one]), (("-n", "2"), [four, three]),
+        for args, ids in ((("--backend", "codex"), [three]), (("--status", "error"), [four]), (("--tag", "a"), [one]),
+                          (("--resumable",), [four, three, two, one]), (("-n", "2"), [four, three]),
                           (("-b", "claude", "--status", "completed"), [two, one]), (("-b", "gemini"), [])):
             with self.subTest(args=args):
                 self.assertEqual([entry["id"] for entry in self.sessions(*args)], ids)
         self.assertEqual(self.ask("sessions", "list", "-b", "gemini", errors=b"clinvk: there are no such sessions\n"), "")
         self.assertEqual(self.ask("sessions", "list", "-b", "cluade", errors=b'clinvk: there are no such sessions (did you mean "claude"?)\n'), "")
 
-    def test_show_says_what_is_known(self):
+    def test_sessions_show_prints_what_is_known(self):
         id, = self.make("say x\nsay y")
         text = self.ask("sessions", "show", id[:7])
         for line in ("id: +%s" % id, "backend: +claude", "status: +completed", r"created: +\S+Z \(\d+s ago\)", "directory: +" + self.directory,
@@ -759,7 +788,7 @@ class SessionsCommand(PromptCase):
         self.assertNotIn("error:", text)
         self.assertEqual(json.loads(self.ask("sessions", "show", id, "--json")), self.sessions()[0])
 
-    def test_delete_removes_all_or_none(self):
+    def test_sessions_delete_removes_all_or_none(self):
         one, two, three = self.make("say x", "say y", "say z")
         self.assertIn("no session id starts with", self.refused("sessions", "delete", one, "0" * 20, status=4))
         self.assertEqual(len(self.sessions()), 3)
@@ -767,7 +796,7 @@ class SessionsCommand(PromptCase):
         self.assertEqual(json.loads(self.ask("sessions", "delete", "--json", three)), {"deleted": [three]})
         self.assertEqual(self.sessions(), [])
 
-    def test_delete_of_a_session_in_use_removes_none(self):
+    def test_sessions_delete_with_one_in_use_removes_none(self):
         idle, = self.make("say x")
         process = self.start("-b", "claude", "touch started; wait-for go; say y")
         self.wait_for_file(self.path("started"))
@@ -779,7 +808,7 @@ class SessionsCommand(PromptCase):
         self.assertEqual(process.finish().returncode, 0)
         self.assertEqual(self.ask("sessions", "delete", idle, used), "%s\n%s\n" % (idle, used))
 
-    def test_clean_removes_the_old(self):
+    def test_sessions_clean_removes_old_ones(self):
         one, two = self.make("say x", "say y")
         path = self.path("home", ".clinvk", "sessions", one + ".json")
         with open(path) as file:
@@ -787,7 +816,8 @@ class SessionsCommand(PromptCase):
         self.file(path, dict(entry, last_used=clinvk.utc(time.time() - 31 * 86400)))
         self.assertEqual(self.ask("sessions", "clean", "--older-than", "32d"), "")
         self.configure(session={"retention_days": 0})
-        self.assertEqual(self.ask("sessions", "clean", errors=b"clinvk: session.retention_days is 0: sessions are never deleted; --older-than deletes some\n"), "")
+        note = b"clinvk: session.retention_days is 0: sessions are never deleted; --older-than deletes some\n"
+        self.assertEqual(self.ask("sessions", "clean", errors=note), "")
         self.configure(session={"retention_days": 40})
         self.assertEqual(self.ask("sessions", "clean"), "")
         self.configure()
@@ -801,26 +831,28 @@ class SessionsCommand(PromptCase):
         self.file("go", "")
         process.finish()
 
-    def test_a_broken_configuration_cleans_nothing(self):
+    def test_sessions_clean_with_a_broken_configuration_removes_nothing(self):
         self.make("say x")
         os.makedirs(self.path("home", ".clinvk"), exist_ok=True)
         self.file("home/.clinvk/config.yaml", "session: {retention_days: x}\n")
         self.assertIn("config.yaml:1: session.retention_days: ", self.refused("sessions", "clean", status=3))
         self.assertEqual(len(self.sessions()), 1)
 
-    def test_what_is_said_wrongly_is_told(self):
+    def test_sessions_wrong_arguments_are_named(self):
         for args, message in (((), "clinvk sessions: error: expected an action (list, show, delete, clean), got none\n"),
-                              (("lst",), 'expected an action (list, show, delete, clean), got "lst"'), (("show",), "which session? `clinvk sessions list` shows them"),
+                              (("lst",), 'expected an action (list, show, delete, clean), got "lst"'),
+                              (("show",), "which session? `clinvk sessions list` shows them"),
                               (("show", "a", "b"), "clinvk sessions show: error: unknown argument b"), (("list", "a"), "unknown argument a"),
                               (("list", "--older-than", "1d"), "unknown argument --older-than; it is an option of `clinvk sessions clean`"),
                               (("delete", "--dry-run", "a"), "unknown argument --dry-run; it is an option of `clinvk sessions clean`"),
-                              (("clean", "--older-than", "3m"), "expected an age such as 12h, 30d or 2w"), (("list", "--status", "good"), "invalid choice: 'good'"),
+                              (("clean", "--older-than", "3m"), "expected an age such as 12h, 30d or 2w"),
+                              (("list", "--status", "good"), "invalid choice: 'good'"),
                               (("list", "-n", "0"), "from 1 on"), (("list", "--jsn"), 'unknown argument --jsn (did you mean "--json"?)')):
             with self.subTest(args=args):
                 self.assertIn(message, self.refused("sessions", *args))
         self.assertFalse(os.path.exists(self.path("home", ".clinvk")))
 
-    def test_a_damaged_file_is_named_and_the_rest_is_shown(self):
+    def test_sessions_list_names_a_damaged_file_and_shows_the_rest(self):
         id, = self.make("say x")
         self.file("home/.clinvk/sessions/%s.json" % ("0" * 32), "{")
         run = self.clinvk("sessions", "list")
@@ -828,7 +860,7 @@ class SessionsCommand(PromptCase):
         self.assertRegex(run.stderr.decode(), r"\Aclinvk: warning: \S+/0{32}\.json is not a session and stays unchanged: [^\n]+\n\Z")
         self.assertEqual(self.ask("sessions", "delete", "0" * 32), "0" * 32 + "\n")
 
-    def test_they_are_kept_where_clinvk_home_says(self):
+    def test_clinvk_home_is_where_sessions_are_kept(self):
         self.ask("say x", env={"CLINVK_HOME": self.path("elsewhere")})
         self.assertEqual(self.sessions(), [])
         self.assertEqual(len(os.listdir(self.path("elsewhere", "sessions"))), 2)
@@ -840,22 +872,23 @@ class Row(unittest.TestCase):
     def argv(self, name, **fields):
         return list(clinvk.BACKENDS[name].command(support.job(0, name, "p", **fields)).argv)
 
-    def test_a_session_to_go_on_with_is_named(self):
+    def test_backend_command_names_the_session_to_resume(self):
         for name, words in (("claude", ["--resume", "ID"]), ("codex", ["resume", "ID", "-"]), ("gemini", ["--resume", "ID"])):
             with self.subTest(backend=name):
                 argv = self.argv(name, keep=True, resume="ID", sandbox_mode="read-only", model="m")
                 place = argv.index(words[0])
                 self.assertEqual(argv[place:place + len(words)], words)
-        self.assertEqual(self.argv("codex", keep=True, resume="ID", extra=("--add-dir", "/"), sandbox_mode="full")[-5:], ["--add-dir", "/", "resume", "ID", "-"])
+        self.assertEqual(self.argv("codex", keep=True, resume="ID", extra=("--add-dir", "/"), sandbox_mode="full")[-5:],
+                         ["--add-dir", "/", "resume", "ID", "-"])
 
-    def test_lines_that_come_in_pieces(self):
+    def test_lines_in_pieces_are_joined(self):
         for size in (1, 3, 100):
             lines = clinvk.Lines()
             data = b"one\n\n  \ntwo\r\nthree"
             found = [line for start in range(0, len(data), size) for line in lines.feed(data[start:start + size])]
             self.assertEqual(found + list(lines.rest()), [b"one", b"two\r", b"three"])
 
-    def test_a_line_that_is_too_long_is_cut_and_the_others_are_whole(self):
+    def test_lines_too_long_are_cut_and_others_are_whole(self):
         longest, chunk = clinvk.MAX_LINE_BYTES, clinvk.CHUNK
         clinvk.MAX_LINE_BYTES, clinvk.CHUNK = 10, 9
         try:

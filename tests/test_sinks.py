@@ -1,6 +1,8 @@
-"""Section 8, Sinks: what is written where, when and in how many writes, for answers of every size and content; nothing raw reaches a
-terminal, everything reaches a pipe.  The sinks write to this process's own stdout or stderr, which are sockets, pipes, files and
-terminals here."""
+"""Section 9, Sinks: what is written where, and in how many writes, for answers of every size and content.
+
+A pipe gets every byte, a terminal gets no control characters.  The sinks write to the stdout or stderr
+of this process, which is a socket, a pipe, a file or a terminal here.
+"""
 import errno
 import fcntl
 import json
@@ -110,33 +112,37 @@ class SinkCase(support.Case):
 
 
 class Fields(SinkCase):
-    def test_a_plain_result_has_these_fields_in_this_order(self):
+    def test_encoded_plain_result_has_these_fields_in_order(self):
         self.assertEqual(b"".join(clinvk.encoded(result())), (
             b'{"index":0,"backend":"echo","status":"ok","exit_code":0,"output":"hello\\n","attempts":1,'
             b'"start_time":"2026-11-24T15:59:59.500Z","end_time":"2026-11-24T16:00:02.000Z","duration_seconds":2.5}'))
 
-    def test_a_full_result_has_all_its_fields_in_this_order(self):
+    def test_encoded_full_result_has_all_fields_in_order(self):
         task = TASK._replace(id="a-1", name="审查", tags=("x", "y"), meta={"k": [1, None]})
-        full = result(7, "out", status="failed", exit_code=3, error="e", error_kind="rate_limit", retry_after_seconds=2.5, warnings=("w",), model="m", session_id="s",
+        full = result(7, "out", status="failed", exit_code=3, error="e", error_kind="rate_limit", retry_after_seconds=2.5, warnings=("w",),
+                      model="m", session_id="s",
                       usage={"total_tokens": 5}, cost_usd=0.25, num_turns=2, attempts=2, task=task)
         value = json.loads(b"".join(clinvk.encoded(full)).decode())
         self.assertEqual(list(value.items()), [
-            ("index", 7), ("task_id", "a-1"), ("task_name", "审查"), ("tags", ["x", "y"]), ("meta", {"k": [1, None]}), ("backend", "echo"), ("model", "m"), ("status", "failed"),
-            ("exit_code", 3), ("output", "out"), ("error", "e"), ("error_kind", "rate_limit"), ("retry_after_seconds", 2.5), ("warnings", ["w"]), ("session_id", "s"),
+            ("index", 7), ("task_id", "a-1"), ("task_name", "审查"), ("tags", ["x", "y"]), ("meta", {"k": [1, None]}), ("backend", "echo"),
+            ("model", "m"), ("status", "failed"),
+            ("exit_code", 3), ("output", "out"), ("error", "e"), ("error_kind", "rate_limit"), ("retry_after_seconds", 2.5), ("warnings", ["w"]),
+            ("session_id", "s"),
             ("usage", {"total_tokens": 5}), ("cost_usd", 0.25), ("num_turns", 2), ("attempts", 2), ("start_time", "2026-11-24T15:59:59.500Z"),
             ("end_time", "2026-11-24T16:00:02.000Z"), ("duration_seconds", 2.5)])
 
-    def test_output_is_always_there_and_a_cost_of_zero_is_not_an_unknown_one(self):
+    def test_encoded_empty_output_and_a_cost_of_zero_are_kept(self):
         value = json.loads(b"".join(clinvk.encoded(result(answer="", cost_usd=0.0, task=None))).decode())
         self.assertEqual((value["output"], value["cost_usd"]), ("", 0.0))
         self.assertNotIn("cost_usd", json.loads(b"".join(clinvk.encoded(result())).decode()))
 
-    def test_an_answer_in_a_file_is_encoded_as_one_in_memory_is(self):
+    def test_encoded_answer_in_a_file_equals_one_in_memory(self):
         chance = random.Random(11)
         for size in (0, 1, clinvk.CHUNK - 1, clinvk.CHUNK, clinvk.CHUNK + 1, 3 * clinvk.CHUNK + 5):
             data = bytearray(chance.choice((b"a", "审".encode(), b"\xff", b"\0", b'"', b"\\", b"\n", "\U0001f600".encode())) for _ in range(0))
             while len(data) < size:
-                data += chance.choice((b"plain text " * 50, "审查".encode(), b"\xff", b"\0", b'"', b"\\", b"\n", "\U0001f600".encode(), b"\xed\xa0\x80x"))
+                data += chance.choice((b"plain text " * 50, "审查".encode(), b"\xff", b"\0", b'"', b"\\", b"\n", "\U0001f600".encode(),
+                                       b"\xed\xa0\x80x"))
             in_file = result(answer=self.text_file(bytes(data)), error="after", warnings=("w",))
             in_memory = in_file._replace(answer=clinvk.to_text(bytes(data)))
             pieces = list(clinvk.encoded(in_file))
@@ -146,7 +152,7 @@ class Fields(SinkCase):
 
 class JsonLines(SinkCase):
     @support.only_linux
-    def test_each_result_is_one_line_in_one_write(self):
+    def test_json_lines_each_result_is_one_line_in_one_write(self):
         results = [result(2), result(0, "审查\n\x1b[31m"), result(1, "x" * 100000)]
 
         def write(output):
@@ -162,7 +168,7 @@ class JsonLines(SinkCase):
             self.assertEqual(json.loads(line.decode())["output"], each.answer)
 
     @support.only_linux
-    def test_a_large_answer_from_a_file_is_one_write_too_up_to_a_bound(self):
+    def test_json_lines_large_answer_is_one_write_up_to_a_bound(self):
         data = b"y" * 150000
         lines = self.writes(lambda output: clinvk.JsonLines(output).write(result(answer=self.text_file(data))))
         self.assertEqual([json.loads(line.decode())["output"] for line in lines], [data.decode()])
@@ -171,21 +177,21 @@ class JsonLines(SinkCase):
         self.assertEqual(json.loads(line.decode())["output"], huge.decode())
         self.assertEqual(line.count(b"\n"), 1)
 
-    def test_a_line_is_valid_utf8_json_whatever_a_backend_printed(self):
+    def test_json_lines_any_bytes_are_valid_utf8_json(self):
         for data in (b"\xff\xfe", b"\xed\xa0\x80", b"\xed\xb2\x80", b"\0\x01\x1b\x7f", b"\xc3", "\u2028\u2029\ufeff".encode(), b"\x80" * 70000):
             for answer in (clinvk.to_text(data), self.text_file(data)):
                 line = self.written(lambda output: clinvk.JsonLines(output).write(result(answer=answer)))
                 output = json.loads(line.decode("utf-8"))["output"]
                 self.assertEqual(clinvk.to_bytes(output), data)
 
-    def test_on_a_terminal_a_line_means_the_same_and_holds_nothing_that_could_control_it(self):
+    def test_json_lines_on_a_terminal_escape_control_characters(self):
         for data in ("\x1b[31m\x7f\x9b31m\u202e\u2066审\t\0".encode() + b"\xff\x9b\xed\xa0\x80", "\x9b".encode() * 50000):
             for answer in (clinvk.to_text(data), self.text_file(data)):
                 line = self.shown(lambda output: clinvk.JsonLines(output).write(result(answer=answer))).decode("utf-8")
                 self.assertEqual([c for c in line[:-1] if ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u202e\u2066"], [])
                 self.assertEqual(clinvk.to_bytes(json.loads(line)["output"]), data)
 
-    def test_an_output_that_cannot_be_written_is_an_error_that_says_why(self):
+    def test_output_that_cannot_be_written_raises_the_reason(self):
         reader, writer = os.pipe()
         os.close(reader)
         with support.descriptor_is(1, writer), self.assertRaises(clinvk.OutputError) as caught:
@@ -194,7 +200,8 @@ class JsonLines(SinkCase):
         self.assertTrue(caught.exception.broken_pipe)
         if os.path.exists("/dev/full"):
             full = os.open("/dev/full", os.O_WRONLY)
-            with support.descriptor_is(1, full), self.assertRaisesRegex(clinvk.OutputError, "^cannot write to stdout: No space left on device$") as caught:
+            with support.descriptor_is(1, full), self.assertRaisesRegex(clinvk.OutputError,
+                "^cannot write to stdout: No space left on device$") as caught:
                 clinvk.JsonLines(clinvk.Output(1)).write(result())
             with support.descriptor_is(2, full):
                 clinvk.Output(2).text("nobody can read this, and nobody needs to know\n")
@@ -207,9 +214,10 @@ class Spools(SinkCase):
         super().setUp()
         self.enter_environment()
 
-    def test_records_come_back_whole_in_the_order_of_their_indexes(self):
+    def test_spool_records_come_back_whole_in_index_order(self):
         chance = random.Random(12)
-        records = {index: [os.urandom(chance.choice((0, 1, 10, 70000))) for _ in range(chance.randrange(1, 4))] for index in chance.sample(range(300), 60)}
+        records = {index: [os.urandom(chance.choice((0, 1, 10, 70000))) for _ in range(chance.randrange(1, 4))]
+                   for index in chance.sample(range(300), 60)}
         spool = clinvk.Spool()
         for index in chance.sample(sorted(records), len(records)):
             spool.add(index, iter(records[index]))
@@ -220,7 +228,7 @@ class Spools(SinkCase):
         self.assertEqual([b"".join(pieces) for pieces in spool][-1], b"late")
         self.assertEqual(list(clinvk.Spool()), [])
 
-    def test_a_full_disk_is_an_error_and_the_records_before_are_whole(self):
+    def test_spool_full_disk_raises_and_keeps_earlier_records(self):
         body = """
             import os, resource, sys
             sys.path.insert(0, sys.argv[1])
@@ -243,7 +251,7 @@ class Spools(SinkCase):
         self.assertRegex(lines[0], "^cannot write results.*: File too large$")
         self.assertEqual(lines[-1], "True")
 
-    def test_where_nothing_can_be_kept_it_says_so(self):
+    def test_spool_without_a_directory_raises_output_error(self):
         os.environ["TMPDIR"] = self.path("nowhere")
         with self.assertRaisesRegex(clinvk.OutputError, "^cannot write results.*nowhere.*No such file or directory"):
             clinvk.Spool()
@@ -254,7 +262,7 @@ class Reports(SinkCase):
         super().setUp()
         self.enter_environment()
 
-    def test_it_is_one_object_with_the_results_in_the_order_of_the_tasks(self):
+    def test_report_is_one_object_in_task_order(self):
         chance = random.Random(13)
         report, totals = clinvk.Report(), clinvk.Totals()
         order = chance.sample(range(50), 50)
@@ -273,29 +281,32 @@ class Reports(SinkCase):
         self.assertEqual(value["results"][13]["output"], "\udcff" * 100000)
         self.assertEqual(len(text.splitlines()), 52, "a result a line")
 
-    def test_it_is_valid_without_any_result(self):
+    def test_report_without_results_is_valid(self):
         self.assertEqual(json.loads(b"".join(clinvk.Report().pieces({"total_tasks": 0})).decode()), {"total_tasks": 0, "results": []})
 
 
 class Texts(SinkCase):
-    def test_an_answer_stands_behind_its_number_and_ends_with_a_newline(self):
-        for index, answer, expected in ((0, "hello", b"[1] hello\n"), (1, "hello\n", b"[2] hello\n"), (9, "a\n\nb\n\n", b"[10] a\n\nb\n\n"), (2, "", b""), (0, "审查", "[1] 审查\n".encode())):
+    def test_text_answer_follows_its_number_and_ends_its_line(self):
+        for index, answer, expected in ((0, "hello", b"[1] hello\n"), (1, "hello\n", b"[2] hello\n"), (9, "a\n\nb\n\n", b"[10] a\n\nb\n\n"),
+                                        (2, "", b""), (0, "审查", "[1] 审查\n".encode())):
             self.assertEqual(self.written(lambda output: clinvk.Text(output).write(result(index, answer))), expected)
 
-    def test_an_answer_in_a_file_is_written_the_same_way(self):
+    def test_text_answer_in_a_file_is_written_the_same_way(self):
         for data in (b"x" * 200000, b"x" * 199999 + b"\n", "审".encode() * 70000):
             got = self.written(lambda output: clinvk.Text(output).write(result(3, self.text_file(data))))
             self.assertEqual(got, b"[4] " + data.rstrip(b"\n") + b"\n")
 
-    def test_label_is_the_name_or_else_the_id(self):
-        for fields, label in (({"name": "n", "id": "i"}, b"[1 n] "), ({"id": "i"}, b"[1 i] "), ({"name": " a\x1b\nb"}, b"[1 a^[] "), ({"name": "\n"}, b"[1] "),
+    def test_text_label_is_the_name_else_the_id(self):
+        for fields, label in (({"name": "n", "id": "i"}, b"[1 n] "), ({"id": "i"}, b"[1 i] "), ({"name": " a\x1b\nb"}, b"[1 a^[] "),
+                              ({"name": "\n"}, b"[1] "),
                               ({"name": "x" * 100}, b"[1 " + b"x" * 57 + b"...] "), ({"name": "\udcff"}, b"[1 <FF>] ")):
             got = self.written(lambda output: clinvk.Text(output).write(result(0, "answer", task=TASK._replace(**fields))))
             self.assertEqual(got, label + b"answer\n")
 
-    def test_failure_is_shown_before_what_the_task_had_written(self):
+    def test_text_failure_comes_before_a_partial_answer(self):
         for status, fields, answer, expected in (
-                ("failed", {"error": "bad\x1b[1m\nworse\n"}, "", b"[1] FAILED: bad^[[1m\nworse\n"), ("timeout", {"error": "late"}, " \n", b"[1] TIMEOUT: late\n"),
+                ("failed", {"error": "bad\x1b[1m\nworse\n"}, "", b"[1] FAILED: bad^[[1m\nworse\n"),
+                ("timeout", {"error": "late"}, " \n", b"[1] TIMEOUT: late\n"),
                 ("lost", {"error": "gone"}, "a\nb", b"[1] LOST: gone\n[1] partial output: a\nb\n"),
                 ("canceled", {"error": "canceled while it ran"}, "a", b"[1] CANCELED: canceled while it ran\n[1] partial output: a\n"),
                 ("canceled", {"error": "canceled before it started", "attempts": 0}, "", b"")):
@@ -304,28 +315,29 @@ class Texts(SinkCase):
             self.assertEqual(self.written(lambda output: clinvk.Text(output, lambda result: "[a]").write(each)),
                              expected and expected.replace(b"[1] partial output: ", b"partial output:\n").replace(b"[1] ", b"[a]\n"))
         each = result(0, self.text_file(b"x" * 200000), status="failed", error="bad")
-        self.assertEqual(self.written(lambda output: clinvk.Text(output).write(each)), b"[1] FAILED: bad\n[1] partial output: " + b"x" * 200000 + b"\n")
+        self.assertEqual(self.written(lambda output: clinvk.Text(output).write(each)),
+                         b"[1] FAILED: bad\n[1] partial output: " + b"x" * 200000 + b"\n")
 
-    def test_a_pipe_gets_the_bytes_as_they_are(self):
+    def test_text_to_a_pipe_keeps_all_bytes(self):
         for data in (b"\x1b[31mred\x1b[0m\r\n\0\xff\x9b\xed\xa0\x80", b"\x1b]0;title\x07" * 20000):
             for answer in (clinvk.to_text(data), self.text_file(data)):
                 got = self.written(lambda output: clinvk.Text(output).write(result(0, answer)))
                 self.assertEqual(got, b"[1] " + data + (b"" if data.endswith(b"\n") else b"\n"))
 
-    def test_a_terminal_gets_no_control_characters(self):
+    def test_text_to_a_terminal_has_no_control_characters(self):
         for data in ("\x1b[31mred\x1b[0m \x1b]0;t\x07 a\rb \x9b31m \u202e審\t.\n".encode(), b"\x1b[2J" * 20000):
             for answer in (clinvk.to_text(data), self.text_file(data)):
                 got = self.shown(lambda output: clinvk.Text(output).write(result(0, answer))).decode("utf-8")
                 self.assertEqual([c for c in got if ord(c) < 32 and c not in "\n\t" or 127 <= ord(c) < 160 or c == "\u202e"], [])
                 self.assertTrue(got.startswith("[1] ^[["))
 
-    def test_a_terminal_gets_no_stray_bytes_which_may_be_control_characters_to_it(self):
+    def test_text_to_a_terminal_has_no_stray_bytes(self):
         for data in (b"a\x9b31mred\n", b"\x90\x9d\xff\n", b"\x9b2J" * 30000):
             for answer in (clinvk.to_text(data), self.text_file(data)):
                 got = self.shown(lambda output: clinvk.Text(output).write(result(0, answer)))
                 got.decode("utf-8")  # every byte belongs to a character
 
-    def test_command_lines_are_written_as_they_are_and_failures_are_not(self):
+    def test_command_lines_only_planned_commands_are_written(self):
         def write(output):
             sink = clinvk.CommandLines(output)
             sink.write(result(0, "cat <<< hello", status="skipped"))
@@ -344,10 +356,11 @@ class Directories(SinkCase):
     def opened(self, path="", **options):
         return clinvk.Directory(path or self.out, warn=self.warnings.append, **options)
 
-    def test_there_is_a_file_for_each_task_and_a_summary(self):
+    def test_directory_has_a_file_for_each_task_and_a_summary(self):
         directory, totals = self.opened(), clinvk.Totals()
         self.assertEqual(os.listdir(self.out), [])
-        for each in (result(1, "b", task=TASK._replace(name="审查 auth 模块", meta={"k": 1}, timeout=5.0)), result(0, "a", task=TASK._replace(id="first one"))):
+        for each in (result(1, "b", task=TASK._replace(name="审查 auth 模块", meta={"k": 1}, timeout=5.0)),
+                     result(0, "a", task=TASK._replace(id="first one"))):
             directory.write(each)
             totals.write(each)
         self.assertEqual(sorted(os.listdir(self.out)), ["001_first_one.json", "002_auth.json"], "each is there at once")
@@ -362,13 +375,14 @@ class Directories(SinkCase):
             summary = json.load(file)
         self.assertEqual((summary["total_tasks"], [each["output"] for each in summary["results"]]), (2, ["a", "b"]))
 
-    def test_a_word_that_is_also_the_default_of_a_mode_is_kept_where_it_is_something_else(self):
+    def test_directory_word_default_is_kept_in_other_fields(self):
         task = clinvk.Task("echo", "default", model="default", name="default", id="default", tags=("default",))
         self.opened().write(result(task=task))
         with open(os.path.join(self.out, "001_default.json"), encoding="utf-8") as file:
-            self.assertEqual(json.load(file)["task"], {"backend": "echo", "prompt": "default", "model": "default", "name": "default", "id": "default", "tags": ["default"]})
+            self.assertEqual(json.load(file)["task"], {"backend": "echo", "prompt": "default", "model": "default", "name": "default",
+                                                       "id": "default", "tags": ["default"]})
 
-    def test_files_and_directory_are_private_whatever_the_umask(self):
+    def test_directory_and_files_are_private_under_any_umask(self):
         former = os.umask(0)
         self.addCleanup(os.umask, former)
         directory = self.opened()
@@ -378,9 +392,10 @@ class Directories(SinkCase):
         for name in os.listdir(self.out):
             self.assertEqual(stat.S_IMODE(os.stat(os.path.join(self.out, name)).st_mode), 0o600)
 
-    def test_no_id_or_name_makes_a_path(self):
+    def test_directory_ids_and_names_make_no_paths(self):
         directory = self.opened()
-        words = ["../../x", "/etc/passwd", "..", ".", "a/b\\c", "审查", "x" * 500, "con", "a\0b\nc", "-rf", "\ud800", "NUL ", "summary", "%s%n", "é", "~", "a.json"]
+        words = ["../../x", "/etc/passwd", "..", ".", "a/b\\c", "审查", "x" * 500, "con", "a\0b\nc", "-rf", "\ud800", "NUL ", "summary", "%s%n", "é",
+                 "~", "a.json"]
         for index, word in enumerate(words):
             directory.write(result(index, task=TASK._replace(id=word)))
             directory.write(result(100 + index, task=TASK._replace(name=word)))
@@ -459,7 +474,8 @@ class Directories(SinkCase):
         os.makedirs(self.out)
         path = self.file(os.path.join(self.out, "summary.json"), b'{"precious":1}')
         for options in ({}, {"has_ids": True}, {"overwrite": True}):
-            with self.assertRaisesRegex(clinvk.OutputError, "^cannot write to output_dir %s: clinvk did not write the summary.json in it; " % self.out):
+            refusal = "^cannot write to output_dir %s: clinvk did not write the summary.json in it; " % self.out
+            with self.assertRaisesRegex(clinvk.OutputError, refusal):
                 self.opened(**options)
         os.unlink(path)
         directory = self.opened()
@@ -469,7 +485,7 @@ class Directories(SinkCase):
         with open(path) as file:
             self.assertEqual(file.read(), '{"precious":1}')
 
-    def test_where_there_are_no_hard_links_nothing_is_replaced_either(self):
+    def test_directory_without_hard_links_replaces_nothing(self):
         def no_links(*args, **options):
             raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -489,7 +505,7 @@ class Directories(SinkCase):
         del first
         self.opened()
 
-    def test_one_that_became_a_link_out_of_where_it_must_be_is_refused(self):
+    def test_directory_that_is_a_link_out_of_the_root_is_refused(self):
         for name in ("root", "outside"):
             os.mkdir(self.path(name))
         os.symlink("../outside", self.path("root", "out"))
@@ -502,7 +518,7 @@ class Directories(SinkCase):
         self.opened(self.path("root", "new")).finish({})
         self.assertEqual(len(os.listdir("/dev/fd")), before, "it is closed")
 
-    def test_a_directory_that_cannot_be_used_is_an_error_that_names_it(self):
+    def test_directory_that_cannot_be_used_is_named_in_the_error(self):
         path = self.file("a file", b"")
         for bad in (path, os.path.join(path, "below")):
             with self.assertRaisesRegex(clinvk.OutputError, "^cannot write to output_dir %s: " % bad):
@@ -512,7 +528,7 @@ class Directories(SinkCase):
         with self.assertRaisesRegex(clinvk.OutputError, "^cannot write %s/001_task-1.json: No such file or directory" % self.out):
             directory.write(result())
 
-    def test_a_result_without_a_task_and_a_bad_task_are_kept_too(self):
+    def test_directory_results_without_a_task_are_kept(self):
         directory = self.opened()
         directory.write(result(0, task=None))
         bad = clinvk._invalid(clinvk.UserError("stdin:2: prompt: expected a string, got 3"))._replace(index=1)
@@ -524,7 +540,7 @@ class Directories(SinkCase):
 
 
 class Statuses(SinkCase):
-    def test_a_terminal_shows_one_line_that_is_drawn_anew_and_cleared(self):
+    def test_progress_on_a_terminal_is_one_line_that_is_cleared(self):
         def write(output):
             progress = clinvk.Progress(output, 20)
             progress.show(2)
@@ -539,14 +555,14 @@ class Statuses(SinkCase):
 
         self.assertRegex(self.shown(write, 2).decode(), r"\A\[0/20\] 2 running, 00:0\d\r\x1b\[K\[4/20\] 3 running, 2 failed, 00:0\d\r\x1b\[K\Z")
 
-    def test_the_total_is_left_out_where_it_is_not_known_and_the_line_fits(self):
+    def test_progress_unknown_total_is_left_out_and_the_line_fits(self):
         def write(output):
             clinvk.Progress(output, None).show(1)
 
         self.assertRegex(self.shown(write, 2).decode(), r"\A\[0\] 1 running, 00:0\d\Z")
         self.assertEqual(self.shown(write, 2, columns=12).decode(), "[0] 1 ru...")
 
-    def test_it_is_not_drawn_more_often_than_an_eye_can_follow(self):
+    def test_progress_is_drawn_at_most_ten_times_a_second(self):
         def write(output):
             progress = clinvk.Progress(output, 9)
             for running in range(9):
@@ -554,7 +570,7 @@ class Statuses(SinkCase):
 
         self.assertIn(self.shown(write, 2).count(b"running"), (1, 2))
 
-    def test_elsewhere_it_is_a_line_for_each_result(self):
+    def test_progress_elsewhere_is_a_line_for_each_result(self):
         def write(output):
             progress = clinvk.Progress(output, 3)
             progress.show(2)

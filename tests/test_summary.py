@@ -1,4 +1,4 @@
-"""Section 9, Summary: the table as the manual shows it, totals that always add up, the verdict."""
+"""Section 10, Summary: the table of the man page, totals that add up, exit statuses."""
 import json
 import random
 import unittest
@@ -45,7 +45,7 @@ class TableCase(SinkCase):
 
 
 class Tables(TableCase):
-    def test_the_table_is_laid_out_as_the_manual_shows_it(self):
+    def test_table_layout_is_that_of_the_manual(self):
         results = [result(1, "failed", "codex", 3.2, name="add logging", error="exceeded retry limit, last status: 429 Too Many Requests"),
                    result(0, "ok", "claude", 2.5, name="审查 auth 模块")]
         self.assertEqual("\n".join(self.table(*results)), """
@@ -60,30 +60,33 @@ Results
 Total: 2 tasks, 1 completed, 1 failed (3.20s)
 """)
 
-    def test_rows_are_in_the_order_of_the_tasks_whatever_the_order_of_their_ends(self):
+    def test_table_rows_are_in_task_order(self):
         chance = random.Random(14)
         lines = self.table(*[result(index) for index in chance.sample(range(1200), 1200)])
         self.assertEqual([line.split()[0] for line in lines[5:-3]], [str(number) for number in range(1, 1201)])
 
-    def test_every_status_has_its_word(self):
+    def test_table_shows_each_status_in_capitals(self):
         for status in clinvk.STATUSES:
-            self.assertEqual(self.row(result(0, status))[0], "1    claude       %-10s 1.00s      prompt 0" % ("OK" if status == "ok" else status.upper()))
+            self.assertEqual(self.row(result(0, status))[0],
+                             "1    claude       %-10s 1.00s      prompt 0" % ("OK" if status == "ok" else status.upper()))
 
-    def test_a_task_is_shown_by_its_name_or_else_by_the_first_line_of_its_prompt(self):
-        for fields, label in (({"name": "its name"}, "its name"), ({"prompt": "\n  first\tline \nsecond"}, "first line"), ({"name": "a\nb", "prompt": "c"}, "a"),
+    def test_table_label_is_the_name_else_the_first_line_of_the_prompt(self):
+        for fields, label in (({"name": "its name"}, "its name"), ({"prompt": "\n  first\tline \nsecond"}, "first line"),
+                              ({"name": "a\nb", "prompt": "c"}, "a"),
                               ({"prompt": "\x1b[31mred"}, "^[[31mred")):
             self.assertEqual(self.row(result(0, **fields)), ["1    claude       OK         1.00s      " + label])
 
-    def test_a_bad_task_is_shown_with_what_is_wrong(self):
+    def test_table_label_of_invalid_input_is_the_error(self):
         lines = self.row(clinvk._invalid(clinvk.UserError("stdin:2: prompt: expected a string, got 3"))._replace(index=1))
         self.assertRegex(lines[0], r"^2 {17}FAILED     0\.00s {6}stdin:2: prompt: expected")
         self.assertEqual(lines[1], "     error: stdin:2: prompt: expected a string, got 3")
 
-    def test_a_long_task_is_cut_to_the_width_by_columns(self):
-        for name, cut in (("x" * 100, "x" * 36 + "..."), ("审" * 50, "审" * 18 + "..."), ("x" + "审" * 50, "x" + "审" * 17 + "..."), ("e\u0301" * 39, "e\u0301" * 39)):
+    def test_table_long_label_is_cut_by_columns(self):
+        for name, cut in (("x" * 100, "x" * 36 + "..."), ("审" * 50, "审" * 18 + "..."), ("x" + "审" * 50, "x" + "审" * 17 + "..."),
+                          ("e\u0301" * 39, "e\u0301" * 39)):
             self.assertEqual(self.row(result(0, name=name)), ["1    claude       OK         1.00s      " + cut])
 
-    def test_a_wide_terminal_shows_more_and_a_narrow_one_is_taken_for_sixty(self):
+    def test_table_width_is_that_of_the_terminal_but_at_least_sixty(self):
         one = result(0, "failed", name="x" * 200, error="e" * 20 + " " + "f" * 200)
         for columns, width in ((150, 150), (40, 60), (61, 61)):
             lines = self.shown(self.printer([one]), columns=columns).decode().split("\n")
@@ -93,24 +96,24 @@ Total: 2 tasks, 1 completed, 1 failed (3.20s)
             self.assertEqual("".join(line[12:] for line in lines[7:-3]), "f" * 200)
             self.assertLess(len(lines[5]), max(width, 60) + 1)
 
-    def test_columns_line_up_with_names_in_any_script(self):
+    def test_table_columns_line_up_in_any_script(self):
         lines = self.table(result(0, name="审查"), result(1, backend="gemini", name="x"), result(9, "timeout", seconds=123.456, name="カタカナ"))
         starts = [sum(map(clinvk.columns_of, line[:line.index(label)])) for line, label in zip(lines[5:], ("审查", "x", "カタカナ"))]
         self.assertEqual(starts, [40, 40, 40])
 
-    def test_the_error_is_one_line_safe_to_show_and_none_is_needed_for_what_was_canceled(self):
+    def test_table_error_is_one_line_and_canceled_tasks_have_none(self):
         self.assertEqual(self.row(result(0, "failed", error="\nfirst \x1b[1m\nsecond"))[1:], ["     error: first ^[[1m"])
         self.assertEqual(len(self.row(result(0, "canceled", error="canceled while it ran"))), 1)
         self.assertEqual(self.row(result(0, "timeout", error="timed out after 2s"))[1:], ["     error: timed out after 2s"])
 
-    def test_warnings_follow_the_error_of_their_row(self):
+    def test_table_warnings_follow_the_error(self):
         lines = self.row(result(0, "failed", error="bad", warnings=("one " * 30, "two \x1b[1m\nthree")))
         self.assertEqual(lines[1], "     error: bad")
         self.assertEqual(lines[2], "     warning: " + ("one " * 16).strip())
         self.assertEqual(lines[3], " " * 14 + ("one " * 14).strip())
         self.assertEqual(lines[4:], ["     warning: two ^[[1m"])
 
-    def test_tasks_that_never_started_are_one_line_at_the_end(self):
+    def test_table_tasks_that_never_started_are_one_line(self):
         unstarted = [result(index, "canceled", attempts=0, error="canceled before it started (fail-fast)") for index in range(1, 999)]
         for count, text in ((1, "1 task never started (fail-fast)"), (998, "998 tasks never started (fail-fast)")):
             lines = self.table(*unstarted[:count // 2], result(999, name="last"), *unstarted[count // 2:count])
@@ -118,7 +121,7 @@ Total: 2 tasks, 1 completed, 1 failed (3.20s)
         line = self.table(result(0, "canceled", attempts=0, error="canceled before it started"), color=True)[5]
         self.assertEqual(line, " " * 18 + "\x1b[33mCANCELED  \x1b[m 1 task never started")
 
-    def test_colors_are_only_in_the_status_and_change_no_width(self):
+    def test_table_colors_only_the_status_and_keeps_widths(self):
         results = [result(0), result(1, "failed", error="e"), result(2, "canceled"), result(3, "skipped"), result(4, "timeout"), result(5, "lost")]
         colored, plain = self.table(*results, color=True), self.table(*results)
         self.assertEqual([line for line in colored if "\x1b" in line], [
@@ -129,7 +132,7 @@ Total: 2 tasks, 1 completed, 1 failed (3.20s)
             colored = [line.replace(code, "") for line in colored]
         self.assertEqual(colored, plain)
 
-    def test_the_table_holds_nothing_in_the_temporary_directory_when_it_is_gone(self):
+    def test_table_leaves_no_temporary_file(self):
         table = clinvk.Table()
         for index in range(100):
             table.write(result(index, name="n" * 1000))
@@ -137,10 +140,11 @@ Total: 2 tasks, 1 completed, 1 failed (3.20s)
 
 
 class Totals(unittest.TestCase):
-    def test_the_parts_always_add_up_to_the_whole(self):
+    def test_totals_parts_add_up_to_the_total(self):
         chance = random.Random(15)
         for _ in range(300):
-            results = [result(index, chance.choice(clinvk.STATUSES), usage=chance.choice((None, {"total_tokens": 3, "input_tokens": 2})), cost_usd=chance.choice((None, 0.25)))
+            results = [result(index, chance.choice(clinvk.STATUSES), usage=chance.choice((None, {"total_tokens": 3, "input_tokens": 2})),
+                              cost_usd=chance.choice((None, 0.25)))
                        for index in range(chance.randrange(20))]
             totals = totals_of(results)
             fields = totals.fields()
@@ -156,16 +160,17 @@ class Totals(unittest.TestCase):
             self.assertEqual(clinvk.verdict(totals), 1 if set(each.status for each in results) - {"ok", "skipped"} else 0)
             json.dumps(fields, allow_nan=False)
 
-    def test_the_line_says_what_there_is(self):
+    def test_totals_line_has_only_what_is_known(self):
         for results, line in (
                 ([], "Total: 0 tasks, 0 completed, 0 failed (3.20s)"), ([result(0)], "Total: 1 task, 1 completed, 0 failed (3.20s)"),
                 ([result(0), result(1, "failed"), result(2, "canceled")], "Total: 3 tasks, 1 completed, 1 failed, 1 canceled (3.20s)"),
                 ([result(0, "skipped"), result(1, "skipped")], "Total: 2 tasks, 0 completed, 0 failed, 2 skipped (3.20s)"),
-                ([result(0, usage={"total_tokens": 1234567}, cost_usd=0.12345), result(1)], "Total: 2 tasks, 2 completed, 0 failed, 1,234,567 tokens, $0.1235 (3.20s)"),
+                ([result(0, usage={"total_tokens": 1234567}, cost_usd=0.12345), result(1)],
+                 "Total: 2 tasks, 2 completed, 0 failed, 1,234,567 tokens, $0.1235 (3.20s)"),
                 ([result(0, cost_usd=0.0)], "Total: 1 task, 1 completed, 0 failed, $0.0000 (3.20s)")):
             self.assertEqual(totals_of(results, 3.2).line(), line)
 
-    def test_reasons_are_counted_and_their_number_is_bounded(self):
+    def test_totals_reasons_are_counted_and_limited(self):
         totals = totals_of([result(0), result(1, "failed", error="a\n b\x1b"), result(2, "timeout", error="late"), result(3, "lost", error="a b\x1b"),
                             result(4, "canceled", error="canceled while it ran")])
         self.assertEqual(totals.reasons(), "2 failed: a b^[\n1 failed: late\n")
@@ -173,15 +178,17 @@ class Totals(unittest.TestCase):
         self.assertEqual(many.reasons().splitlines(), ["2 failed: error %d" % number for number in range(20)] + ["60 failed for other reasons"])
         self.assertEqual(totals_of([result(0)]).reasons(), "")
 
-    def test_the_fields_are_in_this_order_and_leave_out_what_is_unknown(self):
-        totals = totals_of([result(0, usage={"input_tokens": 5, "total_tokens": 7}, cost_usd=0.1), result(1, usage={"total_tokens": 1}, cost_usd=0.2)], 1.23456)
+    def test_totals_fields_are_in_order_without_unknown_ones(self):
+        totals = totals_of([result(0, usage={"input_tokens": 5, "total_tokens": 7}, cost_usd=0.1),
+                            result(1, usage={"total_tokens": 1}, cost_usd=0.2)], 1.23456)
         totals.start_time = 1795535999.5
         self.assertEqual(list(totals.fields().items()), [
-            ("total_tasks", 2), ("completed", 2), ("failed", 0), ("canceled", 0), ("skipped", 0), ("total_duration_seconds", 1.235), ("start_time", "2026-11-24T15:59:59.500Z"),
+            ("total_tasks", 2), ("completed", 2), ("failed", 0), ("canceled", 0), ("skipped", 0), ("total_duration_seconds", 1.235),
+            ("start_time", "2026-11-24T15:59:59.500Z"),
             ("end_time", "2026-11-24T16:00:00.735Z"), ("usage", {"input_tokens": 5, "total_tokens": 8}), ("cost_usd", 0.3)])
         self.assertEqual(list(totals_of([result(0)]).fields())[-1], "end_time")
 
-    def test_a_duration_is_measured_until_it_is_stopped(self):
+    def test_totals_duration_is_measured_until_stop(self):
         totals = clinvk.Totals()
         self.assertEqual(totals.duration_seconds, 0.0)
         totals.stop()
