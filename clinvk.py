@@ -136,12 +136,13 @@ else:
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 FAILED_STATUSES = ("failed", "timeout", "lost")  # that count as failed
 
-ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid", "context_length",
-               "max_turns", "budget", "timeout", "signal", "not_found", "no_output", "damaged_output", "backend",
-               "worker_lost", "canceled")
+ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid",
+               "context_length", "max_turns", "budget", "timeout", "signal", "not_found",
+               "no_output", "damaged_output", "backend", "worker_lost", "canceled")
 
-# clinvk's own exit statuses; the man page's EXIT STATUS section is held against this table.
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION, EXIT_BUG, EXIT_OUTPUT = 0, 1, 2, 3, 4, 70, 74
+# The exit statuses of clinvk.  A test compares them with EXIT STATUS in the man page.
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION = 0, 1, 2, 3, 4
+EXIT_BUG, EXIT_OUTPUT = 70, 74
 EXIT_TIMEOUT, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 124, 126, 127  # of single prompts
 EXIT_HANGUP, EXIT_INTERRUPT, EXIT_PIPE, EXIT_TERMINATE = 129, 130, 141, 143
 
@@ -152,15 +153,15 @@ SANDBOX_MODES = ("default", "read-only", "workspace", "full")
 
 
 class UserError(Exception):
-    """Something its user can put right: bad usage or bad input.  The message says what and where."""
+    """Bad usage or bad input, which the user can correct.  The message names the place."""
 
 
 class ConfigError(Exception):
-    """The configuration file cannot be read or holds what it must not: nothing is guessed, nothing starts.  Says what and where."""
+    """The configuration file cannot be read or is invalid.  The message names the place."""
 
 
 class OutputError(Exception):
-    """Results could not be written.  `broken_pipe` says that it was because the reader went away."""
+    """Results could not be written; with `broken_pipe` because their reader is gone."""
 
     def __init__(self, message: str, broken_pipe: bool = False) -> None:
         super().__init__(message)
@@ -168,7 +169,7 @@ class OutputError(Exception):
 
 
 class Interrupted(BaseException):
-    """A signal came for the second time, while a write was blocked that may never end."""
+    """A second signal arrived during a write that may never end."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -176,7 +177,10 @@ class Interrupted(BaseException):
 
 
 class Definition(NamedTuple):
-    """A command of the user's own, as a backend.  A path (of keys and positions) leads into the JSON that it prints."""
+    """A command that the user defined as a backend.
+
+    A path consists of keys and positions and leads into the JSON that the command prints.
+    """
 
     argv: Tuple[str, ...]
     output: str = "text"  # or json, jsonl
@@ -184,7 +188,7 @@ class Definition(NamedTuple):
     error: _Path = ()
     session_id: _Path = ()
     usage: _Path = ()
-    join: bool = False    # of JSON Lines: the answer is all texts, not the last
+    join: bool = False  # of JSON Lines: the answer is all texts, not the last
 
 
 def do_nothing(*_: Any) -> None:
@@ -222,9 +226,10 @@ class Job(NamedTuple):
     `index` is the position of the task in its run, from 0.  `definition` is that of a backend which
     is not built in.  `root` is a directory that the task's workdir must not leave.  `literal`: the
     prompt is not trusted; the program must not add a file to it, nor carry out its first word.
-    `parts` are those of a prompt that is too large for memory, of which `task.prompt` is then the
-    beginning; a worker gets one part.  `keep`: the backend keeps its session.  `resume` is a session
-    of the backend to continue.  `follow`: the output can be read while it is written (followed_path).
+    `parts` are those of a prompt that is too large for memory, and `task.prompt` is then its
+    beginning; a worker gets one part.  `keep`: the backend keeps its session.  `resume` is a
+    session of the backend to continue.  `follow`: the output can be read while it is written
+    (followed_path).
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -239,13 +244,13 @@ class Job(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of one task.  Immutable; all that a worker returns.
+    """The end of one task.
 
-    `exit_code` is the backend's own; 1 where it said 0 and failed all the same, 124 after a
-    timeout, 126/127 where it could not be started, 128+n where signal n ended it, -1 for a
-    task that was canceled or lost.  Times are seconds since the epoch.
-    `answer` is the backend's answer, or a TextFile where it is large: read `output`.  `counts_session`: `usage` is that of all
-    runs of its session.
+    `exit_code` is that of the backend; 1 where it was 0 and the task failed all the same, 124 after
+    a timeout, 126 or 127 where the program could not be started, 128+n where signal n ended it, -1
+    for a task that was canceled or lost.  Times are seconds since the epoch.  `answer` is a
+    TextFile where it is large: read `output`.  `usage_is_cumulative`: `usage` is that of all runs
+    of its session.
     """
 
     index: int  # type: ignore[assignment]
@@ -270,7 +275,7 @@ class Result(NamedTuple):
 
     @property
     def output(self) -> str:
-        """The backend's answer as text; bytes that are not UTF-8 are kept as lone surrogates."""
+        """The answer as text; bytes that are not UTF-8 are lone surrogates."""
         return self.answer if isinstance(self.answer, str) else "".join(self.answer)
 
     @property
@@ -4641,8 +4646,8 @@ class WorkerState:
     """The run that a worker belongs to, its files, and the process that it runs now.
 
     `note(index, group)` writes to the ledger which job the worker holds.  It is called before a job
-    may start anything (with group 0), and with the process group as soon as there is one.  `adopts`:
-    orphaned descendants become children of this process, which has no other children.
+    may start anything (with group 0), and with the process group as soon as there is one.
+    `adopts`: orphaned descendants become children of this process, which has no other children.
     """
 
     def __init__(self, run_id: str, directory: str,
@@ -4703,7 +4708,8 @@ class WorkerState:
             self._files.append(nameless_file(self.directory))
         return self._scratch, self._files
 
-    def end_leftovers(self, index: int, process: _Process, seconds: float) -> Tuple[bool, List[str]]:
+    def end_leftovers(self, index: int, process: _Process,
+                      seconds: float) -> Tuple[bool, List[str]]:
         """End the processes that a job left behind; `seconds` is how long its process lived.
 
         Return whether certainly none is left, and the names of those that were killed.
@@ -4779,7 +4785,8 @@ def execute(execution: Execution, state: WorkerState, index: int) -> Optional[En
         if state.canceled:
             return None
         state.told_to_end = False
-        pid = start_session(execution.argv, execution.environment, execution.workdir, execution.files)
+        pid = start_session(execution.argv, execution.environment, execution.workdir,
+                            execution.files)
         process = state.running = _Process(pid, execution, state)
     started = time.monotonic()
     state.note(index, pid)
@@ -4875,8 +4882,8 @@ FILES_SECONDS = 30.0  # for a program to read its files, after it has begun to r
 class _Gate:
     """Hold a prompt back until its program has read its files: a policy, a system prompt.
 
-    gemini runs without a policy that it does not find.  It reads its files, then its prompt.  It gets
-    the first character at once: when that was read, the files were.
+    gemini runs without a policy that it does not find.  It reads its files, then its prompt.  It
+    gets the first character at once: when that was read, the files were.
     """
 
     def __init__(self, prompt: str, paths: Iterable[str]) -> None:
@@ -5191,8 +5198,8 @@ def _store(state: WorkerState, index: int, none_left: bool, output: Optional[str
            capture: Capture) -> Union[str, TextFile]:
     """Return the answer as it travels to the parent: as a text or, where it is large, as a file.
 
-    `output` is None where all of stdout is the answer.  Its file is then the answer, if certainly no
-    process is left that could write to it; otherwise it is copied.
+    `output` is None where all of stdout is the answer.  Its file is then the answer, if certainly
+    no process is left that could write to it; otherwise it is copied.
     """
     size = len(capture) if output is None else len(output)
     if size <= INLINE_BYTES and not (output and capture.has_names(output)):
@@ -5218,9 +5225,9 @@ def _store(state: WorkerState, index: int, none_left: bool, output: Optional[str
 # multiprocessing.Pool gives the workers and carries the messages.  Its user has to add:
 #
 #  * A worker that is killed takes its job with it, and Pool waits for that job without end
-#    (cpython#66587).  So each worker notes in a ledger in shared memory which job it holds and which
-#    process group it started, before anyone can kill it.  The parent ends the group of a dead worker
-#    and answers its job.
+#    (cpython#66587).  So each worker notes in a ledger in shared memory which job it holds and
+#    which process group it started, before anyone can kill it.  The parent ends the group of a dead
+#    worker and answers its job.
 #  * A worker killed inside a lock of one of Pool's queues blocks all the others.  So the locks are
 #    KernelLocks, and a message in a queue is one small atomic write; anything larger is a file
 #    (_pack).  A worker killed between reading the head and the body of a message still damages the
@@ -5228,9 +5235,9 @@ def _store(state: WorkerState, index: int, none_left: bool, output: Optional[str
 #    begun, and another pool gets the rest.
 #  * If the parent dies, workers and programs live on.  So there is a lifeline: a pipe whose only
 #    write end is the parent's.  At its end each worker stops its program.
-#  * If the parent and all workers die at once, no process is left that could notice.  So there is a
-#    guard (start_guard): a process that sees the end of a pipe whose write ends are the parent's and
-#    the workers'.
+#  * If the parent and all workers die at once, no process is left that could notice.  So there is
+#    a guard (start_guard): a process that sees the end of a pipe whose write ends are the parent's
+#    and the workers'.
 #  * Pool takes all jobs that it can get.  So it is fed by hand, and a retired or canceled pool
 #    returns the jobs that no worker has begun.
 
@@ -5259,7 +5266,7 @@ class Ledger:
 
     @classmethod
     def create(cls, directory: str, count: int) -> Ledger:
-        """Make a ledger in a file without a name, which no task can remove or cut.  Raise OSError."""
+        """Make a ledger in a file without a name, which no task can remove.  Raise OSError."""
         file = nameless_file(directory)
         try:  # written, not extended: a full disk should fail here and not as SIGBUS later
             write_all(file, bytes(8 * (cls._HEAD + cls._WIDTH * count)))
@@ -5277,7 +5284,7 @@ class Ledger:
         return self._file
 
     def close(self) -> None:
-        """Close the file, in the parent, after the last worker: this drops all locks on the file."""
+        """Close the file, in the parent, after the last worker: this drops all locks on it."""
         os.close(self._file)
 
     def __iter__(self) -> Iterator[Tuple[int, int, int, int]]:
@@ -5428,8 +5435,8 @@ def _enter_process(settings: _WorkerSettings) -> None:
     def note_sigterm(number: int, frame: Optional[FrameType]) -> None:
         state.told_to_end = True
 
-    # A service manager sends SIGTERM to all processes of a run.  The worker goes on until the parent
-    # stops its program.
+    # A service manager sends SIGTERM to all processes of a run.  The worker continues until the
+    # parent stops its program.
     signal.signal(signal.SIGTERM, note_sigterm)
     state.adopts = adopt_orphans()
     holder = threading.Thread(target=_hold_lifeline, args=(settings, state), daemon=True)
@@ -5445,8 +5452,8 @@ def _enter_process(settings: _WorkerSettings) -> None:
             holder.join()
 
     _workers[threading.get_ident()] = worker._replace(block_if_orphaned=block_if_orphaned)
-    # A worker leaves by itself only at the end of its queues.  It stays until the holder has cleared
-    # up, or until Pool ends it.
+    # A worker leaves by itself only at the end of its queues.  It stays until the holder has
+    # cleared up, or until Pool ends it.
     util.Finalize(None, holder.join, exitpriority=1)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -5493,16 +5500,16 @@ def _serve(message: _Message) -> Union[_Message, int]:
 
 # - parent side: one multiprocessing.Pool -
 
-UNGUARDED = ("the start method spawn makes each worker import the main module again, which must not "
-             "run clinvk again: put that code below `if __name__ == \"__main__\":`")
+UNGUARDED = ("the start method spawn makes each worker import the main module again, which must "
+             "not run clinvk again: put that code below `if __name__ == \"__main__\":`")
 
 
 class _SafeSpawn:
     """Keep the current directory off the path of the processes that multiprocessing spawns.
 
     multiprocessing starts them by `python -c`, which imports from there before all else.  A
-    `signal.py` in it would stop every worker, and the next worker would run, outside of any sandbox,
-    whatever a program may write there.  The change ends with the last run that needs it.
+    `signal.py` in it would stop every worker, and the next worker would run, outside of any
+    sandbox, whatever a program may write there.  The change ends with the last run that needs it.
     """
 
     _runs = 0
@@ -5598,7 +5605,7 @@ def _new_process_pool(jobs: int, method: str, ledger: Ledger,
     else:
         process_control()
         if sys.version_info >= (3, 12):
-            # Pool replaces a dead worker from a thread; the child runs only _enter_process and _serve
+            # Pool replaces a dead worker from a thread; the child runs only functions of this file
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
     # A signal between fork and _enter_process waits until the worker can handle it; Pool's own
     # threads never take one.
@@ -5658,8 +5665,8 @@ class _WorkerPool:
     def close(self) -> None:
         """End the pool, whatever state it is in.
 
-        The workers are killed, because they ignore the SIGTERM of Pool.terminate.  If Pool's threads
-        (all are daemons) do not end, they are left.
+        The workers are killed, because they ignore the SIGTERM of Pool.terminate.  If Pool's
+        threads (all are daemons) do not end, they are left.
         """
         import threading
         ending = threading.Thread(target=self.pool.terminate, daemon=True)
@@ -5858,7 +5865,7 @@ class Pool:
                 self._reap_workers(pool, results)
         if now >= self._kill_at and self._killed_at > now:
             self.kill()
-        if now >= self._killed_at + KILLED_SECONDS:  # a worker that does not answer is not waited for
+        if now >= self._killed_at + KILLED_SECONDS:  # do not wait for silent workers
             for index in list(self._in_flight):
                 results.append(self._answer(self._lost(index, "")))
         return results
@@ -5900,7 +5907,7 @@ class Pool:
         task = self._in_flight.pop(result.index)[0].task
         self._awaiting_result.pop(result.index, None)
         was_killed = result.error_kind == "signal" and result.exit_code == 137
-        if was_killed and self._killed_at < float("inf"):  # its worker cannot know that clinvk did it
+        if was_killed and self._killed_at < float("inf"):  # the worker cannot know who killed it
             result = result._replace(status="canceled", exit_code=-1, error=CANCELED_LATE,
                                      error_kind="canceled")
         return with_answer(result)._replace(task=task)
@@ -5927,7 +5934,7 @@ class Pool:
                 results.append(self._answer(self._lost(index, why)))
 
     def _replace_if_stalled(self, pool: _WorkerPool) -> None:
-        """Retire a pool whose queue is damaged, and hand the jobs that it has not begun to another."""
+        """Retire a pool whose queue is damaged; another one gets the jobs that it has not begun."""
         claimed = pool.claimed()
         jobs = {index for index, (_, its_pool, _) in self._in_flight.items() if its_pool is pool}
         idle = pool.jobs > len(claimed & jobs)  # with no idle worker a job has to wait
@@ -5958,7 +5965,8 @@ class Pool:
             return unfinished(job, "lost", why, "worker_lost", attempts=1, start_time=started)
         if index not in pool.claimed() and index not in self._awaiting_result:
             return self._unstarted(job)
-        return unfinished(job, "canceled", CANCELED_LATE, "canceled", attempts=1, start_time=started)
+        return unfinished(job, "canceled", CANCELED_LATE, "canceled", attempts=1,
+                          start_time=started)
 
     def close(self) -> None:
         """Stop whatever still runs, and remove everything that the run made."""
@@ -5969,7 +5977,7 @@ class Pool:
             self.wait()
         if self._in_flight:
             self.kill()
-        remove_tree(self.directory)  # while workers live, which would do it after the parent's death
+        remove_tree(self.directory)  # while workers live: they do it if the parent is killed now
         for pool in self._pools:
             pool.close()
         for ident, worker in list(_workers.items()):
@@ -6072,8 +6080,9 @@ class Scheduler:
     `on_tick` is called with the number of running jobs after each event, and every TICK_SECONDS.
     """
 
-    def __init__(self, supply: Supply, pool: Any, jobs: int, *, limits: Optional[Dict[str, int]] = None,
-                 fail_fast: bool = False, control: Optional[Control] = None,
+    def __init__(self, supply: Supply, pool: Any, jobs: int, *,
+                 limits: Optional[Dict[str, int]] = None, fail_fast: bool = False,
+                 control: Optional[Control] = None,
                  on_tick: Callable[[int], None] = do_nothing,
                  clock: Callable[[], float] = time.monotonic) -> None:
         self._supply, self._pool, self._jobs, self._limits = supply, pool, jobs, limits or {}
@@ -6088,8 +6097,8 @@ class Scheduler:
     def results(self) -> Iterator[Result]:
         """Run all jobs.  After a failure (`fail_fast`) or a cancel, stop and begin nothing more.
 
-        Each job that does not begin is answered as canceled, with the reason; so are the rest of the
-        jobs when the pool has a `failure`.
+        Each job that does not begin is answered as canceled, with the reason; so are the rest of
+        the jobs when the pool has a `failure`.
         """
         while True:
             if self._failed or self._control.level:
@@ -6184,8 +6193,8 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
     `tasks` are tasks or a Supply.  A generator of tasks is advanced in the caller's thread, only
     when there is room for a task, so that it can make the next task from the last result.
 
-    After the first failure (`fail_fast`) or `control.cancel()` nothing more is started, what runs is
-    stopped (SIGTERM, `grace` seconds, SIGKILL), and each task that did not begin is answered as
+    After the first failure (`fail_fast`) or `control.cancel()` nothing more is started, what runs
+    is stopped (SIGTERM, `grace` seconds, SIGKILL), and each task that did not begin is answered as
     canceled.  So are these when the files of the run cannot be kept any more; `control.failure` is
     then the reason.  Closing the generator stops what runs, too.  When the generator is closed or
     exhausted, nothing of the run is left: no process, no file.
