@@ -688,6 +688,12 @@ class ReadmeTest(ExampleCase):
                     self.assertEqual(order(without_times(self.shell(command)[0]).splitlines()),
                                      order(without_times(printed).splitlines()))
 
+    def test_readme_script_prints_what_its_comment_shows(self):
+        script, = (text for _, text in readme_blocks("python") if "run_pool" in text)
+        self.file(os.path.join("place", "script.py"), script)
+        run = self.run_program([sys.executable, "script.py"], cwd=self.place)
+        self.assertEqual((run.stdout.decode(), run.stderr), (script.split("# prints ")[1], b""))
+
     def test_readme_is_at_most_150_lines(self):
         self.assertLessEqual(text_of("README.md").count("\n"), 150)
 
