@@ -6582,9 +6582,10 @@ class Directory:
                             "choose another directory, or replace them with --overwrite" % path)
 
     def write(self, result: Result) -> None:
-        id = result.task.id if result.task else ""
-        own_heads = (b'{"task":{"id":%b,' % dumps(id, exact=True),) if id else ()
         name = _safe_name(result)
+        own_heads: Tuple[bytes, ...] = ()
+        if result.task and result.task.id:
+            own_heads = (b'{"task":{"id":%b,' % dumps(result.task.id, exact=True),)
         path = self._put("%03d_%s" % (result.index + 1, name), lambda: _task_and_result(result),
                          _TASK_HEADS if self._overwrite else own_heads)
         for other in self._earlier.get(name, ()):
@@ -6665,11 +6666,11 @@ def _safe_name(result: Result) -> str:
 
 def _task_and_result(result: Result) -> Iterator[bytes]:
     yield b"{"
-    names = ("id", *TASK_FIELDS) if result.task else ()  # Directory looks for the id at the start
-    fields = {name: getattr(result.task, name, "") for name in names}
-    fields = {name: value for name, value in fields.items()
-              if value != Task._field_defaults.get(name, "")}
-    if fields:
+    if result.task:
+        names = ("id", *TASK_FIELDS)  # Directory looks for the id at the start
+        fields = {name: getattr(result.task, name, "") for name in names}
+        fields = {name: value for name, value in fields.items()
+                  if value != Task._field_defaults.get(name, "")}
         yield b'"task":' + dumps(fields, exact=True) + b",\n"
     yield b'"result":'
     yield from encoded(result)
@@ -7889,8 +7890,9 @@ def _prompt_sink(form: str, job: Job, settings: Settings, session: Optional[Sess
 def _report_to_stderr(result: Result, form: str, configuration: Configuration,
                       console: Console) -> None:
     """Write warnings, the error, tokens and time, as far as they belong to stderr."""
-    for warning in result.warnings if form != "json" else ():
-        console.warn(warning)
+    if form != "json":  # which contains the warnings
+        for warning in result.warnings:
+            console.warn(warning)
     if result.error:
         prefix = result.backend + ": "
         console.say(("" if result.error.startswith(prefix) else prefix) + result.error)
