@@ -4148,7 +4148,9 @@ class JobList(Supply):
     """Tasks or jobs that are given as an iterable."""
 
     def __init__(self, items: Iterable[Union[Task, Job]]) -> None:
-        self.reads_ahead = isinstance(items, (list, tuple))  # a generator may look at results first
+        if isinstance(items, (list, tuple)):
+            self.total = len(items)
+        self.reads_ahead = self.total is not None  # a generator may look at results first
         self._items = enumerate(items)
 
     def next_job(self) -> Union[Job, Result, str]:
@@ -7333,7 +7335,8 @@ class _Stop:
             return
         self._control.kill()
         # A write may block for ever when the reader does not read.  A third signal does not wait.
-        writing_seconds = max(self._console.stdout.writing_for(), self._console.stderr.writing_for())
+        writing_seconds = max(output.writing_for() for output
+                              in (self._console.stdout, self._console.stderr))
         if writing_seconds > (BLOCKED_SECONDS if self._count == 2 else 0.0):
             raise Interrupted(self.signal_number)
 
@@ -7386,7 +7389,6 @@ class Plan(NamedTuple):
     supply: Supply
     jobs: int
     form: Form
-    total: Optional[int] = None  # number of tasks, if it is known
     fail_fast: bool = False
     directory: Optional[Directory] = None
     table: Optional[Table] = None
@@ -7422,9 +7424,10 @@ def form_of(settings: Settings, console: Console, heading: str,
 def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     """Run tasks.  Return the exit status; 128 + n where signal n ended the run."""
     form, control, totals = plan.form.sink, Control(), Totals()
-    if not settings.dry_run and (settings.progress == "always" or
-                                 settings.progress == "auto" and console.stderr.cursor):
-        console.progress = Progress(console.stderr, plan.total)
+    total = plan.supply.total
+    shows_progress = settings.progress == "auto" and console.stderr.cursor
+    if not settings.dry_run and (shows_progress or settings.progress == "always"):
+        console.progress = Progress(console.stderr, total)
     progress = console.progress
     feed = Fanout([sink for sink in (form, plan.directory, plan.table, totals, progress)
                    if sink is not None], control)
@@ -7441,9 +7444,9 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     if plan.form.heading:
         feed.attempt(form, console.stdout.text, plan.form.heading)
     # A dry run has nothing to stop: a signal ends the process.
-    with stop_signals(stop) if not settings.dry_run else stop_signals(die_at_once):
+    with stop_signals(die_at_once if settings.dry_run else stop):
         results = run_pool(
-            plan.supply, min(plan.jobs, plan.total or plan.jobs), fail_fast=plan.fail_fast,
+            plan.supply, min(plan.jobs, total or plan.jobs), fail_fast=plan.fail_fast,
             limits=plan.limits, control=control, dry_run=settings.dry_run, on_tick=tick,
             notice=console.warn, start_method=settings.start_method)
         try:
@@ -7506,13 +7509,12 @@ def command_parallel(settings: Settings, file: Optional[str], *, jobs: Optional[
     reset_sigchld()
     console, configuration = Console(), settings.rules.configuration
     stream = open_tasks(file, settings.rules, console.warn)
-    batch, total, has_ids = stream.run, stream.total, stream.has_ids
-    limits = {name: configuration.own("backends.%s.max_parallel" % name)
+    limits = {name: configuration.own("backends.%s.max_parallel" % name) or MAX_JOBS
               for name in [*BACKENDS, *configuration.definitions]}
     run = merge_layers([
         ("command line", {"max_parallel": jobs, "fail_fast": fail_fast or None,
                           "output_dir": output_dir}),
-        ("batch", batch),
+        ("batch", stream.run),
         ("configuration", {"max_parallel": configuration.get("parallel.max_workers"),
                            "fail_fast": configuration.get("parallel.fail_fast")})], RUN_FIELDS)
     jobs, fail_fast = run["max_parallel"][0], run["fail_fast"][0]
@@ -7522,14 +7524,13 @@ def command_parallel(settings: Settings, file: Optional[str], *, jobs: Optional[
     directory = None
     if path and not settings.dry_run:
         directory = Directory(path, roots=(".", settings.rules.root) if source == "batch" else (),
-                              overwrite=overwrite, has_ids=has_ids, warn=console.warn)
+                              overwrite=overwrite, has_ids=stream.has_ids, warn=console.warn)
     heading = "Running %s (max %d parallel%s)..." % (
-        "tasks" if total is None else counted(total, "task"), jobs,
+        "tasks" if stream.total is None else counted(stream.total, "task"), jobs,
         ", fail-fast" if fail_fast else "")
     table = new_table(settings) if configuration.get("parallel.aggregate_output") else None
-    return run_plan(Plan(stream, jobs, form_of(settings, console, heading), total, fail_fast,
-                         directory, table, limits={name: limit for name, limit in limits.items()
-                                                   if limit}), settings, console)
+    return run_plan(Plan(stream, jobs, form_of(settings, console, heading), fail_fast, directory,
+                         table, limits=limits), settings, console)
 
 
 def step_fields(result: Result) -> Dict[str, Any]:
@@ -7549,7 +7550,7 @@ def chain_fields(totals: Totals, failed_step: int) -> Dict[str, Any]:
 
 
 def command_chain(settings: Settings, file: Optional[str]) -> int:
-    """Run the steps of a chain, each with the answers of those before it.  Return the exit status."""
+    """Run a chain, each step with the answers of earlier steps.  Return the exit status."""
     reset_sigchld()
     console = Console()
     chain = read_chain(file, settings.rules, console.warn)
@@ -7563,7 +7564,7 @@ def command_chain(settings: Settings, file: Optional[str]) -> int:
     form = form_of(settings, console, "Running a chain of %s..." % counted(steps.total, "step"),
                    lambda output: Text(output, head), fields_of=step_fields,
                    all_fields=lambda totals: chain_fields(totals, steps.failed_step))
-    return run_plan(Plan(steps, 1, form, steps.total, chain.stop_on_failure,
+    return run_plan(Plan(steps, 1, form, chain.stop_on_failure,
                          table=new_table(settings)), settings, console)
 
 
@@ -7607,7 +7608,7 @@ def command_compare(settings: Settings, names: Optional[Iterable[str]], sequenti
                    all_fields=lambda totals: comparison_fields(totals, prompt, present, missing))
     if form.sink is answers:
         form = form._replace(finish=show_answers)
-    status = run_plan(Plan(JobList(jobs), 1 if sequential else len(jobs), form, len(jobs),
+    status = run_plan(Plan(JobList(jobs), 1 if sequential else len(jobs), form,
                            table=new_table(settings, ComparisonTable)), settings, console)
     warn_of_unread_stdin(argument, console)
     return status
@@ -7859,7 +7860,7 @@ def _ask(job: Job, kept: _KeptSession, settings: Settings, asked: PromptOptions,
 
     try:
         jobs = JobList([job._replace(follow=follow is not None)])
-        status = run_plan(Plan(jobs, 1, Form(sink), 1, single=True, arrived=arrived,
+        status = run_plan(Plan(jobs, 1, Form(sink), single=True, arrived=arrived,
                                follow=follow), settings, console)
     finally:
         if result is None:
