@@ -147,7 +147,6 @@ EXIT_TIMEOUT, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 124, 126, 127  # of single p
 EXIT_HANGUP, EXIT_INTERRUPT, EXIT_PIPE, EXIT_TERMINATE = 129, 130, 141, 143
 
 BUILT_IN: List[str] = []  # the names of BACKENDS, which fills this list
-FAILURES = ("failed", "timeout", "lost")  # the statuses that count as failed
 APPROVAL_MODES = ("default", "auto", "none", "always")
 SANDBOX_MODES = ("default", "read-only", "workspace", "full")
 
@@ -4595,7 +4594,7 @@ class Steps(Supply):
     def arrived(self, result: Result) -> Result:
         if result.index in self._last_use:
             self._results[result.index] = result._replace(task=None)
-        if result.status in ("failed", "timeout", "lost"):
+        if result.status in FAILED_STATUSES:
             self.failed_step = self.failed_step or result.index + 1
         elif result.status == "canceled" and not result.attempts and self.failed_step and self._chain.stop_on_failure:
             result = result._replace(error="not run, because step %d failed" % self.failed_step)
@@ -5718,7 +5717,7 @@ class Pool:
         self._awaiting_result: Dict[int, Tuple[float, str]] = {}
         self._pools: List[_WorkerPool] = []
         self._messages = 0
-        self._canceled = False
+        self._canceled, self._cancel_reason = False, ""
         self._kill_at = float("inf")  # when the programs of a canceled run are killed
         self._killed_at = float("inf")
         self._next_look = time.monotonic() + TICK_SECONDS
@@ -5818,14 +5817,15 @@ class Pool:
         """Make `wait` return, from another thread or a signal handler."""
         self._events.put(None)
 
-    def cancel(self) -> None:
+    def cancel(self, reason: str = "") -> None:
         """Stop the jobs that run, politely at first, and begin none.  Their results come as usual.
 
-        Each running program gets its stop signal and, after the grace, SIGKILL.
+        Each running program gets its stop signal and, after the grace, SIGKILL.  `reason` is for
+        the results of the jobs that did not begin.
         """
         if self._canceled:
             return
-        self._canceled = True
+        self._canceled, self._cancel_reason = True, reason
         self._kill_at = time.monotonic() + self.grace + KILLED_SECONDS
         for pool in self._pools:
             pool.ledger.cancel()
@@ -5912,6 +5912,8 @@ class Pool:
         if was_killed and self._killed_at < float("inf"):  # the worker cannot know who killed it
             result = result._replace(status="canceled", exit_code=-1, error=CANCELED_LATE,
                                      error_kind="canceled")
+        if result.error == CANCELED_EARLY and self._cancel_reason:
+            result = result._replace(error="%s (%s)" % (CANCELED_EARLY, self._cancel_reason))
         return with_answer(result)._replace(task=task)
 
     def _reap_workers(self, pool: _WorkerPool, results: List[Result]) -> None:
@@ -6042,7 +6044,7 @@ class DryPool:
     def wake(self) -> None:
         self._events.put(None)
 
-    cancel = kill = close = lambda self: None
+    cancel = kill = close = do_nothing
 
 
 # --- 10. Scheduler -----------------------------------------------------------
@@ -6104,7 +6106,7 @@ class Scheduler:
         """
         while True:
             if self._failed or self._control.level:
-                self._pool.cancel()
+                self._pool.cancel(self._stop_reason())
             if self._control.level > 1 and not self._killed:
                 self._killed = True
                 self._pool.kill()
@@ -6160,7 +6162,7 @@ class Scheduler:
         return self._noted(result)
 
     def _noted(self, result: Result) -> Result:
-        if self._fail_fast and result.status in FAILURES:
+        if self._fail_fast and result.status in FAILED_STATUSES:
             self._failed = True
         return self._supply.arrived(result)
 
@@ -7303,7 +7305,7 @@ class Fanout:
         if sink in self._working:
             self._working.remove(sink)
         if sink is self._first:
-            self._control.cancel()
+            self._control.cancel(str(error))
 
     def __contains__(self, sink: Any) -> bool:
         return sink in self._working

@@ -21,9 +21,10 @@ class FakePool:
         self.running[item.index] = item
         self.calls.append("start %d" % item.index)
 
-    def cancel(self):
+    def cancel(self, reason):
         if "cancel" not in self.calls:
             self.calls.append("cancel")
+            self.reason = reason
 
     def kill(self):
         self.calls.append("kill")
@@ -136,12 +137,12 @@ class Limits(SchedulerCase):
 
 class Stopping(SchedulerCase):
     def test_scheduler_fail_fast_begins_nothing_after_the_first_failure(self):
-        for status in clinvk.FAILURES:
+        for status in clinvk.FAILED_STATUSES:
             pool = FakePool(end(0, status), end(1, "canceled"))
             supply = FakeSupply(*range(4))
             self.assertEqual(self.run_it(supply, pool, fail_fast=True),
                              [(0, status), (1, "canceled"), (2, "canceled"), (3, "canceled")])
-            self.assertEqual(pool.calls, ["start 0", "start 1", "cancel"])
+            self.assertEqual((pool.calls, pool.reason), (["start 0", "start 1", "cancel"], "fail-fast"))
             self.assertEqual(self.errors[3], "canceled before it started (fail-fast)")
             self.assertTrue(supply.stopped)
 

@@ -235,6 +235,7 @@ sys.settrace(interrupt)
         self.assertEqual(process.finish().returncode, 141)
         self.assert_all_stopped()
         self.assertIn(b"3 canceled", process.error_output())
+        self.assertIn(b"1 task never started (the reader of stdout went away)\n", process.error_output())
         self.assertIn(b"clinvk: stopping 2 running tasks\n", process.error_output())
 
     @only_linux
