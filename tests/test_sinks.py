@@ -209,6 +209,38 @@ class JsonLines(SinkCase):
             self.assertFalse(caught.exception.broken_pipe)
 
 
+class Redaction(SinkCase):
+    def setUp(self):
+        super().setUp()
+        patch = unittest.mock.patch.object(clinvk, "without_secrets", lambda text: text.replace("s3cret", "[A_KEY]"))
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def test_output_text_on_stderr_is_redacted_and_on_stdout_is_not(self):
+        for number, expected in ((1, b"a s3cret\n"), (2, b"a [A_KEY]\n")):
+            self.assertEqual(self.written(lambda output: output.text("a s3cret\n"), number), expected)
+
+    def test_redacted_result_loses_secrets_in_error_and_warnings_only(self):
+        secret = result(0, "s3cret", error="error s3cret", warnings=("one s3cret", "two"), session_id="s3cret")
+        self.assertEqual(clinvk.redacted(secret), secret._replace(error="error [A_KEY]", warnings=("one [A_KEY]", "two")))
+
+
+class Fanouts(SinkCase):
+    def test_fanout_looks_for_the_reader_at_most_ten_times_a_second(self):
+        control = clinvk.Control()
+        fanout = clinvk.Fanout([clinvk.Silence()], control)
+        with unittest.mock.patch.object(clinvk, "reader_is_gone", return_value=False) as look, \
+                unittest.mock.patch.object(clinvk.time, "monotonic") as clock:
+            for clock.return_value in (5.0, 5.01, 5.05, 5.2, 5.21, 5.4):
+                fanout.look_for_reader()
+            self.assertEqual(look.call_count, 3)
+            look.return_value, clock.return_value = True, 6.0
+            fanout.look_for_reader()
+            clock.return_value = 7.0
+            fanout.look_for_reader()  # in vain: it is gone
+        self.assertEqual((look.call_count, control.level, fanout.error.broken_pipe), (4, 1, True))
+
+
 class Spools(SinkCase):
     def setUp(self):
         super().setUp()
@@ -564,11 +596,13 @@ class Statuses(SinkCase):
 
     def test_progress_is_drawn_at_most_ten_times_a_second(self):
         def write(output):
-            progress = clinvk.Progress(output, 9)
-            for running in range(9):
-                progress.show(running)
+            with unittest.mock.patch.object(clinvk.time, "monotonic") as clock:
+                clock.return_value = 0.0
+                progress = clinvk.Progress(output, 9)
+                for clock.return_value in (5.0, 5.01, 5.05, 5.2, 5.21, 5.25, 5.4):
+                    progress.show(1)
 
-        self.assertIn(self.shown(write, 2).count(b"running"), (1, 2))
+        self.assertEqual(self.shown(write, 2).count(b"running"), 3)
 
     def test_progress_elsewhere_is_a_line_for_each_result(self):
         def write(output):
