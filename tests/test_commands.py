@@ -1549,7 +1549,6 @@ class Secrets(Commands):
         self.assertEqual(result["error"], "[A_TOKEN] [B_TOKEN] [C_TOKEN][A_TOKEN] [D_TOKEN]")
 
 
-@support.only_in_full_runs
 class DeletedDirectory(Case):
     def test_deleted_current_directory_is_named(self):
         gone = "the current directory does not exist any more"
@@ -1573,7 +1572,6 @@ class DeletedDirectory(Case):
         self.assertEqual([json.loads(run.stdout)["machine"]["directory"] for run in doctor], [gone, self.directory])
 
 
-@support.only_in_full_runs
 class FewProcesses(Case):
     """`ulimit -u`, which does not bind root: as a user that nobody is."""
 
@@ -1752,7 +1750,6 @@ def orjson_is_there():
         return False
 
 
-@support.only_in_full_runs
 class Pipes(Commands):
     def test_the_first_answer_comes_while_the_producer_still_waits(self):
         for make in (lambda task: json.dumps(task), lambda task: json.dumps({"tasks": [task]}, indent=2) + "\n",
