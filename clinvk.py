@@ -114,7 +114,7 @@ if TYPE_CHECKING:
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
     _Item = Union["Job", "Result"]  # of the input: a job, or the Result of what is no task
-    _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or the path and the digest of a file with it
+    _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or a file with it and its digest
 else:
     class _RecordType(type):
         """Make `class X(NamedTuple)` a collections.namedtuple: importing typing takes too long."""
@@ -591,8 +591,8 @@ def fill(text: str, lookup: Callable[[str], Optional[_T]]) -> List[Union[str, _T
     return [piece for piece in pieces + [text[end:]] if piece != ""]
 
 
-_SECRET_NAME = ("((KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?|PASSWD|PASSPHRASE|(?<!ASK)PASS)[0-9]*(_|$)"
-                "|(^|_)PAT[0-9]*(_|$)|_(AUTH|PWD)[0-9]*$")
+_SECRET_NAME = ("((KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?|PASSWD|PASSPHRASE|(?<!ASK)PASS|(^|_)PAT)"
+                "[0-9]*(_|$)|_(AUTH|PWD)[0-9]*$")
 MIN_SECRET = 8  # characters: a shorter value is a word that occurs elsewhere
 
 
@@ -1653,12 +1653,11 @@ def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> 
 
 PLACEHOLDERS = ("model", "workdir", "system_prompt", "max_turns", "max_tokens", "prompt_file")
 OUTPUT_FORMS = ("text", "json", "jsonl")
-_PLACEHOLDER = r"\{\{([a-z_]+)\}\}|\{([a-z_]+)\}"
 
 
 def placeholders(element: str) -> List[str]:
     """Return the names in braces; `{{name}}` is not a placeholder, but stands for `{name}`."""
-    return [name for _, name in re.findall(_PLACEHOLDER, element) if name]
+    return [name for name in re.findall(r"{{[a-z_]+}}|{([a-z_]+)}", element) if name]
 
 
 def _element(value: Any) -> str:
@@ -3297,7 +3296,8 @@ def _custom_command(definition: Definition, task: Task) -> Command:
                 argv.pop()
             flag = False
             continue
-        word = re.sub(_PLACEHOLDER, lambda found: values[found.group(2)] if found.group(2) else "{%s}" % found.group(1), element)
+        word = "".join(fill(element, lambda braces: values.get(
+            braces[1:-1], braces[1:-1] if re.fullmatch(r"{{[a-z_]+}}", braces) else None)))
         argv.append(" " + word if word.startswith("-") and not element.startswith("-") else word)  # what a task says is no option
         flag = not names and len(element) > 1 and element.startswith("-") and element != "--"
     if "/" in argv[0]:
