@@ -73,28 +73,28 @@ class ChainCase(test_commands.Commands):
 
 
 class Placeholders(ChainCase):
-    def test_previous_is_the_answer_of_the_step_before(self):
+    def test_previous_is_replaced_by_the_answer_of_the_step_before(self):
         self.assertEqual(self.outputs(step("say one"), step("rest\n<{{previous}}>"), step("rest\n[{{previous}}]")), ["one\n", "<one\n>", "[<one\n>]"])
 
-    def test_a_step_with_a_name_can_be_named_by_any_later_one(self):
+    def test_step_name_of_any_kind_is_replaced_in_later_steps(self):
         names = ("analyze", "审查 auth", "a.b", "with 'quotes\" \\ $x", "output", "previous")
         answers = self.outputs(*[step("say %d" % number, name=name) for number, name in enumerate(names)],
                                step("rest\n" + " ".join("{{steps.%s.output}}" % name for name in reversed(names))))
         self.assertEqual(answers[-1], "5\n 4\n 3\n 2\n 1\n 0\n")
 
-    def test_every_occurrence_is_replaced_and_no_answer_is_looked_at_again(self):
+    def test_placeholders_in_answers_are_not_replaced(self):
         braces = "say \\x7b\\x7bprevious}} \\x7b\\x7bsteps.first.output}} \\\\1 \\\\g<0> %s $& \\x7b0}"
         said = "{{previous}} {{steps.first.output}} \\1 \\g<0> %s $& {0}\n"
         answers = self.outputs(step(braces, name="first"), step("rest\n{{previous}}|{{previous}}{{steps.first.output}}"),
                                step("rest\n{{previous}}"))
         self.assertEqual(answers, [said, said + "|" + said + said, said + "|" + said + said])
 
-    def test_what_is_no_placeholder_stays_as_it_is(self):
+    def test_text_in_braces_stays_unchanged(self):
         text = "{previous} {{ x }} {{}} {{steps.a}} {{steps..output}} {{{previous}}} {{Previous}} {{session}} ${{ steps.build.outputs.tag }} {{steps.a.outputs}}"
         completed = self.chain(step("say A"), step("rest\n" + text))
         self.assertEqual(self.report(completed)["results"][1]["output"], text.replace("{{previous}}", "A\n"))
 
-    def test_what_looks_like_one_that_was_meant_is_warned_about(self):
+    def test_misspelt_placeholder_causes_a_warning(self):
         table = (("{{ previous }}", "{{previous}}"), ("{{previos}}", "{{previous}}"), ("{{steps.plan.outptu}}", "{{steps.plan.output}}"),
                  ("{{ steps.plan.output }}", "{{steps.plan.output}}"), ("{{version}}", ""), ("{{session}}", ""), ("{{ x }}", ""))
         path = self.file("chain.json", '{"steps": [\n{"backend": "echo", "name": "plan", "prompt": "say x"}%s]}' % "".join(
@@ -105,7 +105,7 @@ class Placeholders(ChainCase):
             "clinvk: warning: %s:%d: steps[%d].prompt: %s is no placeholder and stays as it is (did you mean \"%s\"?)\n"
             % (path, number + 2, number, text, meant) for number, (text, meant) in enumerate(table, 1) if meant))
 
-    def test_answers_of_any_size_and_look_go_on_as_they_are(self):
+    def test_answers_of_any_size_and_content_are_passed_on_unchanged(self):
         self.install_answerers("claude")
         answers = self.outputs(step("flood 3000000"), step("prompt-size;rest\n{{previous}}"))
         self.assertEqual(answers[1], "%d\n%s" % (3000000 + len("prompt-size;rest\n"), "x" * 3000000))
@@ -125,7 +125,7 @@ class Placeholders(ChainCase):
         table = completed.stderr.decode()
         self.assertRegex(table, r"(?m)^2 +echo +OK +\S+ +say x+\.\.\.$")
 
-    def test_random_chains_come_out_as_a_plain_replacement_would_have_them(self):
+    def test_random_chains_equal_a_plain_replacement(self):
         chance = random.Random(5)
         for _ in range(300):
             names = ["n%d" % number for number in range(5)]
@@ -170,7 +170,7 @@ class Refused(ChainCase):
         self.assert_refused(completed, *messages)
         self.assertFalse(self.has("ran"))
 
-    def test_a_placeholder_with_nothing_to_stand_for_is_told_with_its_place(self):
+    def test_placeholder_without_step_is_refused_with_line_and_path(self):
         chain = """{
   "steps": [
     {"backend": "echo", "name": "analyze", "prompt": "touch ran"},
@@ -191,7 +191,7 @@ class Refused(ChainCase):
         self.assert_chain_refused({"steps": [step("say x {{previous}}")]},
                                   "stdin:1: steps[0].prompt: {{previous}} cannot be replaced: no step comes before the first")
 
-    def test_a_placeholder_outside_of_a_prompt_is_refused(self):
+    def test_placeholder_outside_of_prompts_is_refused(self):
         for field, value in (("model", "{{previous}}"), ("workdir", "/{{steps.a.output}}"), ("system_prompt", "x {{previous}}"),
                              ("extra", ["x", "{{previous}}"])):
             self.assert_chain_refused({"steps": [step("touch ran", name="a"), step("say x", **{field: value})]},
@@ -199,7 +199,7 @@ class Refused(ChainCase):
         self.assert_chain_refused({"defaults": {"system_prompt": "{{previous}}"}, "steps": [step("touch ran")]},
                                   "stdin:1: steps[0]: system_prompt: placeholders are replaced only in prompts")
 
-    def test_what_a_chain_must_not_be(self):
+    def test_invalid_chain_is_refused_with_line_and_path(self):
         ran, cases = json.dumps(step("touch ran")), []
         for text, message in (
                 (b"", "stdin: no chain: the input is empty"), (b" \n\n", "stdin: no chain: the input is empty"),
@@ -226,16 +226,16 @@ class Refused(ChainCase):
                 self.assertIn("clinvk: error: " + message.replace("stdin", path), answer[2])
         self.assertFalse(self.has("ran"))
 
-    def test_names_and_ids_are_unique(self):
+    def test_repeated_name_or_id_is_refused(self):
         for field in ("name", "id"):
             self.assert_chain_refused({"steps": [step("touch ran", **{field: "x"}), step("say x"), step("say x", **{field: "x"})]},
                                       'stdin:1: steps[2].%s: another step has the %s "x"' % (field, field))
 
-    def test_a_batch_given_to_chain_and_a_chain_given_to_parallel_are_sent_to_each_other(self):
+    def test_chain_given_to_parallel_names_the_command(self):
         completed = self.run_program([sys.executable, COMPILED, "parallel"], json.dumps({"steps": [step("touch ran")]}).encode())
         self.assert_refused(completed, "stdin:1: steps: this is a chain: run it with `clinvk chain`")
 
-    def test_input_that_cannot_be_read(self):
+    def test_unreadable_input_is_refused(self):
         self.assert_refused(self.run_program(self.command("-f", self.path("missing"))), self.path("missing") + ": No such file or directory")
         self.assert_refused(self.run_program(self.command("-f", self.directory)), "Is a directory")
         terminal = test_commands.Terminal()
@@ -243,7 +243,7 @@ class Refused(ChainCase):
         for arguments in ([], ["-f", "-"]):
             self.assert_refused(self.run_program(self.command(*arguments), stdin=terminal.slave), "no input: stdin is a terminal")
 
-    def test_what_the_reader_of_a_chain_does_not_allow(self):
+    def test_step_above_the_ceiling_or_outside_of_root_is_refused(self):
         os.mkdir(self.path("inside"))
         for arguments, field, message in (
                 (["--ceiling", "sandbox=workspace"], {"sandbox_mode": "full"}, 'steps[1].sandbox_mode: "full" is above the ceiling'),
@@ -252,7 +252,7 @@ class Refused(ChainCase):
             self.assert_refused(completed, message)
             self.assertFalse(self.has("inside/ran"))
 
-    def test_an_answer_that_is_passed_on_is_as_literal_as_a_prompt(self):
+    def test_answer_passed_on_is_as_literal_as_a_prompt(self):
         guards = (["--ceiling", "approval=none"], ["--ceiling", "sandbox=read-only"],
                   ["--root", self.directory], [])
         for backend, literal in (("claude", b"\n/x @/y\n"), ("gemini", b"\n/x \\@/y\n")):
@@ -272,7 +272,7 @@ env >variables
 
 
 class Input(ChainCase):
-    def test_it_comes_from_a_file_or_a_pipe_in_any_layout(self):
+    def test_input_from_file_or_pipe_in_any_layout_runs(self):
         chain = {"steps": [step("say one"), step("rest\n{{previous}}")]}
         for text in (json.dumps(chain), "\ufeff\n" + json.dumps(chain, indent=4) + "\n\n"):
             for completed in (self.run_input(text, "--json"), self.run_input(text, "--json", "-f", "-"),
@@ -280,7 +280,7 @@ class Input(ChainCase):
                 self.assertEqual([result["output"] for result in self.report(completed)["results"]], ["one\n", "one\n"])
                 self.assertEqual((completed.returncode, completed.stderr), (0, b""))
 
-    def test_nothing_starts_before_its_end_was_read(self):
+    def test_input_on_a_pipe_runs_after_its_end(self):
         process = self.start_program(self.command("--jsonl", "-q"), stdin=subprocess.PIPE)
         process.stdin.write(json.dumps({"steps": [step("touch ran; say x")]}).encode())
         self.assertEqual(select.select([process.stdout], [], [], 0.2)[0], [])
@@ -288,11 +288,11 @@ class Input(ChainCase):
         self.assertEqual(process.finish().returncode, 0)
         self.assertTrue(self.has("ran"))
 
-    def test_an_input_without_end_ends_it_where_a_second_value_begins(self):
+    def test_endless_input_ends_at_the_second_value(self):
         completed = self.run_program(["sh", "-c", "yes '{\"steps\": []}' | exec \"$@\"", "sh"] + self.command())
         self.assertEqual(completed.returncode, 2)
 
-    def test_what_is_said_for_all_steps(self):
+    def test_defaults_and_backends_apply_to_all_steps(self):
         os.mkdir(self.path("sub"))
         completed = self.chain(step("cwd; env CLINVK_TASK", name="a"), step("cwd", workdir="/"), step("rest\nx", backend="mine"),
                                defaults={"workdir": self.path("sub"), "tags": ["t"]}, backends={"mine": {"command": ["tr", "x", "y"]}},
@@ -301,7 +301,7 @@ class Input(ChainCase):
         self.assertEqual([result["output"] for result in results], [self.path("sub") + "\n0\n", "/\n", "rest\ny"])
         self.assertEqual([result["tags"] for result in results], [["t"]] * 3)
 
-    def test_options_are_for_steps_that_do_not_say_it_themselves(self):
+    def test_options_apply_to_steps_without_the_field(self):
         chain = {"steps": [{"prompt": "x"}, {"prompt": "x", "backend": "codex", "model": "own"}], "defaults": {"model": "of-defaults"}}
         completed = self.run_input(chain, "--dry-run", "-b", "claude", "--model", "m", "--sandbox-mode", "read-only", "-w", "/")
         lines = completed.stdout.decode().splitlines()
@@ -309,7 +309,7 @@ class Input(ChainCase):
         self.assertRegex(lines[0], r"^\(cd -- / && env .* claude -p .*--tools Read,.* --model m <<< x\)$")
         self.assertRegex(lines[1], r"^\(cd -- / && env .* codex exec .* -s read-only .*-m own .*- <<< x\)$")
 
-    def test_the_working_directory_is_passed_on_where_that_is_asked_for(self):
+    def test_pass_working_dir_passes_the_directory_on(self):
         for name in ("one", "two"):
             os.mkdir(self.path(name))
         steps = (step("cwd"), step("cwd", workdir="one"), step("cwd"), step("cwd", workdir=self.path("two")), step("cwd", workdir=None))
@@ -323,7 +323,7 @@ class Input(ChainCase):
 
 
 class Failures(ChainCase):
-    def test_the_first_failure_ends_the_chain(self):
+    def test_first_failure_cancels_the_later_steps(self):
         os.unlink(os.path.join(self.bin, "claude"))
         for prompt, fields, status in (("exit 3", {}, "failed"), ("sleep 300", {"timeout": 0.1}, "timeout"),
                                        ("say x", {"backend": "claude"}, "failed")):
@@ -337,7 +337,7 @@ class Failures(ChainCase):
                                   for result in report["results"][2:]], [("not run, because step 2 failed", "canceled", -1, 0, "")] * 2)
                 self.assertFalse(self.has("ran"))
 
-    def test_a_chain_that_goes_on_puts_nothing_in_the_place_of_an_answer_that_is_not_there(self):
+    def test_stop_on_failure_false_replaces_missing_answers_by_nothing(self):
         steps = (step("say partly; exit 3", name="bad"), step("rest\n<{{previous}}>"), step("rest\n<{{steps.bad.output}}{{previous}}>"))
         completed = self.chain(*steps, stop_on_failure=False)
         report = self.report(completed)
@@ -347,7 +347,7 @@ class Failures(ChainCase):
         self.assertEqual(completed.stderr.decode(), "clinvk: warning: step 2: %s\nclinvk: warning: step 3: %s\n" % (warning, warning))
         self.assertEqual((completed.returncode, self.counts(report)), (1, dict(zip(COUNTS, (3, 2, 1, 3, 2, 1, 0, 0)))))
 
-    def test_a_prompt_that_becomes_too_large_for_its_backend_is_a_failed_step(self):
+    def test_prompt_that_becomes_too_large_fails_its_step(self):
         for stop, last in ((True, ("canceled", "")), (False, ("ok", "on\n"))):
             with self.subTest(stop_on_failure=stop):
                 completed = self.chain(step("flood 1048577"), step("{{previous}}", backend="codex", model="m"), step("say on"), stop_on_failure=stop)
@@ -357,7 +357,7 @@ class Failures(ChainCase):
                 self.assertEqual((results[2]["status"], results[2]["output"]), last)
                 self.assertEqual(completed.returncode, 1)
 
-    def test_a_prompt_that_becomes_blank_is_a_failed_step(self):
+    def test_prompt_that_becomes_blank_fails_its_step(self):
         completed = self.chain(step("exit 1"), step(" {{previous}}\n"), step("say on"), stop_on_failure=False)
         results = self.report(completed)["results"]
         self.assertEqual([results[1][name] for name in ("status", "error_kind", "error")],
@@ -365,7 +365,7 @@ class Failures(ChainCase):
         self.assertEqual(len(results[1]["warnings"]), 1)
         self.assertEqual(results[2]["output"], "on\n")
 
-    def test_a_step_that_is_not_to_be_run_has_no_answer_and_ends_nothing(self):
+    def test_step_with_dry_run_is_skipped_and_the_chain_continues(self):
         completed = self.chain(step("touch ran", dry_run=True), step("rest\n<{{previous}}>"))
         report = self.report(completed)
         self.assertEqual([(result["status"], result["output"]) for result in report["results"]],
@@ -376,7 +376,7 @@ class Failures(ChainCase):
         self.assertFalse(self.has("ran"))
 
     @only_linux
-    def test_a_lost_worker_is_a_failed_step(self):
+    def test_lost_worker_fails_its_step(self):
         if os.environ.get("CLINVK_START_METHOD") == "thread":
             self.skipTest("threads cannot be lost")
         process = self.start_program(self.command("--json", "-f", self.chain_file(step("ids pid; sleep 300"), step("touch ran"))))
@@ -391,7 +391,7 @@ class Failures(ChainCase):
 class Forms(ChainCase):
     STEPS = (step("say one\\ntwo", name="审查", backend="claude"), step("stderr noise; rest\n{{previous}}", backend="codex"), step("exit 3", name="fix"), step("say x"))
 
-    def test_text_has_each_answer_under_its_step_and_then_the_table(self):
+    def test_text_prints_answers_under_their_steps_and_a_table(self):
         completed = self.chain(*self.STEPS, arguments=[])
         self.assertEqual(normal(completed.stdout), """\
 Running a chain of 4 steps...
@@ -421,7 +421,7 @@ Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)
 """)
         self.assertEqual((completed.returncode, completed.stderr), (1, b""))
 
-    def test_an_answer_is_shown_as_soon_as_it_is_there(self):
+    def test_text_prints_an_answer_as_its_step_ends(self):
         process = self.start_program(self.command("-f", self.chain_file(step("say one"), step("wait-for go; say two"))))
         process.wait_for_line(b"[1/2] Step 1 (echo)")
         self.assertEqual(process.line(), b"one")
@@ -429,7 +429,7 @@ Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)
         completed = process.finish()
         self.assertTrue(completed.stdout.startswith(b"\n[2/2] Step 2 (echo)\ntwo\n\nResults\n"), completed.stdout)
 
-    def test_json_lines_come_one_by_one_and_the_table_goes_to_stderr(self):
+    def test_jsonl_prints_results_as_steps_end_and_the_table_on_stderr(self):
         process = self.start_program(self.command("--jsonl", "-f", self.chain_file(step("say one", name="n"), step("wait-for go; rest\n{{previous}}"))))
         first = json.loads(process.line())
         self.touch("go")
@@ -441,7 +441,7 @@ Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)
         self.assertIn(b"\nTotal: 2 tasks, 2 completed, 0 failed (", completed.stderr)
         self.assertEqual((completed.returncode, completed.stdout), (0, b""))
 
-    def test_the_json_object_has_its_fields_in_this_order(self):
+    def test_json_object_has_fields_in_order(self):
         report = self.report(self.chain(step("say one", name="n"), step("exit 1")))
         self.assertEqual(list(report), ["total_steps", "completed_steps", "failed_step", "total_tasks", "completed", "failed", "canceled", "skipped",
                                         "total_duration_seconds", "start_time", "end_time", "results"])
@@ -452,7 +452,7 @@ Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)
         self.assertEqual(normal(completed.stdout), "Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)\n1 failed: exit status 3\n")
         self.assertEqual(self.chain(*self.STEPS, arguments=["-q", "--jsonl"]).stderr, b"")
 
-    def test_a_dry_run_shows_the_steps_as_they_are_written(self):
+    def test_dry_run_prints_steps_with_their_placeholders(self):
         steps = (step("touch ran", name="a"), step("touch ran {{previous}} {{steps.a.output}}", workdir="/nonexistent"))
         completed = self.chain(*steps, arguments=["--dry-run"], pass_working_dir=True)
         self.assertEqual((completed.returncode, completed.stderr, completed.stdout.decode().splitlines()), (0, b"", [
@@ -461,7 +461,7 @@ Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)
         self.assertEqual(([result["status"] for result in report["results"]], report["skipped"]), (["skipped"] * 2, 2))
         self.assertFalse(self.has("ran"))
 
-    def test_controls_in_a_name_or_an_answer_do_not_reach_a_terminal(self):
+    def test_terminal_gets_no_control_characters(self):
         terminal = test_commands.Terminal()
         self.addCleanup(terminal.close)
         process = self.start_program(self.command("--progress", "never", "--color", "never", "-f", self.chain_file(
@@ -472,15 +472,15 @@ Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)
         self.assertNotIn(b"\x1b", shown)
         self.assertIn(b"[1/1] a^[]0;x^G (echo)\n^[[31mred\n", shown)
 
-    def test_the_status_line_counts_the_steps(self):
+    def test_progress_counts_the_steps(self):
         completed = self.chain(step("say one"), step("exit 1"), arguments=["--json", "--progress", "always"])
         self.assertRegex(completed.stderr.decode(), r"\A\[1/2\] 0 running, 00:..\n\[2/2\] 0 running, 1 failed, 00:..\n\Z")
 
-    def test_steps_run_one_after_the_other(self):
+    def test_steps_run_in_turn(self):
         self.outputs(*[step("append log +%d; append log -%d; say x" % (number, number)) for number in range(4)])
         self.assertEqual(self.log(), [sign + str(number) for number in range(4) for sign in "+-"])
 
-    def test_what_cannot_be_written_is_told(self):
+    def test_unwritable_stdout_exits_74_with_the_reason(self):
         if not os.path.exists("/dev/full"):
             self.skipTest("/dev/full is not there")
         path = self.chain_file(step("say one"), step("touch ran; say two"))
@@ -506,7 +506,7 @@ class Stopped(ChainCase):
         for name in ("pid", "left", "ready"):
             os.unlink(self.path(name))
 
-    def test_a_signal_stops_it_and_every_step_is_answered(self):
+    def test_signal_cancels_the_step_and_the_later_ones(self):
         for number, stop in ((signal.SIGINT, True), (signal.SIGTERM, False)):
             with self.subTest(signal=number, stop_on_failure=stop):
                 process = self.start_steps("--json", stop_on_failure=stop)
@@ -519,7 +519,7 @@ class Stopped(ChainCase):
                 self.assertNotIn(b"warning", completed.stderr)
                 self.assert_all_stopped()
 
-    def test_a_signal_is_the_reason_though_a_step_failed_before_it(self):
+    def test_signal_after_a_failed_step_is_the_reason(self):
         process = self.start_program(self.command("--json", "-f", self.chain_file(
             step("exit 3"), step("touch ready; sleep 300"), step("say x"), stop_on_failure=False)))
         self.wait_for_file(self.path("ready"))
@@ -528,7 +528,7 @@ class Stopped(ChainCase):
         self.assertEqual([(result["status"], result["error"]) for result in report["results"]], [
             ("failed", "exit status 3"), ("canceled", "canceled while it ran"), ("canceled", "canceled before it started (interrupted)")])
 
-    def test_when_the_reader_goes_away_the_rest_is_not_run(self):
+    def test_reader_leaves_cancels_the_later_steps(self):
         for arguments in ([], ["--jsonl"], ["--json"]):
             with self.subTest(arguments=arguments):
                 process = self.start_steps(*arguments)
@@ -538,7 +538,7 @@ class Stopped(ChainCase):
                 self.assert_all_stopped()
 
     @only_linux
-    def test_killed_it_leaves_nothing_running(self):
+    def test_sigkill_leaves_nothing_running(self):
         if os.environ.get("CLINVK_START_METHOD") == "thread":
             self.skipTest("threads cannot do that")
         process = self.start_steps("--json")
@@ -549,7 +549,7 @@ class Stopped(ChainCase):
 
 
 class Memory(ChainCase):
-    def test_answers_that_wait_for_a_later_step_do_not_wait_in_memory(self):
+    def test_answers_for_later_steps_are_not_kept_in_memory(self):
         size, count = 4000000, 14
         script = self.file("measured.py", "import resource, sys\nsys.path.insert(0, %r)\nimport clinvk\nif __name__ == '__main__':\n"
                            "    status = clinvk.main()\n    print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n" % ROOT)
@@ -600,7 +600,7 @@ class Pipeline(Case):
 
     CHAINED = "clinvk chain --file analyze.json --json | jq -r '.results[-1].output' > generated-tasks.json; "
 
-    def test_the_answer_of_a_chain_is_the_batch_that_parallel_runs(self):
+    def test_answer_of_a_chain_runs_as_a_batch(self):
         for answer in (self.TASKS, self.TASKS + "\n"):
             self.install_models(answer)
             status, printed, errors = self.shell(self.CHAINED + "clinvk parallel --file generated-tasks.json --json | jq -r '.results[].output'")
@@ -609,7 +609,7 @@ class Pipeline(Case):
             asked = [json.loads(line) for line in file]
         self.assertEqual(asked[1], "基于以下内容创建包含所有模块测试生成任务的 tasks.json 文件：auth.go, user.go")
 
-    def test_of_an_answer_in_a_markdown_fence_parallel_says_what_is_wrong_and_how_to_strip_it(self):
+    def test_answer_in_a_markdown_fence_is_refused_with_the_repair(self):
         for answer in ("\n  ```json\n%s\n  ```" % self.TASKS, self.TASKS + "\n```"):
             with self.subTest(answer=answer):
                 self.install_models(answer)
@@ -621,7 +621,7 @@ class Pipeline(Case):
                 status, printed, errors = self.shell(advice + " generated-tasks.json | clinvk parallel --json | jq -r '.results[].output'")
                 self.assertEqual((status, printed, errors), (0, "为 auth.go 生成单元测试\n为 user.go 生成单元测试\n", ""))
 
-    def test_a_chain_that_failed_leaves_no_tasks_to_run(self):
+    def test_failed_chain_leaves_no_tasks(self):
         self.install_models(self.TASKS)
         write_program(os.path.join(self.bin, "claude"), b"#!/bin/sh\nexit 3\n")
         status, printed, errors = self.shell(self.CHAINED + "clinvk parallel --file generated-tasks.json")

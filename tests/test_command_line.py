@@ -88,7 +88,7 @@ class CommandLine(Case):
 
 
 class Usage(CommandLine):
-    def test_what_cannot_be_understood_is_told_in_a_line_and_nothing_is_started(self):
+    def test_usage_error_is_one_line_and_nothing_starts(self):
         one = self.one_task()
         table = [
             (["help", "paralel"], ['unknown command "paralel" (did you mean "parallel"?)']), (["paralel"], ['"paralel"', "parallel"]), (["parallel", "extra"], ["extra"]),
@@ -106,7 +106,7 @@ class Usage(CommandLine):
                 self.assert_usage_error(answer, *words)
         self.assert_nothing_ran()
 
-    def test_the_program_ends_as_main_says(self):
+    def test_usage_error_exits_2_in_a_process(self):
         for arguments, word in ((["parallel", "--nonsense"], "clinvk parallel: error: unknown argument --nonsense"),
                                 (["parallel", "tasks.json"], "clinvk parallel: error: unknown argument tasks.json; a file is named with --file\n"),
                                 (["chain", "chain.json"], "clinvk chain: error: unknown argument chain.json; a file is named with --file\n"),
@@ -117,7 +117,7 @@ class Usage(CommandLine):
                 self.assertTrue(completed.stderr.decode().startswith(word), completed.stderr)
         self.assert_nothing_ran()
 
-    def test_an_unknown_option_is_told_with_the_nearest_known_one(self):
+    def test_unknown_option_names_the_nearest_known_one(self):
         near = {"--max-paralel": "--max-parallel", "--failfast": "--fail-fast", "--dryrun": "--dry-run", "--outputdir=x": "--output-dir",
                 "--colour": "--color", "--ceilling": "--ceiling", "--allow-command": "--allow-commands", "--json-l": "--jsonl", "--sandbox": "--sandbox-mode", "--max_turns": "--max-turns", "--zzz": ""}
         for (option, known), answer in zip(near.items(), self.main(*[["parallel", option] for option in near])):
@@ -125,7 +125,7 @@ class Usage(CommandLine):
                 self.assert_usage_error(answer, option)
                 self.assertEqual(re.findall(r'\(did you mean "([^"]+)"\?\)', answer[2]), [known] if known else [], answer[2])
 
-    def test_an_option_of_another_program_is_refused_with_what_to_give_instead(self):
+    def test_option_of_another_program_names_the_replacement(self):
         parallel, near = ("--jobs=4", "--workers", "--max-workers", "--threads", "-P", "-P4", "-n"), '(did you mean "--max-parallel"?)'
         table = [(["parallel", option], near) for option in parallel] + [
             (["parallel", "--cwd", "x"], '(did you mean "--workdir"?)'), (["--system", "x", "why"], '(did you mean "--system-prompt"?)'),
@@ -140,7 +140,7 @@ class Usage(CommandLine):
         for answer in self.main(["chain", "--workers", "4"], ["chain", "-n", "4"]):  # a wrong hint is worse than none
             self.assertNotIn("did you mean", answer[2])
 
-    def test_prompt_that_is_a_task_file_is_refused_with_the_command_to_run_it(self):
+    def test_prompt_that_is_a_task_file_names_the_command_to_run_it(self):
         self.file("tasks.json", [])
         self.file("two.jsonl", "")
         calls = {name: ["-b", "echo", "--dry-run", name] for name in ("tasks.json", "two.jsonl")}
@@ -151,7 +151,7 @@ class Usage(CommandLine):
         for words, answer in zip(calls, self.main(*calls)):
             self.assertEqual(answer, (0, "env NO_COLOR=1 cat <<< %s\n" % words[-1], ""))
 
-    def test_option_of_another_command_is_refused_with_that_command(self):
+    def test_option_of_another_command_names_that_command(self):
         table = ((["-f", "tasks.json"], "parallel"), (["-q", "x"], "parallel"),
                  (["x", "--jsonl"], "parallel"), (["--output-dir=x", "x"], "parallel"),
                  (["sessions", "show", "--older-than", "1d", "x"], "sessions clean"),
@@ -160,7 +160,7 @@ class Usage(CommandLine):
             with self.subTest(words=words):
                 self.assert_usage_error(answer, "it is an option of `clinvk %s`" % command)
 
-    def test_no_long_option_can_be_abbreviated(self):
+    def test_long_option_abbreviated_is_refused(self):
         options = sorted(set(re.findall(r"(?<=[ \[])--[a-z-]+", self.main(["parallel", "--help"])[0][1])))
         self.assertGreater(len(options), 15)
         one = self.one_task()
@@ -171,7 +171,7 @@ class Usage(CommandLine):
         self.assert_usage_error(self.main(["--vers"])[0])
         self.assert_nothing_ran()
 
-    def test_each_option_takes_its_values_and_no_others(self):
+    def test_option_values_valid_are_accepted_and_others_refused(self):
         one = self.file("one.jsonl", tasks("say x"))
         whole, text = ["0", "-1", "1.5", "", "x", "\u0663", "1e3", " 1", "+1", "0x10"], ["", " "]
         bad = {"-j": whole + ["1001"], "--max-parallel": whole + ["1" + "0" * 30], "--max-turns": whole, "--max-tokens": whole, "--model": text, "--workdir": text,
@@ -195,7 +195,7 @@ class Usage(CommandLine):
                         stdout = re.sub(r"\A\(cd -- / && (.*)\)\n\Z", r"\1\n", stdout)
                     check((status, stdout, stderr), option if option != "-j" else "max-parallel")
 
-    def test_a_backend_is_a_known_one_and_a_root_a_directory(self):
+    def test_unknown_backend_and_missing_root_are_refused(self):
         one = self.file("one.jsonl", b'{"prompt":"touch ran"}')
         table = [("--backend=ecko", '--backend: unknown backend "ecko" (did you mean "echo"?); ' + support.KNOWN),
                  ("--backend=Claude", '--backend: unknown backend "Claude" (did you mean "claude"?); ' + support.KNOWN),
@@ -205,7 +205,7 @@ class Usage(CommandLine):
             self.assertEqual(answer, (2, "", "clinvk: error: %s\n" % message))
         self.assert_nothing_ran()
 
-    def test_a_tilde_in_the_path_of_an_option_is_expanded_or_refused(self):
+    def test_path_option_with_a_tilde_is_expanded_or_refused(self):
         self.environment["HOME"] = self.directory
         self.file("tasks.jsonl", tasks("say x"))
         done = self.run_clinvk("parallel", "-b", "echo", "--jsonl", "-q", "--file=~/tasks.jsonl", "--root=~", "--workdir=~", "--output-dir=~/kept")
@@ -214,7 +214,7 @@ class Usage(CommandLine):
         for option, answer in zip(options, self.main(*[["parallel", option + "=~no-such-user/x"] for option in options])):
             self.assert_usage_error(answer, option, '"~no-such-user/x" begins with a home directory that is not known')
 
-    def test_options_may_stand_in_any_order_and_form(self):
+    def test_options_in_any_order_and_form_are_equal(self):
         batch = self.file("batch.json", [{"prompt": "say x"}, {"prompt": "say y", "model": "own"}])
         orders = (["parallel", "--dry-run", "--backend", "codex", "--model", "m", "--sandbox-mode", "full", "-f", batch],
                   ["parallel", "-f", batch, "-m", "m", "-b", "codex", "--sandbox-mode=full", "--dry-run"],
@@ -229,7 +229,7 @@ class Usage(CommandLine):
             with self.subTest(order=order):
                 self.assertEqual(answer, (0, expected, ""))
 
-    def test_control_characters_of_an_argument_do_not_reach_a_terminal(self):
+    def test_usage_error_has_no_raw_control_characters_on_a_terminal(self):
         master, slave = pty.openpty()
         try:
             tty.setraw(slave)
@@ -255,14 +255,14 @@ class Usage(CommandLine):
 
 
 class HelpAndVersion(CommandLine):
-    def test_the_version_is_that_of_the_module(self):
+    def test_version_is_that_of_the_module(self):
         for answer in self.main(["--version"], ["version"]):
             self.assertEqual(answer, (0, "clinvk %s\n" % clinvk.__version__, ""))
         for arguments in (["--version"], ["version"]):
             completed = self.run_clinvk(*arguments)
             self.assertEqual((completed.returncode, completed.stdout.decode(), completed.stderr), (0, "clinvk %s\n" % clinvk.__version__, b""))
 
-    def test_help_names_the_commands_and_every_option_and_goes_to_stdout(self):
+    def test_help_names_commands_and_options_on_stdout(self):
         short, same, parallel, also, version, doctor = self.main(
             ["--help"], ["-h"], ["parallel", "--help"], ["parallel", "-q", "-h"], ["version", "--help"], ["doctor", "--json", "--help"])
         self.assertEqual((short, parallel), (same, also))
@@ -278,21 +278,21 @@ class HelpAndVersion(CommandLine):
                        "--system-prompt", "--max-turns", "--max-tokens", "--timeout", "-h", "--help"):
             self.assertRegex(parallel[1], r"(?m)^ +(-[a-z][ ,].*)?%s\b" % option)
 
-    def test_help_as_a_word_shows_help(self):
+    def test_help_as_a_word_equals_the_option(self):
         answers = self.main(["help"], ["--help"], ["help", "parallel"], ["parallel", "--help"], ["help", "sessions", "x"], ["sessions", "-h"])
         for by_word, by_option in zip(answers[::2], answers[1::2]):
             self.assertEqual(by_word, by_option)
             self.assertEqual((by_word[0], by_word[2]), (0, ""))
 
-    def test_without_an_argument_the_usage_is_shown_on_stderr(self):
+    def test_no_argument_shows_help_on_stderr(self):
         status, stdout, stderr = self.main([])[0]
         self.assertEqual((status, stdout, stderr), (2, "", self.main(["--help"])[0][1]))
 
-    def test_help_needs_neither_input_nor_a_home_nor_a_tmpdir(self):
+    def test_help_without_home_and_tmpdir_succeeds(self):
         completed = self.run_clinvk("parallel", "--help", env={"HOME": None, "TMPDIR": "/nonexistent", "CLINVK_BACKEND": "nonsense"})
         self.assertEqual((completed.returncode, completed.stderr), (0, b""))
 
-    def test_what_cannot_be_printed_is_an_error(self):
+    def test_help_and_version_unwritable_exit_74(self):
         full = "> /dev/full" if os.path.exists("/dev/full") else ">&-"
         for arguments, redirection, unbuffered in (
                 (["--help"], full, "1"), (["parallel", "--help"], ">&-", None), (["--version"], full, None), (["version"], ">&-", "1"),
@@ -313,13 +313,13 @@ class Streams(CommandLine):
         finally:
             os.close(write)
 
-    def test_when_the_reader_was_gone_from_the_start_it_ends_as_by_a_broken_pipe(self):
+    def test_help_and_version_without_reader_exit_141(self):
         for arguments in (["parallel", "--help"], ["--version"], ["doctor"]):
             with self.subTest(arguments=arguments):
                 completed = self.run_without_reader(*arguments)
                 self.assertEqual((completed.returncode, completed.stderr), (141, b""))
 
-    def test_when_the_reader_was_gone_from_the_start_a_run_tells_on_stderr_what_became_of_the_tasks(self):
+    def test_parallel_without_reader_prints_totals_on_stderr(self):
         one = self.file("batch.jsonl", tasks("say x", "sleep 300"))
         for arguments in ([], ["--jsonl"], ["--json"], ["-q"], ["--jsonl", "-q"], ["--dry-run"]):
             with self.subTest(arguments=arguments):
@@ -329,7 +329,7 @@ class Streams(CommandLine):
                 if arguments != ["--dry-run"]:
                     self.assertRegex(completed.stderr, rb"(?m)^Total: 2 tasks, [01] completed, 0 failed, [12] canceled \(")
 
-    def test_when_the_reader_goes_away_in_the_middle_the_rest_is_stopped(self):
+    def test_parallel_reader_leaves_stops_the_rest(self):
         for arguments in ([], ["--jsonl"], ["--json"], ["-q"]):
             with self.subTest(arguments=arguments):
                 process = self.start_program(self.command("parallel", "-j", "2", *arguments, "-f", self.file("batch.jsonl", tasks(
@@ -343,7 +343,7 @@ class Streams(CommandLine):
                 self.assertRegex(process.error_output(), rb"(?m)^Total: 3 tasks, [01] completed, 0 failed, [23] canceled \(")
                 os.unlink(self.path("pid"))
 
-    def test_a_closed_stdout_is_an_output_that_cannot_be_written(self):
+    def test_parallel_unwritable_stdout_exits_74(self):
         one = self.file("batch.jsonl", tasks("say x", "say y"))
         full = "> /dev/full" if os.path.exists("/dev/full") else ">&-"
         for arguments, redirection in (([], full), (["--jsonl"], ">&-"), (["--json"], full), (["-q"], ">&-"), (["--dry-run"], full)):
@@ -352,7 +352,7 @@ class Streams(CommandLine):
                 self.assertEqual(completed.returncode, 74)
                 self.assertRegex(completed.stderr.decode(), r"(?m)^clinvk: error: cannot write to stdout: (Bad file descriptor|No space left on device)")
 
-    def test_without_a_stderr_it_works_all_the_same(self):
+    def test_parallel_without_stderr_works(self):
         one = self.file("batch.jsonl", tasks("fds; say x", "exit 3"))
         for redirection in ["2>&-"] + (["2> /dev/full"] if os.path.exists("/dev/full") else []):
             with self.subTest(redirection=redirection):
@@ -365,7 +365,7 @@ class Streams(CommandLine):
                     completed = self.with_redirection(redirection, *arguments)
                     self.assertEqual((completed.returncode, not completed.stdout), (status, status == 2))
 
-    def test_without_any_stream_it_ends_with_the_right_status(self):
+    def test_program_without_streams_exits_with_the_right_status(self):
         one = self.file("batch.jsonl", tasks("say x"))
         for redirection, arguments, status in (("<&- >&- 2>&-", ["parallel", "--jsonl", "-f", one], 74), ("<&- >&- 2>&-", ["parallel"], 2),
                                                ("<&- 2>&-", ["parallel", "-q", "-f", one], 0), ("<&- >&- 2>&-", ["version"], 74)):
@@ -373,14 +373,14 @@ class Streams(CommandLine):
                 self.assertEqual(self.with_redirection(redirection, *arguments).returncode, status)
 
     @only_linux
-    def test_a_closed_stdout_does_not_become_somebody_elses_file(self):
+    def test_closed_stdout_is_not_reused_for_another_file(self):
         self.with_redirection(">&-", "parallel", "--json", "--output-dir", "out", input=tasks("say x"))
         with open(self.path("out", "summary.json")) as file:
             self.assertEqual(json.load(file)["completed"], 1)
 
 
 class Environment(CommandLine):
-    def test_values_that_mean_nothing_are_refused_before_anything_starts(self):
+    def test_variable_invalid_is_refused_before_anything_starts(self):
         for name, value, words in (("CLINVK_START_METHOD", "frok", ["frok", "fork, spawn, thread"]),
                                    ("CLINVK_BACKEND", "claud", ['unknown backend "claud" (did you mean "claude"?)']),
                                    ("CLINVK_BACKEND", "Echo ", ["unknown backend"]),
@@ -395,26 +395,26 @@ class Environment(CommandLine):
                     self.assertIn(word, completed.stderr.decode())
         self.assert_nothing_ran()
 
-    def test_empty_ones_are_as_good_as_none(self):
+    def test_variable_empty_is_ignored(self):
         completed = self.run_clinvk("parallel", "-q", "-b", "echo", input=b'{"prompt": "say x"}', env={
             "CLINVK_START_METHOD": "", "CLINVK_BACKEND": "", "CLINVK_ECHO_MODEL": "", "CLINVK_CEILING": "", "CLINVK_BACKENDS": "", "NO_COLOR": "", "TMPDIR": ""})
         self.assertEqual((completed.returncode, completed.stderr), (0, b""))
 
-    def test_each_start_method_runs_a_batch(self):
+    def test_start_method_of_each_kind_runs_a_batch(self):
         for method in ("fork", "spawn", "thread"):
             with self.subTest(method=method):
                 completed = self.run_clinvk("parallel", "--jsonl", "-q", "-j", "2", input=tasks("say x", "say y"), env={"CLINVK_START_METHOD": method})
                 self.assertEqual((completed.returncode, completed.stderr), (0, b""))
                 self.assertEqual(sorted(result["output"] for result in results(completed)), ["x\n", "y\n"])
 
-    def test_a_backend_named_there_is_the_one_for_tasks_that_name_none(self):
+    def test_backend_variable_applies_to_tasks_without_backend(self):
         completed = self.run_clinvk("parallel", "--jsonl", "-q", "-j", "1", input=b'{"prompt": "say x"}{"prompt": "say x", "backend": "codex"}',
                                     env={"CLINVK_BACKEND": "echo"})
         self.assertEqual([result["backend"] for result in results(completed)], ["echo", "codex"])
 
 
 class AsAFunction(CommandLine):
-    def test_main_runs_a_batch_and_returns_the_exit_status(self):
+    def test_main_returns_the_exit_status_of_a_batch(self):
         batch = self.file("batch.jsonl", tasks("say x", "exit 3"))
         good = self.file("good.jsonl", tasks("say x"))
         failed, ok, missing, bad = self.main(["parallel", "-q", "-f", batch], ["parallel", "--json", "-f", good],
@@ -425,7 +425,7 @@ class AsAFunction(CommandLine):
         self.assertEqual(missing, (2, "", "clinvk: error: /nonexistent: No such file or directory\n"))
         self.assertEqual(bad[:2], (74, ""))
 
-    def test_without_an_argument_it_takes_those_of_the_process(self):
+    def test_main_without_argument_uses_those_of_the_process(self):
         completed = self.run_program([sys.executable, "-W", "error", "-c", textwrap.dedent("""
             import sys
             sys.path.insert(0, %r)
@@ -444,7 +444,7 @@ class Bugs(CommandLine):
         self.file("broken/orjson.py", "def loads(data):\n    raise ValueError\n\ndef dumps(value):\n    raise LookupError('broken on purpose')\n")
         return {"PYTHONPATH": self.path("broken"), "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def test_a_bug_is_told_with_a_trace_and_stops_what_runs(self):
+    def test_bug_prints_a_traceback_and_stops_the_run(self):
         completed = self.run_clinvk("parallel", "--jsonl", "-j", "2", env=self.broken_json(),
                                     input=tasks("wait-for pid; say x", "ids pid; sleep 300", "touch ran"))
         self.assertEqual((completed.returncode, completed.stdout), (70, b""))
@@ -454,7 +454,7 @@ class Bugs(CommandLine):
         self.assert_gone(self.pid_in(self.path("pid")))
         self.assert_nothing_ran()
 
-    def test_a_bug_that_cannot_be_told_has_its_exit_status_all_the_same(self):
+    def test_bug_without_stderr_exits_70(self):
         completed = self.with_redirection("2>&-", "parallel", "--jsonl", env=self.broken_json(), input=tasks("say x"))
         self.assertEqual((completed.returncode, completed.stdout), (70, b""))
 

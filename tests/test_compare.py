@@ -71,7 +71,7 @@ class CompareCase(test_commands.Commands):
 
 
 class Choice(CompareCase):
-    def test_one_of_the_two_ways_to_choose_must_be_taken(self):
+    def test_choice_missing_or_double_is_refused(self):
         self.assert_errors(
             (["touch ran"], "one of the arguments --backends --all-backends is required"),
             (["--all-backends", "--backends", "echo", "touch ran"], "not allowed with argument"),
@@ -80,52 +80,52 @@ class Choice(CompareCase):
              "unknown argument ran; commas separate the backends, and a prompt of several words needs quotes around it"),
             (["--all-backends", "-b", "echo", "touch ran"], "unknown argument -b"))
 
-    def test_an_unknown_or_repeated_name_is_refused_and_nothing_runs(self):
+    def test_backends_unknown_or_repeated_are_refused(self):
         self.assert_errors(*((["--backends", names, "touch ran"], message) for names, message in (
             ("echo,ecko", '--backends: unknown backend "ecko" (did you mean "echo"?); ' + support.KNOWN + ', one, two'),
                                ("echo,", '--backends: unknown backend ""'), ("", '--backends: unknown backend ""'), ("Claude", '"Claude"'),
             ("one,two, one", 'clinvk: error: --backends: "one" is named twice'))))
 
-    def test_the_named_ones_are_asked_in_that_order_whatever_stands_around_the_names(self):
+    def test_backends_run_in_the_given_order(self):
         report = self.report(self.compare("--json", "--backends", " two , one,echo", "say x"))
         self.assertEqual(report["backends"], ["two", "one", "echo"])
         self.assertEqual([result["output"] for result in report["results"]], ["x\n"] * 3)
 
-    def test_all_are_those_that_are_installed_but_echo_and_the_users_own(self):
+    def test_all_backends_are_the_installed_ones_except_echo(self):
         completed = self.compare("--json", "--all-backends", "say x", env=dict(self.only("cat", "claude", "codex"), CLINVK_BACKENDS='{"one": {"command": ["cat"]}}'))
         report = self.report(completed)
         missing = [name for name in clinvk.BACKENDS if name not in ("claude", "codex", "echo")]
         self.assertEqual((report["backends"], report["not_installed"]), (["claude", "codex", "one"], missing))
         self.assertEqual((completed.returncode, completed.stderr.decode()), (0, "clinvk: warning: not installed, so left out: %s\n" % ", ".join(missing)))
 
-    def test_a_backend_that_the_configuration_disables_is_not_among_all_and_cannot_be_named(self):
+    def test_backend_disabled_is_left_out_or_refused(self):
         path = self.file("config.yaml", "backends:\n  codex:\n    enabled: false\n")
         env = dict(self.only("cat", "claude", "codex"), CLINVK_CONFIG=path, CLINVK_BACKENDS="")
         self.assertEqual(self.report(self.compare("--json", "--all-backends", "say x", env=env))["backends"], ["claude"])
         self.assert_error(self.compare("--backends", "claude,codex", "touch ran", env=env), "codex is disabled by " + path)
 
-    def test_what_is_not_installed_is_named_and_the_others_run(self):
+    def test_backend_not_installed_is_named_and_the_others_run(self):
         for arguments, missing in ((["--backends", "mine,one,gemini,echo"], ["mine", "gemini"]), (["--backends", "one,echo"], None)):
             completed = self.compare("--json", *arguments, "say x", env=self.only("cat"))
             report = self.report(completed)
             self.assertEqual((report["backends"], report.get("not_installed")), (["one", "echo"], missing))
             self.assertEqual((completed.returncode, completed.stderr.decode()), (0, "clinvk: warning: not installed, so left out: mine, gemini\n" if missing else ""))
 
-    def test_a_program_that_is_there_and_cannot_be_started_is_a_failure(self):
+    def test_backend_not_executable_fails(self):
         os.chmod(os.path.join(self.bin, "codex"), 0o644)
         completed = self.compare("--json", "--backends", "codex,echo", "say x", env=self.only("cat", "codex"))
         report = self.report(completed)
         self.assertEqual([(result["status"], result["exit_code"]) for result in report["results"]], [("failed", 126), ("ok", 0)])
         self.assertEqual((completed.returncode, "not_installed" in report), (1, False))
 
-    def test_where_none_is_installed_it_fails_and_says_so(self):
+    def test_no_backend_installed_exits_1_with_a_message(self):
         env = dict(self.only("cat"), CLINVK_BACKENDS='{"mine": {"command": ["no-such-program"]}}')
         for arguments, names in ((["--backends", "claude,mine"], "claude, mine"), (["--all-backends"], ", ".join([name for name in clinvk.BACKENDS if name != "echo"] + ["mine"]))):
             completed = self.compare(*arguments, "--json", "touch ran", env=env)
             self.assert_error(completed, status=1)
             self.assertEqual(completed.stderr.decode(), "clinvk: error: none of the backends is installed: %s\n" % names)
 
-    def test_a_relative_program_is_looked_for_where_clinvk_runs(self):
+    def test_relative_program_is_relative_to_the_current_directory(self):
         os.mkdir(self.path("sub"))
         env = {"CLINVK_BACKENDS": '{"tool": {"command": ["./tool"]}}'}
         tool = shutil.copy(os.path.join(self.bin, "cat"), self.path("sub", "tool"))
@@ -135,28 +135,28 @@ class Choice(CompareCase):
 
 
 class Prompts(CompareCase):
-    def test_a_dash_stands_for_stdin(self):
+    def test_prompt_dash_reads_stdin(self):
         for text in ("rest\nfrom stdin\n", "rest\n" + "x" * 300000, "rest\n审查 \udcff"):
             report = self.report(self.compare("--json", "--backends", "one,echo", "-", input=text))
             self.assertEqual(report["prompt"], text)
             self.assertEqual([result["output"] for result in report["results"]], [text[len("rest\n"):]] * 2)
 
-    def test_what_looks_like_an_option_is_a_prompt_after_two_dashes(self):
+    def test_prompt_after_two_dashes_may_look_like_an_option(self):
         self.install_answerers("cat")
         self.assertEqual(self.report(self.compare("--json", "--backends", "echo", "--", "--help"))["results"][0]["output"], "--help")
 
-    def test_a_prompt_that_cannot_be_asked_is_refused(self):
+    def test_prompt_blank_or_too_large_is_refused(self):
         self.assert_errors(*((["--backends", "echo", prompt], "clinvk: error: the prompt is blank\n") for prompt in ("", " \n", "-")))
         self.assert_error(self.compare("--backends", "echo,codex", "-", input=b"x" * 1048577),
                           "clinvk: error: prompt: the prompt has 1,048,577 characters; codex takes 1,048,576 at most\n")
 
-    def test_a_mode_that_one_of_them_cannot_keep_is_refused_for_all(self):
+    def test_mode_that_one_backend_cannot_keep_is_refused(self):
         self.assert_errors(
             (["--backends", "claude,codex", "--sandbox-mode", "full", "--approval-mode", "auto", "touch ran"],
              "clinvk: error: sandbox_mode: codex: "),
             (["--backends", "claude,one", "--sandbox-mode", "read-only", "touch ran"], "clinvk: error: sandbox_mode: one: "))
 
-    def test_options_are_for_all_of_them(self):
+    def test_task_options_apply_to_all_backends(self):
         completed = self.compare("--dry-run", "--backends", "claude,codex,one", "-m", "m", "-w", "/", "x", env={"CLINVK_CLAUDE_MODEL": "other"})
         lines = completed.stdout.decode().splitlines()
         self.assertEqual((completed.returncode, completed.stderr, len(lines)), (0, b"", 3))
@@ -167,7 +167,7 @@ class Prompts(CompareCase):
         report = self.report(self.compare("--json", "--backends", "one,two", "--timeout", "0.2s", "sleep 300"))
         self.assertEqual([result["status"] for result in report["results"]], ["timeout"] * 2)
 
-    def test_a_dry_run_starts_nothing_and_needs_no_program(self):
+    def test_dry_run_needs_no_program_and_starts_nothing(self):
         env = {"PATH": "/nonexistent"}
         completed = self.compare("--dry-run", "--all-backends", "touch ran", env=env)
         self.assertEqual(completed.returncode, 0)
@@ -180,7 +180,7 @@ class Prompts(CompareCase):
 
 
 class Running(CompareCase):
-    def test_they_run_at_once_or_one_after_the_other(self):
+    def test_backends_run_at_once_or_with_sequential_in_turn(self):
         env = {"CLINVK_BACKENDS": json.dumps({name: {"command": ["sh", "-c", "sed 's/ME/%s/g; s/OTHER/%s/g' | cat" % (name, other)]}
                                               for name, other in (("a", "b"), ("b", "a"))})}
         completed = self.compare("--json", "--backends", "a,b", "touch here-ME; wait-for here-OTHER; say met", env=env)
@@ -188,14 +188,14 @@ class Running(CompareCase):
         self.compare("--json", "--sequential", "--backends", "b,a", "append log +ME; append log -ME; say x", env=env)
         self.assertEqual(self.log(), ["+b", "-b", "+a", "-a"])
 
-    def test_one_failure_is_the_verdict_and_stops_no_other(self):
+    def test_failure_of_one_backend_exits_1_and_stops_no_other(self):
         completed = self.compare("--json", "--backends", "bad,one", "--sequential", "say x",
                                  env={"CLINVK_BACKENDS": '{"bad": {"command": ["sh", "-c", "echo why >&2; exit 3"]}, "one": {"command": ["cat"]}}'})
         report = self.report(completed)
         self.assertEqual([(result["status"], result["exit_code"], result.get("error")) for result in report["results"]], [("failed", 3, "why"), ("ok", 0, None)])
         self.assertEqual((completed.returncode, report["completed"], report["failed"]), (1, 1, 1))
 
-    def test_a_signal_stops_them_and_each_is_answered(self):
+    def test_signal_cancels_all_backends(self):
         process = self.start_program(self.command("--json", "--backends", "one,two", "append pids x; leave-group left; touch ready; sleep 300"))
         self.wait_for_file(self.path("left"))
         wait_until(lambda: self.log("pids") == ["x", "x"], "both run")
@@ -205,7 +205,7 @@ class Running(CompareCase):
         self.assertEqual(([result["status"] for result in report["results"]], completed.returncode), (["canceled"] * 2, -signal.SIGINT))
         self.assert_gone(self.pid_in(self.path("left")))
 
-    def test_when_the_reader_goes_away_they_are_stopped_and_the_table_is_told(self):
+    def test_reader_leaves_stops_all_and_prints_the_table_on_stderr(self):
         env = {"CLINVK_BACKENDS": '{"fast": {"command": ["tr", "x", "x"]}, "one": {"command": ["cat"]}, "two": {"command": ["cat"]}}'}
         for arguments in ([], ["--json"], ["--jsonl"]):
             process = self.start_program(self.command(*arguments, "--progress", "always", "--backends", "fast,one,two", "append log x; sleep 300"), env=env)
@@ -218,7 +218,7 @@ class Running(CompareCase):
 
 
 class Forms(CompareCase):
-    def test_text_has_the_answers_in_the_given_order_and_then_the_table(self):
+    def test_text_prints_answers_in_order_and_a_table(self):
         completed = self.compare("--backends", "claude,one,codex,mine,two", "-m", "m", "say a\\nb", env={"CLINVK_BACKENDS": json.dumps(
             dict(json.loads(MINE), two={"command": ["sh", "-c", "echo no luck >&2; exit 1"]}))})
         self.assertEqual(normal(completed.stdout), """\
@@ -255,7 +255,7 @@ Total: 4 tasks, 3 completed, 1 failed, 314 tokens, $0.2500 (0.00s)
 """)
         self.assertEqual((completed.returncode, completed.stderr.decode()), (1, "clinvk: warning: not installed, so left out: mine\n"))
 
-    def test_the_answers_come_at_the_end_together(self):
+    def test_text_prints_all_answers_at_the_end(self):
         env = {"CLINVK_BACKENDS": '{"slow": {"command": ["sh", "-c", "while ! test -e go; do sleep 0.05; done; cat"]}, "one": {"command": ["cat"]}}'}
         process = self.start_program(self.command("--backends", "slow,one", "append log x; say x"), env=env)
         self.assertEqual(process.line(), b"Comparing 2 backends: slow, one")
@@ -263,16 +263,16 @@ Total: 4 tasks, 3 completed, 1 failed, 314 tokens, $0.2500 (0.00s)
         self.touch("go")
         self.assertEqual(process.finish().stdout.split(b"\n")[:6], [b"", b"[slow]", b"x", b"", b"[one]", b"x"])
 
-    def test_large_answers_are_shown_whole(self):
+    def test_text_prints_large_answers_whole(self):
         completed = self.compare("--backends", "one,two", "flood 300000")
         self.assertIn(b"[one]\n" + b"x" * 300000 + b"\n\n[two]\n" + b"x" * 300000 + b"\n\nResults\n", completed.stdout)
 
-    def test_the_json_object_has_its_fields_in_this_order(self):
+    def test_json_object_has_fields_in_order(self):
         report = self.report(self.compare("--json", "--backends", "one,mine", "say x"))
         self.assertEqual(list(report), ["prompt", "backends", "not_installed", "total_tasks", "completed", "failed", "canceled", "skipped",
                                         "total_duration_seconds", "start_time", "end_time", "results"])
 
-    def test_json_lines_come_as_the_answers_do_and_the_table_goes_to_stderr(self):
+    def test_jsonl_prints_results_as_they_come_and_the_table_on_stderr(self):
         env = {"CLINVK_BACKENDS": '{"slow": {"command": ["sh", "-c", "while ! test -e go; do sleep 0.05; done; cat"]}, "one": {"command": ["cat"]}}'}
         process = self.start_program(self.command("--jsonl", "--backends", "slow,one", "say x"), env=env)
         self.assertEqual(json.loads(process.line())["backend"], "one")
@@ -285,10 +285,10 @@ Total: 4 tasks, 3 completed, 1 failed, 314 tokens, $0.2500 (0.00s)
         self.assertNotIn(b"[one]", completed.stderr)
         self.assertEqual((completed.returncode, completed.stdout), (0, b""))
 
-    def test_quiet_prints_the_total_alone(self):
+    def test_quiet_prints_only_the_total(self):
         self.assertEqual(normal(self.compare("-q", "--backends", "one,two", "say x").stdout), "Total: 2 tasks, 2 completed, 0 failed (0.00s)\n")
 
-    def test_controls_do_not_reach_a_terminal_and_statuses_are_colored_there(self):
+    def test_terminal_gets_colors_and_no_control_characters(self):
         self.install_answerers("cat")
         terminal = test_commands.Terminal()
         self.addCleanup(terminal.close)
@@ -301,7 +301,7 @@ Total: 4 tasks, 3 completed, 1 failed, 314 tokens, $0.2500 (0.00s)
         self.assertIn(b"echo         \x1b[32mOK        \x1b[m", shown)
         self.assertIn(b"\n[echo]\na^[]0;x^G b\n\n[upper]\nA^[]0;X^G B\n", shown)
 
-    def test_what_cannot_be_written_is_told(self):
+    def test_unwritable_stdout_exits_74_with_the_reason(self):
         if not os.path.exists("/dev/full"):
             self.skipTest("/dev/full is not there")
         for arguments, message in (

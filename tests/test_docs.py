@@ -165,14 +165,14 @@ def examples_of_the_man_page():
 
 
 class ManPageTest(unittest.TestCase):
-    def test_it_describes_exactly_the_options_of_the_parser(self):
+    def test_man_page_options_equal_those_of_the_parser(self):
         for command, parser in parsers().items():
             with self.subTest(command=command):
                 written = MAN.options("OPTIONS", "Options of " + command) if command not in ("", "version") else set()
                 general = MAN.options("OPTIONS", "General options")
                 self.assertEqual(written | (general & HELP if command else general), options_of(parser))
 
-    def test_its_synopsis_has_every_option(self):
+    def test_man_page_synopsis_has_every_option(self):
         for command, text in re.findall(r"^\.Nm\n(?:\.Cm (\w+)\n)?((?:\.(?:Op|Fl) .*\n)*)", "\n".join(MAN.part("SYNOPSIS")) + "\n", re.M):
             with self.subTest(command=command):
                 shown = set()
@@ -183,10 +183,10 @@ class ManPageTest(unittest.TestCase):
                 self.assertEqual([action.option_strings for action in option_actions(parser)
                                   if not shown.intersection(action.option_strings)], [])
 
-    def test_it_describes_exactly_the_commands(self):
+    def test_man_page_commands_equal_those_of_the_program(self):
         self.assertEqual(set(MAN.words("COMMANDS")), commands())
 
-    def test_it_gives_the_words_that_an_option_takes(self):
+    def test_man_page_option_values_equal_the_choices(self):
         described = set()
         for command, parser in sorted(parsers().items(), key=lambda item: item[0] != "parallel"):
             for action in option_actions(parser):
@@ -199,17 +199,17 @@ class ManPageTest(unittest.TestCase):
                     if command == "parallel":
                         described.add(option)
 
-    def test_it_describes_exactly_the_fields_of_a_batch_and_of_a_task(self):
+    def test_man_page_batch_and_task_fields_equal_those_of_the_program(self):
         self.assertEqual(sorted(MAN.words("INPUT", "Batch fields")), sorted(clinvk.BATCH_FIELDS))
         self.assertEqual(sorted(MAN.words("INPUT", "Task fields")), sorted(clinvk.TASK_FIELDS))
 
-    def test_it_describes_exactly_the_fields_of_a_chain_and_what_is_put_into_its_prompts(self):
+    def test_man_page_chain_fields_and_placeholders_equal_those_of_the_program(self):
         self.assertEqual(sorted(MAN.words("INPUT", "Chain fields")), sorted(clinvk.CHAIN_FIELDS))
         text = "\n".join(MAN.part("INPUT", "Chain fields"))
         said = re.findall(r"^\.Ql (\{\{.*\}\})", text, re.M)
         self.assertEqual([bool(re.fullmatch(clinvk._REFERENCE, reference)) for reference in said], [True, True])
 
-    def test_it_describes_exactly_what_a_chain_and_a_comparison_have_beside_the_rest(self):
+    def test_man_page_fields_of_chains_and_comparisons_equal_the_output(self):
         totals = clinvk.Totals()
         task = clinvk.Task("echo", "p", name="n")
         result = clinvk.Result(0, "echo", "ok", 0, task=task)
@@ -218,35 +218,35 @@ class ManPageTest(unittest.TestCase):
         ours = set(clinvk.comparison_fields(totals, "p", ["echo"], ["claude"]))
         self.assertEqual(set(MAN.words("OUTPUT", "Output of a comparison")), ours - set(totals.fields()))
 
-    def test_it_gives_the_words_that_a_field_takes(self):
+    def test_man_page_field_values_equal_the_modes(self):
         for field, words in WORDS_OF_FIELDS.items():
             with self.subTest(field=field):
                 lines = next(lines for item, lines in MAN.items("INPUT", "Task fields") if item == "Va " + field)
                 self.assertEqual({line.split()[1] for line in lines if line.startswith(".Cm ")}, set(words))
 
-    def test_it_describes_exactly_the_fields_of_a_result(self):
+    def test_man_page_result_fields_equal_the_output(self):
         task = clinvk.Task("echo", "p", id="i", name="n", tags=("t",), meta={"k": 1})
         full = clinvk.Result(0, "echo", "failed", 1, "o", "e", "backend", 1.0, ("w",), "m", "s", {"input_tokens": 1}, 0.1, 1, task=task)
         self.assertEqual(sorted(MAN.words("OUTPUT", "Result")), sorted(clinvk.result_fields(full)))
 
-    def test_it_marks_exactly_the_optional_fields_of_a_result(self):
+    def test_man_page_optional_result_fields_are_marked(self):
         always = set(clinvk.result_fields(clinvk.Result(0, "echo", "ok", 0)))
         for item, lines in MAN.items("OUTPUT", "Result"):
             for field in re.findall(r"\w{3,}", item):
                 with self.subTest(field=field):
                     self.assertEqual(".Pq optional ." not in lines, field in always)
 
-    def test_it_names_every_count_of_usage(self):
+    def test_man_page_usage_counts_equal_the_output(self):
         usage = clinvk._usage(1, 1, 1, 1, 1)
         lines = next(lines for item, lines in MAN.items("OUTPUT", "Result") if item == "Va usage")
         self.assertEqual({line.split()[1] for line in lines if line.startswith(".Va ")}, set(usage))
 
-    def test_it_describes_exactly_the_fields_of_the_json_object(self):
+    def test_man_page_json_fields_equal_the_output(self):
         totals = clinvk.Totals()
         totals.usage, totals.cost_usd = {"total_tokens": 1}, 0.1
         self.assertEqual(sorted(MAN.words("OUTPUT", "JSON")), sorted(list(totals.fields()) + ["results"]))
 
-    def test_it_describes_exactly_the_fields_of_a_session(self):
+    def test_man_page_session_fields_equal_the_output(self):
         self.assertEqual(sorted(MAN.words("SESSIONS", "Session fields")), sorted(clinvk.SESSION_FIELDS))
         always = set(clinvk.session_fields(clinvk.Session("0" * 32, "echo", 0.0, 0.0, "/")))
         for item, lines in MAN.items("SESSIONS", "Session fields"):
@@ -257,7 +257,7 @@ class ManPageTest(unittest.TestCase):
         self.assertEqual(set(re.findall(r"\.Cm (\w+)", text)), set(clinvk.SESSION_STATUSES))
         self.assertIn("its first {:,} characters".format(clinvk.MAX_KEPT_PROMPT), "\n".join(MAN.part("SESSIONS")))
 
-    def test_it_describes_exactly_the_actions_on_sessions_and_which_options_they_have(self):
+    def test_man_page_session_actions_and_options_equal_the_tables(self):
         items = MAN.items("OPTIONS", "Options of sessions")
         self.assertEqual([item.split()[1] for item, _ in items if item.startswith("Cm ")], ACTIONS)
         for item, lines in items:
@@ -267,7 +267,7 @@ class ManPageTest(unittest.TestCase):
                     said = " ".join(lines).partition(":")[0] if option != "json" else " ".join(lines)
                     self.assertEqual(set(re.findall(r"\b(%s)\b" % "|".join(ACTIONS), said)), having)
 
-    def test_it_says_which_backends_can_be_resumed_and_how(self):
+    def test_man_page_resuming_equals_the_backends(self):
         text = " ".join(MAN.part("SESSIONS"))
         for name, backend in clinvk.BACKENDS.items():
             with self.subTest(backend=name):
@@ -279,18 +279,18 @@ class ManPageTest(unittest.TestCase):
                     self.assertEqual(bool(re.search(r"\.Cm (\w+ and \.Cm )?%s (and \.Cm \w+ )?the system prompt of the first run" % name, text)),
                                      not can.system_prompt)
 
-    def test_it_describes_exactly_the_statuses_and_the_error_kinds(self):
+    def test_man_page_statuses_and_error_kinds_equal_the_program(self):
         self.assertEqual(sorted(MAN.words("OUTPUT", "Statuses")), sorted(clinvk.STATUSES))
         self.assertEqual(sorted(MAN.words("OUTPUT", "Error kinds")), sorted(clinvk.ERROR_KINDS))
 
-    def test_it_describes_exactly_the_exit_statuses(self):
+    def test_man_page_exit_statuses_equal_the_program(self):
         statuses = {value for name, value in vars(clinvk).items() if name.startswith("EXIT_")}
         self.assertEqual({int(word) for word in MAN.words("EXIT STATUS")}, statuses)
 
-    def test_it_describes_exactly_the_backends(self):
+    def test_man_page_backends_equal_the_program(self):
         self.assertEqual(MAN.words("BACKENDS", "The programs"), list(clinvk.BACKENDS))
 
-    def test_its_tables_say_what_the_modes_come_to(self):
+    def test_man_page_mode_tables_equal_the_command_lines(self):
         option = {"claude": "--permission-mode", "codex": "-s", "gemini": "--approval-mode"}
         for name, backend in clinvk.BACKENDS.items():
             rows = MAN.rows(MAN.body("BACKENDS", name, "The programs"))
@@ -308,7 +308,7 @@ class ManPageTest(unittest.TestCase):
                             does = "its own default" if name == "codex" else "its own settings"
                         self.assertEqual(said, does)
 
-    def test_it_says_which_modes_are_refused(self):
+    def test_man_page_refused_modes_equal_the_backends(self):
         rows = MAN.rows(MAN.part("BACKENDS", "What the modes come to"))
         for name, backend in clinvk.BACKENDS.items():
             for sandbox in clinvk.SANDBOX_MODES if name != "echo" else ():
@@ -318,7 +318,7 @@ class ManPageTest(unittest.TestCase):
                                   and ({approval, "any"} & set(row[1]) or row[1] == ["any but always"] and approval != "always")]
                         self.assertEqual(["refused"] in effect[:1], bool(backend.refuse(sandbox, approval)))
 
-    def test_its_definitions_of_commands_are_definitions(self):
+    def test_man_page_definitions_of_commands_are_valid(self):
         text = "\n".join(MAN.part("BACKENDS", "Commands of your own"))
         example = re.search(r"^\.Bd [^\n]*\n(\{.*?)^\.Ed", text + "\n", re.M | re.S).group(1).replace(r"\(dq", '"')
         self.assertEqual(list(clinvk.environment_definitions({"CLINVK_BACKENDS": example})), ["copy", "ollama", "llm", "opencode"])
@@ -326,7 +326,7 @@ class ManPageTest(unittest.TestCase):
                           " ".join(MAN.words("BACKENDS", "Commands of your own"))], [])
         self.assertEqual([name for name in clinvk.PLACEHOLDERS if "Ql {%s}" % name not in text], [])
 
-    def test_it_says_which_fields_a_backend_has_not(self):
+    def test_man_page_missing_fields_equal_the_backends(self):
         optional = {"model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose"}
         for name, backend in clinvk.BACKENDS.items():
             with self.subTest(backend=name):
@@ -338,7 +338,7 @@ class ManPageTest(unittest.TestCase):
                 else:
                     self.assertEqual(has_not, optional - backend.honours)
 
-    def test_it_gives_the_limits_of_prompts_and_the_signals(self):
+    def test_man_page_limits_and_signals_equal_the_backends(self):
         for name, backend in clinvk.BACKENDS.items():
             with self.subTest(backend=name):
                 text = "\n".join(MAN.body("BACKENDS", name, "The programs"))
@@ -346,14 +346,14 @@ class ManPageTest(unittest.TestCase):
                 self.assertRegex(text, "(?m)^The prompt may have %s[.,;]" % size)
                 self.assertEqual("It is stopped with " + backend.stop_signal in text, backend.stop_signal != "SIGTERM")
 
-    def test_it_gives_the_numbers_of_the_program(self):
+    def test_man_page_numbers_equal_the_constants(self):
         self.assertIn("after %d seconds" % clinvk.GRACE_SECONDS, "\n".join(MAN.part("RUNNING", "The end of a task")))
         self.assertIn("of the input, else %d." % clinvk.DEFAULT_JOBS, "\n".join(MAN.part("OPTIONS")))
         self.assertIn("tasks at once, %d at most." % clinvk.MAX_JOBS, "\n".join(MAN.part("OPTIONS")))
         self.assertIn("no deeper than %d levels" % clinvk.MAX_DEPTH, "\n".join(MAN.part("INPUT", "Task fields")))
         self.assertEqual((clinvk.SMALL_FILE_BYTES, clinvk.ONE_WRITE_BYTES), (1 << 20, 1 << 20), "the man page says 1 MiB of both")
 
-    def test_it_describes_exactly_the_environment_variables(self):
+    def test_man_page_variables_equal_those_of_the_program(self):
         source = text_of("clinvk.py")
         used = set()
         for variable in re.findall(r"CLINVK_(?:[A-Z_]|%s)+", source):
@@ -368,18 +368,18 @@ class ManPageTest(unittest.TestCase):
         for variable in written - used - {"PATH"}:
             self.assertRegex(source, r"""["(, ]%s["=]""" % variable)
 
-    def test_it_names_the_start_methods(self):
+    def test_man_page_start_methods_equal_those_of_the_program(self):
         lines = MAN.body("ENVIRONMENT", "CLINVK_START_METHOD")
         self.assertEqual({line.split()[1] for line in lines if line.startswith(".Cm ")}, set(clinvk.START_METHODS))
 
     @needs("mandoc")
-    def test_mandoc_has_no_complaint(self):
+    def test_man_page_has_no_mandoc_warnings(self):
         lint = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", os.path.join(ROOT, "man", "clinvk.1")],
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
         self.assertEqual((lint.stdout.decode(), lint.returncode), ("", 0))
 
     @needs("mandoc")
-    def test_it_is_shown_as_it_was_meant(self):
+    def test_man_page_quotes_and_examples_are_rendered_well(self):
         """mdoc takes a lone `.` for the end of a sentence, and a quotation that another one follows goes on behind that."""
         shown = subprocess.run(["mandoc", "-T", "utf8", "-O", "width=200", os.path.join(ROOT, "man", "clinvk.1")],
                                stdout=subprocess.PIPE, check=True, timeout=60).stdout.decode()
@@ -391,7 +391,7 @@ class ManPageTest(unittest.TestCase):
 
 
 class VersionTest(unittest.TestCase):
-    def test_the_version_and_its_date_are_the_same_everywhere(self):
+    def test_version_and_date_agree_everywhere(self):
         version, date = re.search(r"^## (\S+) \((\d{4}-\d{2}-\d{2})\)$", text_of("CHANGES.md"), re.M).groups()
         self.assertEqual(version, clinvk.__version__)
         self.assertIn('.Os "clinvk %s"' % version, MAN.lines)
@@ -399,7 +399,7 @@ class VersionTest(unittest.TestCase):
         months = "January February March April May June July August September October November December".split()
         self.assertIn(".Dd %s %d, %d" % (months[month - 1], day, year), MAN.lines)
 
-    def test_setup_cfg_reads_the_version_from_the_program(self):
+    def test_setup_cfg_reads_the_version_from_the_module(self):
         self.assertRegex(text_of("setup.cfg"), r"(?m)^version = attr: clinvk\.__version__$")
         self.assertRegex(text_of("clinvk.py"), r'(?m)^__version__ = "\d+\.\d+\.\d+"$')
 
@@ -426,24 +426,24 @@ class BashCompletionTest(unittest.TestCase):
                 self.assertEqual(self.complete("clinvk", *words)[0],
                                  {"--sandbox-mode", "--system-prompt"})
 
-    def test_its_list_of_options_is_that_of_the_parser(self):
+    def test_bash_options_equal_those_of_the_parser(self):
         listed = dict(re.findall(r"^ {8}(\w+|'')\)\n +options='([^']*)'", text_of("completions", "clinvk.bash"), re.M))
         self.assertEqual({command.strip("'"): set(options.split()) for command, options in listed.items()},
                          {command: options_of(parser) for command, parser in parsers().items()})
 
     @needs("bash")
-    def test_bash_reads_it_without_a_complaint(self):
+    def test_bash_parses_the_completion(self):
         run = subprocess.run(["bash", "-n", self.path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
         self.assertEqual((run.stdout, run.returncode), (b"", 0))
 
     @needs("bash")
-    def test_it_completes_clinvk_and_leaves_files_to_readline(self):
+    def test_bash_completes_clinvk_and_leaves_files_to_readline(self):
         run = subprocess.run(["bash", "--norc", "--noprofile", "-c", 'source "$0"; complete -p clinvk', self.path],
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
         self.assertEqual(run.stdout, b"complete -o default -F _clinvk clinvk\n")
 
     @needs("bash")
-    def test_it_offers_the_commands_and_then_their_options(self):
+    def test_bash_offers_commands_and_their_options(self):
         general = options_of(parsers()[""])
         self.assertEqual(self.complete("clinvk", "")[0], commands() | general)
         self.assertEqual(self.complete("clinvk", "-")[0], general)
@@ -456,7 +456,7 @@ class BashCompletionTest(unittest.TestCase):
                                      {option for option in options_of(parser) if option.startswith("--ma")})
 
     @needs("bash")
-    def test_it_offers_the_values_of_each_option(self):
+    def test_bash_offers_the_values_of_each_option(self):
         for command, parser in parsers().items():
             for action in option_actions(parser):
                 words = words_for(action)
@@ -480,7 +480,7 @@ class BashCompletionTest(unittest.TestCase):
             self.assertEqual(self.complete("clinvk", "sessions", "show", "", PATH="/nonexistent")[0], set())
 
     @needs("bash")
-    def test_it_knows_a_value_after_an_equals_sign(self):
+    def test_bash_offers_values_after_an_equals_sign(self):
         self.assertEqual(self.complete("clinvk", "parallel", "--color", "=", "a")[0], {"auto", "always"})
         self.assertEqual(self.complete("clinvk", "parallel", "--color", "=")[0], {"auto", "always", "never"})
         self.assertEqual(self.complete("clinvk", "parallel", "--backend", "=", "ge")[0], {"gemini"})
@@ -519,7 +519,7 @@ class ZshCompletionTest(unittest.TestCase):
                     self.assertEqual(values, words_for(action))
                     self.assertEqual("=" in marks, values is not None)
 
-    def test_it_offers_files_where_files_are_wanted(self):
+    def test_zsh_offers_files_and_directories(self):
         text = text_of("completions", "_clinvk")
         for option in sorted(FILES | DIRECTORIES):
             with self.subTest(option=option):
@@ -529,7 +529,7 @@ class ZshCompletionTest(unittest.TestCase):
         self.assertEqual(set(re.findall(r"^ +'([a-z]+):[^']*'$", text_of("completions", "_clinvk"), re.M)), commands())
 
     @needs("zsh")
-    def test_zsh_reads_it_without_a_complaint(self):
+    def test_zsh_parses_the_completion(self):
         run = subprocess.run(["zsh", "-f", "-n", self.path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
         self.assertEqual((run.stdout, run.returncode), (b"", 0))
 
@@ -580,12 +580,12 @@ class FishCompletionTest(Case):
         self.assertEqual(set(re.findall(r"__fish_use_subcommand -a (\w+)", text_of("completions", "clinvk.fish"))), commands())
 
     @needs("fish")
-    def test_fish_reads_it_without_a_complaint(self):
+    def test_fish_parses_the_completion(self):
         run = self.run_program(["fish", "--no-config", "--no-execute", self.script])
         self.assertEqual((run.stdout, run.stderr, run.returncode), (b"", b"", 0))
 
     @needs("fish")
-    def test_it_offers_commands_options_and_values(self):
+    def test_fish_offers_commands_options_and_values(self):
         self.assertEqual(self.complete("clinvk "), commands())
         self.assertEqual(self.complete("clinvk -"), options_of(parsers()[""]))
         for command in commands():
@@ -697,13 +697,13 @@ class ReadmeTest(ExampleCase):
     def test_readme_is_at_most_150_lines(self):
         self.assertLessEqual(text_of("README.md").count("\n"), 150)
 
-    def test_the_tests_that_it_names_exist(self):
+    def test_named_test_files_exist(self):
         text = text_of("README.md") + text_of("CONTRIBUTING.md")
         named = set(re.findall(r"(?:tests/[\w/.]+\w|\.ci/run)", text))
         self.assertGreater(len(named), 5)
         self.assertEqual([name for name in sorted(named) if not os.path.exists(os.path.join(ROOT, name))], [])
 
-    def test_the_options_that_it_names_exist(self):
+    def test_readme_options_exist(self):
         known = {option for parser in parsers().values() for option in options_of(parser)}
         lines = [re.sub(r"'[^']*'|#.*", "''", command) for _, block in readme_blocks("console") + readme_blocks("sh")
                  for command in block.splitlines()]
@@ -716,7 +716,7 @@ class ReadmeTest(ExampleCase):
 
 class ManPageExamplesTest(ExampleCase):
     @needs("bash", "jq")
-    def test_each_works(self):
+    def test_man_page_examples_work(self):
         answer = b'#!/bin/sh\ncat > /dev/null\n'
         write_program(os.path.join(self.tools, "claude"), answer + b'echo \'{"type": "result", "is_error": false, "result": "fine", "session_id": "s"}\'\n')
         write_program(os.path.join(self.tools, "gemini"), answer + b'echo \'{"type": "message", "role": "assistant", "content": "fine"}\'\n'
