@@ -2819,10 +2819,7 @@ def _claude_command(job: Job) -> Command:
     if "bypassPermissions" in argv and os.geteuid() == 0:  # as root it refuses to bypass unless told so
         environment["IS_SANDBOX"] = "1"
     return Command(tuple(argv) + task.extra, environment, {
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1", "CLAUDE_CODE_MAX_RETRIES": str(OWN_RETRIES)})
-
-
-OWN_RETRIES = 2  # of one request, by the programs themselves: by default they go on for minutes, and codex can sleep for an hour
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1", "CLAUDE_CODE_MAX_RETRIES": "2"})
 
 
 # The order of the keys of a result differs between versions.
@@ -2952,8 +2949,6 @@ def _codex_command(job: Job) -> Command:
         argv += ["-m", task.model]
     if task.system_prompt:
         argv += ["-c", "developer_instructions=" + _toml(task.system_prompt)]
-    for setting in _codex_retries(task):
-        argv += ["-c", "%s=%d" % (setting, OWN_RETRIES)]
     resume = ("resume", job.resume) if job.resume else ()  # which refuse some options behind them
     return Command(tuple(argv) + task.extra + resume + ("-",))
 
@@ -2966,27 +2961,6 @@ def _codex_saying(line: bytes) -> _Saying:
 
 
 _CODEX_ANSWER = r'"type"\s*:\s*"agent_message"|"item\.completed"(?![^{]*\{[^{}]*"type"\s*:\s*"\w+")|' + _CUT_TYPE
-
-
-def _codex_retries(task: Task) -> List[str]:
-    """The settings of the provider in use that bound its retries, where the user's configuration does not say them.
-
-    Only a provider that the configuration defines has them: codex refuses them for its built-in ones.
-    """
-    if "--ignore-user-config" in task.extra:  # then they would define a provider of which nothing else is known
-        return []
-    home = os.environ.get("CODEX_HOME") or os.path.expanduser("~/.codex")
-    try:
-        with open(os.path.join(home, "config.toml"), encoding="utf-8", errors="replace") as file:
-            tables = re.split(r"^[ \t]*\[", file.read(), flags=re.M)
-    except OSError:
-        return []
-    used = re.search(r"""^[ \t]*model_provider[ \t]*=[ \t]*["']([\w-]+)["']""", tables[0], re.M)
-    for table in tables[1:]:
-        if used and re.match(r"""model_providers\.(["']?)%s\1[ \t]*\]""" % re.escape(used.group(1)), table):
-            return ["model_providers.%s.%s" % (used.group(1), name) for name in ("request_max_retries", "stream_max_retries")
-                    if not re.search(r"^[ \t]*%s[ \t]*=" % name, table, re.M)]
-    return []
 
 
 def _refuse_unasked(sandbox: str, approval: str) -> str:

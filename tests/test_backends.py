@@ -228,44 +228,6 @@ class Commands(Environment):
             return
         self.assertEqual(tomllib.loads(setting), {"developer_instructions": text})
 
-    MOCK = 'model_provider = "mock"\n[model_providers.mock]\nname = "mock"\n'
-    BOTH = ("request_max_retries", "stream_max_retries")
-
-    def test_codex_retries_are_bounded_where_its_provider_is_one_of_the_configuration_that_does_not_bound_them(self):
-        for text, names in (
-                (self.MOCK, self.BOTH), (self.MOCK.replace("\n", "\r\n"), self.BOTH), (self.MOCK.replace('"mock"', "'mock'"), self.BOTH),
-                (self.MOCK.replace(".mock]", '."mock"]'), self.BOTH), (self.MOCK.replace(".mock]", ".'mock']  # mine"), self.BOTH),
-                ("# mine\nmodel = \"m\"\n\n  model_provider='mock' # x\n\n[features]\na = [1]\n  [model_providers.mock]\n", self.BOTH),
-                ("[model_providers.mock]\nname = 'x'\n", ()), ("[profiles.p]\nmodel_provider = \"mock\"\n[model_providers.mock]\n", ()),
-                (self.MOCK + "request_max_retries = 9\n", self.BOTH[1:]), (self.MOCK + "  stream_max_retries=0\n", self.BOTH[:1]),
-                (self.MOCK + "stream_max_retries = 1\nrequest_max_retries = 0\n", ()), (self.MOCK + "# request_max_retries = 9\n", self.BOTH),
-                (self.MOCK + "[model_providers.mock.http_headers]\nrequest_max_retries = 'x'\n", self.BOTH),
-                (self.MOCK + "[model_providers.other]\nrequest_max_retries = 9\n", self.BOTH),
-                ("[model_providers.other]\nrequest_max_retries = 9\n", ()), ('model_provider = "openai"\n', ()), ("", ()), ("\0\xff[[[", ()),
-                ('model_provider = "mock"\n[model_providers.mocked]\n', ()), ('model_provider = "mock"\n[model_providers.mock.http_headers]\n', ()),
-                ('#model_provider = "mock"\n[model_providers.mock]\n', ()), ('model_provider = "a.c"\n[model_providers.abc]\n', ()),
-                ('model_provider = "mock"\nmodel_providers = {mock = {name = "mock"}}\n', ())):
-            words = [word for name in names for word in ("-c", "model_providers.mock.%s=2" % name)]
-            os.makedirs(os.path.join(self.home, ".codex"), exist_ok=True)
-            for place in (os.path.join(self.home, ".codex"), self.directory):
-                os.environ.pop("CODEX_HOME", None)
-                if place == self.directory:
-                    os.environ["CODEX_HOME"] = place
-                with open(os.path.join(place, "config.toml"), "wb") as file:
-                    file.write(text.encode("latin-1"))
-                with self.subTest(text):
-                    self.assert_argv("codex", words)
-                    self.assert_argv("codex", ["-m", "m"] + words + ["-c", "x=1"], model="m", extra=("-c", "x=1"))
-                os.unlink(os.path.join(place, "config.toml"))
-        os.mkdir(self.path("config.toml"))
-        self.assert_argv("codex", "")
-
-    def test_codex_retries_are_not_bounded_where_it_is_told_to_ignore_its_configuration(self):
-        # it would refuse to start: "model_providers.mock: provider name must not be empty"
-        os.environ["CODEX_HOME"] = self.directory
-        self.file("config.toml", self.MOCK)
-        self.assert_argv("codex", "--ignore-user-config", extra=("--ignore-user-config",))
-
     def test_gemini_takes_its_options(self):
         for field, value, words in (
                 ("model", "gemini-3-pro", ["-m", "gemini-3-pro"]), ("extra", ("-e", "none"), ["-e", "none"]), ("system_prompt", "s", []),
