@@ -2238,76 +2238,66 @@ def merge_layers(layers: Sequence[Tuple[str, Dict[str, Any]]],
 
 # --- 5. Backends -------------------------------------------------------------
 #
-# A row says how to say a task to one program, and how to read what it prints.  What the programs do with each option, and what
-# they print, was measured on Claude Code 2.1.332, Codex 0.171.0 and Gemini CLI 0.61.0; tests/real/ runs them.
+# How the programs take each option and report each event was measured on Claude Code 2.1.332,
+# Codex 0.171.0 and Gemini CLI 0.61.0; tests/real/ runs them.
 
-SCRATCH = "\0scratch\0"  # in an argument or a variable: the directory where the command's files are put
+SCRATCH = "\0scratch\0"  # in an argument or a variable: the directory of the command's files
+MAX_LINE_BYTES = 1 << 26  # of a line of output that is read; the answers of programs are smaller
+LONG_LINE = 1 << 20  # bytes of a line of events after which the rest of a string is left on disk
+# Matches an event whose type is whole, and its second type if that event can be part of an answer.
+_WHOLE_TYPE = (rb'\{"type":"(?:(?!item\.completed"|message")[\w.]+"'
+               rb'|item\.completed","item":\{[^{}]{0,200}?"type":"\w+"'
+               rb'|message",[^{}]{0,200}?"role":"\w+")')
 
 
 class Command(NamedTuple):
-    """How to say a task to a program.
-
-    `environment` is set; `preset` is set where the user's environment says nothing else; `files` (name, text) are put into
-    SCRATCH.  The prompt goes in by stdin, unless a file holds it (`by_stdin` False): never by an argument.
-    `problem` says why the program could not be held to the sandbox mode; it is then not started.
-    """
+    """How to give a job to a program: the prompt by stdin or in a file, never in an argument."""
 
     argv: Tuple[str, ...]
     environment: Dict[str, str] = {}
-    preset: Dict[str, str] = {}
-    files: Dict[str, str] = {}
-    by_stdin: bool = True
-    problem: str = ""
-
-
-MAX_LINE_BYTES = 1 << 26  # bytes of a line of output that are looked at: no program prints an answer of that size
+    preset: Dict[str, str] = {}  # is set where the user's environment lacks the variable
+    files: Dict[str, str] = {}   # texts by name, which are written into SCRATCH
+    by_stdin: bool = True        # False: one of the files has the prompt
+    problem: str = ""            # why the sandbox mode cannot be kept: the program is not started
 
 
 class Lines:
-    """Cuts what comes in pieces into lines, without their ends.
+    """Split pieces into lines without their ends, of which blank ones are left out.
 
-    Blank lines are left out.  Only the beginning of a line above LONGEST_LINE is given.  `number` is that of the last line.
+    A line above MAX_LINE_BYTES is cut.  `number` is that of the last line.
     """
 
     def __init__(self) -> None:
-        self.number = 0
-        self._begun: List[bytes] = []
-        self._size = 0
+        self.number = self._size = 0
+        self._parts: List[bytes] = []
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
-        """The lines that end in this piece."""
-        *ended, rest = piece.split(b"\n")
-        for line in ended:
-            self._add(line)
-            yield from self.rest()
-        self._add(rest)
-
-    def _add(self, part: bytes) -> None:
-        self._size += len(part)
-        if self._size <= MAX_LINE_BYTES:
-            self._begun.append(part)
-        elif self._size - len(part) <= MAX_LINE_BYTES:
-            self._begun = [b"".join(self._begun[:9] + [part])[:CHUNK]]
+        """Yield the lines that end in this piece."""
+        for number, part in enumerate(piece.split(b"\n")):
+            if number:
+                yield from self.rest()
+            self._parts.append(part)
+            self._size += len(part)
+            if self._size > MAX_LINE_BYTES:
+                del self._parts[9:]
 
     def rest(self) -> Iterator[bytes]:
-        """The line that has no end yet."""
-        line = b"".join(self._begun)
-        self._begun.clear()
+        """Yield the line that has no end yet."""
+        line = b"".join(self._parts)[:CHUNK if self._size > MAX_LINE_BYTES else None]
+        self._parts.clear()
         self._size = 0
         self.number += 1
         if line.strip():
             yield line
 
 
-LONG_LINE = 1 << 20  # bytes of a line of events from which on the rest of a string is left on disk
-
-
 def string_pieces(file: int, start: int, size: int) -> Iterator[Tuple[str, int]]:
-    """Yield the text of a JSON string from `start`, a place in it, and how many bytes each piece takes in the file.
+    """Yield the text of a JSON string from `start` inside of it, and the bytes of each piece.
 
-    Raises ValueError where the string does not end within `size`, is not valid, or has half a surrogate pair.
+    Raises ValueError if it does not end before `size`, is not valid, or has half a surrogate pair.
     """
-    whole = re.compile(r'(?:[^"\\]+|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u(?![dD][89abAB])....|\\[^u])*')
+    whole = re.compile(r'(?:[^"\\]+|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u(?![dD][89abAB])....'
+                       r'|\\[^u])*')
     decode = codecs.getincrementaldecoder("utf-8")().decode
     rest = ""
     for piece in file_chunks(file, start, size):
@@ -2322,26 +2312,17 @@ def string_pieces(file: int, start: int, size: int) -> Iterator[Tuple[str, int]]
     raise ValueError("not a JSON string")
 
 
-# The beginning of an event whose type is whole, and so is its second type where it may hold a part of the answer.
-_WHOLE_TYPE = (rb'\{"type":"(?:(?!item\.completed"|message")[\w.]+"|item\.completed","item":\{[^{}]{0,200}?"type":"\w+"'
-               rb'|message",[^{}]{0,200}?"role":"\w+")')
-
-
 class Capture:
-    """What a program printed, in a file that stays open while it is read.
-
-    `lost` are the numbers of the damaged lines that may have held a part of the answer, `damaged` those of the others.
-    `complete` is True while the last event was one behind which no part of the answer comes.
-    """
+    """The output of a program, in a file that stays open while the output is read."""
 
     def __init__(self, file: int) -> None:
-        self.lost: List[int] = []
-        self.damaged: List[int] = []
-        self.complete = False
+        self.lost: List[int] = []  # the damaged lines that may have held a part of the answer
+        self.damaged: List[int] = []  # the other damaged lines
+        self.complete = False  # set by a reader: no part of the answer follows
         self._lines = Lines()
-        self._name = os.urandom(8).hex()  # names of strings on disk begin with it; no program can guess it
+        self._name = os.urandom(8).hex()  # begins the names of strings; no program can guess it
         self.file = file
-        self._size = os.fstat(file).st_size  # what a left-over process writes from now on is nobody's answer
+        self._size = os.fstat(file).st_size  # a process that was left behind may write more
 
     def __len__(self) -> int:
         return self._size
@@ -2349,120 +2330,109 @@ class Capture:
     def pieces(self) -> Iterator[bytes]:
         return file_chunks(self.file, 0, self._size)
 
-    def read(self) -> bytes:
-        return b"".join(self.pieces())
+    def read(self, start: int = 0, end: Optional[int] = None) -> bytes:
+        end = self._size if end is None else min(end, self._size)
+        return b"".join(file_chunks(self.file, start, end))
 
-    def lines(self, marked: Optional[Callable[[bytes], Any]] = None) -> Iterator[bytes]:
-        """The lines one at a time, as Lines has them.  In those that are `marked` names stand for long strings (text_of)."""
+    def lines(self, is_marked: Optional[Callable[[bytes], Any]] = None) -> Iterator[bytes]:
+        """Yield the lines.  In marked lines names replace long strings (text_of)."""
         lines = self._lines = Lines()
-        for piece in self._short_pieces(marked) if marked else self.pieces():
+        for piece in self._short_pieces(is_marked) if is_marked else self.pieces():
             yield from lines.feed(piece)
         yield from lines.rest()
 
-    def _short_pieces(self, marked: Callable[[bytes], Any]) -> Iterator[bytes]:
-        """Yield what was printed, with names for the ends of strings that make a marked line long."""
-        offset = begin = 0  # begin: a place in the line that is not in a string
+    def _short_pieces(self, is_marked: Callable[[bytes], Any]) -> Iterator[bytes]:
+        """Yield the output with names for the ends of strings that make a marked line long."""
+        outside = re.compile(rb'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*', re.S)
+        # a place that is not inside of a character, an escape or a surrogate pair
+        undivided = re.compile(rb'[^"\\]{12}(?=[^"\\\x80-\xbf])'
+                               rb'|(?<=[^\\])\\(?:[^u]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})')
+        offset = begin = 0  # begin: a place in the line that is not inside a string
         while offset < self._size:
-            piece = b"".join(file_chunks(self.file, offset, min(offset + CHUNK, self._size)))
+            piece = self.read(offset, offset + CHUNK)
             yield piece
-            begin = offset + piece.rfind(b"\n") + 1 if b"\n" in piece else begin
+            if b"\n" in piece:
+                begin = offset + piece.rfind(b"\n") + 1
             offset = offset + len(piece) if piece else self._size
             if offset - begin < LONG_LINE:
                 continue
-            begin, start, end = self._long_string(begin, offset, marked)
-            if end:
-                yield b"".join(file_chunks(self.file, offset, start)) + b'%s:%d:"' % (self._name.encode(), start)
+            line = self.read(begin, offset + CHUNK).partition(b"\n")[0]
+            closed = begin + outside.match(line).end()  # type: ignore[union-attr]
+            place = undivided.search(line, offset - begin)
+            if closed >= offset:
+                begin = closed
+                continue
+            start = begin + place.end() if place and is_marked(line) else self._size
+            begin = self._size  # unless there is a string to leave out, the line is read as it is
+            with contextlib.suppress(ValueError):
+                end = start + sum(size for _, size in string_pieces(self.file, start, self._size))
+                yield self.read(offset, start) + b'%s:%d:"' % (self._name.encode(), start)
                 offset = begin = end + 1
-
-    def _long_string(self, begin: int, offset: int, marked: Callable[[bytes], Any]) -> Tuple[int, int, int]:
-        """Look for the string that is open at `offset` and for long after it, in the line from `begin` on.
-
-        Returns the next place that is not in a string, from where on the string can be left out, and its end; 0, 0 if there is none.
-        """
-        line = b"".join(file_chunks(self.file, begin, min(offset + CHUNK, self._size)))
-        line = line.partition(b"\n")[0]
-        closed = re.match(rb'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*', line, re.S).end()  # type: ignore[union-attr]
-        if closed >= offset - begin:
-            return begin + closed, 0, 0
-        # a place that divides no character, escape or surrogate pair
-        undivided = rb'[^"\\]{12}(?=[^"\\\x80-\xbf])|(?<=[^\\])\\(?:[^u]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})'
-        place = re.compile(undivided).search(line, offset - begin)
-        if place and marked(line):
-            start = begin + place.end()
-            try:
-                return 0, start, start + sum(size for _, size in string_pieces(self.file, start, self._size))
-            except ValueError:
-                pass
-        return self._size, 0, 0  # the line is read as it is
 
     def has_names(self, text: str) -> bool:
         return self._name in text
 
     def text_of(self, text: str) -> Iterator[str]:
-        """Yield a text out of short lines, with the strings in place of their names."""
-        for number, part in enumerate(re.split("%s:([0-9]+):" % self._name, text) if self.has_names(text) else [text]):
+        """Yield a text from a line in pieces, with the strings in the place of their names."""
+        for number, part in enumerate(re.split("%s:([0-9]+):" % self._name, text)):
             if number % 2:
                 yield from (piece for piece, _ in string_pieces(self.file, int(part), self._size))
             else:
                 yield part
 
-    def values(self, data: bytes, answer: str, marked: Callable[[bytes], Any]) -> Iterator[Any]:
-        """Yield the JSON value that is a line, or the objects among other text in the line.
+    def values(self, line: bytes, answer: str, is_marked: Callable[[bytes], Any]) -> Iterator[Any]:
+        """Yield the JSON value in a line, or the objects in it that other text surrounds.
 
-        A damaged line is noted: as lost where the pattern `answer` is found in the damaged part, else where that is `marked`.
+        A damaged line is lost if the pattern `answer` matches its damaged part.
         """
-        value = _parsed(data)
+        value = _parsed(line)
         if value is not None:
             yield value
             return
-        found, around, before = objects_in(data)
-        yield from found
+        objects, around, before = objects_in(line)
+        yield from objects
+        number = max(1, self._lines.number) + before
         if re.search(answer, around):
-            (self.damaged if self.complete else self.lost).append(max(1, self._lines.number) + before)
-        elif re.search(OBJECT_START, around) and marked(to_bytes(around)):
-            self.damaged.append(max(1, self._lines.number) + before)
+            (self.damaged if self.complete else self.lost).append(number)
+        elif re.search(OBJECT_START, around) and is_marked(to_bytes(around)):
+            self.damaged.append(number)
 
     def spare_damaged(self) -> None:
-        """Take no damaged line until here for a part of the answer: what came now takes its place."""
+        """Report the lines that were lost until now as damaged: a later text replaces them."""
         self.damaged += self.lost
         self.lost.clear()
 
     def events(self, *marks: bytes, answer: str) -> Iterator[Dict[str, Any]]:
-        """The JSON objects in the lines that hold one of the marks; of a line that is a list, the objects in it.
+        """Yield the JSON objects in the lines that contain a mark, also those in a list.
 
-        Looking for marks first makes a stream of a gigabyte, most of it the output of tools, a matter of seconds.
-        Any other line is looked at for damage, unless its beginning names its type and it has an end.
+        Other lines are not parsed, but searched for damage, unless they look whole.
         """
-        marked = re.compile(b"|".join(map(re.escape, marks))).search
-        typed = re.compile(_WHOLE_TYPE).match
-        for line in self.lines(marked):
-            has_mark = marked(line)
-            if has_mark or not (typed(line) and line.endswith((b"}", b"}\r"))):
-                for value in self.values(line, answer, marked):
-                    for event in value if isinstance(value, list) else (value,):
-                        if has_mark and isinstance(event, dict):
-                            yield event
+        has_mark = re.compile(b"|".join(map(re.escape, marks))).search
+        has_whole_type = re.compile(_WHOLE_TYPE).match
+        for line in self.lines(has_mark):
+            if has_mark(line):
+                for value in self.values(line, answer, has_mark):
+                    events = value if isinstance(value, list) else [value]
+                    yield from (event for event in events if isinstance(event, dict))
+            elif not (has_whole_type(line) and line.endswith((b"}", b"}\r"))):
+                list(self.values(line, answer, has_mark))
 
     def is_blank(self) -> bool:
         return not any(piece.strip() for piece in self.pieces())
 
     def tail(self) -> str:
-        """The last 64 KiB as text, without secrets, from the beginning of a line: half a secret is not known to be one.
-
-        Of a very long line its end.
-        """
-        text = without_secrets(to_text(b"".join(file_chunks(self.file, max(0, self._size - CHUNK), self._size))))
-        return text if self._size <= CHUNK else text[text.find("\n", 0, len(text) // 2) + 1 or len(text) // 2:]
+        """Return the last 64 KiB without secrets, from the start of a line: not half a secret."""
+        text = without_secrets(to_text(self.read(max(0, self._size - CHUNK))))
+        if self._size <= CHUNK:
+            return text
+        return text[text.find("\n", 0, len(text) // 2) + 1 or len(text) // 2:]
 
 
 class Reply(NamedTuple):
-    """What a program's output says.  `output` None: all of its stdout is the answer.  `error`: it failed.
+    """The content of a program's output."""
 
-    `waiting` says what it waited for at its end: why a program that had to be stopped took so long.
-    """
-
-    output: Optional[str] = ""
-    error: str = ""
+    output: Optional[str] = ""  # None: all of stdout is the answer
+    error: str = ""  # the program failed
     error_kind: str = ""
     retry_after_seconds: Optional[float] = None
     warnings: Tuple[str, ...] = ()
@@ -2471,173 +2441,201 @@ class Reply(NamedTuple):
     usage: Optional[Dict[str, int]] = None
     cost_usd: Optional[float] = None
     num_turns: Optional[int] = None
-    waiting: str = ""
+    waiting: str = ""  # what a program that had to be stopped was waiting for
     usage_is_cumulative: bool = False
 
 
-class Resuming(NamedTuple):
-    """What a program can do with a session of its own, beside going on with it."""
+def _no_leftovers(job: Job, reply: Reply) -> List[str]:
+    return []
 
-    anywhere: bool = False       # go on in another directory than the one where it began
-    system_prompt: bool = False  # continue with another system prompt than the first
+
+def _plain_prompt(job: Job) -> str:
+    return job.task.prompt
+
+
+def _prompt_without_command(job: Job) -> str:
+    """Return the prompt; a literal one does not begin with `/`, which would make it a command."""
+    return "\n" * (job.literal and job.task.prompt.startswith("/")) + job.task.prompt
 
 
 class Backend(NamedTuple):
-    """One program: what to call, how to read it, what it can do.  It launches nothing.
-
-    `honours` are the optional task fields that have an effect; for any other that is given the result carries a warning.
-    `refuse` says why a combination of sandbox and approval mode cannot be kept, or nothing.  `leftovers` are the files that
-    a run leaves behind though nobody wants its session.  `cautions` are warnings for words among `extra`; `ours` are options
-    that may not be among them, as they decide what it prints; `install` says how to get the program.  `resuming` is None where
-    it keeps no sessions.  `saying` tells what of a line of its stdout is to be shown while it runs; None where all is text.
-    `helpers` are names of processes that it leaves running by itself.
-    `rejection` is in a line of its stderr where it continues without the file of its rules.
-    `text` is what goes in by stdin: the prompt; a literal one is changed where needed.
-    """
+    """How to run one program, how to read its output, and what it can do.  It starts nothing."""
 
     name: str
     command: Callable[[Job], Command]
-    read: Callable[[Capture, str, int], Reply]
-    honours: FrozenSet[str]
-    refuse: Callable[[str, str], str] = lambda sandbox, approval: ""
+    read: Callable[[Capture, str, int], Reply]  # of stdout, the end of stderr, the exit code
+    honours: FrozenSet[str]  # optional fields of a task that have an effect; others cause a warning
+    refusals: Dict[Tuple[str, str], str] = {}  # of sandbox and approval modes that cannot be kept
     stop_signal: str = "SIGTERM"
-    limit: int = 0
-    limit_unit: str = ""
-    leftovers: Callable[[Job, Reply], List[str]] = lambda job, reply: []
-    install: str = ""
-    cautions: Tuple[Tuple[str, str], ...] = ()
-    ours: Tuple[str, ...] = ()
-    resuming: Optional[Resuming] = None
-    saying: Optional[Callable[[bytes], _Saying]] = None
-    helpers: Tuple[str, ...] = ()
-    rejection: bytes = b""
-    text: Callable[[Job], str] = lambda job: job.task.prompt
-
-
-def text_without_command(job: Job) -> str:
-    """Return the prompt; a literal one does not begin with `/`, which would make it a command."""
-    prompt = job.task.prompt
-    return "\n" + prompt if job.literal and prompt.startswith("/") else prompt
+    limit: int = 0  # the largest prompt
+    limit_unit: str = "bytes"
+    leftovers: Callable[[Job, Reply], List[str]] = _no_leftovers  # files of an unwanted session
+    install: str = ""  # the command that installs the program
+    cautions: Tuple[Tuple[str, str], ...] = ()  # words in `extra` and the warnings that they cause
+    ours: Tuple[str, ...] = ()  # options refused in `extra`: they decide what the program prints
+    resuming: Tuple[str, ...] = ()  # what may change in a session that is resumed; (): keeps none
+    saying: Optional[Callable[[bytes], _Saying]] = None  # of a line, while it runs; None: all of it
+    helpers: Tuple[str, ...] = ()  # processes that the program leaves running by itself
+    rejection: bytes = b""  # is in a line of stderr if the program ignores the file of its rules
+    text: Callable[[Job], str] = _plain_prompt  # what goes in by stdin
 
 
 def prompt_too_large(backend: Backend, *parts: Union[str, TextFile]) -> str:
-    """Why the program could not take the prompt whole; nothing where it can."""
-    if not backend.limit:
-        return ""
+    """Return why the program cannot take the whole prompt; "" if it can."""
+    size = 0
     if backend.limit_unit == "characters":
         size = sum(map(len, texts_of(parts)))
-    else:
+    elif backend.limit:
         size = sum(len(to_bytes(part)) if isinstance(part, str) else len(part) for part in parts)
     if size <= backend.limit:
         return ""
-    return "the prompt has {:,} {}; {} takes {:,} at most".format(size, backend.limit_unit, backend.name, backend.limit)
+    return "the prompt has {:,} {}; {} takes {:,} at most".format(
+        size, backend.limit_unit, backend.name, backend.limit)
 
 
 def refused_extra(backend: Backend, extra: Iterable[str]) -> str:
-    """Why the program cannot be given these words; nothing where it can."""
-    found = next((word for word in extra for option in backend.ours
-                  if word.split("=")[0] == option or len(option) == 2 and word.startswith(option)), "")
-    return "%s decides what %s prints, which clinvk has to read" % (quoted(found), backend.name) if found else ""
+    """Return why the program cannot be given these words; "" if it can."""
+    for word in extra:
+        for option in backend.ours:
+            if word.split("=")[0] == option or len(option) == 2 and word.startswith(option):
+                return "%s decides what %s prints, which clinvk has to read" % (
+                    quoted(word), backend.name)
+    return ""
+
+
+def _options(*pairs: Tuple[str, str]) -> List[str]:
+    """Return the options that have a value."""
+    return [word for option, value in pairs if value for word in (option, value)]
 
 
 def option_warnings(job: Job) -> Tuple[str, ...]:
     """Return a warning for each option of the task that its backend cannot apply."""
     backend, task = backend_of(job), job.task
-    return tuple("%s has no %s; it was not applied" % (backend.name, field)
-                 for field in ("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")
-                 if getattr(task, field) and field not in backend.honours) + tuple(
-                     caution for word, caution in backend.cautions if word in task.extra)
+    fields = ("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")
+    ignored = tuple("%s has no %s; it was not applied" % (backend.name, field) for field in fields
+                    if getattr(task, field) and field not in backend.honours)
+    return ignored + tuple(text for word, text in backend.cautions if word in task.extra)
 
 
 # - what all readers use -
 
-# Errors, by what the three APIs and their clients say.  Looked for only in error texts of runs that failed: the words
-# occur in good answers too.  The first that fits counts: what is stated more exactly stands first.
+UNKEPT = "the sandbox could not be kept: %s"
+# An event whose type is cut off or has a bad byte, which may be an event of any type.
+_CUT_TYPE = (r'\{\s*"(?:t|ty|typ|type|type"\s*|type"\s*:\s*|type"\s*:\s*"[\w.]*)?'
+             r'(?:$|\{\s*"|[\udc80-\udcff])')
+_BLANK_END = "%s ended with a blank text; the output is the text before it"
+_BAD_EXIT = "%s ended with exit status %d after a complete answer"
+# Errors in the words of the three APIs and their clients; good answers contain the words, too.
+# The first match counts.
 _KIND_PATTERNS = (
-    ("quota", r"credit (balance|limit)|(?<!check )quota|out of (extra )?usage|out of credits|usage.?limit|"
-              r"spend (cap|limit)|hit your [^\n]{0,40}limit|billing"),
+    ("quota", r"credit (balance|limit)|(?<!check )quota|out of (extra )?usage|out of credits"
+              r"|usage.?limit|spend (cap|limit)|hit your [^\n]{0,40}limit|billing"),
     ("rate_limit", r"\b429\b|rate.?limit|too many requests|resource.?exhausted"),
     ("overloaded", r"\b(529|503)\b|overloaded|high demand|unavailable"),
-    ("context_length", r"context (length|window)|prompt is too long|exceeds the maximum (length|number of tokens)|input (exceeds|is too long)"),
+    ("context_length", r"context (length|window)|prompt is too long|input (exceeds|is too long)"
+                       r"|exceeds the maximum (length|number of tokens)"),
     ("max_turns", r"maximum number of turns|max turns|max session turns"),
     ("budget", r"maximum budget"),
     ("no_output", r"empty response"),
-    ("auth", r"\b401\b|api.key|not logged in|authenticat|unauthorized|missing environment variable|auth method"),
+    ("auth", r"\b401\b|api.key|not logged in|authenticat|unauthorized|auth method"
+             r"|missing environment variable"),
     ("permission", r"\b403\b|forbidden|permission|trusted directory|untrusted"),
-    ("network", r"econn|connection|network|enotfound|getaddrinfo|stream (disconnected|ended)|timed out|fetch failed"),
-    ("invalid", r"\b40[04]\b|does not exist|not found|invalid|unexpected argument|unknown (option|argument)|no (conversation|rollout) found"),
+    ("network", r"econn|connection|network|enotfound|getaddrinfo|stream (disconnected|ended)"
+                r"|timed out|fetch failed"),
+    ("invalid", r"\b40[04]\b|does not exist|not found|invalid|unexpected argument"
+                r"|unknown (option|argument)|no (conversation|rollout) found"),
 )
-_KIND_BY_STATUS = {400: "invalid", 401: "auth", 403: "permission", 404: "invalid", 408: "network", 413: "context_length",
-                   429: "rate_limit", 500: "backend", 502: "overloaded", 503: "overloaded", 504: "overloaded", 529: "overloaded"}
-# What a status does not tell: a used-up quota (400, 403 or 429), a bad key or a prompt that is too long (400).
+_KIND_BY_STATUS = {
+    400: "invalid", 401: "auth", 403: "permission", 404: "invalid", 408: "network",
+    413: "context_length", 429: "rate_limit", 500: "backend", 502: "overloaded", 503: "overloaded",
+    504: "overloaded", 529: "overloaded"}
+# The kinds that are more exact than a status.
 _FINER_THAN_STATUS = {400: ("quota", "context_length", "auth"), 403: ("quota",), 429: ("quota",)}
 SHORT_WAIT_SECONDS = 300.0
+MAX_REASON = 8192  # characters of an error in which its kind and a time to wait are looked for
+_UNIT = r"(?:days?|hours?|hrs?|minutes?|mins?|seconds?|secs?|[dhms])(?![a-z])[ ,]*"
+_UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1, "": 1}
+_WAITS = (r"(?:try again|retry|resets?)\b(?:[ -]*(?:in|after))?[:= ]*((?:[0-9.]+ *%s)+)" % _UNIT,
+          r"retry_?delay\W+([0-9.]+s)\b",
+          r"(?:resets_in_seconds|retry.after)\W+([0-9]+(?:\.[0-9]+)?)\b")
+_MOMENT = r"(?:resets_?at\W+|limit reached\|)([0-9]{10})\b"
+_TIME_OF_DAY = (r"(?:resets|try again)(?: at)? "
+                r"(?:([a-z]{3})[a-z]* (\d{1,2})(?:st|nd|rd|th)?,?(?: (\d{4}))?,?(?: at)? )?"
+                r"(\d{1,2})(?::(\d\d))? ?([ap])\.?m\b(?: \(([\w/+-]+)\))?")
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_NOISE = (r"Warning: 256-color|Ripgrep is not|\[STARTUP\]|YOLO mode|Reading additional input"
+          r"|Loaded cached|Attempt \d+ failed|Suggested retry|Node\.js v\d|\(Use `node ")
+_AFTERMATH = (r"(?i:usage|options|require stack|stack (?:back)?trace):|[ \t]+at |\tfrom "
+              r"|goroutine \d|(?:note|hint): ")
+# The first of Python's chained exceptions is the root cause; Java and Node print theirs last.
+_ROOT_TRACEBACK = (r"(?m)(?<!exception:\n\n)(?<!occurred:\n\n)"
+                   r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)+")
+_CAUSE = r"\s*(?:\[cause\]|Caused by): "
+_ERROR = (r"(?:\S+: |Uncaught |Exception in thread \S+ )?"
+          r"[\w.$]*(?:[Ee]rror|ERROR|Exception)(?: \[\w+\])?: ")
+_RETRIED = r"(?i:.*(?:\bretry|reconnecting|trying again|\battempt \d))"
+# The beginnings of a line with the reason, the surest first, and which of several lines counts.
+_REASONS = ((r"(?:\S+: |PHP )?(?i:fatal(?: error)?|panic): |thread .* panicked at ", -1),
+            (_CAUSE, -1), ("%s(?!%s)" % (_ERROR, _RETRIED), 0), (_ERROR, -1))
 
 
 def error_kind(text: str, status: Any = None) -> str:
-    """The class of an error, from its HTTP status where one is stated, else from its words."""
-    lowered = text.lower()
+    """Return the kind of an error, from its HTTP status if there is one, else from its words."""
+    lowered = text[:MAX_REASON].lower()
     by_status = _KIND_BY_STATUS.get(status) if isinstance(status, int) else None
     for kind, pattern in _KIND_PATTERNS:
-        if re.search(pattern, lowered) and (by_status is None or kind in _FINER_THAN_STATUS.get(status, ())):
-            # gemini calls its limit per minute a quota, too; a wait that is stated and short tells
-            if kind == "quota" and ("per minute" in lowered or (retry_after(text) or SHORT_WAIT_SECONDS) < SHORT_WAIT_SECONDS):
-                return "rate_limit"
-            return kind
+        if by_status is not None and kind not in _FINER_THAN_STATUS.get(status, ()):
+            continue
+        if re.search(pattern, lowered):
+            # gemini calls its limit per minute a quota, too
+            is_short = kind == "quota" and (
+                "per minute" in lowered or 0 < (retry_after(text) or 0) < SHORT_WAIT_SECONDS)
+            return "rate_limit" if is_short else kind
     return by_status or "backend"
 
 
-_UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-
-
 def retry_after(text: str, now: Optional[float] = None) -> Optional[float]:
-    """The seconds to wait that an error text states; None where it states none.
+    """Return the seconds to wait that an error states, if any.
 
-    As in `Please try again in 6.379s`, `Suggested retry after 60s.`, `Resets in 2h39m52s`, `"resets_in_seconds": 3600`,
-    `limit reached|1753088400`, `resets 1pm (Europe/Lisbon)` and `try again at 1:21 PM` (local time).
+    Examples: `Please try again in 6.379s`, `Suggested retry after 60s.`, `Resets in 2h39m52s`,
+    `"resets_in_seconds": 3600`, `limit reached|1753088400`, `resets 1pm (Europe/Lisbon)` and
+    `try again at 1:21 PM` (local time).
     """
-    now = time.time() if now is None else now
-    unit = r"(?:days?|hours?|hrs?|minutes?|mins?|seconds?|secs?|[dhms])(?![a-z])"
-    found = re.search(r"(?:try again|retry|resets?)\b(?:[ -]*(?:in|after))?[:= ]*((?:[0-9.]+ *%s[ ,]*)+)" % unit, text, re.I)
-    found = found or re.search(r"retry_?delay\W+([0-9.]+s)\b", text, re.I)
+    text, now = text[:MAX_REASON], time.time() if now is None else now
     seconds: Optional[float] = None
-    if found:
-        parts = re.findall(r"([0-9]+(?:\.[0-9]+)?) *([dhms])", found.group(1).lower())
-        seconds = sum(float(number) * _UNIT_SECONDS[letter] for number, letter in parts) if parts else None
-    if seconds is None:
-        found = re.search(r"(?:resets_in_seconds|retry.after)\W+([0-9]+(?:\.[0-9]+)?)\b", text, re.I)
-        seconds = float(found.group(1)) if found else None
-    if seconds is None:
-        found = re.search(r"(?:resets_?at\W+|limit reached\|)([0-9]{10})\b", text, re.I)
-        seconds = max(0.0, float(found.group(1)) - now) if found else None
-    if seconds is None:
-        found = re.search(r"(?:resets|try again)(?: at)? (?:([a-z]{3})[a-z]* (\d{1,2})(?:st|nd|rd|th)?,?(?: (\d{4}))?,?(?: at)? )?"
-                          r"(\d{1,2})(?::(\d\d))? ?([ap])\.?m\b(?: \(([\w/+-]+)\))?", text, re.I)
-        seconds = _until(found.groups(""), now) if found else None
+    wait = next(filter(None, (re.search(pattern, text, re.I) for pattern in _WAITS)), None)
+    moment = re.search(_MOMENT, text, re.I)
+    time_of_day = re.search(_TIME_OF_DAY, text, re.I)
+    if wait:
+        parts = re.findall(r"([0-9]+(?:\.[0-9]+)?) *([dhms]?)", wait.group(1).lower())
+        seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    elif moment:
+        seconds = max(0.0, float(moment.group(1)) - now)
+    elif time_of_day:
+        seconds = _until(time_of_day.groups(""), now)
     return seconds if seconds is not None and seconds < MAX_SECONDS else None
 
 
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+def _until(parts: Sequence[str], now: float) -> Optional[float]:
+    """Return the seconds until a moment; None if it cannot be known.
 
-
-def _until(said: Sequence[str], now: float) -> Optional[float]:
-    """The seconds until a moment: (month, day, year, hour, minute, a or p, zone), the first three and the last perhaps "".
-
-    Without a day it is the next time that the clock shows that, here or in the zone.  None where that cannot be known.
+    Without a day the next such moment counts; without a zone local time counts.
     """
     import datetime
-    month, day, year, hour, minute, half, zone = said
-    there: Optional[datetime.tzinfo] = None
+    month, day, year, hour, minute, half, zone = parts  # "": not stated
+    there = None
+    if not 1 <= int(hour) <= 12:
+        return None
     try:
         if zone:
             import zoneinfo  # novm  # Python 3.9; and the system may have no zones
             there = zoneinfo.ZoneInfo(zone)
         present = datetime.datetime.fromtimestamp(now, there)
-        if not 1 <= int(hour) <= 12:
-            return None
-        then = present.replace(hour=int(hour) % 12 + (12 if half.lower() == "p" else 0), minute=int(minute or 0), second=0, microsecond=0)
+        then = present.replace(hour=int(hour) % 12 + 12 * (half.lower() == "p"),
+                               minute=int(minute or 0), second=0, microsecond=0)
         if month:
-            then = then.replace(year=int(year or then.year), month=_MONTHS.index(month.lower()) + 1, day=int(day))
+            then = then.replace(year=int(year or then.year),
+                                month=_MONTHS.index(month.lower()) + 1, day=int(day))
             if then < present and not year:
                 then = then.replace(year=then.year + 1)
         elif then <= present:
@@ -2647,44 +2645,41 @@ def _until(said: Sequence[str], now: float) -> Optional[float]:
         return None
 
 
-UNKEPT = "the sandbox could not be kept: %s"
-MAX_REASON = 8192  # characters of an error in which its class is looked for
-
-
-def _failure(error: str, status: Any = None, kind: str = "", wait: Optional[float] = None) -> Dict[str, Any]:
+def _failed(reply: Reply, error: str, kind: str = "", source: str = "") -> Reply:
+    """Return the reply of a run that failed; `source` is the text to search for the kind."""
     error = without_secrets(error.strip())[:CHUNK]
-    said = error[:MAX_REASON]
-    return {"error": error, "error_kind": kind or error_kind(said, status), "retry_after_seconds": retry_after(said) if wait is None else wait}
+    return reply._replace(error=error, error_kind=kind or error_kind(source or error),
+                          retry_after_seconds=retry_after(source or error))
 
 
 def _count(value: Any) -> int:
-    """A number of tokens or turns; 0 for whatever else a program may print in its place."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53 else 0
+    """Return a number of tokens or turns; 0 for everything else."""
+    return value if type(value) is int and 0 < value < 1 << 53 else 0
 
 
-def _usage(total_input: int, cached: int, output: int, reasoning: int, written: int = 0) -> Optional[Dict[str, int]]:
-    """Token counts in one shape: input includes those read from and written to a cache, output the reasoning ones."""
-    if not (total_input or output):
-        return None
-    counts = {"input_tokens": total_input, "cached_input_tokens": cached, "cache_write_input_tokens": written,
-              "output_tokens": output, "reasoning_output_tokens": reasoning, "total_tokens": total_input + output}
-    if not written:  # most backends do not state it
-        del counts["cache_write_input_tokens"]
-    return counts
+def _usage(total_input: int, cached: int, output: int, reasoning: int,
+           written: int = 0) -> Optional[Dict[str, int]]:
+    """Return token counts.  The input includes those of a cache, the output those of reasoning."""
+    counts = {"input_tokens": total_input, "cached_input_tokens": cached, "output_tokens": output,
+              "reasoning_output_tokens": reasoning, "total_tokens": total_input + output}
+    if written:  # most backends do not state it
+        counts["cache_write_input_tokens"] = written
+    return counts if total_input or output else None
 
 
 def _busiest(models: Dict[str, Any], count: str) -> str:
-    """The model that did most of the work, of those that a program says it used."""
+    """Return the model that did most of the work."""
     return max(models, key=lambda name: _count(_mapping(models[name]).get(count)), default="")
 
 
 def _dollars(value: Any) -> Optional[float]:
-    """A cost, None where none is stated: that is not 0."""
-    return round(float(value), 9) if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9 else None
+    """Return a cost; None if there is none, which is not 0."""
+    is_cost = type(value) in (int, float) and 0 <= value < 1e9
+    return round(float(value), 9) if is_cost else None
 
 
 def _parsed(data: bytes) -> Any:
-    """The JSON value in `data`, None where it is none."""
+    """Return the JSON value in `data`; None if there is none."""
     try:
         return loads(data)
     except (ValueError, RecursionError):
@@ -2695,75 +2690,78 @@ def _mapping(value: Any) -> Dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _listed(value: Any) -> List[Any]:
-    return value if isinstance(value, list) else []
+def _listed(value: Any) -> Iterator[Any]:
+    """Yield the items of a list, and nothing for everything else."""
+    if isinstance(value, list):
+        yield from value
 
 
 def _string(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def value_at(value: Any, path: _Path) -> Any:
+    """Return the value at a path in a JSON value; None if there is none."""
+    for step in path:
+        if not isinstance(step, int):
+            value = _mapping(value).get(step)
+        elif isinstance(value, list) and -len(value) <= step < len(value):
+            value = value[step]
+        else:
+            return None
+    return value
+
+
 def last_words(stderr: str) -> str:
-    """The last paragraph of what a failing program wrote to stderr: the reason mostly stands there."""
+    """Return the last paragraph of stderr, where most programs write why they failed."""
     paragraphs = [part.strip() for part in stderr.replace("\r\n", "\n").split("\n\n")
                   if part.strip() and not part.lstrip().startswith("Stack backtrace:")]
     return visible(paragraphs[-1][-2000:]) if paragraphs else ""
 
 
-_NOISE = (r"Warning: 256-color|Ripgrep is not|\[STARTUP\]|YOLO mode|Reading additional input|Loaded cached|Attempt \d+ failed"
-          r"|Suggested retry|Node\.js v\d|\(Use `node ")
-_AFTERMATH = r"(?i:usage|options|require stack|stack (?:back)?trace):|[ \t]+at |\tfrom |goroutine \d|(?:note|hint): "
-# The first of Python's chained exceptions is the root cause; Java and Node print theirs last.
-_ROOT_TRACEBACK = (r"(?m)(?<!exception:\n\n)(?<!occurred:\n\n)^Traceback \(most recent call last\):\n"
-                   r"(?:[ \t].*\n)+")
-_CAUSE = r"\s*(?:\[cause\]|Caused by): "
-_ERROR = r"(?:\S+: |Uncaught |Exception in thread \S+ )?[\w.$]*(?:[Ee]rror|ERROR|Exception)(?: \[\w+\])?: "
-_RETRIED = r"(?i:.*(?:\bretry|reconnecting|trying again|\battempt \d))"
-# How the line begins that states the reason, the surest first; and which of several such lines counts.
-_STATED = ((r"(?:\S+: |PHP )?(?i:fatal(?: error)?|panic): |thread .* panicked at ", -1), (_CAUSE, -1),
-           ("%s(?!%s)" % (_ERROR, _RETRIED), 0), (_ERROR, -1))
-
-
 def _reason(stderr: str) -> str:
-    """Return the reason that a failed program wrote to stderr, without noise, usage text and stack traces."""
-    import itertools
+    """Return why a program failed, from stderr, without noise, usage text and stack traces."""
     text = stderr.replace("\r\n", "\n").replace("\n\nCaused by:\n", "\nCaused by:\n")
     text = re.sub(_ROOT_TRACEBACK, "Caused by: ", text)
     lines = [line for line in text.split("\n") if not re.match(_NOISE, line)]
-    stated = [[place for place, line in enumerate(lines) if re.match(pattern, line)][which:][:1]
-              for pattern, which in _STATED]
-    start = next(itertools.chain(*stated), 0)
-    rest = "\n".join(itertools.takewhile(lambda line: not re.match(_AFTERMATH, line), lines[start:]))
-    if not any(stated):
+    starts = [[number for number, line in enumerate(lines) if re.match(pattern, line)][which:][:1]
+              for pattern, which in _REASONS]
+    start = next(itertools.chain(*starts), 0)
+    rest = "\n".join(itertools.takewhile(lambda line: not re.match(_AFTERMATH, line),
+                                         lines[start:]))
+    if not any(starts):
         return last_words(rest) or last_words("\n".join(lines))
     return visible(re.sub(_CAUSE, "", rest.partition("\n\n")[0], count=1)[:2000].strip())
 
 
-def _no_result(stdout: Capture, stderr: str, exit_code: int, said: Dict[str, Any], program: str) -> Reply:
-    """For output that ends before the program has said how it went.  What does not look like its output at all is kept."""
-    error = _reason(stderr) or last_words(stdout.tail() if not said["session_id"] else "") or "%s printed no result" % program
-    whole = {} if said["session_id"] else {"output": None}
-    return Reply(**dict(said, **dict(_failure(error, kind="" if exit_code else "backend"), **whole)))
+def _no_result(reply: Reply, program: str, stdout: Capture, stderr: str, exit_code: int) -> Reply:
+    """Return the reply of a program without a result; without a session all of stdout is kept."""
+    error = _reason(stderr)
+    if not reply.session_id:
+        reply = reply._replace(output=None)
+        error = error or last_words(stdout.tail())
+    return _failed(reply, error or "%s printed no result" % program, "" if exit_code else "backend")
 
 
 def with_damage(reply: Reply, capture: Capture, program: str, exit_code: int) -> Reply:
-    """Return the reply with what is to be said of damaged lines: it fails where a part of the answer may be missing."""
-    def told(numbers: List[int], more: str) -> str:
-        named = ", ".join(map(str, numbers[:5])) + (" and %d more" % (len(numbers) - 5) if len(numbers) > 5 else "")
-        return "line%s %s of what %s printed cannot be read%s" % ("s" if len(numbers) > 1 else "", named, program, more)
+    """Return the reply with a warning of damaged lines; failed if a part of it may be missing."""
+    def message(numbers: List[int]) -> str:
+        shown = ", ".join(map(str, numbers[:5]))
+        if len(numbers) > 5:
+            shown += " and %d more" % (len(numbers) - 5)
+        return "line%s %s of what %s printed cannot be read" % (
+            "s" if len(numbers) > 1 else "", shown, program)
 
-    lost = told(capture.lost, "; a part of the answer may be missing") if capture.lost else ""
-    notes = reply.warnings + ((told(capture.damaged, ""),) if capture.damaged else ())
-    if lost and not exit_code and reply.error_kind in ("", "backend"):
-        error = "; ".join(filter(None, (reply.error, lost)))
-        return reply._replace(error=error, error_kind="damaged_output", warnings=notes)
-    return reply._replace(warnings=notes + ((lost,) if lost else ()))
-
-
-# An event whose type is cut off, or has a bad byte, may be any.
-_CUT_TYPE = r'\{\s*"(?:t|ty|typ|type|type"\s*|type"\s*:\s*|type"\s*:\s*"[\w.]*)?(?:$|\{\s*"|[\udc80-\udcff])'
-_BLANK_END = "%s ended with a blank text; the output is the text before it"
-_BAD_EXIT = "%s ended with exit status %d after a complete answer"
+    warnings = reply.warnings
+    if capture.damaged:
+        warnings += (message(capture.damaged),)
+    if not capture.lost:
+        return reply._replace(warnings=warnings)
+    lost = message(capture.lost) + "; a part of the answer may be missing"
+    if exit_code or reply.error_kind not in ("", "backend"):
+        return reply._replace(warnings=warnings + (lost,))
+    error = "; ".join(filter(None, (reply.error, lost)))
+    return reply._replace(error=error, error_kind="damaged_output", warnings=warnings)
 
 
 def _toml(text: str) -> str:
@@ -2775,25 +2773,31 @@ def _toml(text: str) -> str:
 # - claude -
 
 _CLAUDE_READING = "Read,Glob,Grep,WebFetch,WebSearch"
-_CLAUDE_RESUMES = ("--resume", "-r", "--continue", "-c", "--session-id", "--fork-session", "--from-pr")
+_CLAUDE_RESUMES = ("--resume", "-r", "--continue", "-c", "--session-id", "--fork-session",
+                   "--from-pr")
+# The order of the keys of a result differs between versions.
+_CLAUDE_ANSWER = (r'"type"\s*:\s*"(?:result|assistant)"|"(?:result|duration_api_ms|is_error)"\s*:|'
+                  + _CUT_TYPE)
+_CLAUDE_ENDS = {"max_turns": "max_turns", "error_max_turns": "max_turns",
+                "budget_exhausted": "budget", "error_max_budget_usd": "budget"}
 
 
 def _claude_modes(sandbox: str, approval: str) -> List[str]:
-    """The options for a sandbox and an approval mode.
+    """Return the options for a sandbox and an approval mode.
 
-    What the user's or the project's settings allow beforehand would hold in every permission mode: where the sandbox is to be
-    kept they are not read (--restricted), or the tools that could change something are not there at all, and the project's
-    are not read, which may name helpers to be run.
+    What settings allow holds in every permission mode.  To keep a sandbox, they are not read
+    (--restricted), or tools that change something are removed; a project's can name helpers to run.
     """
     if sandbox == "read-only":
         return ["--permission-mode", "dontAsk", "--setting-sources", "user", "--strict-mcp-config",
                 "--settings", '{"disableAllHooks":true}', "--tools", _CLAUDE_READING]
-    mode = {"auto": "acceptEdits", "none": "bypassPermissions", "always": "dontAsk"}.get(approval, "")
+    modes = {"auto": "acceptEdits", "none": "bypassPermissions", "always": "dontAsk"}
+    mode = modes.get(approval, "")
     if sandbox == "workspace":
         return ["--permission-mode", mode or "dontAsk", "--restricted", "--strict-mcp-config",
                 "--tools", _CLAUDE_READING + ",Edit,Write,NotebookEdit,Bash"]
-    options = ["--permission-mode", mode] if mode else []
-    return options + ["--add-dir", "/"] if sandbox == "full" and approval == "auto" else options
+    reach = "/" if sandbox == "full" and approval == "auto" else ""
+    return _options(("--permission-mode", mode), ("--add-dir", reach))
 
 
 def _claude_command(job: Job) -> Command:
@@ -2801,185 +2805,196 @@ def _claude_command(job: Job) -> Command:
     argv = ["claude", "-p", "--output-format", "stream-json", "--verbose"]
     if not job.keep and not any(word.split("=")[0] in _CLAUDE_RESUMES for word in task.extra):
         argv.append("--no-session-persistence")
-    if job.resume:
-        argv += ["--resume", job.resume]
+    argv += _options(("--resume", job.resume))
     argv += _claude_modes(task.sandbox_mode, task.approval_mode)
-    for option, value in (("--model", task.model), ("--max-turns", str(task.max_turns or "")),
-                          ("--append-system-prompt", task.system_prompt)):
-        if value:
-            argv += [option, value]
+    argv += _options(("--model", task.model), ("--max-turns", str(task.max_turns or "")),
+                     ("--append-system-prompt", task.system_prompt))
     environment = {}
     if task.max_tokens:
         environment["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(task.max_tokens)
     if job.literal:  # `@path` in the prompt puts no file there
         environment["CLAUDE_CODE_DISABLE_FILE_MENTIONS"] = "1"
         if task.sandbox_mode == "read-only":
-            # Versions before 2.1.299 know only this.  In other modes it would hide tools and skills.
+            # Versions before 2.1.299 need this.  In other modes it would hide tools and skills.
             environment["CLAUDE_CODE_DISABLE_ATTACHMENTS"] = "1"
-    if "bypassPermissions" in argv and os.geteuid() == 0:  # as root it refuses to bypass unless told so
+    if "bypassPermissions" in argv and os.geteuid() == 0:  # root needs this to bypass permissions
         environment["IS_SANDBOX"] = "1"
-    return Command(tuple(argv) + task.extra, environment, {
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1", "CLAUDE_CODE_MAX_RETRIES": "2"})
-
-
-# The order of the keys of a result differs between versions.
-_CLAUDE_ANSWER = r'"type"\s*:\s*"(?:result|assistant)"|"(?:result|duration_api_ms|is_error)"\s*:|' + _CUT_TYPE
+    return Command(tuple(argv) + task.extra, environment, preset={
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1",
+        "CLAUDE_CODE_MAX_RETRIES": "2"})
 
 
 def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
-    """A line for each event, the last of them the result (or, with other options, that alone, or all in one list).
+    """Read a line for each event, the last of them the result, or with other options only that.
 
-    `is_error` decides, not `subtype` (API errors have subtype "success"), nor the exit code.
+    `is_error` decides, neither `subtype` (that of an API error is "success") nor the exit code.
     """
-    results: List[Dict[str, Any]] = []  # mostly one: background work that ends later makes another
+    results: List[Dict[str, Any]] = []  # background work that ends later makes another result
     session, text, retry, limit = "", "", {}, {}  # type: str, str, Dict[str, Any], Dict[str, Any]
-    for event in stdout.events(b'"result"', b'"init"', b'"assistant"', b'"api_retry"', b'"rate_limit_event"',
-                               answer=_CLAUDE_ANSWER):
+    for event in stdout.events(b'"result"', b'"init"', b'"assistant"', b'"api_retry"',
+                               b'"rate_limit_event"', answer=_CLAUDE_ANSWER):
         kind = event.get("type")
         session = _string(event.get("session_id")) or session
         if kind == "result":
             results.append(event)
             if _string(event.get("result")).strip():
                 stdout.spare_damaged()
-        elif kind == "assistant" and not (event.get("parent_tool_use_id") or event.get("is_api_error_message")):  # nor a subagent's
+        elif kind == "assistant" and not (event.get("parent_tool_use_id")  # of a subagent
+                                          or event.get("is_api_error_message")):
             retry = {}
-            came = _claude_text(event)
-            text = came if came.strip() else text
+            message = _claude_text(event)
+            text = message if message.strip() else text
         elif kind == "system" and event.get("subtype") == "api_retry":
             retry = event
-        elif kind == "rate_limit_event":  # which comes with good turns too
+        elif kind == "rate_limit_event":  # also of good turns
             limit = _mapping(event.get("rate_limit_info"))
     if not results:
-        status = _count(retry.get("error_status"))
-        wait = _string(retry.get("error")) + (", HTTP status %d" % status if status else "")
-        return _no_result(stdout, stderr, exit_code, {"output": text, "session_id": session, "waiting": wait}, "claude")
-    result = results[-1]
-    usages = [_mapping(one.get("usage")) for one in results]
-
-    def total(name: str) -> int:
-        return sum(_count(usage.get(name)) for usage in usages)
-
-    cached, written = total("cache_read_input_tokens"), total("cache_creation_input_tokens")
-    thoughts = sum(_count(_mapping(usage.get("output_tokens_details")).get("thinking_tokens")) for usage in usages)
-    # total_cost_usd and modelUsage count all runs of a session that was resumed; this counts from one result to the next
-    newest = [one["model_usage_since_last_result"] for one in results if isinstance(one.get("model_usage_since_last_result"), dict)]
-    costs = [cost for models in newest for cost in (_dollars(_mapping(model).get("costUSD")) for model in models.values()) if cost is not None]
-    models = newest[-1] if newest else _mapping(result.get("modelUsage"))
-    said: Dict[str, Any] = {
-        "output": _string(result.get("result")), "session_id": session,
-        "usage": _usage(total("input_tokens") + written + cached, cached, total("output_tokens"), thoughts, written),
-        "cost_usd": (_dollars(sum(costs)) if costs else _dollars(result.get("total_cost_usd")) if not newest else None if any(newest) else 0.0),
-        "num_turns": sum(_count(one.get("num_turns")) for one in results) or None,
-        "model": _busiest(models, "outputTokens"),
-        "warnings": tuple(_denial(_mapping(item)) for item in _listed(result.get("permission_denials"))[:20]),
-    }
-    failed = result.get("is_error") or _string(result.get("subtype")).startswith("error")  # older versions say the second alone
-    if not failed and text and not said["output"].strip():
-        said.update(output=text, warnings=said["warnings"] + (_BLANK_END % "claude",))
+        waiting = _string(retry.get("error"))
+        if _count(retry.get("error_status")):
+            waiting += ", HTTP status %d" % retry["error_status"]
+        return _no_result(Reply(text, session_id=session, waiting=waiting), "claude", stdout,
+                          stderr, exit_code)
+    result, reply = results[-1], _claude_totals(results)._replace(session_id=session)
+    subtype, output = _string(result.get("subtype")), _string(result.get("result"))
+    failed = result.get("is_error") or subtype.startswith("error")  # older versions: only subtype
+    if not failed and text and not output.strip():
+        output, reply = text, reply._replace(warnings=reply.warnings + (_BLANK_END % "claude",))
     if not failed and not exit_code:
-        return Reply(**said)
-    ends = {"max_turns": "max_turns", "error_max_turns": "max_turns", "budget_exhausted": "budget", "error_max_budget_usd": "budget"}
-    kind = ends.get(_string(result.get("terminal_reason"))) or ends.get(_string(result.get("subtype")), "")
-    listed = "; ".join(str(error) for error in _listed(result.get("errors")))
-    if failed:  # then the result is an error text, else still an answer
-        listed = said["output"] or listed
-        said["output"] = text if text != said["output"] else ""
-    last = "claude failed: %s" % _string(result.get("subtype")) if failed else _BAD_EXIT % ("claude", exit_code)
-    error = listed or _reason(stderr) or last
+        return reply._replace(output=output)
+    error = "; ".join(map(str, _listed(result.get("errors"))))
+    last = _BAD_EXIT % ("claude", exit_code)
+    if failed:  # then the result is an error
+        error, last = output or error, "claude failed: " + subtype
+        output = text if text != output else ""
+    error = error or _reason(stderr) or last
+    kind = (_CLAUDE_ENDS.get(_string(result.get("terminal_reason"))) or _CLAUDE_ENDS.get(subtype)
+            or error_kind(error, result.get("api_error_status")))
     if result.get("stop_reason") == "refusal":
         kind = "invalid"
-    failure = _failure(error, result.get("api_error_status"), kind)
-    if failure["error_kind"] in ("rate_limit", "quota", "overloaded"):
-        stated = _claude_wait(retry, limit)
-        failure["retry_after_seconds"] = failure["retry_after_seconds"] if stated is None or stated >= MAX_SECONDS else stated
-    return Reply(**dict(said, **failure))
+    reply = _failed(reply._replace(output=output), error, kind)
+    if kind not in ("rate_limit", "quota", "overloaded"):
+        return reply
+    wait = _claude_wait(retry, limit, reply.retry_after_seconds)
+    return reply._replace(retry_after_seconds=wait)
+
+
+def _claude_totals(results: List[Dict[str, Any]]) -> Reply:
+    """Return the counts of all results, and the model and the denials of the last."""
+    result = results[-1]
+    counts: Counter[str] = Counter()
+    for one in results:
+        usage = _mapping(one.get("usage"))
+        counts.update({name: _count(value) for name, value in usage.items()})  # which adds
+        counts["thoughts"] += _count(value_at(usage, ("output_tokens_details", "thinking_tokens")))
+        counts["turns"] += _count(one.get("num_turns"))
+    # These two count all runs of a session that was resumed.
+    models, cost = _mapping(result.get("modelUsage")), result.get("total_cost_usd")
+    since_last = [one["model_usage_since_last_result"] for one in results
+                  if isinstance(one.get("model_usage_since_last_result"), dict)]
+    if since_last:
+        costs = [_dollars(_mapping(model).get("costUSD"))
+                 for part in since_last for model in part.values()]
+        known = [dollars for dollars in costs if dollars is not None]
+        models, cost = since_last[-1], sum(known) if known or not costs else None
+    cached, written = counts["cache_read_input_tokens"], counts["cache_creation_input_tokens"]
+    denials = itertools.islice(_listed(result.get("permission_denials")), 20)
+    return Reply(
+        usage=_usage(counts["input_tokens"] + cached + written, cached, counts["output_tokens"],
+                     counts["thoughts"], written),
+        cost_usd=_dollars(cost), num_turns=counts["turns"] or None,
+        model=_busiest(models, "outputTokens"), warnings=tuple(map(_denial, denials)))
 
 
 def _claude_text(event: Dict[str, Any]) -> str:
-    return "".join(_string(part.get("text")) for part in map(_mapping, _listed(_mapping(event.get("message")).get("content"))))
+    parts = _listed(_mapping(event.get("message")).get("content"))
+    return "".join(_string(_mapping(part).get("text")) for part in parts)
+
+
+def _whole_message(text: str) -> _Saying:
+    """Return what to show of a message, which is nothing if it is blank."""
+    return text if text.strip() else "", True
 
 
 def _claude_saying(line: bytes) -> _Saying:
     event = _mapping(_parsed(line)) if b'"assistant"' in line else {}
-    if event.get("type") != "assistant" or event.get("parent_tool_use_id") or _mapping(event.get("message")).get("model") == "<synthetic>":
-        return "", False  # synthetic: an error, or what it says of itself; the result has it, too
-    text = _claude_text(event)
-    return (text, True) if text.strip() else ("", False)
+    is_own = event.get("type") == "assistant" and not event.get("parent_tool_use_id")
+    # The result has the texts of a synthetic message, too.
+    is_synthetic = _mapping(event.get("message")).get("model") == "<synthetic>"
+    return _whole_message(_claude_text(event) if is_own and not is_synthetic else "")
 
 
-def _denial(item: Dict[str, Any]) -> str:
-    """`permission denied: Bash: touch x`: the tool, and what of its input says most."""
-    given = _mapping(item.get("tool_input"))
-    what = next((one_line(given[name]) for name in ("command", "file_path", "url") if isinstance(given.get(name), str)), "")
-    return "permission denied: %s%s" % (one_line(_string(item.get("tool_name"))), ": " + what[:200] if what else "")
+def _denial(item: Any) -> str:
+    """Return `permission denied: Bash: touch x`, with a telling field of the tool's input."""
+    name = one_line(_string(_mapping(item).get("tool_name")))
+    fields = _mapping(_mapping(item).get("tool_input"))
+    texts = (fields.get(field) for field in ("command", "file_path", "url"))
+    text = one_line(next((text for text in texts if isinstance(text, str)), ""))[:200]
+    return "permission denied: " + (name + ": " + text if text else name)
 
 
-def _claude_wait(retry: Dict[str, Any], limit: Dict[str, Any]) -> Optional[float]:
-    """The wait that its events state: until a limit is lifted, or before the try that it did not make any more."""
+def _claude_wait(retry: Dict[str, Any], limit: Dict[str, Any],
+                 default: Optional[float]) -> Optional[float]:
+    """Return the seconds until a limit is lifted, or those that claude stated before a retry."""
+    seconds, milliseconds = default, _count(retry.get("retry_delay_ms"))
     if limit.get("status") == "rejected" and _count(limit.get("resetsAt")):
-        return max(0.0, float(limit["resetsAt"]) - time.time())
-    delay = _count(retry.get("retry_delay_ms")) / 1000
-    return float(delay) if retry.get("error_status") in (429, 529) and delay >= 2.0 else None  # its own pauses begin at half a second
+        seconds = max(0.0, float(limit["resetsAt"]) - time.time())
+    elif retry.get("error_status") in (429, 529) and milliseconds >= 2000:  # its own are shorter
+        seconds = milliseconds / 1000
+    return default if seconds is not None and seconds >= MAX_SECONDS else seconds
 
 
 # - codex -
 
 _CODEX_SANDBOX = {
-    # Rules of the user's or the project's would let commands out of the sandbox.  /tmp holds other tasks' files.
+    # Rules of the user or the project would let commands out of the sandbox.  /tmp has the files of
+    # other tasks.
     "read-only": ["-s", "read-only", "--ignore-rules"],
-    "workspace": ["-s", "workspace-write", "--ignore-rules", "-c", "sandbox_workspace_write.exclude_slash_tmp=true",
+    "workspace": ["-s", "workspace-write", "--ignore-rules",
+                  "-c", "sandbox_workspace_write.exclude_slash_tmp=true",
                   "-c", "sandbox_workspace_write.writable_roots=[]"],
     "full": ["-s", "danger-full-access"],
 }
-
-
-# Where codex does not know one of these it goes on, with a warning.
+# A codex that does not know one of these warns and goes on.
 _CODEX_SETTINGS = ("sandbox_workspace_write", "developer_instructions")
 CODEX_COUNTS = "codex counts the tokens of the whole session that it resumed"
+_UNASKED = ('codex exec never asks, so with sandbox_mode "%s" it would write unasked: '
+            'use sandbox_mode "read-only", or another approval_mode')
+_CODEX_REFUSALS = {(sandbox, "always"): _UNASKED % sandbox for sandbox in ("workspace", "full")}
+_CODEX_REFUSALS["full", "auto"] = (
+    'codex exec never asks, so with sandbox_mode "full" it would run every command, '
+    'not only edit files: use sandbox_mode "workspace", or approval_mode "none"')
+_CODEX_ANSWER = (r'"type"\s*:\s*"agent_message"'
+                 r'|"item\.completed"(?![^{]*\{[^{}]*"type"\s*:\s*"\w+")|' + _CUT_TYPE)
 
 
 def _codex_command(job: Job) -> Command:
-    task = job.task
-    argv = ["codex", "exec", "--json", "--skip-git-repo-check"] + ([] if job.keep else ["--ephemeral"]) + ["--color", "never"]
-    sandbox = task.sandbox_mode
+    task, sandbox = job.task, job.task.sandbox_mode
+    argv = ["codex", "exec", "--json", "--skip-git-repo-check"]
+    if not job.keep:
+        argv.append("--ephemeral")
     if sandbox == "default" and task.approval_mode == "always":
         sandbox = "read-only"
-    argv += _CODEX_SANDBOX.get(sandbox, [])
-    if task.model:
-        argv += ["-m", task.model]
+    argv += ["--color", "never", *_CODEX_SANDBOX.get(sandbox, ()), *_options(("-m", task.model))]
     if task.system_prompt:
         argv += ["-c", "developer_instructions=" + _toml(task.system_prompt)]
-    resume = ("resume", job.resume) if job.resume else ()  # which refuse some options behind them
-    return Command(tuple(argv) + task.extra + resume + ("-",))
+    resume = _options(("resume", job.resume))  # some options are refused after it
+    return Command((*argv, *task.extra, *resume, "-"))
 
 
 def _codex_saying(line: bytes) -> _Saying:
     event = _mapping(_parsed(line)) if b'"agent_message"' in line else {}
     item = _mapping(event.get("item"))
-    text = _string(item.get("text")) if event.get("type") == "item.completed" and item.get("type") == "agent_message" else ""
-    return (text, True) if text.strip() else ("", False)
-
-
-_CODEX_ANSWER = r'"type"\s*:\s*"agent_message"|"item\.completed"(?![^{]*\{[^{}]*"type"\s*:\s*"\w+")|' + _CUT_TYPE
-
-
-def _refuse_unasked(sandbox: str, approval: str) -> str:
-    if approval == "always" and sandbox in ("workspace", "full"):
-        return ('codex exec never asks, so with sandbox_mode "%s" it would write unasked: '
-                'use sandbox_mode "read-only", or another approval_mode' % sandbox)
-    if approval == "auto" and sandbox == "full":
-        return ('codex exec never asks, so with sandbox_mode "full" it would run every command, not only edit files: '
-                'use sandbox_mode "workspace", or approval_mode "none"')
-    return ""
+    is_text = event.get("type") == "item.completed" and item.get("type") == "agent_message"
+    return _whole_message(_string(item.get("text")) if is_text else "")
 
 
 def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
-    """JSON Lines.  Only `turn.failed` and the exit code are final; `error` events are mostly progress."""
+    """Read JSON Lines.  Only `turn.failed` and the exit code are final: errors can be progress."""
     answer, session, failed, progress, ignored = "", "", "", "", ""
-    usage: Dict[str, Any] = {}
-    warnings: List[str] = []
+    usage, warnings = {}, []  # type: Dict[str, Any], List[str]
     completed = blank = False
-    for event in stdout.events(b'"thread.started"', b'"agent_message"', b'"error"', b'"turn.', answer=_CODEX_ANSWER):
+    for event in stdout.events(b'"thread.started"', b'"agent_message"', b'"error"', b'"turn.',
+                               answer=_CODEX_ANSWER):
         kind, item = event.get("type"), _mapping(event.get("item"))
         stdout.complete = kind == "turn.completed"
         if kind == "thread.started":
@@ -2993,36 +3008,55 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         elif kind == "item.completed" and item.get("type") == "error":
             message = _string(item.get("message"))
             warnings.append(one_line(message))
-            named = (name for name in _CODEX_SETTINGS if "session-flags: `" + name in message)
-            ignored = ignored or next(named, "")
+            unknown = (name for name in _CODEX_SETTINGS if "session-flags: `" + name in message)
+            ignored = ignored or next(unknown, "")
         elif kind == "turn.completed":
             completed, usage = True, _mapping(event.get("usage"))
         elif kind == "turn.failed":
-            failed = _string(_mapping(event.get("error")).get("message")) or "codex: the turn failed"
+            message = _string(_mapping(event.get("error")).get("message"))
+            failed = message or "codex: the turn failed"
         elif kind == "error":
             progress = _string(event.get("message"))
-    said: Dict[str, Any] = {
-        "output": answer, "session_id": session,
-        "warnings": tuple(warnings[:20]) + ((_BLANK_END % "codex",) if blank and answer else ()),
-        "waiting": "" if completed else progress, "usage_is_cumulative": True,
-        "usage": _usage(*(_count(usage.get(name)) for name in ("input_tokens", "cached_input_tokens", "output_tokens",
-                                                               "reasoning_output_tokens", "cache_write_input_tokens")))}
+    del warnings[20:]
+    if blank and answer:
+        warnings.append(_BLANK_END % "codex")
+    names = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens",
+             "cache_write_input_tokens")
+    reply = Reply(answer, session_id=session, warnings=tuple(warnings),
+                  usage=_usage(*(_count(usage.get(name)) for name in names)),
+                  waiting="" if completed else progress, usage_is_cumulative=True)
     if ignored:
-        problem = UNKEPT % ("codex does not know the setting " + ignored)
-        return Reply(**dict(said, **_failure(problem, kind="permission")))
-    if failed or exit_code or not completed:
-        last = _BAD_EXIT % ("codex", exit_code) if completed else "codex ended before its turn was complete"
-        error = failed or progress or _reason(stderr) or last
-        inner = _mapping(_mapping(_parsed(to_bytes(error))).get("error"))  # of a bad request it shows what the API said
-        return Reply(**dict(said, **_failure(_string(inner.get("message")) or error, kind=error_kind(error[:MAX_REASON]),
-                                           wait=retry_after(error[:MAX_REASON]))))
-    return Reply(**said)
+        ignored = "codex does not know the setting " + ignored
+        return _failed(reply, UNKEPT % ignored, "permission")
+    if completed and not failed and not exit_code:
+        return reply
+    bad_exit = completed and _BAD_EXIT % ("codex", exit_code)
+    error = (failed or progress or _reason(stderr) or bad_exit
+             or "codex ended before its turn was complete")
+    # The error of a bad request is the JSON that the API sent.
+    inner = _mapping(_mapping(_parsed(to_bytes(error))).get("error")).get("message")
+    return _failed(reply, _string(inner) or error, source=error)
 
 
 # - gemini -
 
-_GEMINI_READING = ("list_directory", "read_file", "read_many_files", "grep_search", "search_file_content", "glob", "google_web_search")
-_GEMINI_WRITING = ("write_file", "replace")
+_GEMINI_POLICY = """[[rule]]
+toolName = "*"
+decision = "deny"
+priority = 997
+[[rule]]
+toolName = ["list_directory","read_file","read_many_files","grep_search","search_file_content",\
+"glob","google_web_search"]
+decision = "allow"
+priority = 998
+"""
+_UNCONFINED = {("workspace", "none"): "without approval nothing would keep it in the workspace: "
+               'use approval_mode "auto", or sandbox_mode "full"'}
+_GEMINI_ANSWER = (r'"role"\s*:\s*"assistant"|"type"\s*:\s*"tool_use"'
+                  r'|"type"\s*:\s*"message"(?![^{}]*"role"\s*:\s*"user")|' + _CUT_TYPE)
+# Other exit codes are an HTTP status modulo 256.
+_GEMINI_EXIT_KINDS = {41: "auth", 42: "invalid", 44: "backend", 52: "invalid", 53: "max_turns",
+                      55: "permission"}
 
 
 def _gemini_policy(writes: bool, inside: str) -> str:
@@ -3030,69 +3064,66 @@ def _gemini_policy(writes: bool, inside: str) -> str:
 
     What settings allow would hold in every mode, and they could make more directories a workspace.
     """
-    rules: List[Tuple[Any, str, int, str]] = [
-        ("*", "deny", 997, ""), (_GEMINI_READING, "allow", 998, "")]
-    ways = {absolute(inside), os.path.realpath(inside)} if writes else set()
+    def rule(decision: str, priority: int, pattern: str) -> str:
+        return ('[[rule]]\ntoolName = ["write_file","replace"]\ndecision = "%s"\npriority = %d\n'
+                "argsPattern = %s\n" % (decision, priority, _toml('"file_path":"' + pattern)))
+
+    if not writes:
+        return _GEMINI_POLICY
+    ways = sorted({absolute(inside), os.path.realpath(inside)})
     if "/" in ways:
-        rules.append((_GEMINI_WRITING, "allow", 998, ""))
-    elif ways:
-        here = "|".join(re.escape(dumps(way).decode("utf-8")[2:-1]).replace("/", "\\/") for way in sorted(ways))
-        # gemini drops a rule whose pattern has a repetition in a repetition: so a name with a backslash is
-        # outside, too.  And one of more than 2,048 characters: then the rule that allows goes as well.
-        outside = r'\/(?!(%s)\/)|[^"]*\.\.(\/|")|[^"]*\\' % here
-        rules += [(_GEMINI_WRITING, "allow", 998, '"file_path":"(?!%s)' % outside),
-                  (_GEMINI_WRITING, "deny", 999, '"file_path":"(%s)' % outside)]
-    return "".join('[[rule]]\ntoolName = %s\ndecision = "%s"\npriority = %d\n%s' % (
-        dumps(tools).decode("utf-8"), decision, priority,
-        "argsPattern = %s\n" % _toml(pattern) if pattern else "")
-        for tools, decision, priority, pattern in rules)
+        return _GEMINI_POLICY + rule("allow", 998, "")
+    here = "|".join(re.escape(dumps(way).decode("utf-8")[2:-1]).replace("/", "\\/") for way in ways)
+    # gemini drops a rule whose pattern has a repetition in a repetition, so a name with a backslash
+    # is outside, too.  It drops a rule of more than 2,048 characters: then both of these.
+    outside = r'\/(?!(%s)\/)|[^"]*\.\.(\/|")|[^"]*\\' % here
+    rules = rule("allow", 998, "(?!%s)" % outside) + rule("deny", 999, "(%s)" % outside)
+    return _GEMINI_POLICY + rules
 
 
 def _gemini_unkept(task: Task) -> str:
-    """Return why gemini could not be held to a policy here; "" where it can."""
+    """Return why gemini could not be held to a policy here; "" if it can."""
     try:
         where, here = os.path.abspath(temporary_directory()), os.path.abspath(task.workdir)
     except OSError as error:
         return "the working directory: %s" % error.strerror
     if "," in where:
-        return ("gemini cuts the name of its policy at the comma of TMPDIR, %s: set TMPDIR to another directory"
-                % quoted(where))
+        return ("gemini cuts the name of its policy at the comma of TMPDIR, %s: set TMPDIR to "
+                "another directory" % quoted(where))
     for path in (where, here, os.path.realpath(here)):
         if path != to_bytes(path).decode("utf-8", "replace"):
             return "gemini cannot find %s: the name is not valid UTF-8" % quoted(path)
     return ""
 
 
-def _gemini_sees_all(task: Task) -> bool:
-    return task.sandbox_mode == "full" and task.approval_mode in ("auto", "none")
-
-
-def _gemini_sees_more(task: Task) -> bool:
-    """Return whether directories beside that of the task may be a part of gemini's workspace."""
-    if _gemini_sees_all(task) or any(word.startswith("--include") for word in task.extra):
-        return True
+def _gemini_home() -> str:
     home = os.environ.get("GEMINI_CLI_HOME") or os.path.expanduser("~")
-    try:
-        with open(os.path.join(home, ".gemini", "settings.json"), "rb") as file:
-            return b"includeDirectories" in file.read()
-    except OSError:
-        return False
+    return os.path.join(home, ".gemini")
+
+
+def _gemini_sees_more(job: Job) -> bool:
+    """Return whether directories besides that of the task can be part of gemini's workspace."""
+    if any(word.startswith("--include") for word in _gemini_command(job).argv):
+        return True
+    settings = os.path.join(_gemini_home(), "settings.json")
+    with contextlib.suppress(OSError), open(settings, "rb") as file:
+        return b"includeDirectories" in file.read()
+    return False
 
 
 def _gemini_text(job: Job) -> str:
     """Return the prompt; a literal one with a backslash before each `@` that could lead elsewhere.
 
-    gemini has no option for this.  It takes files from its workspace, and also from where it keeps
-    its conversations.  A name without a slash leads there neither by itself nor by a symbolic link;
-    a quoted or escaped one can.
+    gemini takes files from its workspace, and also from where it keeps its conversations.  A name
+    without a slash, also that of a symbolic link, does not lead there; a quoted or escaped one can.
     """
-    text = text_without_command(job)
+    text = _prompt_without_command(job)
     if not job.literal or "@" not in text:
         return text
-    could_lead_elsewhere = re.compile(r"" if _gemini_sees_more(job.task) else r'[/\\"]').search
+    could_lead_elsewhere = re.compile("" if _gemini_sees_more(job) else r'[/\\"]').search
 
-    def escaped(found: Match[str]) -> str:
-        word = found.group()
+    def escaped(match: Match[str]) -> str:
+        word = match.group()
         return re.sub(r"(?<!\\)@", r"\\@", word) if could_lead_elsewhere(word) else word
 
     return re.sub(r"(?<!\\)@[^ \t\n\r,;!?()\[\]{}]+", escaped, text)
@@ -3106,17 +3137,15 @@ def _gemini_command(job: Job) -> Command:
         writes = task.sandbox_mode == "workspace" and task.approval_mode == "auto"
         argv += ["--approval-mode", "auto_edit" if writes else "default",
                  "--policy", SCRATCH + "/policy.toml"]
-        files["policy.toml"], problem = _gemini_policy(writes, task.workdir), _gemini_unkept(task)
-    else:
-        mode = {"auto": "auto_edit", "none": "yolo", "always": "default"}.get(task.approval_mode)
-        argv += ["--approval-mode", mode] if mode else []
-        if _gemini_sees_all(task):
+        files["policy.toml"] = _gemini_policy(writes, task.workdir)
+        problem = _gemini_unkept(task)
+    elif task.approval_mode != "default":
+        modes = {"auto": "auto_edit", "none": "yolo", "always": "default"}
+        argv += ["--approval-mode", modes[task.approval_mode]]
+        if task.sandbox_mode == "full" and task.approval_mode in ("auto", "none"):
             argv += ["--include-directories", "/"]
-    if task.model:
-        argv += ["-m", task.model]
-    if job.resume:
-        argv += ["--resume", job.resume]
-    environment = {"GEMINI_CLI_NO_RELAUNCH": "1"}  # one process, which heeds signals; the relaunching parent swallows them
+    argv += _options(("-m", task.model), ("--resume", job.resume))
+    environment = {"GEMINI_CLI_NO_RELAUNCH": "1"}  # the process that relaunches ignores signals
     if task.system_prompt:
         files["system.md"] = task.system_prompt
         environment["GEMINI_SYSTEM_MD"] = SCRATCH + "/system.md"
@@ -3130,32 +3159,16 @@ def _gemini_saying(line: bytes) -> _Saying:
     return "", event.get("type") == "tool_use"
 
 
-_GEMINI_ANSWER = (r'"role"\s*:\s*"assistant"|"type"\s*:\s*"(?:tool_use"|message"(?![^{}]*"role"\s*:\s*"user"))|'
-                  + _CUT_TYPE)
-
-
-def _refuse_unconfined(sandbox: str, approval: str) -> str:
-    if sandbox == "workspace" and approval == "none":
-        return ("without approval nothing would keep it in the workspace: "
-                'use approval_mode "auto", or sandbox_mode "full"')
-    return ""
-
-
-_GEMINI_EXIT_KINDS = {41: "auth", 42: "invalid", 44: "backend", 52: "invalid", 53: "max_turns", 55: "permission"}
-
-
 def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
-    """A line for each event, the last of them the result.  A run that fails early prints an object at the end of stderr instead.
+    """Read a line for each event, the last of them the result.
 
-    Exit code 0 is no success: a stream that was cut off ends so, and only the events tell.  Another exit code is the HTTP
-    status modulo 256, or one of its own.
+    Exit code 0 is not success: a stream that was cut off ends so, and only the events show it.
     """
     session, model, problem, before = "", "", "", ""
-    text: List[str] = []
-    tools_came = False  # the answer is what was said after the last of them
-    warnings: List[str] = []
-    result: Dict[str, Any] = {}
-    for event in stdout.events(b'"init"', b'"assistant"', b'"tool_use"', b'"error"', b'"result"', answer=_GEMINI_ANSWER):
+    tools_came = False  # the answer is the text after the last tool
+    text, warnings, result = [], [], {}  # type: List[str], List[str], Dict[str, Any]
+    for event in stdout.events(b'"init"', b'"assistant"', b'"tool_use"', b'"error"', b'"result"',
+                               answer=_GEMINI_ANSWER):
         kind = event.get("type")
         stdout.complete = kind == "result"
         if kind == "init":
@@ -3174,150 +3187,163 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
             warnings.append(one_line(problem))
         elif kind == "result":
             result = event
-    said: Dict[str, Any] = {"output": "".join(text), "session_id": session, "model": model, "warnings": tuple(warnings[:20])}
-    if before and not said["output"].strip():
-        said.update(output=before, warnings=said["warnings"] + (_BLANK_END % "gemini",))
+    del warnings[20:]
+    output = "".join(text)
+    if before and not output.strip():
+        output = before
+        warnings.append(_BLANK_END % "gemini")
     stats = _mapping(result.get("stats"))
-    total_input, total = _count(stats.get("input_tokens")), _count(stats.get("total_tokens"))
-    output = max(_count(stats.get("output_tokens")), total - total_input)  # its own count leaves the thoughts out
-    said.update(usage=_usage(total_input, _count(stats.get("cached")), output, output - _count(stats.get("output_tokens"))),
-                model=_busiest(_mapping(stats.get("models")), "total_tokens") or model)
+    total_input, stated = _count(stats.get("input_tokens")), _count(stats.get("output_tokens"))
+    # The output that gemini states excludes the thoughts.
+    thoughts = max(0, _count(stats.get("total_tokens")) - total_input - stated)
+    reply = Reply(
+        output, warnings=tuple(warnings),
+        model=_busiest(_mapping(stats.get("models")), "total_tokens") or model,
+        usage=_usage(total_input, _count(stats.get("cached")), stated + thoughts, thoughts))
     if result.get("status") == "success" and not exit_code:
-        return Reply(**said)
-    error = _mapping(result.get("error"))
-    if not result:
-        block = _last_object(stderr)
-        error = _mapping(block.get("error"))
-        said["session_id"] = session or _string(block.get("session_id"))
-        if not error:
-            attempts = [line for line in stderr.splitlines() if line.startswith("Attempt ")]
-            reply = _no_result(stdout, stderr, exit_code, dict(said, waiting="" if text or tools_came else "".join(attempts[-1:])), "gemini")
-            return _gemini_login(reply._replace(error_kind=_GEMINI_EXIT_KINDS.get(exit_code, "") or reply.error_kind), stderr)
-    said["warnings"] = said["warnings"] if error else ()
-    last = _BAD_EXIT % ("gemini", exit_code) if result.get("status") == "success" else "gemini failed"
-    whole = _string(error.get("message")) or problem or _reason(stderr) or last
-    message, status = _gemini_message(whole)
-    status = status or next((known for known in _KIND_BY_STATUS if known % 256 == exit_code), None) or error.get("code")
-    failure = _failure(message, status, _GEMINI_EXIT_KINDS.get(exit_code, ""), retry_after(whole[:MAX_REASON]))
-    return _gemini_login(Reply(**dict(said, **failure)), stderr)
+        return reply._replace(session_id=session)
+    end = result or _last_object(stderr)
+    error = _mapping(end.get("error"))
+    reply = reply._replace(session_id=session or _string(end.get("session_id")))
+    if result or error:
+        bad_exit = result.get("status") == "success" and _BAD_EXIT % ("gemini", exit_code)
+        problem = problem or _reason(stderr) or bad_exit or "gemini failed"
+        reply = _gemini_failed(reply, error, problem, exit_code)
+    else:
+        attempts = [line for line in stderr.splitlines() if line.startswith("Attempt ")]
+        if not (text or tools_came):
+            reply = reply._replace(waiting="".join(attempts[-1:]))
+        reply = _no_result(reply, "gemini", stdout, stderr, exit_code)
+        reply = reply._replace(error_kind=_GEMINI_EXIT_KINDS.get(exit_code) or reply.error_kind)
+    return _with_login_advice(reply, stderr)
 
 
-def _gemini_login(reply: Reply, stderr: str) -> Reply:
-    """Return the reply of a failed run, with what to do if the login of a personal account was refused."""
-    if not re.search(r"(?i)no longer supported for\s+gemini code assist", reply.error + "\n" + stderr):
+def _gemini_failed(reply: Reply, error: Dict[str, Any], reason: str, exit_code: int) -> Reply:
+    """Return the reply of a run that failed with this error object, or for another reason."""
+    whole = _string(error.get("message")) or reason
+    # gemini adds its own advice on quotas for every status 429
+    message = whole.partition("\nPlease wait and try again later.")[0]
+    # The message can contain the JSON that the API sent.
+    block = _parsed(to_bytes(message[message.find("{"):message.rfind("}") + 1]))
+    inner = _mapping(_mapping(block).get("error"))
+    message = _string(inner.get("message")) or message
+    by_exit = (status for status in _KIND_BY_STATUS if status % 256 == exit_code)
+    status = inner.get("code") or next(by_exit, None) or error.get("code")
+    kind = _GEMINI_EXIT_KINDS.get(exit_code) or error_kind(message, status)
+    reply = reply._replace(warnings=reply.warnings if error else ())
+    return _failed(reply, message, kind, source=whole)
+
+
+def _with_login_advice(reply: Reply, stderr: str) -> Reply:
+    """Return the reply of a failed run with advice if the login of a personal account failed."""
+    refusal = r"(?i)no longer supported for\s+gemini code assist"
+    if not re.search(refusal, reply.error + "\n" + stderr):
         return reply
-    advice = "gemini does not accept the login of a personal account any more, use an API key (GEMINI_API_KEY): "
+    advice = ("gemini does not accept the login of a personal account any more, "
+              "use an API key (GEMINI_API_KEY): ")
     return reply._replace(error=advice + reply.error, error_kind="auth", retry_after_seconds=None)
 
 
 def _last_object(stderr: str) -> Dict[str, Any]:
-    """The last JSON object that begins at the start of a line and tells of an error."""
-    end = len(stderr)
-    for _ in range(20):  # more is not its doing
-        start = stderr.rfind("\n{", 0, end) + 1
+    """Return the JSON object with an error that ends the text; {} if there is none."""
+    starts = [match.start() for match in re.finditer(r"^\{", stderr, re.M)]
+    for start in reversed(starts[-20:]):
         block = _mapping(_parsed(to_bytes(stderr[start:])))
-        if "error" in block or not start:
+        if "error" in block:
             return block
-        end = start - 1
     return {}
 
 
-def _gemini_message(message: str) -> Tuple[str, Any]:
-    """The text of an error, and the HTTP status where it states one: it wraps what the API said, sometimes as JSON in a string."""
-    message = message.partition("\nPlease wait and try again later.")[0]  # its own advice on quotas, for every status 429
-    start, end = message.find("{"), message.rfind("}") + 1
-    inner = _mapping(_mapping(_parsed(to_bytes(message[start:end]))).get("error")) if 0 <= start < end else {}
-    return _string(inner.get("message")) or message, inner.get("code")
-
-
 def _gemini_leftovers(job: Job, reply: Reply) -> List[str]:
-    """The record of the conversation.  It has no option that keeps it from writing one."""
+    """Return the records of the conversation, which gemini has no option to prevent."""
     import glob
-    wanted = ("--resume", "-r", "--session-id", "--session-file")
-    known = re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", reply.session_id)
-    if job.keep or not known or any(word.split("=")[0] in wanted for word in job.task.extra):
+    resumes = ("--resume", "-r", "--session-id", "--session-file")
+    session = reply.session_id
+    is_id = re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", session)
+    if job.keep or not is_id or any(word.split("=")[0] in resumes for word in job.task.extra):
         return []
-    home = os.environ.get("GEMINI_CLI_HOME") or os.path.expanduser("~")
-    marks = glob.escape(os.path.join(home, ".gemini", "tmp")), glob.escape(reply.session_id[:8]), glob.escape(reply.session_id)
-    found = glob.glob("%s/*/chats/session-*%s*" % marks[:2])
-    return [path for path in found if _is_of(path, reply.session_id)] + glob.glob("%s/*/*/*%s*" % (marks[0], marks[2]))
+    base = glob.escape(os.path.join(_gemini_home(), "tmp"))
+    chats = glob.glob("%s/*/chats/session-*%s*" % (base, session[:8]))
+    own = [path for path in chats if _is_record_of(path, session)]
+    return own + glob.glob("%s/*/*/*%s*" % (base, session))
 
 
-def _is_of(path: str, session: str) -> bool:
-    """Whether a record is of that session: it names no other.  One that another run's clean-up has cut names none."""
-    try:
-        with open(path, "rb") as file:
-            names = re.findall(rb'"sessionId": ?"([^"]*)"', file.read(CHUNK))
-    except OSError:
-        return False
-    return not names or session.encode() in names
+def _is_record_of(path: str, session: str) -> bool:
+    """Return whether a record names this session, or none because another run has cut it."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        names = re.findall(rb'"sessionId": ?"([^"]*)"', file.read(CHUNK))
+        return not names or session.encode() in names
+    return False
 
 
 # - commands of the user's own -
 
+_USAGE_NAMES = {  # in the order of the parameters of _usage
+    "input": ("input_tokens", "prompt_tokens", "prompt_eval_count", "input", "promptTokenCount"),
+    "cached": ("cached_input_tokens", "cache_read_input_tokens", "cached_tokens", "cached",
+               "cachedContentTokenCount"),
+    "output": ("output_tokens", "completion_tokens", "eval_count", "output",
+               "candidatesTokenCount"),
+    "reasoning": ("reasoning_output_tokens", "reasoning_tokens", "thinking_tokens", "reasoning",
+                  "thoughtsTokenCount"),
+    "written": ("cache_write_input_tokens", "cache_creation_input_tokens", "cache_write_tokens"),
+}
+_NO_SANDBOX = 'nothing keeps a command of your own in sandbox_mode "%s"; only "full" is possible'
+_NO_APPROVAL = 'a command of your own knows no approval_mode "%s"; only "none" is possible'
+_CUSTOM_REFUSALS = dict(
+    [((sandbox, approval), _NO_SANDBOX % sandbox)
+     for sandbox in ("read-only", "workspace") for approval in APPROVAL_MODES]
+    + [((sandbox, approval), _NO_APPROVAL % approval)
+       for sandbox in ("default", "full") for approval in ("auto", "always")])
+
+
 def _custom_command(definition: Definition, task: Task) -> Command:
-    """Its argv, filled in.  An element whose placeholder is empty is left out, with the option before it that it belongs to."""
-    by_file = any("prompt_file" in placeholders(element) for element in definition.argv)
+    """Return the command; an argument without a value is left out, as is the option before it."""
     values = {name: str(getattr(task, name, "") or "") for name in PLACEHOLDERS}
-    values["workdir"] = task.workdir and absolute(task.workdir)  # for a program that runs in it
+    values["workdir"] = task.workdir and absolute(task.workdir)  # the program runs in it
     values["prompt_file"] = SCRATCH + "/prompt"
+
+    def value_of(placeholder: str) -> Optional[str]:
+        if re.fullmatch(r"\{\{[a-z_]+\}\}", placeholder):
+            return placeholder[1:-1]
+        return values.get(placeholder[1:-1])
+
     argv: List[str] = []
-    flag = False  # the last element of argv is one that may belong to the next
+    option_is_last = False
     for element in definition.argv:
         names = placeholders(element)
-        if names and not all(values[name] for name in names):
-            if flag and not element.startswith("-"):
+        if not all(values[name] for name in names):
+            if option_is_last and not element.startswith("-"):
                 argv.pop()
-            flag = False
+            option_is_last = False
             continue
-        word = "".join(fill(element, lambda braces: values.get(
-            braces[1:-1], braces[1:-1] if re.fullmatch(r"{{[a-z_]+}}", braces) else None)))
-        argv.append(" " + word if word.startswith("-") and not element.startswith("-") else word)  # what a task says is no option
-        flag = not names and len(element) > 1 and element.startswith("-") and element != "--"
+        word = "".join(fill(element, value_of))
+        is_option = element.startswith("-")
+        if word.startswith("-") and not is_option:
+            word = " " + word  # a value from the task is not an option
+        argv.append(word)
+        option_is_last = not names and len(element) > 1 and is_option and element != "--"
     if "/" in argv[0]:
-        argv[0] = absolute(argv[0])  # it counts from where clinvk runs, not from the workdir
-    return Command(tuple(argv) + task.extra, files={"prompt": task.prompt} if by_file else {}, by_stdin=not by_file)
-
-
-def value_at(value: Any, path: _Path) -> Any:
-    """What stands at a path in a JSON value; None where nothing does."""
-    for step in path:
-        if isinstance(step, int):
-            value = value[step] if isinstance(value, list) and -len(value) <= step < len(value) else None
-        else:
-            value = _mapping(value).get(step)
-    return value
-
-
-_USAGE_NAMES = {
-    "input": ("input_tokens", "prompt_tokens", "prompt_eval_count", "input", "promptTokenCount"),
-    "cached": ("cached_input_tokens", "cache_read_input_tokens", "cached_tokens", "cached", "cachedContentTokenCount"),
-    "written": ("cache_write_input_tokens", "cache_creation_input_tokens", "cache_write_tokens"),
-    "output": ("output_tokens", "completion_tokens", "eval_count", "output", "candidatesTokenCount"),
-    "reasoning": ("reasoning_output_tokens", "reasoning_tokens", "thinking_tokens", "reasoning", "thoughtsTokenCount"),
-}
-
-
-def _custom_values(definition: Definition, stdout: Capture) -> Iterator[Any]:
-    """Yield the JSON values that a command printed: one in each line, or one in all."""
-    keys = "|".join(re.escape(key) for key in definition.answer if isinstance(key, str))
-    answer = r'"(?:%s)"\s*:' % keys if keys else r'\[\s*["{\[]'
-    for data in ([stdout.read()] if definition.output == "json" else stdout.lines()):
-        yield from stdout.values(data, answer, bool)
+        argv[0] = absolute(argv[0])  # relative to the directory of clinvk, not to the workdir
+    by_file = any("prompt_file" in placeholders(element) for element in definition.argv)
+    files = {"prompt": task.prompt} if by_file else {}
+    return Command(tuple(argv) + task.extra, files=files, by_stdin=not by_file)
 
 
 def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code: int) -> Reply:
-    """By the paths of its definition.  Of JSON Lines the last that has something at a path counts; of texts to be joined, all."""
+    """Read what is at the paths of the definition, in JSON Lines the last value that is there."""
     if definition.output == "text":
         return _read_text(stdout, stderr, exit_code)
     if definition.output == "json" and len(stdout) > MAX_LINE_BYTES:
-        return Reply(output="", **_failure("it printed {:,} bytes; an answer may have {:,}".format(len(stdout), MAX_LINE_BYTES), kind="backend"))
-    answers: List[str] = []
+        return _failed(Reply(), "it printed {:,} bytes; an answer may have {:,}".format(
+            len(stdout), MAX_LINE_BYTES), "backend")
+    answers, usage, session = [], {}, ""  # type: List[str], Dict[str, Any], str
     error: Any = None
-    session = ""
-    usage: Dict[str, Any] = {}
     some = blank = False
-    for value in _custom_values(definition, stdout):
+    keys = "|".join(re.escape(key) for key in definition.answer if isinstance(key, str))
+    pattern = r'"(?:%s)"\s*:' % keys if keys else r'\[\s*["{\[]'
+    lines = [stdout.read()] if definition.output == "json" else stdout.lines()
+    for value in (value for line in lines for value in stdout.values(line, pattern, bool)):
         some = True
         answer = value_at(value, definition.answer)
         if answer is not None:
@@ -3329,72 +3355,72 @@ def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code
             if not (blank and answers):
                 answers.append(text)
         error = definition.error and value_at(value, definition.error) or error
-        session = definition.session_id and _string(value_at(value, definition.session_id)) or session
+        session = (definition.session_id and _string(value_at(value, definition.session_id))
+                   or session)
         usage = definition.usage and _mapping(value_at(value, definition.usage)) or usage
-    counts = {name: next((_count(usage[key]) for key in keys if _count(usage.get(key))), 0) for name, keys in _USAGE_NAMES.items()}
-    said: Dict[str, Any] = {"output": "".join(answers), "session_id": session,
-                            "usage": _usage(*(counts[name] for name in ("input", "cached", "output", "reasoning", "written")))}
-    if blank and said["output"].strip():
-        said["warnings"] = (_BLANK_END % "it",)
+    counts = (next(filter(None, (_count(usage.get(name)) for name in names)), 0)
+              for names in _USAGE_NAMES.values())
+    reply = Reply("".join(answers), session_id=session, usage=_usage(*counts))
+    if blank and (reply.output or "").strip():
+        reply = reply._replace(warnings=(_BLANK_END % "it",))
     if error or exit_code:
-        text = error if isinstance(error, str) else _string(_mapping(error).get("message")) or dumps(error).decode() if error else ""
-        return Reply(**dict(said, **_failure(text or _reason(stderr) or last_words(stderr) or "exit status %d" % exit_code)))
+        message = error if isinstance(error, str) else _string(_mapping(error).get("message"))
+        if error and not message:
+            message = dumps(error).decode("utf-8")
+        return _failed(reply, message or _exit_reason(stderr, exit_code))
     if not some:
-        return Reply(output=None, **_failure("what it printed is not JSON", kind="backend"))
-    return Reply(**said)
-
-
-def _refuse_unknown(sandbox: str, approval: str) -> str:
-    """Nothing is known of what a command of the user's own may do: only modes that promise nothing are kept."""
-    if sandbox not in ("default", "full"):
-        return 'nothing keeps a command of your own in sandbox_mode "%s"; only "full" is possible' % sandbox
-    if approval not in ("default", "none"):
-        return 'a command of your own knows no approval_mode "%s"; only "none" is possible' % approval
-    return ""
+        return _failed(Reply(output=None), "what it printed is not JSON", "backend")
+    return reply
 
 
 def custom_backend(name: str, definition: Definition) -> Backend:
-    """The row of a command that the user defined."""
-    named = {placeholder for element in definition.argv for placeholder in placeholders(element)}
+    """Return the row of a command that the user defined."""
+    def saying(line: bytes) -> _Saying:
+        event = _parsed(line) if definition.output == "jsonl" else None
+        text = _string(value_at(event, definition.answer))
+        return (text, False) if definition.join else _whole_message(text)
+
+    names = {name for element in definition.argv for name in placeholders(element)}
     return Backend(name, lambda job: _custom_command(definition, job.task),
-                   lambda stdout, stderr, exit_code: _read_custom(definition, stdout, stderr, exit_code),
-                   frozenset(named | {"extra"}), _refuse_unknown,
-                   saying=None if definition.output == "text" else lambda line: _custom_saying(definition, line))
-
-
-def _custom_saying(definition: Definition, line: bytes) -> _Saying:
-    answer = value_at(_parsed(line), definition.answer) if definition.output == "jsonl" else None
-    return (answer, not definition.join) if isinstance(answer, str) and (definition.join or answer.strip()) else ("", False)
+                   functools.partial(_read_custom, definition), frozenset(names | {"extra"}),
+                   _CUSTOM_REFUSALS, saying=None if definition.output == "text" else saying)
 
 
 # - the rows -
 
+def _exit_reason(stderr: str, exit_code: int) -> str:
+    return _reason(stderr) or last_words(stderr) or "exit status %d" % exit_code
+
 
 def _read_text(stdout: Capture, stderr: str, exit_code: int) -> Reply:
-    """A plain command: its stdout is the answer, its exit code the verdict."""
-    if exit_code:
-        return Reply(output=None, **_failure(_reason(stderr) or last_words(stderr) or "exit status %d" % exit_code))
-    return Reply(output=None)
+    """Take all of stdout as the answer, and the exit code as the verdict."""
+    reply = Reply(output=None)
+    return _failed(reply, _exit_reason(stderr, exit_code)) if exit_code else reply
 
 
 BACKENDS = {backend.name: backend for backend in (
     Backend("claude", _claude_command, _read_claude,
-            frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")), _refuse_unconfined,
-            limit=10 * 1000 * 1000, limit_unit="bytes", install="npm install -g @anthropic-ai/claude-code", ours=("--output-format",),
-            resuming=Resuming(anywhere=True), saying=_claude_saying,
-            text=text_without_command),
-    Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")), _refuse_unasked,
-            stop_signal="SIGINT", limit=1 << 20, limit_unit="characters", install="npm install -g @openai/codex",
-            cautions=(("resume", CODEX_COUNTS),), resuming=Resuming(anywhere=True), saying=_codex_saying,
-            helpers=("git", "git-remote-http")),  # it looks for plugins, for as long as the network lets it
-    Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")), _refuse_unconfined,
-            limit=8 << 20, limit_unit="bytes", leftovers=_gemini_leftovers, install="npm install -g @google/gemini-cli",
-            ours=("-o", "--output-format", "--outputFormat"), resuming=Resuming(system_prompt=True), saying=_gemini_saying,
+            frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")),
+            _UNCONFINED, limit=10 * 1000 * 1000, ours=("--output-format",),
+            install="npm install -g @anthropic-ai/claude-code", resuming=("workdir",),
+            saying=_claude_saying, text=_prompt_without_command),
+    Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")),
+            _CODEX_REFUSALS, stop_signal="SIGINT", limit=1 << 20, limit_unit="characters",
+            install="npm install -g @openai/codex", cautions=(("resume", CODEX_COUNTS),),
+            resuming=("workdir",), saying=_codex_saying,
+            helpers=("git", "git-remote-http")),  # these look for plugins as long as they may
+    Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")),
+            _UNCONFINED, limit=8 << 20, leftovers=_gemini_leftovers,
+            install="npm install -g @google/gemini-cli",
+            ours=("-o", "--output-format", "--outputFormat"),
+            resuming=("system_prompt",), saying=_gemini_saying,
             rejection=b"Policy file error in policy.toml", text=_gemini_text),
-    # For trying, testing and showing pipelines on a machine without any AI program: a real process that answers with its prompt.
+    # For trying and testing pipelines without an AI program: a process that answers its prompt.
     Backend("echo", lambda job: Command(("cat",)), _read_text, frozenset()),
 )}
 BUILT_IN.extend(BACKENDS)
+# These make a program believe that it runs inside another agent's session, and refuse to start.
+NESTING_VARIABLES = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ACCESS_TOKEN")
 
 
 def backend_of(job: Job) -> Backend:
@@ -3404,34 +3430,33 @@ def backend_of(job: Job) -> Backend:
     return custom_backend(job.task.backend, job.definition)
 
 
-# What makes a program believe that it runs inside another agent's session, and refuse to start.
-NESTING_VARIABLES = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ACCESS_TOKEN")
-
-
 def command_line(job: Job) -> str:
-    """What `--dry-run` prints: one line for bash or zsh that does what the task would do.
-
-    The value of a variable that holds a secret is not in it, but the variable.
-    """
-    command, workdir = backend_of(job).command(job), job.task.workdir
-
+    """Return a line for bash or zsh that runs the job, with variables in place of secrets."""
     def word(text: str) -> str:
-        def reference(piece: str, name: str) -> str:  # to the variable, where that is what stands there
-            return '"$%s"' % name if name.isidentifier() and os.environ.get(name) == piece else shell_quoted("[%s]" % name)
+        parts = (itertools.starmap(shown, secret_pieces(part)) for part in text.split(SCRATCH))
+        return '"$d"'.join(map("".join, parts)) or "''"
 
-        return '"$d"'.join("".join(reference(piece, name) if name else shell_quoted(piece) for piece, name in secret_pieces(part) if piece)
-                           for part in text.split(SCRATCH)) or "''"
+    def shown(piece: str, name: str) -> str:
+        if not name:
+            return shell_quoted(piece) if piece else ""
+        is_value = name.isidentifier() and os.environ.get(name) == piece
+        return '"$%s"' % name if is_value else shell_quoted("[%s]" % name)
 
-    words = ["env"] + [part for name in NESTING_VARIABLES if name in os.environ for part in ("-u", name)]
-    environment = dict({name: value for name, value in command.preset.items() if name not in os.environ}, **command.environment)
-    words += ["%s=%s" % (name, word(value)) for name, value in sorted(dict(environment, NO_COLOR="1").items())]
+    backend = backend_of(job)
+    command, workdir = backend.command(job), job.task.workdir
+    nesting = [("-u", name) for name in NESTING_VARIABLES if name in os.environ]
+    preset = {name: value for name, value in command.preset.items() if name not in os.environ}
+    environment = dict(preset, **command.environment, NO_COLOR="1")
+    words = ["env", *_options(*nesting)]
+    words += ["%s=%s" % (name, word(value)) for name, value in sorted(environment.items())]
     words += map(word, command.argv)
-    line = " ".join(words) + (
-        " <<< " + word(backend_of(job).text(job)) if command.by_stdin else " < /dev/null")
+    words.append("<<< " + word(backend.text(job)) if command.by_stdin else "< /dev/null")
+    line = " ".join(words)
     if workdir:
         line = "cd -- %s && %s" % (word(workdir), line)
     if command.files:
-        puts = ['printf %%s %s > "$d"/%s' % (word(text), name) for name, text in sorted(command.files.items())]
+        puts = ['printf %%s %s > "$d"/%s' % (word(text), name)
+                for name, text in sorted(command.files.items())]
         return '(d=$(mktemp -d) && %s && %s; s=$?; rm -r "$d"; exit $s)' % (" && ".join(puts), line)
     return "(%s)" % line if workdir else line
 
@@ -3573,7 +3598,7 @@ def _job(value: Any, defaults: Dict[str, Any], rules: TaskPolicy) -> Job:
                 raise InvalidValue("%s is outside of %s" % (what, quoted(rules.root)), ("workdir",) if task.workdir else ())
         job = Job(-1, task, rules.definitions.get(name), root, literal=any(rules.ceiling) or bool(root))
         backend = backend_of(job)
-        problem = backend.refuse(task.sandbox_mode, task.approval_mode)
+        problem = backend.refusals.get((task.sandbox_mode, task.approval_mode), "")
         if problem:
             raise InvalidValue("%s: %s" % (backend.name, problem), ("sandbox_mode",))
         problem = refused_extra(backend, task.extra)
@@ -7654,7 +7679,7 @@ def command_prompt(settings: Settings, asked: PromptOptions) -> int:
     if asked.go_on or rules.configuration.get("session.auto_resume") and not asked.ephemeral:
         session = store.last(task.backend, task.workdir or ".")
     if session is None and asked.go_on:
-        if backend_of(job).resuming is None:
+        if not backend_of(job).resuming:
             raise SessionError("%s keeps no sessions that could be continued" % task.backend)
         raise SessionError("there is no session of %s in %s to continue"
                            % (task.backend, task.workdir or "the current directory"))
@@ -7734,13 +7759,13 @@ def _resuming(job: Job, session: Session) -> Job:
     can, id = backend_of(job).resuming, session.backend_session_id
     task = job.task
     reason = ""
-    if can is None:
+    if not can:
         reason = ": %s keeps no sessions" % task.backend
     elif not id:
         reason = ": its backend has not named its own"
     elif id.startswith("-") or not id.isprintable():  # the id becomes part of a command line
         reason = ": %s is not an id" % quoted(id)
-    elif not can.anywhere and os.path.realpath(task.workdir or ".") != session.working_dir:
+    elif "workdir" not in can and os.path.realpath(task.workdir or ".") != session.working_dir:
         reason = " here: %s continues a session only in its directory, %s" % (
             task.backend, session.working_dir)
     if reason:
@@ -7812,8 +7837,7 @@ def _ask(job: Job, kept: _KeptSession, settings: Settings, asked: PromptOptions,
     configuration, can = settings.rules.configuration, backend_of(job).resuming
     with_usage = configuration.get("session.store_token_usage")
     notes: Tuple[str, ...] = ()
-    if kept.session and "system_prompt" in settings.rules.overrides and not (
-            can and can.system_prompt):
+    if kept.session and "system_prompt" in settings.rules.overrides and "system_prompt" not in can:
         notes = ("%s may keep the system prompt that its session began with" % job.task.backend,)
     settings = settings._replace(dry_run=settings.dry_run or job.task.dry_run)
     job = job._replace(keep=bool(kept.store and can))

@@ -101,7 +101,7 @@ class Commands(Environment):
         for backend, row in clinvk.BACKENDS.items():
             for sandbox in clinvk.SANDBOX_MODES:
                 for approval, words in zip(clinvk.APPROVAL_MODES, MODES[backend][sandbox]):
-                    refused = row.refuse(sandbox, approval)
+                    refused = row.refusals.get((sandbox, approval), "")
                     if ": use " in words:
                         self.assertEqual(refused, words, (backend, sandbox, approval))
                     else:
@@ -1202,7 +1202,7 @@ class OwnCommands(CaptureCase):
                     expected = 'nothing keeps a command of your own in sandbox_mode "%s"; only "full" is possible' % sandbox
                 elif approval in ("auto", "always"):
                     expected = 'a command of your own knows no approval_mode "%s"; only "none" is possible' % approval
-                self.assertEqual(row.refuse(sandbox, approval), expected)
+                self.assertEqual(row.refusals.get((sandbox, approval), ""), expected)
 
     def test_text_is_judged_by_the_exit_code(self):
         self.assertEqual(self.read(b'{"error": "429"}', "noise\n"), clinvk.Reply(output=None))
@@ -1411,7 +1411,7 @@ class Captures(CaptureCase):
                         os.write(file, stderr.encode())
                         tail = clinvk.Capture(file).tail()
                         os.close(file)
-                        said = [clinvk.last_words(tail), clinvk._reason(tail), clinvk._failure(stderr)["error"], clinvk.quoted(stderr),
+                        said = [clinvk.last_words(tail), clinvk._reason(tail), clinvk._failed(clinvk.Reply(), stderr).error, clinvk.quoted(stderr),
                                 clinvk.one_line(clinvk._denial({"tool_name": "Bash", "tool_input": {"command": stderr}}))]
                         for shown in said:
                             assert "s3cr" not in shown and "cdef" not in shown, (filling, len(text), shown[-300:])
@@ -1471,12 +1471,12 @@ class Errors(Environment):
         words = "you hit your "
         start = time.process_time()
         for _ in range(64):
-            clinvk._failure(words * 300)
+            clinvk._failed(clinvk.Reply(), words * 300)
         short = time.process_time() - start
         start = time.process_time()
-        failure = clinvk._failure(words * 300 * 64)
+        reply = clinvk._failed(clinvk.Reply(), words * 300 * 64)
         self.assertLess(time.process_time() - start, 8 * max(short, 0.05), "the work grows with the square of the text")
-        self.assertLessEqual(len(failure["error"]), clinvk.CHUNK)
+        self.assertLessEqual(len(reply.error), clinvk.CHUNK)
 
     NOW = 1753081200.0  # 2025-07-21, 07:00 UTC
 
