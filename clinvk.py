@@ -103,7 +103,6 @@ __all__ = ["Control", "Job", "Result", "Task", "UserError", "main", "run_job", "
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    import threading
     from types import FrameType
     from typing import (Any, Callable, Container, Dict, FrozenSet, Generator, Iterable, Iterator,
                         List, Match, NamedTuple, NoReturn, Optional, Pattern, Sequence, Set, Tuple,
@@ -114,6 +113,7 @@ if TYPE_CHECKING:
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
     _Item = Union["Job", "Result"]  # of the input: a job, or the Result of what is no task
+    _Value = Tuple[int, Iterator[_Item]]  # of the input: the number of its items, and the items
     _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or a file with it and its digest
 else:
     class _RecordType(type):
@@ -3463,22 +3463,28 @@ def command_line(job: Job) -> str:
 
 # --- 6. Input ----------------------------------------------------------------
 
-
-# What a task may say, and how each field is checked.  Raises ValueError with what was expected.
+# The fields of a task, of the defaults in a batch, of a run and of a batch, with their checks.
 TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "backend": _argument, "prompt": _some_text, "model": _argument, "workdir": _path,
-    "approval_mode": _one_of(APPROVAL_MODES, "approval mode"), "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"),
-    "output_format": _known_string, "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
-    "timeout": _seconds, "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "id": _some_text,
-    "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
+    "approval_mode": _one_of(APPROVAL_MODES, "approval mode"),
+    "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"), "output_format": _known_string,
+    "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
+    "timeout": _seconds, "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth,
+    "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
 }
-DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items() if name not in ("prompt", "id", "name")}
-RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {"max_parallel": _jobs, "fail_fast": _truth, "output_dir": _path}
-BATCH_FIELDS = ("tasks", "defaults", "backends") + tuple(RUN_FIELDS)
+DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items()
+                   if name not in ("prompt", "id", "name")}
+RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {
+    "max_parallel": _jobs, "fail_fast": _truth, "output_dir": _path}
+
+
+BATCH_FIELDS: Dict[str, Callable[[Any], Any]] = {
+    "tasks": _of_type(list, "a list of tasks"), "backends": _definitions, **RUN_FIELDS,
+    "defaults": functools.partial(_checked, fields=DEFAULTS_FIELDS, what="an object")}
 
 
 class Ceiling(NamedTuple):
-    """The most that a task may ask for; an empty string is no limit."""
+    """The highest modes that a task may ask for; an empty string is no limit."""
 
     sandbox: str = ""
     approval: str = ""
@@ -3488,41 +3494,44 @@ _SANDBOX_RANKS, _APPROVAL_RANKS = ("read-only", "workspace", "full"), ("always",
 
 
 def parse_ceiling(text: str) -> Ceiling:
-    """`sandbox=workspace,approval=auto`, either alone too.  Raises ValueError."""
+    """Return the ceiling of a text such as `sandbox=workspace,approval=auto`.  Raise ValueError."""
     ranks = {"sandbox": _SANDBOX_RANKS, "approval": _APPROVAL_RANKS}
-    said: Dict[str, str] = {}
+    modes: Dict[str, str] = {}
     for part in text.split(","):
         name, _, mode = (word.strip() for word in part.partition("="))
-        if name not in ranks or name in said or mode not in ranks[name]:
-            raise ValueError("expected sandbox=MODE (%s), approval=MODE (%s) or both with a comma between, got %s"
-                             % (", ".join(_SANDBOX_RANKS), ", ".join(_APPROVAL_RANKS), quoted(text)))
-        said[name] = mode
-    return Ceiling(**said)
+        if name in modes or mode not in ranks.get(name, ()):
+            raise expected("sandbox=MODE (%s), approval=MODE (%s) or both with a comma between"
+                           % (", ".join(_SANDBOX_RANKS), ", ".join(_APPROVAL_RANKS)), text)
+        modes[name] = mode
+    return Ceiling(**modes)
 
 
 def _under_ceiling(task: Task, ceiling: Ceiling) -> Task:
-    """The task, held to what its reader allows.  Raises InvalidValue where it asks for more.
+    """Return the task with modes that the ceiling allows.  Raise InvalidValue if it asks for more.
 
-    A mode that it leaves to its backend could come to anything there: it becomes one that promises something.
+    The settings of a backend decide what `default` means, so `default` becomes a restricted mode.
     """
     if not any(ceiling):
         return task
     if task.extra:
         raise InvalidValue("the ceiling lets no task add options of its own", ("extra",))
-    for field, ranks, most in (("sandbox_mode", _SANDBOX_RANKS, ceiling.sandbox), ("approval_mode", _APPROVAL_RANKS, ceiling.approval)):
+    for field, ranks, highest in (("sandbox_mode", _SANDBOX_RANKS, ceiling.sandbox),
+                                  ("approval_mode", _APPROVAL_RANKS, ceiling.approval)):
         mode = getattr(task, field)
-        if most and mode != "default" and ranks.index(mode) > ranks.index(most):
-            raise InvalidValue("%s is above the ceiling, which is %s" % (quoted(mode), quoted(most)), (field,))
+        if highest and mode != "default" and ranks.index(mode) > ranks.index(highest):
+            raise InvalidValue("%s is above the ceiling, which is %s"
+                               % (quoted(mode), quoted(highest)), (field,))
     if ceiling.sandbox and task.sandbox_mode == "default":
         task = task._replace(sandbox_mode="read-only")
-    if ceiling.approval not in ("", "none") and task.approval_mode == "default" and (
-            task.sandbox_mode in ("default", "full") or (ceiling.approval, task.sandbox_mode) == ("always", "workspace")):  # there codex never asks
-        task = task._replace(approval_mode="always")
+    is_contained = task.sandbox_mode == "read-only" or (  # in the workspace codex never asks
+        task.sandbox_mode == "workspace" and ceiling.approval != "always")
+    if ceiling.approval in ("always", "auto") and not is_contained:
+        task = task._replace(approval_mode=task.approval_mode.replace("default", "always"))
     return task
 
 
 def is_inside(path: str, root: str) -> bool:
-    """Whether a path leads into a directory, or to it, all symbolic links followed."""
+    """Return whether a path leads into a directory, or to it, after all symbolic links."""
     try:
         real, real_root = os.path.realpath(path), os.path.realpath(root)
         return os.path.commonpath((real, real_root)) == real_root
@@ -3531,17 +3540,17 @@ def is_inside(path: str, root: str) -> bool:
 
 
 def outside_of(path: str, *roots: str) -> str:
-    """Return which of `roots` a path leads out of, for a message; "" where none.  A root that is "" does not count."""
+    """Return, for a message, which of the roots a path leads out of, if any; ignore empty roots."""
     root = next((root for root in roots if root and not is_inside(path, root)), "")
     return "the current directory" if root == "." else root and quoted(root)
 
 
 class TaskPolicy(NamedTuple):
-    """What holds for all tasks of a run, beside what they say themselves: what its user said, and how far the tasks are trusted.
+    """The settings for all tasks of a run, and how far its tasks are trusted.
 
-    `overrides` are task fields given on the command line; `environment` is where CLINVK_BACKEND and CLINVK_*_MODEL are
-    looked up; `definitions` are the user's own commands, to which a batch may add its own with `allow_commands`;
-    `root` is the directory that no workdir may leave; `output_dir` was given on the command line; `configuration` is the file.
+    `overrides` are task fields from the command line.  `environment` contains CLINVK_BACKEND and
+    CLINVK_*_MODEL.  `definitions` are the user's own commands; with `allow_commands` a batch may
+    add some.  No workdir may leave the directory `root`.  `output_dir` is from the command line.
     """
 
     overrides: Dict[str, Any] = {}
@@ -3555,562 +3564,453 @@ class TaskPolicy(NamedTuple):
 
 
 def unknown_backend(name: str, definitions: Iterable[str] = ()) -> str:
-    known = list(BACKENDS) + list(definitions)
-    return "unknown backend %s%s; known are %s" % (quoted(name), nearest(name, known), ", ".join(known))
+    """Return the message about a backend that is not known."""
+    known = [*BACKENDS, *definitions]
+    return "unknown backend %s%s; known are %s" % (
+        quoted(name), nearest(name, known), ", ".join(known))
 
 
-def _job(value: Any, defaults: Dict[str, Any], rules: TaskPolicy) -> Job:
-    """Return the job of a task, complete but for its index.  Raise InvalidValue.
+def _merged(own: Dict[str, Any], defaults: Dict[str, Any], policy: TaskPolicy) -> Task:
+    """Return the task of the fields in the input.  Raise InvalidValue.
 
-    The first of these that has a field counts: the task itself, the command line, the defaults of
+    The first of these that sets a field counts: the task itself, the command line, the defaults of
     its batch, the environment, the configuration.
     """
-    own = _checked(value, TASK_FIELDS, "a task (an object)")
-    if "prompt" not in own:
-        raise InvalidValue("a task needs a prompt", () if "prompt" not in value else ("prompt",))
-    layers = [("task", own), ("command line", rules.overrides), ("batch", defaults), ("environment", {})]
-    file = rules.configuration
-    chosen = merge_layers([(source, layer) for source, layer in layers[:3]] + [
-        ("environment", {"backend": rules.environment.get("CLINVK_BACKEND")}), ("configuration", {"backend": file.own("default_backend")}),
-        ("built-in", {"backend": "claude"})], ("backend",))
-    name = str(chosen["backend"][0])
-    if name not in BACKENDS and name not in rules.definitions:
-        raise InvalidValue(unknown_backend(name, rules.definitions), ("backend",) if "backend" in own else ())
-    if file.own("backends.%s.enabled" % name) is False:
-        raise InvalidValue("%s is disabled by %s" % (name, file.origin("backends.%s.enabled" % name)), ("backend",) if "backend" in own else ())
-    layers[3] = "environment", {"model": rules.environment.get(model_variable(name))}
-    said = merge_layers(layers + [("configuration", file.task_fields(name))], TASK_FIELDS)
-    merged = {field: value for field, (value, _) in said.items()}
-    merged["backend"] = name
-    if rules.overrides.get("dry_run"):  # starts nothing, whatever a task says
-        merged["dry_run"] = True
-    merged.pop("output_format", None)  # reserved: what a backend prints is ours to choose
-    task = Task(**merged)
-    root = os.path.realpath(rules.root) if rules.root else ""
-    try:
-        if task.model.startswith("-"):  # to the program it would be an option
-            raise InvalidValue("no model begins with -, as %s does" % quoted(task.model), ("model",))
-        task = _under_ceiling(task, rules.ceiling)
-        task = task._replace(extra=file.extra(name, task.sandbox_mode) + task.extra)
-        if rules.root:
-            if not is_inside(task.workdir or ".", rules.root):
-                what = quoted(task.workdir) if task.workdir else "the current directory, in which a task without a workdir runs,"
-                raise InvalidValue("%s is outside of %s" % (what, quoted(rules.root)), ("workdir",) if task.workdir else ())
-        job = Job(-1, task, rules.definitions.get(name), root, literal=any(rules.ceiling) or bool(root))
-        backend = backend_of(job)
-        problem = backend.refusals.get((task.sandbox_mode, task.approval_mode), "")
+    file, variables = policy.configuration, policy.environment
+    layers = [("task", own), ("command line", policy.overrides), ("batch", defaults)]
+    name = str(merge_layers([*layers, ("environment", {"backend": variables.get("CLINVK_BACKEND")}),
+                             ("configuration", {"backend": file.own("default_backend")}),
+                             ("built-in", {"backend": "claude"})], ("backend",))["backend"][0])
+    path = ("backend",) if "backend" in own else ()
+    if name not in BACKENDS and name not in policy.definitions:
+        raise InvalidValue(unknown_backend(name, policy.definitions), path)
+    enabled = "backends.%s.enabled" % name
+    if file.own(enabled) is False:
+        raise InvalidValue("%s is disabled by %s" % (name, file.origin(enabled)), path)
+    layers += [("environment", {"model": variables.get(model_variable(name))}),
+               ("configuration", file.task_fields(name))]
+    fields = {field: value for field, (value, _) in merge_layers(layers, Task._fields).items()}
+    if policy.overrides.get("dry_run"):  # starts nothing, even if a task has `"dry_run": false`
+        fields["dry_run"] = True
+    return Task(**dict(fields, backend=name))
+
+
+def _permitted(task: Task, policy: TaskPolicy) -> Job:
+    """Return the job of a task that the policy and its backend permit.  Raise InvalidValue."""
+    if task.model.startswith("-"):  # the program would take it for an option
+        raise InvalidValue("no model begins with -, as %s does" % quoted(task.model), ("model",))
+    task = _under_ceiling(task, policy.ceiling)
+    extra = policy.configuration.extra(task.backend, task.sandbox_mode) + task.extra
+    task = task._replace(extra=extra)
+    if policy.root and not is_inside(task.workdir or ".", policy.root):
+        workdir = quoted(task.workdir) if task.workdir else (
+            "the current directory, in which a task without a workdir runs,")
+        raise InvalidValue("%s is outside of %s" % (workdir, quoted(policy.root)),
+                           ("workdir",) if task.workdir else ())
+    job = Job(-1, task, policy.definitions.get(task.backend),
+              os.path.realpath(policy.root) if policy.root else "",
+              literal=any(policy.ceiling) or bool(policy.root))
+    backend = backend_of(job)
+    refused = backend.refusals.get((task.sandbox_mode, task.approval_mode))
+    for field, problem in (("sandbox_mode", refused and "%s: %s" % (backend.name, refused)),
+                           ("extra", refused_extra(backend, task.extra)),
+                           ("prompt", prompt_too_large(backend, backend.text(job)))):
         if problem:
-            raise InvalidValue("%s: %s" % (backend.name, problem), ("sandbox_mode",))
-        problem = refused_extra(backend, task.extra)
-        if problem:
-            raise InvalidValue(problem, ("extra",))
-        problem = prompt_too_large(backend, backend.text(job))
-        if problem:
-            raise InvalidValue(problem, ("prompt",))
-    except InvalidValue as error:
-        if error.path and error.path[0] not in own:  # said elsewhere: on the command line, in the defaults
-            raise InvalidValue(str(error)) from None
-        raise
+            raise InvalidValue(problem, (field,))
     return job
 
 
-def _for_all(value: Dict[str, Any], rules: TaskPolicy, what: str) -> Tuple[Dict[str, Any], TaskPolicy]:
-    """What a batch or a chain says for all that is in it: its `defaults`, and the rules with its `backends`.  Raises InvalidValue."""
-    if value.get("backends") is not None:
-        with path_context("backends"):
-            if not rules.allow_commands:
-                raise InvalidValue("commands that %s defines are only run with --allow-commands" % what)
-            rules = rules._replace(definitions=dict(rules.definitions, **_definitions(value["backends"])))
-    if value.get("defaults") is not None:
-        with path_context("defaults"):
-            return _checked(value["defaults"], DEFAULTS_FIELDS, "an object"), rules
-    return {}, rules
+def _job(value: Any, defaults: Dict[str, Any], policy: TaskPolicy) -> Job:
+    """Return the job of a task in the input, without its index.  Raise InvalidValue."""
+    own = _checked(value, TASK_FIELDS, "a task (an object)")
+    if "prompt" not in own:
+        raise InvalidValue("a task needs a prompt", ("prompt",) if "prompt" in value else ())
+    task = _merged(own, defaults, policy)
+    try:
+        return _permitted(task, policy)
+    except InvalidValue as error:
+        if error.path and error.path[0] not in own:  # from the command line or the defaults
+            raise InvalidValue(str(error)) from None
+        raise
+
+
+def _with_commands(policy: TaskPolicy, fields: Dict[str, Any], what: str) -> TaskPolicy:
+    """Return the policy with the commands that a batch or a chain defines.  Raise InvalidValue."""
+    if "backends" in fields and not policy.allow_commands:
+        raise InvalidValue("commands that %s defines are only run with --allow-commands" % what,
+                           ("backends",))
+    return policy._replace(definitions={**policy.definitions, **fields.get("backends", {})})
 
 
 class _Batch(NamedTuple):
-    """A JSON value of the input: its items, the path to them (None: the value itself is the one task), and what it says for all."""
+    """A JSON value of the input.  `path` leads to its items; None: the value is a single task."""
 
     items: List[Any]
-    where: Optional[_Path]
+    path: Optional[_Path]
     defaults: Dict[str, Any]
-    rules: TaskPolicy
-    run: Dict[str, Any]  # what it says of the run
-
-    def path(self, position: int) -> _Path:
-        return () if self.where is None else self.where + (position,)
+    policy: TaskPolicy
+    run: Dict[str, Any]  # the RUN_FIELDS
 
 
-def _batch(value: Any, rules: TaskPolicy) -> _Batch:
-    """Return a JSON value (a batch, an array of tasks, a task) as a batch whose items are not checked yet.  Raise InvalidValue."""
-    defaults: Dict[str, Any] = {}
-    run: Dict[str, Any] = {}
-    where: _Path = ()
-    if isinstance(value, dict) and "tasks" in value:
-        for name in value:
-            if name not in BATCH_FIELDS:
-                raise InvalidValue("unknown field%s" % known_as(name, BATCH_FIELDS), (name,))
-        run = _checked({name: value[name] for name in RUN_FIELDS if name in value}, RUN_FIELDS, "a batch")
-        if "output_dir" in run and not rules.output_dir:
-            outside = outside_of(run["output_dir"], ".", rules.root)
-            if outside:
-                raise InvalidValue("%s is outside of %s: only --output-dir can name it"
-                              % (quoted(run["output_dir"]), outside), ("output_dir",))
-        defaults, rules = _for_all(value, rules, "a batch")
-        where, items = ("tasks",), value["tasks"]
-        if not isinstance(items, list):
-            raise InvalidValue("expected a list of tasks, got %s" % quoted(items), where)
-    elif isinstance(value, list):
-        items = value
-    else:
-        if isinstance(value, dict) and "steps" in value:
+def _batch(value: Any, policy: TaskPolicy) -> _Batch:
+    """Return a JSON value as a batch whose items are not checked yet.  Raise InvalidValue."""
+    if isinstance(value, list):
+        return _Batch(value, (), {}, policy, {})
+    if not isinstance(value, dict) or "tasks" not in value:
+        _refuse_no_task(value)
+        return _Batch([value], None, {}, policy, {})
+    fields = _checked(value, BATCH_FIELDS, "a batch")
+    if "tasks" not in fields:
+        raise expected("a list of tasks", None, ("tasks",))
+    run = {name: fields[name] for name in RUN_FIELDS if name in fields}
+    if "output_dir" in run and not policy.output_dir:
+        outside = outside_of(run["output_dir"], ".", policy.root)
+        if outside:
+            raise InvalidValue("%s is outside of %s: only --output-dir can name it"
+                               % (quoted(run["output_dir"]), outside), ("output_dir",))
+    policy = _with_commands(policy, fields, "a batch")
+    return _Batch(fields["tasks"], ("tasks",), fields.get("defaults", {}), policy, run)
+
+
+def _refuse_no_task(value: Any) -> None:
+    """Raise InvalidValue for a value that looks like a chain or like a batch without tasks."""
+    if isinstance(value, dict) and "prompt" not in value:
+        if "steps" in value:
             raise InvalidValue("this is a chain: run it with `clinvk chain`", ("steps",))
-        if isinstance(value, dict) and "prompt" not in value:
-            near = next((name for name in value if name not in TASK_FIELDS and known_as(name, BATCH_FIELDS)), "")
-            if near in BATCH_FIELDS:
+        for name in value:
+            if name in BATCH_FIELDS and name not in TASK_FIELDS:
                 raise InvalidValue("a batch needs a list of tasks")
-            if near:
-                raise InvalidValue("unknown field%s" % known_as(near, BATCH_FIELDS), (near,))
-        return _Batch([value], None, defaults, rules, run)
-    return _Batch(items, where, defaults, rules, run)
+            if name not in TASK_FIELDS and known_as(name, BATCH_FIELDS):
+                raise InvalidValue("unknown field%s" % known_as(name, BATCH_FIELDS), (name,))
+
+
+# - pieces of the input and their errors -
+
+
+def _skip(pattern: Any, text: Any, position: int = 0) -> int:
+    """Return the end of what a pattern, which may match nothing, matches at a position."""
+    match = re.compile(pattern).match(text, position)
+    return match.end() if match else position
 
 
 def _line_of(data: Union[bytes, bytearray], path: _Path) -> int:
-    """On which line (from 0) of a valid JSON text the value at `path` stands; 0 where that cannot be found out."""
-    try:
-        return _find_line(data, path)
-    except (RecursionError, ValueError, IndexError):  # orjson goes deeper than json
-        return 0
+    """Return on which line, from 0, of a JSON text the value at `path` is.
+
+    If an object has a key twice, the last counts.  Text behind the value need not be valid.
+    """
+    text, between, decode = to_text(data), r"[ \t\r\n,:]*", json.JSONDecoder().raw_decode
+    target = _skip(between, text)
+    with contextlib.suppress(RecursionError, ValueError, IndexError):
+        for step in path:
+            position, keys = _skip(between, text, target + 1), itertools.count()
+            while text[position] not in "]}":
+                key: Any = next(keys)
+                if isinstance(step, str):
+                    key, position = decode(text, position)
+                    position = _skip(between, text, position)
+                target = position if key == step else target
+                position = _skip(between, text, decode(text, position)[1])
+    return text.count("\n", 0, target)
 
 
-def _find_line(data: Union[bytes, bytearray], path: _Path) -> int:
-    """Return the line of the value at `path`; of a key that is given twice: of the last."""
-    text, position = data.decode("utf-8"), 0
-    decoder = json.JSONDecoder()
+_ENCODINGS = (  # by how JSON begins in them, with and without a byte order mark
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32"), (rb"\xff\xfe|\xfe\xff", "UTF-16"),
+    (rb"[^\0]\0\0\0", "UTF-32LE"), (rb"\0\0\0[^\0]", "UTF-32BE"),
+    (rb"[^\0]\0[^\0]?(\0|\Z)", "UTF-16LE"), (rb"\0[^\0](\0[^\0]|\0?\Z)", "UTF-16BE"))
 
-    def skip(position: int, characters: str = " \t\r\n") -> int:
-        while position < len(text) and text[position] in characters:
-            position += 1
-        return position
-
-    position = skip(position)
-    for step in path:
-        found, count = position, 0
-        position = skip(position + 1)
-        while text[position] not in "]}":
-            key: Any = count
-            if isinstance(step, str):
-                key, position = decoder.raw_decode(text, position)
-                position = skip(position, " \t\r\n:")
-            if key == step:
-                found = position
-                if isinstance(key, int):
-                    break
-            _, position = decoder.raw_decode(text, position)
-            position = skip(position, " \t\r\n,")
-            count += 1
-        position = found
-    return text.count("\n", 0, position)
-
-
-_ENCODINGS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-_ZEROS: Dict[Tuple[int, ...], str] = {  # of the first bytes
-    (0, 1): "UTF-16LE", (1, 0): "UTF-16BE", (0, 1, 0, 1): "UTF-16LE", (1, 0, 1, 0): "UTF-16BE", (0, 1, 1, 1): "UTF-32LE", (1, 1, 1, 0): "UTF-32BE"}
+# A pattern for the message of the JSON module, a pattern for the text, the repair.  The message
+# begins with "torn" where the input ends inside of the value, ends with "unprintable" if the
+# character is, and is "between" between values.  The first row that matches counts.
+_REPAIRS = (
+    ("Invalid control", "", "write it as %(escape)s in a string"),
+    ("^Unterminated", "", "a string ends on its line; write a line break in it as \\n"),
+    (r"Invalid \\", "", "write a backslash in a string as \\\\"),
+    ("^between", "```", "the JSON is in a Markdown fence, which `sed '/^ *```/d'` strips"),
+    ("^between", ",", "remove the comma between values, or put the values into [ ]"),
+    ("^between", '"', "`jq '{prompt: .}'` makes a task of a string"),
+    ("", r"(?<=,)[\]}]|,\s*[\]}]", "remove the comma before the closing bracket"),
+    ("", r"#|//|/\*", "remove the comment; JSON has none"),
+    ("", "'", "write \" around a string, not '"),
+    ("", "[\xab\xbb\u2018-\u201f\u2039\u203a\uff02]",
+     "write \" around a string, not %(character)s (%(code)s)"),
+    ("", r"True\b|False\b", "write %(lower)s, not %(word)s"),
+    ("", r"(None|undefined|NaN)\b", "write null, not %(word)s"),
+    ("unprintable$", "", "remove %(code)s (%(name)s), which is not white space in JSON"),
+    ("^Expecting ','", "",
+     "a comma is missing here, or a backslash before a \" inside of a string"),
+    ("Expecting property name", r"[^\W\d]", 'write " around a name'),
+    ("^between", r"[^\]}]", "leave only the JSON; `jq -R '{prompt: .}'` makes a task of each line"))
 
 
-def _other_encoding(data: Union[bytes, bytearray]) -> str:
-    """Return how to repair text that begins as UTF-16 or UTF-32 does, with a byte order mark or without; else an empty text."""
-    name = next((name for mark, name in _ENCODINGS.items() if data.startswith(mark)), "")
-    name = name or _ZEROS.get(tuple(int(not byte) for byte in data[:4 if len(data) > 3 else 2]), "")
-    return ": the input is %s; `iconv -f %s -t UTF-8` makes it UTF-8" % (name, name) if name else ""
-
-
-_JSON_WORDS = {"True": "true", "False": "false", "None": "null", "undefined": "null", "NaN": "null"}
-
-
-def _repair(text: str, place: int) -> str:
-    """Return what is wrong at a place where JSON cannot go on, and how to repair it; an empty text where that is not known."""
+def _repair(data: Union[bytes, bytearray], message: str, before: str, text: str) -> str:
+    """Return how to repair JSON that cannot go on with `text` after `before`; else ""."""
+    for start, encoding in _ENCODINGS:
+        if re.match(start, data, re.S):
+            return ": the input is %s; `iconv -f %s -t UTF-8` makes it UTF-8" % (encoding, encoding)
     import unicodedata
-    character, rest = text[place:place + 1], text[place:place + 50]
-    word = re.match(r"[A-Za-z_]\w*", rest)
-    if text[:place].rstrip().endswith(",") and character in ("]", "}") or re.match(r",\s*[\]}]", rest):
-        return ": remove the comma before the closing bracket"
-    if rest.startswith(("#", "//", "/*")):
-        return ": remove the comment; JSON has none"
-    if character == "'":
-        return ": write \" around a string, not '"
-    if character and unicodedata.category(character) in ("Pi", "Pf") or character in ("\u201a", "\u201e", "\uff02"):
-        return ": write \" around a string, not %s (U+%04X)" % (character, ord(character))
-    if word and word.group() in _JSON_WORDS:
-        return ": write %s, not %s" % (_JSON_WORDS[word.group()], word.group())
-    if character and not character.isprintable():
-        return ": remove U+%04X (%s), which is not white space in JSON" % (
-            ord(character), unicodedata.name(character, "a control character"))
+    character, text = text[:1] or " ", (before.rstrip() or " ")[-1] + text[:50]
+    message += "" if character.isprintable() else "; unprintable"
+    for error, start_of_text, repair in _REPAIRS:
+        match = re.compile(start_of_text).match(text, 1)
+        if match and re.search(error, message):
+            return ": " + repair % {
+                "character": character, "code": "U+%04X" % ord(character),
+                "name": unicodedata.name(character, "a control character"), "word": match.group(),
+                "lower": match.group().lower(), "escape": json.dumps(character)[1:-1]}
     return ""
 
 
-def _repair_of(error: Any, torn: bool) -> str:
-    """Return the same for an error of the JSON module."""
-    if error.msg.startswith("Invalid control character"):
-        return ": write it as %s in a string" % dumps(error.doc[error.pos]).decode("ascii", "replace")[1:-1]
-    if error.msg.startswith("Unterminated string"):
-        return "" if torn else ": a string ends on its line; write a line break in it as \\n"
-    if error.msg.startswith("Invalid \\"):
-        return ": write a backslash in a string as \\\\"
-    repair = _repair(error.doc, error.pos)
-    if not repair and not torn and error.msg.startswith("Expecting ',' delimiter"):
-        return ": a comma is missing here, or a backslash before a \" inside of a string"
-    if not repair and error.msg.startswith("Expecting property name") and error.doc[error.pos:error.pos + 1].isidentifier():
-        return ": write \" around a name"
-    return repair
-
-
 MAX_VALUE_BYTES = 256 << 20  # of one JSON value, which is kept in memory until it was checked
-LARGE_BYTES = CHUNK  # of an array from which on its elements are parsed one by one
+LARGE_BYTES = CHUNK  # the elements of an array of more bytes are parsed one by one
 
 
 class InputPiece(NamedTuple):
-    """The bytes of one JSON value of the input, or of what stood in its place; `line` counts from 1."""
+    """The bytes of one JSON value of the input, or of something else between values.
+
+    `line` counts from 1.  `problem` says why the piece is not a value.  `value` is the parsed
+    value, where known.  `torn`: the input ends inside of it.  `array` is where the content begins
+    and ends of its largest array: of the value itself, or of a field.
+    """
 
     line: int
     data: Union[bytes, bytearray]
-    is_value: bool = True
-    value: Any = None  # what it says, where that is known already
-    torn: bool = False  # the input ends inside of it
-    column: int = 0  # characters before it on its first line
-    array: Tuple[int, int] = (0, 0)  # where the content of its largest array is: of the value itself, or of a field
-    problem: str = ""  # why it is not a value
+    problem: str = ""
+    value: Any = None
+    torn: bool = False
+    array: Tuple[int, int] = (0, 0)
 
-    def said(self) -> Any:
+    def parsed(self) -> Any:
         """Return the value.  Raise ValueError or RecursionError."""
         if self.problem:
             raise InvalidValue(self.problem)
-        if not self.is_value:
-            text = to_text(self.data[:CHUNK]).strip(" \t\r\n")
-            raise InvalidValue("expected a JSON object or array, got %s%s" % (quoted(text), _other_encoding(self.data) or self._repair(text)))
         return loads_unique(self.data) if self.value is None else self.value
 
-    @staticmethod
-    def _repair(text: str) -> str:
-        if text.startswith("```"):
-            return ": the JSON is in a Markdown fence, which `sed '/^ *```/d'` strips"
-        if text.startswith(","):
-            return ": remove the comma between values, or put the values into [ ]"
-        if text.startswith('"'):
-            return ": `jq '{prompt: .}'` makes a task of a string"
-        return _repair(text, 0) or ("" if text[:1] in ("]", "}") else ": leave only the JSON; `jq -R '{prompt: .}'` makes a task of each line")
-
     def without_array(self) -> InputPiece:
-        """Return the value without the elements of its largest array; its lines stay."""
+        """Return the piece without the elements of its largest array, but with all lines."""
         start, end = self.array
-        return self._replace(data=bytes(self.data[:start]) + b"\n" * self.data.count(b"\n", start, end) + bytes(self.data[end:]))
+        lines = b"\n" * self.data.count(b"\n", start, end)
+        return self._replace(data=bytes(self.data[:start]) + lines + bytes(self.data[end:]))
 
-    def elements(self) -> Iterator[InputPiece]:
-        """Yield the elements of the largest array, none of them parsed."""
-        scanner, (place, end), line, column, counted = ValueSplitter(), self.array, self.line, 0, 0
-        while True:
-            start = scanner.blank_end(self.data, place)
-            passed, counted = self.data[counted:start], start
-            column = (0 if b"\n" in passed else column) + len(to_text(passed[passed.rfind(b"\n") + 1:]))
-            line += passed.count(b"\n")
-            if self.data[start] not in b"{[":  # to be refused by whoever reads it
-                yield InputPiece(line, self.data[start:min(end + 1, start + CHUNK)], column=column, problem=self._misplaced(start))
+    def elements(self) -> Iterator[Tuple[int, Union[bytes, bytearray]]]:
+        """Yield the start and the bytes of each element of the largest array.
+
+        An element may be anything but valid.  Raise JSONDecodeError where a comma is missing.
+        """
+        data, (start, end), blank = self.data, self.array, rb"[ \t\r\n]*"
+        for number in itertools.count():
+            start = _skip(blank, data, start)
+            if start == end:
                 return
-            place = scanner.value_end(self.data, start)
-            yield InputPiece(line, self.data[start:place], column=column)
-            place = scanner.blank_end(self.data, place)
-            if place >= end:
-                return
-            if self.data[place] != 0x2C:
-                yield InputPiece(line + self.data.count(b"\n", start, place), b"", problem=self._misplaced(place))
-                return
-            place += 1
+            if number and data[start] != 0x2C:
+                raise json.JSONDecodeError("Expecting ',' delimiter", to_text(data),
+                                           len(to_text(data[:start])))
+            start = _skip(blank, data, start + 1) if number else start
+            if data[start] in b"{[":
+                end_of_element = ValueScanner(start).end(data)[0]
+            else:
+                end_of_element = _skip(rb'"(?:[^"\\]|\\.)*"|[^\s,\]"]*', data, start)
+            yield start, data[start:end_of_element]
+            start = end_of_element
 
-    def _misplaced(self, place: int) -> str:
-        """Return why an element of an array cannot begin at a place."""
-        before, text = to_text(self.data[max(0, place - 100):place]), to_text(self.data[place:place + CHUNK])
-        try:
-            if not before.rstrip().endswith(("]", "}")):
-                return "expected a task (an object), got %s" % quoted(json.JSONDecoder().raw_decode(text)[0])
-        except ValueError:
-            pass
-        return "not valid JSON: expected a task or the end of the list" + _repair(before + text, len(before))
-
-
-class piece_context:
-    """Turn what is wrong with a piece of the input, in the block, into a UserError with file, line and path.
-
-    `path` leads to the piece in its value.
-    """
-
-    def __init__(self, name: str, piece: InputPiece, path: _Path = ()) -> None:
-        self._name, self._piece, self._path = name, piece, path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        line, text = 0, ""
+    def explain(self, error: Exception, path: _Path, start: int) -> str:
+        """Return the line and the message of an error in the value at `path`, or at `start`."""
+        line = 0
         if isinstance(error, InvalidValue):
-            line = _line_of(self._piece.data, error.path)
-            text = error.message if error.message.startswith("not valid JSON") else str(InvalidValue(error.message, self._path + error.path))
+            line = _line_of(self.data, path + error.path)
+            message = str(InvalidValue(error.message, path + error.path))
         elif isinstance(error, UnicodeDecodeError):
-            line = self._piece.data.count(b"\n", 0, error.start)
-            text = "not valid UTF-8 (byte 0x%02x)" % self._piece.data[error.start]
-        elif hasattr(error, "lineno"):  # of the JSON module
-            line = error.lineno - 1
-            text = "not valid JSON: %s (column %d)%s" % (error.msg, error.colno + (0 if line else self._piece.column),
-                                                         _other_encoding(self._piece.data) or _repair_of(error, self._piece.torn))
-            if self._piece.torn:
-                text += "; the input ends inside of the value that begins in line %d" % self._piece.line
-        elif isinstance(error, ValueError):
-            text = "not valid JSON: %s" % error
-        elif isinstance(error, RecursionError):
-            text = "nested too deep"
-        if text:
-            raise UserError("%s:%d: %s" % (self._name, self._piece.line + line, text)) from None
+            line = self.data.count(b"\n", 0, start + error.start)
+            message = "not valid UTF-8 (byte 0x%02x)" % self.data[start + error.start]
+        elif isinstance(error, json.JSONDecodeError):
+            before, text = to_text(self.data[:start]), to_text(self.data[start:])
+            before, text = before + text[:error.pos], text[error.pos:]
+            line = before.count("\n")
+            repair = _repair(self.data, "torn: " * self.torn + error.msg, before, text)
+            message = "not valid JSON: %s (column %d)%s" % (
+                error.msg, len(before) - before.rfind("\n"), repair)
+            if self.torn:
+                message += "; the input ends inside of the value that begins in line %d" % self.line
+        else:
+            message = "not valid JSON: %s" % error if isinstance(error, ValueError) else (
+                "nested too deep")
+        return "%d: %s" % (self.line + line, message)
 
+
+@contextlib.contextmanager
+def piece_context(name: str, piece: InputPiece, path: _Path = (), start: int = 0) -> Iterator[None]:
+    """Turn an error in a piece of the input into a UserError with file, line and path.
+
+    `path` and `start` are those of a value inside of the piece.
+    """
+    try:
+        yield
+    except (ValueError, RecursionError) as error:
+        raise UserError("%s:%s" % (name, piece.explain(error, path, start))) from None
+
+
+# - values in a stream -
 
 _MARK = b"\xef\xbb\xbf"  # the byte order mark
 _DEEPEST_OPEN = 10000  # brackets; no JSON program goes so deep
 
 
-class ValueSplitter:
-    """Cuts a stream of JSON values, fed in chunks of any size, into pieces.
+class ValueScanner:
+    """Finds the end of the JSON object or array that begins at `position` of data that may grow.
 
-    It looks at brackets and strings alone, and at each byte once, so that a value of any size costs linear time and is
-    handed out as soon as its last byte is there.  After something that cannot be JSON it goes on at the next line that
-    starts with `{` or `[`: a torn line of JSON Lines costs that line and nothing more.  Between values byte order marks and
-    record separators (RFC 7464) are white space.
+    It looks only at brackets and strings, and at each byte once.
     """
 
-    def __init__(self) -> None:
-        self._blank = re.compile(rb"(?:[ \t\r\n\x1e]+|\xef\xbb\xbf)*").match
-        self._white = re.compile(rb"[ \t\r\n]*").match
+    def __init__(self, position: int = 0) -> None:
+        self.position = position     # up to here the data was looked at
+        self.open: List[bytes] = []  # the open brackets
+        self.array = (0, 0)  # the content of the largest array: of the value, or of a field
+        self._array_start = 0
+        self._last = b""          # the last token outside of strings
+        self._in_string = False
         self._token = re.compile(rb'["{}\[\],:]|[^ \t\r\n"{}\[\],:]+').search
-        self._in_string = re.compile(rb'["\\\n]').search
-        self._buffer = bytearray()
-        self._line = 1            # of the buffer's first byte
-        self._position = 0        # up to where the value was looked at
-        self._open = bytearray()  # the brackets that are open in it
-        self._last = b""          # its last token outside strings
-        self._string = False
-        self._skipping = False    # up to a line that starts a value
-        self._refused = False     # the value was, because it is too large: nothing of it is kept
-        self._array = 0           # where the content begins of the last array that the value or a field of it is
-        self._largest = (0, 0)    # the content of the largest of these
+        self._in_string_token = re.compile(rb'["\n]|\\[^\n]?').search
 
-    def feed(self, chunk: bytes, at_end: bool = False) -> Iterator[InputPiece]:
-        """The pieces that end in this chunk.  With `at_end` also what is left then."""
-        self._buffer += chunk
+    def end(self, data: Union[bytes, bytearray]) -> Tuple[int, bool]:
+        """Return the end of the value, -1 if it comes later; and whether the value seems whole.
+
+        A value is torn where a line ends inside of a string, brackets do not match, or a value
+        begins where none can.
+        """
         while True:
-            if not self._open:
-                if self._skipping:
-                    self._skip()
-                    if self._skipping:
-                        return
-                blank = self._blank(self._buffer)
-                self._drop(blank.end() if blank else 0)
-                if not self._buffer or len(self._buffer) < 3 and _MARK.startswith(self._buffer) and not at_end:
-                    return
-                if self._buffer[0] not in b"{[":
-                    end = self._buffer.find(b"\n")
-                    if end < 0 and not at_end and len(self._buffer) < CHUNK:
-                        return
-                    self._skipping = True
-                    yield self._take(len(self._buffer) if end < 0 else end, False)
-                    continue
-                if not self._position:
-                    line = self._whole_line()
-                    if line is not None:
-                        yield line
-                        continue
-            end, whole = self._end_of_value()
-            if end < 0 and not at_end:
-                yield from self._refuse()
-                return
-            piece = self._take(len(self._buffer) if end < 0 else end)
-            if end < 0 and len(piece.data) > SMALL_FILE_BYTES:  # to parse it only for the message would take twice the memory
-                piece = InputPiece(piece.line, b"", problem="the input ends inside of the JSON value that begins here")
-            if not self._refused:
-                yield piece._replace(torn=end < 0)  # torn off: nothing in it may pass for a value of its own
-            self._refused = False
-            self._skipping = not whole
-            if end < 0:
-                return
-
-    def _refuse(self) -> Iterator[InputPiece]:
-        """Give up a value that grew too large or too deep; its end is still looked for, so that no part passes for a value."""
-        deep = len(self._open) > _DEEPEST_OPEN
-        if not self._refused and (deep or len(self._buffer) > MAX_VALUE_BYTES):
-            self._refused = True
-            yield InputPiece(self._line, b"", problem="nested too deep" if deep else "the JSON value that begins here is larger than %d MB; "
-                         "write tasks on lines of their own, without an array around them" % (MAX_VALUE_BYTES >> 20))
-        if self._refused:
-            kept = max(0, self._position - 4)  # _end_of_value looks back
-            position = self._position - kept
-            self._drop(kept)
-            self._position = position
-        if deep:
-            self._take(len(self._buffer))
-            self._refused, self._skipping = False, True
-
-    def _whole_line(self) -> Optional[InputPiece]:
-        """The value that fills the line at the start of the buffer: JSON Lines at the speed of the JSON module."""
-        end = self._buffer.find(b"\n")
-        if end < 0 or end > LARGE_BYTES:
-            return None
-        line = bytes(self._buffer[:end])
-        try:
-            piece = InputPiece(self._line, line, value=loads_unique(line))
-        except (ValueError, RecursionError):
-            return None
-        self._drop(end)
-        return piece
-
-    def _drop(self, count: int) -> None:
-        self._line += self._buffer.count(b"\n", 0, count)
-        del self._buffer[:count]
-        self._position = 0
-
-    def _take(self, count: int, is_value: bool = True) -> InputPiece:
-        line, data = self._line, self._buffer
-        if count > CHUNK:  # handed over, not copied
-            self._buffer = data[count:]
-            self._line += data.count(b"\n", 0, count)
-            self._position = 0
-            del data[count:]
-        else:
-            data = data[:count]
-            self._drop(count)
-        self._open.clear()
-        self._last, self._string = b"", False
-        array, self._largest = self._largest, (0, 0)
-        return InputPiece(line, data, is_value, array=array)
-
-    def _skip(self) -> None:
-        """Drops lines up to one that starts a value.  The buffer starts inside the line to leave, or with a newline."""
-        while self._buffer:
-            newline = self._buffer.find(b"\n")
-            if newline < 0:
-                self._drop(len(self._buffer) - 1)
-                return
-            self._drop(newline)
-            start = self._buffer[1:5]
-            if start[:1] == b"\x1e":
-                del self._buffer[1]
-            elif start[:3] == _MARK:
-                del self._buffer[1:4]
-            elif _MARK.startswith(start):  # perhaps; what comes next will show
-                return
-            elif start[0] in b"{[":
-                self._skipping = False
-                return
-            else:
-                self._drop(1)
-
-    def blank_end(self, data: Union[bytes, bytearray], place: int) -> int:
-        """Return where the white space of JSON ends that begins at a place."""
-        found = self._white(data, place)
-        return found.end() if found else place
-
-    def value_end(self, data: Any, place: int) -> int:
-        """Return where the object or array ends that begins at a place in data that is whole."""
-        self._buffer, self._position = data, place
-        self._open.clear()
-        return self._end_of_value()[0]
-
-    def _end_of_value(self) -> Tuple[int, bool]:
-        """Where the value ends that the buffer starts with, -1 if further on; and whether it is whole so far as one can see."""
-        buffer = self._buffer
-        while True:
-            if self._string:
-                found = self._in_string(buffer, self._position)
-                if found is None or buffer[found.start()] == 0x5C and found.end() == len(buffer):
-                    self._position = len(buffer) if found is None else found.start()
-                    return -1, False
-                escape = buffer[found.start()] == 0x5C
-                end = found.start() + escape
-                if buffer[end] == 0x0A:  # a string cannot go on over the end of a line
-                    return end, False
-                self._position = found.end() + escape
-                self._string = escape
-                continue
-            found = self._token(buffer, self._position)
-            if found is None:
-                self._position = len(buffer)
+            search = self._in_string_token if self._in_string else self._token
+            match = search(data, self.position)
+            if match is None or match.group() == b"\\" and match.end() == len(data):
+                self.position = match.start() if match else len(data)
                 return -1, False
-            token, self._position = found.group(), found.end()
+            token, start, self.position = match.group(), match.start(), match.end()
+            if self._in_string:
+                if token == b"\n":
+                    return start, False
+                self._in_string = token != b'"'
+                continue
             if token in (b"{", b"["):
-                inside = self._open[-1:]
-                if inside and self._last != b":" and not (inside[0] == 0x5B and self._last in (b"[", b",")):
-                    return self._line_before(found.start(), found.end()), False  # the value was torn, this is the next one
-                if token == b"[" and (not inside or self._open == b"{"):
-                    self._array = found.end()
-                self._open += token
+                if self.open and self._last != b":" and (
+                        self.open[-1] == b"{" or self._last not in (b"[", b",")):
+                    return self._torn_at(data, start), False
+                if token == b"[" and self.open in ([], [b"{"]):
+                    self._array_start = self.position
+                self.open.append(token)
             elif token in (b"}", b"]"):
-                if self._open[-1] != (0x7B if token == b"}" else 0x5B):
-                    return found.end(), False
-                del self._open[-1]
-                if token == b"]" and (not self._open or self._open == b"{"):
-                    start = self._array if self._open else 1
-                    self._largest = max(self._largest, (start, found.start()), key=lambda span: span[1] - span[0])
-                if not self._open:
-                    return found.end(), True
-            elif token == b'"':
-                self._string = True
-            self._last = token
+                if self.open.pop() != (b"{" if token == b"}" else b"["):
+                    return self.position, False
+                if token == b"]" and self.open in ([], [b"{"]):
+                    self.array = max(self.array, (self._array_start, start),
+                                     key=lambda span: span[1] - span[0])
+                if not self.open:
+                    return self.position, True
+            self._in_string, self._last = token == b'"', token
 
-    def _line_before(self, start: int, end: int) -> int:
-        """Return where the line ends before a bracket that begins a line, perhaps behind a mark; `end` where it does not."""
-        line = self._buffer[max(0, start - 4):start]
-        for mark in (_MARK, b"\x1e"):
-            if line.endswith(mark):
-                line = line[:-len(mark)]
-                start -= len(mark)
-        return start - 1 if line.endswith(b"\n") else end
+    def _torn_at(self, data: Union[bytes, bytearray], bracket: int) -> int:
+        """Return the end of the line before a bracket that begins a line, else the bracket's."""
+        newline = data.rfind(b"\n", 0, bracket)
+        begins_line = newline >= 0 and not data[newline + 1:bracket].strip(_MARK + b"\x1e")
+        return newline if begins_line else bracket + 1
 
 
-class _Identifiers:
-    """Which ids a run has seen.  8 to 16 bytes an id: what is kept is a 64-bit hash, keyed anew in every run."""
+class ValueSplitter:
+    """Cuts the chunks of a stream of JSON values into pieces.
 
-    def __init__(self) -> None:
-        self._table = self._new_table(1 << 10)
-        self._count = 0
+    A value of any size takes linear time, and is handed out before another chunk is asked for.
+    After something that is not JSON the next value is the one on the next line that starts with `{`
+    or `[`, so a torn line of JSON Lines costs only that line.  Byte order marks and record
+    separators (RFC 7464) between values are skipped.
+    """
 
-    @staticmethod
-    def _new_table(length: int) -> memoryview:
-        """Of zeros, in memory of its own: the heap would keep what a table that has grown leaves behind."""
-        import mmap
-        return memoryview(mmap.mmap(-1, 8 * length)).cast("q")
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._buffer = bytearray()
+        self._line = 1  # of the buffer's first byte
 
-    def _place(self, identifier_hash: int) -> int:
-        mask = len(self._table) - 1
-        place = identifier_hash & mask
-        while self._table[place] not in (0, identifier_hash):
-            place = (place + 1) & mask
-        return place
+    def __iter__(self) -> Iterator[InputPiece]:
+        while self._begins_piece():
+            if self._buffer[0] in b"{[":
+                yield from self._value()
+                continue
+            while b"\n" not in self._buffer and len(self._buffer) < CHUNK and self._more():
+                pass
+            piece = self._take(self._buffer.find(b"\n"))
+            text = to_text(piece.data[:CHUNK]).strip(" \t\r\n")
+            yield piece._replace(problem="expected a JSON object or array, got %s%s" % (
+                quoted(text), _repair(piece.data, "between", "", text)))
+            self._skip_lines()
 
-    def __contains__(self, identifier: str) -> bool:
-        return self._table[self._place(hash(identifier) or 1)] != 0
+    def _more(self) -> bool:
+        chunk = next(self._chunks, None)
+        self._buffer += chunk or b""
+        return chunk is not None
 
-    def add(self, identifier: str) -> None:
-        self._insert(hash(identifier) or 1)
+    def _take(self, count: int) -> InputPiece:
+        """Take bytes from the buffer, all of them for -1.  A large value is not copied."""
+        line, data = self._line, self._buffer
+        count = len(data) if count < 0 else count
+        self._line += data.count(b"\n", 0, count)
+        self._buffer = data[count:]
+        del data[count:]
+        return InputPiece(line, data)
 
-    def merge(self, other: _Identifiers) -> None:
-        for identifier_hash in other._table:
-            if identifier_hash:
-                self._insert(identifier_hash)
+    def _begins_piece(self) -> bool:
+        """Drop what may be between values.  Return whether something is left."""
+        while True:
+            self._take(_skip(rb"(?:[ \t\r\n\x1e]+|\xef\xbb\xbf)*", self._buffer))
+            if self._buffer and not _MARK.startswith(self._buffer) or not self._more():
+                return bool(self._buffer)
 
-    def _insert(self, identifier_hash: int) -> None:
-        self._table[self._place(identifier_hash)] = identifier_hash
-        self._count += 1
-        if self._count * 3 > len(self._table) * 2:
-            former, self._count = self._table, 0
-            self._table = self._new_table(2 * len(former))
-            for kept in former:
-                if kept:
-                    self._insert(kept)
+    def _skip_lines(self) -> None:
+        """Drop the rest of a line, and all lines up to one that starts a value."""
+        line = re.compile(rb"\n(?:\x1e|\xef\xbb\xbf){0,9}([{\[]|\xef?\xbb?\Z)")
+        while True:
+            match = line.search(self._buffer)
+            if match and match.group(1) in (b"{", b"["):
+                self._take(match.start(1))
+                return
+            self._take(match.start() if match else -1)
+            if not self._more():
+                self._take(-1)
+                return
 
+    def _value(self) -> Iterator[InputPiece]:
+        """Yield the value at the start of the buffer, or why it is refused."""
+        line_end, value = self._buffer.find(b"\n", 0, LARGE_BYTES), None
+        if line_end > 0:  # JSON Lines at the speed of the JSON module
+            with contextlib.suppress(ValueError, RecursionError):
+                value = loads_unique(self._buffer[:line_end])
+        if value is not None:
+            yield self._take(line_end)._replace(value=value)
+            return
+        scanner, is_refused = ValueScanner(), False
+        end, is_whole = scanner.end(self._buffer)
+        while end < 0:
+            is_deep = len(scanner.open) > _DEEPEST_OPEN
+            if not is_refused and (is_deep or len(self._buffer) > MAX_VALUE_BYTES):
+                is_refused = True
+                yield InputPiece(self._line, b"", "nested too deep" if is_deep else (
+                    "the JSON value that begins here is larger than %d MB; write tasks on lines of "
+                    "their own, without an array around them" % (MAX_VALUE_BYTES >> 20)))
+            if is_deep:
+                break
+            if is_refused:  # look for its end, so that no part of it passes for a value
+                kept = max(0, scanner.position - 9)  # the scanner looks back for a line's start
+                scanner.position -= kept
+                self._take(kept)
+            if not self._more():
+                break
+            end, is_whole = scanner.end(self._buffer)
+        piece = self._take(end)
+        if end < 0 and len(piece.data) > SMALL_FILE_BYTES:  # parsing would double the memory
+            piece = InputPiece(piece.line, b"",
+                               "the input ends inside of the JSON value that begins here")
+        if not is_refused:
+            yield piece._replace(torn=end < 0, array=scanner.array)
+        if not is_whole:
+            self._skip_lines()
+
+
+# - supplies of jobs -
 
 NOT_READY, END = "not ready", "end"  # of Supply.next_job
 
@@ -4118,8 +4018,8 @@ NOT_READY, END = "not ready", "end"  # of Supply.next_job
 class Supply:
     """The source of a run's jobs.  The scheduler asks for them, in one thread.
 
-    `total` is the number of jobs, None where it is not known.  `reads_ahead`: a job may be asked for
-    before the one before it has ended.  `on_ready` is set by the scheduler, and may be called from
+    `total` is the number of jobs, None where it is not known.  `reads_ahead`: a job may be asked
+    for before the one before it has ended.  `on_ready` is set by the scheduler, and may be called from
     another thread, after NOT_READY, when there is a job.
     """
 
@@ -4157,252 +4057,261 @@ class JobList(Supply):
         return END
 
 
-SMALL_FILE_BYTES = 1 << 20  # the tasks of a regular file up to here are kept, not read a second time
+class JobReader:
+    """Turns the JSON values of an input into jobs.
 
-
-class TaskStream(Supply):
-    """The tasks of a file or a pipe.
-
-    A regular file is read twice, one value at a time: once to validate all of it, then to run it; so `total` is known, and
-    memory does not grow with the number of values.  `total` is also known of a pipe whose writer has finished.
-    From another pipe tasks come as their values arrive.  A bad value on a pipe becomes a failed Result.  Before the first
-    task it raises UserError instead.  The tasks of a large value are parsed one by one: once to validate all of them,
-    then to run them.
-
-    `run` is what the input says of the run as a whole (`max_parallel`, `fail_fast`, `output_dir`): its first word counts.
-    `has_ids`: every task read so far has an id.
+    `run` is what the values state about the run (RUN_FIELDS); the first to set a field counts.
+    Once tasks have `started`, values cannot set more.  `has_ids`: every task so far has an id.
+    `again`: the input was validated before.
     """
 
-    def __init__(self, file: int, name: str, rules: TaskPolicy, warn: Callable[[str], None]) -> None:
-        import queue
+    def __init__(self, name: str, policy: TaskPolicy, warn: Callable[[str], None]) -> None:
         self.run: Dict[str, Any] = {}
-        self.has_ids = True
-        self._file, self._name, self._warn = file, name, warn
-        self._rules = rules
-        self._begun = False
-        self._index = 0  # of the next task
-        self._waiting: queue.Queue[Any] = queue.Queue(4)  # the tasks of each value, an exception, or None at the end
-        self._stopped = False
-        self._held: List[bytes] = []  # of a pipe: what is read but not split into values yet
-        self._thread: Optional[threading.Thread] = None
-        if _is_regular(file):
-            start = os.lseek(file, 0, os.SEEK_CUR)
-            values = self._read_all(file_chunks(file, start), strict=True)
-            if os.fstat(file).st_size - start <= SMALL_FILE_BYTES:
-                self._keep([(count, iter(list(tasks))) for count, tasks in values])
-            else:
-                self.total = sum(count for count, _ in values)
-                self._values = self._read_all(file_chunks(file, start), strict=False)
-        else:
-            self._values = self._read_all(iter(self._read_pipe, b""), strict=False)
-        first, self._now = next(self._values, (0, iter(())))  # the tasks of the value that was read last
-        self._begun = True  # what is read from a pipe from here on comes too late to say anything of the run
-        self._next = next(self._now, None)
-        if self._next is None:
-            raise UserError("%s: no tasks: the input is empty" % name)
-        if self.total is None and self._has_ended():
-            self._keep(list(self._values), first)
+        self.started, self.again, self.has_ids = False, False, True
+        self._name, self._policy, self._warn = name, policy, warn
+        self._ids: Set[str] = set()
 
-    def _keep(self, values: List[Tuple[int, Iterator[_Item]]], before: int = 0) -> None:
-        self.total, self._values = before + sum(count for count, _ in values), iter(values)
+    def values(self, chunks: Iterable[bytes], *, is_strict: bool) -> Iterator[_Value]:
+        """Yield the number of tasks in each value, and the tasks.
 
-    def _read_pipe(self) -> bytes:
-        return self._held.pop(0) if self._held else read_some(self._file)
-
-    def _has_ended(self) -> bool:
-        """Take what the pipe contains.  Return whether its end is part of that."""
-        size = 0
-        while size <= SMALL_FILE_BYTES and can_be_read(self._file):
-            try:
-                self._held.append(read_some(self._file))
-            except OSError:  # the next read raises it again
-                return False
-            if not self._held[-1]:
-                return True
-            size += len(self._held[-1])
-        return False
-
-    def stop(self) -> None:
-        self._stopped = True
-
-    def next_job(self) -> Union[Job, Result, str]:
-        import queue
-        item, self._next = self._next, None
-        item = item or next(self._now, None)
-        while item is None:
-            if self.total is not None:
-                value = next(self._values, None)
-            else:
-                self._start_reader()
-                try:
-                    value = self._waiting.get_nowait()
-                except queue.Empty:
-                    return NOT_READY
-            if isinstance(value, BaseException):
-                raise value
-            if value is None:
-                self.total = self._index  # from now on END
-                return END
-            self._now = value[1]
-            item = next(self._now, None)
-        self._index += 1
-        return item._replace(index=self._index - 1)
-
-    def _start_reader(self) -> None:
-        """Start the thread that reads, at its first use: workers should be forked before."""
-        if self._thread is None:
-            import threading
-            self._thread = threading.Thread(target=self._read_ahead, name="clinvk-reader", daemon=True)
-            self._thread.start()
-
-    def _read_ahead(self) -> None:
+        The first value that is bad, or each with `is_strict`, raises UserError.  Another bad value
+        becomes a failed Result.
+        """
+        is_lenient = self.again
         try:
-            for value in self._values:
-                self._waiting.put(value)
-                self.on_ready()
-                if self._stopped:
-                    break
-        except BaseException as error:  # whatever it is, it is for the thread that asks for tasks
-            self._waiting.put(error)
-        self._waiting.put(None)
-        self.on_ready()
-
-    def _read_all(self, chunks: Iterable[bytes], strict: bool) -> Iterator[Tuple[int, Iterator[_Item]]]:
-        """Yield the number of tasks of each value, and the tasks."""
-        splitter, identifiers, begun = ValueSplitter(), _Identifiers(), False
-
-        def pieces() -> Iterator[InputPiece]:
-            for chunk in chunks:
-                yield from splitter.feed(chunk)
-            yield from splitter.feed(b"", at_end=True)
-
-        try:
-            for piece in pieces():
+            for piece in ValueSplitter(chunks):
                 try:
-                    count, tasks, run = self._read(piece, identifiers)
+                    value = self._value(piece)
                 except UserError as error:
-                    if strict or not begun:
-                        raise
-                    count, tasks, run = 1, iter([_invalid(error)]), {}
-                    self.has_ids = False
-                self._note_run(piece, run)
-                begun = True
-                yield count, tasks
-        except OSError as problem:
-            failure = UserError("%s: %s" % (self._name, problem.strerror))
-            if strict or not begun:
-                raise failure from None
-            yield 1, iter([_invalid(failure)])
+                    value = self._bad_value(error, is_lenient)
+                is_lenient = not is_strict
+                yield value
+        except OSError as error:
+            problem = UserError("%s: %s" % (self._name, error.strerror))
+            yield self._bad_value(problem, is_lenient)
 
-    def _note_run(self, piece: InputPiece, run: Dict[str, Any]) -> None:
-        for name, value in run.items():
-            if not self._begun:
-                self.run.setdefault(name, value)
-            if self.run.get(name) != value and self.total is None:  # not again when a file is read again
-                said = "this run began without it" if name not in self.run else "an earlier batch of this run set " + quoted(self.run[name])
-                self._warn("%s:%d: %s: %s is not applied: %s" % (self._name, piece.line, name, quoted(value), said))
+    def _bad_value(self, error: UserError, is_lenient: bool) -> _Value:
+        if not is_lenient:
+            raise error from None
+        self.has_ids = False
+        return 1, iter([_invalid(error)])
 
-    def _read(self, piece: InputPiece, identifiers: _Identifiers) -> Tuple[int, Iterator[_Item], Dict[str, Any]]:
-        """Return the number of tasks in a piece of the input, the tasks, and what it says of the run.
+    def _value(self, piece: InputPiece) -> _Value:
+        """Return the number of tasks in a piece of the input, and the tasks.  Raise UserError.
 
-        Raise UserError, with file, line and path, and change nothing then.
+        The tasks of a large value are parsed one by one: once to validate all, then to run them.
         """
         is_large = piece.value is None and piece.array[1] - piece.array[0] > LARGE_BYTES
         outline = piece.without_array() if is_large else piece
         with piece_context(self._name, outline):
-            batch = _batch(outline.said(), self._rules)
-        if is_large and (batch.where is None or batch.items):  # the array is not that of the tasks
-            return self._read(piece._replace(array=(0, 0)), identifiers)
-        with piece_context(self._name, outline):
-            if not (batch.items or is_large):
-                raise InvalidValue("no tasks: the list is empty", batch.where or ())
-        own = identifiers if batch.where is None else _Identifiers()
+            batch = _batch(outline.parsed(), self._policy)
+        if is_large and (batch.path is None or batch.items):  # the array is not that of the tasks
+            return self._value(piece._replace(array=(0, 0)))
+        if self.again:
+            return 0, self._jobs(piece, batch, is_large)
+        ids: Set[str] = set()
+        jobs = self._jobs(piece, batch, is_large, ids)
+        kept = [] if is_large else list(jobs)
+        count = len(kept) + sum(1 for _ in jobs)
+        with piece_context(self._name, outline, batch.path or ()):
+            if not count:
+                raise InvalidValue("no tasks: the list is empty")
+        self._ids.update(ids)
+        self._note_run(piece, batch.run)
+        return count, self._jobs(piece, batch, True) if is_large else iter(kept)
 
-        def claim(job: Job) -> Job:
-            task = job.task
-            if task.id and (task.id in identifiers or task.id in own):
-                raise InvalidValue("another task of this run has the id %s" % quoted(task.id), ("id",))
-            if task.id:
-                own.add(task.id)
-            self.has_ids = self.has_ids and bool(task.id)
-            return job
+    def _jobs(self, piece: InputPiece, batch: _Batch, is_large: bool,
+              ids: Optional[Set[str]] = None) -> Iterator[_Item]:
+        """Yield the tasks of a value as jobs.
 
-        if is_large:
-            is_valid = self.total is not None  # a file that is read again
-            count = 0 if is_valid else sum(1 for _ in self._elements(piece, batch, claim))
-            tasks = self._elements(piece, batch)
-        else:
-            kept = []
-            with piece_context(self._name, piece):
-                for position, item in enumerate(batch.items):
-                    with path_context(*batch.path(position)):
-                        kept.append(claim(_job(item, batch.defaults, batch.rules)))
-            count, tasks = len(kept), iter(kept)
-        if own is not identifiers:
-            identifiers.merge(own)
-        return count, tasks, batch.run
+        With `ids`, a set for the ids in the value, a bad task raises UserError.  Without, the tasks
+        were validated; a task that is bad since then becomes a failed Result.
+        """
+        elements = piece.elements() if is_large else ((0, item) for item in batch.items)
+        with piece_context(self._name, piece, batch.path or ()):
+            for position, (start, item) in enumerate(elements):
+                path = () if batch.path is None else (*batch.path, position)
+                try:
+                    with piece_context(self._name, piece, path, start):
+                        value = loads_unique(item) if is_large else item
+                        job: _Item = self._claimed(_job(value, batch.defaults, batch.policy), ids)
+                except UserError as error:
+                    if ids is not None:
+                        raise
+                    job = _invalid(error)  # a symbolic link was changed, or the file
+                yield job
 
-    def _elements(self, piece: InputPiece, batch: _Batch, claim: Optional[Callable[[Job], Job]] = None) -> Iterator[_Item]:
-        """Parse the tasks in the array of a large value one by one; each is valid, or was when `claim` was given."""
-        for position, element in enumerate(piece.elements()):
-            try:
-                with piece_context(self._name, element, batch.path(position)):
-                    job = _job(element.said(), batch.defaults, batch.rules)
-                    item: _Item = claim(job) if claim else job
-            except UserError as error:
-                if claim:
-                    raise
-                item = _invalid(error)  # valid before: the system has changed, as by a symbolic link to --root
-            yield item
+    def _claimed(self, job: Job, ids: Optional[Set[str]]) -> Job:
+        """Add the task's id to the ids of its value.  Raise InvalidValue if another task has it."""
+        if not job.task.id:
+            self.has_ids = False
+        elif ids is not None:
+            if job.task.id in self._ids or job.task.id in ids:
+                raise InvalidValue("another task of this run has the id %s" % quoted(job.task.id),
+                                   ("id",))
+            ids.add(job.task.id)
+        return job
+
+    def _note_run(self, piece: InputPiece, run: Dict[str, Any]) -> None:
+        for name, value in run.items():
+            if not self.started:
+                self.run.setdefault(name, value)
+            if self.run.get(name) != value:
+                reason = "this run began without it" if name not in self.run else (
+                    "an earlier batch of this run set " + quoted(self.run[name]))
+                self._warn("%s:%d: %s: %s is not applied: %s" % (
+                    self._name, piece.line, name, quoted(value), reason))
 
 
 def _invalid(error: UserError) -> Result:
-    """Return the Result of input that is no task."""
+    """Return the Result of input that is not a task."""
     now = time.time()
     return Result(-1, "", "failed", 1, error=without_secrets(str(error)), error_kind="invalid",
                   attempts=0, start_time=now, end_time=now)
 
 
-def _check_backends(rules: TaskPolicy) -> None:
-    """Raises UserError where the environment or the command line names an unknown backend."""
-    for source, backend in (("CLINVK_BACKEND", rules.environment.get("CLINVK_BACKEND")), ("--backend", rules.overrides.get("backend"))):
-        if backend and backend not in BACKENDS and backend not in rules.definitions and not rules.allow_commands:
-            raise UserError("%s: %s" % (source, unknown_backend(backend, rules.definitions)))
+SMALL_FILE_BYTES = 1 << 20  # the tasks of a larger file are not kept, but read again
+
+
+class TaskStream(Supply):
+    """The tasks of a file or a pipe.  Raises UserError for input without a task.
+
+    A regular file is validated as a whole; a large file is then read again, one value at a time, so
+    that memory does not grow with the number of values.  `total` is known of a file, and of a pipe
+    whose writer has finished.  From another pipe tasks come as their values arrive.
+    """
+
+    def __init__(self, file: int, name: str, policy: TaskPolicy,
+                 warn: Callable[[str], None]) -> None:
+        self._items: Iterator[Union[Job, Result, str]] = iter(())
+        self._index = 0  # of the next task
+        self._stopped = False
+        reader = JobReader(name, policy, warn)
+        if _is_regular(file):
+            self._open_regular(file, reader)
+        else:
+            self._open_pipe(file, reader)
+        self.run, self.has_ids = reader.run, reader.has_ids
+        if self.total == 0:
+            raise UserError("%s: no tasks: the input is empty" % name)
+
+    def _open_regular(self, file: int, reader: JobReader) -> None:
+        start = os.lseek(file, 0, os.SEEK_CUR)
+        values = reader.values(file_chunks(file, start), is_strict=True)
+        if os.fstat(file).st_size - start <= SMALL_FILE_BYTES:
+            self._keep(values)
+        else:
+            self.total = sum(count for count, _ in values)
+            reader.again = True
+            values = reader.values(file_chunks(file, start), is_strict=False)
+            self._items = (item for _, items in values for item in items)
+
+    def _open_pipe(self, file: int, reader: JobReader) -> None:
+        ready: List[bytes] = []  # what was read before it was needed
+        values = reader.values(iter(lambda: ready.pop(0) if ready else read_some(file), b""),
+                               is_strict=False)
+        first = next(values, (0, iter(())))
+        reader.started = True
+        size = 0
+        with contextlib.suppress(OSError):  # the next read raises it again
+            while b"" not in ready[-1:] and size <= SMALL_FILE_BYTES and can_be_read(file):
+                ready.append(read_some(file))
+                size += len(ready[-1])
+        if b"" in ready[-1:] or not first[0]:  # the writer has finished
+            self._keep(itertools.chain([first], values))
+        else:
+            self._items = itertools.chain(first[1], self._arriving(values))
+
+    def _keep(self, values: Iterable[_Value]) -> None:
+        kept = list(values)
+        self.total = sum(count for count, _ in kept)
+        self._items = itertools.chain.from_iterable(items for _, items in kept)
+
+    def _arriving(self, values: Iterator[_Value]) -> Iterator[Union[Job, Result, str]]:
+        """Yield the items of values that another thread reads, NOT_READY while there are none.
+
+        The thread starts with the first call of next, because workers should be forked before.
+        """
+        import queue
+        import threading
+        arrived: queue.Queue[Any] = queue.Queue(4)  # items of values, an exception, None at the end
+
+        def read() -> None:
+            try:
+                for _, items in values:
+                    arrived.put(items)
+                    self.on_ready()
+                    if self._stopped:
+                        break
+                arrived.put(None)
+            except BaseException as error:  # for the thread that asks for tasks
+                arrived.put(error)
+            self.on_ready()
+
+        threading.Thread(target=read, name="clinvk-reader", daemon=True).start()
+        while True:
+            items = NOT_READY if arrived.empty() else arrived.get()
+            if items is None:
+                return
+            if isinstance(items, BaseException):
+                raise items
+            yield from [items] if items == NOT_READY else items
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def next_job(self) -> Union[Job, Result, str]:
+        item = next(self._items, END)
+        if not isinstance(item, str):
+            item = item._replace(index=self._index)
+            self._index += 1
+        elif item == END:
+            self.total = self._index
+        return item
+
+
+def _check_policy(policy: TaskPolicy) -> None:
+    """Raise UserError for an unknown backend or a bad root that is not from the input."""
+    for source, backend in (("CLINVK_BACKEND", policy.environment.get("CLINVK_BACKEND")),
+                            ("--backend", policy.overrides.get("backend"))):
+        if backend and not policy.allow_commands and backend not in {
+                *BACKENDS, *policy.definitions}:
+            raise UserError("%s: %s" % (source, unknown_backend(backend, policy.definitions)))
+    if policy.root and not os.path.isabs(policy.root) and deleted_directory():
+        raise UserError("--root: " + deleted_directory())
+    if policy.root and not os.path.isdir(policy.root):
+        raise UserError("--root: %s is not a directory" % policy.root)
 
 
 NOT_A_DEVICE = "%s: is a device; expected a regular file, a pipe or a terminal"
 
 
-def _open_input(path: Optional[str], rules: TaskPolicy, advice: str) -> Tuple[int, str]:
-    """A file, or stdin where `path` is None or `-`, and its name; once what was said beside it is known to be good.  Raises UserError."""
-    _check_backends(rules)
-    if rules.root and not os.path.isabs(rules.root) and deleted_directory():
-        raise UserError("--root: " + deleted_directory())
-    if rules.root and not os.path.isdir(rules.root):
-        raise UserError("--root: %s is not a directory" % rules.root)
+def _open_input(path: Optional[str], policy: TaskPolicy, advice: str) -> Tuple[int, str]:
+    """Open a file, or stdin where `path` is None or `-`.  Return it and its name.
+
+    Raise UserError, also where the policy is not valid; `advice` is for stdin that is a terminal.
+    """
+    _check_policy(policy)
+    file, name = 0, "stdin"
     if path in (None, "-"):
         if is_terminal(0):
             raise UserError("no input: stdin is a terminal; " + advice)
-        file, name = 0, "stdin"
     else:
-        file, name = _open_file(str(path)), str(path)
+        name = str(path)
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UserError("%s: %s" % (name or quoted(""), error.strerror)) from None
     if is_endless(file):
         raise UserError(NOT_A_DEVICE % name)
     return file, name
 
 
-def _open_file(path: str) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError("%s: %s" % (path or quoted(""), error.strerror)) from None
-
-
-def single_job(prompt: str, rules: TaskPolicy) -> Job:
+def single_job(prompt: str, policy: TaskPolicy) -> Job:
     """Return the job of a prompt that is given by itself.  Raise UserError."""
-    _check_backends(rules)
+    _check_policy(policy)
     try:
-        job = _job({"prompt": prompt}, {}, rules)._replace(index=0)
+        job = _job({"prompt": prompt}, {}, policy)._replace(index=0)
     except InvalidValue as error:
         raise UserError(str(error)) from None
     if not os.path.isabs(job.task.workdir) and deleted_directory():
@@ -4410,111 +4319,119 @@ def single_job(prompt: str, rules: TaskPolicy) -> Job:
     return job
 
 
-def open_tasks(path: Optional[str], rules: TaskPolicy, warn: Callable[[str], None]) -> TaskStream:
-    """The tasks in a file, or on stdin where `path` is None or `-`.
+def open_tasks(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], None]) -> TaskStream:
+    """Return the tasks in a file, or on stdin where `path` is None or `-`.  Raise UserError.
 
-    `warn` is called with what should be said to the user.  Raises UserError.
+    `warn` is called with each warning for the user.
     """
-    file, name = _open_input(path, rules, "give a task file with --file, or pipe tasks in (`clinvk parallel --help` shows how)")
-    try:
-        return TaskStream(file, name, rules, warn)
-    except OSError as error:
-        raise UserError("%s: %s" % (name, error.strerror)) from None
+    file, name = _open_input(path, policy, "give a task file with --file, or pipe tasks in "
+                             "(`clinvk parallel --help` shows how)")
+    return TaskStream(file, name, policy, warn)
 
 
 # --- 7. Plans ----------------------------------------------------------------
 
 # - chains -
 
-CHAIN_FIELDS = ("steps", "stop_on_failure", "pass_working_dir", "defaults", "backends")
-_REFERENCE = r"\{\{(previous|steps\.[^{}\n]+\.output)\}\}"
+CHAIN_FIELDS = {
+    "steps": _of_type(list, "a list of steps"), "stop_on_failure": _truth,
+    "pass_working_dir": _truth, **{name: BATCH_FIELDS[name] for name in ("defaults", "backends")}}
+_REFERENCE = r"\{\{(?:previous|steps\.([^{}\n]+)\.output)\}\}"
 
 
 class Chain(NamedTuple):
-    """Steps for one after the other.  `prompts` are theirs in parts: a number stands for the answer of the step with that index."""
+    """Steps, each of which can use the answers of those before it.
+
+    `prompts` are the prompts of the steps in parts: a number stands for the answer of the step with
+    that index.
+    """
 
     steps: Tuple[Job, ...]
     prompts: Tuple[Tuple[Union[str, int], ...], ...]
     stop_on_failure: bool = True
 
 
-def _parts(prompt: str, position: int, names: Dict[str, int]) -> Tuple[Union[str, int], ...]:
-    """The prompt of the step at that position, cut at its placeholders.  Raises ValueError for one that cannot be replaced."""
-    parts: List[Union[str, int]] = list(re.split(_REFERENCE, prompt))
-    for place in range(1, len(parts), 2):
-        reference = str(parts[place])
-        name = reference[len("steps."):-len(".output")]
-        if reference == "previous":
-            problem = "no step comes before the first" if not position else ""
-            parts[place] = position - 1
-        elif name in names:
-            problem = "" if names[name] < position else "that step comes later" if names[name] > position else "that is this step itself"
-            parts[place] = names[name]
+def _parts(prompt: str, index: int, names: Dict[str, int]) -> Tuple[Union[str, int], ...]:
+    """Return the prompt of the step with that index in parts.
+
+    Raise ValueError for a placeholder without an answer.  `names` has the indexes of all names.
+    """
+    def source_of(placeholder: str) -> Optional[int]:
+        match = re.fullmatch(_REFERENCE, placeholder)
+        if match is None:
+            return None
+        name = match.group(1)
+        source = names.get(name) if name else index - 1
+        if source is None:
+            problem = "no step has that name" + nearest(
+                name, [known for known in names if names[known] < index])
+        elif 0 <= source < index:
+            return source
+        elif source < 0:
+            problem = "no step comes before the first"
         else:
-            problem = "no step has that name" + nearest(name, [known for known, its in names.items() if its < position])
-        if problem:
-            raise ValueError("{{%s}} cannot be replaced: %s" % (reference, problem))
-    return tuple(part for part in parts if part != "")
+            problem = "that step comes later" if source > index else "that is this step itself"
+        raise ValueError("%s cannot be replaced: %s" % (placeholder, problem))
+
+    return tuple(fill(prompt, source_of))
 
 
 def _near_references(prompt: str, names: Iterable[str]) -> List[str]:
-    """What in a prompt looks like a placeholder that was meant, and is none."""
-    known = ["{{previous}}"] + ["{{steps.%s.output}}" % name for name in names]
-    texts = list(dict.fromkeys(re.findall(r"\{\{[^{}\n]{1,200}\}\}", prompt)))[:100]  # a prompt may be all templates
-    found = {text: nearest("".join(text.split()), known) for text in texts}
-    return ["%s is no placeholder and stays as it is%s" % (text, near) for text, near in found.items()
-            if near and not re.fullmatch(_REFERENCE, text)]
+    """Return a warning for each text in a prompt that looks like a misspelt placeholder."""
+    known = ["{{previous}}", *("{{steps.%s.output}}" % name for name in names)]
+    texts = dict.fromkeys(re.findall(r"\{\{[^{}\n]{1,200}\}\}", prompt))
+    hints = [(text, nearest("".join(text.split()), known))
+             for text in itertools.islice(texts, 100)  # a prompt may be all templates
+             if not re.fullmatch(_REFERENCE, text)]
+    return ["%s is no placeholder and stays as it is%s" % hint for hint in hints if hint[1]]
 
 
-def _chain(value: Any, rules: TaskPolicy) -> Chain:
-    """Raises InvalidValue."""
+def _chain(value: Any, policy: TaskPolicy) -> Chain:
+    """Return the chain of a JSON value.  Raise InvalidValue."""
     if isinstance(value, list) or "tasks" in value:
-        raise InvalidValue("this is a batch: run it with `clinvk parallel`", () if isinstance(value, list) else ("tasks",))
-    for name in value:
-        if name not in CHAIN_FIELDS:
-            raise InvalidValue("unknown field%s" % known_as(name, CHAIN_FIELDS), (name,))
-    said = _checked({name: value[name] for name in CHAIN_FIELDS[1:3] if name in value}, dict.fromkeys(CHAIN_FIELDS, _truth), "a chain")
-    defaults, rules = _for_all(value, rules, "a chain")
-    items = value.get("steps")
-    if not isinstance(items, list) or not items:
-        raise InvalidValue("a chain needs a list of steps" if items is None else "no steps: the list is empty" if items == []
-                      else "expected a list of steps, got %s" % quoted(items), ("steps",) if "steps" in value else ())
+        raise InvalidValue("this is a batch: run it with `clinvk parallel`",
+                           () if isinstance(value, list) else ("tasks",))
+    fields = _checked(value, CHAIN_FIELDS, "a chain")
+    policy = _with_commands(policy, fields, "a chain")
+    if not fields.get("steps"):
+        raise InvalidValue("a chain needs a list of steps that is not empty",
+                           ("steps",) if "steps" in value else ())
     steps: List[Job] = []
     names: Dict[str, int] = {}
     ids: Set[str] = set()
-    for position, item in enumerate(items):
-        with path_context("steps", position):
-            if said.get("pass_working_dir") and steps and steps[-1].task.workdir and isinstance(item, dict) and not item.get("workdir"):
-                item = dict(item, workdir=steps[-1].task.workdir)
-            steps.append(_job(item, defaults, rules)._replace(index=position))
-            step = steps[-1].task
+    for index, item in enumerate(fields["steps"]):
+        with path_context("steps", index):
+            if fields.get("pass_working_dir") and steps and isinstance(item, dict):
+                item = dict(item, workdir=item.get("workdir") or steps[-1].task.workdir or None)
+            job = _job(item, fields.get("defaults", {}), policy)._replace(index=index)
+            steps.append(job)
             for field in ("model", "workdir", "system_prompt", "extra"):
-                if re.search(_REFERENCE, str(getattr(step, field))):
-                    raise InvalidValue(("" if field in item else field + ": ") + "placeholders are replaced only in prompts",
-                                  (field,) if field in item else ())
-            if step.name and names.setdefault(step.name, position) != position:
-                raise InvalidValue("another step has the name %s" % quoted(step.name), ("name",))
-            if step.id in ids:
-                raise InvalidValue("another step has the id %s" % quoted(step.id), ("id",))
-            ids.update(filter(None, [step.id]))
+                if re.search(_REFERENCE, str(getattr(job.task, field))):
+                    prefix, path = ("", (field,)) if field in item else (field + ": ", ())
+                    raise InvalidValue(prefix + "placeholders are replaced only in prompts", path)
+            for field, known in (("name", names), ("id", ids)):
+                if getattr(job.task, field) in known:
+                    raise InvalidValue("another step has the %s %s"
+                                       % (field, quoted(getattr(job.task, field))), (field,))
+            names.update({job.task.name: index} if job.task.name else {})
+            ids.update(filter(None, [job.task.id]))
     prompts = []
-    for position, job in enumerate(steps):
-        with path_context("steps", position, "prompt"):
-            prompts.append(_parts(job.task.prompt, position, names))
-    return Chain(tuple(steps), tuple(prompts), said.get("stop_on_failure", True))
+    for job in steps:
+        with path_context("steps", job.index, "prompt"):
+            prompts.append(_parts(job.task.prompt, job.index, names))
+    return Chain(tuple(steps), tuple(prompts), fields.get("stop_on_failure", True))
 
 
-def read_chain(path: Optional[str], rules: TaskPolicy, warn: Callable[[str], None]) -> Chain:
-    """The chain in a file, or on stdin where `path` is None or `-`.  It is one JSON value, read to its end.  Raises UserError."""
-    file, name = _open_input(path, rules, "give a chain with --file, or pipe one in (`clinvk chain --help` shows how)")
-    splitter = ValueSplitter()
-    pieces: List[InputPiece] = []
+def read_chain(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], None]) -> Chain:
+    """Return the chain in a file, or on stdin where `path` is None or `-`.  Raise UserError.
+
+    A chain is one JSON value, read to its end.
+    """
+    file, name = _open_input(path, policy, "give a chain with --file, or pipe one in "
+                             "(`clinvk chain --help` shows how)")
     try:
-        while len(pieces) < 2:
-            chunk = read_some(file)
-            pieces += splitter.feed(chunk, at_end=not chunk)
-            if not chunk:
-                break
+        chunks = iter(lambda: read_some(file), b"")
+        pieces = list(itertools.islice(ValueSplitter(chunks), 2))
     except OSError as error:
         raise UserError("%s: %s" % (name, error.strerror)) from None
     finally:
@@ -4523,21 +4440,21 @@ def read_chain(path: Optional[str], rules: TaskPolicy, warn: Callable[[str], Non
     if not pieces:
         raise UserError("%s: no chain: the input is empty" % name)
     with piece_context(name, pieces[0]):
-        chain = _chain(pieces[0].said(), rules)
-    for piece in pieces[1:2]:
+        chain = _chain(pieces[0].parsed(), policy)
+    for piece in pieces[1:]:
         with piece_context(name, piece):
-            piece.said()
+            piece.parsed()
             raise InvalidValue("a chain is one JSON value, and here begins another")
     for step in chain.steps:
-        near = _near_references(step.task.prompt, [other.task.name for other in chain.steps[:step.index] if other.task.name])
-        line = pieces[0].line + _line_of(pieces[0].data, ("steps", step.index, "prompt")) if near else 0
-        for text in near:
+        names = [other.task.name for other in chain.steps[:step.index] if other.task.name]
+        for text in _near_references(step.task.prompt, names):
+            line = pieces[0].line + _line_of(pieces[0].data, ("steps", step.index, "prompt"))
             warn("%s:%d: steps[%d].prompt: %s" % (name, line, step.index, text))
     return chain
 
 
 class Steps(Supply):
-    """The steps of a chain: the prompt of each is made when its turn comes, from the answers before it."""
+    """The steps of a chain.  The prompt of each is made when its turn comes."""
 
     reads_ahead = False
 
@@ -4545,57 +4462,57 @@ class Steps(Supply):
         self.total: int = len(chain.steps)
         self.failed_step = 0  # the first that failed, counted from 1
         self._chain, self._warn = chain, warn
-        self._last_use = {part: position for position, parts in enumerate(chain.prompts)
+        self._last_use = {part: index for index, parts in enumerate(chain.prompts)
                           for part in parts if isinstance(part, int)}
         self._results: Dict[int, Result] = {}  # those that later steps use
         self._warnings: Tuple[str, ...] = ()  # about the step that runs
-        self._next = 0
+        self._steps = iter(chain.steps)
         self._stopped = False
 
     def stop(self) -> None:
         self._stopped = True
 
     def next_job(self) -> Union[Job, Result, str]:
-        if self._next == self.total:
+        step = next(self._steps, None)
+        if step is None:
             return END
-        self._next += 1
-        step = self._chain.steps[self._next - 1]
         if self._stopped or step.task.dry_run:  # there are no answers to put into its prompt
             return step
         return self._completed(step)
 
     def _completed(self, step: Job) -> Union[Job, Result]:
-        """Return the step with its prompt, or the failed Result of a step with an unusable prompt."""
+        """Return the step with its prompt, or the failed Result of a step with a bad prompt."""
         parts = self._chain.prompts[step.index]
-        missing = sorted({part for part in parts
-                          if isinstance(part, int) and self._results[part].status != "ok"})
+        sources = sorted({part for part in parts if isinstance(part, int)})
         self._warnings = tuple("step %d has no answer (%s): its place in the prompt is empty"
-                               % (source + 1, self._results[source].status) for source in missing)
+                               % (source + 1, self._results[source].status)
+                               for source in sources if self._results[source].status != "ok")
         for warning in self._warnings:
             self._warn("step %d: %s" % (step.index + 1, warning))
-        texts = tuple(part if isinstance(part, str) else self._answer(part) for part in parts)
-        for source in [source for source in self._results if self._last_use[source] <= step.index]:
-            del self._results[source]
-        backend, head = backend_of(step), beginning_of(texts)
-        problem = "the prompt is blank once its placeholders are replaced"
-        if head:
-            problem = prompt_too_large(backend, *texts)
-        if not problem and (backend.limit or not any(isinstance(text, TextFile) for text in texts)):
+        answers = {source: self._results[source].answer if self._results[source].status == "ok"
+                   else "" for source in sources}
+        texts = tuple(part if isinstance(part, str) else answers[part] for part in parts)
+        for source in sources:
+            if self._last_use[source] == step.index:
+                del self._results[source]
+        backend, beginning = backend_of(step), beginning_of(texts)
+        problem = prompt_too_large(backend, *texts)
+        if not beginning:
+            problem = "the prompt is blank once its placeholders are replaced"
+        elif not problem and (backend.limit or all(isinstance(text, str) for text in texts)):
             step = step._replace(task=step.task._replace(prompt="".join(texts_of(texts))))
             problem = prompt_too_large(backend, backend.text(step))
         elif not problem:
-            step = step._replace(task=step.task._replace(prompt=head), parts=texts)
+            step = step._replace(task=step.task._replace(prompt=beginning), parts=texts)
         return unfinished(step, "failed", problem, "invalid", exit_code=1) if problem else step
-
-    def _answer(self, source: int) -> Union[str, TextFile]:
-        return self._results[source].answer if self._results[source].status == "ok" else ""
 
     def arrived(self, result: Result) -> Result:
         if result.index in self._last_use:
             self._results[result.index] = result._replace(task=None)
         if result.status in FAILED_STATUSES:
             self.failed_step = self.failed_step or result.index + 1
-        elif result.status == "canceled" and not result.attempts and self.failed_step and self._chain.stop_on_failure:
+        elif result.status == "canceled" and not result.attempts and self.failed_step and (
+                self._chain.stop_on_failure):
             result = result._replace(error="not run, because step %d failed" % self.failed_step)
         warnings, self._warnings = self._warnings, ()
         return result._replace(warnings=warnings + result.warnings)
@@ -4604,16 +4521,16 @@ class Steps(Supply):
 # - comparisons -
 
 
-def comparison(prompt: str, backends: Iterable[str], rules: TaskPolicy) -> List[Job]:
+def comparison(prompt: str, backends: Iterable[str], policy: TaskPolicy) -> List[Job]:
     """Return a job of one prompt for each of several backends.  Raise UserError."""
     jobs: List[Job] = []
     for name in backends:
-        if name not in BACKENDS and name not in rules.definitions:
-            raise UserError("--backends: " + unknown_backend(name, rules.definitions))
+        if name not in BACKENDS and name not in policy.definitions:
+            raise UserError("--backends: " + unknown_backend(name, policy.definitions))
         if any(job.task.backend == name for job in jobs):
             raise UserError("--backends: %s is named twice" % quoted(name))
         try:
-            jobs.append(_job({"backend": name, "prompt": prompt}, {}, rules))
+            jobs.append(_job({"backend": name, "prompt": prompt}, {}, policy))
         except InvalidValue as error:
             raise UserError(str(error)) from None
     return jobs

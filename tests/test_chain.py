@@ -203,8 +203,8 @@ class Refused(ChainCase):
         ran, cases = json.dumps(step("touch ran")), []
         for text, message in (
                 (b"", "stdin: no chain: the input is empty"), (b" \n\n", "stdin: no chain: the input is empty"),
-                (b"{}", "stdin:1: a chain needs a list of steps"), (b'{"steps": null}', "stdin:1: steps: a chain needs a list of steps"),
-                (b'{"steps": []}', "stdin:1: steps: no steps: the list is empty"), (b'\n{"steps":\n{}}', "stdin:3: steps: expected a list of steps, got {}"),
+                (b"{}", "stdin:1: a chain needs a list of steps"), (b'{"steps": null}', "stdin:1: steps: a chain needs a list of steps that is not empty"),
+                (b'{"steps": []}', "stdin:1: steps: a chain needs a list of steps that is not empty"), (b'\n{"steps":\n{}}', "stdin:3: steps: expected a list of steps, got {}"),
                 (b'{"step": []}', 'stdin:1: step: unknown field (did you mean "steps"?)'), (b'{"steps": [3]}', "stdin:1: steps[0]: expected a task (an object), got 3"),
                 ('{"steps": [%s, {"backend": "echo"}]}' % ran, "stdin:1: steps[1]: a task needs a prompt"),
                 ('{"steps": [%s], "stop_on_failure": "no"}' % ran, 'stdin:1: stop_on_failure: expected true or false, got "no"'),

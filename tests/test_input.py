@@ -18,11 +18,8 @@ support.left_to_fork()
 
 def pieces(data, size=None):
     """The pieces of a stream that comes in chunks of that size."""
-    splitter = clinvk.ValueSplitter()
-    found = []
-    for start in range(0, len(data), size or len(data) or 1):
-        found += splitter.feed(data[start:start + (size or len(data))])
-    return found + list(splitter.feed(b"", at_end=True))
+    size = size or len(data) or 1
+    return list(clinvk.ValueSplitter(data[start:start + size] for start in range(0, len(data), size)))
 
 
 def values(found):
@@ -31,7 +28,7 @@ def values(found):
 
 def outline(found):
     """What of the pieces matters: where each begins and what it holds."""
-    return [(piece.line, piece.data.strip(), piece.is_value) for piece in found]
+    return [(piece.line, piece.data.strip(), not piece.problem) for piece in found]
 
 
 class Splitting(unittest.TestCase):
@@ -50,7 +47,7 @@ class Splitting(unittest.TestCase):
             for size in range(1, len(data) + 2):
                 found = pieces(data, size)
                 self.assertEqual(values(found), expected, (data, size))
-                self.assertTrue(all(piece.is_value for piece in found))
+                self.assertTrue(all(not piece.problem for piece in found))
 
     def test_each_piece_knows_the_line_it_begins_on(self):
         data = b'\n\n{"a":1}\n{\n"b":2\n} {"c":3}\r\n\r\n[\n]\n'
@@ -79,10 +76,9 @@ class Splitting(unittest.TestCase):
 
     def test_a_value_is_handed_out_with_its_last_byte(self):
         for data in (b'{"a":[1,"}"]}', b'[\n{}\n]'):
-            splitter = clinvk.ValueSplitter()
-            for byte in data[:-1]:
-                self.assertEqual(list(splitter.feed(bytes((byte,)))), [])
-            self.assertEqual(len(list(splitter.feed(data[-1:]))), 1)
+            rest = [data[place:place + 1] for place in range(len(data))] + [b"{}"]
+            next(iter(clinvk.ValueSplitter(rest.pop(0) for _ in range(len(rest)))))
+            self.assertEqual(rest, [b"{}"])
 
     def test_damaged_streams_are_cut_the_same_in_chunks_of_any_size(self):
         chance = random.Random(9)
@@ -248,7 +244,8 @@ class Shapes(TaskCase):
             self.assertEqual(self.refused(data), "tasks.json: no tasks: the input is empty")
             with self.assertRaisesRegex(clinvk.UserError, "^stdin: no tasks: the input is empty$"):
                 self.piped(data)
-        self.assertEqual(self.refused(b"\n[]"), "tasks.json:2: no tasks: the list is empty")
+        for data in (b"\n[]", b"\n[ ]"):
+            self.assertEqual(self.refused(data), "tasks.json:2: no tasks: the list is empty")
         self.assertEqual(self.refused(b'{\n"tasks":\n[]}'), "tasks.json:3: tasks: no tasks: the list is empty")
 
 
@@ -320,15 +317,6 @@ class Errors(TaskCase):
                     self.assertEqual(str(error), message.replace("tasks.json", "stdin") + 'another task of this run has the id "x"')
                 if tasks:
                     self.assertEqual(tasks[-1].error, message.replace("tasks.json", "stdin") + 'another task of this run has the id "x"')
-
-    def test_many_ids_are_told_apart(self):
-        seen = clinvk._Identifiers()
-        names = ["id-%d" % number for number in range(5000)] + ["", "\ud800", "审查"]
-        for name in names:
-            self.assertNotIn(name, seen)
-            seen.add(name)
-        self.assertTrue(all(name in seen for name in names))
-        self.assertFalse(any("other-%d" % number in seen for number in range(5000)))
 
     def test_the_ids_of_a_value_that_was_refused_are_free_again(self):
         data = b'{"prompt":"a"}\n[{"prompt":"b","id":"x"},{"prompt":3}]\n{"prompt":"c","id":"x"}\n'
@@ -417,11 +405,20 @@ class Large(TaskCase):
             self.assertEqual(self.piped(data.encode() + b' {"prompt":"last"}')[:-1], expected)
 
     def test_what_is_between_the_tasks_of_a_large_value_is_checked(self):
-        for data, message in (('[{"prompt":"a"},\n]', "2: not valid JSON: expected a task or the end of the list: remove the comma before the closing bracket"),
-                              ('[{"prompt":"a"}\n{"prompt":"b"}]', "1: not valid JSON"), ('[{"prompt":"a"},,{"prompt":"b"}]', "1: not valid JSON: expected a task"),
-                              ('[{"prompt":"a"}\nx]', "2: not valid JSON"), ('[,{"prompt":"a"}]', "1: not valid JSON"), ('[{"prompt":"a"} 5]', "1: not valid JSON"),
-                              ('[{"prompt":"a"},\n# b\n{"prompt":"b"}]', "2: not valid JSON: Expecting value (column 1): remove the comment"),
-                              ('[{"prompt":"a"},\n  {"prompt":}]', "2: not valid JSON: Expecting value (column 13)"), ('{"tasks":[{"prompt":"a"}],\n"defaults":}', "2: not valid JSON: ")):
+        for data, message in (
+                ('[{"prompt":"a"},\n]', "2: not valid JSON: Expecting value (column 1): remove the comma before the closing bracket"),
+                ('[{"prompt":"a"}\n\n {"prompt":"é"}]', "3: not valid JSON: Expecting ',' delimiter (column 2): a comma is missing"),
+                ('[{"prompt":"a"},,{"prompt":"b"}]', "1: not valid JSON: Expecting value (column 17)"),
+                ('[{"prompt":"a"}\nx]', "2: not valid JSON: Expecting ',' delimiter (column 1)"),
+                ('[,{"prompt":"a"}]', "1: not valid JSON: Expecting value (column 2)"),
+                ('[{"prompt":"é"} 5]', "1: not valid JSON: Expecting ',' delimiter (column 17)"),
+                ('[{"prompt":"a"}, 5]', "1: [1]: expected a task (an object), got 5"),
+                ('[{"prompt":"a"},\n"x\\"]"]', '2: [1]: expected a task (an object), got "x\\"]"'),
+                ('[{"prompt":"a"},\n# b\n]', "2: not valid JSON: Expecting value (column 1): remove the comment"),
+                ('[{"prompt":"é"},\n  {"prompt":}]', "2: not valid JSON: Expecting value (column 13)"),
+                ('[{"prompt":"é"},\n  {"prompt":"é","id":}]', "2: not valid JSON: Expecting value (column 22)"),
+                ('[{"prompt":"a"},\n{"prompt":"b","id":"x",\n"id":"y"}]', "3: [1].id: the key is given twice"),
+                ('{"tasks":[{"prompt":"a"}],\n"defaults":}', "2: not valid JSON: ")):
             with self.subTest(data):
                 self.assertTrue(self.refused(data).startswith("tasks.json:" + message), self.refused(data))
 
@@ -471,11 +468,17 @@ class Bounds(TaskCase):
     def test_what_is_held_of_a_stream_is_bounded(self):
         with unittest.mock.patch.object(clinvk, "MAX_VALUE_BYTES", 1 << 16):
             for begin, unit in ((b'{"prompt":"', b"x"), (b"", b"x"), (b"", b"["), (b'{"a":', b"["), (b"[", b"1,"), (b"", b"\xef\xbb\xbf"), (b"x\n", b"\n"), (b"", b" ")):
-                splitter = clinvk.ValueSplitter()
-                list(splitter.feed(begin))
-                for _ in range(16):
-                    list(splitter.feed(unit * (20000 // len(unit))))
-                    self.assertLess(len(splitter._buffer) + len(splitter._open), 1 << 17, (begin, unit))
+                kept = []
+
+                def chunks(begin=begin, unit=unit, kept=kept):
+                    yield begin or b" "
+                    for _ in range(16):
+                        yield unit * (20000 // len(unit))
+                        kept.append(len(splitter._buffer))
+
+                splitter = clinvk.ValueSplitter(chunks())
+                list(splitter)
+                self.assertLess(max(kept), 1 << 17, (begin, unit))
 
     def test_a_large_value_that_is_cut_off_is_not_parsed_for_its_message(self):
         with unittest.mock.patch.object(clinvk, "SMALL_FILE_BYTES", 100), unittest.mock.patch.object(clinvk, "loads_unique") as parse:
@@ -635,7 +638,7 @@ class Precedence(TaskCase):
         tasks = self.tasks([{"prompt": "p", "backend": name} for name in ("claude", "codex", "gemini", "echo")] + [{"prompt": "p"}], environment=environment)
         self.assertEqual([task.model for task in tasks], ["opus", "gpt", "pro", "", "opus"])
         self.assertEqual(self.one({}, environment=dict(environment, CLINVK_BACKEND="codex"))[:3], ("codex", "p", "gpt"))
-        self.assertEqual(self.one({}, environment={"CLINVK_BACKEND": "", "CLINVK_CLAUDE_MODEL": ""})[1:4], ("claude", "p", ""))
+        self.assertEqual(self.one({}, environment={"CLINVK_BACKEND": "", "CLINVK_CLAUDE_MODEL": ""})[:3], ("claude", "p", ""))
 
     def test_options_that_decide_what_a_program_prints_are_refused(self):
         for backend, extra in (("claude", ["--output-format", "text"]), ("claude", ["-x", "--output-format=json"]), ("gemini", ["-o", "json"]), ("gemini", ["-ojson"]),
@@ -770,8 +773,7 @@ class Definitions(TaskCase):
 
     def test_a_batch_defines_no_commands_unless_that_is_allowed(self):
         batch = json.dumps({"tasks": [{"prompt": "p"}], "backends": {"mine": {"command": ["x"]}}}, indent=1)
-        for backends in (batch, batch.replace('"command"', '"nonsense"')):
-            self.assertEqual(self.refused("\n" + backends), "tasks.json:8: backends: commands that a batch defines are only run with --allow-commands")
+        self.assertEqual(self.refused("\n" + batch), "tasks.json:8: backends: commands that a batch defines are only run with --allow-commands")
         self.assertEqual(self.refused({"tasks": [{"prompt": "p"}], "backends": {}}),
                          "tasks.json:1: backends: commands that a batch defines are only run with --allow-commands")
 
