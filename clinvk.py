@@ -6277,7 +6277,7 @@ class Spool:
 
     def _flush(self) -> None:
         with writing("results"):
-            write_all(self._file, self._buffer)
+            write_all(self._file, bytes(self._buffer))  # a failed write keeps its view
         self._written += len(self._buffer)
         self._buffer = bytearray()
 
