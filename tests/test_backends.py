@@ -1,9 +1,9 @@
-"""Section 4, Backends: the exact words each program is called with, for every field and mode; what is refused; and what is read
-from outputs that the real programs printed, in good times and in bad ones.
+"""Section 5, Backends: the exact command of each program for every field and mode, what is refused, and what is read
+from outputs that the real programs printed.
 
-tests/data holds what Claude Code 2.1.331, Codex 0.169.0 and Gemini CLI 0.61.0 printed against a mock API: NAME.out their stdout,
-NAME.err their stderr; shortened, not changed.  Those with `made` in their names are made by hand, for what no mock can show.
-Launched are the shells that try the lines of --dry-run, and fakes that tell what reached them."""
+tests/data has recordings of Claude Code 2.1.331, Codex 0.169.0 and Gemini CLI 0.61.0 against a mock API, shortened but not
+changed: NAME.out is stdout, NAME.err is stderr.  Those with `made` in their names were written by hand, because no mock shows them.
+The tests start only shells, which run the lines of --dry-run, and fake programs, which report how they were called."""
 import json
 import os
 import random
@@ -91,13 +91,13 @@ class Commands(Environment):
         with self.subTest(backend=backend, **fields):
             self.assertEqual(list(command(backend, **fields).argv), BASE[backend] + words + LAST.get(backend, []))
 
-    def test_a_plain_task_is_called_with_these_words(self):
+    def test_command_plain_task_has_these_words(self):
         self.assertEqual(set(BASE), set(clinvk.BACKENDS))
         self.assertEqual(clinvk.BUILT_IN, list(clinvk.BACKENDS))
         for backend in BASE:
             self.assert_argv(backend, "")
 
-    def test_every_mode_has_its_words_or_a_reason_why_it_is_refused(self):
+    def test_modes_of_each_backend_have_words_or_are_refused(self):
         for backend, row in clinvk.BACKENDS.items():
             for sandbox in clinvk.SANDBOX_MODES:
                 for approval, words in zip(clinvk.APPROVAL_MODES, MODES[backend][sandbox]):
@@ -108,11 +108,11 @@ class Commands(Environment):
                         self.assertEqual(refused, "", (backend, sandbox, approval))
                         self.assert_argv(backend, words, sandbox_mode=sandbox, approval_mode=approval)
 
-    def test_the_modes_of_the_table_are_all_there_are(self):
+    def test_modes_are_those_of_the_table(self):
         self.assertEqual(clinvk.APPROVAL_MODES, ("default", "auto", "none", "always"))
         self.assertEqual({tuple(rows) for rows in MODES.values()}, {clinvk.SANDBOX_MODES})
 
-    def test_the_prompt_never_becomes_a_part_of_the_command(self):
+    def test_command_prompt_is_never_in_it(self):
         for backend in clinvk.BACKENDS:
             said = command(backend, model="m", system_prompt="s", extra=("-x",), max_turns=2, max_tokens=3, verbose=True,
                            sandbox_mode="read-only")
@@ -120,7 +120,7 @@ class Commands(Environment):
             for word in (*said.argv, *said.environment.values(), *said.preset.values(), *said.files.values()):
                 self.assertNotIn(PROMPT, word)
 
-    def test_claude_takes_its_options(self):
+    def test_claude_options_become_arguments(self):
         for field, value, words in (
                 ("model", "opus", ["--model", "opus"]), ("max_turns", 7, ["--max-turns", "7"]), ("verbose", True, []),
                 ("system_prompt", "-be 审查\nbrief", ["--append-system-prompt", "-be 审查\nbrief"]),
@@ -129,13 +129,13 @@ class Commands(Environment):
         self.assert_argv("claude", ["--permission-mode", "acceptEdits", "--model", "m", "--max-turns", "1", "--append-system-prompt", "s", "--last"],
                          model="m", max_turns=1, system_prompt="s", verbose=True, extra=("--last",), approval_mode="auto")
 
-    def test_claude_keeps_no_session_unless_one_is_named(self):
+    def test_claude_without_named_session_keeps_none(self):
         for extra in (("--resume", ID), ("-r", ID), ("--resume=" + ID,), ("--continue",), ("-c",), ("--session-id", ID), ("--fork-session",)):
             self.assertEqual(list(command("claude", extra=extra).argv), BASE["claude"][:-1] + list(extra))
         for extra in (("--add-dir", "resume"), ("resume",), ("--resumed",)):
             self.assert_argv("claude", list(extra), extra=extra)
 
-    def test_claude_is_told_by_its_environment_what_has_no_option(self):
+    def test_claude_fields_without_option_become_variables(self):
         quiet = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1", "CLAUDE_CODE_MAX_RETRIES": "2"}
         as_root = {"IS_SANDBOX": "1"} if os.geteuid() == 0 else {}
         for fields, environment in (
@@ -145,7 +145,7 @@ class Commands(Environment):
             said = command("claude", **fields)
             self.assertEqual((said.environment, said.preset, said.files), (environment, quiet, {}), fields)
 
-    def test_claude_puts_no_file_in_a_literal_prompt(self):
+    def test_claude_literal_prompt_adds_no_file(self):
         variables = ("CLAUDE_CODE_DISABLE_FILE_MENTIONS", "CLAUDE_CODE_DISABLE_ATTACHMENTS")
         for sandbox in clinvk.SANDBOX_MODES:
             plain = command("claude", sandbox_mode=sandbox)
@@ -154,7 +154,7 @@ class Commands(Environment):
             expected = variables if sandbox == "read-only" else variables[:1]
             self.assertEqual(literal.environment, dict.fromkeys(expected, "1"), sandbox)
 
-    def test_a_literal_prompt_does_not_begin_with_a_command(self):
+    def test_literal_prompt_with_slash_is_not_a_command(self):
         for prompt in ("/help", "/mine\nmore", "/etc/hosts is", "//", " /x", "\n/x", "x /y", "\ufeff/x"):
             for backend, row in clinvk.BACKENDS.items():
                 one = clinvk.Job(0, clinvk.Task(backend, prompt))
@@ -169,7 +169,7 @@ class Commands(Environment):
         '|@x"', "|@|@/x", "git|@host:a/b", "me@example.com and /x", "@in.txt, @property @ /",
         "\\@/x", "@", "@ /x", "@(/x)")
 
-    def test_gemini_finds_a_backslash_before_what_could_lead_elsewhere(self):
+    def test_gemini_literal_prompt_path_outside_is_escaped(self):
         self.enter_environment(GEMINI_CLI_HOME=self.directory)
         text = clinvk.BACKENDS["gemini"].text
         for marked in self.REFERENCES:
@@ -180,7 +180,7 @@ class Commands(Environment):
                 self.assertEqual(text(one._replace(literal=True)), marked.replace("|", "\\"))
         self.assertEqual(text(clinvk.Job(0, clinvk.Task("gemini", "/x @/y"), literal=True)), "\n/x \\@/y")
 
-    def test_gemini_finds_every_backslash_where_its_workspace_is_larger(self):
+    def test_gemini_larger_workspace_escapes_every_path(self):
         self.enter_environment(GEMINI_CLI_HOME=self.directory)
         prompt = "me@example.com @in.txt \\@x @ y"
         escaped = "me\\@example.com \\@in.txt \\@x @ y"
@@ -201,12 +201,12 @@ class Commands(Environment):
         self.file(".gemini/settings.json", {"context": {"includeDirectories": ["/x"]}})
         self.assertEqual(said(sandbox_mode="read-only"), escaped)
 
-    def test_a_literal_prompt_is_made_in_time_that_grows_with_its_size(self):
+    def test_literal_prompt_size_sets_the_time_needed(self):
         for piece in ("@", "@x", "\\@", '@"', "@a/"):
             one = clinvk.Job(0, clinvk.Task("gemini", piece * 500000), literal=True)
             self.assertGreaterEqual(len(clinvk.BACKENDS["gemini"].text(one)), len(one.task.prompt))
 
-    def test_codex_takes_its_options(self):
+    def test_codex_options_become_arguments(self):
         for field, value, words in (
                 ("model", "gpt-x", ["-m", "gpt-x"]), ("system_prompt", 'say "审查"\n', ["-c", 'developer_instructions="say \\"审查\\"\\n"']),
                 ("extra", ("--output-schema", "f"), ["--output-schema", "f"]), ("extra", ("resume", ID), ["resume", ID]),
@@ -216,7 +216,7 @@ class Commands(Environment):
                          model="m", system_prompt="s", extra=("resume", ID), sandbox_mode="read-only")
         self.assertEqual(command("codex", model="m", system_prompt="s")[1:], ({}, {}, {}, True, ""))
 
-    def test_a_system_prompt_of_any_characters_is_a_string_of_toml(self):
+    def test_codex_system_prompt_is_a_toml_string(self):
         text = "it's \"x\" \\ \t\x7f\x00 審 \U0001f600\n$HOME?"
         setting = command("codex", system_prompt=text[:-1] + "\udcff").argv[-2]
         name, _, value = setting.partition("=")
@@ -228,7 +228,7 @@ class Commands(Environment):
             return
         self.assertEqual(tomllib.loads(setting), {"developer_instructions": text})
 
-    def test_gemini_takes_its_options(self):
+    def test_gemini_options_become_arguments_and_files(self):
         for field, value, words in (
                 ("model", "gemini-3-pro", ["-m", "gemini-3-pro"]), ("extra", ("-e", "none"), ["-e", "none"]), ("system_prompt", "s", []),
                 ("max_turns", 7, []), ("max_tokens", 7, []), ("verbose", True, [])):
@@ -241,7 +241,7 @@ class Commands(Environment):
     GEMINI_READS = '"list_directory","read_file","read_many_files","grep_search","search_file_content","glob","google_web_search"'
     POLICY = '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 997\n[[rule]]\ntoolName = [%s]\ndecision = "allow"\npriority = 998\n'
 
-    def test_gemini_is_confined_by_a_policy(self):
+    def test_gemini_sandbox_is_kept_by_a_policy(self):
         for sandbox, row in MODES["gemini"].items():
             for approval, words in zip(clinvk.APPROVAL_MODES, row):
                 if ": use " not in words:
@@ -261,7 +261,7 @@ class Commands(Environment):
                 rules.append((rule["priority"], rule["decision"], re.compile(rule.get("argsPattern", "")).search))
         return [rule[1:] for rule in sorted(rules, reverse=True, key=lambda rule: rule[0])]
 
-    def test_gemini_writes_in_the_working_directory_alone(self):
+    def test_gemini_workspace_policy_allows_the_workdir_only(self):
         odd, delete = self.path("it's (a+b) [c] .* $ 审"), self.path("a\x7fb")
         os.mkdir(odd)
         os.mkdir(delete)
@@ -279,7 +279,7 @@ class Commands(Environment):
                     self.assertEqual((bool(denied(text)), bool(allowed(text))), (refused, not refused), (workdir, text))
             self.assertTrue(denied('{"a":{"file_path":"x"},"file_path":"/etc/x"}'))
 
-    def test_gemini_policy_is_toml_whatever_the_directory_is_called(self):
+    def test_gemini_policy_of_odd_directory_is_toml(self):
         # TOML has no raw control characters, nor DEL, and no escapes of surrogates
         for name in ("a\x7fb", "nl\nx", "q\"x", "back\\x", "\u2028", "\U0001f600", "e\u0301"):
             text = command("gemini", sandbox_mode="workspace", approval_mode="auto", workdir="/w/" + name).files["policy.toml"]
@@ -287,7 +287,7 @@ class Commands(Environment):
             for line in text[:-1].split("\n"):
                 self.assertRegex(line, r'\A(\[\[rule\]\]|priority = \d+|\w+ = \[?"([^"\\]|\\.|",")*"\]?)\Z')
 
-    def test_gemini_names_that_it_would_not_find_are_refused(self):
+    def test_gemini_name_that_it_cannot_find_is_refused(self):
         for name, tmp, problem in (
                 ("plain", "", ""), ("a,b", "", ""), ("plain", "a,b", "gemini cuts the name of its policy at the comma of TMPDIR, "),
                 ("bad\udcff", "", "is not valid UTF-8"), ("plain", "bad\udcff", "is not valid UTF-8")):
@@ -298,7 +298,7 @@ class Commands(Environment):
                 self.assertEqual(bool(problem), bool(said), said)
             self.assertEqual(command("gemini", workdir=self.path(name)).problem, "")
 
-    def test_an_option_that_a_backend_does_not_have_is_a_warning(self):
+    def test_option_warnings_field_without_effect_is_named(self):
         everything = dict(model="m", system_prompt="s", max_turns=2, max_tokens=3, extra=("x",), verbose=True)
         expected = {"claude": [], "codex": ["max_turns", "max_tokens", "verbose"], "gemini": ["max_turns", "max_tokens", "verbose"],
                     "echo": ["model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose"]}
@@ -307,7 +307,7 @@ class Commands(Environment):
                              tuple("%s has no %s; it was not applied" % (backend, field) for field in fields))
             self.assertEqual(clinvk.option_warnings(task(backend)), ())
 
-    def test_a_session_of_codex_that_is_resumed_has_a_caution(self):
+    def test_option_warnings_codex_resume_has_a_caution(self):
         caution = "codex counts the tokens of the whole session that it resumed"
         self.assertEqual(clinvk.option_warnings(task("codex", extra=("resume", ID))), (caution,))
         self.assertEqual(clinvk.option_warnings(task("codex", extra=("resume", ID), max_turns=2)),
@@ -315,7 +315,7 @@ class Commands(Environment):
         for backend, extra in (("codex", ("--resume",)), ("claude", ("resume",)), ("gemini", ("--resume", "latest"))):
             self.assertEqual(clinvk.option_warnings(task(backend, extra=extra)), ())
 
-    def test_what_a_backend_honours_changes_its_command(self):
+    def test_honours_fields_change_the_command(self):
         values = dict(model="m", system_prompt="s", max_turns=2, max_tokens=3, extra=("x",), verbose=True)
         for backend, row in clinvk.BACKENDS.items():
             for field, value in values.items():
@@ -323,7 +323,7 @@ class Commands(Environment):
                 always = (backend, field) == ("claude", "verbose")
                 self.assertEqual(changed or always, field in row.honours, (backend, field))
 
-    def test_a_prompt_larger_than_the_program_takes_is_told_before_anything_starts(self):
+    def test_prompt_too_large_states_size_and_limit(self):
         for backend, unit, most, character in (("claude", "bytes", 10000000, "x"), ("claude", "bytes", 10000000, "审"),
                                                ("codex", "characters", 1048576, "审"), ("gemini", "bytes", 8388608, "é")):
             row, width = clinvk.BACKENDS[backend], len(character.encode()) if unit == "bytes" else 1
@@ -332,7 +332,7 @@ class Commands(Environment):
             self.assertEqual(too_large, "the prompt has {:,} {}; {} takes {:,} at most".format((most // width + 1) * width, unit, backend, most))
         self.assertEqual(clinvk.prompt_too_large(clinvk.BACKENDS["echo"], "x" * 20000000), "")
 
-    def test_codex_is_interrupted_and_the_others_are_terminated(self):
+    def test_stop_signal_is_sigint_for_codex_only(self):
         self.assertEqual({name: row.stop_signal for name, row in clinvk.BACKENDS.items()},
                          {"claude": "SIGTERM", "codex": "SIGINT", "gemini": "SIGTERM", "echo": "SIGTERM"})
 
@@ -358,7 +358,7 @@ class Leftovers(Environment):
     def left(self, session=SESSION, **fields):
         return sorted(clinvk.BACKENDS["gemini"].leftovers(task("gemini", **fields), clinvk.Reply(session_id=session)))
 
-    def test_the_record_of_the_run_is_removed_and_no_other(self):
+    def test_leftovers_are_the_records_of_the_run(self):
         own = [self.put("chats/session-2026-11-24T19-56-12af6918.jsonl", '{"sessionId":"%s","kind":"main"}\n' % self.SESSION),
                self.put("tool-outputs/session-%s/out.txt" % self.SESSION, "x")]
         own[1] = os.path.dirname(own[1])
@@ -369,20 +369,20 @@ class Leftovers(Environment):
         for row in ("claude", "codex", "echo"):
             self.assertEqual(clinvk.BACKENDS[row].leftovers(task(row), clinvk.Reply(session_id=self.SESSION)), [])
 
-    def test_the_record_is_kept_where_the_task_names_a_session(self):
+    def test_leftovers_with_named_session_are_kept(self):
         own = [self.put("chats/session-2026-11-24T19-56-12af6918.jsonl", self.SESSION)]
         for extra in (("--resume", "latest"), ("-r", "1"), ("--resume=latest",), ("--session-id", "mine"), ("--session-id=mine",)):
             self.assertEqual(self.left(extra=extra), [])
         self.assertEqual(self.left(extra=("--resumed", "x")), own)
 
-    def test_the_record_is_looked_for_where_gemini_is_told_to_live(self):
+    def test_leftovers_are_searched_in_the_home_of_gemini(self):
         for home in ("home", "elsewhere"):
             self.put("chats/session-2026-11-24T19-56-12af6918.jsonl", self.SESSION, home)
         os.environ["GEMINI_CLI_HOME"] = self.path("elsewhere")
         self.assertEqual([os.path.relpath(path, self.places["elsewhere"]) for path in self.left()],
                          ["chats/session-2026-11-24T19-56-12af6918.jsonl"])
 
-    def test_what_is_not_the_id_of_a_session_removes_nothing(self):
+    def test_leftovers_without_session_id_are_none(self):
         self.put("chats/session-2026-11-24T19-56-12af6918.jsonl", self.SESSION)
         self.put("chats/session-2026-11-24T19-57-[12]*.jsonl", "[12]*")
         self.put("tool-outputs/session-12af6918/x", "x")
@@ -393,7 +393,7 @@ class Leftovers(Environment):
             with self.subTest(session):
                 self.assertEqual(self.left(session), [])
 
-    def test_the_answer_of_a_run_whose_record_is_removed_is_kept_where_all_answers_are(self):
+    def test_leftovers_of_a_large_answer_do_not_include_it(self):
         record = self.put("chats/session-2026-11-24T19-56-5e551000.jsonl", "5e551000-0000-4000-8000-000000000003")
         state = clinvk.WorkerState("run", self.path("state"))
         os.mkdir(state.directory)
@@ -411,6 +411,11 @@ class CaptureCase(Environment):
         self.addCleanup(os.close, file)
         clinvk.write_all(file, data)
         return clinvk.Capture(file)
+
+    def limit(self, name, value):
+        """Give a constant of clinvk another value for the rest of the test."""
+        self.addCleanup(setattr, clinvk, name, getattr(clinvk, name))
+        setattr(clinvk, name, value)
 
 
 HELLO = "MOCK-OK: hello from the mock model."
@@ -580,22 +585,22 @@ class Readers(CaptureCase):
             else:
                 self.assertEqual(getattr(reply, field), value, field)
 
-    def test_codex_alone_counts_the_tokens_of_the_whole_session(self):
+    def test_usage_of_codex_only_is_cumulative(self):
         for backend in ("claude", "codex", "gemini"):
             self.assertEqual(self.read(backend, recorded(backend + "-ok")[0]).usage_is_cumulative, backend == "codex")
 
-    def test_each_recording_is_read_as_what_it_is(self):
+    def test_recordings_are_read_as_stated(self):
         for name, code, expected in READINGS:
             with self.subTest(name):
                 stdout, stderr = recorded(name)
                 self.check(self.read(backend_of(name), stdout, stderr, code),
                            **dict(expected, session_id=session_in(stdout.decode() + stderr)))
 
-    def test_each_recording_stands_in_a_table(self):
+    def test_recordings_are_all_in_a_table(self):
         told = [row[0] for row in READINGS + STOPPED]
         self.assertEqual(sorted(told), sorted({name.rpartition(".")[0] for name in os.listdir(support.DATA)}))
 
-    def test_a_run_that_was_stopped_tells_what_it_had_said_and_what_it_waited_for(self):
+    def test_reader_of_stopped_run_keeps_text_and_wait(self):
         for name, code, output, waiting in STOPPED:
             with self.subTest(name):
                 stdout, stderr = recorded(name)
@@ -604,13 +609,13 @@ class Readers(CaptureCase):
                 self.assertNotIn("None", reply.waiting)
                 self.assertTrue(reply.error, "ended by somebody else it has failed")
 
-    def test_noise_on_stderr_is_not_the_reason(self):
+    def test_reader_ignores_noise_on_stderr(self):
         for name in ("gemini-terminated", "gemini-no-prompt"):
             stdout, stderr = recorded(name)
             self.assertTrue(stderr.startswith("Warning: 256-color support not detected."))
             self.assertNotIn("256-color", self.read("gemini", stdout, stderr, 1).error)
 
-    def test_neither_the_order_of_keys_nor_blanks_nor_the_ends_of_lines_change_anything(self):
+    def test_reader_ignores_key_order_blanks_and_line_ends(self):
         def reordered(value):
             if isinstance(value, dict):
                 return {key: reordered(value[key]) for key in reversed(list(value))}
@@ -627,7 +632,7 @@ class Readers(CaptureCase):
                 reply = self.read(backend_of(name), b"\n".join(lines), stderr, code)
                 self.assertEqual(reply, expected, name)
 
-    def test_no_event_that_counts_is_passed_over_for_its_looks(self):
+    def test_reader_marks_pass_over_no_event(self):
         class All(clinvk.Capture):
             def events(self, *marks, answer):
                 return super().events(b"", answer=answer)
@@ -638,7 +643,7 @@ class Readers(CaptureCase):
             read = clinvk.BACKENDS[backend_of(name)].read
             self.assertEqual(read(clinvk.Capture(file), stderr, code), read(All(file), stderr, code), name)
 
-    def test_a_stream_that_is_torn_anywhere_has_failed_and_what_it_said_is_kept(self):
+    def test_reader_of_torn_stream_fails_and_keeps_text(self):
         chance = random.Random(8)
         for name in ("claude-ok", "claude-denied", "codex-ok", "codex-tool", "gemini-ok", "gemini-tool"):
             stdout, stderr = recorded(name)
@@ -654,7 +659,7 @@ class Readers(CaptureCase):
                     self.assertEqual(reply.output, whole.output)
             self.assertEqual(self.read(backend_of(name), stdout.rstrip(b"\n")), whole, "the last newline is not needed")
 
-    def test_the_time_until_a_limit_is_lifted_is_told_by_the_event_that_says_so(self):
+    def test_claude_rejected_limit_event_sets_the_wait(self):
         events = [json.loads(line) for line in recorded("claude-made-limit-rejected")[0].splitlines()]
         for status, code, most in (("rejected", 1, 3600), ("allowed", 1, None), ("allowed_warning", 1, None), ("rejected", 0, None)):
             events[1]["rate_limit_info"].update(status=status, resetsAt=int(time.time()) + 3600)
@@ -672,7 +677,7 @@ class Readers(CaptureCase):
             events[-1].update(is_error=True)
             self.assertIsNone(self.read("claude", b"\n".join(map(clinvk.dumps, events)), code=1).retry_after_seconds)
 
-    def test_the_texts_of_subscription_limits_are_quotas(self):
+    def test_error_kind_of_subscription_limit_is_quota(self):
         events = [json.loads(line) for line in recorded("claude-429-gave-up")[0].splitlines()]
         for text in ("You've hit your limit · resets 1pm (Europe/Lisbon)", "You've hit your weekly limit · resets Sep 15 at 7pm",
                      "You're out of extra usage · resets 11:30am (Asia/Colombo)", "Claude AI usage limit reached|1753088400"):
@@ -683,7 +688,7 @@ class Readers(CaptureCase):
         reply = self.read("codex", clinvk.dumps(failed), code=1)
         self.assertEqual((reply.error_kind, reply.retry_after_seconds), ("quota", 4 * 86400 + 2 * 3600 + 46 * 60))
 
-    def test_used_up_credit_and_spending_limits_are_quotas(self):
+    def test_error_kind_of_used_up_credit_is_quota(self):
         for text in ("You're out of credits. Buy more to continue.", "You\u2019re out of credits", "Your workspace is out of credits. Ask your workspace owner to refill",
                      "You hit your spend cap set in your workspace", "You've reached your workspace credit limit"):
             failed = {"type": "turn.failed", "error": {"message": text}}
@@ -693,12 +698,12 @@ class Readers(CaptureCase):
                 result = {"type": "result", "is_error": True, "result": text, "api_error_status": status, "session_id": "s"}
                 self.assertEqual(self.read("claude", clinvk.dumps(result), code=1).error_kind, "quota", text)
 
-    def test_codex_tokens_written_to_a_cache_are_a_part_of_its_input(self):
+    def test_codex_cache_writes_are_part_of_the_input(self):
         usage = {"input_tokens": 1200, "cached_input_tokens": 200, "cache_write_input_tokens": 300, "output_tokens": 34, "reasoning_output_tokens": 10}
         reply = self.read("codex", clinvk.dumps({"type": "turn.completed", "usage": usage}))
         self.assertEqual(reply.usage, dict(usage, total_tokens=1234))
 
-    def test_gemini_that_refuses_a_personal_login_is_told_to_use_a_key(self):
+    def test_gemini_refused_login_advises_a_key(self):
         text = "This client is no longer supported for Gemini Code Assist for individuals. To continue using Gemini, please migrate to another product"
         thrown = "Error authenticating: IneligibleTierError: %s\n    at setup (file:///x.js:1:2) {\n  ineligibleTiers: [ { reasonCode: 'UNSUPPORTED_CLIENT' } ]\n}\n" % text
         block = json.dumps({"session_id": "s", "error": {"type": "Error", "message": text, "code": 403}}, indent=2)
@@ -710,7 +715,7 @@ class Readers(CaptureCase):
             self.assertRegex(reply.error, r"^gemini does not accept the login of a personal account any more, use an API key \(GEMINI_API_KEY\): \w")
         self.assertEqual(self.read("gemini", recorded("gemini-ok")[0], thrown).error, "", "noise of a good run")
 
-    def test_claude_is_judged_by_is_error_and_by_its_exit_code(self):
+    def test_claude_is_error_decides_over_exit_code(self):
         stdout, _ = recorded("claude-401")
         self.assertEqual(self.read("claude", stdout, code=0).error_kind, "auth", "its subtype is success, and so may its exit code be")
         stdout, _ = recorded("claude-made-limit-warning")
@@ -718,14 +723,14 @@ class Readers(CaptureCase):
         self.assertEqual((reply.error, reply.error_kind), ("hook failed", "backend"))
         self.assertTrue((reply.output or "").startswith("429 Too Many"), "an answer is kept")
 
-    def test_claude_that_came_to_an_end_of_its_own_has_failed_though_older_versions_call_it_no_error(self):
+    def test_claude_early_end_in_older_versions_fails(self):
         for subtype, kind in (("error_max_turns", "max_turns"), ("error_max_budget_usd", "budget"), ("error_during_execution", "backend")):
             for more in ({}, {"errors": []}, {"result": "half an answer"}):
                 result = dict({"type": "result", "subtype": subtype, "is_error": False, "num_turns": 2, "session_id": "s"}, **more)
                 reply = self.read("claude", clinvk.dumps(result))
                 self.assertEqual((bool(reply.error), reply.error_kind), (True, kind), result)
 
-    def test_claude_denials_are_told_with_what_says_most_of_their_input(self):
+    def test_claude_denial_has_the_telling_input(self):
         value = json.loads(recorded("claude-json")[0])
         for given, told in (({"command": "touch x\nrm y", "description": "d"}, ": touch x"), ({"file_path": "/x", "content": "c"}, ": /x"),
                             ({"url": "http://x/", "prompt": "p"}, ": http://x/"), ({"pattern": "p"}, ""), (None, ""), ([], ""), ({"command": 5}, ""),
@@ -737,13 +742,13 @@ class Readers(CaptureCase):
         value["permission_denials"] = [None, {}, "x", {"tool_name": []}]
         self.assertEqual(self.read("claude", clinvk.dumps(value)).warnings, ("permission denied: ",) * 4)
 
-    def test_claude_what_a_subagent_says_is_not_what_it_says(self):
+    def test_claude_text_of_subagent_is_ignored(self):
         init, said = recorded("claude-ok")[0].splitlines()[:2]
         of_subagent = dict(json.loads(said), parent_tool_use_id="toolu_1")
         of_subagent["message"] = {"content": [{"type": "text", "text": "of the subagent"}]}
         self.assertEqual(self.read("claude", b"\n".join((init, said, clinvk.dumps(of_subagent)))).output, HELLO)
 
-    def test_claude_without_a_result_has_failed_and_what_it_printed_is_kept(self):
+    def test_claude_without_result_fails_and_keeps_output(self):
         for stdout, stderr, code, error, kind in (
                 (b"", "", 0, "claude printed no result", "backend"), (b"", "", 1, "claude printed no result", "backend"),
                 (b"", "Error: piped stdin input exceeds 10MB\n", 1, "Error: piped stdin input exceeds 10MB", ANY),
@@ -751,7 +756,7 @@ class Readers(CaptureCase):
             reply = self.read("claude", stdout, stderr, code)
             self.assertEqual((reply.output, reply.error, reply.error_kind), (None, error, kind))
 
-    def test_claude_costs_what_it_says_and_nothing_is_not_zero(self):
+    def test_claude_cost_not_stated_is_none(self):
         value = json.loads(recorded("claude-json")[0])
         for since_last, total, cost in (
                 ({"m": {"costUSD": 0.5}}, 9.0, 0.5), ({"m": {"costUSD": 0.1}, "n": {"costUSD": 0.2}}, 9.0, 0.3), (None, 0.25, 0.25), (None, None, None),
@@ -760,12 +765,12 @@ class Readers(CaptureCase):
             with self.subTest(since_last=since_last, total=total):
                 self.assertEqual(self.read("claude", clinvk.dumps(value)).cost_usd, cost)
 
-    def test_codex_failed_turns_count_whatever_the_exit_code(self):
+    def test_codex_failed_turn_fails_with_exit_code_0(self):
         for name, _, expected in READINGS:
             if expected.get("error") and name.startswith("codex") and recorded(name)[0].count(b"turn.failed"):
                 self.assertEqual(self.read("codex", recorded(name)[0], code=0), self.read("codex", recorded(name)[0], code=1))
 
-    def test_codex_that_does_not_know_a_setting_has_not_kept_the_sandbox(self):
+    def test_codex_unknown_setting_fails_with_permission(self):
         note = ('{"type":"item.completed","item":{"type":"error","message":"Codex is ignoring 1 unrecognized configuration setting. '
                 'Check for typos or deprecated settings.\\n  session-flags: `%s` is ignored."}}\n')
         answer = '{"type":"item.completed","item":{"type":"agent_message","text":"session-flags: `developer_instructions`"}}\n{"type":"turn.completed"}\n'
@@ -774,23 +779,23 @@ class Readers(CaptureCase):
             self.assertEqual(reply.error_kind, kind)
             self.assertEqual(bool(kind), "the sandbox could not be kept: codex does not know the setting " + setting.partition(".")[0] == reply.error)
 
-    def test_codex_with_a_bad_exit_code_after_a_complete_turn_has_failed(self):
+    def test_codex_bad_exit_after_complete_turn_fails(self):
         reply = self.read("codex", recorded("codex-ok")[0], "boom\n", code=101)
         self.assertEqual((reply.output, reply.error), (HELLO, "boom"))
 
-    def test_codex_a_wait_that_stands_beside_the_message_of_a_bad_request_is_read(self):
+    def test_codex_wait_next_to_the_message_is_read(self):
         body = {"error": {"type": "usage_limit_reached", "message": "The usage limit has been reached", "resets_at": 1753088400, "resets_in_seconds": 3600}}
         reply = self.read("codex", clinvk.dumps({"type": "turn.failed", "error": {"message": json.dumps(body)}}), code=1)
         self.assertEqual((reply.error, reply.error_kind, reply.retry_after_seconds), ("The usage limit has been reached", "quota", 3600.0))
 
-    def test_codex_lines_of_any_size_are_read(self):
+    def test_codex_line_of_any_size_is_read(self):
         large = "审" * 200000
         lines = [json.dumps(event, ensure_ascii=False).encode() for event in (
             {"type": "item.completed", "item": {"type": "command_execution", "aggregated_output": "y" * 300000}},
             {"type": "item.completed", "item": {"type": "agent_message", "text": large}}, {"type": "turn.completed"})]
         self.check(self.read("codex", b"\r\n\n".join(lines)), output=large)
 
-    def test_warnings_are_bounded_in_number_and_length_and_safe_to_show(self):
+    def test_warnings_are_limited_and_safe_to_show(self):
         event = {"type": "item.completed", "item": {"type": "error", "message": "\x1b[31mred\nsecond line"}}
         lines = [json.dumps(event).encode()] * 100 + [b'{"type":"turn.completed"}']
         self.assertEqual(self.read("codex", b"\n".join(lines)).warnings, ("^[[31mred",) * 20)
@@ -798,14 +803,14 @@ class Readers(CaptureCase):
         lines = [json.dumps(event).encode()] * 100 + [b'{"type":"result","status":"success"}']
         self.assertEqual(self.read("gemini", b"\n".join(lines)).warnings, ("^[[31mred",) * 20)
 
-    def test_gemini_answers_with_what_it_said_after_its_last_tool(self):
+    def test_gemini_answer_is_the_text_after_the_last_tool(self):
         say, use, done = ({"type": "message", "role": "assistant", "content": "%s", "delta": True}, {"type": "tool_use", "tool_name": "x"},
                           {"type": "result", "status": "success"})
         for order, output in (("ab", "ab"), ("aTb", "b"), ("abTTcdTef", "ef"), ("aT", "a"), ("T", ""), ("", ""), ("TaTbT", "b")):
             events = [use if c == "T" else dict(say, content=c) for c in order] + [{"type": "message", "role": "user", "content": "asked"}, done]
             self.assertEqual(self.read("gemini", b"\n".join(map(clinvk.dumps, events))).output, output, order)
 
-    def test_gemini_errors_stand_at_the_end_of_stderr_where_it_printed_no_result(self):
+    def test_gemini_without_result_reads_the_error_on_stderr(self):
         block = recorded("gemini-json-429")[1]
         block = block[block.rindex("\n{") + 1:]
         for stderr in (block, "noise\n" + block, '{"level": "info"}\n' + block, "{\n  odd\n}\n" + block, "\n\n" + block + "\n\n", block.replace("\n", "\r\n")):
@@ -816,33 +821,33 @@ class Readers(CaptureCase):
             self.assertTrue(reply.error)
             self.assertEqual(reply.error_kind, "auth")
 
-    def test_gemini_a_wait_that_stands_beside_the_message_is_read(self):
+    def test_gemini_wait_next_to_the_message_is_read(self):
         body = {"error": {"code": 429, "message": "Resource has been exhausted", "status": "RESOURCE_EXHAUSTED", "details": [
             {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "38.6s"}]}}
         result = {"type": "result", "status": "error", "error": {"type": "unknown", "message": "[API Error: %s]" % json.dumps(body)}}
         reply = self.read("gemini", clinvk.dumps(result), code=173)
         self.assertEqual((reply.error, reply.error_kind, reply.retry_after_seconds), ("Resource has been exhausted", "rate_limit", 38.6))
 
-    def test_gemini_a_try_that_failed_before_it_answered_is_not_what_it_waited_for(self):
+    def test_gemini_failed_try_before_text_is_not_the_wait(self):
         reply = self.read("gemini", recorded("gemini-terminated")[0], recorded("gemini-429-waiting")[1])
         self.assertEqual((reply.output, reply.waiting), ("MOCK-OK: hello fr", ""))
         torn = b"\n".join(recorded("gemini-tool")[0].splitlines()[:3])
         self.assertEqual(self.read("gemini", torn, recorded("gemini-429-waiting")[1]).waiting, "")
 
-    def test_gemini_exit_codes_tell_where_words_do_not(self):
+    def test_gemini_exit_code_sets_the_kind(self):
         for code, kind in ((41, "auth"), (42, "invalid"), (44, "backend"), (52, "invalid"), (53, "max_turns"), (55, "permission"), (144, "invalid"),
                            (145, "auth"), (147, "permission"), (173, "rate_limit"), (244, "backend"), (247, "overloaded"), (1, "backend"), (130, "backend")):
             result = {"type": "result", "status": "error", "error": {"type": "unknown", "message": "[API Error: it failed]"}}
             self.assertEqual(self.read("gemini", clinvk.dumps(result), code=code).error_kind, kind, code)
             self.assertTrue(self.read("gemini", recorded("gemini-ok")[0], code=code).error, "a good result with a bad exit code is a failure")
 
-    def test_a_plain_command_is_judged_by_its_exit_code_alone(self):
+    def test_text_reader_exit_code_decides(self):
         for stdout in (b"rate limit 429 error", b"", b"\xff", recorded("claude-401")[0]):
             self.check(self.read("echo", stdout, "warning: something\n"), output=None)
         self.check(self.read("echo", b"half", "cat: a\n\ncat: b: Permission denied\n", 1), output=None, error="cat: b: Permission denied", error_kind="permission")
         self.check(self.read("echo", b"half", "", 4), output=None, error="exit status 4", error_kind="backend")
 
-    def test_reason_of_a_failed_command_is_found_on_stderr(self):
+    def test_reason_is_found_on_stderr(self):
         chained = ("Traceback (most recent call last):\n  File \"x.py\", line 2, in <module>\n    open('/nowhere/key')\n"
                    "FileNotFoundError: [Errno 2] No such file or directory: '/nowhere/key'\n\n%s\n\n"
                    "Traceback (most recent call last):\n  File \"x.py\", line 4, in <module>\n    raise RuntimeError('no client')\n"
@@ -893,12 +898,12 @@ class Readers(CaptureCase):
                 definition = clinvk.Definition(("x",), "jsonl", ("answer",))
                 self.assertEqual(clinvk.custom_backend("x", definition).read(self.capture(b""), stderr, 1).error, reason)
 
-    def test_reason_of_a_python_that_fails_is_its_root_cause(self):
+    def test_reason_of_failed_python_is_the_root_cause(self):
         script = "try:\n    {}['key']\nexcept KeyError:\n    raise RuntimeError('no client')"
         failed = self.run_program([sys.executable, "-c", script])
         self.assertEqual(self.read("echo", b"", failed.stderr.decode(), failed.returncode).error, "KeyError: 'key'")
 
-    def test_no_output_whatever_its_shape_makes_a_reader_fail(self):
+    def test_reader_with_output_of_any_shape_returns_a_reply(self):
         chance = random.Random(6)
         odd = [None, True, False, 0, -1, 1.5, 1 << 70, "", "text", "429", [], [1], ["a"], {}, {"a": 1}, [[]], [{}], {"message": []}, "\udcff"]
 
@@ -918,7 +923,7 @@ class Readers(CaptureCase):
             stdout, stderr = recorded(name)
             values = [json.loads(line) for line in stdout.splitlines() if line[:1] in (b"{", b"[") and line[-1:] in (b"}", b"]")]
             head, _, block = ("\n" + stderr).rpartition("\n{") if name.startswith("gemini-json") else (stderr, "", "")
-            for _ in range(12):
+            for _ in range(4):
                 output = b"\n".join(clinvk.dumps(damaged(value) if chance.random() < 0.5 else value) for value in values)
                 errors = head + "\n" + clinvk.dumps(damaged(json.loads("{" + block))).decode() if block else stderr
                 for exit_code in {0, 1, code}:
@@ -930,7 +935,7 @@ class Readers(CaptureCase):
                     self.assertEqual(bool(reply.error), bool(reply.error_kind))
                     clinvk.dumps(reply._asdict())
 
-    def test_an_odd_count_of_tokens_does_not_cost_the_answer(self):
+    def test_reader_with_odd_counts_keeps_the_answer(self):
         value = json.loads(recorded("claude-json")[0])
         for usage in (None, [], "many", {"input_tokens": "1200"}, {"output_tokens": [34]}, {"input_tokens": None}, {"cache_read_input_tokens": {}}):
             reply = self.read("claude", clinvk.dumps(dict(value, usage=usage)))
@@ -957,7 +962,7 @@ class Verdicts(CaptureCase):
         files = [self.capture(data).file for data in (stdout, stderr.encode())]
         return clinvk._judge(support.job(0, backend, "x", **fields), clinvk.Ended(code, stopped), clinvk.Execution((), {}, [-1] + files), stored)
 
-    def test_an_empty_answer_is_no_success(self):
+    def test_verdict_of_blank_answer_is_no_output(self):
         empty = {
             "claude": recorded("claude-ok")[0].replace(HELLO.encode(), b" \\n"),
             "codex": b"\n".join(line for line in recorded("codex-ok")[0].splitlines() if b"agent_message" not in line),
@@ -968,7 +973,7 @@ class Verdicts(CaptureCase):
             self.assertEqual((result.status, result.exit_code, result.error, result.error_kind),
                              ("failed", 1, backend + " ended well but gave no answer", "no_output"))
 
-    def test_a_failure_with_exit_code_0_is_told_as_1(self):
+    def test_verdict_of_failure_with_exit_code_0_is_1(self):
         for name, code, expected in READINGS:
             with self.subTest(name):
                 result = self.judge(backend_of(name), *recorded(name), code=code)
@@ -976,7 +981,7 @@ class Verdicts(CaptureCase):
                 self.assertEqual((result.status, result.exit_code), ("ok", 0) if good else ("failed", code or 1))
                 self.assertEqual(result.error_kind, expected.get("error_kind", ""))
 
-    def test_a_run_that_was_stopped_is_judged_by_that_alone(self):
+    def test_verdict_of_stopped_run_ignores_its_output(self):
         for name, code, output, waiting in STOPPED:
             for stopped, status, exit_code, error in (("timeout", "timeout", 124, "timed out after 90s"), ("canceled", "canceled", -1, "canceled while it ran")):
                 with self.subTest(name, stopped=stopped):
@@ -990,13 +995,13 @@ class Verdicts(CaptureCase):
                         self.assertEqual((result.status, result.exit_code, result.error_kind, result.output), (status, exit_code, status, output))
                         self.assertEqual((result.session_id, result.retry_after_seconds), (session_in(recorded(name)[0].decode()), None))
 
-    def test_one_that_was_stopped_when_it_had_all_said_keeps_its_answer_and_what_it_cost(self):
+    def test_verdict_of_stopped_run_keeps_answer_and_usage(self):
         for name in ("claude-ok", "codex-ok", "gemini-ok"):
             result = self.judge(backend_of(name), *recorded(name), stopped="timeout", timeout=1.0)
             self.assertEqual((result.status, result.output, result.error), ("timeout", HELLO, "timed out after 1s"))
             self.assertIsNotNone(result.usage)
 
-    def test_a_program_that_a_signal_ended_has_failed_whatever_it_said(self):
+    def test_verdict_of_killed_program_is_signal(self):
         for name in ("claude-ok", "codex-ok", "gemini-ok"):
             result = self.judge(backend_of(name), *recorded(name), code=-11)
             self.assertEqual((result.status, result.exit_code, result.error, result.error_kind, result.output),
@@ -1015,7 +1020,7 @@ class Verdicts(CaptureCase):
 
     LOST = "line %d of what %s printed cannot be read; a part of the answer may be missing"
 
-    def test_an_answer_in_a_line_with_other_text_around_it_is_used(self):
+    def test_damage_text_around_events_does_no_harm(self):
         for backend in self.STREAMS:
             lines, output = self.stream(backend)
             for place in range(3):
@@ -1028,7 +1033,7 @@ class Verdicts(CaptureCase):
                 result = self.judge(backend, glued)
                 self.assertEqual((result.status, result.output, result.warnings), ("ok", output, ()), glued)
 
-    def test_a_damaged_line_that_may_have_held_a_part_of_the_answer_fails_the_task(self):
+    def test_damage_of_possible_answer_fails_the_task(self):
         def check(backend, lines, number, output):
             result = self.judge(backend, b"\n".join(lines))
             self.assertEqual((result.status, result.exit_code, result.output, result.error_kind), ("failed", 1, output, "damaged_output"), lines)
@@ -1062,7 +1067,7 @@ class Verdicts(CaptureCase):
         (one, two, end), _ = self.stream("gemini")
         check("gemini", [one, tool[:-4], two, end], 2, "onetwo")
 
-    def test_a_damaged_line_whose_place_a_later_one_takes_is_a_warning(self):
+    def test_damage_before_a_replacing_line_is_a_warning(self):
         for backend in ("claude", "codex"):
             (one, two, end), output = self.stream(backend)
             result = self.judge(backend, b"\n".join([one[:-2], one[:-9], two, end]))
@@ -1082,7 +1087,7 @@ class Verdicts(CaptureCase):
              b'{"type":"item.completed","item":{"id":"i","type":"command_execution","aggregated_output":"\\"agent_message\\"',
              b'{"type":"item.started","item":{"id":"i","ty', b'{"type":"user","message":{"content":"\\"type\\":\\"result\\"')
 
-    def test_noise_that_is_no_event_of_an_answer_fails_nothing(self):
+    def test_damage_noise_fails_nothing(self):
         for backend in self.STREAMS:
             lines, output = self.stream(backend)
             for noise in self.NOISE:
@@ -1091,9 +1096,8 @@ class Verdicts(CaptureCase):
                     self.assertEqual((result.status, result.output), ("ok", output), (backend, noise, place, result.error))
                     self.assertEqual(result.warnings, (), (backend, noise))
 
-    def test_a_line_that_is_too_long_fails_the_task_only_if_it_may_have_held_a_part_of_the_answer(self):
-        longest, clinvk.MAX_LINE_BYTES = clinvk.MAX_LINE_BYTES, 2 * clinvk.CHUNK
-        self.addCleanup(setattr, clinvk, "MAX_LINE_BYTES", longest)
+    def test_damage_too_long_line_fails_if_it_may_be_the_answer(self):
+        self.limit("MAX_LINE_BYTES", 2 * clinvk.CHUNK)
         tools = {"claude": b'{"type":"user","message":{"content":"%s"}}', "gemini": b'{"type":"tool_result","output":"%s"}',
                  "codex": b'{"type":"item.completed","item":{"type":"command_execution","aggregated_output":"%s"}}'}
         for backend in self.STREAMS:
@@ -1102,7 +1106,7 @@ class Verdicts(CaptureCase):
             self.assertEqual(self.judge(backend, b"\n".join([tools[backend] % large] + lines)).status, "ok")
             self.assertEqual(self.judge(backend, b"\n".join([lines[0], self.STREAMS[backend][0] % large, *lines[2:]])).status, "ok" if backend == "claude" else "failed")
 
-    def test_a_failure_of_another_kind_keeps_its_reason_and_a_stopped_task_its_verdict(self):
+    def test_damage_keeps_other_reasons_and_verdicts(self):
         (one, two, end), _ = self.stream("codex")
         cut = b"\n".join([one, two[:-2]])
         limited = cut + b'\n{"type":"turn.failed","error":{"message":"Rate limit reached"}}'
@@ -1114,7 +1118,7 @@ class Verdicts(CaptureCase):
         result = self.judge("codex", cut)
         self.assertEqual((result.error, result.error_kind), ("codex ended before its turn was complete; " + self.LOST % (2, "codex"), "damaged_output"))
 
-    def test_blank_text_at_the_end_does_not_take_the_place_of_the_text_before_it(self):
+    def test_blank_text_at_the_end_keeps_the_text_before(self):
         tool = b'{"type":"tool_use","tool_name":"x"}'
         for backend in self.STREAMS:
             (one, two, end), _ = self.stream(backend)
@@ -1132,7 +1136,7 @@ class Verdicts(CaptureCase):
         result = self.judge("codex", b"\n".join([one.replace(b"one", b" "), two, end]))
         self.assertEqual((result.output, result.warnings), ("two", ()))
 
-    def test_a_bad_exit_after_a_complete_answer_is_called_that(self):
+    def test_bad_exit_after_complete_answer_is_named(self):
         for backend in self.STREAMS:
             lines, output = self.stream(backend)
             result = self.judge(backend, b"\n".join(lines), "", 7)
@@ -1153,7 +1157,7 @@ class OwnCommands(CaptureCase):
     def read(self, stdout, stderr="", code=0, **fields):
         return self.row("x", **fields).read(self.capture(stdout), stderr, code)
 
-    def test_the_fields_of_the_task_take_the_places_that_are_kept_for_them(self):
+    def test_own_command_placeholders_are_filled_in(self):
         full = dict(model="m {workdir}", workdir="/w", system_prompt="be\n'brief' {model}", max_turns=7, max_tokens=9)
         for argv, given in (
                 (["p"], ["p"]), (["p", "{model}"], ["p", "m {workdir}"]), (["p", "-m", "{model}", "x"], ["p", "-m", "m {workdir}", "x"]),
@@ -1165,11 +1169,11 @@ class OwnCommands(CaptureCase):
                 said = self.said(argv, **full)
                 self.assertEqual((list(said.argv), said.environment, said.preset, said.files, said.by_stdin), (given, {}, {}, {}, True))
 
-    def test_a_directory_is_given_as_it_is_called_from_everywhere(self):
+    def test_own_command_workdir_is_absolute(self):
         # the command is started in it: what is called from there by the same relative path is another one
         self.assertEqual(self.said(["p", "{workdir}"], workdir="sub").argv, ("p", os.path.abspath("sub")))
 
-    def test_an_argument_whose_field_is_empty_is_left_out_with_its_option(self):
+    def test_own_command_empty_argument_is_left_out(self):
         for argv, given in (
                 (["p", "{model}", "x"], ["p", "x"]), (["p", "-m", "{model}", "x"], ["p", "x"]), (["p", "--model={model}", "x"], ["p", "x"]),
                 (["p", "-v", "--model={model}"], ["p", "-v"]), (["p", "-v", "-m", "{model}", "-q"], ["p", "-v", "-q"]),
@@ -1180,20 +1184,20 @@ class OwnCommands(CaptureCase):
             with self.subTest(argv):
                 self.assertEqual(list(self.said(argv, workdir="/w").argv), given)
 
-    def test_the_prompt_goes_in_by_stdin_or_by_the_file_that_is_asked_for(self):
+    def test_own_command_prompt_comes_by_stdin_or_file(self):
         said = self.said(["p", "-f", "{prompt_file}", "--in={prompt_file}"], extra=("-x", "{model}"))
         path = SCRATCH + "/prompt"
         self.assertEqual(said, clinvk.Command(("p", "-f", path, "--in=" + path, "-x", "{model}"), files={"prompt": PROMPT}, by_stdin=False))
         self.assertTrue(self.said(["p", "{{prompt_file}}"]).by_stdin)
 
-    def test_what_the_definition_does_not_name_is_a_warning(self):
+    def test_own_command_unnamed_field_is_a_warning(self):
         definition = clinvk.Definition(("p", "{model}", "{{max_turns}}"))
         one = task("own", definition=definition, model="m", system_prompt="s", max_turns=2, max_tokens=3, extra=("x",), verbose=True)
         self.assertEqual(clinvk.option_warnings(one), tuple(
             "own has no %s; it was not applied" % field for field in ("system_prompt", "max_turns", "max_tokens", "verbose")))
         self.assertEqual(clinvk.backend_of(one).name, "own")
 
-    def test_only_modes_that_promise_nothing_are_kept(self):
+    def test_own_command_refuses_modes_that_promise_something(self):
         row = self.row("p")
         for sandbox in clinvk.SANDBOX_MODES:
             for approval in clinvk.APPROVAL_MODES:
@@ -1204,14 +1208,14 @@ class OwnCommands(CaptureCase):
                     expected = 'a command of your own knows no approval_mode "%s"; only "none" is possible' % approval
                 self.assertEqual(row.refusals.get((sandbox, approval), ""), expected)
 
-    def test_text_is_judged_by_the_exit_code(self):
+    def test_own_text_exit_code_decides(self):
         self.assertEqual(self.read(b'{"error": "429"}', "noise\n"), clinvk.Reply(output=None))
         reply = self.read(b"half", "a\n\nRate limit reached, try again in 5s\n", 3)
         self.assertEqual((reply.output, reply.error_kind, reply.retry_after_seconds), (None, "rate_limit", 5.0))
 
     PATHS = dict(answer=("message", "content"), error=("error",), session_id=("id",), usage=("usage",))
 
-    def test_json_is_read_by_its_paths(self):
+    def test_own_json_is_read_by_its_paths(self):
         for value, expected in (
                 ({"message": {"content": "hi"}}, dict(output="hi")), ({"message": {"content": ""}}, dict(output="")), ({}, dict(output="")),
                 ({"message": {"content": {"a": [1, "审"]}}}, dict(output='{"a":[1,"审"]}')), ({"message": {"content": 5}}, dict(output="5")),
@@ -1227,7 +1231,7 @@ class OwnCommands(CaptureCase):
             with self.subTest(value):
                 self.assertEqual(self.read(json.dumps(value, indent=2).encode(), output="json", **self.PATHS), clinvk.Reply(**expected))
 
-    def test_what_is_not_json_has_failed_and_is_kept(self):
+    def test_own_json_not_json_fails_and_is_kept(self):
         for stdout in (b"", b"plain words", b"{", b"{} {}", b"\xff", b"[" * 100000):
             for output in ("json", "jsonl"):
                 if (stdout, output) != (b"{} {}", "jsonl"):
@@ -1238,7 +1242,7 @@ class OwnCommands(CaptureCase):
         self.assertEqual(self.read(b'{"message": {"content": "half"}}', "", 2, output="json", **self.PATHS),
                          clinvk.Reply(output="half", error="exit status 2", error_kind="backend"))
 
-    def test_of_json_lines_the_last_that_says_something_counts(self):
+    def test_own_jsonl_last_value_counts(self):
         lines = [{"message": {"content": "one"}, "id": "s"}, {"usage": {"input_tokens": 5, "output_tokens": 1}}, {"message": {"content": "two"}}, {"id": None},
                  {"usage": {"input_tokens": 7, "output_tokens": 2}}]
         stdout = b"banner\n\n" + b"\n".join(json.dumps(line).encode() for line in lines) + b"\n{torn"
@@ -1248,7 +1252,7 @@ class OwnCommands(CaptureCase):
         self.assertEqual(self.read(stdout + b'\n{"error": "it broke"}\n{"message": {"content": "three"}}', output="jsonl", **self.PATHS),
                          clinvk.Reply(output="three", error="it broke", error_kind="backend", **expected))
 
-    def test_a_damaged_line_with_a_key_of_the_answer_fails_the_task(self):
+    def test_own_jsonl_damaged_line_with_answer_key_fails(self):
         def judge(stdout, **fields):
             files = [self.capture(data).file for data in (stdout, b"")]
             definition = clinvk.Definition(("x",), **dict(self.PATHS, **fields))
@@ -1271,14 +1275,14 @@ class OwnCommands(CaptureCase):
         for stdout, status in ((b'["one"]\n["two', "failed"), (b'["one"]\n[INFO] done', "ok")):
             self.assertEqual(judge(stdout, output="jsonl", answer=(0,)).status, status)
 
-    def test_a_blank_answer_does_not_take_the_place_of_one_before_it(self):
+    def test_own_jsonl_blank_answer_keeps_the_one_before(self):
         stdout = b'{"message":{"content":" "}}\n{"message":{"content":"one"}}\n{"message":{"content":"\\n"}}\n'
         reply = self.read(stdout, output="jsonl", **self.PATHS)
         self.assertEqual((reply.output, reply.warnings), ("one", ("it ended with a blank text; the output is the text before it",)))
         reply = self.read(stdout, output="jsonl", join=True, **self.PATHS)
         self.assertEqual((reply.output, reply.warnings), (" one\n", ()))
 
-    def test_texts_that_are_joined_may_be_many(self):
+    def test_own_jsonl_many_joined_texts_take_linear_time(self):
         def work(count):
             start = time.process_time()
             reply = self.read(b'{"t":"ab"}\n' * count, output="jsonl", answer=("t",), join=True)
@@ -1288,13 +1292,13 @@ class OwnCommands(CaptureCase):
         few = min(work(5000) for _ in range(3))
         self.assertLess(work(50000), 40 * few, "the work grows with the square of the lines")
 
-    def test_paths_lead_through_keys_and_positions(self):
+    def test_value_at_follows_keys_and_positions(self):
         value = {"a": [{"b": "x"}, {"b": "y"}], "c": "text"}
         for path, found in ((("a", 0, "b"), "x"), (("a", -1, "b"), "y"), (("a", 2, "b"), None), (("a", -3), None), (("c", 0), None), (("c", "d"), None),
                             (("a", "b"), None), ((0,), None), ((), value), (("z",), None)):
             self.assertEqual(clinvk.value_at(value, path), found)
 
-    def test_tokens_are_counted_under_the_names_that_programs_give_them(self):
+    def test_own_usage_is_read_under_many_names(self):
         for usage, expected in (
                 ({"input_tokens": 9, "output_tokens": 2}, tokens(9, 0, 2, 0)), ({"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}, tokens(9, 0, 2, 0)),
                 ({"prompt_eval_count": 9, "eval_count": 2}, tokens(9, 0, 2, 0)), ({"input": 9, "output": 2, "cached": 4, "reasoning": 1}, tokens(9, 4, 2, 1)),
@@ -1305,7 +1309,7 @@ class OwnCommands(CaptureCase):
             with self.subTest(usage):
                 self.assertEqual(self.read(json.dumps({"usage": usage}).encode(), output="json", **self.PATHS).usage, expected)
 
-    def test_a_command_runs_without_a_shell_with_its_prompt_in_a_file_or_on_stdin(self):
+    def test_own_command_runs_without_a_shell(self):
         write_program(os.path.join(self.bin, "own"), b'#!/bin/sh\nfor word; do printf "<%s>" "$word"; done\n[ -f "$2" ] && /bin/cat "$2"\n/bin/cat\n')
         for argv, output in ((("own", "$HOME; exit 3", "{model}", "{{model}}"), "<$HOME; exit 3><m><{model}>the prompt"),
                              (("own", "-f", "{prompt_file}"), "<-f><[^<>]*/prompt>the prompt")):
@@ -1315,16 +1319,15 @@ class OwnCommands(CaptureCase):
 
 
 class Captures(CaptureCase):
-    def test_lines_are_the_same_wherever_the_pieces_end(self):
+    def test_lines_do_not_depend_on_pieces(self):
         chance = random.Random(7)
         for _ in range(30):
-            lines = [bytes(chance.choice(b"ab \xff") for _ in range(chance.choice((0, 1, 5, 70000)))) for _ in range(6)]
+            lines = [bytes(chance.choices(b"ab \xff", k=chance.choice((0, 1, 5, 70000)))) for _ in range(6)]
             data = b"\n".join(lines) + chance.choice((b"", b"\n", b"\n\n"))
             self.assertEqual(list(self.capture(data).lines()), [line for line in data.split(b"\n") if line.strip()])
 
-    def test_of_a_line_that_is_too_long_the_beginning_is_given_and_the_lines_around_it_are_whole(self):
-        longest, clinvk.MAX_LINE_BYTES = clinvk.MAX_LINE_BYTES, 3 * clinvk.CHUNK
-        self.addCleanup(setattr, clinvk, "MAX_LINE_BYTES", longest)
+    def test_lines_of_too_long_line_are_its_beginning(self):
+        self.limit("MAX_LINE_BYTES", 3 * clinvk.CHUNK)
         for size in (0, clinvk.CHUNK, clinvk.MAX_LINE_BYTES - 1, clinvk.MAX_LINE_BYTES, clinvk.MAX_LINE_BYTES + 1, 2 * clinvk.MAX_LINE_BYTES, 3 * clinvk.MAX_LINE_BYTES + 7):
             for before, after in ((b"a\n", b"\nb\n"), (b"", b"\nb"), (b"a\n", b""), (b"", b""), (b"a\n", b"\n" + b"y" * size + b"\nb")):
                 data = before + b"x" * size + after
@@ -1334,7 +1337,7 @@ class Captures(CaptureCase):
                 for line, length in zip(given, lengths):
                     self.assertIn(len(line), (length,) if length <= clinvk.MAX_LINE_BYTES else range(1, clinvk.CHUNK + 1), (size, before, after[:9]))
 
-    def test_events_are_the_objects_in_lines_with_a_mark(self):
+    def test_events_are_objects_in_marked_lines(self):
         data = b'{"type":"a","n":1}\n{"type":"b"}\n[{"type":"a","n":2},5,[{"type":"a"}],{"type":"c"}]\nnot "a" JSON\n"a"\n["a"]\n{"n":3,"x":"\\"a\\""}\n{"type":"a"'
         self.assertEqual([event.get("n", event["type"]) for event in self.capture(data).events(b'"a"', answer="!")], [1, 2, "c"])
         self.assertEqual([event.get("n", event.get("type")) for event in self.capture(data).events(b'"b"', b"x", answer="!")], ["b", 3])
@@ -1344,7 +1347,8 @@ class Captures(CaptureCase):
         capture = self.capture(b"\n".join(map(damage, lines)) + b"\n")
         return capture, list(capture.events(b'"a"', answer="text"))
 
-    def test_long_strings_in_events_stay_on_disk_and_come_back_whole(self):
+    def test_events_long_strings_stay_on_disk_and_return_whole(self):
+        self.limit("LONG_LINE", 3 * clinvk.CHUNK)
         size = 2 * clinvk.LONG_LINE
         for pattern in ("审查", "a\\\"\n\t/", "\U0001f642 é", '{"b": "c"}, [', "x"):
             for ascii in {False, not pattern.isascii()}:
@@ -1355,7 +1359,8 @@ class Captures(CaptureCase):
                 self.assertEqual([(event["before"], event["after"]) for event in events],
                                  [("x", [text[:9]]), ("x", ["short"]), ("x", [text[:9]])])
 
-    def test_damage_deep_in_a_long_string_is_damage_of_its_line(self):
+    def test_events_damage_deep_in_long_string_is_lost(self):
+        self.limit("LONG_LINE", 3 * clinvk.CHUNK)
         text = "0123456789" * (clinvk.LONG_LINE // 5)
         place = clinvk.LONG_LINE + clinvk.LONG_LINE // 2
         for name, damage in (("byte", lambda line: line[:place] + b"\xff" + line[place:]), ("cut", lambda line: line[:place]),
@@ -1364,7 +1369,7 @@ class Captures(CaptureCase):
                 capture, events = self.long_events(text, damage=damage)
                 self.assertEqual((capture.lost, events), ([1], []))
 
-    def test_long_string_that_claude_answers_is_stored_and_one_it_fails_with_is_cut(self):
+    def test_events_long_claude_answer_is_stored_and_error_is_cut(self):
         text = "answer " * 300000
         for failed in (False, True):
             event = {"type": "result", "subtype": "success", "is_error": failed, "session_id": "s", "result": text}
@@ -1375,7 +1380,7 @@ class Captures(CaptureCase):
             else:
                 self.assertEqual((result.status, result.output), ("ok", text))
 
-    def test_what_is_written_after_the_end_is_not_part_of_it(self):
+    def test_capture_ignores_what_is_written_later(self):
         file = clinvk.nameless_file(self.directory)
         self.addCleanup(os.close, file)
         os.write(file, b"one\ntwo")
@@ -1383,7 +1388,7 @@ class Captures(CaptureCase):
         os.write(file, b" late\nlater\n")
         self.assertEqual((len(capture), capture.read(), list(capture.lines()), capture.tail()), (7, b"one\ntwo", [b"one", b"two"], "one\ntwo"))
 
-    def test_the_tail_is_the_end_of_a_large_text(self):
+    def test_tail_is_the_end_of_a_large_text(self):
         data = b"b" * 20000 + b"\n" + b"a" * 50000 + b"\xffend"
         self.assertEqual(self.capture(data).tail(), clinvk.to_text(data[20001:]), "it begins with a line")
         data = b"a" * 100000 + b"\xffend"
@@ -1395,7 +1400,7 @@ class Captures(CaptureCase):
         data = b"a" * 60000 + b"\n" + b"b" * (clinvk.CHUNK - 60001)
         self.assertEqual(self.capture(data).tail(), data.decode(), "all of it where it is short enough")
 
-    def test_no_half_of_a_secret_is_in_an_error(self):
+    def test_errors_contain_no_half_of_a_secret(self):
         """Whatever is cut: the beginning and the end of what the program wrote, its last paragraph, a quotation."""
         secret = "s3cr3t-" + "0123456789abcdef" * 4
         body = """if True:
@@ -1403,7 +1408,7 @@ class Captures(CaptureCase):
             sys.path.insert(0, sys.argv[1])
             import clinvk
             secret = os.environ["THE_API_KEY"]
-            for filling in range(0, 90, 7):
+            for filling in range(0, 90, 17):
                 for text in ("x" * (clinvk.CHUNK - filling) + "\\n\\n", "error: " + "x" * (2000 - filling),
                              "x" * (60 - filling % 60)):
                     for stderr in (secret + text, text + secret, text + secret + text):
@@ -1419,17 +1424,17 @@ class Captures(CaptureCase):
         done = self.run_program([sys.executable, "-c", body, support.ROOT, self.directory], env={"THE_API_KEY": secret})
         self.assertEqual((done.returncode, done.stderr.decode()[-2000:]), (0, ""))
 
-    def test_blank_is_what_holds_white_space_alone(self):
+    def test_is_blank_of_white_space_is_true(self):
         for data, blank in ((b"", True), (b" \n\t\r", True), (b" " * 200000, True), (b" " * 200000 + b"x", False), (b"\0", False), (b"\xff", False)):
             self.assertEqual(self.capture(data).is_blank(), blank)
 
-    def test_the_last_words_are_the_last_paragraph_safe_to_show(self):
+    def test_last_words_are_the_last_paragraph(self):
         for text, words in (("", ""), ("\n \n\n", ""), ("a\nb\n\nc\nd\n\n", "c\nd"), ("a\r\n\r\nb\r\n", "b"), ("\x1b[31mred\x1b[0m\n", "^[[31mred^[[0m"), ("x" * 3000, "x" * 2000)):
             self.assertEqual(clinvk.last_words(text), words)
 
 
 class Errors(Environment):
-    def test_the_kind_of_an_error_is_told_by_its_words(self):
+    def test_error_kind_is_found_in_words(self):
         for text, kind in (
                 ("You've hit your limit · resets 1pm (Europe/Lisbon)", "quota"), ("You're out of extra usage · resets 11:30am (Asia/Colombo)", "quota"),
                 ("Claude AI usage limit reached|1753088400", "quota"), ("You've hit your session limit · resets 10:50pm (Asia/Saigon)", "quota"),
@@ -1455,7 +1460,7 @@ class Errors(Environment):
             with self.subTest(text):
                 self.assertEqual(clinvk.error_kind(text), kind)
 
-    def test_a_stated_status_counts_for_more_than_words(self):
+    def test_error_kind_status_counts_more_than_words(self):
         for status, text, kind in (
                 (429, "anything", "rate_limit"), (429, "You exceeded your current quota", "quota"), (429, "You exceeded your current quota, retry in 2s", "rate_limit"),
                 (429, "You've hit your limit · resets 1pm", "quota"), (401, "not found", "auth"), (403, "x", "permission"), (403, "billing is not enabled", "quota"),
@@ -1467,7 +1472,7 @@ class Errors(Environment):
             with self.subTest(status=status, text=text):
                 self.assertEqual(clinvk.error_kind(text, status), kind)
 
-    def test_an_error_of_any_length_is_classified_in_time_that_grows_with_it(self):
+    def test_error_kind_takes_linear_time(self):
         words = "you hit your "
         start = time.process_time()
         for _ in range(64):
@@ -1494,7 +1499,7 @@ class Errors(Environment):
         os.environ["TZ"] = zone
         time.tzset()
 
-    def test_the_time_to_wait_is_read_where_one_is_stated(self):
+    def test_retry_after_reads_stated_waits(self):
         self.local_zone("UTC0")
         for text, seconds in (
                 ("Please try again in 6.379s", 6.379), ("Please try again in 2s.", 2), ("try again in 1m30s", 90), ("Please retry in 47.43s", 47.43), ("Please retry in 47.43s.", 47.43),
@@ -1513,7 +1518,7 @@ class Errors(Environment):
                 if seconds is not None:
                     self.assertAlmostEqual(clinvk.retry_after(text, self.NOW), seconds, places=5)
 
-    def test_a_time_of_day_counts_in_its_zone(self):
+    def test_retry_after_time_of_day_uses_its_zone(self):
         try:
             import zoneinfo
         except ImportError:
@@ -1552,13 +1557,13 @@ class DryRun(CaptureCase):
         text = clinvk.backend_of(one).read(self.capture(done.stdout), "", 0).output
         return (done.stdout.decode() if text is None else text).rstrip("\n").split("\n")
 
-    def test_the_line_says_a_literal_prompt_as_the_task_would(self):
+    def test_command_line_of_literal_prompt_is_that_of_the_task(self):
         line = clinvk.command_line(clinvk.Job(0, clinvk.Task("claude", "x"), literal=True))
         self.assertIn(" CLAUDE_CODE_DISABLE_FILE_MENTIONS=1 ", line)
         line = clinvk.command_line(clinvk.Job(0, clinvk.Task("gemini", "/x @/y"), literal=True))
         self.assertTrue(line.endswith(" <<< $'\\n/x \\\\@/y'"), line)
 
-    def test_the_line_runs_the_program_as_the_task_would(self):
+    def test_command_line_runs_the_program_as_the_task_would(self):
         odd = "it's -x \"$HOME\"\n`id` 审查\t\\"
         for shell in self.shells():
             for backend in clinvk.BACKENDS:
@@ -1568,7 +1573,7 @@ class DryRun(CaptureCase):
                 self.assertEqual(lines[1:], ["1", "1" if backend == "gemini" else "GEMINI_CLI_NO_RELAUNCH is not set", "CLAUDECODE is not set", self.home,
                                              "it's \"$HOME\" `x` 审查 \\", "last"])
 
-    def test_these_are_the_lines(self):
+    def test_command_line_has_these_texts(self):
         for one, line in (
                 (clinvk.Job(0, clinvk.Task("echo", "it's")), "env NO_COLOR=1 cat <<< 'it'\"'\"'s'"),
                 (clinvk.Job(0, clinvk.Task("claude", "x", max_tokens=5, model="m")),
@@ -1583,14 +1588,14 @@ class DryRun(CaptureCase):
                  "(d=$(mktemp -d) && printf %s 'it'\"'\"'s' > \"$d\"/prompt && env NO_COLOR=1 own --in=\"$d\"/prompt < /dev/null; s=$?; rm -r \"$d\"; exit $s)")):
             self.assertEqual(clinvk.command_line(one), line)
 
-    def test_the_variables_of_a_session_around_it_are_taken_away(self):
+    def test_command_line_unsets_variables_of_a_session_around(self):
         self.enter_environment(CLAUDECODE="1", CLAUDE_CODE_ENTRYPOINT="cli")
         self.environment.update(CLAUDECODE="1", CLAUDE_CODE_ENTRYPOINT="cli")
         for shell in self.shells():
             self.assertEqual(self.told(shell, clinvk.Job(0, clinvk.Task("echo", "env CLAUDECODE;env CLAUDE_CODE_ENTRYPOINT"))),
                              ["CLAUDECODE is not set", "CLAUDE_CODE_ENTRYPOINT is not set"])
 
-    def test_what_is_preset_counts_only_where_the_user_says_nothing_else(self):
+    def test_command_line_preset_yields_to_the_user(self):
         one = clinvk.Job(0, clinvk.Task("claude", "env CLAUDE_CODE_MAX_RETRIES;env DISABLE_AUTOUPDATER;env CLAUDE_CODE_MAX_OUTPUT_TOKENS", max_tokens=5))
         for said, lines in (({}, ["2", "1", "5"]), ({"CLAUDE_CODE_MAX_RETRIES": "7", "DISABLE_AUTOUPDATER": "", "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "9"}, ["7", "", "5"])):
             self.enter_environment(**said)
@@ -1599,7 +1604,7 @@ class DryRun(CaptureCase):
             for shell in self.shells():
                 self.assertEqual(self.told(shell, one), lines)
 
-    def test_texts_that_go_in_by_files_are_there_when_the_line_runs_and_not_afterwards(self):
+    def test_command_line_files_exist_only_while_it_runs(self):
         text = "be 'brief'\n审查 $x %s \\n"
         for shell in self.shells():
             one = clinvk.Job(0, clinvk.Task("gemini", "env-file GEMINI_SYSTEM_MD", system_prompt=text))
@@ -1610,14 +1615,14 @@ class DryRun(CaptureCase):
             self.assertEqual((os.path.dirname(os.path.dirname(policy)), os.path.basename(policy)), (self.tmp, "policy.toml"))
             self.assertEqual(os.listdir(self.tmp), [])
 
-    def test_a_command_of_the_users_own_finds_its_prompt_in_a_file_and_nothing_on_stdin(self):
+    def test_command_line_own_command_reads_its_prompt_file(self):
         write_program(os.path.join(self.bin, "own"), b'#!/bin/sh\n/bin/cat\n[ "$1" = -f ] && /bin/cat "$2" && pwd && exit 7\n')
         one = clinvk.Job(0, clinvk.Task("own", "the 'prompt'\n审查 %s\\", workdir=self.home), definition=clinvk.Definition(("own", "-f", "{prompt_file}")))
         for shell in self.shells():
             done = self.run_program(shell + ["-c", clinvk.command_line(one)], input=b"of somebody else")
             self.assertEqual((done.stdout.decode(), done.stderr, done.returncode), (one.task.prompt + self.home + "\n", b"", 7))
 
-    def test_a_secret_is_not_in_the_line_but_the_variable_that_holds_it(self):
+    def test_command_line_secret_is_a_variable(self):
         secret, other = "s3cret $HOME 'x'", "s3cret $HOME 'x' and more"
         env = {"MY_API_KEY": secret, "OTHER_TOKEN": other, "PLAIN": "plain-value-1", "SHORT_KEY": "short"}
         fields = {"model": secret, "system_prompt": "be %s, %s: plain-value-1 short" % (secret, other), "workdir": self.home}
@@ -1637,7 +1642,7 @@ class DryRun(CaptureCase):
                 self.assertIn(secret, json.loads(lines[0]))
                 self.assertEqual(lines[-1], secret)
 
-    def test_it_is_one_line_whatever_the_prompt_holds(self):
+    def test_command_line_is_one_line_for_any_prompt(self):
         for prompt in ("a\nb\r\n", "\x1b[2J", "\u2028", "\x85", "\x0b\x0c", "'\n'"):
             for one in (clinvk.Job(0, clinvk.Task("echo", prompt)), clinvk.Job(0, clinvk.Task("gemini", prompt, system_prompt=prompt)),
                         clinvk.Job(0, clinvk.Task("own", prompt), definition=clinvk.Definition(("own", "{prompt_file}")))):
