@@ -4849,8 +4849,14 @@ class _Gate:
 # - one job -
 
 
+def _has_directory(job: Job) -> bool:
+    return os.path.isabs(job.task.workdir) or not deleted_directory()
+
+
 def planned(job: Job) -> Result:
     """Return the result of a job that is not to be run: its command line."""
+    if not _has_directory(job):
+        return unfinished(job, "failed", deleted_directory(), "invalid", exit_code=1)
     return unfinished(job, "skipped", "", "", exit_code=0)._replace(answer=command_line(job))
 
 
@@ -4859,9 +4865,7 @@ def run_job(job: Job, state: Optional[WorkerState] = None) -> Result:
 
     Without a state, make one, and leave nothing running and no file behind.
     """
-    if not os.path.isabs(job.task.workdir) and deleted_directory():
-        return unfinished(job, "failed", deleted_directory(), "invalid", exit_code=1)
-    if job.task.dry_run:
+    if job.task.dry_run or not _has_directory(job):
         return planned(job)
     if state is None:
         return _run_alone(job)

@@ -352,7 +352,7 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 133, "Types": 160, "Text and JSON": 411, "Platform": 784, "Configuration": 750,
-    "Backends": 1225, "Input": 868, "Plans": 212, "Worker": 596, "Pool": 826, "Scheduler": 179,
+    "Backends": 1225, "Input": 868, "Plans": 212, "Worker": 600, "Pool": 826, "Scheduler": 179,
     "Sinks": 495, "Summary": 163, "Sessions": 361, "Commands": 852, "Command line": 478}
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
