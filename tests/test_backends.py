@@ -272,7 +272,8 @@ class Commands(Environment):
             self.assertEqual((denial, permission), ("deny", "allow"))
             for path, refused in (
                     ("x.txt", False), ("sub/x", False), (here + "/x", False), (here + "/sub/x", False), (os.path.realpath(here) + "/x", False),
-                    ("/etc/passwd", True), (here + "x", True), (here + "-more/x", True), (os.path.dirname(here) + "/x", True), ("../x", True), (here + "/../x", True),
+                    ("/etc/passwd", True), (here + "x", True), (here + "-more/x", True), (os.path.dirname(here) + "/x", True),
+                    ("../x", True), (here + "/../x", True),
                     ("a/../../x", True), ('a"/../../x', True), ("a\\/../../x", True), ("//etc/passwd", True)):
                 for arguments in ({"file_path": path, "content": "/etc/../x"}, {"content": 'its "file_path":"/etc/x"', "file_path": path}):
                     text = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"))
@@ -605,7 +606,8 @@ class Readers(CaptureCase):
             with self.subTest(name):
                 stdout, stderr = recorded(name)
                 reply = self.read(backend_of(name), stdout, stderr, code)
-                self.assertEqual((reply.output, reply.waiting[:len(waiting) or None], reply.session_id), (output, waiting, session_in(stdout.decode())))
+                self.assertEqual((reply.output, reply.waiting[:len(waiting) or None], reply.session_id),
+                                 (output, waiting, session_in(stdout.decode())))
                 self.assertNotIn("None", reply.waiting)
                 self.assertTrue(reply.error, "ended by somebody else it has failed")
 
@@ -684,31 +686,38 @@ class Readers(CaptureCase):
             for status in (429, None):
                 events[-1].update(result=text, api_error_status=status)
                 self.assertEqual(self.read("claude", b"\n".join(map(clinvk.dumps, events)), code=1).error_kind, "quota")
-        failed = {"type": "turn.failed", "error": {"message": "You've hit your usage limit. Upgrade to Pro or try again in 4 days 2 hours 46 minutes."}}
+        failed = {"type": "turn.failed",
+                  "error": {"message": "You've hit your usage limit. Upgrade to Pro or try again in 4 days 2 hours 46 minutes."}}
         reply = self.read("codex", clinvk.dumps(failed), code=1)
         self.assertEqual((reply.error_kind, reply.retry_after_seconds), ("quota", 4 * 86400 + 2 * 3600 + 46 * 60))
 
     def test_error_kind_of_used_up_credit_is_quota(self):
-        for text in ("You're out of credits. Buy more to continue.", "You\u2019re out of credits", "Your workspace is out of credits. Ask your workspace owner to refill",
+        for text in ("You're out of credits. Buy more to continue.", "You\u2019re out of credits",
+                     "Your workspace is out of credits. Ask your workspace owner to refill",
                      "You hit your spend cap set in your workspace", "You've reached your workspace credit limit"):
             failed = {"type": "turn.failed", "error": {"message": text}}
             self.assertEqual(self.read("codex", clinvk.dumps(failed), code=1).error_kind, "quota", text)
-        for text in ("You've hit your monthly spend limit \u00b7 /usage-credits to raise it", "You've hit your channel's monthly spend limit", "monthly spend limit reached"):
+        for text in ("You've hit your monthly spend limit \u00b7 /usage-credits to raise it",
+                     "You've hit your channel's monthly spend limit", "monthly spend limit reached"):
             for status in (429, 403, None):
                 result = {"type": "result", "is_error": True, "result": text, "api_error_status": status, "session_id": "s"}
                 self.assertEqual(self.read("claude", clinvk.dumps(result), code=1).error_kind, "quota", text)
 
     def test_codex_cache_writes_are_part_of_the_input(self):
-        usage = {"input_tokens": 1200, "cached_input_tokens": 200, "cache_write_input_tokens": 300, "output_tokens": 34, "reasoning_output_tokens": 10}
+        usage = {"input_tokens": 1200, "cached_input_tokens": 200, "cache_write_input_tokens": 300, "output_tokens": 34,
+                 "reasoning_output_tokens": 10}
         reply = self.read("codex", clinvk.dumps({"type": "turn.completed", "usage": usage}))
         self.assertEqual(reply.usage, dict(usage, total_tokens=1234))
 
     def test_gemini_refused_login_advises_a_key(self):
-        text = "This client is no longer supported for Gemini Code Assist for individuals. To continue using Gemini, please migrate to another product"
-        thrown = "Error authenticating: IneligibleTierError: %s\n    at setup (file:///x.js:1:2) {\n  ineligibleTiers: [ { reasonCode: 'UNSUPPORTED_CLIENT' } ]\n}\n" % text
+        text = ("This client is no longer supported for Gemini Code Assist for individuals. "
+                "To continue using Gemini, please migrate to another product")
+        thrown = ("Error authenticating: IneligibleTierError: %s\n    at setup (file:///x.js:1:2) {\n"
+                  "  ineligibleTiers: [ { reasonCode: 'UNSUPPORTED_CLIENT' } ]\n}\n" % text)
         block = json.dumps({"session_id": "s", "error": {"type": "Error", "message": text, "code": 403}}, indent=2)
         result = {"type": "result", "status": "error", "error": {"type": "unknown", "message": text}}
-        for stdout, stderr, code in ((b"", thrown, 1), (b"", thrown, 41), (b"", "Failed to sign in.\nMessage: %s\n" % text, 1), (b"", "noise\n" + block, 147),
+        for stdout, stderr, code in ((b"", thrown, 1), (b"", thrown, 41), (b"", "Failed to sign in.\nMessage: %s\n" % text, 1),
+                                     (b"", "noise\n" + block, 147),
                                      (clinvk.dumps(result), "", 1), (b"", "Failed.\n\n%s\n\nBye." % text.replace("for Gemini", "for\nGemini"), 1)):
             reply = self.read("gemini", stdout, stderr, code)
             self.assertEqual(reply.error_kind, "auth", stderr)
@@ -752,14 +761,16 @@ class Readers(CaptureCase):
         for stdout, stderr, code, error, kind in (
                 (b"", "", 0, "claude printed no result", "backend"), (b"", "", 1, "claude printed no result", "backend"),
                 (b"", "Error: piped stdin input exceeds 10MB\n", 1, "Error: piped stdin input exceeds 10MB", ANY),
-                (b"[" * 100000, "", 0, "[" * 2000, "backend"), (b"Error: Reached max turns (2)\n", "", 1, "Error: Reached max turns (2)", "max_turns")):
+                (b"[" * 100000, "", 0, "[" * 2000, "backend"),
+                (b"Error: Reached max turns (2)\n", "", 1, "Error: Reached max turns (2)", "max_turns")):
             reply = self.read("claude", stdout, stderr, code)
             self.assertEqual((reply.output, reply.error, reply.error_kind), (None, error, kind))
 
     def test_claude_cost_not_stated_is_none(self):
         value = json.loads(recorded("claude-json")[0])
         for since_last, total, cost in (
-                ({"m": {"costUSD": 0.5}}, 9.0, 0.5), ({"m": {"costUSD": 0.1}, "n": {"costUSD": 0.2}}, 9.0, 0.3), (None, 0.25, 0.25), (None, None, None),
+                ({"m": {"costUSD": 0.5}}, 9.0, 0.5), ({"m": {"costUSD": 0.1}, "n": {"costUSD": 0.2}}, 9.0, 0.3), (None, 0.25, 0.25),
+                (None, None, None),
                 ({"m": {}}, None, None), (None, "0.25", None), (None, True, None), (None, -1, None), (None, 0, 0.0)):
             value.update(model_usage_since_last_result=since_last, total_cost_usd=total)
             with self.subTest(since_last=since_last, total=total):
@@ -773,8 +784,10 @@ class Readers(CaptureCase):
     def test_codex_unknown_setting_fails_with_permission(self):
         note = ('{"type":"item.completed","item":{"type":"error","message":"Codex is ignoring 1 unrecognized configuration setting. '
                 'Check for typos or deprecated settings.\\n  session-flags: `%s` is ignored."}}\n')
-        answer = '{"type":"item.completed","item":{"type":"agent_message","text":"session-flags: `developer_instructions`"}}\n{"type":"turn.completed"}\n'
-        for setting, kind in (("sandbox_workspace_write.exclude_slash_tmp", "permission"), ("developer_instructions", "permission"), ("of_the_user", "")):
+        answer = ('{"type":"item.completed","item":{"type":"agent_message","text":"session-flags: `developer_instructions`"}}\n'
+                  '{"type":"turn.completed"}\n')
+        for setting, kind in (("sandbox_workspace_write.exclude_slash_tmp", "permission"), ("developer_instructions", "permission"),
+                              ("of_the_user", "")):
             reply = self.read("codex", (note % setting + answer).encode())
             self.assertEqual(reply.error_kind, kind)
             self.assertEqual(bool(kind), "the sandbox could not be kept: codex does not know the setting " + setting.partition(".")[0] == reply.error)
@@ -784,7 +797,8 @@ class Readers(CaptureCase):
         self.assertEqual((reply.output, reply.error), (HELLO, "boom"))
 
     def test_codex_wait_next_to_the_message_is_read(self):
-        body = {"error": {"type": "usage_limit_reached", "message": "The usage limit has been reached", "resets_at": 1753088400, "resets_in_seconds": 3600}}
+        body = {"error": {"type": "usage_limit_reached", "message": "The usage limit has been reached", "resets_at": 1753088400,
+                          "resets_in_seconds": 3600}}
         reply = self.read("codex", clinvk.dumps({"type": "turn.failed", "error": {"message": json.dumps(body)}}), code=1)
         self.assertEqual((reply.error, reply.error_kind, reply.retry_after_seconds), ("The usage limit has been reached", "quota", 3600.0))
 
@@ -813,7 +827,8 @@ class Readers(CaptureCase):
     def test_gemini_without_result_reads_the_error_on_stderr(self):
         block = recorded("gemini-json-429")[1]
         block = block[block.rindex("\n{") + 1:]
-        for stderr in (block, "noise\n" + block, '{"level": "info"}\n' + block, "{\n  odd\n}\n" + block, "\n\n" + block + "\n\n", block.replace("\n", "\r\n")):
+        for stderr in (block, "noise\n" + block, '{"level": "info"}\n' + block, "{\n  odd\n}\n" + block, "\n\n" + block + "\n\n",
+                       block.replace("\n", "\r\n")):
             reply = self.read("gemini", b"", stderr, 173)
             self.assertEqual((reply.error_kind, reply.retry_after_seconds, reply.session_id), ("rate_limit", 2.0, session_in(block)), stderr)
         for stderr in ("", "{", "{}", '{"error": "text"}', '{"error": {}}', '{"error": {"message": 5}}', "x\n{", "[]", "null", "{" * 60000):
@@ -836,7 +851,8 @@ class Readers(CaptureCase):
 
     def test_gemini_exit_code_sets_the_kind(self):
         for code, kind in ((41, "auth"), (42, "invalid"), (44, "backend"), (52, "invalid"), (53, "max_turns"), (55, "permission"), (144, "invalid"),
-                           (145, "auth"), (147, "permission"), (173, "rate_limit"), (244, "backend"), (247, "overloaded"), (1, "backend"), (130, "backend")):
+                           (145, "auth"), (147, "permission"), (173, "rate_limit"), (244, "backend"), (247, "overloaded"),
+                           (1, "backend"), (130, "backend")):
             result = {"type": "result", "status": "error", "error": {"type": "unknown", "message": "[API Error: it failed]"}}
             self.assertEqual(self.read("gemini", clinvk.dumps(result), code=code).error_kind, kind, code)
             self.assertTrue(self.read("gemini", recorded("gemini-ok")[0], code=code).error, "a good result with a bad exit code is a failure")
@@ -844,7 +860,8 @@ class Readers(CaptureCase):
     def test_text_reader_exit_code_decides(self):
         for stdout in (b"rate limit 429 error", b"", b"\xff", recorded("claude-401")[0]):
             self.check(self.read("echo", stdout, "warning: something\n"), output=None)
-        self.check(self.read("echo", b"half", "cat: a\n\ncat: b: Permission denied\n", 1), output=None, error="cat: b: Permission denied", error_kind="permission")
+        self.check(self.read("echo", b"half", "cat: a\n\ncat: b: Permission denied\n", 1), output=None,
+                   error="cat: b: Permission denied", error_kind="permission")
         self.check(self.read("echo", b"half", "", 4), output=None, error="exit status 4", error_kind="backend")
 
     def test_reason_is_found_on_stderr(self):
@@ -983,7 +1000,8 @@ class Verdicts(CaptureCase):
 
     def test_verdict_of_stopped_run_ignores_its_output(self):
         for name, code, output, waiting in STOPPED:
-            for stopped, status, exit_code, error in (("timeout", "timeout", 124, "timed out after 90s"), ("canceled", "canceled", -1, "canceled while it ran")):
+            for stopped, status, exit_code, error in (("timeout", "timeout", 124, "timed out after 90s"),
+                                                      ("canceled", "canceled", -1, "canceled while it ran")):
                 with self.subTest(name, stopped=stopped):
                     for ended in (code, 0, -15, -9):
                         result = self.judge(backend_of(name), *recorded(name), code=ended, stopped=stopped, timeout=90.0)
@@ -1010,9 +1028,11 @@ class Verdicts(CaptureCase):
 
     # For each program two texts of an answer, then its end, and of a whole answer the texts that count.
     STREAMS = {
-        "claude": (b'{"type":"assistant","session_id":"s","message":{"content":[{"type":"text","text":"%s"}]}}', b'{"type":"result","is_error":false,"result":"two"}', "two"),
+        "claude": (b'{"type":"assistant","session_id":"s","message":{"content":[{"type":"text","text":"%s"}]}}',
+                   b'{"type":"result","is_error":false,"result":"two"}', "two"),
         "codex": (b'{"type":"item.completed","item":{"id":"i","type":"agent_message","text":"%s"}}', b'{"type":"turn.completed","usage":{}}', "two"),
-        "gemini": (b'{"type":"message","role":"assistant","content":"%s","delta":true}', b'{"type":"result","status":"success","stats":{}}', "onetwo")}
+        "gemini": (b'{"type":"message","role":"assistant","content":"%s","delta":true}',
+                   b'{"type":"result","status":"success","stats":{}}', "onetwo")}
 
     def stream(self, backend):
         text, end, output = self.STREAMS[backend]
@@ -1024,7 +1044,8 @@ class Verdicts(CaptureCase):
         for backend in self.STREAMS:
             lines, output = self.stream(backend)
             for place in range(3):
-                for before, after in ((b"MCP ERR: ", b""), (b"", b" [DEBUG] {done}"), (b"\xff{x} [1] ", b"\x1b[0m tail"), (b'{"level":"info"}', b'{"level":"info"}'),
+                for before, after in ((b"MCP ERR: ", b""), (b"", b" [DEBUG] {done}"), (b"\xff{x} [1] ", b"\x1b[0m tail"),
+                                      (b'{"level":"info"}', b'{"level":"info"}'),
                                       (b"{ code: 'E' } ", b"\r")):
                     changed = lines[:place] + [before + lines[place] + after] + lines[place + 1:]
                     result = self.judge(backend, b"\n".join(changed))
@@ -1059,7 +1080,8 @@ class Verdicts(CaptureCase):
                 for cut in (2, 4, 9, 12, place, place + 5):
                     check(backend, [one, two[:cut] + other, other, end], 2, "one")
         (one, two, end), _ = self.stream("claude")
-        for damaged in (end[:-2], end[:-9], b"log: " + end[:-1], end[:12], end.replace(b"two", b"\xff"), b'{"duration_api_ms":21,"stop_reason":"end', end[16:]):
+        for damaged in (end[:-2], end[:-9], b"log: " + end[:-1], end[:12], end.replace(b"two", b"\xff"),
+                        b'{"duration_api_ms":21,"stop_reason":"end', end[16:]):
             check("claude", [one, two, damaged], 3, "two")
             check("claude", [one, two, end, damaged], 4, "two")
         check("claude", [one, two[:-2], end.replace(b"two", b"")], 2, "one")
@@ -1071,18 +1093,23 @@ class Verdicts(CaptureCase):
         for backend in ("claude", "codex"):
             (one, two, end), output = self.stream(backend)
             result = self.judge(backend, b"\n".join([one[:-2], one[:-9], two, end]))
-            self.assertEqual((result.status, result.output, result.warnings), ("ok", output, ("lines 1, 2 of what %s printed cannot be read" % backend,)))
+            self.assertEqual((result.status, result.output, result.warnings),
+                             ("ok", output, ("lines 1, 2 of what %s printed cannot be read" % backend,)))
         tool = b'{"type":"tool_use","tool_name":"x"}'
         (one, two, end), _ = self.stream("gemini")
         result = self.judge("gemini", b"\n".join([one[:-2]] * 8 + [tool, two, end]))
-        self.assertEqual((result.status, result.output, result.warnings), ("ok", "two", ("lines 1, 2, 3, 4, 5 and 3 more of what gemini printed cannot be read",)))
-        for backend, damaged in (("codex", b'{"type":"thread.started","thread_'), ("gemini", b'{"type":"init","session_'), ("claude", b'{"type":"system","subtype":"init","cwd')):
+        self.assertEqual((result.status, result.output, result.warnings),
+                         ("ok", "two", ("lines 1, 2, 3, 4, 5 and 3 more of what gemini printed cannot be read",)))
+        for backend, damaged in (("codex", b'{"type":"thread.started","thread_'), ("gemini", b'{"type":"init","session_'),
+                                 ("claude", b'{"type":"system","subtype":"init","cwd')):
             lines, output = self.stream(backend)
             result = self.judge(backend, b"\n".join([damaged] + lines))
             self.assertEqual((result.status, result.output, result.warnings), ("ok", output, ("line 1 of what %s printed cannot be read" % backend,)))
 
-    NOISE = (b"[DEBUG] {ripgrep} is missing", b"config = {", b"}", b"{ code: 'ENOENT', errno: -2 }", b'the "assistant" said "agent_message" {', b"[1, 2",
-             b'{"level":"info","text of a log', b'{"time":"12:00","level":', b"\xe5\xae {}", b'say "type" and "role"', b"{{{{", b'""', b"{'type': 'message'}",
+    NOISE = (b"[DEBUG] {ripgrep} is missing", b"config = {", b"}", b"{ code: 'ENOENT', errno: -2 }",
+             b'the "assistant" said "agent_message" {', b"[1, 2",
+             b'{"level":"info","text of a log', b'{"time":"12:00","level":', b"\xe5\xae {}", b'say "type" and "role"', b"{{{{", b'""',
+             b"{'type': 'message'}",
              b'{"type":"tool_result","tool_id":"x","output":"{\\"role\\":\\"assistant\\"', b'{"type":"message","role":"user","content":"asked',
              b'{"type":"item.completed","item":{"id":"i","type":"command_execution","aggregated_output":"\\"agent_message\\"',
              b'{"type":"item.started","item":{"id":"i","ty', b'{"type":"user","message":{"content":"\\"type\\":\\"result\\"')
@@ -1104,19 +1131,22 @@ class Verdicts(CaptureCase):
             lines, output = self.stream(backend)
             large = b"y" * (clinvk.MAX_LINE_BYTES + 1)
             self.assertEqual(self.judge(backend, b"\n".join([tools[backend] % large] + lines)).status, "ok")
-            self.assertEqual(self.judge(backend, b"\n".join([lines[0], self.STREAMS[backend][0] % large, *lines[2:]])).status, "ok" if backend == "claude" else "failed")
+            self.assertEqual(self.judge(backend, b"\n".join([lines[0], self.STREAMS[backend][0] % large, *lines[2:]])).status,
+                             "ok" if backend == "claude" else "failed")
 
     def test_damage_keeps_other_reasons_and_verdicts(self):
         (one, two, end), _ = self.stream("codex")
         cut = b"\n".join([one, two[:-2]])
         limited = cut + b'\n{"type":"turn.failed","error":{"message":"Rate limit reached"}}'
-        for stdout, stderr, code, error, kind in ((limited, "", 1, "Rate limit reached", "rate_limit"), (limited, "", 0, "Rate limit reached", "rate_limit"), (cut, "boom", 1, "boom", "backend")):
+        for stdout, stderr, code, error, kind in ((limited, "", 1, "Rate limit reached", "rate_limit"),
+                                                  (limited, "", 0, "Rate limit reached", "rate_limit"), (cut, "boom", 1, "boom", "backend")):
             result = self.judge("codex", stdout, stderr, code)
             self.assertEqual((result.error, result.error_kind, result.output, result.warnings), (error, kind, "one", (self.LOST % (2, "codex"),)))
         result = self.judge("codex", cut, stopped="timeout", timeout=1.0)
         self.assertEqual((result.error_kind, result.warnings), ("timeout", ()))
         result = self.judge("codex", cut)
-        self.assertEqual((result.error, result.error_kind), ("codex ended before its turn was complete; " + self.LOST % (2, "codex"), "damaged_output"))
+        self.assertEqual((result.error, result.error_kind),
+                         ("codex ended before its turn was complete; " + self.LOST % (2, "codex"), "damaged_output"))
 
     def test_blank_text_at_the_end_keeps_the_text_before(self):
         tool = b'{"type":"tool_use","tool_name":"x"}'
@@ -1177,8 +1207,10 @@ class OwnCommands(CaptureCase):
         for argv, given in (
                 (["p", "{model}", "x"], ["p", "x"]), (["p", "-m", "{model}", "x"], ["p", "x"]), (["p", "--model={model}", "x"], ["p", "x"]),
                 (["p", "-v", "--model={model}"], ["p", "-v"]), (["p", "-v", "-m", "{model}", "-q"], ["p", "-v", "-q"]),
-                (["p", "-m", "{model}", "{model}"], ["p"]), (["p", "-a", "-m", "{model}", "{model}"], ["p", "-a"]), (["p", "run", "{model}"], ["p", "run"]),
-                (["p", "--", "{model}"], ["p", "--"]), (["p", "-", "{model}"], ["p", "-"]), (["p", "-w", "{workdir}", "-m", "{model}"], ["p", "-w", "/w"]),
+                (["p", "-m", "{model}", "{model}"], ["p"]), (["p", "-a", "-m", "{model}", "{model}"], ["p", "-a"]),
+                (["p", "run", "{model}"], ["p", "run"]),
+                (["p", "--", "{model}"], ["p", "--"]), (["p", "-", "{model}"], ["p", "-"]),
+                (["p", "-w", "{workdir}", "-m", "{model}"], ["p", "-w", "/w"]),
                 (["p", "-x", "{workdir}{model}"], ["p"]), (["p", "--w={workdir}", "{model}"], ["p", "--w=/w"]),
                 (["p", "-n", "{max_turns}"], ["p"]), (["p", "-m", "{{model}}"], ["p", "-m", "{model}"])):
             with self.subTest(argv):
@@ -1219,11 +1251,13 @@ class OwnCommands(CaptureCase):
         for value, expected in (
                 ({"message": {"content": "hi"}}, dict(output="hi")), ({"message": {"content": ""}}, dict(output="")), ({}, dict(output="")),
                 ({"message": {"content": {"a": [1, "审"]}}}, dict(output='{"a":[1,"审"]}')), ({"message": {"content": 5}}, dict(output="5")),
-                ({"message": {"content": None}}, dict(output="")), ({"message": {"content": False}}, dict(output="false")), ({"message": ["x"]}, dict(output="")),
+                ({"message": {"content": None}}, dict(output="")), ({"message": {"content": False}}, dict(output="false")),
+                ({"message": ["x"]}, dict(output="")),
                 ({"message": {"content": "hi"}, "id": "s-1", "error": None}, dict(output="hi", session_id="s-1")),
                 ({"message": {"content": "hi"}, "id": 5, "error": False, "usage": []}, dict(output="hi")),
                 ({"message": {"content": "hi"}, "error": ""}, dict(output="hi")), ({"message": {"content": "hi"}, "error": {}}, dict(output="hi")),
-                ({"message": {"content": "half"}, "error": "model 'x' not found"}, dict(output="half", error="model 'x' not found", error_kind="invalid")),
+                ({"message": {"content": "half"}, "error": "model 'x' not found"},
+                 dict(output="half", error="model 'x' not found", error_kind="invalid")),
                 ({"error": {"message": "Rate limit reached, try again in 2s", "code": 429}},
                  dict(error="Rate limit reached, try again in 2s", error_kind="rate_limit", retry_after_seconds=2.0)),
                 ({"error": {"code": 7}}, dict(error='{"code":7}', error_kind="backend")), ({"error": True}, dict(error="true", error_kind="backend")),
@@ -1243,7 +1277,8 @@ class OwnCommands(CaptureCase):
                          clinvk.Reply(output="half", error="exit status 2", error_kind="backend"))
 
     def test_own_jsonl_last_value_counts(self):
-        lines = [{"message": {"content": "one"}, "id": "s"}, {"usage": {"input_tokens": 5, "output_tokens": 1}}, {"message": {"content": "two"}}, {"id": None},
+        lines = [{"message": {"content": "one"}, "id": "s"}, {"usage": {"input_tokens": 5, "output_tokens": 1}},
+                 {"message": {"content": "two"}}, {"id": None},
                  {"usage": {"input_tokens": 7, "output_tokens": 2}}]
         stdout = b"banner\n\n" + b"\n".join(json.dumps(line).encode() for line in lines) + b"\n{torn"
         expected = dict(session_id="s", usage=tokens(7, 0, 2, 0))
@@ -1260,8 +1295,10 @@ class OwnCommands(CaptureCase):
 
         one, two, other = b'{"message":{"content":"one"}}', b'{"message":{"content":"two"}}', b'{"id":"s","tool":{"content":"x"}}'
         for stdout, join, output, number, warnings in (
-                (one + b"\n" + two[:-3], False, "one", 2, 0), (one + b"\n" + two[:-3], True, "one", 2, 0), (one[:-3] + b"\n" + two, True, "two", 1, 0),
-                (one[:-3] + b"\n" + two, False, "two", 0, 1), (b"log: " + one + b" log\n" + two, True, "onetwo", 0, 0), (one + two, True, "onetwo", 0, 0),
+                (one + b"\n" + two[:-3], False, "one", 2, 0), (one + b"\n" + two[:-3], True, "one", 2, 0),
+                (one[:-3] + b"\n" + two, True, "two", 1, 0),
+                (one[:-3] + b"\n" + two, False, "two", 0, 1), (b"log: " + one + b" log\n" + two, True, "onetwo", 0, 0),
+                (one + two, True, "onetwo", 0, 0),
                 (one + b"\n" + b'{"id":"s","usage":', False, "one", 0, 1), (one + b"\n{torn\n[INFO] it } said {", False, "one", 0, 0)):
             result = judge(stdout, output="jsonl", join=join)
             self.assertEqual((result.status, result.output, len(result.warnings)), ("failed" if number else "ok", output, warnings), stdout)
@@ -1269,7 +1306,8 @@ class OwnCommands(CaptureCase):
         for stdout, status, output, error in (
                 (b"loading {model}...\n" + json.dumps({"message": {"content": "one"}}, indent=2).encode() + b"\nbye\n", "ok", "one", ""),
                 (b"loading\n" + two[:-3], "failed", "loading\n" + two[:-3].decode(), "what it printed is not JSON; " + Verdicts.LOST % (2, "own")),
-                (b"loading\n" + other[:-3], "failed", "loading\n" + other[:-3].decode(), "what it printed is not JSON; " + Verdicts.LOST % (2, "own"))):
+                (b"loading\n" + other[:-3], "failed", "loading\n" + other[:-3].decode(),
+                 "what it printed is not JSON; " + Verdicts.LOST % (2, "own"))):
             result = judge(stdout, output="json")
             self.assertEqual((result.status, result.output, result.error), (status, output, error))
         for stdout, status in ((b'["one"]\n["two', "failed"), (b'["one"]\n[INFO] done', "ok")):
@@ -1294,18 +1332,22 @@ class OwnCommands(CaptureCase):
 
     def test_value_at_follows_keys_and_positions(self):
         value = {"a": [{"b": "x"}, {"b": "y"}], "c": "text"}
-        for path, found in ((("a", 0, "b"), "x"), (("a", -1, "b"), "y"), (("a", 2, "b"), None), (("a", -3), None), (("c", 0), None), (("c", "d"), None),
+        for path, found in ((("a", 0, "b"), "x"), (("a", -1, "b"), "y"), (("a", 2, "b"), None), (("a", -3), None), (("c", 0), None),
+                            (("c", "d"), None),
                             (("a", "b"), None), ((0,), None), ((), value), (("z",), None)):
             self.assertEqual(clinvk.value_at(value, path), found)
 
     def test_own_usage_is_read_under_many_names(self):
         for usage, expected in (
-                ({"input_tokens": 9, "output_tokens": 2}, tokens(9, 0, 2, 0)), ({"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}, tokens(9, 0, 2, 0)),
-                ({"prompt_eval_count": 9, "eval_count": 2}, tokens(9, 0, 2, 0)), ({"input": 9, "output": 2, "cached": 4, "reasoning": 1}, tokens(9, 4, 2, 1)),
+                ({"input_tokens": 9, "output_tokens": 2}, tokens(9, 0, 2, 0)),
+                ({"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}, tokens(9, 0, 2, 0)),
+                ({"prompt_eval_count": 9, "eval_count": 2}, tokens(9, 0, 2, 0)),
+                ({"input": 9, "output": 2, "cached": 4, "reasoning": 1}, tokens(9, 4, 2, 1)),
                 ({"promptTokenCount": 9, "candidatesTokenCount": 2, "cachedContentTokenCount": 4, "thoughtsTokenCount": 1}, tokens(9, 4, 2, 1)),
                 ({"input_tokens": 9, "output_tokens": 2, "cache_creation_input_tokens": 3}, tokens(9, 0, 2, 0, 3)),
                 ({"input_tokens": 9, "cached_input_tokens": 4, "output_tokens": 3, "reasoning_output_tokens": 1}, tokens(9, 4, 3, 1)),
-                ({"input_tokens": 0, "prompt_tokens": 9}, tokens(9, 0, 0, 0)), ({"input_tokens": "9"}, None), ({"words": 9}, None), ({}, None), (None, None), (5, None)):
+                ({"input_tokens": 0, "prompt_tokens": 9}, tokens(9, 0, 0, 0)), ({"input_tokens": "9"}, None), ({"words": 9}, None),
+                ({}, None), (None, None), (5, None)):
             with self.subTest(usage):
                 self.assertEqual(self.read(json.dumps({"usage": usage}).encode(), output="json", **self.PATHS).usage, expected)
 
@@ -1328,7 +1370,8 @@ class Captures(CaptureCase):
 
     def test_lines_of_too_long_line_are_its_beginning(self):
         self.limit("MAX_LINE_BYTES", 3 * clinvk.CHUNK)
-        for size in (0, clinvk.CHUNK, clinvk.MAX_LINE_BYTES - 1, clinvk.MAX_LINE_BYTES, clinvk.MAX_LINE_BYTES + 1, 2 * clinvk.MAX_LINE_BYTES, 3 * clinvk.MAX_LINE_BYTES + 7):
+        for size in (0, clinvk.CHUNK, clinvk.MAX_LINE_BYTES - 1, clinvk.MAX_LINE_BYTES, clinvk.MAX_LINE_BYTES + 1,
+                     2 * clinvk.MAX_LINE_BYTES, 3 * clinvk.MAX_LINE_BYTES + 7):
             for before, after in ((b"a\n", b"\nb\n"), (b"", b"\nb"), (b"a\n", b""), (b"", b""), (b"a\n", b"\n" + b"y" * size + b"\nb")):
                 data = before + b"x" * size + after
                 lengths = [len(line) for line in data.split(b"\n") if line]
@@ -1338,7 +1381,8 @@ class Captures(CaptureCase):
                     self.assertIn(len(line), (length,) if length <= clinvk.MAX_LINE_BYTES else range(1, clinvk.CHUNK + 1), (size, before, after[:9]))
 
     def test_events_are_objects_in_marked_lines(self):
-        data = b'{"type":"a","n":1}\n{"type":"b"}\n[{"type":"a","n":2},5,[{"type":"a"}],{"type":"c"}]\nnot "a" JSON\n"a"\n["a"]\n{"n":3,"x":"\\"a\\""}\n{"type":"a"'
+        data = (b'{"type":"a","n":1}\n{"type":"b"}\n[{"type":"a","n":2},5,[{"type":"a"}],{"type":"c"}]\nnot "a" JSON\n'
+                b'"a"\n["a"]\n{"n":3,"x":"\\"a\\""}\n{"type":"a"')
         self.assertEqual([event.get("n", event["type"]) for event in self.capture(data).events(b'"a"', answer="!")], [1, 2, "c"])
         self.assertEqual([event.get("n", event.get("type")) for event in self.capture(data).events(b'"b"', b"x", answer="!")], ["b", 3])
 
@@ -1364,7 +1408,8 @@ class Captures(CaptureCase):
         text = "0123456789" * (clinvk.LONG_LINE // 5)
         place = clinvk.LONG_LINE + clinvk.LONG_LINE // 2
         for name, damage in (("byte", lambda line: line[:place] + b"\xff" + line[place:]), ("cut", lambda line: line[:place]),
-                             ("tab", lambda line: line[:place] + b"\t" + line[place:]), ("escape", lambda line: line[:place] + b"\\x" + line[place:])):
+                             ("tab", lambda line: line[:place] + b"\t" + line[place:]),
+                             ("escape", lambda line: line[:place] + b"\\x" + line[place:])):
             with self.subTest(name):
                 capture, events = self.long_events(text, damage=damage)
                 self.assertEqual((capture.lost, events), ([1], []))
@@ -1429,29 +1474,41 @@ class Captures(CaptureCase):
             self.assertEqual(self.capture(data).is_blank(), blank)
 
     def test_last_words_are_the_last_paragraph(self):
-        for text, words in (("", ""), ("\n \n\n", ""), ("a\nb\n\nc\nd\n\n", "c\nd"), ("a\r\n\r\nb\r\n", "b"), ("\x1b[31mred\x1b[0m\n", "^[[31mred^[[0m"), ("x" * 3000, "x" * 2000)):
+        for text, words in (("", ""), ("\n \n\n", ""), ("a\nb\n\nc\nd\n\n", "c\nd"), ("a\r\n\r\nb\r\n", "b"),
+                            ("\x1b[31mred\x1b[0m\n", "^[[31mred^[[0m"), ("x" * 3000, "x" * 2000)):
             self.assertEqual(clinvk.last_words(text), words)
 
 
 class Errors(Environment):
     def test_error_kind_is_found_in_words(self):
         for text, kind in (
-                ("You've hit your limit · resets 1pm (Europe/Lisbon)", "quota"), ("You're out of extra usage · resets 11:30am (Asia/Colombo)", "quota"),
+                ("You've hit your limit · resets 1pm (Europe/Lisbon)", "quota"),
+                ("You're out of extra usage · resets 11:30am (Asia/Colombo)", "quota"),
                 ("Claude AI usage limit reached|1753088400", "quota"), ("You've hit your session limit · resets 10:50pm (Asia/Saigon)", "quota"),
-                ("Credit balance is too low", "quota"), ("insufficient_quota", "quota"), ("You have exhausted your daily quota on this model.", "quota"),
+                ("Credit balance is too low", "quota"), ("insufficient_quota", "quota"),
+                ("You have exhausted your daily quota on this model.", "quota"),
                 ("usage_limit_reached", "quota"), ("You exceeded your current quota, please check your plan and billing details.", "quota"),
-                ("You exceeded your current quota.\nSuggested retry after 3600s.", "quota"), ("You exceeded your current quota.\nPlease retry in 47.43s.", "rate_limit"),
-                ("exceeded retry limit, last status: 429 Too Many Requests", "rate_limit"), ("Rate limit reached for gpt-x. Please try again in 6.379s", "rate_limit"),
+                ("You exceeded your current quota.\nSuggested retry after 3600s.", "quota"),
+                ("You exceeded your current quota.\nPlease retry in 47.43s.", "rate_limit"),
+                ("exceeded retry limit, last status: 429 Too Many Requests", "rate_limit"),
+                ("Rate limit reached for gpt-x. Please try again in 6.379s", "rate_limit"),
                 ("rate_limit_error", "rate_limit"), ("RESOURCE_EXHAUSTED", "rate_limit"), ("Too many requests", "rate_limit"),
-                ("API Error: 529 Overloaded", "overloaded"), ("The model is overloaded. Please try again later.", "overloaded"), ("503 Service Unavailable", "overloaded"),
+                ("API Error: 529 Overloaded", "overloaded"), ("The model is overloaded. Please try again later.", "overloaded"),
+                ("503 Service Unavailable", "overloaded"),
                 ("We’re currently experiencing high demand, which may cause temporary errors.", "overloaded"),
-                ("prompt is too long: 210000 tokens > 200000 maximum", "context_length"), ("Your input exceeds the context window of this model", "context_length"),
-                ("This model's maximum context length is 128000 tokens", "context_length"), ("Input exceeds the maximum length of 1048576 characters.", "context_length"),
+                ("prompt is too long: 210000 tokens > 200000 maximum", "context_length"),
+                ("Your input exceeds the context window of this model", "context_length"),
+                ("This model's maximum context length is 128000 tokens", "context_length"),
+                ("Input exceeds the maximum length of 1048576 characters.", "context_length"),
                 ("The input token count (2000000) exceeds the maximum number of tokens allowed (1048576).", "context_length"),
-                ("Reached maximum number of turns (2)", "max_turns"), ("Reached max session turns for this session.", "max_turns"), ("Reached maximum budget ($0.05)", "budget"),
-                ("Invalid API key · Fix external API key", "auth"), ("Not logged in · Please run /login", "auth"), ("unexpected status 401 Unauthorized", "auth"),
-                ("Missing environment variable: `OPENAI_API_KEY`.", "auth"), ("Invalid auth method selected.", "auth"), ("403 Forbidden", "permission"),
-                ("cat: x: Permission denied", "permission"), ("Connection refused (ECONNREFUSED)", "network"), ("getaddrinfo ENOTFOUND api.example.com", "network"),
+                ("Reached maximum number of turns (2)", "max_turns"), ("Reached max session turns for this session.", "max_turns"),
+                ("Reached maximum budget ($0.05)", "budget"),
+                ("Invalid API key · Fix external API key", "auth"), ("Not logged in · Please run /login", "auth"),
+                ("unexpected status 401 Unauthorized", "auth"),
+                ("Missing environment variable: `OPENAI_API_KEY`.", "auth"), ("Invalid auth method selected.", "auth"),
+                ("403 Forbidden", "permission"),
+                ("cat: x: Permission denied", "permission"), ("Connection refused (ECONNREFUSED)", "network"),
+                ("getaddrinfo ENOTFOUND api.example.com", "network"),
                 ("stream disconnected before completion", "network"), ("Request timed out.", "network"), ("TypeError: fetch failed", "network"),
                 ("The model `x` does not exist or you do not have access to it.", "invalid"), ("error: unknown option '--frob'", "invalid"),
                 ("error: unexpected argument '--frob' found", "invalid"), ("Unknown argument: frob", "invalid"),
@@ -1462,11 +1519,16 @@ class Errors(Environment):
 
     def test_error_kind_status_counts_more_than_words(self):
         for status, text, kind in (
-                (429, "anything", "rate_limit"), (429, "You exceeded your current quota", "quota"), (429, "You exceeded your current quota, retry in 2s", "rate_limit"),
-                (429, "You've hit your limit · resets 1pm", "quota"), (401, "not found", "auth"), (403, "x", "permission"), (403, "billing is not enabled", "quota"),
-                (403, "rate limit", "permission"), (400, "x", "invalid"), (400, "Credit balance is too low", "quota"), (400, "API key not valid.", "auth"),
-                (400, "prompt is too long: 210000 tokens > 200000 maximum", "context_length"), (400, "network", "invalid"), (402, "billing", "quota"), (404, "x", "invalid"),
-                (408, "x", "network"), (413, "x", "context_length"), (500, "quota service crashed", "backend"), (502, "x", "overloaded"), (503, "x", "overloaded"),
+                (429, "anything", "rate_limit"), (429, "You exceeded your current quota", "quota"),
+                (429, "You exceeded your current quota, retry in 2s", "rate_limit"),
+                (429, "You've hit your limit · resets 1pm", "quota"), (401, "not found", "auth"), (403, "x", "permission"),
+                (403, "billing is not enabled", "quota"),
+                (403, "rate limit", "permission"), (400, "x", "invalid"), (400, "Credit balance is too low", "quota"),
+                (400, "API key not valid.", "auth"),
+                (400, "prompt is too long: 210000 tokens > 200000 maximum", "context_length"), (400, "network", "invalid"),
+                (402, "billing", "quota"), (404, "x", "invalid"),
+                (408, "x", "network"), (413, "x", "context_length"), (500, "quota service crashed", "backend"),
+                (502, "x", "overloaded"), (503, "x", "overloaded"),
                 (504, "x", "overloaded"), (529, "rate limit", "overloaded"), (None, "429", "rate_limit"), (418, "rate limit", "rate_limit"),
                 ("429", "x", "backend"), ([], "x", "backend"), ({}, "429", "rate_limit"), (True, "x", "backend")):
             with self.subTest(status=status, text=text):
@@ -1502,17 +1564,25 @@ class Errors(Environment):
     def test_retry_after_reads_stated_waits(self):
         self.local_zone("UTC0")
         for text, seconds in (
-                ("Please try again in 6.379s", 6.379), ("Please try again in 2s.", 2), ("try again in 1m30s", 90), ("Please retry in 47.43s", 47.43), ("Please retry in 47.43s.", 47.43),
-                ('"retryDelay": "38.6s"', 38.6), ('{"retryDelay":"38s"}', 38), ("Your quota will reset after 12s", 12), ("Resets in 2h39m52s", 9592), ("Suggested retry after 3600s.", 3600),
+                ("Please try again in 6.379s", 6.379), ("Please try again in 2s.", 2), ("try again in 1m30s", 90),
+                ("Please retry in 47.43s", 47.43), ("Please retry in 47.43s.", 47.43),
+                ('"retryDelay": "38.6s"', 38.6), ('{"retryDelay":"38s"}', 38), ("Your quota will reset after 12s", 12),
+                ("Resets in 2h39m52s", 9592), ("Suggested retry after 3600s.", 3600),
                 ("resets in 1h", 3600), ("RETRY AFTER 5S", 5), ("Retry-After: 30", 30), ("retry-after: 30s", 30), ('"retry_after": 1.5', 1.5),
-                ("or try again in 5 days 22 hours 11 minutes.", 5 * 86400 + 22 * 3600 + 660), ("try again in 8 hours, 30 minutes", 30600), ("try again in 1 day", 86400),
-                ('"resets_in_seconds": 3600', 3600), ('{"resets_at":1753088400}', 7200), ('"resetsAt":1753088400,', 7200), ('"resets_at": 1753000000', 0),
+                ("or try again in 5 days 22 hours 11 minutes.", 5 * 86400 + 22 * 3600 + 660),
+                ("try again in 8 hours, 30 minutes", 30600), ("try again in 1 day", 86400),
+                ('"resets_in_seconds": 3600', 3600), ('{"resets_at":1753088400}', 7200), ('"resetsAt":1753088400,', 7200),
+                ('"resets_at": 1753000000', 0),
                 ('{"resets_at":1753088400,"resets_in_seconds":13872}', 13872), ("Claude AI usage limit reached|1753088400", 7200),
-                ("try again at 1:21 PM", 22860), ("Try again at 7:00 AM.", 86400), ("or try again at 7:01 AM.", 60), ("resets 10pm", 54000), ("resets 12am", 61200),
+                ("try again at 1:21 PM", 22860), ("Try again at 7:00 AM.", 86400), ("or try again at 7:01 AM.", 60),
+                ("resets 10pm", 54000), ("resets 12am", 61200),
                 ("resets 12pm", 18000), ("resets at 3:30 a.m.", 73800), ("resets 13pm", None), ("resets 0am", None), ("resets 1:75pm", None),
-                ("please try again later", None), ("Please wait and try again later.", None), ("try again in a few minutes", None), ("it took 5s", None), ("", None),
-                ("try again in 120ms", None), ("Retrying after 5406ms", None), ("try again in 10 months", None), ("try again in 99999999999s", None), ("resets soon", None),
-                ("try again in " + "9" * 400 + "s", None), ("limit reached|17530884", None), ("resets 1pm (Middle/Earth)", None), ("resets 1pm (/etc/passwd)", None)):
+                ("please try again later", None), ("Please wait and try again later.", None), ("try again in a few minutes", None),
+                ("it took 5s", None), ("", None),
+                ("try again in 120ms", None), ("Retrying after 5406ms", None), ("try again in 10 months", None),
+                ("try again in 99999999999s", None), ("resets soon", None),
+                ("try again in " + "9" * 400 + "s", None), ("limit reached|17530884", None), ("resets 1pm (Middle/Earth)", None),
+                ("resets 1pm (/etc/passwd)", None)):
             with self.subTest(text[:60]):
                 self.assertEqual(clinvk.retry_after(text, self.NOW), seconds if seconds is None else ANY)
                 if seconds is not None:
@@ -1526,10 +1596,13 @@ class Errors(Environment):
             return
         before_winter = 1761429600.0  # 2025-10-25, 22:00 UTC: in the night after it the clocks are put back
         for text, now, zone, hours in (
-                ("You've hit your limit · resets 1pm (Europe/Lisbon)", self.NOW, "Europe/Lisbon", 5), ("resets 8am (Europe/Lisbon)", self.NOW, "Europe/Lisbon", 24),
+                ("You've hit your limit · resets 1pm (Europe/Lisbon)", self.NOW, "Europe/Lisbon", 5),
+                ("resets 8am (Europe/Lisbon)", self.NOW, "Europe/Lisbon", 24),
                 ("You're out of extra usage · resets 11:30am (Asia/Colombo)", self.NOW, "Asia/Colombo", 23),
-                ("You've hit your session limit · resets 10:50pm (Asia/Saigon)", self.NOW, "Asia/Saigon", 8 + 5 / 6), ("resets 1pm (UTC)", self.NOW, "UTC", 6),
-                ("resets 3pm (America/Argentina/Buenos_Aires)", self.NOW, "America/Argentina/Buenos_Aires", 11), ("resets 10am (Etc/GMT-2)", self.NOW, "Etc/GMT-2", 1),
+                ("You've hit your session limit · resets 10:50pm (Asia/Saigon)", self.NOW, "Asia/Saigon", 8 + 5 / 6),
+                ("resets 1pm (UTC)", self.NOW, "UTC", 6),
+                ("resets 3pm (America/Argentina/Buenos_Aires)", self.NOW, "America/Argentina/Buenos_Aires", 11),
+                ("resets 10am (Etc/GMT-2)", self.NOW, "Etc/GMT-2", 1),
                 ("resets 1pm (Europe/Lisbon)", before_winter, "Europe/Lisbon", 15)):
             try:
                 zoneinfo.ZoneInfo(zone)
@@ -1567,25 +1640,30 @@ class DryRun(CaptureCase):
         odd = "it's -x \"$HOME\"\n`id` 审查\t\\"
         for shell in self.shells():
             for backend in clinvk.BACKENDS:
-                one = clinvk.Job(0, clinvk.Task(backend, self.PROMPT % "say last", model=odd, system_prompt=odd, extra=(odd, "--"), workdir=self.home, max_turns=3, verbose=True))
+                one = clinvk.Job(0, clinvk.Task(backend, self.PROMPT % "say last", model=odd, system_prompt=odd, extra=(odd, "--"),
+                                                workdir=self.home, max_turns=3, verbose=True))
                 lines = self.told(shell, one)
                 self.assertEqual(json.loads(lines[0]), list(clinvk.BACKENDS[backend].command(one).argv[1:]))
-                self.assertEqual(lines[1:], ["1", "1" if backend == "gemini" else "GEMINI_CLI_NO_RELAUNCH is not set", "CLAUDECODE is not set", self.home,
+                self.assertEqual(lines[1:],
+                                 ["1", "1" if backend == "gemini" else "GEMINI_CLI_NO_RELAUNCH is not set", "CLAUDECODE is not set", self.home,
                                              "it's \"$HOME\" `x` 审查 \\", "last"])
 
     def test_command_line_has_these_texts(self):
         for one, line in (
                 (clinvk.Job(0, clinvk.Task("echo", "it's")), "env NO_COLOR=1 cat <<< 'it'\"'\"'s'"),
                 (clinvk.Job(0, clinvk.Task("claude", "x", max_tokens=5, model="m")),
-                 "env CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 CLAUDE_CODE_MAX_OUTPUT_TOKENS=5 CLAUDE_CODE_MAX_RETRIES=2 DISABLE_AUTOUPDATER=1 NO_COLOR=1 "
+                 "env CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 CLAUDE_CODE_MAX_OUTPUT_TOKENS=5 CLAUDE_CODE_MAX_RETRIES=2 "
+                 "DISABLE_AUTOUPDATER=1 NO_COLOR=1 "
                  "claude -p --output-format stream-json --verbose --no-session-persistence --model m <<< x"),
                 (clinvk.Job(0, clinvk.Task("codex", "x", workdir="/w d")),
                  "(cd -- '/w d' && env NO_COLOR=1 codex exec --json --skip-git-repo-check --ephemeral --color never - <<< x)"),
                 (clinvk.Job(0, clinvk.Task("gemini", "x", system_prompt="be brief")),
-                 "(d=$(mktemp -d) && printf %s 'be brief' > \"$d\"/system.md && env GEMINI_CLI_NO_RELAUNCH=1 GEMINI_SYSTEM_MD=\"$d\"/system.md NO_COLOR=1 "
+                 "(d=$(mktemp -d) && printf %s 'be brief' > \"$d\"/system.md && "
+                 "env GEMINI_CLI_NO_RELAUNCH=1 GEMINI_SYSTEM_MD=\"$d\"/system.md NO_COLOR=1 "
                  "gemini --skip-trust -o stream-json <<< x; s=$?; rm -r \"$d\"; exit $s)"),
                 (clinvk.Job(0, clinvk.Task("own", "it's"), definition=clinvk.Definition(("own", "--in={prompt_file}"))),
-                 "(d=$(mktemp -d) && printf %s 'it'\"'\"'s' > \"$d\"/prompt && env NO_COLOR=1 own --in=\"$d\"/prompt < /dev/null; s=$?; rm -r \"$d\"; exit $s)")):
+                 "(d=$(mktemp -d) && printf %s 'it'\"'\"'s' > \"$d\"/prompt && "
+                 "env NO_COLOR=1 own --in=\"$d\"/prompt < /dev/null; s=$?; rm -r \"$d\"; exit $s)")):
             self.assertEqual(clinvk.command_line(one), line)
 
     def test_command_line_unsets_variables_of_a_session_around(self):
@@ -1596,8 +1674,10 @@ class DryRun(CaptureCase):
                              ["CLAUDECODE is not set", "CLAUDE_CODE_ENTRYPOINT is not set"])
 
     def test_command_line_preset_yields_to_the_user(self):
-        one = clinvk.Job(0, clinvk.Task("claude", "env CLAUDE_CODE_MAX_RETRIES;env DISABLE_AUTOUPDATER;env CLAUDE_CODE_MAX_OUTPUT_TOKENS", max_tokens=5))
-        for said, lines in (({}, ["2", "1", "5"]), ({"CLAUDE_CODE_MAX_RETRIES": "7", "DISABLE_AUTOUPDATER": "", "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "9"}, ["7", "", "5"])):
+        one = clinvk.Job(0, clinvk.Task("claude",
+                                        "env CLAUDE_CODE_MAX_RETRIES;env DISABLE_AUTOUPDATER;env CLAUDE_CODE_MAX_OUTPUT_TOKENS", max_tokens=5))
+        for said, lines in (({}, ["2", "1", "5"]),
+                            ({"CLAUDE_CODE_MAX_RETRIES": "7", "DISABLE_AUTOUPDATER": "", "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "9"}, ["7", "", "5"])):
             self.enter_environment(**said)
             self.environment.update(said)
             self.assertEqual(clinvk.run_job(one).output.split("\n"), lines)
@@ -1609,7 +1689,8 @@ class DryRun(CaptureCase):
         for shell in self.shells():
             one = clinvk.Job(0, clinvk.Task("gemini", "env-file GEMINI_SYSTEM_MD", system_prompt=text))
             self.assertEqual("\n".join(self.told(shell, one)), text)
-            one = clinvk.Job(0, clinvk.Task("gemini", "argv;touch %s;exit 0" % self.path("ran"), system_prompt=text, sandbox_mode="read-only", workdir=self.home))
+            one = clinvk.Job(0, clinvk.Task("gemini", "argv;touch %s;exit 0" % self.path("ran"), system_prompt=text,
+                                            sandbox_mode="read-only", workdir=self.home))
             words = json.loads(self.told(shell, one)[0])
             policy = words[words.index("--policy") + 1]
             self.assertEqual((os.path.dirname(os.path.dirname(policy)), os.path.basename(policy)), (self.tmp, "policy.toml"))
@@ -1617,7 +1698,8 @@ class DryRun(CaptureCase):
 
     def test_command_line_own_command_reads_its_prompt_file(self):
         write_program(os.path.join(self.bin, "own"), b'#!/bin/sh\n/bin/cat\n[ "$1" = -f ] && /bin/cat "$2" && pwd && exit 7\n')
-        one = clinvk.Job(0, clinvk.Task("own", "the 'prompt'\n审查 %s\\", workdir=self.home), definition=clinvk.Definition(("own", "-f", "{prompt_file}")))
+        one = clinvk.Job(0, clinvk.Task("own", "the 'prompt'\n审查 %s\\", workdir=self.home),
+                         definition=clinvk.Definition(("own", "-f", "{prompt_file}")))
         for shell in self.shells():
             done = self.run_program(shell + ["-c", clinvk.command_line(one)], input=b"of somebody else")
             self.assertEqual((done.stdout.decode(), done.stderr, done.returncode), (one.task.prompt + self.home + "\n", b"", 7))
