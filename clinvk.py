@@ -3581,7 +3581,7 @@ def _merged(own: Dict[str, Any], defaults: Dict[str, Any], policy: TaskPolicy) -
     name = str(merge_layers([*layers, ("environment", {"backend": variables.get("CLINVK_BACKEND")}),
                              ("configuration", {"backend": file.own("default_backend")}),
                              ("built-in", {"backend": "claude"})], ("backend",))["backend"][0])
-    path = ("backend",) if "backend" in own else ()
+    path = tuple(field for field in own if field == "backend")
     if name not in BACKENDS and name not in policy.definitions:
         raise InvalidValue(unknown_backend(name, policy.definitions), path)
     enabled = "backends.%s.enabled" % name
@@ -3603,10 +3603,11 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
     extra = policy.configuration.extra(task.backend, task.sandbox_mode) + task.extra
     task = task._replace(extra=extra)
     if policy.root and not is_inside(task.workdir or ".", policy.root):
-        workdir = quoted(task.workdir) if task.workdir else (
-            "the current directory, in which a task without a workdir runs,")
-        raise InvalidValue("%s is outside of %s" % (workdir, quoted(policy.root)),
-                           ("workdir",) if task.workdir else ())
+        outside = "is outside of " + quoted(policy.root)
+        if not task.workdir:
+            raise InvalidValue("the current directory, in which a task without a workdir runs, "
+                               + outside)
+        raise InvalidValue("%s %s" % (quoted(task.workdir), outside), ("workdir",))
     job = Job(-1, task, policy.definitions.get(task.backend),
               os.path.realpath(policy.root) if policy.root else "",
               literal=any(policy.ceiling) or bool(policy.root))
@@ -3624,7 +3625,7 @@ def _job(value: Any, defaults: Dict[str, Any], policy: TaskPolicy) -> Job:
     """Return the job of a task in the input, without its index.  Raise InvalidValue."""
     own = _checked(value, TASK_FIELDS, "a task (an object)")
     if "prompt" not in own:
-        raise InvalidValue("a task needs a prompt", ("prompt",) if "prompt" in value else ())
+        raise InvalidValue("a task needs a prompt")
     task = _merged(own, defaults, policy)
     try:
         return _permitted(task, policy)
@@ -3643,22 +3644,23 @@ def _with_commands(policy: TaskPolicy, fields: Dict[str, Any], what: str) -> Tas
 
 
 class _Batch(NamedTuple):
-    """A JSON value of the input.  `path` leads to its items; None: the value is a single task."""
+    """A JSON value of the input.  `path` leads to the list of its items."""
 
     items: List[Any]
-    path: Optional[_Path]
-    defaults: Dict[str, Any]
     policy: TaskPolicy
-    run: Dict[str, Any]  # the RUN_FIELDS
+    path: _Path = ()
+    defaults: Dict[str, Any] = {}
+    run: Dict[str, Any] = {}  # the RUN_FIELDS
+    is_task: bool = False  # the value is the only item
 
 
 def _batch(value: Any, policy: TaskPolicy) -> _Batch:
     """Return a JSON value as a batch whose items are not checked yet.  Raise InvalidValue."""
     if isinstance(value, list):
-        return _Batch(value, (), {}, policy, {})
+        return _Batch(value, policy)
     if not isinstance(value, dict) or "tasks" not in value:
         _refuse_no_task(value)
-        return _Batch([value], None, {}, policy, {})
+        return _Batch([value], policy, is_task=True)
     fields = _checked(value, BATCH_FIELDS, "a batch")
     if "tasks" not in fields:
         raise expected("a list of tasks", None, ("tasks",))
@@ -3669,7 +3671,7 @@ def _batch(value: Any, policy: TaskPolicy) -> _Batch:
             raise InvalidValue("%s is outside of %s: only --output-dir can name it"
                                % (quoted(run["output_dir"]), outside), ("output_dir",))
     policy = _with_commands(policy, fields, "a batch")
-    return _Batch(fields["tasks"], ("tasks",), fields.get("defaults", {}), policy, run)
+    return _Batch(fields["tasks"], policy, ("tasks",), fields.get("defaults", {}), run)
 
 
 def _refuse_no_task(value: Any) -> None:
@@ -4019,8 +4021,8 @@ class Supply:
     """The source of a run's jobs.  The scheduler asks for them, in one thread.
 
     `total` is the number of jobs, None where it is not known.  `reads_ahead`: a job may be asked
-    for before the one before it has ended.  `on_ready` is set by the scheduler, and may be called from
-    another thread, after NOT_READY, when there is a job.
+    for before the one before it has ended.  `on_ready` is set by the scheduler, and may be called
+    from another thread, after NOT_READY, when there is a job.
     """
 
     total: Optional[int] = None
@@ -4105,7 +4107,7 @@ class JobReader:
         outline = piece.without_array() if is_large else piece
         with piece_context(self._name, outline):
             batch = _batch(outline.parsed(), self._policy)
-        if is_large and (batch.path is None or batch.items):  # the array is not that of the tasks
+        if is_large and batch.items:  # the array is not that of the tasks
             return self._value(piece._replace(array=(0, 0)))
         if self.again:
             return 0, self._jobs(piece, batch, is_large)
@@ -4113,7 +4115,7 @@ class JobReader:
         jobs = self._jobs(piece, batch, is_large, ids)
         kept = [] if is_large else list(jobs)
         count = len(kept) + sum(1 for _ in jobs)
-        with piece_context(self._name, outline, batch.path or ()):
+        with piece_context(self._name, outline, batch.path):
             if not count:
                 raise InvalidValue("no tasks: the list is empty")
         self._ids.update(ids)
@@ -4128,9 +4130,9 @@ class JobReader:
         were validated; a task that is bad since then becomes a failed Result.
         """
         elements = piece.elements() if is_large else ((0, item) for item in batch.items)
-        with piece_context(self._name, piece, batch.path or ()):
+        with piece_context(self._name, piece, batch.path):
             for position, (start, item) in enumerate(elements):
-                path = () if batch.path is None else (*batch.path, position)
+                path = batch.path if batch.is_task else (*batch.path, position)
                 try:
                     with piece_context(self._name, piece, path, start):
                         value = loads_unique(item) if is_large else item
@@ -4389,13 +4391,11 @@ def _near_references(prompt: str, names: Iterable[str]) -> List[str]:
 def _chain(value: Any, policy: TaskPolicy) -> Chain:
     """Return the chain of a JSON value.  Raise InvalidValue."""
     if isinstance(value, list) or "tasks" in value:
-        raise InvalidValue("this is a batch: run it with `clinvk parallel`",
-                           () if isinstance(value, list) else ("tasks",))
+        raise InvalidValue("this is a batch: run it with `clinvk parallel`")
     fields = _checked(value, CHAIN_FIELDS, "a chain")
     policy = _with_commands(policy, fields, "a chain")
     if not fields.get("steps"):
-        raise InvalidValue("a chain needs a list of steps that is not empty",
-                           ("steps",) if "steps" in value else ())
+        raise InvalidValue("a chain needs a list of steps that is not empty", ("steps",))
     steps: List[Job] = []
     names: Dict[str, int] = {}
     ids: Set[str] = set()
@@ -4407,14 +4407,13 @@ def _chain(value: Any, policy: TaskPolicy) -> Chain:
             steps.append(job)
             for field in ("model", "workdir", "system_prompt", "extra"):
                 if re.search(_REFERENCE, str(getattr(job.task, field))):
-                    prefix, path = ("", (field,)) if field in item else (field + ": ", ())
-                    raise InvalidValue(prefix + "placeholders are replaced only in prompts", path)
+                    raise InvalidValue("placeholders are replaced only in prompts", (field,))
             for field, known in (("name", names), ("id", ids)):
                 if getattr(job.task, field) in known:
                     raise InvalidValue("another step has the %s %s"
                                        % (field, quoted(getattr(job.task, field))), (field,))
-            names.update({job.task.name: index} if job.task.name else {})
-            ids.update(filter(None, [job.task.id]))
+            names.update((name, index) for name in [job.task.name] if name)
+            ids.update(id for id in [job.task.id] if id)
     prompts = []
     for job in steps:
         with path_context("steps", job.index, "prompt"):

@@ -197,13 +197,13 @@ class Refused(ChainCase):
             self.assert_chain_refused({"steps": [step("touch ran", name="a"), step("say x", **{field: value})]},
                                       "stdin:1: steps[1].%s: placeholders are replaced only in prompts" % field)
         self.assert_chain_refused({"defaults": {"system_prompt": "{{previous}}"}, "steps": [step("touch ran")]},
-                                  "stdin:1: steps[0]: system_prompt: placeholders are replaced only in prompts")
+                                  "stdin:1: steps[0].system_prompt: placeholders are replaced only in prompts")
 
     def test_invalid_chain_is_refused_with_line_and_path(self):
         ran, cases = json.dumps(step("touch ran")), []
         for text, message in (
                 (b"", "stdin: no chain: the input is empty"), (b" \n\n", "stdin: no chain: the input is empty"),
-                (b"{}", "stdin:1: a chain needs a list of steps"), (b'{"steps": null}', "stdin:1: steps: a chain needs a list of steps that is not empty"),
+                (b"{}", "stdin:1: steps: a chain needs a list of steps"), (b'{"steps": null}', "stdin:1: steps: a chain needs a list of steps that is not empty"),
                 (b'{"steps": []}', "stdin:1: steps: a chain needs a list of steps that is not empty"), (b'\n{"steps":\n{}}', "stdin:3: steps: expected a list of steps, got {}"),
                 (b'{"step": []}', 'stdin:1: step: unknown field (did you mean "steps"?)'), (b'{"steps": [3]}', "stdin:1: steps[0]: expected a task (an object), got 3"),
                 ('{"steps": [%s, {"backend": "echo"}]}' % ran, "stdin:1: steps[1]: a task needs a prompt"),
@@ -215,7 +215,7 @@ class Refused(ChainCase):
                 ('{"steps": [%s]}\nnoise' % ran, 'stdin:2: expected a JSON object or array, got "noise"'),
                 ('{"steps": [%s]' % ran, "stdin:1: not valid JSON: "), (b'{"steps": ["\xff"]}', "stdin:1: not valid UTF-8 (byte 0xff)"),
                 ("[%s]" % ran, "stdin:1: this is a batch: run it with `clinvk parallel`"),
-                ('\n{"tasks": [%s]}' % ran, "stdin:2: tasks: this is a batch: run it with `clinvk parallel`"),
+                ('\n{"tasks": [%s]}' % ran, "stdin:2: this is a batch: run it with `clinvk parallel`"),
                 ("[" * 100000, "stdin:1: nested too deep"),
                 ('{"steps": [%s], "defaults": {"id": "x"}}' % ran, "stdin:1: defaults.id: unknown field"),
                 ('{"steps": [%s], "backends": {"x": {"command": ["x"]}}}' % ran, "stdin:1: backends: commands that a chain defines are only run with --allow-commands")):

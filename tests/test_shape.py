@@ -352,14 +352,14 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 133, "Types": 160, "Text and JSON": 411, "Platform": 784, "Configuration": 750,
-    "Backends": 1225, "Input": 868, "Plans": 212, "Worker": 600, "Pool": 826, "Scheduler": 179,
+    "Backends": 1225, "Input": 870, "Plans": 209, "Worker": 600, "Pool": 826, "Scheduler": 179,
     "Sinks": 495, "Summary": 163, "Sessions": 361, "Commands": 852, "Command line": 478}
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
 FUNCTIONS_OF_MANY_PARAMETERS = {}
-WIDE_LINES = 1
+WIDE_LINES = 0
 NESTED_CONDITIONALS = 0
-CONDITIONAL_EMPTY_LISTS = 8
+CONDITIONAL_EMPTY_LISTS = 4
 STORED_LAMBDAS = 2
 BLOCKS = (ast.If, ast.For, ast.While, ast.Try, ast.With)
 
