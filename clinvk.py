@@ -133,9 +133,11 @@ else:
 
 # --- 1. Types ----------------------------------------------------------------
 
+# lost: the worker died with the job.  skipped: a dry run.
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 FAILED_STATUSES = ("failed", "timeout", "lost")  # that count as failed
 
+# Assigned by error_kind, the readers of the backends, _judge, _not_started and Pool.
 ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid",
                "context_length", "max_turns", "budget", "timeout", "signal", "not_found",
                "no_output", "damaged_output", "backend", "worker_lost", "canceled")
@@ -168,7 +170,7 @@ class OutputError(Exception):
 
 
 class Interrupted(BaseException):
-    """A second signal arrived during a write that may never end."""
+    """A second or later signal arrived during a write that may never end.  For `main`."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -248,8 +250,9 @@ class Result(NamedTuple):
     `exit_code` is that of the backend; 1 where it was 0 and the task failed all the same, 124 after
     a timeout, 126 or 127 where the program could not be started, 128+n where signal n ended it, -1
     for a task that was canceled or lost.  Times are seconds since the epoch.  `answer` is a
-    TextFile where it is large: read `output`.  `usage_is_cumulative`: `usage` is that of all runs
-    of its session.
+    TextFile where it is large: iterate over it, or read `output`, which joins it in memory.
+    `attempts`: 0 where nothing was started, else 1; clinvk does not retry.
+    `usage_is_cumulative`: `usage` is that of all runs of its session.
     """
 
     index: int  # type: ignore[assignment]
@@ -4544,9 +4547,11 @@ def not_installed(job: Job) -> bool:
 #
 # Everything here runs in a worker: a process of Pool's, or a thread where processes cannot be used.
 
-GRACE_SECONDS = 5.0     # between asking a process to end and killing it
+GRACE_SECONDS = 5.0     # between asking a process to end and killing it; the commands use it
 HANDOVER_SECONDS = 0.5  # for which a message between two processes may be on its way
-INLINE_BYTES = 1024     # an answer up to here travels in the Result, a larger one as a file
+# An answer up to here travels in the Result, a larger one as a file; with_answer reads the file
+# back up to CHUNK.
+INLINE_BYTES = 1024
 # Processes that a shorter task left behind are ended at the end of the run: a sweep takes
 # milliseconds, which is much for a task of `cat` and nothing for a task of an agent.
 SWEEP_AFTER_SECONDS = 1.0
@@ -4692,10 +4697,12 @@ class Ended(NamedTuple):
 
 
 def execute(execution: Execution, state: WorkerState, index: int) -> Optional[Ended]:
-    """Run one process to its end, and end what it leaves behind.  Only here a process is started.
+    """Run one process to its end, and end what it leaves behind.
 
-    `index` is that of the job for which the process runs.  Return None where the run was canceled
-    before the start.  Raise OSError where the program cannot be started.
+    `index` is that of the job for which the process runs.  The environment must hold the marks of
+    the run (_environment).  A second process of a job needs files of its own (nameless_file).
+    Return None where the run was canceled before the start.  Raise OSError where the program cannot
+    be started.
     """
     with state.lock:
         if state.canceled:
@@ -4896,7 +4903,7 @@ def _run_alone(job: Job) -> Result:
 
 
 def with_answer(result: Result) -> Result:
-    """Return a result whose answer is a text or, where it is large, a file without a name."""
+    """Return a result whose answer is a text up to CHUNK, else a file without a name."""
     if not isinstance(result.answer, TextFile):
         return result
     try:
@@ -5000,15 +5007,22 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
             else:
                 write_all(files[0], to_bytes(backend.text(job)))
                 os.lseek(files[0], 0, os.SEEK_SET)
-    environment = dict(command.preset, **state.environment)
+    environment = _environment(job, state, scratch, workdir)
+    environment = dict(command.preset, **environment)
     for name, value in command.environment.items():
         environment[name] = value.replace(SCRATCH, scratch)
-    environment.update({"TMPDIR": scratch, "CLINVK_TASK": str(job.index),
-                        RUN_MARK % state.run_id: str(job.index)})
-    if workdir:
-        environment["PWD"] = workdir.real if job.root else absolute(task.workdir)
     argv = tuple(word.replace(SCRATCH, scratch) for word in command.argv)
     return Execution(argv, environment, files, workdir, task.timeout, backend.stop_signal, gate)
+
+
+def _environment(job: Job, state: WorkerState, scratch: str,
+                 workdir: Optional[OpenDirectory]) -> Dict[str, str]:
+    """Return the environment of a process of a job, with the marks by which it is found."""
+    environment = dict(state.environment, TMPDIR=scratch, CLINVK_TASK=str(job.index))
+    environment[RUN_MARK % state.run_id] = str(job.index)
+    if workdir:
+        environment["PWD"] = workdir.real if job.root else absolute(job.task.workdir)
+    return environment
 
 
 def left_running(job: Job, names: Sequence[str]) -> Tuple[str, ...]:
@@ -5101,10 +5115,11 @@ def _judge(job: Job, ended: Ended, execution: Execution,
     else:
         status = "ok"
     return Result(
-        job.index, backend.name, status, exit_code, store(reply.output, capture), error,
-        kind, None if stopped else reply.retry_after_seconds,
-        option_warnings(job) + reply.warnings, reply.model or job.task.model, reply.session_id,
-        reply.usage, reply.cost_usd, reply.num_turns, usage_is_cumulative=reply.usage_is_cumulative)
+        job.index, backend.name, status, exit_code, store(reply.output, capture), error, kind,
+        retry_after_seconds=None if stopped else reply.retry_after_seconds,
+        warnings=option_warnings(job) + reply.warnings, model=reply.model or job.task.model,
+        session_id=reply.session_id, usage=reply.usage, cost_usd=reply.cost_usd,
+        num_turns=reply.num_turns, usage_is_cumulative=reply.usage_is_cumulative)
 
 
 def signal_name(number: int) -> str:
@@ -5227,7 +5242,7 @@ class Ledger:
         return bool(self._words[1])
 
     def cancel(self) -> None:
-        """Note, before the lifeline ends, that the parent ends it on purpose."""
+        """Retire the pool, and note that the parent is about to end the lifeline on purpose."""
         self._words[0] = self._words[1] = 1
 
     @property
@@ -5410,7 +5425,7 @@ def _serve(message: _Message) -> Union[_Message, int]:
     job = _unpack(message)
     state.note(job.index, 0)
     # read after the claim is noted, because the parent looks for claims after it retires the pool
-    if ledger.retired:
+    if ledger.retired:  # also in a canceled run
         return int(job.index)
     result = run_job(job, state)._replace(task=None)
     block_if_orphaned()
@@ -5798,7 +5813,7 @@ class Pool:
         job, its_pool, _ = self._in_flight.get(index, (None, None, 0))
         if job is None or its_pool is not pool:
             return
-        if isinstance(result, int):  # a worker of a retired pool did not begin it
+        if isinstance(result, int):  # a worker of a retired or canceled pool did not begin it
             if not (self._canceled or self.failure):
                 self.start(job)
                 return
@@ -5881,7 +5896,7 @@ class Pool:
             self._events.put((pool, index))
 
     def _lost(self, index: int, why: str) -> Result:
-        """Return the result of a job whose worker does not answer."""
+        """Return the result of a job whose worker does not answer: lost, or canceled with its run."""
         job, pool, since = self._in_flight[index]
         started = time.time() - (time.monotonic() - since)
         if not self._canceled:
@@ -5895,7 +5910,8 @@ class Pool:
         """Stop whatever still runs, and remove everything that the run made."""
         self.cancel()
         was_killed = self._killed_at < float("inf")
-        deadline = time.monotonic() + (KILLED_SECONDS if was_killed else self.grace + 2)
+        seconds = KILLED_SECONDS if was_killed else self.grace + KILLED_SECONDS
+        deadline = time.monotonic() + seconds
         while self._in_flight and time.monotonic() < deadline:
             self.wait()
         if self._in_flight:
@@ -6012,8 +6028,8 @@ class Scheduler:
         self._fail_fast, self._on_tick, self._clock = fail_fast, on_tick, clock
         self._control = control or Control()
         self._most_in_pool = jobs + (supply.reads_ahead and not fail_fast)
-        self._running: Dict[str, int] = {}  # jobs in the pool, by backend
-        self._held: Dict[str, List[Job]] = {}  # jobs whose backend has no room, by backend
+        self._in_pool: Dict[str, int] = {}  # how many jobs are in the pool, by backend
+        self._held: Dict[str, List[Job]] = {}  # jobs that wait for room, by backend
         self._exhausted = False
         self._failed = self._killed = False  # a job, with fail_fast; the pool
 
@@ -6053,7 +6069,7 @@ class Scheduler:
                 yield self._noted(item)
             elif isinstance(item, Job):
                 backend = item.task.backend
-                self._running[backend] = self._running.get(backend, 0) + 1
+                self._in_pool[backend] = self._in_pool.get(backend, 0) + 1
                 self._pool.start(item)
             else:
                 return
@@ -6074,10 +6090,11 @@ class Scheduler:
         return NOT_READY
 
     def _has_room(self, backend: str) -> bool:
-        return self._running.get(backend, 0) < self._limits.get(backend, MAX_JOBS + 1)
+        """Return whether one more job of a backend may start (`backends.NAME.max_parallel`)."""
+        return self._in_pool.get(backend, 0) < self._limits.get(backend, MAX_JOBS + 1)
 
     def _ended(self, result: Result) -> Result:
-        self._running[result.backend] -= 1
+        self._in_pool[result.backend] -= 1
         return self._noted(result)
 
     def _noted(self, result: Result) -> Result:
@@ -6214,7 +6231,8 @@ def in_one_write(pieces: Iterable[bytes]) -> Iterator[bytes]:
 def redacted(result: Result) -> Result:
     """Return a result without secrets in its error and warnings.  The answer stays as it is.
 
-    Every result passes through here before anything shows or keeps it.
+    run_plan passes every result through here before anything shows or keeps the result.  Workers
+    redact theirs before (run_job), because messages are also kept in files.
     """
     return result._replace(error=without_secrets(result.error),
                            warnings=tuple(map(without_secrets, result.warnings)))
@@ -6757,7 +6775,7 @@ class Table:
     def write(self, result: Result) -> None:
         if never_started(result):
             self._never_started += 1
-            self._why = result.error.replace("canceled before it started", "never started")
+            self._why = result.error.replace(CANCELED_EARLY, "never started")
             return
         notes = [("warning", one_line(warning)[:MAX_NOTE]) for warning in result.warnings]
         if result.error and result.status != "canceled":
@@ -7235,7 +7253,13 @@ ONE_SIGNAL_SECONDS = 0.5  # timeout(1) sends a signal twice: to its child and to
 
 
 class _Stop:
-    """React to signals during a run: the first one cancels the run, the second one kills it."""
+    """React to signals during a run: the first one cancels the run, the second one kills it.
+
+    The same signal within ONE_SIGNAL_SECONDS counts once.  The first: Control.cancel,
+    Scheduler.results, Pool.cancel, the end of the lifeline, WorkerState.cancel, _Process.stop.  The
+    second: Control.kill, Scheduler.results, Pool.kill.  Then run_pool closes the pool, and the exit
+    status is 128 + the number of the first signal (verdict).
+    """
 
     def __init__(self, control: Control, console: Console) -> None:
         self._control, self._console = control, console
