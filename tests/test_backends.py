@@ -280,6 +280,11 @@ class Commands(Environment):
                     self.assertEqual((bool(denied(text)), bool(allowed(text))), (refused, not refused), (workdir, text))
             self.assertTrue(denied('{"a":{"file_path":"x"},"file_path":"/etc/x"}'))
 
+    def test_gemini_policy_of_the_root_directory_allows_every_path(self):
+        (decision, applies), = self.gemini_writing("/")
+        self.assertEqual(decision, "allow")
+        self.assertTrue(applies('{"content":"x","file_path":"/etc/x"}') and applies('{"file_path":"x"}'))
+
     def test_gemini_policy_of_odd_directory_is_toml(self):
         # TOML has no raw control characters, nor DEL, and no escapes of surrogates
         for name in ("a\x7fb", "nl\nx", "q\"x", "back\\x", "\u2028", "\U0001f600", "e\u0301"):

@@ -681,7 +681,8 @@ class Effects(RealCase):
         pairs = [(sandbox, approval) for sandbox in SANDBOXES for approval in APPROVALS]
         tasks = [task("some", backend)] + [task("pair-%d" % number, backend, prompt="the same", sandbox_mode=sandbox, approval_mode=approval)
                                            for number, (sandbox, approval) in enumerate(pairs)]
-        said = results(self.clinvk("--dry-run", "--jsonl", "-q", input=lines(tasks)))  # from a pipe a bad task is one failed result
+        done = self.clinvk("--dry-run", "--jsonl", "-q", input=lines(tasks))  # from a pipe a bad task is one failed result
+        said = sorted(results(done), key=lambda result: result["index"])
         self.assertEqual(len(said), len(tasks))
         return dict(zip(pairs, [None if result.get("error_kind") == "invalid" else result["output"] for result in said[1:]]))
 
