@@ -3862,7 +3862,7 @@ _DEEPEST_OPEN = 10000  # brackets; no JSON program goes so deep
 class ValueScanner:
     """Finds the end of the JSON object or array that begins at `position` of data that may grow.
 
-    It looks only at brackets and strings, and at each byte once.
+    It looks at each byte once, and only at brackets and strings.
     """
 
     def __init__(self, position: int = 0) -> None:
@@ -3896,7 +3896,9 @@ class ValueScanner:
             if token in (b"{", b"["):
                 if self.open and self._last != b":" and (
                         self.open[-1] == b"{" or self._last not in (b"[", b",")):
-                    return self._torn_at(data, start), False
+                    newline = data.rfind(b"\n", 0, start)  # the bracket may begin another value
+                    begins_line = not data[newline + 1:start].strip(_MARK + b"\x1e")
+                    return newline if begins_line else self.position, False
                 if token == b"[" and self.open in ([], [b"{"]):
                     self._array_start = self.position
                 self.open.append(token)
@@ -3909,12 +3911,6 @@ class ValueScanner:
                 if not self.open:
                     return self.position, True
             self._in_string, self._last = token == b'"', token
-
-    def _torn_at(self, data: Union[bytes, bytearray], bracket: int) -> int:
-        """Return the end of the line before a bracket that begins a line, else the bracket's."""
-        newline = data.rfind(b"\n", 0, bracket)
-        begins_line = newline >= 0 and not data[newline + 1:bracket].strip(_MARK + b"\x1e")
-        return newline if begins_line else bracket + 1
 
 
 class ValueSplitter:
@@ -4366,16 +4362,14 @@ def _parts(prompt: str, index: int, names: Dict[str, int]) -> Tuple[Union[str, i
         if match is None:
             return None
         name = match.group(1)
-        source = names.get(name) if name else index - 1
-        if source is None:
-            problem = "no step has that name" + nearest(
-                name, [known for known in names if names[known] < index])
-        elif 0 <= source < index:
+        source = names.get(name, -1) if name else index - 1
+        if 0 <= source < index:
             return source
-        elif source < 0:
-            problem = "no step comes before the first"
-        else:
-            problem = "that step comes later" if source > index else "that is this step itself"
+        earlier = [known for known in names if names[known] < index]
+        problem = "that step does not come before this step"
+        if source < 0:
+            problem = "no step has that name" + nearest(name, earlier) if name else (
+                "no step comes before the first")
         raise ValueError("%s cannot be replaced: %s" % (placeholder, problem))
 
     return tuple(fill(prompt, source_of))
@@ -4400,8 +4394,7 @@ def _chain(value: Any, policy: TaskPolicy) -> Chain:
     if not fields.get("steps"):
         raise InvalidValue("a chain needs a list of steps that is not empty", ("steps",))
     steps: List[Job] = []
-    names: Dict[str, int] = {}
-    ids: Set[str] = set()
+    labels: Set[Tuple[str, str]] = set()  # ("name" or "id", its value)
     for index, item in enumerate(fields["steps"]):
         with path_context("steps", index):
             if fields.get("pass_working_dir") and steps and isinstance(item, dict):
@@ -4411,12 +4404,12 @@ def _chain(value: Any, policy: TaskPolicy) -> Chain:
             for field in ("model", "workdir", "system_prompt", "extra"):
                 if re.search(_REFERENCE, str(getattr(job.task, field))):
                     raise InvalidValue("placeholders are replaced only in prompts", (field,))
-            for field, known in (("name", names), ("id", ids)):
-                if getattr(job.task, field) in known:
+            for field, label in (("name", job.task.name), ("id", job.task.id)):
+                if label and (field, label) in labels:
                     raise InvalidValue("another step has the %s %s"
-                                       % (field, quoted(getattr(job.task, field))), (field,))
-            names.update((name, index) for name in [job.task.name] if name)
-            ids.update(id for id in [job.task.id] if id)
+                                       % (field, quoted(label)), (field,))
+                labels.add((field, label))
+    names = {job.task.name: job.index for job in steps if job.task.name}
     prompts = []
     for job in steps:
         with path_context("steps", job.index, "prompt"):
@@ -4476,10 +4469,8 @@ class Steps(Supply):
 
     def next_job(self) -> Union[Job, Result, str]:
         step = next(self._steps, None)
-        if step is None:
-            return END
-        if self._stopped or step.task.dry_run:  # there are no answers to put into its prompt
-            return step
+        if step is None or self._stopped or step.task.dry_run:  # it uses no answers
+            return step or END
         return self._completed(step)
 
     def _completed(self, step: Job) -> Union[Job, Result]:
@@ -4531,10 +4522,8 @@ def comparison(prompt: str, backends: Iterable[str], policy: TaskPolicy) -> List
             raise UserError("--backends: " + unknown_backend(name, policy.definitions))
         if any(job.task.backend == name for job in jobs):
             raise UserError("--backends: %s is named twice" % quoted(name))
-        try:
-            jobs.append(_job({"backend": name, "prompt": prompt}, {}, policy))
-        except InvalidValue as error:
-            raise UserError(str(error)) from None
+        chosen = {**policy.overrides, "backend": name}
+        jobs.append(single_job(prompt, policy._replace(overrides=chosen)))
     return jobs
 
 

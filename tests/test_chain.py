@@ -179,7 +179,7 @@ class Refused(ChainCase):
     {"backend": "echo", "name": "last", "prompt": "say x"}]}"""
         for text, problem in (
                 ("{{steps.analyse.output}}", 'no step has that name (did you mean "analyze"?)'), ("{{steps.zzz.output}}", "no step has that name"),
-                ("{{steps.last.output}}", "that step comes later"), ("{{steps.tests.output}}", "that is this step itself"),
+                ("{{steps.last.output}}", "that step does not come before this step"), ("{{steps.tests.output}}", "that step does not come before this step"),
                 ("{{previous}} {{steps.Analyze.output}}", 'no step has that name (did you mean "analyze"?)')):
             with self.subTest(text=text):
                 path = self.file("chain.json", chain % text)
