@@ -189,6 +189,17 @@ for line in (('{"type":"system","subtype":"init","session_id":"s"}', ""),
         self.assertLess(peaks[1][0], peaks[0][0] + 20, "MB, the whole tree: %s" % peaks)
 
     @only_linux
+    def test_chain_answers_for_later_steps_are_not_kept_in_memory(self):
+        peaks = []
+        for size in (1, 4000000):
+            steps = [{"backend": "echo", "prompt": "flood %d" % size, "name": "n%d" % number} for number in range(14)]
+            steps += [{"backend": "echo", "prompt": "rest\n{{steps.n%d.output}}" % number} for number in range(14)]
+            run = self.start("chain", "--json", "-f", self.file("chain.json", {"steps": steps}), stdout=subprocess.DEVNULL)
+            peaks.append(self.peaks(run)[1])
+            self.assertEqual(run.returncode, 0, run.error_output())
+        self.assertLess(peaks[1], peaks[0] + 8, "MB, the parent: %s" % peaks)
+
+    @only_linux
     def test_a_stream_of_any_size_is_read_with_the_memory_of_its_longest_line(self):
         """Many lines, with and without marks, and one that is longer than any that is looked at."""
         script = """if True:
