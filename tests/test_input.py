@@ -395,7 +395,8 @@ class Repairs(TaskCase):
                 ('{"prompt":"C:\\_x"}', 1, "write a backslash in a string as \\\\"),
                 ('{"prompt":"say "hi" now"}', 1, 'or a backslash before a " inside of a string'),
                 ('{"prompt":"a" "id":"b"}', 1, "a comma is missing here"),
-                ("```json\n[]\n```", 1, "strips"), ('{"prompt":"a"}\n```', 2, "strips"), ("The tasks are:\n[]", 1, "leave only the JSON; `jq -R '{prompt: .}'` makes a task of each line"),
+                ("```json\n[]\n```", 1, "strips"), ('{"prompt":"a"}\n```', 2, "strips"),
+                ("The tasks are:\n[]", 1, "leave only the JSON; `jq -R '{prompt: .}'` makes a task of each line"),
                 ('"a"', 1, "`jq '{prompt: .}'` makes a task of a string")):
             with self.subTest(data):
                 refused = self.refused(data.encode())
