@@ -2874,11 +2874,7 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
             or error_kind(error, result.get("api_error_status")))
     if result.get("stop_reason") == "refusal":
         kind = "invalid"
-    reply = _failed(reply._replace(output=output), error, kind)
-    if kind not in ("rate_limit", "quota", "overloaded"):
-        return reply
-    wait = _claude_wait(retry, limit, reply.retry_after_seconds)
-    return reply._replace(retry_after_seconds=wait)
+    return _with_claude_wait(_failed(reply._replace(output=output), error, kind), retry, limit)
 
 
 def _claude_totals(results: List[Dict[str, Any]]) -> Reply:
@@ -2935,15 +2931,16 @@ def _denial(item: Any) -> str:
     return "permission denied: " + (name + ": " + text if text else name)
 
 
-def _claude_wait(retry: Dict[str, Any], limit: Dict[str, Any],
-                 default: Optional[float]) -> Optional[float]:
-    """Return the seconds until a limit is lifted, or those that claude stated before a retry."""
-    seconds, milliseconds = default, _count(retry.get("retry_delay_ms"))
+def _with_claude_wait(reply: Reply, retry: Dict[str, Any], limit: Dict[str, Any]) -> Reply:
+    """Return the reply with the wait that the events state: for a limit, or before a retry."""
+    seconds, milliseconds = MAX_SECONDS, _count(retry.get("retry_delay_ms"))
+    if reply.error_kind not in ("rate_limit", "quota", "overloaded"):
+        return reply
     if limit.get("status") == "rejected" and _count(limit.get("resetsAt")):
         seconds = max(0.0, float(limit["resetsAt"]) - time.time())
     elif retry.get("error_status") in (429, 529) and milliseconds >= 2000:  # its own are shorter
         seconds = milliseconds / 1000
-    return default if seconds is not None and seconds >= MAX_SECONDS else seconds
+    return reply._replace(retry_after_seconds=seconds) if seconds < MAX_SECONDS else reply
 
 
 # - codex -
@@ -3305,12 +3302,6 @@ def _custom_command(definition: Definition, task: Task) -> Command:
     values = {name: str(getattr(task, name, "") or "") for name in PLACEHOLDERS}
     values["workdir"] = task.workdir and absolute(task.workdir)  # the program runs in it
     values["prompt_file"] = SCRATCH + "/prompt"
-
-    def value_of(placeholder: str) -> Optional[str]:
-        if re.fullmatch(r"\{\{[a-z_]+\}\}", placeholder):
-            return placeholder[1:-1]
-        return values.get(placeholder[1:-1])
-
     argv: List[str] = []
     option_is_last = False
     for element in definition.argv:
@@ -3320,7 +3311,8 @@ def _custom_command(definition: Definition, task: Task) -> Command:
                 argv.pop()
             option_is_last = False
             continue
-        word = "".join(fill(element, value_of))
+        word = "".join(fill(element, lambda braces: values.get(
+            braces[1:-1], braces[1:-1] if re.fullmatch(r"{{[a-z_]+}}", braces) else None)))
         is_option = element.startswith("-")
         if word.startswith("-") and not is_option:
             word = " " + word  # a value from the task is not an option
