@@ -4694,11 +4694,13 @@ def execute(execution: Execution, state: WorkerState, index: int) -> Optional[En
         process = state.running = _Process(pid, execution, state)
     started = time.monotonic()
     state.note(index, pid)
-    code = process.wait_until_timeout()
-    if state.told_to_end and not process.verdict and state.is_canceled_soon():
-        process.verdict = "canceled"  # the SIGTERM reached the process, too
-    state.running = None
-    state.note(index, 0)
+    try:
+        code = process.wait_until_timeout()
+        if state.told_to_end and not process.verdict and state.is_canceled_soon():
+            process.verdict = "canceled"  # the SIGTERM reached the process, too
+    finally:
+        state.running = None
+        state.note(index, 0)
     none_left, killed = state.end_leftovers(index, process, time.monotonic() - started)
     return Ended(code, process.verdict, none_left, () if process.verdict else killed)
 
@@ -5175,10 +5177,10 @@ class Ledger:
     _HEAD = 3   # retired; canceled; how many workers have started
     _WIDTH = 3  # pid; 1 + index of the job held last; its process group while that runs
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: Any) -> None:
         import mmap
-        self._file = file
-        self._words = memoryview(mmap.mmap(file, os.fstat(file).st_size)).cast("q")
+        self._file: int = file if isinstance(file, int) else file.detach()  # of a spawned process
+        self._words = memoryview(mmap.mmap(self._file, os.fstat(self._file).st_size)).cast("q")
 
     @classmethod
     def create(cls, directory: str, count: int) -> Ledger:
@@ -5191,9 +5193,9 @@ class Ledger:
             os.close(file)
             raise
 
-    def __reduce__(self) -> Tuple[Callable[[Any], Ledger], Tuple[Any]]:
+    def __reduce__(self) -> Tuple[Type[Ledger], Tuple[Any]]:
         from multiprocessing.reduction import DupFd
-        return _inherited_ledger, (DupFd(self._file),)
+        return Ledger, (DupFd(self._file),)
 
     def fileno(self) -> int:
         """Return the file, of which the workers' locks are bytes."""
@@ -5247,11 +5249,6 @@ class Ledger:
     def free(self, slot: int) -> None:
         self._words[slot + 1] = self._words[slot + 2] = 0
         self._words[slot] = 0
-
-
-def _inherited_ledger(file: Any) -> Ledger:
-    """Return the ledger, in a process that was spawned and given its file."""
-    return Ledger(file.detach())
 
 
 def semaphores_work() -> bool:
@@ -5466,14 +5463,36 @@ def _process_pool_type() -> Any:
     import multiprocessing.pool
 
     class ProcessPool(multiprocessing.pool.Pool):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            self.processes: List[Any] = []  # all that were started
+            try:
+                super().__init__(*arguments, **named)
+            except BaseException:  # not all processes or threads can be started
+                handler = vars(self).get("_worker_handler")
+                if handler and handler.is_alive():  # it would replace the workers
+                    handler._state = multiprocessing.pool.TERMINATE
+                    self._change_notifier.put(None)  # type: ignore[attr-defined]
+                    handler.join()
+                self._kill_all()
+                raise
+
+        def Process(  # type: ignore[override]  # of a static method
+                self, context: Any, *arguments: Any, **named: Any) -> Any:
+            self.processes.append(context.Process(*arguments, **named))
+            return self.processes[-1]
+
         def _repopulate_pool(self) -> None:
             """Start the workers.  Kill all where not all can be started."""
             try:
                 super()._repopulate_pool()  # type: ignore[misc]
             except BaseException:
-                for process in self._pool:  # type: ignore[attr-defined]
-                    process.kill()
+                self._kill_all()
                 raise
+
+        def _kill_all(self) -> None:
+            for process in self._pool:  # type: ignore[attr-defined]
+                process.kill()
+                process.join()
 
         def _get_sentinels(self) -> List[Any]:
             """Return what wakes the thread that replaces workers.
@@ -5541,16 +5560,19 @@ class _WorkerPool:
         self.jobs = jobs
         self.lost_a_worker = False
         self.looks_unclaimed: Dict[int, int] = {}  # job index: for how many looks no worker had it
-        self._processes: Dict[int, Any] = {}
         self.ledger = Ledger.create(directory, 2 * jobs + 16)
-        if method == "thread":
-            import multiprocessing.pool
-            from _thread import allocate_lock
-            settings = settings_of(self.ledger, allocate_lock())
-            self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _take_slot, (settings,))
-        else:
-            self.pool = _new_process_pool(jobs, method, self.ledger,
-                                          functools.partial(settings_of, self.ledger))
+        try:
+            if method == "thread":
+                import multiprocessing.pool
+                from _thread import allocate_lock
+                settings = settings_of(self.ledger, allocate_lock())
+                self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _take_slot, (settings,))
+            else:
+                self.pool = _new_process_pool(jobs, method, self.ledger,
+                                              functools.partial(settings_of, self.ledger))
+        except BaseException:
+            self.ledger.close()
+            raise
 
     def claimed(self) -> Set[int]:
         """Return the indexes of the jobs that live workers have begun."""
@@ -5561,19 +5583,18 @@ class _WorkerPool:
 
         Continue a worker that was stopped, as its program can do.
         """
-        import multiprocessing
-        for process in multiprocessing.active_children():
-            self._processes[process.pid or 0] = process
+        for process in self.pool.processes:
+            process.is_alive()  # which reaps it
         return [slot for slot in self.ledger if not process_exists(slot[1], signal.SIGCONT)]
 
     def has_failed(self) -> bool:
         """Return whether processes ended by an error before any was a worker."""
         return not self.ledger.started and any(
-            process.exitcode == 1 for process in self._processes.values())
+            process.exitcode == 1 for process in self.pool.processes)
 
     def how_it_ended(self, pid: int) -> str:
-        process = self._processes.pop(pid, None)
-        code = process.exitcode if process else None
+        processes = reversed(self.pool.processes)
+        code = next((process.exitcode for process in processes if process.pid == pid), 0)
         if code and code < 0:
             return "killed by signal %d (%s)" % (-code, signal_name(-code))
         return "killed"
@@ -5632,6 +5653,7 @@ class Pool:
         self._awaiting_result: Dict[int, Tuple[float, str]] = {}
         self._pools: List[_WorkerPool] = []
         self._messages = 0
+        self._sent_again: Set[int] = set()
         self._canceled, self._cancel_reason = False, ""
         self._kill_at = float("inf")  # when the programs of a canceled run are killed
         self._killed_at = float("inf")
@@ -5662,9 +5684,7 @@ class Pool:
         try:
             self._add_pool()
         except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: no more threads
-            number = getattr(error, "errno", 0)
-            if isinstance(error, RuntimeError):
-                number = errno.EAGAIN
+            number = errno.EAGAIN if isinstance(error, RuntimeError) else getattr(error, "errno", 0)
             if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
                 raise _too_few(self.jobs, number) from None
             self.method = "thread"
@@ -5700,6 +5720,7 @@ class Pool:
         """Hand a job to a worker.  Whatever goes wrong is the job's Result."""
         pool = self._pools[-1]
         self._in_flight[job.index] = job, pool, time.monotonic()
+        self._awaiting_result.pop(job.index, None)  # a worker that returned the job was killed
         self._messages += 1
         try:
             self._renew()
@@ -5722,6 +5743,10 @@ class Pool:
         return _pack(job, os.path.join(self.directory, "%d.task" % self._messages), self._renew)
 
     def _fail(self, pool: _WorkerPool, job: Job, error: BaseException) -> None:
+        if isinstance(error, OSError) and job.index not in self._sent_again:
+            self._sent_again.add(job.index)  # the task before it removed its file
+            self._events.put((pool, job.index))
+            return
         text = str(error)
         if not isinstance(error, OutputError):
             reason = reason_of(error) if isinstance(error, OSError) else error
@@ -5794,7 +5819,7 @@ class Pool:
         job, its_pool, _ = self._in_flight.get(index, (None, None, 0))
         if job is None or its_pool is not pool:
             return
-        if isinstance(result, int):  # a worker of a retired or canceled pool did not begin it
+        if isinstance(result, int):  # not begun: the pool was stopped, or the file is gone
             if not (self._canceled or self.failure):
                 self.start(job)
                 return
@@ -5835,16 +5860,18 @@ class Pool:
         """Free the slots of dead workers, and answer the jobs that they held."""
         now = time.monotonic()
         dead_slots = pool.dead_slots()
-        if self.method == "spawn" and pool.has_failed():
+        if self.method == "spawn" and not self._canceled and pool.has_failed():
             raise UserError(UNGUARDED)
         for slot, pid, index, group in dead_slots:
             if group:
                 send_signal(group, signal.SIGKILL)
-            sweep(TASK_MARK % (self.run_id, index))
             how = pool.how_it_ended(pid)
             pool.ledger.free(slot)
             pool.lost_a_worker = True
-            if index in self._in_flight:
+            its_pool = self._in_flight[index][1] if index in self._in_flight else None
+            if its_pool in (None, pool):  # else the worker had returned the job
+                sweep(TASK_MARK % (self.run_id, index))
+            if its_pool is pool:
                 deadline = now + HANDOVER_SECONDS
                 self._awaiting_result[index] = deadline, "its worker process was %s" % how
         self._replace_if_stalled(pool)
@@ -5859,6 +5886,8 @@ class Pool:
         idle = pool.jobs > len(claimed & jobs)  # with no idle worker a job has to wait
         pool.looks_unclaimed = {index: pool.looks_unclaimed.get(index, 0) + idle for index in jobs
                                 if index not in claimed and index not in self._awaiting_result}
+        for index in pool.looks_unclaimed:  # it has not begun until now
+            self._in_flight[index] = self._in_flight[index][0], pool, time.monotonic()
         started = pool.ledger.started > 0
         looks = max(pool.looks_unclaimed.values(), default=0)
         if looks < (STALL_TICKS if started else START_TICKS) or started and not pool.lost_a_worker:
@@ -5981,7 +6010,7 @@ class Control:
         self.wake: Callable[[], None] = do_nothing
 
     def cancel(self, reason: str = "interrupted") -> None:
-        self.reason = self.reason or reason
+        self.reason = self.reason or reason or "interrupted"
         self.level = max(self.level, 1)
         self.wake()
 
@@ -7363,7 +7392,8 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         feed.look_for_reader()
         if plan.follow and form in feed:
             feed.attempt(form, plan.follow, control.directory)
-        stop.report(running)
+        if not settings.dry_run:
+            stop.report(running)
         if progress:
             progress.show(running)
 
@@ -7383,7 +7413,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
                 if plan.arrived:
                     result = plan.arrived(result)
                 feed.write(result)
-                if settings.dry_run and result.error:
+                if settings.dry_run and result.status in FAILED_STATUSES:
                     console.say("error: " + result.error)
                 del result  # as run_pool does, before the next task starts
         finally:

@@ -590,6 +590,48 @@ class Spawn(Pool):
             """)
         self.assertEqual(lines, [False, True])
 
+    def test_pool_of_a_program_without_a_guard_that_catches_the_error_leaves_nothing(self):
+        script = self.file("script.py", textwrap.dedent("""
+            import multiprocessing, os, sys
+            sys.path.insert(0, %r)
+            import clinvk
+            try:
+                list(clinvk.run_pool([clinvk.Task("echo", "say x")], jobs=2, start_method="spawn"))
+            except clinvk.UserError:
+                if multiprocessing.current_process().name != "MainProcess":
+                    raise
+                print(os.listdir(os.environ["TMPDIR"]), multiprocessing.active_children())
+            """) % MODULES)
+        completed = self.run_program([sys.executable, script])
+        self.assertEqual((completed.stdout, completed.returncode), (b"[] []\n", 0))
+
+    def test_pool_does_not_take_another_process_of_its_program_for_a_worker(self):
+        script = self.file("script.py", HEAD + textwrap.indent(textwrap.dedent("""
+            import multiprocessing
+            clinvk.TICK_SECONDS = 0.01
+            read, write = os.pipe()
+            other = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(len(os.read(read, 1))))
+            other.start()
+            pool = Pool(1, "spawn")
+            pool.start(Job(0, Task("echo", "say x")))
+            pool.wait()
+            pool.wait()
+            os.write(write, b"x")
+            other.join()
+            try:
+                for _ in range(5):
+                    pool.wait()
+                open("go", "w").close()
+                while len(pool):
+                    for result in pool.wait():
+                        tell(result)
+            finally:
+                open("go", "w").close()
+                pool.close()
+            """), "    ") + "while METHOD and __name__ != '__main__' and not os.path.exists('go'):\n    time.sleep(0.01)\n")
+        completed = self.run_program([sys.executable, script, "spawn"])
+        self.assertEqual((completed.stdout, completed.stderr), (b'[0, "ok", 0, "x\\n", ""]\n', b""))
+
 
 class Ahead(Pool):
     def test_pool_answers_a_canceled_job_that_no_worker_has_begun_as_not_started(self):
@@ -642,6 +684,76 @@ class Ahead(Pool):
     def results_of_mixed(self, process):
         return Deaths.results_of_mixed(self, process)
 
+    def test_pool_job_whose_file_is_removed_before_it_begins_is_sent_again(self):
+        for _, lines in self.each(START_METHODS, """
+            pool = clinvk.Pool(1, METHOD)
+            for index, prompt in enumerate(("touch ready; wait-for go", "rest\\n" + "x" * 5000)):
+                pool.start(Job(index, Task("echo", prompt)))
+            while not os.path.exists("ready"):
+                pool.wait(0.01)
+            clinvk.remove_tree(pool.directory)
+            open("go", "w").close()
+            while len(pool):
+                for result in pool.wait():
+                    say(json.dumps([result.index, len(result.output), result.error_kind]))
+            pool.close()
+            os.unlink("ready")
+            os.unlink("go")
+            """):
+            self.assertEqual(sorted(lines)[1], [1, 5000, ""])
+
+    @only_linux
+    def test_pool_returned_job_is_not_lost_with_the_worker_that_returned_it(self):
+        for method in PROCESS_METHODS:
+            with self.subTest(method=method):
+                lines = self.run_script(method, """
+                    clinvk.TICK_SECONDS, clinvk.HANDOVER_SECONDS = 0.02, 0
+                    pool = Pool(1, METHOD)
+                    former = pool._pools[0]
+                    former.ledger.retire()
+                    pool.start(Job(0, Task("echo", "ids ids-%s; wait-for go-%s; say x" % (METHOD, METHOD))))
+                    pool._add_pool()
+                    while not os.path.exists("ids-" + METHOD):
+                        pool.wait()
+                    (_, worker, index, _), = former.ledger
+                    say(json.dumps(index))
+                    os.kill(worker, signal.SIGKILL)
+                    while not former.lost_a_worker:
+                        pool.wait()
+                    open("go-" + METHOD, "w").close()
+                    while len(pool):
+                        for result in pool.wait():
+                            tell(result)
+                    pool.close()
+                    """)
+                self.assertEqual(lines, [0, [0, "ok", 0, "x\n", ""]])
+
+    @only_linux
+    def test_pool_lost_job_that_had_to_wait_starts_when_its_worker_has_it(self):
+        for method in PROCESS_METHODS:
+            with self.subTest(method=method):
+                lines = self.run_script(method, """
+                    clinvk.TICK_SECONDS = 0.01
+                    pool = Pool(1, METHOD)
+                    pool.start(Job(0, Task("echo", "touch ready-%s; wait-for go-%s; say x" % (METHOD, METHOD))))
+                    pool.start(Job(1, Task("echo", "ids ids-%s; sleep 300" % METHOD)))
+                    while not os.path.exists("ready-" + METHOD):
+                        pool.wait()
+                    before = time.time()
+                    for _ in range(10):
+                        pool.wait()
+                    open("go-" + METHOD, "w").close()
+                    while not os.path.exists("ids-" + METHOD):
+                        pool.wait()
+                    os.kill(worker_of("ids-" + METHOD), signal.SIGKILL)
+                    results = []
+                    while len(pool):
+                        results += pool.wait()
+                    say(json.dumps([results[-1].status, results[-1].start_time > before]))
+                    pool.close()
+                    """)
+                self.assertEqual(lines, [["lost", True]])
+
 
 class WithoutDescriptors(Pool):
     def test_a_run_raises_the_soft_limit_to_what_its_workers_take(self):
@@ -666,6 +778,28 @@ class WithoutDescriptors(Pool):
             """)
         self.assertIn("cannot start 3 workers: Too many open files", lines[0])
 
+    @only_linux
+    def test_pool_whose_threads_cannot_be_started_leaves_no_worker(self):
+        for method in PROCESS_METHODS:
+            for refused in (1, 2, 3):  # Pool starts three
+                with self.subTest(method=method, refused=refused):
+                    lines = self.run_script(method, """
+                        import multiprocessing
+                        start, parent, calls = threading.Thread.start, os.getpid(), []
+                        def refuse(thread):
+                            calls.append(os.getpid() == parent)
+                            if sum(calls) == %d:
+                                raise RuntimeError("can't start new thread")
+                            start(thread)
+                        threading.Thread.start = refuse
+                        try:
+                            list(run_pool(echo("say a"), jobs=2, start_method=METHOD))
+                        except clinvk.UserError as error:
+                            say(json.dumps([str(error), len(multiprocessing.active_children())]))
+                        """ % refused)
+                    self.assertEqual([line[1] for line in lines], [0])
+                    self.assertIn("cannot start 2 workers", lines[0][0])
+
 
 class WithoutLocks(Pool):
     def test_where_worker_processes_cannot_be_had_tasks_run_in_threads_and_that_is_said_once(self):
@@ -680,6 +814,17 @@ class WithoutLocks(Pool):
         self.assertEqual(completed.returncode, 0, completed.stderr)
         self.assertEqual(lines[0], "cannot start worker processes (Function not implemented): tasks run in threads")
         self.assertEqual([line[:2] for line in sorted(lines[1:])], [[0, "ok"], [1, "ok"]])
+
+    def test_pool_that_cannot_be_made_leaves_no_file_open(self):
+        lines = self.run_script(PROCESS_METHODS[0], """
+            def refuse(*arguments):
+                raise OSError(38, "Function not implemented")
+            clinvk.KernelLock.acquire = refuse
+            for _ in range(3):
+                list(run_pool(echo("say a"), jobs=1, start_method=METHOD))
+                say(len(os.listdir("/dev/fd")))
+            """)
+        self.assertEqual(lines[1], lines[2])
 
 
 if __name__ == "__main__":

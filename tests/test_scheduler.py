@@ -169,6 +169,13 @@ class Stopping(SchedulerCase):
         self.assertEqual(pool.calls, ["start 0", "start 1", "cancel", "kill"])
         self.assertEqual(self.errors[2], "canceled before it started (the reader went away)")
 
+    def test_scheduler_cancel_without_a_reason_begins_nothing_more(self):
+        control = clinvk.Control()
+        pool = FakePool(lambda pool: control.cancel("") or [pool.ended(0)])
+        self.assertEqual(self.run_it(FakeSupply(*range(3)), pool, jobs=1, control=control, fail_fast=True),
+                         [(0, "ok"), (1, "canceled"), (2, "canceled")])
+        self.assertEqual(self.errors[2], "canceled before it started (interrupted)")
+
     def test_scheduler_pool_that_fails_ends_the_run_but_not_what_runs(self):
         def fail(pool):
             pool.failure = "the disk is full"

@@ -352,8 +352,8 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 133, "Types": 163, "Text and JSON": 411, "Platform": 784, "Configuration": 750,
-    "Backends": 1217, "Input": 866, "Plans": 202, "Worker": 612, "Pool": 827, "Scheduler": 180,
-    "Sinks": 496, "Summary": 163, "Sessions": 361, "Commands": 858, "Command line": 478}
+    "Backends": 1217, "Input": 866, "Plans": 202, "Worker": 614, "Pool": 854, "Scheduler": 180,
+    "Sinks": 496, "Summary": 163, "Sessions": 361, "Commands": 859, "Command line": 478}
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
 FUNCTIONS_OF_MANY_PARAMETERS = {}

@@ -169,6 +169,14 @@ class Signals(Case):
         process.send_signal(signal.SIGTERM)
         self.assertEqual(process.finish().returncode, -signal.SIGTERM)
 
+    def test_parallel_dry_run_whose_reader_leaves_stops_no_task(self):
+        path = self.file("batch", tasks(*["say " + "a" * 60000] * 5))  # more than a pipe takes
+        process = self.start("parallel", "--dry-run", "-f", path)
+        process.line()
+        process.stdout.close()
+        self.assertEqual(process.finish().returncode, 141)
+        self.assertNotIn(b"clinvk: ", process.error_output())
+
     def test_a_reader_that_does_not_read_does_not_keep_it_from_ending(self):
         path = self.file("batch.jsonl", tasks("flood 10000000", "touch ready; sleep 300"))
         process = self.start("parallel", "-j", "2", "--jsonl", "-q", "-f", path)
