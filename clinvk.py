@@ -5637,6 +5637,8 @@ class Pool:
     cannot be started.
     """
 
+    ahead = 1  # how many jobs more than run it takes, so that no worker waits for the parent
+
     def __init__(self, jobs: int, method: str = "", grace: float = GRACE_SECONDS,
                  notice: Callable[[str], None] = do_nothing) -> None:
         import multiprocessing
@@ -5962,6 +5964,7 @@ class DryPool:
     """A Pool that runs nothing: each Result is the command line of its job."""
 
     failure = directory = ""
+    ahead = 0  # so that results are in the order of the input
 
     def __init__(self) -> None:
         import queue
@@ -6037,7 +6040,9 @@ class Scheduler:
         self._supply, self._pool, self._jobs, self._limits = supply, pool, jobs, limits or {}
         self._fail_fast, self._on_tick, self._clock = fail_fast, on_tick, clock
         self._control = control or Control()
-        self._most_in_pool = jobs + (supply.reads_ahead and not fail_fast)
+        self._most_in_pool = jobs
+        if supply.reads_ahead and not fail_fast:
+            self._most_in_pool += pool.ahead
         self._in_pool: Dict[str, int] = {}  # how many jobs are in the pool, by backend
         self._held: Dict[str, List[Job]] = {}  # jobs that wait for room, by backend
         self._exhausted = False
@@ -6158,6 +6163,7 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
     """
     control = control or Control()
     supply = tasks if isinstance(tasks, Supply) else JobList(tasks)
+    jobs = 1 if dry_run else jobs
     pool: Any = DryPool() if dry_run else Pool(jobs, start_method, grace, notice)
     scheduler = Scheduler(supply, pool, jobs, limits=limits, fail_fast=fail_fast, control=control,
                           on_tick=on_tick)

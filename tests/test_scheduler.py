@@ -10,6 +10,8 @@ class FakePool:
     An event is a function of the pool; what it returns are the results of that wait.
     """
 
+    ahead = 1
+
     def __init__(self, *events):
         self.events, self.failure, self.calls = list(events), "", []
         self.running = {}
@@ -111,6 +113,12 @@ class Order(SchedulerCase):
         self.assertEqual(sorted(self.run_it(supply, pool)), [(0, "ok"), (1, "failed"), (2, "failed"), (3, "ok")])
         self.assertEqual(pool.calls, ["start 0", "start 3"])
         self.assertEqual(sorted(supply.seen), [0, 1, 2, 3])
+
+
+    def test_dry_run_results_are_in_the_order_of_the_input(self):
+        results = clinvk.run_pool(FakeSupply(0, 1, bad(2), 3), jobs=3, dry_run=True)
+        self.assertEqual([(result.index, result.status) for result in results],
+                         [(0, "skipped"), (1, "skipped"), (2, "failed"), (3, "skipped")])
 
 
 class Limits(SchedulerCase):
