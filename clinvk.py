@@ -8433,8 +8433,8 @@ def _take_word(words: List[str], command: str, known: Container[str]) -> str:
     return word
 
 
-def _take_command(words: List[str]) -> str:
-    """Return the command and remove it; `clinvk TEXT` is `clinvk prompt TEXT`."""
+def _take_command(words: List[str], for_help: bool) -> str:
+    """Return the command and remove it; except for help `clinvk TEXT` is `clinvk prompt TEXT`."""
     known = actions_of("")
     word = words[0] if words else ""
     if word in known:
@@ -8444,9 +8444,8 @@ def _take_command(words: List[str]) -> str:
     word = _take_word(words, "prompt", known)
     if word in known:
         return word
-    if word in RESERVED or len(word.split()) == 1 and nearest(word, known):
-        problem = "unknown command %s%s" % (
-            quoted(word), RESERVED.get(word) or nearest(word, known))
+    if word in RESERVED or len(word.split()) == 1 and (for_help or nearest(word, known)):
+        problem = "unknown command " + quoted(word) + (RESERVED.get(word) or nearest(word, known))
     elif word.endswith((".json", ".jsonl")) and os.path.isfile(word):
         problem = "%s is a file; to run its tasks: clinvk parallel --file %s" % (
             quoted(word), shell_quoted(word))
@@ -8464,9 +8463,10 @@ def parse_command_line(arguments: Sequence[str]) -> argparse.Namespace:
         parser = build_parser("")
         parser.print_help(sys.stderr)
         parser.exit(EXIT_USAGE)
-    if words[:1] == ["help"]:
+    for_help = words[:1] == ["help"]
+    if for_help:
         words = words[1:2] + ["--help"]
-    command = _take_command(words)
+    command = _take_command(words, for_help)
     actions = [action for action in actions_of(command) if command]
     action = _take_word(words, command, actions) if actions else ""
     if action in actions:

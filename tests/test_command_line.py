@@ -91,7 +91,9 @@ class Usage(CommandLine):
     def test_usage_error_is_one_line_and_nothing_starts(self):
         one = self.one_task()
         table = [
-            (["help", "paralel"], ['unknown command "paralel" (did you mean "parallel"?)']), (["paralel"], ['"paralel"', "parallel"]), (["parallel", "extra"], ["extra"]),
+            (["help", "paralel"], ['unknown command "paralel" (did you mean "parallel"?)']), (["paralel"], ['"paralel"', "parallel"]),
+            (["help", "nothing"], ['unknown command "nothing"']), (["help", "help"], ['"help"']),
+            (["parallel", "extra"], ["extra"]),
             (["parallel", "-f", one, "extra"], ["extra"]), (["parallel", "--nonsense", "-f", one], ["--nonsense"]),
             (["parallel", "-f", one, "-x"], ["-x"]), (["parallel", "-f", one, "--json", "--jsonl"], ["--json", "--jsonl", "not allowed"]),
             (["parallel", "-f", one, "--jsonl", "-q", "--json"], ["--json", "--jsonl", "not allowed"]),
