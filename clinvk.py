@@ -619,7 +619,7 @@ def _secrets_in(variable: str, value: str) -> Iterator[str]:
                              or names[0].upper().endswith(("AUTHORIZATION", "COOKIE")))
             if is_secret:
                 secrets += [text] + text.split()[-1:]  # without the word Bearer
-    for scheme, user in re.findall(r"(\w*)://([^/\s?#]*)@", value) if "://" in value else ():
+    for scheme, user in re.findall(r"(?<!\w)(\w*)://([^/\s?#]*)@", value):
         name, colon, password = user.partition(":")
         secrets += [user, password] if colon else [name] * scheme.startswith("http")
     for text in secrets:
@@ -1608,7 +1608,9 @@ def _items(value: Any) -> Iterable[Tuple[Union[str, int], Any]]:
     """Return the keys or the positions in an object or a list, each with its value."""
     if isinstance(value, dict):
         return value.items()
-    return enumerate(value) if isinstance(value, list) else ()
+    if isinstance(value, list):
+        return enumerate(value)
+    return ()
 
 
 def _free_object(value: Any) -> Dict[str, Any]:
@@ -2022,7 +2024,10 @@ def model_variable(backend: str) -> str:
 
 def _or_nothing(check: Callable[[Any], Any], *nothing: str) -> Callable[[Any], Any]:
     """Return a check that takes an empty string, 0 and `nothing` for a setting that is not set."""
-    return lambda value: None if value in ("", 0, *nothing) and value is not False else check(value)
+    def check_if_set(value: Any) -> Any:
+        is_unset = value in ("", 0, *nothing) and value is not False
+        return None if is_unset else check(value)
+    return check_if_set
 
 
 def _color(value: Any) -> str:
@@ -3230,7 +3235,8 @@ def _gemini_failed(reply: Reply, error: Dict[str, Any], reason: str, exit_code: 
     by_exit = (status for status in _KIND_BY_STATUS if status % 256 == exit_code)
     status = inner.get("code") or next(by_exit, None) or error.get("code")
     kind = _GEMINI_EXIT_KINDS.get(exit_code) or error_kind(message, status)
-    reply = reply._replace(warnings=reply.warnings if error else ())
+    if not error:
+        reply = reply._replace(warnings=())
     return _failed(reply, message, kind, source=whole)
 
 
@@ -4553,7 +4559,7 @@ class WorkerState:
     """
 
     def __init__(self, run_id: str, directory: str,
-                 note: Callable[[int, int], None] = lambda index, group: None,
+                 note: Callable[[int, int], None] = do_nothing,
                  grace: float = GRACE_SECONDS, adopts: bool = False) -> None:
         from _thread import allocate_lock
         self.run_id, self.directory, self.note = run_id, directory, note
@@ -5908,7 +5914,7 @@ class Pool:
             self._events.put((pool, index))
 
     def _lost(self, index: int, why: str) -> Result:
-        """Return the result of a job whose worker does not answer: lost, or canceled with its run."""
+        """Return the result of a job whose worker does not answer: lost, or else canceled."""
         job, pool, since = self._in_flight[index]
         started = time.time() - (time.monotonic() - since)
         if not self._canceled:

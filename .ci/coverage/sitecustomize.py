@@ -1,9 +1,12 @@
-"""Notes which lines of clinvk.py run, in every Python process of a test run: put this directory on PYTHONPATH, and set MEASURED_FILE (the path
-of clinvk.py) and MEASURED_LINES (a file with as many zero bytes as there are lines).  From Python 3.13 up; others are not measured.
+"""Note which lines of clinvk.py run, in every Python process of a test run.
 
-Most of clinvk's processes do not end in order: the program leaves by os._exit, a worker by a signal in the middle of whatever it does.  So
-nothing is kept to be saved later.  The file is mapped into the memory of all of them, forked or not, and a line's byte is set when the line
-runs for the first time in a process.  After that the interpreter does not look at it again, so that the tests run as fast as ever.
+Put this directory on PYTHONPATH, and set MEASURED_FILE (the path of clinvk.py) and MEASURED_LINES
+(a file with as many zero bytes as there are lines).  From Python 3.13 on; others are not measured.
+
+Most processes of clinvk do not end in order: the program leaves by os._exit, a worker by a signal.
+So nothing is kept to be saved later.  All processes map the file into their memory, and set the
+byte of a line when the line runs for the first time.  After that the interpreter does not look at
+the line again, so that the tests are not slower.
 """
 import os
 import sys
