@@ -6182,6 +6182,7 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
         if control.level > 1:
             pool.kill()
         pool.close()
+        control.wake = supply.on_ready = do_nothing  # they would keep the files of the pool open
 
 
 # --- 11. Sinks ---------------------------------------------------------------

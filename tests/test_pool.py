@@ -800,6 +800,17 @@ class WithoutDescriptors(Pool):
                     self.assertEqual([line[1] for line in lines], [0])
                     self.assertIn("cannot start 2 workers", lines[0][0])
 
+    def test_pool_of_a_finished_run_is_not_kept_by_its_control(self):
+        for _, lines in self.each(START_METHODS, """
+            import gc
+            controls = [Control() for _ in range(3)]
+            for control in controls:
+                list(run_pool(echo("say a"), jobs=2, control=control, start_method=METHOD))
+                gc.collect()
+                say(len(os.listdir("/dev/fd")))
+            """):
+            self.assertEqual(lines[0], lines[2])
+
 
 class WithoutLocks(Pool):
     def test_where_worker_processes_cannot_be_had_tasks_run_in_threads_and_that_is_said_once(self):

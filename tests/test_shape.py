@@ -352,12 +352,12 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 133, "Types": 163, "Text and JSON": 411, "Platform": 784, "Configuration": 755,
-    "Backends": 1218, "Input": 866, "Plans": 202, "Worker": 614, "Pool": 857, "Scheduler": 183,
+    "Backends": 1218, "Input": 866, "Plans": 202, "Worker": 614, "Pool": 857, "Scheduler": 184,
     "Sinks": 496, "Summary": 163, "Sessions": 361, "Commands": 859, "Command line": 478}
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
 FUNCTIONS_OF_MANY_PARAMETERS = {}
-WIDE_LINES = 1
+WIDE_LINES = 0
 NESTED_CONDITIONALS = 0
 CONDITIONAL_EMPTY_LISTS = 1
 STORED_LAMBDAS = 0
