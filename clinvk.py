@@ -2264,8 +2264,8 @@ class Command(NamedTuple):
     argv: Tuple[str, ...]
     environment: Dict[str, str] = {}
     preset: Dict[str, str] = {}  # is set where the user's environment lacks the variable
-    files: Dict[str, str] = {}   # texts by name, which are written into SCRATCH
-    by_stdin: bool = True        # False: one of the files has the prompt
+    files: Dict[str, str] = {}   # texts by name, written into SCRATCH; "prompt" is the prompt
+    by_stdin: bool = True        # False: a file has the prompt, and stdin is empty
     problem: str = ""            # why the sandbox mode cannot be kept: the program is not started
 
 
@@ -2324,7 +2324,7 @@ class Capture:
     """The output of a program, in a file that stays open while the output is read."""
 
     def __init__(self, file: int) -> None:
-        self.lost: List[int] = []  # the damaged lines that may have held a part of the answer
+        self.lost_lines: List[int] = []  # the damaged lines that may have held a part of the answer
         self.damaged: List[int] = []  # the other damaged lines
         self.complete = False  # set by a reader: no part of the answer follows
         self._lines = Lines()
@@ -2401,14 +2401,14 @@ class Capture:
         yield from objects
         number = max(1, self._lines.number) + before
         if re.search(answer, around):
-            (self.damaged if self.complete else self.lost).append(number)
+            (self.damaged if self.complete else self.lost_lines).append(number)
         elif re.search(OBJECT_START, around) and is_marked(to_bytes(around)):
             self.damaged.append(number)
 
     def spare_damaged(self) -> None:
         """Report the lines that were lost until now as damaged: a later text replaces them."""
-        self.damaged += self.lost
-        self.lost.clear()
+        self.damaged += self.lost_lines
+        self.lost_lines.clear()
 
     def events(self, *marks: bytes, answer: str) -> Iterator[Dict[str, Any]]:
         """Yield the JSON objects in the lines that contain a mark, also those in a list.
@@ -2473,10 +2473,11 @@ class Backend(NamedTuple):
     command: Callable[[Job], Command]
     read: Callable[[Capture, str, int], Reply]  # of stdout, the end of stderr, the exit code
     honours: FrozenSet[str]  # optional fields of a task that have an effect; others cause a warning
-    refusals: Dict[Tuple[str, str], str] = {}  # of sandbox and approval modes that cannot be kept
+    # pairs of a sandbox and an approval mode that cannot be kept, each with the reason
+    impossible_modes: Dict[Tuple[str, str], str] = {}
     stop_signal: str = "SIGTERM"
-    limit: int = 0  # the largest prompt
-    limit_unit: str = "bytes"
+    max_prompt: int = 0  # the size of the largest prompt; 0: no limit
+    max_prompt_unit: str = "bytes"
     leftovers: Callable[[Job, Reply], List[str]] = _no_leftovers  # files of an unwanted session
     install: str = ""  # the command that installs the program
     cautions: Tuple[Tuple[str, str], ...] = ()  # words in `extra` and the warnings that they cause
@@ -2491,14 +2492,14 @@ class Backend(NamedTuple):
 def prompt_too_large(backend: Backend, *parts: Union[str, TextFile]) -> str:
     """Return why the program cannot take the whole prompt; "" if it can."""
     size = 0
-    if backend.limit_unit == "characters":
+    if backend.max_prompt_unit == "characters":
         size = sum(map(len, texts_of(parts)))
-    elif backend.limit:
+    elif backend.max_prompt:
         size = sum(len(to_bytes(part)) if isinstance(part, str) else len(part) for part in parts)
-    if size <= backend.limit:
+    if size <= backend.max_prompt:
         return ""
     return "the prompt has {:,} {}; {} takes {:,} at most".format(
-        size, backend.limit_unit, backend.name, backend.limit)
+        size, backend.max_prompt_unit, backend.name, backend.max_prompt)
 
 
 def refused_extra(backend: Backend, extra: Iterable[str]) -> str:
@@ -2763,9 +2764,9 @@ def with_damage(reply: Reply, capture: Capture, program: str, exit_code: int) ->
     warnings = reply.warnings
     if capture.damaged:
         warnings += (message(capture.damaged),)
-    if not capture.lost:
+    if not capture.lost_lines:
         return reply._replace(warnings=warnings)
-    lost = message(capture.lost) + "; a part of the answer may be missing"
+    lost = message(capture.lost_lines) + "; a part of the answer may be missing"
     if exit_code or reply.error_kind not in ("", "backend"):
         return reply._replace(warnings=warnings + (lost,))
     error = "; ".join(filter(None, (reply.error, lost)))
@@ -2877,7 +2878,7 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     error = error or _reason(stderr) or last
     kind = (_CLAUDE_ENDS.get(_string(result.get("terminal_reason"))) or _CLAUDE_ENDS.get(subtype)
             or error_kind(error, result.get("api_error_status")))
-    if result.get("stop_reason") == "refusal":
+    if result.get("stop_reason") == "refusal":  # the model does not answer
         kind = "invalid"
     return _with_claude_wait(_failed(reply._replace(output=output), error, kind), retry, limit)
 
@@ -3402,16 +3403,16 @@ def _read_text(stdout: Capture, stderr: str, exit_code: int) -> Reply:
 BACKENDS = {backend.name: backend for backend in (
     Backend("claude", _claude_command, _read_claude,
             frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")),
-            _UNCONFINED, limit=10 * 1000 * 1000, ours=("--output-format",),
+            _UNCONFINED, max_prompt=10 * 1000 * 1000, ours=("--output-format",),
             install="npm install -g @anthropic-ai/claude-code", resuming=("workdir",),
             saying=_claude_saying, text=_prompt_without_command),
     Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")),
-            _CODEX_REFUSALS, stop_signal="SIGINT", limit=1 << 20, limit_unit="characters",
+            _CODEX_REFUSALS, stop_signal="SIGINT", max_prompt=1 << 20, max_prompt_unit="characters",
             install="npm install -g @openai/codex", cautions=(("resume", CODEX_COUNTS),),
             resuming=("workdir",), saying=_codex_saying,
             helpers=("git", "git-remote-http")),  # these look for plugins as long as they may
     Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")),
-            _UNCONFINED, limit=8 << 20, leftovers=_gemini_leftovers,
+            _UNCONFINED, max_prompt=8 << 20, leftovers=_gemini_leftovers,
             install="npm install -g @google/gemini-cli",
             ours=("-o", "--output-format", "--outputFormat"),
             resuming=("system_prompt",), saying=_gemini_saying,
@@ -3613,7 +3614,7 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
               os.path.realpath(policy.root) if policy.root else "",
               literal=any(policy.ceiling) or bool(policy.root))
     backend = backend_of(job)
-    refused = backend.refusals.get((task.sandbox_mode, task.approval_mode))
+    refused = backend.impossible_modes.get((task.sandbox_mode, task.approval_mode))
     for field, problem in (("sandbox_mode", refused and "%s: %s" % (backend.name, refused)),
                            ("extra", refused_extra(backend, task.extra)),
                            ("prompt", prompt_too_large(backend, backend.text(job)))):
@@ -4490,7 +4491,7 @@ class Steps(Supply):
         problem = prompt_too_large(backend, *texts)
         if not beginning:
             problem = "the prompt is blank once its placeholders are replaced"
-        elif not problem and (backend.limit or all(isinstance(text, str) for text in texts)):
+        elif not problem and (backend.max_prompt or all(isinstance(text, str) for text in texts)):
             step = step._replace(task=step.task._replace(prompt="".join(texts_of(texts))))
             problem = prompt_too_large(backend, backend.text(step))
         elif not problem:
@@ -6835,7 +6836,7 @@ class Table:
 
 class ComparisonTable(Table):
     TITLES = ("BACKEND", "STATUS", "DURATION", "TOKENS", "COST", "MODEL")
-    WIDTHS = (12, 10, 10, 10, 10, 0)
+    WIDTHS = (12, 10, 10, 10, 10, 0)  # 0: the rest of the line, for the last column
 
     def cells(self, result: Result, status: str) -> List[str]:
         tokens, cost = (result.usage or {}).get("total_tokens"), result.cost_usd
@@ -8465,7 +8466,7 @@ def _take_command(words: List[str], for_help: bool) -> str:
 def parse_command_line(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options, with `command` and the other `words`; after `--` all are words."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    words, last_words = list(arguments[:end]), list(arguments[end + 1:])
+    words, after_dashes = list(arguments[:end]), list(arguments[end + 1:])
     if not arguments:
         parser = build_parser("")
         parser.print_help(sys.stderr)
@@ -8488,7 +8489,7 @@ def parse_command_line(arguments: Sequence[str]) -> argparse.Namespace:
         if _is_option(word):
             parser.error("unknown argument %s%s" % (word, _option_hint(command, word)))
         options.words.append(word)
-    options.words += last_words
+    options.words += after_dashes
     for word in options.words[COMMANDS[command].max_words:]:
         parser.error("unknown argument %s%s" % (word, COMMANDS[command].hint))
     return options

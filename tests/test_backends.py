@@ -101,7 +101,7 @@ class Commands(Environment):
         for backend, row in clinvk.BACKENDS.items():
             for sandbox in clinvk.SANDBOX_MODES:
                 for approval, words in zip(clinvk.APPROVAL_MODES, MODES[backend][sandbox]):
-                    refused = row.refusals.get((sandbox, approval), "")
+                    refused = row.impossible_modes.get((sandbox, approval), "")
                     if ": use " in words:
                         self.assertEqual(refused, words, (backend, sandbox, approval))
                     else:
@@ -1243,7 +1243,7 @@ class OwnCommands(CaptureCase):
                     expected = 'nothing keeps a command of your own in sandbox_mode "%s"; only "full" is possible' % sandbox
                 elif approval in ("auto", "always"):
                     expected = 'a command of your own knows no approval_mode "%s"; only "none" is possible' % approval
-                self.assertEqual(row.refusals.get((sandbox, approval), ""), expected)
+                self.assertEqual(row.impossible_modes.get((sandbox, approval), ""), expected)
 
     def test_own_text_exit_code_decides(self):
         self.assertEqual(self.read(b'{"error": "429"}', "noise\n"), clinvk.Reply(output=None))
@@ -1417,7 +1417,7 @@ class Captures(CaptureCase):
                              ("escape", lambda line: line[:place] + b"\\x" + line[place:])):
             with self.subTest(name):
                 capture, events = self.long_events(text, damage=damage)
-                self.assertEqual((capture.lost, events), ([1], []))
+                self.assertEqual((capture.lost_lines, events), ([1], []))
 
     def test_events_long_claude_answer_is_stored_and_error_is_cut(self):
         text = "answer " * 300000

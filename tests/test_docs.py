@@ -300,7 +300,7 @@ class ManPageTest(unittest.TestCase):
                     with self.subTest(backend=name, sandbox_mode=sandbox, approval_mode=approval):
                         said = next(row[2][0] for row in rows if {sandbox, "any"} & set(row[0]) and {approval, "any"} & set(row[1]))
                         argv = backend.command(clinvk.Job(0, clinvk.Task(name, "p", sandbox_mode=sandbox, approval_mode=approval))).argv
-                        if (sandbox, approval) in backend.refusals:
+                        if (sandbox, approval) in backend.impossible_modes:
                             does = "refused"
                         elif option[name] in argv:
                             does = argv[argv.index(option[name]) + 1]
@@ -316,7 +316,7 @@ class ManPageTest(unittest.TestCase):
                     with self.subTest(backend=name, sandbox_mode=sandbox, approval_mode=approval):
                         effect = [row[3] for row in rows if {sandbox, "any"} & set(row[0]) and {name, "all"} & set(row[2])
                                   and ({approval, "any"} & set(row[1]) or row[1] == ["any but always"] and approval != "always")]
-                        self.assertEqual(["refused"] in effect[:1], (sandbox, approval) in backend.refusals)
+                        self.assertEqual(["refused"] in effect[:1], (sandbox, approval) in backend.impossible_modes)
 
     def test_man_page_definitions_of_commands_are_valid(self):
         text = "\n".join(MAN.part("BACKENDS", "Commands of your own"))
@@ -342,7 +342,7 @@ class ManPageTest(unittest.TestCase):
         for name, backend in clinvk.BACKENDS.items():
             with self.subTest(backend=name):
                 text = "\n".join(MAN.body("BACKENDS", name, "The programs"))
-                size = "{:,} {}".format(backend.limit, backend.limit_unit) if backend.limit else "any size"
+                size = "{:,} {}".format(backend.max_prompt, backend.max_prompt_unit) if backend.max_prompt else "any size"
                 self.assertRegex(text, "(?m)^The prompt may have %s[.,;]" % size)
                 self.assertEqual("It is stopped with " + backend.stop_signal in text, backend.stop_signal != "SIGTERM")
 
