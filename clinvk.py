@@ -8380,13 +8380,17 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
             """Print the message without the usage."""
-            Output(2).text("%s: error: %s\nTry `%s --help`.\n" % (
-                self.prog, message, self.prog))
+            Output(2).text("{0}: error: {1}\nTry `{0} --help`.\n".format(self.prog, message))
             raise SystemExit(EXIT_USAGE)
 
         def print_help(self, file: Any = None) -> None:
             """Raise OutputError where the help cannot be written; argparse ignores that."""
             Output(2 if file else 1).text(self.format_help())
+
+        def _parse_optional(self, arg_string: str) -> Any:
+            flag = self._option_string_actions.get(arg_string[:2])  # "-c is meant" is a prompt
+            is_text = " " in (arg_string if flag and flag.nargs == 0 else arg_string[2:3])
+            return None if row.max_words and is_text else super()._parse_optional(arg_string)
 
     row, name = COMMANDS[command], ("clinvk " + command).strip()
     actions = ["\n  %-10s%s" % (action, COMMANDS[(command + " " + action).strip()].summary)
@@ -8468,9 +8472,8 @@ def parse_command_line(arguments: Sequence[str]) -> argparse.Namespace:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     words, after_dashes = list(arguments[:end]), list(arguments[end + 1:])
     if not arguments:
-        parser = build_parser("")
-        parser.print_help(sys.stderr)
-        parser.exit(EXIT_USAGE)
+        build_parser("").print_help(sys.stderr)
+        build_parser("").exit(EXIT_USAGE)
     for_help = words[:1] == ["help"]
     if for_help:
         words = words[1:2] + ["--help"]
@@ -8484,12 +8487,9 @@ def parse_command_line(arguments: Sequence[str]) -> argparse.Namespace:
     if actions and action not in actions:
         parser.error("expected an action (%s), got %s" % (
             ", ".join(actions), quoted(action) if action else "none"))
-    options.command, options.words = command, []
-    for word in unparsed:
-        if _is_option(word):
-            parser.error("unknown argument %s%s" % (word, _option_hint(command, word)))
-        options.words.append(word)
-    options.words += after_dashes
+    for word in filter(_is_option, unparsed):
+        parser.error("unknown argument %s%s" % (word, _option_hint(command, word)))
+    options.command, options.words = command, unparsed + after_dashes
     for word in options.words[COMMANDS[command].max_words:]:
         parser.error("unknown argument %s%s" % (word, COMMANDS[command].hint))
     return options

@@ -172,6 +172,11 @@ class Output(PromptCase):
             with self.subTest(backend=backend):
                 self.assertEqual(self.ask("-b", backend, "say x\nsay 审查"), "x\n审查\n")
 
+    def test_prompt_of_several_words_that_begins_like_an_option_is_asked(self):
+        for prompt in ("-c is an option", "-m is one, too", "-hi there", "- x", "-x y"):
+            with self.subTest(prompt=prompt):
+                self.assertEqual(self.clinvk("--dry-run", "-b", "codex", prompt, "-m", "a b").stdout.rpartition(b" <<< ")[2].decode(), "'%s'\n" % prompt)
+
     def test_prompt_dash_reads_stdin(self):
         self.assertEqual(self.ask("-", input=b"rest\na\nb"), "a\nb\n")
         self.assertEqual(self.ask("-b", "claude", "-", input=b"prompt-size\nsay x\n"), "18\nx\n")
