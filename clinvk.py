@@ -5870,6 +5870,7 @@ class Pool:
         now = time.monotonic()
         dead_slots = pool.dead_slots()
         if self.method == "spawn" and not self._canceled and pool.has_failed():
+            self._in_flight.clear()  # no worker will answer, so `close` need not wait
             raise UserError(UNGUARDED)
         for slot, pid, index, group in dead_slots:
             if group:
