@@ -1305,13 +1305,14 @@ def make_private_directory() -> str:
 def renew_directory(path: str) -> None:
     """Make a private directory again, or its mode, where a task changed that.  Raises OSError."""
     try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
         status = os.lstat(path)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-            raise
-        if status.st_mode & 0o777 != 0o700:
-            os.chmod(path, 0o700)
+    except FileNotFoundError:
+        os.mkdir(path, 0o700)
+        return
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    if status.st_mode & 0o777 != 0o700:
+        os.chmod(path, 0o700)
 
 
 def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False,
@@ -2382,11 +2383,12 @@ class Capture:
 
     def text_of(self, text: str) -> Iterator[str]:
         """Yield a text from a line in pieces, with the strings in the place of their names."""
-        for number, part in enumerate(re.split("%s:([0-9]+):" % self._name, text)):
-            if number % 2:
-                yield from (piece for piece, _ in string_pieces(self.file, int(part), self._size))
-            else:
-                yield part
+        before, *parts = text.split(self._name)  # each part begins with `:OFFSET:`
+        yield before
+        for part in parts:
+            _, offset, after = part.split(":", 2)
+            yield from (piece for piece, _ in string_pieces(self.file, int(offset), self._size))
+            yield after
 
     def values(self, line: bytes, answer: str, is_marked: Callable[[bytes], Any]) -> Iterator[Any]:
         """Yield the JSON value in a line, or the objects in it that other text surrounds.
@@ -3375,6 +3377,7 @@ def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code
     return reply
 
 
+@functools.lru_cache(maxsize=100)
 def custom_backend(name: str, definition: Definition) -> Backend:
     """Return the row of a command that the user defined."""
     def saying(line: bytes) -> _Saying:
