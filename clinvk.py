@@ -764,10 +764,10 @@ def is_same(file: int, path: str) -> bool:
         return False
 
 
-def deleted_directory() -> str:
-    """Return the message that the current directory was deleted; "" where it was not."""
+def deleted_directory(path: str = "") -> str:
+    """Return the message that the current directory was deleted; "" where `path` needs none."""
     try:
-        os.getcwd()
+        os.path.abspath(path)
         return ""
     except FileNotFoundError:
         return "the current directory does not exist any more"
@@ -2664,7 +2664,7 @@ def _failed(reply: Reply, error: str, kind: str = "", source: str = "") -> Reply
 
 
 def _count(value: Any) -> int:
-    """Return a number of tokens or turns; 0 for everything else."""
+    """Return a number of tokens or turns; 0 for any other value."""
     return value if type(value) is int and 0 < value < 1 << 53 else 0
 
 
@@ -2702,7 +2702,7 @@ def _mapping(value: Any) -> Dict[str, Any]:
 
 
 def _listed(value: Any) -> Iterator[Any]:
-    """Yield the items of a list, and nothing for everything else."""
+    """Yield the items of a list, and nothing for any other value."""
     if isinstance(value, list):
         yield from value
 
@@ -3229,7 +3229,7 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
 def _gemini_failed(reply: Reply, error: Dict[str, Any], reason: str, exit_code: int) -> Reply:
     """Return the reply of a run that failed with this error object, or for another reason."""
     whole = _string(error.get("message")) or reason
-    # gemini adds its own advice on quotas for every status 429
+    # gemini adds its own advice on quotas to each status 429
     message = whole.partition("\nPlease wait and try again later.")[0]
     # The message can contain the JSON that the API sent.
     block = _parsed(to_bytes(message[message.find("{"):message.rfind("}") + 1]))
@@ -3750,7 +3750,7 @@ _REPAIRS = (
 
 
 def _repair(data: Union[bytes, bytearray], message: str, before: str, text: str) -> str:
-    """Return how to repair JSON that cannot go on with `text` after `before`; else ""."""
+    """Return how to repair JSON in which `text` is wrong after `before`; else ""."""
     for start, encoding in _ENCODINGS:
         if re.match(start, data, re.S):
             return ": the input is %s; `iconv -f %s -t UTF-8` makes it UTF-8" % (encoding, encoding)
@@ -4280,8 +4280,8 @@ def _check_policy(policy: TaskPolicy) -> None:
         if backend and not policy.allow_commands and backend not in {
                 *BACKENDS, *policy.definitions}:
             raise UserError("%s: %s" % (source, unknown_backend(backend, policy.definitions)))
-    if policy.root and not os.path.isabs(policy.root) and deleted_directory():
-        raise UserError("--root: " + deleted_directory())
+    if policy.root and deleted_directory(policy.root):
+        raise UserError("--root: " + deleted_directory(policy.root))
     if policy.root and not os.path.isdir(policy.root):
         raise UserError("--root: %s is not a directory" % policy.root)
 
@@ -4317,8 +4317,8 @@ def single_job(prompt: str, policy: TaskPolicy) -> Job:
         job = _job({"prompt": prompt}, {}, policy)._replace(index=0)
     except InvalidValue as error:
         raise UserError(str(error)) from None
-    if not os.path.isabs(job.task.workdir) and deleted_directory():
-        raise UserError(deleted_directory())
+    if deleted_directory(job.task.workdir):
+        raise UserError(deleted_directory(job.task.workdir))
     return job
 
 
@@ -4848,14 +4848,11 @@ class _Gate:
 # - one job -
 
 
-def _has_directory(job: Job) -> bool:
-    return os.path.isabs(job.task.workdir) or not deleted_directory()
-
-
 def planned(job: Job) -> Result:
     """Return the result of a job that is not to be run: its command line."""
-    if not _has_directory(job):
-        return unfinished(job, "failed", deleted_directory(), "invalid", exit_code=1)
+    problem = deleted_directory(job.task.workdir)
+    if problem:
+        return unfinished(job, "failed", problem, "invalid", exit_code=1)
     return unfinished(job, "skipped", "", "", exit_code=0)._replace(answer=command_line(job))
 
 
@@ -4864,7 +4861,7 @@ def run_job(job: Job, state: Optional[WorkerState] = None) -> Result:
 
     Without a state, make one, and leave nothing running and no file behind.
     """
-    if job.task.dry_run or not _has_directory(job):
+    if job.task.dry_run or deleted_directory(job.task.workdir):
         return planned(job)
     if state is None:
         return _run_alone(job)
@@ -5000,8 +4997,7 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
             else:
                 write_all(files[0], to_bytes(backend.text(job)))
                 os.lseek(files[0], 0, os.SEEK_SET)
-    environment = _environment(job, state, scratch, workdir)
-    environment = dict(command.preset, **environment)
+    environment = dict(command.preset, **_environment(job, state, scratch, workdir))
     for name, value in command.environment.items():
         environment[name] = value.replace(SCRATCH, scratch)
     argv = tuple(word.replace(SCRATCH, scratch) for word in command.argv)
@@ -5507,7 +5503,7 @@ def _process_pool_type() -> Any:
         def _get_sentinels(self) -> List[Any]:
             """Return what wakes the thread that replaces workers.
 
-            Pool also wakes it for every result, which another thread reads, and the thread then
+            Pool also wakes it for each result, which another thread reads, and the thread then
             spins until that is done: a third of the parent's time.
             """
             return [self._change_notifier._reader]  # type: ignore[attr-defined]
@@ -7307,7 +7303,7 @@ class _Stop:
             self._control.cancel()
             return
         self._control.kill()
-        # A write may block for ever when the reader does not read.  A third signal does not wait.
+        # A write may block without end if the reader does not read.  A third signal does not wait.
         writing_seconds = max(output.writing_for() for output
                               in (self._console.stdout, self._console.stderr))
         if writing_seconds > (BLOCKED_SECONDS if self._count == 2 else 0.0):

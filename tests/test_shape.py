@@ -352,7 +352,7 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 133, "Types": 163, "Text and JSON": 411, "Platform": 785, "Configuration": 755,
-    "Backends": 1221, "Input": 866, "Plans": 202, "Worker": 614, "Pool": 858, "Scheduler": 184,
+    "Backends": 1221, "Input": 866, "Plans": 202, "Worker": 610, "Pool": 858, "Scheduler": 184,
     "Sinks": 496, "Summary": 163, "Sessions": 361, "Commands": 859, "Command line": 478}
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
