@@ -139,8 +139,9 @@ FAILED_STATUSES = ("failed", "timeout", "lost")  # that count as failed
 
 # Assigned by error_kind, the readers of the backends, _judge, _not_started and Pool.
 ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid",
-               "context_length", "max_turns", "budget", "timeout", "signal", "not_found",
-               "no_output", "damaged_output", "backend", "worker_lost", "canceled")
+               "context_length", "max_turns", "budget", "timeout", "stalled", "signal",
+               "not_found", "no_output", "max_output", "damaged_output", "backend", "worker_lost",
+               "canceled")
 
 # The exit statuses of clinvk.  A test compares them with EXIT STATUS in the man page.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION = 0, 1, 2, 3, 4
@@ -230,7 +231,9 @@ class Job(NamedTuple):
     `parts` are those of a prompt that is too large for memory, and `task.prompt` is then its
     beginning; a worker gets one part.  `keep`: the backend keeps its session.  `resume` is a
     session of the backend to continue.  `follow`: the output can be read while it is written
-    (followed_path).
+    (followed_path).  `attempt` counts the starts of the task, from 1.  `retried`: clinvk starts the
+    task again after a transient failure, so the program should not retry by itself.  `budget_usd`
+    is the most that the program may spend; 0: no limit.
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -242,6 +245,9 @@ class Job(NamedTuple):
     keep: bool = False
     resume: str = ""
     follow: bool = False
+    attempt: int = 1
+    retried: bool = False
+    budget_usd: float = 0.0
 
 
 class Result(NamedTuple):
@@ -252,7 +258,9 @@ class Result(NamedTuple):
     for a task that was canceled or lost.  Times are seconds since the epoch.  `answer` is a
     TextFile where it is large: iterate over it, or read `output`, which joins it in memory.
     `attempts`: 0 where nothing was started, else 1; clinvk does not retry.
-    `usage_is_cumulative`: `usage` is that of all runs of its session.
+    `usage_is_cumulative`: `usage` is that of all runs of its session.  `limits` are those of the
+    account, by name, as the backend states them.  `acted`: a tool of the backend ran, or may have
+    run where that cannot be known.
     """
 
     index: int  # type: ignore[assignment]
@@ -274,6 +282,8 @@ class Result(NamedTuple):
     end_time: float = 0.0
     task: Optional[Task] = None  # None where the input holds no task; not sent back by a worker
     usage_is_cumulative: bool = False
+    limits: Optional[Dict[str, Dict[str, Any]]] = None
+    acted: bool = False
 
     @property
     def output(self) -> str:
@@ -6273,8 +6283,9 @@ def result_fields(result: Result) -> Dict[str, Any]:
         exit_code=result.exit_code, output="", error=result.error, error_kind=result.error_kind,
         retry_after_seconds=result.retry_after_seconds, warnings=result.warnings,
         session_id=result.session_id, usage=result.usage, cost_usd=result.cost_usd,
-        num_turns=result.num_turns, attempts=result.attempts, start_time=utc(result.start_time),
-        end_time=utc(result.end_time), duration_seconds=round(result.duration_seconds, 3))
+        num_turns=result.num_turns, limits=result.limits, attempts=result.attempts,
+        start_time=utc(result.start_time), end_time=utc(result.end_time),
+        duration_seconds=round(result.duration_seconds, 3))
     return {name: value for name, value in fields.items()
             if value or value == 0 or name in ("backend", "output")}
 

@@ -32,14 +32,14 @@ from support import (COMPILED, PATIENCE, PROGRAM, PROGRAMS, Case, clinvk, instal
                      write_program)
 
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
-ERROR_KINDS = ("rate_limit quota overloaded network auth permission invalid context_length max_turns budget timeout signal not_found "
-               "no_output backend worker_lost canceled").split()
+ERROR_KINDS = ("rate_limit quota overloaded network auth permission invalid context_length max_turns budget timeout stalled signal "
+               "not_found no_output max_output backend worker_lost canceled").split()
 USAGE = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens", "total_tokens", "cache_write_input_tokens")
 REQUIRED = {"index": int, "backend": str, "status": str, "exit_code": int, "output": str, "attempts": int, "start_time": str,
             "end_time": str, "duration_seconds": (int, float)}
 OPTIONAL = {"task_id": str, "task_name": str, "tags": list, "meta": dict, "model": str, "error": str, "error_kind": str,
             "retry_after_seconds": (int, float), "warnings": list, "session_id": str, "usage": dict, "cost_usd": (int, float),
-            "num_turns": int}
+            "num_turns": int, "limits": dict}
 TOTALS = {"total_tasks": int, "completed": int, "failed": int, "canceled": int, "skipped": int,
           "total_duration_seconds": (int, float), "start_time": str, "end_time": str, "results": list}
 INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
