@@ -31,11 +31,12 @@ Data flows down the file: a section uses only what stands above it.
      8. Worker         execute: one process; run_job: one Job to its Result
      9. Pool           jobs in, exactly one Result for each out
     10. Scheduler      which job is next, and when a run ends; run_pool
-    11. Sinks          text, JSON Lines, JSON, directory, progress
-    12. Summary        the ordered table, the totals, the verdict
-    13. Sessions       conversations that can be resumed, a file each
-    14. Commands       options -> jobs -> scheduler -> sinks -> verdict
-    15. Command line   the table of options, build_parser, main
+    11. Journal        results as JSON; the results file, from which a run continues
+    12. Sinks          text, JSON Lines, JSON, directory, progress
+    13. Summary        the ordered table, the totals, the verdict
+    14. Sessions       conversations that can be resumed, a file each
+    15. Commands       options -> jobs -> scheduler -> sinks -> verdict
+    16. Command line   the table of options, build_parser, main
 
 What holds everywhere:
 
@@ -1587,6 +1588,40 @@ def _seconds(value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < float("inf"):
         raise expected("seconds above 0 or a duration such as \"15m\"", value)
     return min(float(value), MAX_SECONDS)
+
+
+# Larger values are damage: they could not be added, printed or written.
+MAX_COUNT, MAX_DOLLARS = 1 << 60, 1e15
+MAX_TIME = 253370764800.0  # the end of the year 9998, with room for any time zone
+
+
+def _token_count(value: Any) -> int:
+    if _whole_number(value, 0) >= MAX_COUNT:
+        raise expected("a whole number below %d" % MAX_COUNT, value)
+    return int(value)
+
+
+def _token_counts(value: Any) -> Dict[str, int]:
+    return {name: _token_count(number) for name, number in _free_object(value).items()}
+
+
+def _amount(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < MAX_DOLLARS:
+        raise expected("an amount", value)
+    return float(value)
+
+
+def parse_utc(value: Any) -> float:
+    """Return the seconds since the epoch of a time as utc() writes it.  Raises ValueError."""
+    text = _known_string(value)
+    try:
+        whole = calendar.timegm(time.strptime(text[:-5], "%Y-%m-%dT%H:%M:%S"))
+        seconds = whole + int(text[-4:-1]) / 1000
+        if 0 <= seconds < MAX_TIME and utc(seconds) == text:
+            return seconds
+    except ValueError:
+        pass
+    raise expected("a time such as 2025-01-31T12:00:00.000Z", value)
 
 
 def _one_of(words: Iterable[str], what: str) -> Callable[[Any], str]:
@@ -6196,13 +6231,73 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
         control.wake = supply.on_ready = do_nothing  # they would keep the files of the pool open
 
 
-# --- 11. Sinks ---------------------------------------------------------------
+# --- 11. Journal -------------------------------------------------------------
+
+ONE_WRITE_BYTES = 1 << 20  # a line up to this size is one write; a longer one is not kept in memory
+
+
+def in_one_write(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join pieces up to ONE_WRITE_BYTES."""
+    joined = bytearray()
+    for piece in pieces:
+        joined += piece
+        if len(joined) > ONE_WRITE_BYTES:
+            yield bytes(joined)
+            joined.clear()
+    if joined:
+        yield bytes(joined)
+
+
+def result_fields(result: Result) -> Dict[str, Any]:
+    """Return the JSON fields of a result; empty ones are left out.  `output` is a placeholder."""
+    task = result.task
+    fields: Dict[str, Any] = {"index": result.index}
+    if task:
+        fields.update(task_id=task.id, task_name=task.name, tags=task.tags, meta=task.meta)
+    fields.update(
+        backend=result.backend, model=result.model, status=result.status,
+        exit_code=result.exit_code, output="", error=result.error, error_kind=result.error_kind,
+        retry_after_seconds=result.retry_after_seconds, warnings=result.warnings,
+        session_id=result.session_id, usage=result.usage, cost_usd=result.cost_usd,
+        num_turns=result.num_turns, limits=result.limits, attempts=result.attempts,
+        start_time=utc(result.start_time), end_time=utc(result.end_time),
+        duration_seconds=round(result.duration_seconds, 3))
+    return {name: value for name, value in fields.items()
+            if value or value == 0 or name in ("backend", "output")}
+
+
+def task_label(task: Optional[Task], otherwise: str = "") -> str:
+    """Return what the table and the results file show for a task, or for input that is none."""
+    return one_line((task and (task.name or task.prompt)) or otherwise)[:400]
+
+
+def encoded(result: Result, fields_of: _Fields = result_fields) -> Iterator[bytes]:
+    """Yield a result as one JSON object, in pieces of bounded size."""
+    fields = fields_of(result)
+    names = list(fields)
+    start, end = names.index("backend"), names.index("output")
+    # The user's own words, which come before the backend, are given back exactly.
+    yield dumps({name: fields[name] for name in names[:start]}, exact=True)[:-1] + b","
+    if isinstance(result.answer, str):
+        fields["output"] = result.answer
+        yield dumps({name: fields[name] for name in names[start:]})[1:]
+        return
+    yield dumps({name: fields[name] for name in names[start:end]})[1:-1] + b',"output":"'
+    for chunk in result.answer:
+        yield dumps(chunk)[1:-1]
+    yield b'",' + dumps({name: fields[name] for name in names[end + 1:]})[1:]
+
+
+def never_started(result: Result) -> bool:
+    return result.status == "canceled" and not result.attempts
+
+
+# --- 12. Sinks ---------------------------------------------------------------
 #
 # A sink takes one Result at a time, in the order in which tasks end: `write(result)`.  Nothing else
 # in the program writes results.  A sink raises OutputError when it cannot write.
 
 MAX_NAME_COLUMNS = 60  # of the name before an answer
-ONE_WRITE_BYTES = 1 << 20  # a line up to this size is one write; a longer one is not kept in memory
 
 
 class Output:
@@ -6250,18 +6345,6 @@ class Output:
         self.write(in_one_write(pieces))
 
 
-def in_one_write(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Join pieces up to ONE_WRITE_BYTES."""
-    joined = bytearray()
-    for piece in pieces:
-        joined += piece
-        if len(joined) > ONE_WRITE_BYTES:
-            yield bytes(joined)
-            joined.clear()
-    if joined:
-        yield bytes(joined)
-
-
 def redacted(result: Result) -> Result:
     """Return a result without secrets in its error and warnings.  The answer stays as it is.
 
@@ -6270,41 +6353,6 @@ def redacted(result: Result) -> Result:
     """
     return result._replace(error=without_secrets(result.error),
                            warnings=tuple(map(without_secrets, result.warnings)))
-
-
-def result_fields(result: Result) -> Dict[str, Any]:
-    """Return the JSON fields of a result; empty ones are left out.  `output` is a placeholder."""
-    task = result.task
-    fields: Dict[str, Any] = {"index": result.index}
-    if task:
-        fields.update(task_id=task.id, task_name=task.name, tags=task.tags, meta=task.meta)
-    fields.update(
-        backend=result.backend, model=result.model, status=result.status,
-        exit_code=result.exit_code, output="", error=result.error, error_kind=result.error_kind,
-        retry_after_seconds=result.retry_after_seconds, warnings=result.warnings,
-        session_id=result.session_id, usage=result.usage, cost_usd=result.cost_usd,
-        num_turns=result.num_turns, limits=result.limits, attempts=result.attempts,
-        start_time=utc(result.start_time), end_time=utc(result.end_time),
-        duration_seconds=round(result.duration_seconds, 3))
-    return {name: value for name, value in fields.items()
-            if value or value == 0 or name in ("backend", "output")}
-
-
-def encoded(result: Result, fields_of: _Fields = result_fields) -> Iterator[bytes]:
-    """Yield a result as one JSON object, in pieces of bounded size."""
-    fields = fields_of(result)
-    names = list(fields)
-    start, end = names.index("backend"), names.index("output")
-    # The user's own words, which come before the backend, are given back exactly.
-    yield dumps({name: fields[name] for name in names[:start]}, exact=True)[:-1] + b","
-    if isinstance(result.answer, str):
-        fields["output"] = result.answer
-        yield dumps({name: fields[name] for name in names[start:]})[1:]
-        return
-    yield dumps({name: fields[name] for name in names[start:end]})[1:-1] + b',"output":"'
-    for chunk in result.answer:
-        yield dumps(chunk)[1:-1]
-    yield b'",' + dumps({name: fields[name] for name in names[end + 1:]})[1:]
 
 
 class Spool:
@@ -6377,10 +6425,6 @@ class Report:
             yield from record
             separator = b",\n"
         yield b"\n]}\n"
-
-
-def never_started(result: Result) -> bool:
-    return result.status == "canceled" and not result.attempts
 
 
 class Text:
@@ -6693,7 +6737,7 @@ class Progress:
                                             clock(time.monotonic() - self._began))
 
 
-# --- 12. Summary -------------------------------------------------------------
+# --- 13. Summary -------------------------------------------------------------
 
 MAX_REASONS = 20  # distinct errors that are listed
 MAX_NOTE = 2000  # characters of an error or a warning in the table
@@ -6802,10 +6846,8 @@ class Table:
 
     def cells(self, result: Result, status: str) -> List[str]:
         """Return the text in each column."""
-        task = result.task
-        label = one_line((task and (task.name or task.prompt)) or result.error)
         return [str(result.index + 1), result.backend, status, "%.2fs" % result.duration_seconds,
-                label[:400]]
+                task_label(result.task, result.error)]
 
     def write(self, result: Result) -> None:
         if never_started(result):
@@ -6856,7 +6898,7 @@ class ComparisonTable(Table):
                 one_line(result.model)]
 
 
-# --- 13. Sessions ------------------------------------------------------------
+# --- 14. Sessions ------------------------------------------------------------
 #
 # A session is a JSON file of its own, ID.json.  A file appears whole, by a rename, so that readers
 # need no lock.  A process that runs a prompt in a session, or deletes a session, holds its lock:
@@ -6896,45 +6938,11 @@ class Session(NamedTuple):
     error: str = ""  # of the last run
 
 
-# Larger values are damage: they could not be added, printed or written.
-MAX_COUNT, MAX_DOLLARS = 1 << 60, 1e15
-MAX_TIME = 253370764800.0  # the end of the year 9998, with room for any time zone
-
-
-def _token_count(value: Any) -> int:
-    if _whole_number(value, 0) >= MAX_COUNT:
-        raise expected("a whole number below %d" % MAX_COUNT, value)
-    return int(value)
-
-
-def _token_counts(value: Any) -> Dict[str, int]:
-    return {name: _token_count(number) for name, number in _free_object(value).items()}
-
-
-def _cost(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value < MAX_DOLLARS:
-        raise expected("an amount", value)
-    return float(value)
-
-
-def parse_utc(value: Any) -> float:
-    """Return the seconds since the epoch of a time as utc() writes it.  Raises ValueError."""
-    text = _known_string(value)
-    try:
-        whole = calendar.timegm(time.strptime(text[:-5], "%Y-%m-%dT%H:%M:%S"))
-        seconds = whole + int(text[-4:-1]) / 1000
-        if 0 <= seconds < MAX_TIME and utc(seconds) == text:
-            return seconds
-    except ValueError:
-        pass
-    raise expected("a time such as 2025-01-31T12:00:00.000Z", value)
-
-
 SESSION_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "id": _known_string, "backend": _known_string, "created_at": parse_utc, "last_used": parse_utc,
     "working_dir": _known_string, "backend_session_id": _known_string, "model": _known_string,
     "initial_prompt": _known_string, "status": _known_string, "turn_count": _token_count,
-    "token_usage": _token_counts, "cumulative_usage": _token_counts, "cost_usd": _cost,
+    "token_usage": _token_counts, "cumulative_usage": _token_counts, "cost_usd": _amount,
     "tags": _list_of(_known_string), "error": _known_string,
 }
 REQUIRED_SESSION_FIELDS = Session._fields[:5]
@@ -7217,7 +7225,7 @@ class SessionStore:
         return [name[:ID_DIGITS] for name in self._names() if name[ID_DIGITS:] == ".json"]
 
 
-# --- 14. Commands ------------------------------------------------------------
+# --- 15. Commands ------------------------------------------------------------
 
 
 class Settings(NamedTuple):
@@ -8076,7 +8084,7 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
     }
 
 
-# --- 15. Command line --------------------------------------------------------
+# --- 16. Command line --------------------------------------------------------
 
 
 def _argument_type(check: Callable[[Any], Any], number: bool) -> Callable[[str], Any]:
