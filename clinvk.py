@@ -282,6 +282,7 @@ class Result(NamedTuple):
     start_time: float = 0.0
     end_time: float = 0.0
     task: Optional[Task] = None  # None where the input holds no task; not sent back by a worker
+    resumed: bool = False  # an earlier run got it, and the results file kept it
     usage_is_cumulative: bool = False
     limits: Optional[Dict[str, Dict[str, Any]]] = None
     acted: bool = False
@@ -755,10 +756,11 @@ def open_directory(path: str, way: int = getattr(os, "O_PATH", os.O_RDONLY)) -> 
         return OpenDirectory(file, os.path.realpath(path))
 
 
-def lock_directory(file: int) -> bool:
-    """Lock an open directory until it is closed; return False where another process has the lock.
+def lock_file(file: int) -> bool:
+    """Lock an open file or directory; return False where another process has the lock.
 
-    On a file system without locks, return True.
+    The lock lasts until this process and its forks have closed the file.  On a file system without
+    locks, return True.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -1086,6 +1088,15 @@ def write_pieces(file: int, pieces: Iterable[Union[bytes, bytearray]]) -> int:
 def write_all(file: int, data: Union[bytes, bytearray]) -> None:
     """Write all of `data`, as write_pieces does."""
     write_pieces(file, (data,))
+
+
+def put_on_disk(file: int) -> None:
+    """Wait until the content of a file would survive a crash of the machine.  Raises OSError."""
+    getattr(os, "fdatasync", os.fsync)(file)  # macOS has no fdatasync
+
+
+def host_name() -> str:
+    return os.uname().nodename
 
 
 def _is_regular(file: int) -> bool:
@@ -2367,47 +2378,53 @@ def string_pieces(file: int, start: int, size: int) -> Iterator[Tuple[str, int]]
 
 
 class Capture:
-    """The output of a program, in a file that stays open while the output is read."""
+    """The output of a program, in a file that stays open while the output is read.
 
-    def __init__(self, file: int) -> None:
+    `start` and `end` are those of a part of the file, and of lines in it.
+    """
+
+    def __init__(self, file: int, start: int = 0, end: Optional[int] = None) -> None:
         self.lost_lines: List[int] = []  # the damaged lines that may have held a part of the answer
         self.damaged: List[int] = []  # the other damaged lines
         self.complete = False  # set by a reader: no part of the answer follows
         self._lines = Lines()
         self._name = os.urandom(8).hex()  # begins the names of strings; no program can guess it
-        self.file = file
-        self._size = os.fstat(file).st_size  # a process that was left behind may write more
+        self.file, self._start = file, start
+        # a process that was left behind may write more
+        self._end = os.fstat(file).st_size if end is None else end
 
     def __len__(self) -> int:
-        return self._size
+        return self._end - self._start
 
     def pieces(self) -> Iterator[bytes]:
-        return file_chunks(self.file, 0, self._size)
+        return file_chunks(self.file, self._start, self._end)
 
     def read(self, start: int = 0, end: Optional[int] = None) -> bytes:
-        end = self._size if end is None else min(end, self._size)
+        """Return the bytes of the file from `start` on; never more than the part."""
+        start = max(start, self._start)
+        end = self._end if end is None else min(end, self._end)
         return b"".join(file_chunks(self.file, start, end))
 
     def lines(self, is_marked: Optional[Callable[[bytes], Any]] = None) -> Iterator[bytes]:
         """Yield the lines.  In marked lines names replace long strings (text_of)."""
         lines = self._lines = Lines()
-        for piece in self._short_pieces(is_marked) if is_marked else self.pieces():
+        for piece in self.short_pieces(is_marked) if is_marked else self.pieces():
             yield from lines.feed(piece)
         yield from lines.rest()
 
-    def _short_pieces(self, is_marked: Callable[[bytes], Any]) -> Iterator[bytes]:
+    def short_pieces(self, is_marked: Callable[[bytes], Any]) -> Iterator[bytes]:
         """Yield the output with names for the ends of strings that make a marked line long."""
         outside = re.compile(rb'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*', re.S)
         # a place that is not inside of a character, an escape or a surrogate pair
         undivided = re.compile(rb'[^"\\]{12}(?=[^"\\\x80-\xbf])'
                                rb'|(?<=[^\\])\\(?:[^u]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})')
-        offset = begin = 0  # begin: a place in the line that is not inside a string
-        while offset < self._size:
+        offset = begin = self._start  # begin: a place in the line that is not inside a string
+        while offset < self._end:
             piece = self.read(offset, offset + CHUNK)
             yield piece
             if b"\n" in piece:
                 begin = offset + piece.rfind(b"\n") + 1
-            offset = offset + len(piece) if piece else self._size
+            offset = offset + len(piece) if piece else self._end
             if offset - begin < LONG_LINE:
                 continue
             line = self.read(begin, offset + CHUNK).partition(b"\n")[0]
@@ -2416,10 +2433,10 @@ class Capture:
             if closed >= offset:
                 begin = closed
                 continue
-            start = begin + place.end() if place and is_marked(line) else self._size
-            begin = self._size  # unless there is a string to leave out, the line is read as it is
+            start = begin + place.end() if place and is_marked(line) else self._end
+            begin = self._end  # unless there is a string to leave out, the line is read as it is
             with contextlib.suppress(ValueError):
-                end = start + sum(size for _, size in string_pieces(self.file, start, self._size))
+                end = start + sum(size for _, size in string_pieces(self.file, start, self._end))
                 yield self.read(offset, start) + b'%s:%d:"' % (self._name.encode(), start)
                 offset = begin = end + 1
 
@@ -2432,7 +2449,7 @@ class Capture:
         yield before
         for part in parts:
             _, offset, after = part.split(":", 2)
-            yield from (piece for piece, _ in string_pieces(self.file, int(offset), self._size))
+            yield from (piece for piece, _ in string_pieces(self.file, int(offset), self._end))
             yield after
 
     def values(self, line: bytes, answer: str, is_marked: Callable[[bytes], Any]) -> Iterator[Any]:
@@ -2477,8 +2494,8 @@ class Capture:
 
     def tail(self) -> str:
         """Return the last 64 KiB without secrets, from the start of a line: not half a secret."""
-        text = without_secrets(to_text(self.read(max(0, self._size - CHUNK))))
-        if self._size <= CHUNK:
+        text = without_secrets(to_text(self.read(self._end - CHUNK)))
+        if len(self) <= CHUNK:
             return text
         return text[text.find("\n", 0, len(text) // 2) + 1 or len(text) // 2:]
 
@@ -6232,6 +6249,8 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
 
 
 # --- 11. Journal -------------------------------------------------------------
+#
+# The JSON object of a result, and the results file: from its lines a later run knows what is done.
 
 ONE_WRITE_BYTES = 1 << 20  # a line up to this size is one write; a longer one is not kept in memory
 
@@ -6261,7 +6280,7 @@ def result_fields(result: Result) -> Dict[str, Any]:
         session_id=result.session_id, usage=result.usage, cost_usd=result.cost_usd,
         num_turns=result.num_turns, limits=result.limits, attempts=result.attempts,
         start_time=utc(result.start_time), end_time=utc(result.end_time),
-        duration_seconds=round(result.duration_seconds, 3))
+        duration_seconds=round(result.duration_seconds, 3), resumed=result.resumed or None)
     return {name: value for name, value in fields.items()
             if value or value == 0 or name in ("backend", "output")}
 
@@ -6290,6 +6309,331 @@ def encoded(result: Result, fields_of: _Fields = result_fields) -> Iterator[byte
 
 def never_started(result: Result) -> bool:
     return result.status == "canceled" and not result.attempts
+
+
+# The fields of a task that determine its answer.  A test names the others.
+KEY_FIELDS = ("backend", "prompt", "model", "system_prompt", "workdir", "approval_mode",
+              "sandbox_mode", "max_turns", "max_tokens", "extra")
+
+
+def job_key(job: Job) -> str:
+    """Return the SHA-256 of what determines the answer to a job.
+
+    A field that has its default is left out, so that a field that is added later changes no key.
+    """
+    from hashlib import sha256
+
+    def given(record: Any, names: Iterable[str]) -> Dict[str, Any]:
+        defaults = type(record)._field_defaults
+        return {name: getattr(record, name) for name in names
+                if getattr(record, name) != defaults.get(name)}
+
+    fields = given(job.task, KEY_FIELDS)
+    if job.definition:
+        fields["definition"] = given(job.definition, Definition._fields)
+    if job.literal:
+        fields["literal"] = True
+    return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def continuing_command(arguments: Sequence[str], from_stdin: bool) -> str:
+    """Return, for a message, how to continue the run of a command line."""
+    words = list(arguments)
+    if "--resume" not in words:
+        words.insert(words.index("--") if "--" in words else len(words), "--resume")
+    command = " ".join(map(shell_quoted, ["clinvk", *words]))
+    return "the same input with: " + command if from_stdin else command
+
+
+# What a later run needs of a line of the results file, with the checks.
+LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
+    "key": _known_string, "backend": _known_string, "model": _known_string,
+    "status": _known_string, "exit_code": _of_type(int, "a whole number"),
+    "output": _known_string, "error": _known_string, "error_kind": _known_string,
+    "retry_after_seconds": _amount, "warnings": _list_of(_known_string),
+    "session_id": _known_string, "usage": _token_counts, "cost_usd": _amount,
+    "num_turns": _token_count, "limits": _free_object, "attempts": _token_count,
+    "start_time": parse_utc, "end_time": parse_utc,
+}
+WORKERS_END_SECONDS = 15.0  # after their parent was killed; they lock the results file until then
+MAX_LABELS = 5  # in a message
+
+
+class _LineText(TextFile):
+    """A large string in a line of the results file."""
+
+    def __init__(self, capture: Capture, text: str) -> None:
+        super().__init__("", 0)
+        self._capture, self._text = capture, text
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces()))
+
+    def __iter__(self) -> Iterator[str]:
+        return self._capture.text_of(self._text)
+
+    def pieces(self) -> Iterator[bytes]:
+        return map(to_bytes, self)
+
+
+class Journal:
+    """The results file of a run: a line for each result, on the disk before anything shows it.
+
+    The file is locked while the run lasts.  With `resume` it may contain the results of earlier
+    runs.  Those that are `ok` answer the jobs with their keys, each line one job.  `spent` is what
+    all of them cost.  PATH.running contains the tasks that were started, and is removed at an
+    orderly end.  `continuing` is the end of the message that the file has results.  With `dry_run`
+    nothing is written, made or locked.
+
+    Raises UserError where the file must not be used, OutputError where it cannot be written.
+    """
+
+    def __init__(self, path: str, *, resume: bool, continuing: str, warn: Callable[[str], None],
+                 dry_run: bool = False) -> None:
+        self._path, self._notes_path, self._warn = path, path + ".running", warn
+        self.spent = 0.0
+        self._writes = not dry_run
+        self._file = self._notes_file = -1
+        self._keys: Dict[int, str] = {}  # of the jobs without a result, by index
+        self._ok: Dict[str, int] = {}  # where the last line of a key begins that is ok and not used
+        self._ok_before: Dict[int, int] = {}  # the ok line of the same key before that
+        self._left: Dict[str, int] = Counter()  # keys of tasks that a killed run left unanswered
+        try:
+            self._open()
+            if self._file >= 0:
+                self._continue(resume, continuing)
+        except BaseException:
+            self._release()
+            raise
+
+    def _continue(self, resume: bool, continuing: str) -> None:
+        """Take over what earlier runs left in the file."""
+        if self._writes:
+            self._lock()
+        size = os.fstat(self._file).st_size
+        if size and not resume:
+            raise UserError("--results %s: it contains results of an earlier run; to continue: %s"
+                            % (self._path, continuing))
+        since = next(self._notes(), {}).get("size")
+        end, answered = self._read(size, since if isinstance(since, int) else 0)
+        if self._writes:
+            left = self._left_running(answered)
+            self._left.update(note["key"] for note in left)
+            try:
+                self._repair(size, end)
+                self._begin_notes(end, left)
+            except OSError as error:
+                raise self._cannot_write(error) from None
+
+    def _cannot_write(self, error: OSError) -> OutputError:
+        return OutputError("cannot write results to %s: %s"
+                           % (error.filename or self._path, error.strerror))
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT if self._writes else os.O_RDONLY
+        if os.path.exists(self._path) and not os.path.isfile(self._path):
+            raise UserError("--results %s: expected a regular file, or a name that does not exist"
+                            % self._path)
+        try:
+            self._file = os.open(self._path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError as error:
+            if self._writes:
+                raise self._cannot_write(error) from None
+            return
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        for stream, name in ((1, "stdout"), (2, "stderr")):
+            if is_same(stream, self._path):
+                raise UserError("--results %s: %s is this file; choose another one"
+                                % (self._path, name))
+
+    def _lock(self) -> None:
+        """Lock the file.  Where its run was killed, wait for the end of the workers."""
+        deadline = time.monotonic() + WORKERS_END_SECONDS
+        while not lock_file(self._file):
+            holder = next(self._notes(), {})
+            pid, host = holder.get("pid"), holder.get("host")
+            is_dead = type(pid) is int and host == host_name() and not process_exists(pid)
+            if not is_dead or time.monotonic() > deadline:
+                who = " (pid %s on %s, since %s)" % (
+                    pid, host, holder.get("start_time")) if holder else ""
+                raise UserError("--results %s: another run writes to it%s"
+                                % (self._path, visible(who)))
+            time.sleep(0.05)
+
+    def _lines(self, start: int, end: Optional[int] = None) -> Iterator[Tuple[int, int]]:
+        """Yield the start and the end of each line, without its newline."""
+        position = start
+        for piece in file_chunks(self._file, start, end):
+            newline = piece.find(b"\n")
+            while newline >= 0:
+                yield start, position + newline
+                start = position + newline + 1
+                newline = piece.find(b"\n", newline + 1)
+            position += len(piece)
+        if start < position:
+            yield start, position
+
+    def _fields(self, capture: Capture) -> Dict[str, Any]:
+        """Return the LINE_FIELDS of a line, with names for long strings.  Raises ValueError."""
+        line = b"".join(capture.short_pieces(bool))
+        try:
+            value = _of_type(dict, "an object")(loads(line))
+            known = {name: item for name, item in value.items() if name in LINE_FIELDS}
+            fields = _checked(known, LINE_FIELDS, "an object")
+        except RecursionError:
+            raise ValueError("nested too deep") from None
+        for name in ("key", "status"):
+            if name not in fields:
+                raise ValueError("%s is missing" % name)
+        return fields
+
+    def _read(self, size: int, since: int) -> Tuple[int, Dict[str, int]]:
+        """Check all lines.  Return the end of the last whole one, and the keys behind `since`."""
+        answered: Dict[str, int] = Counter()
+        for number, (start, end) in enumerate(self._lines(0, size), 1):
+            capture = Capture(self._file, start, end)
+            if end < size and capture.is_blank():
+                continue
+            try:
+                fields = self._fields(capture)
+            except ValueError as error:
+                if end == size:
+                    self._warn("%s:%d: the last line is incomplete and is left out"
+                               % (self._path, number))
+                    return start, answered
+                raise UserError("%s:%d: not a result: %s; correct or remove this line"
+                                % (self._path, number, error)) from None
+            key = fields["key"]
+            answered[key] += start >= since
+            self.spent += fields.get("cost_usd", 0.0)
+            if fields["status"] == "ok":
+                if key in self._ok:
+                    self._ok_before[start] = self._ok[key]
+                self._ok[key] = start
+        return size, answered
+
+    def _repair(self, size: int, end: int) -> None:
+        """Remove an incomplete last line; end a whole last line that has no newline."""
+        if end < size:
+            os.ftruncate(self._file, end)
+        elif size and os.pread(self._file, 1, size - 1) != b"\n":
+            write_all(self._file, b"\n")
+        put_on_disk(self._file)
+        sync_directory(os.path.dirname(self._path) or ".")
+
+    def _notes(self) -> Iterator[Dict[str, Any]]:
+        """Yield the head of PATH.running, if there is such a file, and the tasks in it."""
+        def opener(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+        try:
+            with open(self._notes_path, "rb", opener=opener) as file:
+                for line in file if _is_regular(file.fileno()) else ():
+                    yield _mapping(_parsed(line))
+        except OSError:
+            return
+
+    def _left_running(self, answered: Dict[str, int]) -> List[Dict[str, Any]]:
+        """Return the tasks that a killed run had started and not answered; tell the user."""
+        left = []
+        for note in itertools.islice(self._notes(), 1, None):
+            key = str(note.get("key"))
+            if answered[key]:
+                answered[key] -= 1
+            elif key == note.get("key"):
+                left.append(note)
+        if left:
+            labels = [cut(one_line(str(note.get("label"))), 60) for note in left[:MAX_LABELS]]
+            self._warn("%s %s running when the last run ended; %s again: %s%s" % (
+                counted(len(left), "task"), "was" if len(left) == 1 else "were",
+                "it runs" if len(left) == 1 else "they run", ", ".join(labels),
+                ", ..." if len(left) > MAX_LABELS else ""))
+        return left
+
+    def _begin_notes(self, size: int, left: List[Dict[str, Any]]) -> None:
+        """Write PATH.running.  Tasks that a killed run left stay in it until they are answered."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._notes_path)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._notes_file = os.open(self._notes_path, flags, 0o600)
+        head = {"pid": os.getpid(), "host": host_name(), "start_time": utc(time.time()),
+                "size": size}
+        write_pieces(self._notes_file, (dumps(note) + b"\n" for note in [head, *left]))
+
+    def resume(self, job: Job) -> Optional[Result]:
+        """Return the result that an earlier run got for a job, None where the job has to run."""
+        key = self._keys[job.index] = job_key(job)
+        start = self._ok.pop(key, None)
+        if start is None:
+            return None
+        if start in self._ok_before:
+            self._ok[key] = self._ok_before.pop(start)
+        try:
+            capture = Capture(self._file, *next(self._lines(start)))
+            fields = self._fields(capture)
+        except (OSError, ValueError, StopIteration):
+            return None
+        if (fields.pop("key"), fields["status"]) != (key, "ok"):  # somebody has changed the file
+            return None
+        output = fields.pop("output", "")
+        answer = _LineText(capture, output) if capture.has_names(output) else output
+        warnings = fields.pop("warnings", ())
+        fields = {name: "".join(capture.text_of(value)) if isinstance(value, str) else value
+                  for name, value in fields.items()}
+        return Result(job.index, job.task.backend, "ok", 0, answer=answer)._replace(
+            **fields, warnings=tuple("".join(capture.text_of(text)) for text in warnings),
+            task=job.task, resumed=True)
+
+    def started(self, job: Job) -> None:
+        """Note that a job is about to run.  The note is lost if the disk is full."""
+        key = self._keys.get(job.index, "")
+        if self._left[key]:  # there is a note of it
+            self._left[key] -= 1
+        elif job.attempt == 1 and self._writes:
+            note = {"index": job.index, "key": key, "label": task_label(job.task)}
+            with contextlib.suppress(OSError):
+                write_all(self._notes_file, dumps(note) + b"\n")
+
+    def write(self, result: Result) -> None:
+        """Append a result.  Raises OutputError; the file is then as it was before."""
+        key = self._keys.pop(result.index, "")
+        if result.resumed or not self._writes:
+            return
+
+        def fields_of(result: Result) -> Dict[str, Any]:
+            return dict(result_fields(result), key=key,
+                        label=task_label(result.task, result.error))
+
+        try:
+            status = os.fstat(self._file)
+            if not status.st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "somebody has removed it")
+            try:
+                write_pieces(self._file, in_one_write(itertools.chain(encoded(result, fields_of),
+                                                                      (b"\n",))))
+                if not never_started(result):
+                    put_on_disk(self._file)
+            except OSError:
+                os.ftruncate(self._file, status.st_size)
+                raise
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def close(self) -> None:
+        """Note the orderly end of the run: nothing is running.  Free the file."""
+        if self._writes:
+            with contextlib.suppress(OSError):
+                os.unlink(self._notes_path)
+        self._release()
+
+    def _release(self) -> None:
+        for file in (self._file, self._notes_file):
+            if file >= 0:
+                os.close(file)
+        self._file = self._notes_file = -1
+
+    __del__ = _release
 
 
 # --- 12. Sinks ---------------------------------------------------------------
@@ -6632,7 +6976,7 @@ class Directory:
             raise PermissionError(0, "it is outside of " + outside)
         if not os.access(self._directory.path(), os.W_OK | os.X_OK):
             raise PermissionError(0, "Permission denied")
-        if not lock_directory(self._directory.file):
+        if not lock_file(self._directory.file):
             raise PermissionError(0, "another clinvk is writing to it")
         names = [name for name in os.listdir(self._directory.file) if name.endswith(".json")]
         if "summary.json" in names and not self._begins("summary.json", _SUMMARY_HEADS):

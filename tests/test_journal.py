@@ -1,0 +1,457 @@
+"""Section 11, Journal: the results file, its lines, its keys, its lock, its repair, and what a later run takes from it."""
+import errno
+import json
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import unittest
+import unittest.mock
+
+import support
+from support import Case, clinvk, job, only_linux
+
+# A new field of a task belongs either to clinvk.KEY_FIELDS or here: does it change the answer?
+NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "verbose", "dry_run"}
+
+HOLDER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import clinvk
+journal = clinvk.Journal(sys.argv[2], resume=True, continuing="", warn=print)
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def answer_to(asked, **fields):
+    """The ok Result of a job."""
+    fields.setdefault("answer", "answer to " + asked.task.prompt)
+    return clinvk.Result(asked.index, asked.task.backend, fields.pop("status", "ok"), fields.pop("exit_code", 0), task=asked.task,
+                         start_time=1795535999.5, end_time=1795536002.0, **fields)
+
+
+class JournalCase(Case):
+    def setUp(self):
+        super().setUp()
+        self.results, self.warnings = self.path("results.jsonl"), []
+
+    def open(self, resume=True, **options):
+        self.warnings = []
+        return clinvk.Journal(self.results, resume=resume, continuing="clinvk --resume", warn=self.warnings.append, **options)
+
+    def run_jobs(self, *jobs, **options):
+        """A run that answers jobs: the indexes of those that it had to start."""
+        journal, started = self.open(**options), []
+        for asked in jobs:
+            kept = journal.resume(asked)
+            if kept is None:
+                started.append(asked.index)
+                journal.started(asked)
+            journal.write(kept or answer_to(asked))
+        journal.close()
+        return started
+
+    def content(self):
+        with open(self.results, "rb") as file:
+            return file.read()
+
+    def lines(self):
+        return [json.loads(line) for line in self.content().splitlines()]
+
+    def refused(self, part, error=clinvk.UserError, **options):
+        with self.assertRaises(error) as caught:
+            self.open(**options)
+        self.assertIn(part, str(caught.exception))
+
+
+class WriteTest(JournalCase):
+    def test_write_the_line_is_the_result_with_key_and_label(self):
+        first = job(0, "echo", "one\ntwo", id="i", name="", meta={"k": 1})
+        journal = self.open()
+        self.assertIsNone(journal.resume(first))
+        result = answer_to(first, cost_usd=0.25, usage={"total_tokens": 3}, warnings=("w",))
+        journal.write(result)
+        shown = json.loads(b"".join(clinvk.encoded(result)))
+        self.assertEqual(self.lines(), [dict(shown, key=clinvk.job_key(first), label="one")])
+        self.assertEqual(stat.S_IMODE(os.stat(self.results).st_mode), 0o600)
+
+    def test_write_is_one_write_and_on_the_disk_when_it_returns(self):
+        journal, calls, write, sync = self.open(), [], os.write, clinvk.put_on_disk
+        asked = job(0, "echo", "p")
+        journal.resume(asked)
+        with unittest.mock.patch("os.write", lambda *call: calls.append("write") or write(*call)), \
+                unittest.mock.patch.object(clinvk, "put_on_disk", lambda file: calls.append("sync") or sync(file)):
+            journal.write(answer_to(asked))
+            journal.write(clinvk.unfinished(job(1, "echo", "p"), "canceled", "never started", "canceled"))
+        self.assertEqual(calls, ["write", "sync", "write"])
+
+    def test_write_input_that_is_no_task_has_an_empty_key(self):
+        self.open().write(clinvk._invalid(clinvk.UserError("bad"))._replace(index=0))
+        self.assertEqual([(line["key"], line["label"], line["status"]) for line in self.lines()], [("", "bad", "failed")])
+        self.assertEqual(self.run_jobs(job(0, "echo", "p")), [0])
+
+    def test_write_fails_the_file_is_as_before(self):
+        self.run_jobs(job(0, "echo", "p"))
+        before = self.content()
+        for size in (0, 1, 100):
+            with self.subTest(size=size):
+                journal, asked = self.open(), job(1, "echo", "q")
+                journal.resume(asked)
+                soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + size, hard))
+                try:
+                    with self.assertRaises(clinvk.OutputError) as caught:
+                        journal.write(answer_to(asked, answer="x" * 1000))
+                finally:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+                self.assertIn(self.results + ": " + os.strerror(errno.EFBIG), str(caught.exception))
+                self.assertEqual(self.content(), before)
+                journal.close()
+
+    def test_write_the_disk_fails_the_file_is_as_before(self):
+        journal, asked = self.open(), job(0, "echo", "q")
+        journal.resume(asked)
+        with unittest.mock.patch.object(clinvk, "put_on_disk", side_effect=OSError(errno.EIO, "Input/output error")):
+            with self.assertRaises(clinvk.OutputError):
+                journal.write(answer_to(asked))
+        self.assertEqual(self.content(), b"")
+
+    def test_write_after_the_file_was_removed_fails(self):
+        journal = self.open()
+        os.unlink(self.results)
+        with self.assertRaises(clinvk.OutputError):
+            journal.write(answer_to(job(0, "echo", "q")))
+
+
+class ResumeTest(JournalCase):
+    def test_resume_gives_the_result_of_the_line_for_the_task_of_this_run(self):
+        first = job(0, "echo", "p", id="old", name="old", tags=("old",), meta={"old": 1})
+        journal = self.open()
+        journal.resume(first)
+        kept = answer_to(first, answer="\udcff 😀\0\n", error="e", error_kind="backend", warnings=("w", "v"), model="m", session_id="s",
+                         usage={"total_tokens": 3}, cost_usd=0.25, num_turns=2, retry_after_seconds=1.5, limits={"five": {"u": 1}})
+        journal.write(kept)
+        journal.close()
+        del journal
+        again = job(7, "echo", "p", id="new", meta={"new": 2})
+        journal = self.open()
+        self.assertEqual(journal.resume(again), kept._replace(index=7, task=again.task, resumed=True))
+        self.assertIsNone(journal.resume(again))  # one line answers one task
+
+    def test_resume_needs_every_field_of_a_result_that_is_not_the_tasks(self):
+        names = set(clinvk.result_fields(clinvk.Result(0, "b", "ok", 0, task=clinvk.Task("b", "p", id="i", name="n", tags=("t",), meta={"k": 1})))) - {
+            "index", "task_id", "task_name", "tags", "meta", "duration_seconds"}
+        self.assertEqual(names - set(clinvk.LINE_FIELDS), set())
+        self.assertEqual(set(clinvk.LINE_FIELDS) - set(clinvk.Result._fields), {"key", "output"})
+
+    def test_resume_a_resumed_result_is_not_written_again(self):
+        self.run_jobs(job(0, "echo", "p"))
+        before = self.content()
+        self.assertEqual(self.run_jobs(job(0, "echo", "p")), [])
+        self.assertEqual(self.content(), before)
+
+    def test_resume_reordered_and_extended_input_reruns_nothing(self):
+        jobs = [job(index, "echo", "p%d" % index) for index in range(5)]
+        self.assertEqual(self.run_jobs(*jobs), [0, 1, 2, 3, 4])
+        others = [one._replace(index=index) for index, one in enumerate([*reversed(jobs), job(0, "echo", "new")])]
+        self.assertEqual(self.run_jobs(*others), [5])
+
+    def test_resume_one_changed_prompt_reruns_that_task(self):
+        jobs = [job(index, "echo", "p%d" % index) for index in range(5)]
+        self.run_jobs(*jobs)
+        jobs[2] = job(2, "echo", "changed")
+        self.assertEqual(self.run_jobs(*jobs), [2])
+
+    def test_resume_identical_tasks_are_matched_by_count(self):
+        same = [job(index, "echo", "p") for index in range(5)]
+        self.assertEqual(self.run_jobs(*same[:3]), [0, 1, 2])
+        self.assertEqual(self.run_jobs(*same), [3, 4])
+        self.assertEqual(self.run_jobs(*same), [])
+
+    def test_resume_only_ok_results_are_not_run_again(self):
+        asked = job(0, "echo", "p")
+        for status in clinvk.STATUSES:
+            with self.subTest(status):
+                journal = self.open()
+                self.assertIsNone(journal.resume(asked))
+                journal.write(answer_to(asked, status=status))
+                journal.close()
+                del journal
+                self.assertEqual(self.run_jobs(asked), [] if status == "ok" else [0])
+                os.unlink(self.results)
+
+    def test_resume_large_answers_are_read_in_pieces(self):
+        text = 'line \\ "quoted" 😀\udcff\n' * 150000
+        first, other = job(0, "echo", "p"), job(1, "echo", "q")
+        journal = self.open()
+        for asked in (first, other):
+            journal.resume(asked)
+            journal.write(answer_to(asked, answer=text, warnings=("w" * (clinvk.LONG_LINE + 1),)))
+        journal.close()
+        del journal
+        journal = self.open()
+        for asked in (first, other):
+            kept = journal.resume(asked)
+            self.assertIsInstance(kept.answer, clinvk.TextFile)
+            self.assertLess(max(map(len, kept.answer)), 2 * clinvk.LONG_LINE)
+            self.assertEqual((kept.output, len(kept.answer)), (text, len(clinvk.to_bytes(text))))
+            self.assertEqual(kept.warnings, ("w" * (clinvk.LONG_LINE + 1),))
+
+    def test_resume_a_file_that_was_edited_meanwhile_runs_the_task(self):
+        asked = job(0, "echo", "p")
+        self.run_jobs(asked)
+        journal = self.open()
+        with open(self.results, "r+b") as file:
+            file.write(b"#")
+        self.assertIsNone(journal.resume(asked))
+
+    def test_spent_is_the_cost_of_all_lines(self):
+        journal = self.open()
+        for index, status in enumerate(("ok", "failed", "ok")):
+            journal.write(answer_to(job(index, "echo", "p"), status=status, cost_usd=0.5))
+        journal.write(answer_to(job(3, "echo", "p")))
+        del journal
+        self.assertEqual(self.open().spent, 1.5)
+
+
+class KeyTest(unittest.TestCase):
+    CHANGES = {"backend": "claude", "prompt": "q", "model": "m", "system_prompt": "s", "workdir": "w", "approval_mode": "none",
+               "sandbox_mode": "full", "max_turns": 1, "max_tokens": 1, "extra": ("e",)}
+
+    def test_every_field_of_a_task_is_in_the_key_or_meant_not_to_be(self):
+        self.assertEqual(set(clinvk.KEY_FIELDS) | NOT_IN_THE_KEY, set(clinvk.Task._fields))
+        self.assertEqual(set(clinvk.KEY_FIELDS) & NOT_IN_THE_KEY, set())
+
+    def test_every_field_in_the_key_changes_it(self):
+        self.assertEqual(set(self.CHANGES), set(clinvk.KEY_FIELDS))
+        task = clinvk.Task("echo", "p")
+        keys = {clinvk.job_key(clinvk.Job(0, task._replace(**{name: value}))) for name, value in self.CHANGES.items()}
+        self.assertEqual(len(keys | {clinvk.job_key(clinvk.Job(0, task))}), len(self.CHANGES) + 1)
+
+    def test_other_fields_do_not_change_it(self):
+        bare, full = job(0, "echo", "p"), job(9, "echo", "p", id="i", name="n", tags=("t",), meta={"k": 1}, timeout=9.0, verbose=True,
+                                              dry_run=True)
+        self.assertEqual(clinvk.job_key(bare), clinvk.job_key(full))
+
+    def test_the_users_own_command_and_literal_prompts_change_it(self):
+        plain = job(0, "mine", "p")
+        definitions = [clinvk.Definition(("a",)), clinvk.Definition(("a", "b")), clinvk.Definition(("a",), output="json", answer=("x", 0))]
+        others = [plain._replace(definition=definition) for definition in definitions] + [plain._replace(literal=True)]
+        self.assertEqual(len({clinvk.job_key(one) for one in [plain, *others]}), 5)
+
+    def test_keys_stay_what_they_are(self):
+        """Files of an earlier version answer the tasks of a later one."""
+        self.assertEqual(clinvk.job_key(job(0, "echo", "p\udcff")), "01571e26af99520a9b5a526ad6a29f362472fdf0fd693b4db1221779b1409274")
+        mine = job(0, "mine", "p", extra=("-x",))._replace(definition=clinvk.Definition(("a",), answer=("x", 0)), literal=True)
+        self.assertEqual(clinvk.job_key(mine), "afa4f2edfb905f453c6d26e106d5cfd896a11dccca9b4444b90d200a5b393451")
+
+
+class RepairTest(JournalCase):
+    def setUp(self):
+        super().setUp()
+        self.jobs = [job(index, "echo", "p%d é" % index) for index in range(3)]
+        self.run_jobs(*self.jobs)
+        self.whole = self.content()
+
+    def put(self, data):
+        with open(self.results, "wb") as file:
+            file.write(data)
+
+    def test_every_prefix_of_the_last_record_opens(self):
+        start = self.whole.rindex(b"\n", 0, -1) + 1
+        for end in range(start, len(self.whole) + 1):
+            self.put(self.whole[:end])
+            journal = self.open()
+            kept_last = end >= len(self.whole) - 1  # only the newline is missing
+            self.assertEqual(self.content(), self.whole if kept_last else self.whole[:start], end)
+            self.assertEqual([journal.resume(one) is None for one in self.jobs], [False, False, not kept_last])
+            torn = start < end < len(self.whole) - 1
+            self.assertEqual(self.warnings, ["%s:3: the last line is incomplete and is left out" % self.results] if torn else [])
+            del journal
+
+    def test_a_tail_of_zeros_is_cut_off(self):
+        for tail in (b"\0", b"\0" * 5000, self.whole[:20] + b"\0" * 5000):
+            with self.subTest(tail[:30]):
+                self.put(self.whole + tail)
+                self.assertEqual(self.run_jobs(*self.jobs), [])
+                self.assertEqual(self.content(), self.whole)
+
+    def test_damage_elsewhere_is_refused_and_changes_nothing(self):
+        lines = self.whole.splitlines(True)
+        line = json.loads(lines[1])
+        for bad in (b"\n".join(lines[1].split(b",", 1)), lines[1][:-2] + b"\n", b"[]\n", b"null\n", b"\0\n", b"\xff\n", b"{}\n",
+                    json.dumps(dict(line, key=5)).encode() + b"\n", json.dumps(dict(line, status=None)).encode() + b"\n",
+                    json.dumps(dict(line, usage={"total_tokens": "many"})).encode() + b"\n",
+                    json.dumps(dict(line, start_time="noon")).encode() + b"\n", lines[1][:-1] + lines[2], b"[" * 100000 + b"\n"):
+            for torn in (b"", lines[2][:9]):
+                with self.subTest(bad[:50], torn=torn):
+                    data = lines[0] + bad + lines[2] + torn
+                    self.put(data)
+                    self.refused(self.results + ":2: not a result: ")
+                    self.assertEqual(self.content(), data)
+                    self.assertFalse(os.path.lexists(self.results + ".running"))
+
+    def test_blank_lines_and_other_fields_are_no_damage(self):
+        self.put(b"\n \r\n" + self.whole.replace(b"\n", b"\r\n").replace(b'{"index"', b'{"new": {"x": []}, "index"') + b"\n")
+        self.assertEqual(self.run_jobs(*self.jobs), [])
+
+    def test_results_without_resume_are_refused(self):
+        for data in (self.whole, b"{"):
+            self.put(data)
+            self.refused("%s: it contains results of an earlier run; to continue: clinvk --resume" % self.results, resume=False)
+            self.assertEqual(self.content(), data)
+        self.put(b"")
+        self.assertEqual(self.run_jobs(self.jobs[0], resume=False), [0])
+
+    def test_dry_run_reads_and_changes_nothing(self):
+        data = self.whole + b"{torn"
+        self.put(data)
+        journal = self.open(dry_run=True)
+        other = job(3, "echo", "other")
+        self.assertEqual([journal.resume(one) is None for one in [*self.jobs, other]], [False, False, False, True])
+        journal.started(other)
+        journal.write(answer_to(other))
+        journal.close()
+        self.assertEqual(self.content(), data)
+        self.refused("earlier run", dry_run=True, resume=False)
+        os.unlink(self.results)
+        self.assertIsNone(self.open(dry_run=True).resume(other))
+        self.assertEqual([name for name in os.listdir(self.directory) if name.startswith("results")], [])
+
+
+class FileTest(JournalCase):
+    def test_what_is_not_a_regular_file_is_refused(self):
+        os.mkdir(self.path("directory"))
+        os.mkfifo(self.path("fifo"))
+        os.symlink("/dev/null", self.path("link"))
+        for name in ("directory", "fifo", "link", "/dev/null", "/dev/full"):
+            with self.subTest(name):
+                self.results = self.path(name)
+                self.refused("expected a regular file")
+
+    def test_a_link_to_a_regular_file_is_followed(self):
+        os.symlink("real.jsonl", self.results)
+        self.run_jobs(job(0, "echo", "p"))
+        self.assertEqual(self.run_jobs(job(0, "echo", "p")), [])
+        self.assertTrue(os.path.islink(self.results) and os.path.isfile(self.path("real.jsonl")))
+
+    def test_a_file_that_cannot_be_made_is_an_output_error(self):
+        self.results = self.path("missing", "results.jsonl")
+        self.refused("No such file or directory", clinvk.OutputError)
+
+    def test_the_file_of_stdout_or_stderr_is_refused(self):
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            with self.subTest(name), open(self.results, "wb") as file, support.descriptor_is(number, file.fileno()):
+                self.refused("%s is this file" % name)
+
+
+class LockTest(JournalCase):
+    def hold(self, **options):
+        """Another process that has the results file open."""
+        holder = self.start_program([sys.executable, "-c", HOLDER, support.MODULES, self.results], stdin=subprocess.PIPE, **options)
+        holder.wait_for_line(b"open")
+        return holder
+
+    def test_a_second_run_is_refused_with_its_holder(self):
+        holder = self.hold()
+        with open(self.results + ".running", "rb") as file:
+            start_time = json.loads(file.readline())["start_time"]
+        self.refused("%s: another run writes to it (pid %d on %s, since %s)" % (self.results, holder.pid, os.uname().nodename, start_time))
+        os.unlink(self.results + ".running")
+        self.refused("%s: another run writes to it" % self.results)
+        holder.finish()
+        self.open()
+
+    def test_a_killed_run_leaves_no_lock(self):
+        holder = self.hold()
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        self.open()
+
+    @only_linux
+    def test_the_workers_of_a_killed_run_are_waited_for(self):
+        with unittest.mock.patch.dict(globals(), HOLDER=HOLDER.replace("print(\"open\"", "import os; os.fork(); print(\"open\"")):
+            holder = self.hold()
+        holder.wait_for_line(b"open")  # its child, which keeps the lock
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with unittest.mock.patch("time.sleep", lambda seconds: holder.stdin.close()):
+            self.open()
+        self.assertTrue(holder.stdin.closed)
+        self.wait_until_nothing_runs()
+
+
+class RunningTest(JournalCase):
+    def running(self):
+        with open(self.results + ".running", "rb") as file:
+            return [json.loads(line) for line in file]
+
+    def kill_after(self, *started, answered=()):
+        """A run that is killed after it started jobs and answered some."""
+        journal = self.open()
+        for asked in started:
+            journal.resume(asked)
+            journal.started(asked)
+        for asked in answered:
+            journal.write(answer_to(asked))
+
+    def test_it_names_the_run_and_the_tasks_that_it_started(self):
+        journal, asked = self.open(), job(0, "echo", "p", name="first")
+        journal.resume(asked)
+        journal.started(asked)
+        journal.started(asked._replace(attempt=2))
+        head, *notes = self.running()
+        self.assertEqual(notes, [{"index": 0, "key": clinvk.job_key(asked), "label": "first"}])
+        self.assertEqual((head["pid"], head["host"], head["size"]), (os.getpid(), os.uname().nodename, 0))
+        self.assertEqual(stat.S_IMODE(os.stat(self.results + ".running").st_mode), 0o600)
+        journal.close()
+        self.assertFalse(os.path.exists(self.results + ".running"))
+
+    def test_tasks_of_a_killed_run_are_named_until_they_are_answered(self):
+        same = [job(index, "echo", "same") for index in range(3)]
+        other = job(3, "echo", "other", name="the other")
+        self.kill_after(*same, other, answered=same[:1])
+        for _ in range(2):  # the second run is killed before it starts any
+            self.open()
+            self.assertEqual(self.warnings, ["3 tasks were running when the last run ended; they run again: same, same, the other"])
+        self.kill_after(*same[1:], other, answered=[*same[1:], other])
+        self.open()
+        self.assertEqual(self.warnings, [])
+
+    def test_one_task_and_many_tasks_are_named(self):
+        self.kill_after(job(0, "echo", "only"))
+        self.open()
+        self.assertEqual(self.warnings, ["1 task was running when the last run ended; it runs again: only"])
+        self.kill_after(*[job(index, "echo", "p%d" % index) for index in range(7)])
+        self.open()
+        self.assertEqual(self.warnings, ["8 tasks were running when the last run ended; they run again: only, p0, p1, p2, p3, ..."])
+
+    def test_an_orderly_end_leaves_no_tasks(self):
+        self.run_jobs(job(0, "echo", "p"))
+        self.open()
+        self.assertEqual(self.warnings, [])
+
+    def test_anything_in_its_place_is_ignored_and_replaced(self):
+        secret = self.file("secret", "secret")
+        for make in (lambda path: os.symlink(secret, path), os.mkfifo, lambda path: self.file("results.jsonl.running", b"{\n\0\n[]\n5\n{\"key\": []}\n")):
+            make(self.results + ".running")
+            journal = self.open()
+            self.assertEqual([set(line) for line in self.running()][0], {"pid", "host", "start_time", "size"})
+            journal.close()
+        with open(secret) as file:
+            self.assertEqual(file.read(), "secret")
+
+
+class CommandTest(unittest.TestCase):
+    def test_continuing_command_adds_resume_and_quotes(self):
+        for words, command in (((), "clinvk --resume"), (("parallel", "-f", "a b"), "clinvk parallel -f 'a b' --resume"),
+                               (("parallel", "--resume", "-q"), "clinvk parallel --resume -q"), (("parallel", "--"), "clinvk parallel --resume --")):
+            self.assertEqual(clinvk.continuing_command(words, False), command)
+            self.assertEqual(clinvk.continuing_command(words, True), "the same input with: " + command)
+
+
+if __name__ == "__main__":
+    unittest.main()
