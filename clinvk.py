@@ -17,7 +17,8 @@ can be imported and changes nothing but speed).  How a batch flows through it:
 
 The parent process runs all of it but Worker; a thread of it reads a pipe ahead.
 Each worker is a process (a thread where processes cannot be used) of one
-multiprocessing.Pool, with a thread that waits for the end of the parent.
+multiprocessing.Pool, with a thread that waits for the end of the parent and
+watches the output of the program.
 
 Data flows down the file: a section uses only what stands above it.
 
@@ -201,7 +202,8 @@ def do_nothing(*_: Any) -> None:
 class Task(NamedTuple):
     """One prompt for one backend, as its user states it: complete, validated, defaults merged.
 
-    `timeout` is in seconds.  0, "", () and None mean "not given".
+    `timeout` and `idle_timeout` are in seconds, `max_output` is in bytes.  0, "", () and None mean
+    "not given".
     """
 
     backend: str
@@ -214,6 +216,8 @@ class Task(NamedTuple):
     max_turns: int = 0
     max_tokens: int = 0
     timeout: float = 0.0
+    idle_timeout: float = 0.0
+    max_output: int = 0
     extra: Tuple[str, ...] = ()
     verbose: bool = False
     dry_run: bool = False
@@ -454,6 +458,40 @@ def parse_duration(text: str) -> float:
     if not 0 < seconds < float("inf"):
         raise ValueError("expected a duration above 0, got %s" % quoted(text))
     return seconds
+
+
+def duration(seconds: float) -> str:
+    """Return `0.5s`, `30s`, `4m10s`, `5m` or `2h3m`, which parse_duration reads."""
+    if seconds < 60:
+        return "%gs" % round(seconds, 1)
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = (hours, "h"), (minutes, "m"), (rest, "s")
+    return "".join("%d%s" % part for part in parts if part[0])
+
+
+DEFAULT_MAX_OUTPUT = 1 << 30  # bytes of stdout; for a task that sets no limit
+_SIZE_UNITS = ("", "K", "M", "G", "T")
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes in `4096`, `500K`, `1.5M`, `64 MB` or `1GiB`; or ValueError."""
+    parts = re.fullmatch(r"(\d+\.?\d*|\.\d+)(?: ?(?=[KMGTB])([KMGT]?)(?:i?B)?)?", text,
+                         re.ASCII | re.I)
+    if not parts:
+        raise ValueError("expected a size such as 500K, 64M or 1G, got %s" % quoted(text))
+    size = float(parts.group(1)) * 1024 ** _SIZE_UNITS.index((parts.group(2) or "").upper())
+    if not 1 <= size < 1 << 62:
+        raise ValueError("expected a size of 1 byte or more, got %s" % quoted(text))
+    return int(size)
+
+
+def size_text(size: float) -> str:
+    """Return `512 B`, `1.2 MB` or `1 GB`, with units as parse_size has them."""
+    unit = 0
+    while size >= 1000 and unit < len(_SIZE_UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    return "%g %sB" % (round(size, 1), _SIZE_UNITS[unit])
 
 
 def clock(seconds: float) -> str:
@@ -1197,6 +1235,12 @@ def file_chunks(file: int, start: int = 0, end: Optional[int] = None) -> Iterato
         yield piece
 
 
+def last_line(file: int, most: int) -> bytes:
+    """Return the last line of an open file, or its last `most` bytes where the line is longer."""
+    end = os.fstat(file).st_size
+    return os.pread(file, most, max(0, end - most)).rstrip(b"\n").rpartition(b"\n")[2]
+
+
 class TextFile:
     """A text on disk, the first `size` bytes of a file, read in chunks of str.
 
@@ -1633,6 +1677,14 @@ def parse_utc(value: Any) -> float:
     except ValueError:
         pass
     raise expected("a time such as 2025-01-31T12:00:00.000Z", value)
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, str):
+        return parse_size(value)
+    if type(value) is not int or not 0 < value < 1 << 62:
+        raise expected("a number of bytes above 0 or a size such as \"64M\"", value)
+    return value
 
 
 def _one_of(words: Iterable[str], what: str) -> Callable[[Any], str]:
@@ -2117,6 +2169,8 @@ SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "output.color": (_color, "auto"),
     "parallel.max_workers": (_or_nothing(_jobs), 3),
     "parallel.fail_fast": (_truth, False),
+    "parallel.idle_timeout": (_or_nothing(_seconds), 0),
+    "parallel.max_output": (_or_nothing(_bytes), DEFAULT_MAX_OUTPUT),
     "parallel.aggregate_output": (_truth, True),
 }
 # The settings below `backends.NAME`; those of DEFINITION_FIELDS define a command of the user's own.
@@ -2177,6 +2231,8 @@ class Configuration(NamedTuple):
         fields = {name.partition(".")[2]: self.own(name) for name in SETTINGS
                   if name.startswith("unified_flags.")}
         fields["timeout"] = fields.pop("command_timeout_secs")
+        for name in ("idle_timeout", "max_output"):
+            fields[name] = self.own("parallel." + name)
         for name in ("model", "approval_mode", "sandbox_mode", "system_prompt"):
             fields[name] = self.own("backends.%s.%s" % (backend, name)) or fields.get(name)
         return fields
@@ -2515,6 +2571,8 @@ class Reply(NamedTuple):
     num_turns: Optional[int] = None
     waiting: str = ""  # what a program that had to be stopped was waiting for
     usage_is_cumulative: bool = False
+    limits: Optional[Dict[str, Dict[str, Any]]] = None
+    acted: bool = False
 
 
 def _no_leftovers(job: Job, reply: Reply) -> List[str]:
@@ -2551,6 +2609,8 @@ class Backend(NamedTuple):
     helpers: Tuple[str, ...] = ()  # processes that the program leaves running by itself
     rejection: bytes = b""  # is in a line of stderr if the program ignores the file of its rules
     text: Callable[[Job], str] = _plain_prompt  # what goes in by stdin
+    # Whether stdout ends with the event after which the program has no more to do; None: no events.
+    is_over: Optional[Callable[[int], bool]] = None
 
 
 def prompt_too_large(backend: Backend, *parts: Union[str, TextFile]) -> str:
@@ -2588,6 +2648,11 @@ def option_warnings(job: Job) -> Tuple[str, ...]:
     ignored = tuple("%s has no %s; it was not applied" % (backend.name, field) for field in fields
                     if getattr(task, field) and field not in backend.honours)
     return ignored + tuple(text for word, text in backend.cautions if word in task.extra)
+
+
+def _last_type(stdout: int) -> Any:
+    """Return the type of the last event in a program's output, if it is complete."""
+    return _mapping(_parsed(last_line(stdout, LONG_LINE))).get("type")
 
 
 # - what all readers use -
@@ -2945,6 +3010,21 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     if result.get("stop_reason") == "refusal":  # the model does not answer
         kind = "invalid"
     return _with_claude_wait(_failed(reply._replace(output=output), error, kind), retry, limit)
+
+
+def _claude_is_over(stdout: int) -> bool:
+    """Return whether the last event is a result and no task is left in the background.
+
+    claude ends a turn while such a task runs, and begins another turn after the task.
+    """
+    if _last_type(stdout) != "result":
+        return False
+    running: Any = None
+    for line in Capture(stdout).lines():
+        event = _mapping(_parsed(line)) if b'"background_tasks_changed"' in line else {}
+        if event.get("subtype") == "background_tasks_changed":
+            running = event.get("tasks")
+    return not running
 
 
 def _claude_totals(results: List[Dict[str, Any]]) -> Reply:
@@ -3470,18 +3550,20 @@ BACKENDS = {backend.name: backend for backend in (
             frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")),
             _UNCONFINED, max_prompt=10 * 1000 * 1000, ours=("--output-format",),
             install="npm install -g @anthropic-ai/claude-code", resuming=("workdir",),
-            saying=_claude_saying, text=_prompt_without_command),
+            saying=_claude_saying, text=_prompt_without_command, is_over=_claude_is_over),
     Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")),
             _CODEX_REFUSALS, stop_signal="SIGINT", max_prompt=1 << 20, max_prompt_unit="characters",
             install="npm install -g @openai/codex", cautions=(("resume", CODEX_COUNTS),),
             resuming=("workdir",), saying=_codex_saying,
-            helpers=("git", "git-remote-http")),  # these look for plugins as long as they may
+            helpers=("git", "git-remote-http"),  # these look for plugins as long as they may
+            is_over=lambda stdout: _last_type(stdout) in ("turn.completed", "turn.failed")),
     Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")),
             _UNCONFINED, max_prompt=8 << 20, leftovers=_gemini_leftovers,
             install="npm install -g @google/gemini-cli",
             ours=("-o", "--output-format", "--outputFormat"),
             resuming=("system_prompt",), saying=_gemini_saying,
-            rejection=b"Policy file error in policy.toml", text=_gemini_text),
+            rejection=b"Policy file error in policy.toml", text=_gemini_text,
+            is_over=lambda stdout: _last_type(stdout) == "result"),
     # For trying and testing pipelines without an AI program: a process that answers its prompt.
     Backend("echo", lambda job: Command(("cat",)), _read_text, frozenset()),
 )}
@@ -3536,7 +3618,8 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "approval_mode": _one_of(APPROVAL_MODES, "approval mode"),
     "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"), "output_format": _known_string,
     "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
-    "timeout": _seconds, "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth,
+    "timeout": _seconds, "idle_timeout": _seconds, "max_output": _bytes,
+    "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth,
     "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
 }
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items()
@@ -4601,6 +4684,8 @@ def not_installed(job: Job) -> bool:
 # Everything here runs in a worker: a process of Pool's, or a thread where processes cannot be used.
 
 GRACE_SECONDS = 5.0     # between asking a process to end and killing it; the commands use it
+WATCH_SECONDS = 0.5     # between two looks at the output of a process
+LINGER_SECONDS = 10.0   # for a program to end by itself after its last event
 HANDOVER_SECONDS = 0.5  # for which a message between two processes may be on its way
 # An answer up to here travels in the Result, a larger one as a file; with_answer reads the file
 # back up to CHUNK.
@@ -4621,15 +4706,18 @@ class WorkerState:
 
     `note(index, group)` writes to the ledger which job the worker holds.  It is called before a job
     may start anything (with group 0), and with the process group as soon as there is one.
-    `adopts`: orphaned descendants become children of this process, which has no other children.
+    `note_output(size, quiet)` writes how much the process has printed, and for how many seconds
+    nothing.  `adopts`: orphaned descendants become children of this process, which has no other
+    children.
     """
 
     def __init__(self, run_id: str, directory: str,
                  note: Callable[[int, int], None] = do_nothing,
-                 grace: float = GRACE_SECONDS, adopts: bool = False) -> None:
+                 grace: float = GRACE_SECONDS, adopts: bool = False,
+                 note_output: Callable[[int, float], None] = do_nothing) -> None:
         from _thread import allocate_lock
         self.run_id, self.directory, self.note = run_id, directory, note
-        self.grace, self.adopts = grace, adopts
+        self.grace, self.adopts, self.note_output = grace, adopts, note_output
         self.canceled = False
         self.told_to_end = False  # by a SIGTERM, while a job ran
         self.running: Optional[_Process] = None
@@ -4648,6 +4736,18 @@ class WorkerState:
             running = self.running
         if running is not None:
             running.stop("canceled")
+
+    def watch(self, is_over: Callable[[float], Any]) -> None:
+        """Look at the running process until `is_over`, which waits so many seconds for the end."""
+        while not is_over(WATCH_SECONDS):
+            self.look()
+
+    def look(self) -> None:
+        """Look at the output of the running process, and stop it where its limits say so."""
+        running = self.running
+        if running is not None:
+            with contextlib.suppress(OSError):
+                running.look()
 
     def renew(self) -> None:
         """Make the run's directory again where a task removed it.  Raise OSError.
@@ -4722,7 +4822,8 @@ class Execution(NamedTuple):
     """One process to run.
 
     `files` are open files for its stdin, stdout and stderr.  `timeout` is in seconds, 0 for none.
-    `workdir` is None for the current directory.
+    `workdir` is None for the current directory.  `idle_timeout` (seconds without output),
+    `max_output` (bytes of stdout) and `is_over` (as in Backend) are for _Process.look.
     """
 
     argv: Tuple[str, ...]
@@ -4732,13 +4833,17 @@ class Execution(NamedTuple):
     timeout: float = 0.0
     stop_signal: str = "SIGTERM"
     gate: Optional[_Gate] = None
+    idle_timeout: float = 0.0
+    max_output: int = 0
+    is_over: Optional[Callable[[int], bool]] = None
 
 
 class Ended(NamedTuple):
     """The end of a process.
 
     `code` is its exit status, or -n where signal n ended it.  `verdict` says why clinvk stopped the
-    process: "timeout", "canceled", "unkept" (it did not read its policy), or "" where it did not.
+    process: "timeout", "canceled", "unkept" (it did not read its policy), "stalled", "max_output",
+    "over" (it did not end after its last event), or "" where it did not.
     `none_left`: certainly no process is left that could still write to its files.  `killed` are the
     names of the processes that it left behind.
     """
@@ -4778,7 +4883,10 @@ def execute(execution: Execution, state: WorkerState, index: int) -> Optional[En
 
 
 class _Process:
-    """A process that was started in a session of its own."""
+    """A process that was started in a session of its own.
+
+    While it lives, its files are open and its group is not that of another: `_lock` keeps it so.
+    """
 
     def __init__(self, pid: int, execution: Execution, state: WorkerState) -> None:
         from _thread import allocate_lock
@@ -4788,6 +4896,10 @@ class _Process:
         self._lock = allocate_lock()
         self._alive = allocate_lock()  # held while the process lives
         self._alive.acquire()
+        self._sizes = [0, 0]  # of stdout and stderr at the last look
+        self._quiet = [0.0, 0.0]  # for how many seconds each did not grow
+        self._looked = time.monotonic()
+        self._kill_at = float("inf")
 
     def has_ended(self, seconds: float) -> bool:
         """Wait up to `seconds` for the end of the process, and return whether it has ended."""
@@ -4801,15 +4913,52 @@ class _Process:
 
         For another thread than the one that waits.
         """
-        polite = getattr(signal, self._execution.stop_signal)
-        for number, seconds in ((polite, self._state.grace), (signal.SIGKILL, -1)):
-            with self._lock:  # while the process lives, its group cannot be that of another
+        for name, seconds in ((self._execution.stop_signal, self._state.grace), ("SIGKILL", -1)):
+            with self._lock:
                 if not self._alive.locked():
                     return
-                self.verdict = self.verdict or verdict
-                send_signal(self.pid, number)
-                send_signal(self.pid, signal.SIGCONT)
+                self._signal(name, verdict)
             self.has_ended(seconds)
+
+    def _signal(self, name: str, verdict: str) -> None:
+        self.verdict = self.verdict or verdict
+        send_signal(self.pid, getattr(signal, name))
+        send_signal(self.pid, signal.SIGCONT)
+
+    def look(self) -> None:
+        """Note how much the process has printed, and stop it where its limits say so.
+
+        Return at once: a later look kills a process that does not end within the grace.
+        """
+        with self._lock:
+            if not self._alive.locked():
+                return
+            now = time.monotonic()
+            if now >= self._kill_at:
+                self._signal("SIGKILL", "")
+            verdict = self._exceeded(now)
+            if verdict and not self.verdict:
+                self._kill_at = now + self._state.grace
+                self._signal(self._execution.stop_signal, verdict)
+
+    def _exceeded(self, now: float) -> str:
+        """Note how much was printed.  Return which limit the process has reached, "" for none."""
+        limits, files = self._execution, self._execution.files[1:]
+        # While the worker was stopped, or the machine slept, the process was not idle.
+        passed = min(now - self._looked, 2 * WATCH_SECONDS)
+        sizes = [os.fstat(file).st_size for file in files]
+        self._quiet = [quiet + passed if size == before else 0.0
+                       for quiet, size, before in zip(self._quiet, sizes, self._sizes)]
+        self._looked, self._sizes = now, sizes
+        quiet = min(self._quiet)
+        self._state.note_output(sum(sizes), quiet)
+        if 0 < limits.max_output < sizes[0]:
+            return "max_output"
+        is_stalled = 0 < limits.idle_timeout <= quiet
+        lingers = self._quiet[0] - passed < LINGER_SECONDS <= self._quiet[0]
+        if (is_stalled or lingers) and limits.is_over and limits.is_over(files[0]):
+            return "over"
+        return "stalled" if is_stalled else ""
 
     def end_group(self) -> None:
         send_signal(self.pid, signal.SIGKILL)
@@ -4854,6 +5003,7 @@ class _Process:
             timer.cancel()
 
 
+OVERSTAYED = "%s did not end by itself and was ended %s after its last event"
 FILES_SECONDS = 30.0  # for a program to read its files, after it has begun to read its prompt
 
 
@@ -4945,10 +5095,14 @@ def _run_alone(job: Job) -> Result:
         directory = make_private_directory()
     except OutputError as error:
         return unfinished(job, "failed", str(error), "backend", exit_code=1)
-    state = WorkerState(new_run_id(), directory)
+    import threading
+    state, ended = WorkerState(new_run_id(), directory), threading.Event()
     try:
+        with contextlib.suppress(RuntimeError):  # no more threads: there is no watch then
+            threading.Thread(target=state.watch, args=(ended.wait,), daemon=True).start()
         return with_answer(run_job(job, state))
     finally:
+        ended.set()
         state.drop_files()
         sweep(RUN_MARK % state.run_id)
         remove_tree(directory)
@@ -5063,7 +5217,9 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
     for name, value in command.environment.items():
         environment[name] = value.replace(SCRATCH, scratch)
     argv = tuple(word.replace(SCRATCH, scratch) for word in command.argv)
-    return Execution(argv, environment, files, workdir, task.timeout, backend.stop_signal, gate)
+    return Execution(
+        argv, environment, files, workdir, task.timeout, backend.stop_signal, gate,
+        task.idle_timeout, task.max_output or DEFAULT_MAX_OUTPUT, backend.is_over)
 
 
 def _environment(job: Job, state: WorkerState, scratch: str,
@@ -5129,8 +5285,15 @@ def _judge(job: Job, ended: Ended, execution: Execution,
     First counts why clinvk stopped it, then what its events say, then its exit status.
     """
     backend, code, stopped = backend_of(job), ended.code, ended.verdict
+    warnings = option_warnings(job)
     _, stdout, stderr = execution.files
     capture = Capture(stdout)
+    if len(capture) > execution.max_output:
+        os.ftruncate(stdout, execution.max_output)
+        capture, stopped = Capture(stdout), stopped or "max_output"
+    if stopped == "over":
+        code, stopped = 0, ""
+        warnings += (OVERSTAYED % (backend.name, duration(LINGER_SECONDS)),)
     reply = backend.read(capture, Capture(stderr).tail(), code)
     if code >= 0 and not stopped:  # else the end of the output is damaged by that
         reply = with_damage(reply, capture, backend.name, code)
@@ -5143,15 +5306,21 @@ def _judge(job: Job, ended: Ended, execution: Execution,
     if execution.gate:
         lapse = _lapse(job, execution.gate, stderr, bool(error or code or blank))
     status = "failed"
-    if stopped == "timeout":
-        status, exit_code, kind = "timeout", 124, "timeout"
+    if stopped in ("timeout", "stalled"):
+        status, exit_code, kind = "timeout", 124, stopped
         error = "timed out after %gs" % job.task.timeout
+        if stopped == "stalled":
+            error = "stalled: no output for " + duration(job.task.idle_timeout)
         if reply.waiting:
             error += " (it was waiting: %s)" % one_line(reply.waiting)
     elif stopped == "canceled":
         status, exit_code, error, kind = "canceled", -1, CANCELED_LATE, "canceled"
     elif lapse:
         exit_code, error, kind = exit_code or 1, lapse, "permission"
+    elif stopped == "max_output":
+        exit_code, kind = exit_code or 1, stopped
+        error = ("it printed more than %s; max_output (--max-output) allows more"
+                 % size_text(execution.max_output))
     elif code < 0:
         error, kind = "ended by signal %d (%s)" % (-code, signal_name(-code)), "signal"
     elif kind in ("", "backend") and (error or blank or reply.output is None) and is_full(stdout):
@@ -5168,9 +5337,10 @@ def _judge(job: Job, ended: Ended, execution: Execution,
     return Result(
         job.index, backend.name, status, exit_code, store(reply.output, capture), error, kind,
         retry_after_seconds=None if stopped else reply.retry_after_seconds,
-        warnings=option_warnings(job) + reply.warnings, model=reply.model or job.task.model,
+        warnings=warnings + reply.warnings, model=reply.model or job.task.model,
         session_id=reply.session_id, usage=reply.usage, cost_usd=reply.cost_usd,
-        num_turns=reply.num_turns, usage_is_cumulative=reply.usage_is_cumulative)
+        num_turns=reply.num_turns, usage_is_cumulative=reply.usage_is_cumulative,
+        limits=reply.limits, acted=reply.acted)
 
 
 def signal_name(number: int) -> str:
@@ -5243,7 +5413,9 @@ class Ledger:
     """
 
     _HEAD = 3   # retired; canceled; how many workers have started
-    _WIDTH = 3  # pid; 1 + index of the job held last; its process group while that runs
+    # pid; 1 + index of the job held last; its process group while that runs, and of this process:
+    # when it started, how many bytes it has printed, when it last printed some (milliseconds)
+    _WIDTH = 6
 
     def __init__(self, file: Any) -> None:
         import mmap
@@ -5276,9 +5448,17 @@ class Ledger:
     def __iter__(self) -> Iterator[Tuple[int, int, int, int]]:
         """Yield (slot, pid, job index or -1, process group or 0) for each slot that is taken."""
         for slot in range(self._HEAD, len(self._words), self._WIDTH):
-            pid, index, group = self._words[slot:slot + self._WIDTH]
+            pid, index, group = self._words[slot:slot + 3]
             if pid:
                 yield slot, pid, index - 1, group
+
+    def running(self) -> Iterator[Tuple[int, float, int, float]]:
+        """Yield (job index, seconds, bytes printed, seconds since then) for each process."""
+        now = time.monotonic()
+        for slot, _, index, group in self:
+            started, size, printed = self._words[slot + 3:slot + 6]
+            if group:
+                yield index, now - started / 1000, size, now - printed / 1000
 
     @property
     def retired(self) -> bool:
@@ -5312,7 +5492,14 @@ class Ledger:
 
     def note(self, slot: int, index: int, group: int) -> None:
         self._words[slot + 1] = index + 1
+        if group:
+            self._words[slot + 3] = self._words[slot + 5] = int(time.monotonic() * 1000)
+            self._words[slot + 4] = 0
         self._words[slot + 2] = group
+
+    def note_output(self, slot: int, size: int, quiet: float) -> None:
+        self._words[slot + 4] = size
+        self._words[slot + 5] = int((time.monotonic() - quiet) * 1000)
 
     def free(self, slot: int) -> None:
         self._words[slot + 1] = self._words[slot + 2] = 0
@@ -5446,14 +5633,18 @@ def _take_slot(settings: _WorkerSettings) -> _Worker:
     with settings.lock:
         slot = ledger.take()
     state = WorkerState(settings.run_id, settings.directory,
-                        functools.partial(ledger.note, slot), settings.grace)
+                        functools.partial(ledger.note, slot), settings.grace,
+                        note_output=functools.partial(ledger.note_output, slot))
     worker = _workers[get_ident()] = _Worker(state, ledger, do_nothing)
     return worker
 
 
 def _hold_lifeline(settings: _WorkerSettings, state: WorkerState) -> None:
-    """Wait, in a thread of each worker, for the end of the run or of the parent."""
-    os.read(settings.lifeline.fileno(), 1)
+    """Wait, in a thread of each worker, for the end of the run or of the parent.
+
+    Look at the running process meanwhile.
+    """
+    state.watch(functools.partial(can_be_read, settings.lifeline.fileno()))
     state.cancel()
     while os.getppid() == settings.parent:
         time.sleep(0.1)
@@ -5697,6 +5888,15 @@ class _WorkerPool:
 # - parent side: all pools of a run -
 
 
+class Running(NamedTuple):
+    """A job that runs, for how many seconds, how much it has printed, and for how long nothing."""
+
+    job: Job
+    seconds: float
+    size: int
+    quiet: float
+
+
 class Pool:
     """Jobs in, exactly one Result for each job out, whatever dies.
 
@@ -5843,9 +6043,21 @@ class Pool:
         self._lifeline.close()
         if self.method == "thread":
             import threading
-            for worker in list(_workers.values()):
-                if worker.state.run_id == self.run_id:
-                    threading.Thread(target=worker.state.cancel, daemon=True).start()
+            for state in self._states():
+                threading.Thread(target=state.cancel, daemon=True).start()
+
+    def _states(self) -> List[WorkerState]:
+        """Return the states of the workers that are threads of this process."""
+        return [worker.state for worker in list(_workers.values())
+                if worker.state.run_id == self.run_id]
+
+    def running(self) -> List[Running]:
+        """Return the jobs that run, in the order of their indexes."""
+        found = {index: Running(self._in_flight[index][0], seconds, size, quiet)
+                 for pool in self._pools
+                 for index, seconds, size, quiet in pool.ledger.running()
+                 if index in self._in_flight}
+        return [found[index] for index in sorted(found)]
 
     def kill(self) -> None:
         """Kill the programs that run.  KILLED_SECONDS later jobs without a result are given up."""
@@ -5871,9 +6083,11 @@ class Pool:
         except queue.Empty:
             pass
         now = time.monotonic()
-        if now >= self._next_look and self.method != "thread":
+        if now >= self._next_look:
             self._next_look = now + TICK_SECONDS
-            for pool in self._pools:
+            for state in self._states():
+                state.look()
+            for pool in self._pools if self.method != "thread" else ():
                 self._reap_workers(pool, results)
         if now >= self._kill_at and self._killed_at > now:
             self.kill()
@@ -5981,7 +6195,8 @@ class Pool:
         job, pool, since = self._in_flight[index]
         started = time.time() - (time.monotonic() - since)
         if not self._canceled:
-            return unfinished(job, "lost", why, "worker_lost", attempts=1, start_time=started)
+            lost = unfinished(job, "lost", why, "worker_lost", attempts=1, start_time=started)
+            return lost._replace(acted=backend_of(job).is_over is not None)
         if index not in pool.claimed() and index not in self._awaiting_result:
             return self._unstarted(job)
         return unfinished(job, "canceled", CANCELED_LATE, "canceled", attempts=1,
@@ -6060,6 +6275,9 @@ class DryPool:
 
     def wake(self) -> None:
         self._events.put(None)
+
+    def running(self) -> List[Running]:
+        return []
 
     cancel = kill = close = do_nothing
 
@@ -8526,7 +8744,9 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _field("--system-prompt", "TEXT", "system prompt"),
         _field("--max-turns", "N", "maximum number of turns"),
         _field("--max-tokens", "N", "maximum number of tokens of an answer"),
-        _field("--timeout", "SECONDS", "time limit of a task: 90, 90s, 15m, 2h")],
+        _field("--timeout", "SECONDS", "time limit of a task: 90, 90s, 15m, 2h"),
+        _field("--idle-timeout", "SECONDS", "stop a task that prints nothing for so long"),
+        _field("--max-output", "SIZE", "stop a task that prints more: 500K, 64M (default: 1G)")],
 }
 
 

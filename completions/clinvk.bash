@@ -29,7 +29,7 @@ _clinvk_value()
             values='auto always never' ;;
         --status)
             values='active completed error' ;;
-        -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --tag | -n | --limit \
+        -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
             | --older-than)
             values='' ;;
     esac
@@ -50,7 +50,7 @@ _clinvk()
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
             -b | --backend | -m | --model | -w | --workdir | -o | --output-format | --approval-mode \
-                | --sandbox-mode | --system-prompt | --max-turns | --max-tokens | --timeout | --config \
+                | --sandbox-mode | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --config \
                 | --progress | --color)
                 if [[ ${COMP_WORDS[i + 1]} == '=' ]]; then
                     i=$((i + 1))
@@ -67,13 +67,13 @@ _clinvk()
     case $command in
         prompt)
             options='-h --help -o --output-format -c --continue --ephemeral --dry-run --progress --color --config -b --backend
-                -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout'
+                -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         resume)
             options='-h --help --last -b --backend --here -o --output-format --dry-run --progress --color --config -m --model
-                --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout'
+                --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             if [[ $word != -* ]]; then
                 values=$(_clinvk_sessions --resumable)
@@ -100,19 +100,19 @@ _clinvk()
         parallel)
             options='-h --help -f --file -j --max-parallel --fail-fast --json --jsonl -q --quiet --output-dir
                 --overwrite --ceiling --root --allow-commands --dry-run --progress --color --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
-                --system-prompt --max-turns --max-tokens --timeout'
+                --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         chain)
             options='-h --help -f --file --json --jsonl -q --quiet --ceiling --root --allow-commands --dry-run --progress --color --config
-                -b --backend -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout'
+                -b --backend -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         compare)
             options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --progress --color --config
-                -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout'
+                -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
@@ -143,7 +143,7 @@ _clinvk()
             values="parallel prompt chain compare resume sessions config doctor version $options"
             if ((COMP_CWORD > 1)); then  # the options of a prompt without the word `prompt`
                 values="-o --output-format -c --continue --ephemeral --dry-run --progress --color --config -b --backend
-                    -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout"
+                    -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output"
             fi
             _clinvk_value && return
             ;;

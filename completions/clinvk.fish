@@ -40,6 +40,8 @@ complete -c clinvk -n __clinvk_prompt -l system-prompt -x -d 'system prompt'
 complete -c clinvk -n __clinvk_prompt -l max-turns -x -d 'maximum number of turns'
 complete -c clinvk -n __clinvk_prompt -l max-tokens -x -d 'maximum number of tokens of an answer'
 complete -c clinvk -n __clinvk_prompt -l timeout -x -d 'time limit of a task: 90, 90s, 15m, 2h'
+complete -c clinvk -n __clinvk_prompt -l idle-timeout -x -d 'stop a task that prints nothing for so long'
+complete -c clinvk -n __clinvk_prompt -l max-output -x -d 'stop a task that prints more: 500K, 64M (default: 1G)'
 
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -s h -l help -d 'show help and exit'
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -l last -d 'continue the last session'
@@ -57,6 +59,8 @@ complete -c clinvk -n '__fish_seen_subcommand_from resume' -l system-prompt -x -
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -l max-turns -x -d 'maximum number of turns'
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -l max-tokens -x -d 'maximum number of tokens of an answer'
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -l timeout -x -d 'time limit of a task: 90, 90s, 15m, 2h'
+complete -c clinvk -n '__fish_seen_subcommand_from resume' -l idle-timeout -x -d 'stop a task that prints nothing for so long'
+complete -c clinvk -n '__fish_seen_subcommand_from resume' -l max-output -x -d 'stop a task that prints more: 500K, 64M (default: 1G)'
 complete -c clinvk -n '__fish_seen_subcommand_from resume' -a '(command -q clinvk; and clinvk sessions list --resumable -n 50 2>/dev/null | string replace -rf "^([0-9a-f]{8,}) +(.*)" "\$1\t\$2")'
 
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -s h -l help -d 'show help and exit'
@@ -105,6 +109,8 @@ complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l system-prompt -x
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l max-turns -x -d 'maximum number of turns'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l max-tokens -x -d 'maximum number of tokens of an answer'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l timeout -x -d 'time limit of a task: 90, 90s, 15m, 2h'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l idle-timeout -x -d 'stop a task that prints nothing for so long'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l max-output -x -d 'stop a task that prints more: 500K, 64M (default: 1G)'
 
 complete -c clinvk -n '__fish_seen_subcommand_from chain' -s h -l help -d 'show help and exit'
 complete -c clinvk -n '__fish_seen_subcommand_from chain' -s f -l file -rF -d 'read the chain from a file'
@@ -127,6 +133,8 @@ complete -c clinvk -n '__fish_seen_subcommand_from chain' -l system-prompt -x -d
 complete -c clinvk -n '__fish_seen_subcommand_from chain' -l max-turns -x -d 'maximum number of turns'
 complete -c clinvk -n '__fish_seen_subcommand_from chain' -l max-tokens -x -d 'maximum number of tokens of an answer'
 complete -c clinvk -n '__fish_seen_subcommand_from chain' -l timeout -x -d 'time limit of a task: 90, 90s, 15m, 2h'
+complete -c clinvk -n '__fish_seen_subcommand_from chain' -l idle-timeout -x -d 'stop a task that prints nothing for so long'
+complete -c clinvk -n '__fish_seen_subcommand_from chain' -l max-output -x -d 'stop a task that prints more: 500K, 64M (default: 1G)'
 
 complete -c clinvk -n '__fish_seen_subcommand_from compare' -s h -l help -d 'show help and exit'
 complete -c clinvk -n '__fish_seen_subcommand_from compare' -l backends -xa 'claude codex gemini echo' -d 'the backends to ask, with commas between'
@@ -147,3 +155,5 @@ complete -c clinvk -n '__fish_seen_subcommand_from compare' -l system-prompt -x 
 complete -c clinvk -n '__fish_seen_subcommand_from compare' -l max-turns -x -d 'maximum number of turns'
 complete -c clinvk -n '__fish_seen_subcommand_from compare' -l max-tokens -x -d 'maximum number of tokens of an answer'
 complete -c clinvk -n '__fish_seen_subcommand_from compare' -l timeout -x -d 'time limit of a task: 90, 90s, 15m, 2h'
+complete -c clinvk -n '__fish_seen_subcommand_from compare' -l idle-timeout -x -d 'stop a task that prints nothing for so long'
+complete -c clinvk -n '__fish_seen_subcommand_from compare' -l max-output -x -d 'stop a task that prints more: 500K, 64M (default: 1G)'

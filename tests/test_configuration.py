@@ -31,7 +31,7 @@ backends:
     command: [cat]
 session: {auto_resume: true, retention_days: 0, default_tags: [a], store_token_usage: false}
 output: {format: json, show_tokens: true, show_timing: true, color: false}
-parallel: {max_workers: 7, fail_fast: true, aggregate_output: false}
+parallel: {max_workers: 7, fail_fast: true, idle_timeout: 10m, max_output: 64M, aggregate_output: false}
 """.replace(",\n                ", ", ")
 
 # A file, its place in the message, and a part of the message.
@@ -162,6 +162,8 @@ class Precedence(ConfigurationCase):
                  "max_turns": ("unified_flags.max_turns", 1, 2, 0),
                  "max_tokens": ("unified_flags.max_tokens", 1, 2, 0),
                  "timeout": ("unified_flags.command_timeout_secs", 1.5, 2.5, 0.0),
+                 "idle_timeout": ("parallel.idle_timeout", 1.5, 2.5, 0.0),
+                 "max_output": ("parallel.max_output", 1000, 2000, 0),
                  "verbose": ("unified_flags.verbose", True, False, False),
                  "dry_run": ("unified_flags.dry_run", True, False, False)}
         self.assertEqual(set(table), set(clinvk.Configuration().task_fields("echo")))

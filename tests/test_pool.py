@@ -78,6 +78,32 @@ class Contract(Pool):
             """):
             self.assertEqual([line[3] for line in lines], ["a\n", "ax\n", "axx\n", "axxx\n"])
 
+    def test_pool_shows_what_runs_and_stops_what_stalls(self):
+        for _, lines in self.each(START_METHODS, """
+            pool = Pool(2, METHOD)
+            pool.start(Job(4, Task("echo", "say hello;stderr hello;wait-for go")))
+            pool.start(Job(7, Task("echo", "say x;sleep 300", idle_timeout=1.0)))
+            seen = []
+            while not [one for one in seen if one.size == 12 and one.quiet > 1.0]:
+                for result in pool.wait():
+                    say(json.dumps([result.index, result.status, result.error_kind]))
+                seen = pool.running()
+            one, = [one for one in seen if one.size == 12]
+            say(json.dumps([one.job.index, one.job.task.backend, one.seconds >= one.quiet > 1.0]))
+            while [one for one in pool.running() if one.job.index == 7]:
+                for result in pool.wait():
+                    say(json.dumps([result.index, result.status, result.error_kind]))
+            open("go", "w").close()
+            while len(pool):
+                for result in pool.wait():
+                    say(json.dumps([result.index, result.status, result.error_kind]))
+            say(json.dumps(pool.running()))
+            pool.close()
+            os.unlink("go")
+            """):
+            self.assertEqual(sorted(lines[:-1], key=str), [[4, "echo", True], [4, "ok", ""], [7, "timeout", "stalled"]])
+            self.assertEqual(lines[-1], [])
+
     def test_no_more_tasks_are_taken_than_there_are_jobs(self):
         for _, lines in self.each(START_METHODS, """
             taken, done, most = [], [], 0

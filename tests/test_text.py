@@ -258,6 +258,26 @@ class Durations(unittest.TestCase):
             with self.subTest(text), self.assertRaisesRegex(ValueError, "above 0"):
                 clinvk.parse_duration(text)
 
+    def test_duration_of_any_length_is_read_back(self):
+        for seconds, text in ((0, "0s"), (0.25, "0.2s"), (30, "30s"), (59.94, "59.9s"), (60, "1m"), (90.9, "1m30s"), (250, "4m10s"), (3600, "1h"), (7385, "2h3m5s"), (3605, "1h5s")):
+            self.assertEqual(clinvk.duration(seconds), text)
+            if seconds:
+                self.assertAlmostEqual(clinvk.parse_duration(text), seconds, delta=1)
+
+    def test_parse_size_reads_units_of_1024(self):
+        for text, size in (("1", 1), ("4096", 4096), ("500K", 512000), ("64M", 64 << 20), ("1G", 1 << 30), ("1.5g", 3 << 29), ("2 TiB", 2 << 40), ("10 kb", 10240), ("7B", 7), (".5K", 512)):
+            self.assertEqual(clinvk.parse_size(text), size, text)
+        for text in ("", "K", "1e3", "-1", "+1", " 1", "1 ", "1KK", "1 X", "0x10", "1iB M", "٣"):
+            with self.subTest(text), self.assertRaisesRegex(ValueError, "expected a size such as 500K, 64M or 1G, got "):
+                clinvk.parse_size(text)
+        for text in ("0", "0.5", "0G", "9" * 400, "9" * 30 + "T"):
+            with self.subTest(text), self.assertRaisesRegex(ValueError, "expected a size of 1 byte or more"):
+                clinvk.parse_size(text)
+
+    def test_size_text_is_short(self):
+        for size, text in ((0, "0 B"), (999, "999 B"), (1000, "1 KB"), (1229, "1.2 KB"), (64 << 20, "64 MB"), (1 << 30, "1 GB"), (5 << 50, "5120 TB")):
+            self.assertEqual(clinvk.size_text(size), text)
+
     def test_clock_shows_hours_from_one_hour_on(self):
         for seconds, text in ((0, "00:00"), (0.99, "00:00"), (42, "00:42"), (60, "01:00"), (3599.9, "59:59"), (3600, "1:00:00"), (3723, "1:02:03"), (360000, "100:00:00")):
             self.assertEqual(clinvk.clock(seconds), text)

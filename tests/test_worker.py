@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import unittest
+from unittest import mock
 
 import support
 from support import clinvk, is_running, results, tasks, wait_until
@@ -530,6 +532,131 @@ class Stopping(WorkerCase):
         ids = clinvk.run_job(clinvk.Job(5, clinvk.Task("echo", "ids")), state).output.split()
         self.assertEqual(notes, [(5, int(ids[1])), (5, 0)])
         self.leave(state)
+
+
+class Watching(WorkerCase):
+    """What is seen of a process while it runs: idle, endless, or done and still there."""
+
+    CODEX = b'{"type":"turn.completed","usage":{}}\n'
+
+    def setUp(self):
+        super().setUp()
+        for name, value in (("WATCH_SECONDS", 0.02), ("LINGER_SECONDS", 0.3)):
+            patch = mock.patch.object(clinvk, name, value)
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def verdicts(self, looks, is_over=None, **limits):
+        """The verdict of each look, which is (seconds, text that came on stdout since the last one, text on stderr)."""
+        noted = []
+        state = self.state(note_output=lambda size, quiet: noted.append((size, quiet)))
+        with mock.patch.object(clinvk.time, "monotonic", lambda: 1000.0), tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+            execution = clinvk.Execution(("x",), {}, (0, out.fileno(), errors.fileno()), is_over=is_over, **limits)
+            process = clinvk._Process(0, execution, state)
+            found = []
+            for seconds, stdout, stderr in looks:
+                os.write(out.fileno(), stdout)
+                os.write(errors.fileno(), stderr)
+                found.append(process._exceeded(1000.0 + seconds))
+        self.leave(state)
+        return found, noted
+
+    def test_process_is_stalled_only_after_so_long_without_a_byte_on_either_stream(self):
+        with mock.patch.object(clinvk, "WATCH_SECONDS", 1.0):
+            for looks, expected in (
+                    ([(1, b"", b""), (2, b"", b""), (3, b"", b"")], ["", "", "stalled"]),
+                    ([(1, b"", b""), (2, b"", b"e"), (3, b"", b""), (4, b"", b""), (5, b"", b"")], ["", "", "", "", "stalled"]),
+                    ([(2, b"o", b""), (4, b"o", b""), (6, b"", b"e"), (8, b"o", b""), (10, b"", b""), (12, b"", b"")], [""] * 5 + ["stalled"]),
+                    ([(1, b"", b""), (3600, b"", b""), (3601, b"", b"")], ["", "stalled", "stalled"]),  # as if 2 s had passed
+                    ([(1, b"", b""), (3600, b"o", b""), (3601, b"", b"")], ["", "", ""])):
+                with self.subTest(looks):
+                    self.assertEqual(self.verdicts(looks, idle_timeout=3.0)[0], expected)
+            self.assertEqual(self.verdicts([(2, b"", b""), (4, b"", b"")])[0], ["", ""])
+
+    def test_suspension_of_the_worker_or_the_machine_is_not_idleness(self):
+        with mock.patch.object(clinvk, "WATCH_SECONDS", 1.0):
+            self.assertEqual(self.verdicts([(1, b"", b""), (100000, b"", b""), (200000, b"", b"")], idle_timeout=60.0)[0], ["", "", ""])
+
+    def test_process_that_printed_its_last_event_is_over_only_when_it_lingers(self):
+        is_over = clinvk.BACKENDS["codex"].is_over
+        with mock.patch.object(clinvk, "WATCH_SECONDS", 5.0), mock.patch.object(clinvk, "LINGER_SECONDS", 10.0):
+            for looks, limits, expected in (
+                    ([(5, self.CODEX, b""), (10, b"", b""), (15, b"", b""), (20, b"", b"")], {}, ["", "", "over", ""]),
+                    ([(5, self.CODEX, b""), (10, b"", b"e"), (15, b"", b"e")], {}, ["", "", "over"]),
+                    ([(5, self.CODEX, b""), (10, b"{}\n", b""), (15, b"", b""), (20, b"", b"")], {}, [""] * 4),
+                    ([(5, self.CODEX, b""), (10, b"", b"")], {"idle_timeout": 5.0}, ["", "over"]),
+                    ([(5, b"{}\n", b""), (10, b"", b"")], {"idle_timeout": 5.0}, ["", "stalled"])):
+                with self.subTest(looks):
+                    self.assertEqual(self.verdicts(looks, is_over, **limits)[0], expected)
+
+    def test_process_that_prints_too_much_has_that_verdict(self):
+        self.assertEqual(self.verdicts([(1, b"xxx", b"eeeeeeeeeee"), (2, b"xx", b""), (3, b"x", b"")], max_output=5)[0], ["", "", "max_output"])
+
+    def test_size_and_time_of_the_last_output_are_noted(self):
+        with mock.patch.object(clinvk, "WATCH_SECONDS", 1.0):
+            self.assertEqual(self.verdicts([(1, b"", b""), (2, b"abc", b"d"), (3, b"", b""), (5, b"", b"")])[1],
+                             [(0, 1.0), (4, 0.0), (4, 1.0), (4, 3.0)])
+
+    def test_programs_are_over_after_the_event_that_they_end_with(self):
+        started = b'{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"a"}]}\n'
+        ended = started.replace(b'[{"task_id":"a"}]', b"[]")
+        claude, codex, gemini = (support.data_file(name + "-ok.out") for name in ("claude", "codex", "gemini"))
+        quoting = json.dumps({"type": "user", "text": started.decode()}).encode() + b"\n"
+        for backend, text, expected in (
+                ("claude", claude, True), ("claude", support.data_file("claude-two-results.out"), True), ("claude", support.data_file("claude-401.out"), True),
+                ("claude", claude[:-20], False), ("claude", claude.rpartition(b"{")[0], False), ("claude", b"", False),
+                ("claude", started + claude, False), ("claude", started + claude + ended, False), ("claude", started + ended + claude, True),
+                ("claude", quoting + claude, True), ("claude", claude + b'{"type":"assistant"}\n', False),
+                ("codex", codex, True), ("codex", support.data_file("codex-500.out"), True), ("codex", codex.rpartition(b'{"type":"turn')[0], False),
+                ("gemini", gemini, True), ("gemini", support.data_file("gemini-429.out"), True), ("gemini", support.data_file("gemini-terminated.out"), False),
+                ("codex", b"x" * 3000000 + b"\n" + codex, True), ("codex", b'["turn.completed"]\n', False)):
+            with self.subTest(backend=backend, text=text[-100:]), tempfile.TemporaryFile() as file:
+                file.write(text)
+                file.flush()
+                self.assertEqual(clinvk.BACKENDS[backend].is_over(file.fileno()), expected)
+        self.assertIsNone(clinvk.BACKENDS["echo"].is_over)
+        self.assertIsNone(clinvk.custom_backend("own", clinvk.Definition(("x",))).is_over)
+
+    def test_task_that_prints_nothing_for_so_long_is_stopped(self):
+        self.check(self.run_it("say half;sleep 300", idle_timeout=0.3), status="timeout", exit_code=124, error="stalled: no output for 0.3s",
+                   error_kind="stalled", output="half\n", retry_after_seconds=None)
+        error = '{"type":"error","message":"Reconnecting... waiting for network"}'
+        self.check(self.run_it("raw %s\\n;sleep 300" % error, "codex", idle_timeout=0.3), status="timeout", error_kind="stalled",
+                   error="stalled: no output for 0.3s (it was waiting: Reconnecting... waiting for network)")
+
+    def test_task_that_stalls_is_killed_where_it_ignores_what_it_is_asked(self):
+        state = self.state(grace=0.2)
+        over = threading.Event()
+        thread = threading.Thread(target=state.watch, args=(over.wait,))
+        thread.start()
+        result = clinvk.run_job(support.job(0, "echo", "ignore TERM;ids %s;sleep 300" % self.path("ids"), idle_timeout=2.0), state)
+        over.set()
+        thread.join()
+        self.check(result, status="timeout", error_kind="stalled")
+        self.assert_gone(self.pid_in(self.path("ids")))
+        self.leave(state)
+
+    def test_task_that_prints_too_much_fails_with_what_it_said_until_then(self):
+        for prompt in ("flood 300000;sleep 300", "flood 300000"):
+            self.check(self.run_it(prompt, max_output=5000), status="failed", error_kind="max_output", output="x" * 5000,
+                       error="it printed more than 4.9 KB; max_output (--max-output) allows more")
+        self.check(self.run_it("flood 5000", max_output=5000), status="ok", output="x" * 5000)
+        self.check(self.run_it("flood 300000", "codex", max_output=100), status="failed", exit_code=1, error_kind="max_output",
+                   session_id="5e551000-0000-7000-8000-000000000002", output="", warnings=())
+
+    def test_program_that_lingers_after_its_last_event_is_judged_by_the_event(self):
+        texts = {name: support.data_file(name + ".out").decode().replace("\\", "\\\\").replace("\n", "\\n").replace(";", "\\x3b")
+                 for name in ("claude-ok", "codex-ok", "gemini-ok", "codex-429")}
+        for name, text in texts.items():
+            backend = name.partition("-")[0]
+            with self.subTest(name):
+                result = self.run_it("trap TERM 7;trap INT 7;raw %s;sleep 300" % text, backend)
+                if name == "codex-429":
+                    self.check(result, status="failed", exit_code=1, error_kind="rate_limit")
+                else:
+                    self.check(result, status="ok", exit_code=0, error="")
+                    self.assertTrue(result.output)
+                self.assertEqual(result.warnings[:1], ("%s did not end by itself and was ended 0.3s after its last event" % backend,))
 
 
 class Leftovers(WorkerCase):
