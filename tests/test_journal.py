@@ -14,7 +14,7 @@ import support
 from support import Case, clinvk, job, only_linux
 
 # A new field of a task belongs either to clinvk.KEY_FIELDS or here: does it change the answer?
-NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "verbose", "dry_run"}
+NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "verbose", "dry_run"}
 
 HOLDER = """
 import sys
