@@ -2947,6 +2947,8 @@ def _claude_command(job: Job) -> Command:
     argv += _claude_modes(task.sandbox_mode, task.approval_mode)
     argv += _options(("--model", task.model), ("--max-turns", str(task.max_turns or "")),
                      ("--append-system-prompt", task.system_prompt))
+    if job.budget_usd:  # in cents, rounded down; claude refuses 0
+        argv += ["--max-budget-usd", "%.2f" % (max(1, int(job.budget_usd * 100 + 1e-6)) / 100)]
     environment = {}
     if task.max_tokens:
         environment["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(task.max_tokens)
@@ -2959,7 +2961,7 @@ def _claude_command(job: Job) -> Command:
         environment["IS_SANDBOX"] = "1"
     return Command(tuple(argv) + task.extra, environment, preset={
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1",
-        "CLAUDE_CODE_MAX_RETRIES": "2"})
+        "CLAUDE_CODE_MAX_RETRIES": "0" if job.retried else "2"})
 
 
 def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
@@ -2969,10 +2971,12 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     """
     results: List[Dict[str, Any]] = []  # background work that ends later makes another result
     session, text, retry, limit = "", "", {}, {}  # type: str, str, Dict[str, Any], Dict[str, Any]
+    acted = False
     for event in stdout.events(b'"result"', b'"init"', b'"assistant"', b'"api_retry"',
                                b'"rate_limit_event"', answer=_CLAUDE_ANSWER):
         kind = event.get("type")
         session = _string(event.get("session_id")) or session
+        acted = acted or kind == "assistant" and _claude_acts(event)
         if kind == "result":
             results.append(event)
             if _string(event.get("result")).strip():
@@ -2986,13 +2990,15 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
             retry = event
         elif kind == "rate_limit_event":  # also of good turns
             limit = _mapping(event.get("rate_limit_info"))
+    known: Dict[str, Any] = {
+        "session_id": session, "acted": acted, "limits": _claude_limits(limit)}
     if not results:
         waiting = _string(retry.get("error"))
         if _count(retry.get("error_status")):
             waiting += ", HTTP status %d" % retry["error_status"]
-        return _no_result(Reply(text, session_id=session, waiting=waiting), "claude", stdout,
+        return _no_result(Reply(text, waiting=waiting)._replace(**known), "claude", stdout,
                           stderr, exit_code)
-    result, reply = results[-1], _claude_totals(results)._replace(session_id=session)
+    result, reply = results[-1], _claude_totals(results)._replace(**known)
     subtype, output = _string(result.get("subtype")), _string(result.get("result"))
     failed = result.get("is_error") or subtype.startswith("error")  # older versions: only subtype
     if not failed and text and not output.strip():
@@ -3054,9 +3060,31 @@ def _claude_totals(results: List[Dict[str, Any]]) -> Reply:
         model=_busiest(models, "outputTokens"), warnings=tuple(map(_denial, denials)))
 
 
+def _claude_parts(event: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    return map(_mapping, _listed(_mapping(event.get("message")).get("content")))
+
+
 def _claude_text(event: Dict[str, Any]) -> str:
-    parts = _listed(_mapping(event.get("message")).get("content"))
-    return "".join(_string(_mapping(part).get("text")) for part in parts)
+    return "".join(_string(part.get("text")) for part in _claude_parts(event))
+
+
+def _claude_acts(event: Dict[str, Any]) -> bool:
+    """Return whether a message uses a tool other than that for an answer by a schema."""
+    return any(part.get("type") == "tool_use" and part.get("name") != "StructuredOutput"
+               for part in _claude_parts(event))
+
+
+def _claude_limits(limit: Dict[str, Any]) -> Optional[Dict[str, Dict[str, Any]]]:
+    """Return the limits of the account, by name, with what is a number; None if there are none."""
+    limits = {}
+    for name, window in _mapping(limit.get("unifiedWindows")).items():
+        fields = (("utilization", "utilization"), ("resets_at", "resetsAt"))
+        values = {ours: _mapping(window).get(theirs) for ours, theirs in fields}
+        numbers = {field: value for field, value in values.items()
+                   if value is not None and type(value) in (int, float) and 0 <= value < 1e12}
+        if numbers:
+            limits[one_line(name)] = numbers
+    return limits or None
 
 
 def _whole_message(text: str) -> _Saying:
@@ -3106,6 +3134,7 @@ _CODEX_SANDBOX = {
 }
 # A codex that does not know one of these warns and goes on.
 _CODEX_SETTINGS = ("sandbox_workspace_write", "developer_instructions")
+_CODEX_THOUGHTS = ("agent_message", "reasoning", "error", "todo_list")  # items that are not tools
 CODEX_COUNTS = "codex counts the tokens of the whole session that it resumed"
 _UNASKED = ('codex exec never asks, so with sandbox_mode "%s" it would write unasked: '
             'use sandbox_mode "read-only", or another approval_mode')
@@ -3142,10 +3171,11 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     """Read JSON Lines.  Only `turn.failed` and the exit code are final: errors can be progress."""
     answer, session, failed, progress, ignored = "", "", "", "", ""
     usage, warnings = {}, []  # type: Dict[str, Any], List[str]
-    completed = blank = False
+    completed = blank = acted = False
     for event in stdout.events(b'"thread.started"', b'"agent_message"', b'"error"', b'"turn.',
-                               answer=_CODEX_ANSWER):
+                               b'"item.started"', answer=_CODEX_ANSWER):
         kind, item = event.get("type"), _mapping(event.get("item"))
+        acted = acted or kind == "item.started" and item.get("type") not in _CODEX_THOUGHTS
         stdout.complete = kind == "turn.completed"
         if kind == "thread.started":
             session = _string(event.get("thread_id"))
@@ -3174,7 +3204,7 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
              "cache_write_input_tokens")
     reply = Reply(answer, session_id=session, warnings=tuple(warnings),
                   usage=_usage(*(_count(usage.get(name)) for name in names)),
-                  waiting="" if completed else progress, usage_is_cumulative=True)
+                  waiting="" if completed else progress, usage_is_cumulative=True, acted=acted)
     if ignored:
         ignored = "codex does not know the setting " + ignored
         return _failed(reply, UNKEPT % ignored, "permission")
@@ -3315,7 +3345,7 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     Exit code 0 is not success: a stream that was cut off ends so, and only the events show it.
     """
     session, model, problem, before = "", "", "", ""
-    tools_came = False  # the answer is the text after the last tool
+    tools_came = acted = False  # the answer is the text after the last tool
     text, warnings, result = [], [], {}  # type: List[str], List[str], Dict[str, Any]
     for event in stdout.events(b'"init"', b'"assistant"', b'"tool_use"', b'"error"', b'"result"',
                                answer=_GEMINI_ANSWER):
@@ -3331,7 +3361,7 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
                 stdout.spare_damaged()
             text.append(_string(event.get("content")))
         elif kind == "tool_use":
-            tools_came = True
+            tools_came = acted = True
         elif kind == "error":
             problem = _string(event.get("message"))
             warnings.append(one_line(problem))
@@ -3347,7 +3377,7 @@ def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     # The output that gemini states excludes the thoughts.
     thoughts = max(0, _count(stats.get("total_tokens")) - total_input - stated)
     reply = Reply(
-        output, warnings=tuple(warnings),
+        output, warnings=tuple(warnings), acted=acted,
         model=_busiest(_mapping(stats.get("models")), "total_tokens") or model,
         usage=_usage(total_input, _count(stats.get("cached")), stated + thoughts, thoughts))
     if result.get("status") == "success" and not exit_code:
@@ -5288,7 +5318,7 @@ def _judge(job: Job, ended: Ended, execution: Execution,
     warnings = option_warnings(job)
     _, stdout, stderr = execution.files
     capture = Capture(stdout)
-    if len(capture) > execution.max_output:
+    if 0 < execution.max_output < len(capture):
         os.ftruncate(stdout, execution.max_output)
         capture, stopped = Capture(stdout), stopped or "max_output"
     if stopped == "over":

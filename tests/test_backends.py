@@ -145,6 +145,16 @@ class Commands(Environment):
             said = command("claude", **fields)
             self.assertEqual((said.environment, said.preset, said.files), (environment, quiet, {}), fields)
 
+    def test_claude_does_not_retry_where_clinvk_does(self):
+        self.assertEqual(clinvk._claude_command(support.job(0, "claude", "x", retried=True)).preset["CLAUDE_CODE_MAX_RETRIES"], "0")
+        for backend in ("codex", "gemini", "echo"):
+            self.assertEqual(clinvk.BACKENDS[backend].command(support.job(0, backend, "x", retried=True, budget_usd=2.5)), command(backend))
+
+    def test_claude_gets_its_budget_in_cents(self):
+        for budget, words in ((0.0, []), (2.5, ["--max-budget-usd", "2.50"]), (1.239, ["--max-budget-usd", "1.23"]), (0.29, ["--max-budget-usd", "0.29"]),
+                              (0.0001, ["--max-budget-usd", "0.01"]), (1234.567, ["--max-budget-usd", "1234.56"])):
+            self.assertEqual(list(clinvk._claude_command(support.job(0, "claude", "x", budget_usd=budget)).argv), BASE["claude"] + words)
+
     def test_claude_literal_prompt_adds_no_file(self):
         variables = ("CLAUDE_CODE_DISABLE_FILE_MENTIONS", "CLAUDE_CODE_DISABLE_ATTACHMENTS")
         for sandbox in clinvk.SANDBOX_MODES:
@@ -548,6 +558,9 @@ READINGS = (
     ("gemini-no-prompt", 42, dict(NO_STDOUT, error="No input provided via stdin.", error_kind="invalid")),
     ("gemini-bad-option", 1, dict(NO_STDOUT, error="Unknown argument: frob", error_kind="invalid")),
 )
+# Runs in which a tool ran.
+ACTED = ("claude-budget", "claude-denied", "claude-max-turns", "claude-terminated-tool", "codex-interrupted-tool", "codex-tool",
+         "gemini-max-turns", "gemini-tool", "gemini-write")
 # Runs that were stopped: what they had said, and how that begins what they waited for.
 STOPPED = (
     ("claude-terminated", 143, "", ""),
@@ -584,7 +597,7 @@ class Readers(CaptureCase):
         return clinvk.BACKENDS[backend].read(self.capture(stdout), stderr, code)
 
     def check(self, reply, **expected):
-        fields = dict(clinvk.Reply()._asdict(), waiting=ANY, usage_is_cumulative=ANY, **expected)
+        fields = dict(clinvk.Reply()._asdict(), waiting=ANY, usage_is_cumulative=ANY, acted=ANY, **expected)
         for field, value in fields.items():
             if field == "error" and value:
                 self.assertEqual(reply.error[:len(value)], value)
@@ -594,6 +607,44 @@ class Readers(CaptureCase):
     def test_usage_of_codex_only_is_cumulative(self):
         for backend in ("claude", "codex", "gemini"):
             self.assertEqual(self.read(backend, recorded(backend + "-ok")[0]).usage_is_cumulative, backend == "codex")
+
+    def test_tool_that_ran_is_seen_however_the_run_ended(self):
+        acted = {name for name, code, *_ in READINGS + STOPPED if self.read(backend_of(name), *recorded(name), code).acted}
+        self.assertEqual(acted, set(ACTED))
+
+    def test_only_tools_that_can_act_count(self):
+        def use(name):
+            return {"type": "assistant", "message": {"content": [{"type": "text", "text": "x"}, {"type": "tool_use", "name": name}]}}
+
+        def item(event, kind):
+            return {"type": event, "item": {"type": kind}}
+
+        for backend, event, acted in (
+                ("claude", use("Bash"), True), ("claude", dict(use("Bash"), parent_tool_use_id="t"), True), ("claude", use("StructuredOutput"), False),
+                ("claude", {"type": "assistant", "message": {"content": "tool_use"}}, False),
+                ("codex", item("item.started", "command_execution"), True), ("codex", item("item.started", "file_change"), True),
+                ("codex", item("item.started", "mcp_tool_call"), True), ("codex", item("item.started", "some_new_tool"), True),
+                ("codex", item("item.started", "reasoning"), False), ("codex", item("item.started", "todo_list"), False),
+                ("codex", item("item.completed", "agent_message"), False), ("gemini", {"type": "tool_use", "tool_name": "x"}, True)):
+            with self.subTest(event):
+                self.assertIs(self.read(backend, json.dumps(event).encode() + b"\n", code=1).acted, acted)
+
+    def test_claude_limits_of_the_account_are_those_of_the_last_event(self):
+        def stated(*windows, code=0):
+            *events, result = recorded("claude-made-limit-allowed")[0].splitlines()
+            events = [event for event in events if b"rate_limit_event" not in event]
+            events += [clinvk.dumps({"type": "rate_limit_event", "rate_limit_info": {"status": "allowed", "unifiedWindows": each}}) for each in windows]
+            return self.read("claude", b"\n".join(events + [result] * (not code)), code=code).limits
+
+        week = {"seven_day": {"utilization": 1, "resetsAt": 1753600000.5, "status": "allowed", "surpassedThreshold": None}}
+        both = dict(week, five_hour={"utilization": 0.24, "resetsAt": 1753088400})
+        for code in (0, 1):
+            self.assertEqual(stated(week, both, code=code), {"five_hour": {"utilization": 0.24, "resets_at": 1753088400},
+                                                             "seven_day": {"utilization": 1, "resets_at": 1753600000.5}})
+        self.assertEqual(stated({"five_hour": {"utilization": "0.2", "resetsAt": 5}}), {"five_hour": {"resets_at": 5}})
+        for odd in (None, [], "x", {}, {"five_hour": None}, {"five_hour": {"utilization": True, "resetsAt": -1}}, {"a": {"utilization": 1e300}}):
+            self.assertIsNone(stated(odd))
+        self.assertIsNone(stated())
 
     def test_recordings_are_read_as_stated(self):
         for name, code, expected in READINGS:
@@ -1117,7 +1168,7 @@ class Verdicts(CaptureCase):
              b"{'type': 'message'}",
              b'{"type":"tool_result","tool_id":"x","output":"{\\"role\\":\\"assistant\\"', b'{"type":"message","role":"user","content":"asked',
              b'{"type":"item.completed","item":{"id":"i","type":"command_execution","aggregated_output":"\\"agent_message\\"',
-             b'{"type":"item.started","item":{"id":"i","ty', b'{"type":"user","message":{"content":"\\"type\\":\\"result\\"')
+             b'{"type":"item.updated","item":{"id":"i","ty', b'{"type":"user","message":{"content":"\\"type\\":\\"result\\"')
 
     def test_damage_noise_fails_nothing(self):
         for backend in self.STREAMS:

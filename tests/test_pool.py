@@ -780,6 +780,22 @@ class Ahead(Pool):
                     """)
                 self.assertEqual(lines, [["lost", True]])
 
+    def test_lost_task_may_have_acted_where_its_backend_has_tools(self):
+        lines = self.run_script(PROCESS_METHODS[0], """
+            pool = Pool(1, METHOD)
+            for number, backend in enumerate(("claude", "codex", "gemini", "echo")):
+                name = "acting-" + backend
+                pool.start(Job(number, Task(backend, "ids %s; sleep 300" % name)))
+                while not os.path.exists(name):
+                    pool.wait()
+                os.kill(worker_of(name), signal.SIGKILL)
+                while len(pool):
+                    for result in pool.wait():
+                        say(json.dumps([result.backend, result.status, result.acted]))
+            pool.close()
+            """)
+        self.assertEqual(lines, [["claude", "lost", True], ["codex", "lost", True], ["gemini", "lost", True], ["echo", "lost", False]])
+
 
 class WithoutDescriptors(Pool):
     def test_a_run_raises_the_soft_limit_to_what_its_workers_take(self):
