@@ -1755,13 +1755,16 @@ def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> 
         raise expected(what, value)
     checked = {}
     for name, item in value.items():
-        with path_context(name):
+        try:
             if name not in fields:
                 hint = FIELD_HINTS.get(name) if "prompt" in fields else None
                 meta = '; free data goes into "meta"' if "meta" in fields else ""
                 raise InvalidValue("unknown field%s%s" % (hint or known_as(name, fields), meta))
             if item is not None:
                 checked[name] = fields[name](item)
+        except ValueError:
+            with path_context(name):  # entered for each field it would cost more than the checks
+                raise
     return checked
 
 
@@ -2154,8 +2157,7 @@ SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "default_backend": (_or_nothing(_argument), "claude"),
     "unified_flags.approval_mode": (_MODES["approval_mode"], "default"),
     "unified_flags.sandbox_mode": (_MODES["sandbox_mode"], "default"),
-    "unified_flags.verbose": (_truth, False),
-    "unified_flags.dry_run": (_truth, False),
+    "unified_flags.verbose": (_truth, False), "unified_flags.dry_run": (_truth, False),
     "unified_flags.max_turns": (_or_nothing(_whole_number), 0),
     "unified_flags.max_tokens": (_or_nothing(_whole_number), 0),
     "unified_flags.command_timeout_secs": (_or_nothing(_seconds), 0),
@@ -2164,15 +2166,14 @@ SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "session.default_tags": (_list_of(_known_string), ()),
     "session.store_token_usage": (_truth, True),
     "output.format": (_or_nothing(_one_of(PROMPT_FORMS, "format")), "text"),
-    "output.show_tokens": (_truth, False),
-    "output.show_timing": (_truth, False),
+    "output.show_tokens": (_truth, False), "output.show_timing": (_truth, False),
     "output.color": (_color, "auto"),
     "parallel.max_workers": (_or_nothing(_jobs), 3),
-    "parallel.fail_fast": (_truth, False),
+    "parallel.fail_fast": (_truth, False), "parallel.aggregate_output": (_truth, True),
     "parallel.idle_timeout": (_or_nothing(_seconds), 0),
     "parallel.max_output": (_or_nothing(_bytes), DEFAULT_MAX_OUTPUT),
-    "parallel.aggregate_output": (_truth, True),
 }
+_UNIFIED_FLAGS = [name for name in SETTINGS if name.startswith("unified_flags.")]
 # The settings below `backends.NAME`; those of DEFINITION_FIELDS define a command of the user's own.
 BACKEND_SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "model": (_or_nothing(_argument), ""),
@@ -2228,8 +2229,7 @@ class Configuration(NamedTuple):
 
     def task_fields(self, backend: str) -> Dict[str, Any]:
         """Return the task fields that the file sets for a backend, except `extra`."""
-        fields = {name.partition(".")[2]: self.own(name) for name in SETTINGS
-                  if name.startswith("unified_flags.")}
+        fields = {name[len("unified_flags."):]: self.own(name) for name in _UNIFIED_FLAGS}
         fields["timeout"] = fields.pop("command_timeout_secs")
         for name in ("idle_timeout", "max_output"):
             fields[name] = self.own("parallel." + name)
@@ -2535,7 +2535,7 @@ class Capture:
 
         Other lines are not parsed, but searched for damage, unless they look whole.
         """
-        has_mark = re.compile(b"|".join(map(re.escape, marks))).search
+        has_mark = re.compile(b"|".join(marks)).search
         has_whole_type = re.compile(_WHOLE_TYPE).match
         for line in self.lines(has_mark):
             if has_mark(line):
@@ -3035,11 +3035,11 @@ def _claude_is_over(stdout: int) -> bool:
 
 def _claude_totals(results: List[Dict[str, Any]]) -> Reply:
     """Return the counts of all results, and the model and the denials of the last."""
-    result = results[-1]
-    counts: Counter[str] = Counter()
+    result, counts = results[-1], Counter()  # type: Dict[str, Any], Counter[str]
     for one in results:
         usage = _mapping(one.get("usage"))
-        counts.update({name: _count(value) for name, value in usage.items()})  # which adds
+        for name, value in usage.items():
+            counts[name] += _count(value)
         counts["thoughts"] += _count(value_at(usage, ("output_tokens_details", "thinking_tokens")))
         counts["turns"] += _count(one.get("num_turns"))
     # These two count all runs of a session that was resumed.
@@ -4836,7 +4836,7 @@ class WorkerState:
             self._scratch = ""
         if not keep_files:
             self.drop_files()
-        for file in self._files:
+        for file in [file for file in self._files if os.lseek(file, 0, os.SEEK_END)]:
             os.ftruncate(file, 0)
             os.lseek(file, 0, os.SEEK_SET)
 
