@@ -1524,15 +1524,16 @@ def open_standard_streams() -> None:
 
 
 @contextlib.contextmanager
-def stop_signals(react: Callable[[int], None]) -> Iterator[None]:
-    """While the block runs, SIGINT, SIGTERM and SIGHUP call `react(signal_number)`.
+def stop_signals(react: Callable[[int], None], numbers: Iterable[int] = (
+        signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) -> Iterator[None]:
+    """While the block runs, these signals call `react(signal_number)`.
 
     A signal that was ignored from the start stays ignored (nohup, a shell's `&`).  Outside the
     main thread, where Python allows no handlers, nothing is changed.
     """
     former: Dict[int, Any] = {}
     try:
-        for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for stop in numbers:
             if in_main_thread() and signal.getsignal(stop) is not signal.SIG_IGN:
                 former[stop] = signal.signal(stop, lambda number, _: react(number))
         yield
@@ -5622,7 +5623,7 @@ def _enter_process(settings: _WorkerSettings) -> None:
     while _lifelines:
         _lifelines.pop().close()
     os.setpgid(0, 0)  # ^C, and whatever else is meant for the parent's group, is for the parent
-    for number in (signal.SIGINT, signal.SIGHUP):  # a program would inherit SIG_IGN
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # SIG_IGN would be inherited
         signal.signal(number, lambda number, frame: None)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)  # only the parent keeps the reader of its stdout waiting
@@ -5834,7 +5835,7 @@ def _new_process_pool(jobs: int, method: str, ledger: Ledger,
     # A signal between fork and _enter_process waits until the worker can handle it; Pool's own
     # threads never take one.
     former = signal.pthread_sigmask(
-        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
     try:
         return _process_pool_type()(jobs, _enter_process, (settings_of(lock),), context=Context())
     finally:
@@ -6328,6 +6329,7 @@ class Control:
         self.directory = ""  # of the run's files, while it is under way
         self.failure = ""  # why the run could not continue
         self.wake: Callable[[], None] = do_nothing
+        self.running: Callable[[], List[Running]] = list  # of the pool, while the run is under way
 
     def cancel(self, reason: str = "interrupted") -> None:
         self.reason = self.reason or reason or "interrupted"
@@ -6485,7 +6487,7 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
     scheduler = Scheduler(supply, pool, jobs, limits=limits, fail_fast=fail_fast, control=control,
                           on_tick=on_tick)
     control.wake = supply.on_ready = pool.wake
-    control.directory = pool.directory
+    control.directory, control.running = pool.directory, pool.running
     try:
         yield from scheduler.results()
     finally:
@@ -6493,7 +6495,8 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
         if control.level > 1:
             pool.kill()
         pool.close()
-        control.wake = supply.on_ready = do_nothing  # they would keep the files of the pool open
+        # They would keep the files of the pool open.
+        control.wake, supply.on_ready, control.running = do_nothing, do_nothing, list
 
 
 # --- 11. Journal -------------------------------------------------------------
@@ -7931,6 +7934,30 @@ class _Stop:
         self._console.say("stopping %s%s" % (counted(running, "running task"), hint))
 
 
+class _Inquiry:
+    """React to SIGUSR1 during a run: the next tick shows what is running."""
+
+    def __init__(self, control: Control, console: Console) -> None:
+        self._control, self._console = control, console
+        self._asked: List[int] = []
+
+    def __call__(self, number: int) -> None:
+        self._asked.append(number)
+        self._control.wake()
+
+    def answer(self) -> None:
+        """Write a line for each task that runs, if somebody has asked."""
+        while self._asked:
+            self._asked.pop()
+            running = self._control.running()
+            lines = ["%d running%s" % (len(running), ":" if running else "")]
+            lines += ["  %d %s %s, %s, quiet %s  %s" % (
+                one.job.index + 1, one.job.task.backend, duration(int(one.seconds)),
+                size_text(one.size), duration(int(one.quiet)), cut(task_label(one.job.task), 60))
+                for one in running]
+            self._console.say("\n".join(lines))
+
+
 class Console:
     """The standard streams of a command."""
 
@@ -8011,7 +8038,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     progress = console.progress
     feed = Fanout([sink for sink in (form, plan.directory, plan.table, totals, progress)
                    if sink is not None], control)
-    stop = _Stop(control, console)
+    stop, inquiry = _Stop(control, console), _Inquiry(control, console)
 
     def tick(running: int) -> None:
         feed.look_for_reader()
@@ -8019,13 +8046,15 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
             feed.attempt(form, plan.follow, control.directory)
         if not settings.dry_run:
             stop.report(running)
+        inquiry.answer()
         if progress:
             progress.show(running)
 
     if plan.form.heading:
         feed.attempt(form, console.stdout.text, plan.form.heading)
     # A dry run has nothing to stop: a signal ends the process.
-    with stop_signals(die_at_once if settings.dry_run else stop):
+    with stop_signals(die_at_once if settings.dry_run else stop), \
+            stop_signals(inquiry, (signal.SIGUSR1,)):
         results = run_pool(
             plan.supply, min(plan.jobs, total or plan.jobs), fail_fast=plan.fail_fast,
             limits=plan.limits, control=control, dry_run=settings.dry_run, on_tick=tick,

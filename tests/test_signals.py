@@ -8,7 +8,7 @@ import sys
 import unittest
 from unittest import mock
 
-from support import COMPILED, MODULES, Case, children_of, clinvk, is_running, only_linux, processes_with, results, tasks, wait_until
+from support import COMPILED, MODULES, Case, children_of, clinvk, is_running, only_linux, process_words, processes_with, results, tasks, wait_until
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONG = "leave-group left; fork-child child; touch ready; sleep 300"
@@ -50,6 +50,33 @@ class Signals(Case):
                 again = b"press ^C again to kill them at once" if number == signal.SIGINT else b"the same signal again kills them"
                 self.assertIn(b"stopping 2 running tasks (%s)" % again, completed.stderr)
                 self.again()
+
+    def test_sigusr1_shows_what_runs_and_ends_nothing(self):
+        prompts = ("say first", "say halfway; touch ready; wait-for go", "stderr-flood 3000; touch other; wait-for go; say x", "say last")
+        process = self.start_batch("--jsonl", "-q", prompts=prompts)
+        lines = []
+        for asked in (1, 2):
+            process.send_signal(signal.SIGUSR1)
+            wait_until(lambda: process.error_output().count(b" running:") == asked, process.error_output)
+            lines += process.error_output().decode().splitlines()[len(lines):]
+        wait_until(lambda: process.send_signal(signal.SIGUSR1) or b"  3 echo " in process.error_output()
+                   and b" 2.9 KB, " in process.error_output() and b" 8 B, " in process.error_output(), process.error_output)
+        self.file("go", "")
+        completed = process.finish()
+        self.assertEqual((completed.returncode, len(completed.stdout.splitlines())), (0, 4))
+        self.assertEqual([line for line in lines if line.startswith("clinvk: ")], ["clinvk: 2 running:"] * 2)
+        rows = [line for line in completed.stderr.decode().splitlines() if not line.startswith("clinvk: ")]
+        for row in rows:
+            self.assertRegex(row, r"^  [234] echo (\d+[ms])+, [\d.]+ K?B, quiet (\d+[ms])+  (say|stderr-flood) ")
+        self.assertEqual({row.split()[0] for row in rows[:4]}, {"2", "3"})
+
+    def test_sigusr1_that_reaches_a_worker_costs_nothing(self):
+        process = self.start_batch("--jsonl", "-q", prompts=("touch ready; wait-for go; say x",))
+        for child in children_of(process.pid):
+            if "clinvk" in process_words(child) or "python" in process_words(child):
+                os.kill(child, signal.SIGUSR1)
+        self.file("go", "")
+        self.assertEqual([line["status"] for line in results(process.finish())], ["ok"])
 
     def test_the_summary_comes_in_every_form(self):
         process = self.start_batch("--json")
