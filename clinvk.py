@@ -2691,6 +2691,7 @@ _KIND_BY_STATUS = {
 # The kinds that are more exact than a status.
 _FINER_THAN_STATUS = {400: ("quota", "context_length", "auth"), 403: ("quota",), 429: ("quota",)}
 SHORT_WAIT_SECONDS = 300.0
+JUST_PASSED_SECONDS = 600.0
 MAX_REASON = 8192  # characters of an error in which its kind and a time to wait are looked for
 _UNIT = r"(?:days?|hours?|hrs?|minutes?|mins?|seconds?|secs?|[dhms])(?![a-z])[ ,]*"
 _UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1, "": 1}
@@ -2758,7 +2759,8 @@ def retry_after(text: str, now: Optional[float] = None) -> Optional[float]:
 def _until(parts: Sequence[str], now: float) -> Optional[float]:
     """Return the seconds until a moment; None if it cannot be known.
 
-    Without a day the next such moment counts; without a zone local time counts.
+    Without a day the next such moment counts; without a zone local time counts.  A moment that has
+    just passed is not the next day's: what is stated is a minute, and was stated a while ago.
     """
     import datetime
     month, day, year, hour, minute, half, zone = parts  # "": not stated
@@ -2775,10 +2777,13 @@ def _until(parts: Sequence[str], now: float) -> Optional[float]:
         if month:
             then = then.replace(year=int(year or then.year),
                                 month=_MONTHS.index(month.lower()) + 1, day=int(day))
-            if then < present and not year:
-                then = then.replace(year=then.year + 1)
-        elif then <= present:
+        passed = (present - then).total_seconds()
+        if 0 <= passed < 60:
+            return 60 - passed
+        if passed > JUST_PASSED_SECONDS and not month:
             then += datetime.timedelta(days=1)
+        elif passed > JUST_PASSED_SECONDS and not year:
+            then = then.replace(year=then.year + 1)
         return max(0.0, then.timestamp() - now)
     except (ImportError, KeyError, ValueError, OSError, OverflowError):
         return None

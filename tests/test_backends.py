@@ -1630,7 +1630,8 @@ class Errors(Environment):
                 ('"resets_in_seconds": 3600', 3600), ('{"resets_at":1753088400}', 7200), ('"resetsAt":1753088400,', 7200),
                 ('"resets_at": 1753000000', 0),
                 ('{"resets_at":1753088400,"resets_in_seconds":13872}', 13872), ("Claude AI usage limit reached|1753088400", 7200),
-                ("try again at 1:21 PM", 22860), ("Try again at 7:00 AM.", 86400), ("or try again at 7:01 AM.", 60),
+                ("try again at 1:21 PM", 22860), ("Try again at 7:00 AM.", 60), ("or try again at 7:01 AM.", 60),
+                ("try again at 6:59 AM", 0), ("try again at 6:50 AM", 0), ("try again at 6:49 AM", 85740), ("resets Jul 21 at 6:55am", 0),
                 ("resets 10pm", 54000), ("resets 12am", 61200),
                 ("resets 12pm", 18000), ("resets at 3:30 a.m.", 73800), ("resets 13pm", None), ("resets 0am", None), ("resets 1:75pm", None),
                 ("please try again later", None), ("Please wait and try again later.", None), ("try again in a few minutes", None),
@@ -1653,7 +1654,7 @@ class Errors(Environment):
         before_winter = 1761429600.0  # 2025-10-25, 22:00 UTC: in the night after it the clocks are put back
         for text, now, zone, hours in (
                 ("You've hit your limit · resets 1pm (Europe/Lisbon)", self.NOW, "Europe/Lisbon", 5),
-                ("resets 8am (Europe/Lisbon)", self.NOW, "Europe/Lisbon", 24),
+                ("resets 8am (Europe/Lisbon)", self.NOW, "Europe/Lisbon", 1 / 60),
                 ("You're out of extra usage · resets 11:30am (Asia/Colombo)", self.NOW, "Asia/Colombo", 23),
                 ("You've hit your session limit · resets 10:50pm (Asia/Saigon)", self.NOW, "Asia/Saigon", 8 + 5 / 6),
                 ("resets 1pm (UTC)", self.NOW, "UTC", 6),
