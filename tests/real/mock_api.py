@@ -15,6 +15,8 @@ order of their lines, one a turn, and the rest of the directives hold for the tu
     loop COMMAND    the same on every turn, for ever                   empty         answers with nothing
     insist          uses tools that were not offered, too              max-tokens    the answer ends at the limit of tokens
     status N [retry-after=S] [times=K]   answers with that HTTP error, K times where it is said
+    reset S [times=K]   the limit of the account is used up, and is reset in S seconds
+    background COMMAND  runs the command with claude's shell tool, which does not wait for it
     quota           the quota or credit is used up                     refuse        the answer is refused
     context         the prompt is too long for the model               error-event   an error in the middle of a stream
     bad-key         as for a wrong key                                 cut           a stream that ends in the middle
@@ -89,7 +91,7 @@ class Anthropic:
         kind, argument = step
         if kind == "write":
             return "Write", {"file_path": argument, "content": WRITTEN}
-        return "Bash", {"command": argument, "description": "what the mock wants"}
+        return "Bash", dict({"command": argument, "description": "what the mock wants"}, **{"run_in_background": True} if kind == "background" else {})
 
     @classmethod
     def whole(cls, request, text, call, end):
@@ -128,6 +130,16 @@ class Anthropic:
     @staticmethod
     def failure(request, status, kind, message, retry_after):
         return {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_mock"}
+
+    @classmethod
+    def used_up(cls, request, seconds):
+        """claude heeds these headers where it is logged in to an account."""
+        windows = {"": ("rejected", seconds, None), "5h-": ("rejected", seconds, "1.0"), "7d-": ("allowed", 9999, "0.25")}
+        headers = {"anthropic-ratelimit-unified-representative-claim": "five_hour", "retry-after": str(seconds)}
+        for name, (status, after, used) in windows.items():
+            named = {"status": status, "reset": str(int(time.time()) + after), "utilization": used}
+            headers.update({"anthropic-ratelimit-unified-%s%s" % (name, key): value for key, value in named.items() if value})
+        return 429, cls.failure(request, 429, *cls.errors[429], None), headers
 
 
 class OpenAI:
@@ -218,6 +230,11 @@ class OpenAI:
         kind, _, code = kind.partition(" ")
         return {"error": {"message": message, "type": kind, "param": None, "code": code or None}}
 
+    @staticmethod
+    def used_up(request, seconds):
+        return 429, {"error": {"type": "usage_limit_reached", "message": "The usage limit has been reached", "plan_type": "plus",
+                               "resets_at": int(time.time()) + seconds, "resets_in_seconds": seconds}}, {}
+
 
 class Gemini:
     errors = {400: ("INVALID_ARGUMENT", "Request contains an invalid argument."),
@@ -288,6 +305,10 @@ class Gemini:
         if retry_after:
             details.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "%ss" % retry_after})
         return {"error": dict({"code": status, "message": message, "status": kind}, **({"details": details} if details else {}))}
+
+    @classmethod
+    def used_up(cls, request, seconds):
+        return 429, cls.failure(request, 429, *cls.errors[429], retry_after=seconds), {"retry-after": str(seconds)}
 
 
 def unique(prefix):
@@ -387,7 +408,7 @@ class Handler(BaseHTTPRequestHandler):
         """Does what the directives say."""
         lines = re.findall(r"(?m)^mock: (\S+) ?(.*?)\r?$", request.user)
         said = dict(lines)
-        calls = [api.tool(line, request.tools) for line in lines if line[0] in ("write", "shell")]
+        calls = [api.tool(line, request.tools) for line in lines if line[0] in ("write", "shell", "background")]
         if "insist" not in said:
             calls = [call for call in calls if call[0] in request.tools]
         call = calls[request.results] if request.results < len(calls) else None
@@ -400,11 +421,13 @@ class Handler(BaseHTTPRequestHandler):
         trouble = next((name for name in ("quota", "context", "bad-key") if name in said), None)
         if trouble:
             return self._fail(api, request, trouble)
-        if "status" in said:
-            status, *options = said["status"].split()
+        for name in ("status", "reset"):
+            value, *options = said.get(name, "").split() or [""]
             options = dict(option.split("=") for option in options)
-            if "times" not in options or self.server.mock.count(request) <= int(options["times"]):
-                return self._fail(api, request, int(status), options.get("retry-after"))
+            if value and ("times" not in options or self.server.mock.count(request) <= int(options["times"])):
+                if name == "reset":
+                    return self._send(*api.used_up(request, int(value)))
+                return self._fail(api, request, int(value), options.get("retry-after"))
         text = said.get("say", "" if "empty" in said else flood(int(said["flood"])) if "flood" in said else ANSWER)
         end = next((name for name in ("max-tokens", "refuse", "error-event") if name in said), "")
         if request.stream:

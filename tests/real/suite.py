@@ -286,6 +286,45 @@ class Trouble(RealCase):
         self.assertEqual({result["output"] for result in answers.values()}, {words})
 
 
+class Limits(RealCase):
+    """What clinvk ends, and what it is told of the limits of an account."""
+
+    def log_in(self):
+        """To an account, as far as claude can see: it then tells of its limits."""
+        self.environment.pop("ANTHROPIC_API_KEY")
+        self.environment["CLAUDE_CODE_OAUTH_TOKEN"] = "mock-token"
+
+    def test_stall(self):
+        """How long a program needs until it asks is the machine's affair: those that were stopped before get twice the time."""
+        tasks, seconds = [task("%s-%s" % (backend, where), backend, "mock: " + where) for backend in ALL for where in ("hang", "hang-mid")], 10
+        while tasks:
+            self.assertLess(seconds, LONG, "stopped before they had asked: %s" % tasks)
+            answers = self.batch(tasks, "--idle-timeout", "%ds" % seconds, jobs=6, status="timeout")
+            for result in answers.values():
+                self.assertEqual((result["exit_code"], result["error_kind"]), (124, "stalled"), result)
+            tasks = [one for one in tasks if not self.requests(one[0] + "\n")]
+            seconds *= 2
+
+    def test_claude_that_waits_for_its_background_is_not_over(self):
+        answers = self.batch([task("claude", "claude", "mock: background sleep %d\nmock: say fine" % (clinvk.LINGER_SECONDS + 3), **FULL)], status="ok")
+        self.assertNotIn("warnings", answers["claude"])
+        self.assertEqual((answers["claude"]["num_turns"], len(self.requests())), (3, 3))
+
+    def test_claude_limits_of_the_account(self):
+        self.log_in()
+        result = self.batch([task("claude", "claude", "mock: reset 3000")], status="failed")["claude"]
+        self.assertEqual(result["error_kind"], "quota")
+        self.assertEqual({name: limit["utilization"] for name, limit in result["limits"].items()}, {"five_hour": 1, "seven_day": 0.25})
+        self.assertAlmostEqual(result["limits"]["five_hour"]["resets_at"], time.time() + 3000, delta=LONG)
+        self.assertAlmostEqual(result["retry_after_seconds"], 3000, delta=LONG)
+
+    def test_codex_limit_of_the_account(self):
+        """It states the time of day, in local time, to the minute."""
+        result = self.batch([task("codex", "codex", "mock: reset 3000")], status="failed")["codex"]
+        self.assertEqual(result["error_kind"], "quota")
+        self.assertAlmostEqual(result["retry_after_seconds"], 3000, delta=LONG)
+
+
 HOLD = "mock: shell exec tail -f /dev/null\nmock: hang"  # codex lets its model go on after 30 s, and the tool run
 
 
@@ -967,7 +1006,7 @@ class Together(unittest.TestSuite):
 class Loader(unittest.TestLoader):
     def loadTestsFromModule(self, module, *args, **options):
         return Together(self.loadTestsFromTestCase(case) for case in (
-            Trouble, Ends, Effects, Mentions, Lapses, Answers, Options, Prompts, Plans))
+            Trouble, Limits, Ends, Effects, Mentions, Lapses, Answers, Options, Prompts, Plans))
 
 
 def main():
