@@ -100,7 +100,8 @@ except ModuleNotFoundError as _error:
     _refuse(lacking(_error))
 
 __version__ = "0.1.0"
-__all__ = ["Control", "Job", "Result", "Task", "UserError", "main", "run_job", "run_pool"]
+__all__ = ["Control", "Job", "Result", "RunPolicy", "Task", "UserError", "main", "run_job",
+           "run_pool"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permissi
 
 # The exit statuses of clinvk.  A test compares them with EXIT STATUS in the man page.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION = 0, 1, 2, 3, 4
-EXIT_BUG, EXIT_OUTPUT = 70, 74
+EXIT_BUG, EXIT_OUTPUT, EXIT_LEFT = 70, 74, 75
 EXIT_TIMEOUT, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 124, 126, 127  # of single prompts
 EXIT_HANGUP, EXIT_INTERRUPT, EXIT_PIPE, EXIT_TERMINATE = 129, 130, 141, 143
 
@@ -255,6 +256,30 @@ class Job(NamedTuple):
     budget_usd: float = 0.0
 
 
+class RunPolicy(NamedTuple):
+    """How a run repeats, spreads and bounds its tasks.
+
+    `retries` is how often a task may be tried again after an error of a kind in `retry_on`; 0: no
+    retry, and no waiting for limits.  `retry_acted`: also tasks that may have changed something.
+    `max_wait` is the seconds that a task may wait for limits in all.  `limits` is how many tasks of
+    a backend may run.  `one_per_workdir`: tasks in one directory run one after the other.
+    `max_cost` is in USD, 0 for any.  `max_failures` stops the run: a number, or a share of the
+    tasks (0 < share <= 1, a float); 0: never.  `canary` tasks must succeed before others start.
+    """
+
+    retries: int = 0
+    retry_on: Tuple[str, ...] = ("rate_limit", "overloaded", "network", "worker_lost")
+    retry_acted: bool = False
+    max_wait: float = 3600.0
+    limits: Dict[str, int] = {}
+    one_per_workdir: bool = False
+    max_cost: float = 0.0
+    max_failures: Union[int, float] = 0
+    canary: int = 0
+
+
+NO_POLICY = RunPolicy()
+
 class Result(NamedTuple):
     """The end of one task.
 
@@ -262,10 +287,11 @@ class Result(NamedTuple):
     a timeout, 126 or 127 where the program could not be started, 128+n where signal n ended it, -1
     for a task that was canceled or lost.  Times are seconds since the epoch.  `answer` is a
     TextFile where it is large: iterate over it, or read `output`, which joins it in memory.
-    `attempts`: 0 where nothing was started, else 1; clinvk does not retry.
-    `usage_is_cumulative`: `usage` is that of all runs of its session.  `limits` are those of the
-    account, by name, as the backend states them.  `acted`: a tool of the backend ran, or may have
-    run where that cannot be known.
+    `attempts` is how often the task was started; of several, `tries` has the fields (try_fields),
+    `usage` and `cost_usd` are sums, and all else is of the last.  `retry_at`, since the epoch, is
+    when a limit ends that took too long.  `usage_is_cumulative`: `usage` is that of all runs of its
+    session.  `limits` are those of the account, by name, as the backend states them.  `acted`: a
+    tool of the backend ran, or may have run where that cannot be known.
     """
 
     index: int  # type: ignore[assignment]
@@ -290,6 +316,8 @@ class Result(NamedTuple):
     usage_is_cumulative: bool = False
     limits: Optional[Dict[str, Dict[str, Any]]] = None
     acted: bool = False
+    tries: Tuple[Dict[str, Any], ...] = ()
+    retry_at: float = 0.0
 
     @property
     def output(self) -> str:
@@ -439,6 +467,13 @@ def utc(seconds: float) -> str:
     """Return a time by RFC 3339: UTC, with milliseconds."""
     whole, milliseconds = divmod(int(round(seconds * 1000)), 1000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + ".%03dZ" % milliseconds
+
+
+def local_time(seconds: float) -> str:
+    """Return the time of day in local time, `14:05`; with the date where it is not today."""
+    there = time.localtime(seconds)
+    is_today = there[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M", there)
 
 
 _DURATION = ("(?:N ?(?:h|hrs?|hours?))? ?(?:N ?(?:m|mins?|minutes?))? ?"
@@ -813,6 +848,16 @@ def is_same(file: int, path: str) -> bool:
         return os.path.samestat(os.fstat(file), os.stat(path))
     except OSError:
         return False
+
+
+def work_tree(path: str) -> str:
+    """Return the top of the git work tree that a directory is in; "" where it is in none."""
+    path = os.path.realpath(path or ".")
+    while not os.path.lexists(os.path.join(path, ".git")):
+        if path == os.path.dirname(path):
+            return ""
+        path = os.path.dirname(path)
+    return path
 
 
 def deleted_directory(path: str = "") -> str:
@@ -1688,6 +1733,45 @@ def _bytes(value: Any) -> int:
     return value
 
 
+def _wait_seconds(value: Any) -> float:
+    return 0.0 if value in (0, "0", "0s") and value is not False else _seconds(value)
+
+
+def _usd(value: Any) -> float:
+    if isinstance(value, str):
+        amount = re.fullmatch(r"\$?(\d+\.?\d*|\.\d+)", value, re.ASCII)
+        value = float(amount.group(1)) if amount else value
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise expected("an amount in USD above 0, such as 5 or 0.50", value)
+    return float(value)
+
+
+def _failures(value: Any) -> Union[int, float]:
+    """Check a number of failures, or a percentage, which is returned as a share."""
+    match = re.fullmatch(r"([1-9]\d{0,8})(%?)", str(value), re.ASCII)
+    if type(value) not in (int, str) or not match or match.group(2) and int(match.group(1)) > 100:
+        raise expected("a number from 1 on, or a percentage such as 10%", value)
+    return int(match.group(1)) / 100 if match.group(2) else int(match.group(1))
+
+
+def _limits(value: Any) -> Dict[str, int]:
+    """Check an object of backends and how many of their tasks may run at once."""
+    if not isinstance(value, dict):
+        raise expected("an object such as {\"claude\": 2}", value)
+    for name, limit in value.items():
+        with path_context(name):
+            _jobs(limit)
+    return value
+
+
+def _limit(text: str) -> Tuple[str, int]:
+    """Check the value of the option --limit."""
+    name, _, limit = text.partition("=")
+    if not name or not limit.isascii() or not limit.isdigit():
+        raise expected("BACKEND=N, such as claude=2", text)
+    return name, _jobs(int(limit))
+
+
 def _one_of(words: Iterable[str], what: str) -> Callable[[Any], str]:
     """Return a check for one of the words; `what` names such a word in the message."""
     def check(value: Any) -> str:
@@ -1698,6 +1782,11 @@ def _one_of(words: Iterable[str], what: str) -> Callable[[Any], str]:
                              % (what, quoted(value), near, ", ".join(known)))
         return str(value)
     return check
+
+
+def _words(text: str) -> List[str]:
+    """Return the words of an option's value, which commas separate."""
+    return [word.strip() for word in text.split(",")]
 
 
 def _list_of(element: Callable[[Any], str]) -> Callable[[Any], Tuple[str, ...]]:
@@ -2153,6 +2242,14 @@ PROMPT_FORMS = ("text", "json", "stream-json")
 _MODES = {"approval_mode": _or_nothing(_one_of(APPROVAL_MODES, "approval mode")),
           "sandbox_mode": _or_nothing(_one_of(SANDBOX_MODES, "sandbox mode"))}
 
+# The fields of RunPolicy that a batch and the configuration can set, with their checks.
+POLICY_FIELDS: Dict[str, Callable[[Any], Any]] = {
+    "retries": functools.partial(_whole_number, least=0),
+    "retry_on": _list_of(_one_of(ERROR_KINDS, "error kind")), "retry_acted": _truth,
+    "max_wait": _wait_seconds, "one_per_workdir": _truth, "max_cost": _usd,
+    "allow_unknown_cost": _truth, "max_failures": _failures, "canary": _whole_number}
+_UNSET_BY_0 = ("max_cost", "max_failures", "canary")  # in the configuration
+
 # The settings of the configuration file: the check and the default of each.
 SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "default_backend": (_or_nothing(_argument), "claude"),
@@ -2173,6 +2270,10 @@ SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "parallel.fail_fast": (_truth, False), "parallel.aggregate_output": (_truth, True),
     "parallel.idle_timeout": (_or_nothing(_seconds), 0),
     "parallel.max_output": (_or_nothing(_bytes), DEFAULT_MAX_OUTPUT),
+    **{"parallel." + name: (_or_nothing(check) if name in _UNSET_BY_0 else check,
+                            RunPolicy._field_defaults.get(name, False))
+       for name, check in POLICY_FIELDS.items()},
+    "parallel.retries": (POLICY_FIELDS["retries"], 2),
 }
 _UNIFIED_FLAGS = [name for name in SETTINGS if name.startswith("unified_flags.")]
 # The settings below `backends.NAME`; those of DEFINITION_FIELDS define a command of the user's own.
@@ -2612,6 +2713,12 @@ class Backend(NamedTuple):
     text: Callable[[Job], str] = _plain_prompt  # what goes in by stdin
     # Whether stdout ends with the event after which the program has no more to do; None: no events.
     is_over: Optional[Callable[[int], bool]] = None
+    states_cost: bool = False
+
+    @property
+    def is_agent(self) -> bool:
+        """Whether the program runs tools, which can change files."""
+        return bool(self.install)
 
 
 def prompt_too_large(backend: Backend, *parts: Union[str, TextFile]) -> str:
@@ -3586,7 +3693,8 @@ BACKENDS = {backend.name: backend for backend in (
             frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")),
             _UNCONFINED, max_prompt=10 * 1000 * 1000, ours=("--output-format",),
             install="npm install -g @anthropic-ai/claude-code", resuming=("workdir",),
-            saying=_claude_saying, text=_prompt_without_command, is_over=_claude_is_over),
+            saying=_claude_saying, text=_prompt_without_command, is_over=_claude_is_over,
+            states_cost=True),
     Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")),
             _CODEX_REFUSALS, stop_signal="SIGINT", max_prompt=1 << 20, max_prompt_unit="characters",
             install="npm install -g @openai/codex", cautions=(("resume", CODEX_COUNTS),),
@@ -3661,8 +3769,8 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items()
                    if name not in ("prompt", "id", "name")}
 RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {
-    "max_parallel": _jobs, "fail_fast": _truth, "output_dir": _path}
-
+    "max_parallel": _jobs, "fail_fast": _truth, "output_dir": _path, "limits": _limits,
+    **POLICY_FIELDS}
 
 BATCH_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "tasks": _of_type(list, "a list of tasks"), "backends": _definitions, **RUN_FIELDS,
@@ -3734,9 +3842,10 @@ def outside_of(path: str, *roots: str) -> str:
 class TaskPolicy(NamedTuple):
     """The settings for all tasks of a run, and how far its tasks are trusted.
 
-    `overrides` are task fields from the command line.  `environment` contains CLINVK_BACKEND and
-    CLINVK_*_MODEL.  `definitions` are the user's own commands; with `allow_commands` a batch may
-    add some.  No workdir may leave the directory `root`.  `output_dir` is from the command line.
+    `overrides` are task fields and `run` are RUN_FIELDS from the command line.  `environment`
+    contains CLINVK_BACKEND and CLINVK_*_MODEL.  `definitions` are the user's own commands; with
+    `allow_commands` a batch may add some.  No workdir may leave the directory `root`.
+    `needs_cost`: each backend has to state the cost of its tasks.
     """
 
     overrides: Dict[str, Any] = {}
@@ -3745,8 +3854,27 @@ class TaskPolicy(NamedTuple):
     allow_commands: bool = False
     ceiling: Ceiling = Ceiling()
     root: str = ""
-    output_dir: str = ""
+    run: Dict[str, Any] = {}
     configuration: Configuration = Configuration()
+    needs_cost: bool = False
+
+    def of_run(self, batch: Dict[str, Any]) -> Dict[str, Any]:
+        """Return the RUN_FIELDS of a run; `batch` are those that its input sets."""
+        file = self.configuration
+        settings = {name: file.own("parallel." + name) for name in [*POLICY_FIELDS, "fail_fast"]}
+        built_in = {name: file.get("parallel." + name) for name in POLICY_FIELDS}
+        layers = [("command line", dict(self.run)), ("batch", dict(batch)),
+                  ("configuration", settings),
+                  ("built-in", dict(built_in, max_parallel=file.get("parallel.max_workers")))]
+        for _, layer in layers:  # fail_fast is another word for max_failures 1
+            if layer.get("fail_fast") is not None:
+                layer["max_failures"] = layer.get("max_failures") or int(layer["fail_fast"])
+        fields = {name: value for name, (value, _) in merge_layers(layers, RUN_FIELDS).items()}
+        limits = {key.split(".")[1]: value for key, value in file.values.items()
+                  if re.fullmatch(r"backends\.[^.]+\.max_parallel", key)}
+        for layer in (batch, self.run):
+            limits.update(layer.get("limits", {}))
+        return dict(fields, limits=limits)
 
 
 def unknown_backend(name: str, definitions: Iterable[str] = ()) -> str:
@@ -3801,6 +3929,9 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
     refused = backend.impossible_modes.get((task.sandbox_mode, task.approval_mode))
     for field, problem in (("sandbox_mode", refused and "%s: %s" % (backend.name, refused)),
                            ("extra", refused_extra(backend, task.extra)),
+                           ("backend", policy.needs_cost and not backend.states_cost
+                            and "%s states no cost, so max_cost cannot be kept; "
+                                "--allow-unknown-cost runs its tasks all the same" % backend.name),
                            ("prompt", prompt_too_large(backend, backend.text(job)))):
         if problem:
             raise InvalidValue(problem, (field,))
@@ -3829,6 +3960,13 @@ def _with_commands(policy: TaskPolicy, fields: Dict[str, Any], what: str) -> Tas
     return policy._replace(definitions={**policy.definitions, **fields.get("backends", {})})
 
 
+def _with_costs(policy: TaskPolicy, run: Dict[str, Any]) -> TaskPolicy:
+    """Return the policy for a value of the input that sets these RUN_FIELDS."""
+    fields = policy.of_run(run)
+    return policy._replace(
+        needs_cost=bool(fields["max_cost"]) and not fields["allow_unknown_cost"])
+
+
 class _Batch(NamedTuple):
     """A JSON value of the input.  `path` leads to the list of its items."""
 
@@ -3851,12 +3989,15 @@ def _batch(value: Any, policy: TaskPolicy) -> _Batch:
     if "tasks" not in fields:
         raise expected("a list of tasks", None, ("tasks",))
     run = {name: fields[name] for name in RUN_FIELDS if name in fields}
-    if "output_dir" in run and not policy.output_dir:
+    if "output_dir" in run and "output_dir" not in policy.run:
         outside = outside_of(run["output_dir"], ".", policy.root)
         if outside:
             raise InvalidValue("%s is outside of %s: only --output-dir can name it"
                                % (quoted(run["output_dir"]), outside), ("output_dir",))
-    policy = _with_commands(policy, fields, "a batch")
+    policy = _with_costs(_with_commands(policy, fields, "a batch"), run)
+    for name in run.get("limits", ()):
+        if name not in BACKENDS and name not in policy.definitions:
+            raise InvalidValue(unknown_backend(name, policy.definitions), ("limits",))
     return _Batch(fields["tasks"], policy, ("tasks",), fields.get("defaults", {}), run)
 
 
@@ -4510,7 +4651,7 @@ def open_tasks(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], No
     """
     file, name = _open_input(path, policy, "give a task file with --file, or pipe tasks in "
                              "(`clinvk parallel --help` shows how)")
-    return TaskStream(file, name, policy, warn)
+    return TaskStream(file, name, _with_costs(policy, {}), warn)
 
 
 # --- 7. Plans ----------------------------------------------------------------
@@ -5123,7 +5264,8 @@ def run_job(job: Job, state: Optional[WorkerState] = None) -> Result:
     return result._replace(
         error=without_secrets(result.error), warnings=tuple(map(without_secrets, result.warnings)),
         # by the clock that nobody sets back
-        start_time=started, end_time=started + time.monotonic() - clock_started, task=job.task)
+        start_time=started, end_time=started + time.monotonic() - clock_started, task=job.task,
+        attempts=result.attempts and job.attempt)
 
 
 def _run_alone(job: Job) -> Result:
@@ -5997,7 +6139,8 @@ class Pool:
             with writing("temporary files"):
                 self._add_pool()
             reason = reason_of(error) if isinstance(error, OSError) else error
-            self._notice("cannot start worker processes (%s): tasks run in threads" % reason)
+            self._notice("warning: cannot start worker processes (%s): tasks run in threads"
+                         % reason)
 
     def _add_pool(self) -> None:
         faster_json()  # imports; a worker forked during an import would wait for its lock
@@ -6139,6 +6282,8 @@ class Pool:
         job, its_pool, _ = self._in_flight.get(index, (None, None, 0))
         if job is None or its_pool is not pool:
             return
+        if isinstance(result, Result) and result.attempts not in (0, job.attempt):
+            return  # of an attempt whose worker was killed after the answer left
         if isinstance(result, int):  # not begun: the pool was stopped, or the file is gone
             if not (self._canceled or self.failure):
                 self.start(job)
@@ -6218,7 +6363,7 @@ class Pool:
         try:
             if pool is self._pools[-1] and not self._canceled:
                 if not started:
-                    self._notice("worker processes do not start: tasks run in threads")
+                    self._notice("warning: worker processes do not start: tasks run in threads")
                     self.method = "thread"
                 self._add_pool()
         except (OSError, OutputError, RuntimeError) as error:  # RuntimeError: no more threads
@@ -6320,9 +6465,20 @@ class DryPool:
 
 # --- 10. Scheduler -----------------------------------------------------------
 #
-# Which job starts next, and when a run ends.  Pure logic over a supply, a pool and a clock.
+# Which job starts next and when: order, retries, limits, bounds, the end of a run.  Pure logic over
+# a supply, a pool and two clocks.  An attempt is a job of the pool: a retry is decided here, from
+# the last Result.
 
 MAX_HELD = 1000  # jobs that wait for their backend while others are read
+RETRY_SECONDS, MAX_RETRY_SECONDS = 2.0, 120.0  # the first and the longest wait of a plain retry
+PROBE_SECONDS, MAX_PROBE_SECONDS = 60.0, 1800.0  # the same for a limit that states no time
+MAX_SLACK_SECONDS = 60.0  # that are added to a stated time: clocks differ
+NOTICE_SECONDS = 60.0  # a shorter pause is not worth a message
+FEW_FAILURES = 3  # a percentage of an unknown number of tasks counts from here on
+MAX_TRIES = 100  # that a result lists
+# Limits that only a person can lift; the first also where the error states a time, of a month.
+_SPENDING = r"(?i)\bspend|monthly"
+_NEEDS_PERSON = _SPENDING + r"|credit|billing|admin|owner|refill|purchase|upgrade"
 
 
 class Control:
@@ -6333,6 +6489,8 @@ class Control:
         self.reason = ""  # why, for the results of the tasks that did not start
         self.directory = ""  # of the run's files, while it is under way
         self.failure = ""  # why the run could not continue
+        self.left = False  # tasks were canceled that a later run can do: a limit, the budget
+        self.limited: Dict[str, float] = {}  # backend: until when (epoch) its starts pause
         self.wake: Callable[[], None] = do_nothing
         self.running: Callable[[], List[Running]] = list  # of the pool, while the run is under way
 
@@ -6347,112 +6505,456 @@ class Control:
         self.wake()
 
 
-class Scheduler:
-    """Start the jobs of a supply on a pool, in order, and yield exactly one Result for each.
+def with_slack(seconds: float) -> float:
+    """Return how long to wait where so many seconds are stated."""
+    return seconds + min(1 + seconds / 10, MAX_SLACK_SECONDS)
 
-    At most `jobs` run, and of each backend at most `limits[backend]`: its next jobs wait while jobs
-    of other backends start.  One job more than can run is handed to the pool, so that no worker
-    waits for the parent; not so with `fail_fast`, where no job may begin after the first failure.
-    `on_tick` is called with the number of running jobs after each event, and every TICK_SECONDS.
+
+def needs_person(result: Result) -> bool:
+    """Return whether only a person can lift the limit that a job met."""
+    by_time = result.retry_after_seconds is not None
+    return bool(re.search(_SPENDING if by_time else _NEEDS_PERSON, result.error))
+
+
+class Bounds:
+    """The bounds of a run: failures, the canary, the cost."""
+
+    def __init__(self, policy: RunPolicy, spent: float) -> None:
+        self.failed = ""  # why all is stopped: too many failures
+        self.reached = ""  # why nothing more starts, while what runs continues
+        self.kind = ""  # the error_kind of jobs that are not started for that
+        self.started = 0
+        self._policy = policy
+        self._ended = self._failures = 0
+        self._spent, self._cost, self._costs = spent, 0.0, 0  # in USD; of how many attempts
+        self._canaries: List[Tuple[float, Optional[float]]] = []  # their seconds and costs
+
+    @property
+    def awaits_canary(self) -> bool:
+        """Whether the canary has started and not all of it has ended well."""
+        return len(self._canaries) < self._policy.canary <= self.started
+
+    def spend(self, result: Result) -> None:
+        """Count the cost of an attempt."""
+        if result.cost_usd is not None:
+            self._cost += result.cost_usd
+            self._costs += 1
+
+    def remainder(self, running: int) -> float:
+        """Return the USD that one more job may cost; 0 for any."""
+        if not self._policy.max_cost:
+            return 0.0
+        reserved = running * (self._cost / self._costs if self._costs else 0.0)
+        return max(0.01, self._policy.max_cost - self._spent - self._cost - reserved)
+
+    def affords(self, running: int) -> bool:
+        """Return whether one more job, at the mean cost so far, stays within `max_cost`."""
+        most, spent = self._policy.max_cost, self._spent + self._cost
+        mean = self._cost / self._costs if self._costs else 0.0
+        if not most or spent < most and spent + mean * (running + 1) <= most:
+            return True
+        if not running:
+            self.kind = "budget"
+            self.reached = "$%.4f of max_cost $%g are spent, and a task costs $%.4f" % (
+                spent, most, mean)
+        return False
+
+    def note(self, result: Result, total: Optional[int], jobs: int,
+             notice: Callable[[str], None], was_started: bool) -> None:
+        """Take note of the final result of a task."""
+        most, failed = self._policy.max_failures, result.status in FAILED_STATUSES
+        self._ended += 1
+        self._failures += failed
+        if isinstance(most, float):  # a share
+            known = total is not None
+            most = most * (total if total is not None else self._ended)
+            most = most if known else max(most, FEW_FAILURES)
+        if failed and most and self._failures >= most and not self.failed:
+            self.failed = "fail-fast" if self._policy.max_failures == 1 else (
+                "max_failures: " + counted(self._failures, "task") + " failed")
+        if was_started and len(self._canaries) < self._policy.canary:
+            self._note_canary(result, total, jobs, notice)
+
+    def _note_canary(self, result: Result, total: Optional[int], jobs: int,
+                     notice: Callable[[str], None]) -> None:
+        if result.status != "ok":
+            self.reached = self.reached or "canary: task %d did not succeed" % (result.index + 1)
+            return
+        self._canaries.append((result.duration_seconds, result.cost_usd))
+        count = len(self._canaries)
+        if count < self._policy.canary:
+            return
+        seconds = sum(seconds for seconds, _ in self._canaries) / count
+        costs = [cost for _, cost in self._canaries if cost is not None]
+        mean = sum(costs) / len(costs) if costs else None
+        price = "" if mean is None else " and $%.4f" % mean
+        text = "canary: %s succeeded; one takes %s%s on average" % (
+            counted(count, "task"), clock(seconds), price)
+        if total is not None:
+            rest = total - self._ended
+            price = "" if mean is None else " and $%.2f" % (mean * rest)
+            text += "; the other %d take about %s%s" % (rest, clock(seconds * rest / jobs), price)
+        notice(text)
+
+
+class Gate:
+    """The starts of one backend: how many run at once, and a pause after a limit.
+
+    After the pause one job, the probe, goes ahead.  When it meets no limit, `room` grows by one
+    with each success, up to `most`; each limit halves it.
     """
 
-    def __init__(self, supply: Supply, pool: Any, jobs: int, *,
-                 limits: Optional[Dict[str, int]] = None, fail_fast: bool = False,
-                 control: Optional[Control] = None,
+    def __init__(self, most: int) -> None:
+        self.room = self.most = most
+        self.running = 0
+        self.closed_since: Optional[float] = None  # by the clock, which cannot be set
+        self.until = self.retry_at = 0.0  # the end of the pause: by the clock, and since the epoch
+        self.given_up = ""  # why no more jobs start
+        self._probe = -1  # its index
+        self._pauses = 0  # in a row, of limits that state no time
+
+    def may_start(self, now: float, wall: float) -> bool:
+        if self.closed_since is None:
+            return self.running < self.room
+        # The clock stands still while the machine sleeps; the time of day may be set.
+        return self._probe < 0 and (now >= self.until or wall >= self.retry_at)
+
+    def started(self, index: int) -> None:
+        self.running += 1
+        if self.closed_since is not None:
+            self._probe = index
+
+    def ended(self, index: int, succeeded: bool) -> None:
+        self.running -= 1
+        if index == self._probe:
+            self._probe, self.closed_since, self._pauses = -1, None, 0
+        if succeeded and self.closed_since is None:
+            self.room = min(self.most, self.room + 1)
+
+    def limit(self, index: int, seconds: Optional[float], now: float, wall: float) -> None:
+        """Pause after a limit that the job of that index met; `seconds`: the time that it states.
+
+        Of several jobs that run when the limit comes, the first closes the gate.
+        """
+        was_open, was_probe = self.closed_since is None, index == self._probe
+        self.running -= 1
+        if not (was_open or was_probe) and seconds is None:
+            return
+        if seconds is None:
+            pause = min(PROBE_SECONDS * 2 ** self._pauses, MAX_PROBE_SECONDS)
+            self._pauses += 1
+        else:
+            pause = with_slack(seconds)
+        if was_open:
+            self.closed_since = now
+        if was_open or was_probe:
+            self.room, self._probe = max(1, self.room // 2), -1
+            self.until, self.retry_at = now + pause, wall + pause
+        elif now + pause > self.until:
+            self.until, self.retry_at = now + pause, wall + pause
+
+
+class _Entry(NamedTuple):
+    """A job on its way to its final result.
+
+    `ready` is when it may start, by the clock.  `tries` are the results of its attempts so far.
+    `used` is how many of them count against `retries`; `waited` is the sum of its waits for limits.
+    """
+
+    ready: float
+    index: int  # type: ignore[assignment]  # of tuple.index
+    job: Job
+    tries: Tuple[Result, ...] = ()
+    used: int = 0
+    waited: float = 0.0
+
+    def final(self, result: Result) -> Result:
+        """Return the job's result: that of its last attempt, with the sums over all."""
+        if not self.tries:
+            return result
+        tries = (*self.tries, result) if result.attempts else self.tries
+        usage: Counter[str] = Counter()
+        for one in tries:
+            usage.update(one.usage or {})
+        costs = [one.cost_usd for one in tries if one.cost_usd is not None]
+        return result._replace(
+            attempts=len(tries), usage=dict(usage) or None, cost_usd=sum(costs) if costs else None,
+            tries=tuple(map(try_fields, tries[-MAX_TRIES:])) if len(tries) > 1 else ())
+
+
+def try_fields(result: Result) -> Dict[str, Any]:
+    """Return the JSON fields of one of several attempts."""
+    fields = {"status": result.status, "error_kind": result.error_kind, "error": result.error,
+              "start_time": utc(result.start_time),
+              "duration_seconds": round(result.duration_seconds, 3), "cost_usd": result.cost_usd}
+    return {name: value for name, value in fields.items() if value not in ("", None)}
+
+
+class Scheduler:
+    """Start the jobs of a supply on a pool, and yield exactly one final Result for each.
+
+    Jobs start in the order of the input, at most `jobs` at a time, as far as the policy permits.
+    One job more than can run is handed to the pool, so that no worker waits for the parent; not so
+    where the result of one job decides whether the next may begin.  `resume` returns the result of
+    a job that an earlier run has done.  `on_start` is called before each attempt.  `on_tick` is
+    called with the number of running jobs after each event, and every TICK_SECONDS.  `notice` is
+    called with messages for the user.  `spent` is in USD, by earlier runs of the same batch.
+    """
+
+    def __init__(self, supply: Supply, pool: Any, jobs: int, policy: RunPolicy = NO_POLICY, *,
+                 control: Optional[Control] = None, spent: float = 0.0,
+                 resume: Callable[[Job], Optional[Result]] = do_nothing,
+                 on_start: Callable[[Job], None] = do_nothing,
                  on_tick: Callable[[int], None] = do_nothing,
-                 clock: Callable[[], float] = time.monotonic) -> None:
-        self._supply, self._pool, self._jobs, self._limits = supply, pool, jobs, limits or {}
-        self._fail_fast, self._on_tick, self._clock = fail_fast, on_tick, clock
+                 notice: Callable[[str], None] = do_nothing,
+                 clock: Callable[[], float] = time.monotonic,
+                 wall: Callable[[], float] = time.time,
+                 jitter: Optional[Callable[[], float]] = None) -> None:
+        self._supply, self._pool, self._jobs, self._policy = supply, pool, jobs, policy
+        self._resume, self._on_start, self._on_tick = resume, on_start, on_tick
+        self._notice, self._clock, self._wall, self._jitter = notice, clock, wall, jitter
         self._control = control or Control()
         self._most_in_pool = jobs
-        if supply.reads_ahead and not fail_fast:
+        if supply.reads_ahead and not (policy.max_failures or policy.canary or policy.max_cost):
             self._most_in_pool += pool.ahead
-        self._in_pool: Dict[str, int] = {}  # how many jobs are in the pool, by backend
-        self._held: Dict[str, List[Job]] = {}  # jobs that wait for room, by backend
-        self._exhausted = False
-        self._failed = self._killed = False  # a job, with fail_fast; the pool
+        self._gates: Dict[Tuple[str, Optional[Definition]], Gate] = {}
+        self._running: Dict[int, _Entry] = {}  # what is in the pool
+        self._waiting: List[_Entry] = []  # what waits for its time
+        # jobs that wait for room, by what they wait for: their gate and their directory
+        self._held: Dict[Tuple[Gate, str], List[_Entry]] = {}
+        self._directories: Set[str] = set()  # of running jobs, with one_per_workdir
+        self._bounds = Bounds(policy, spent)
+        self._trees: Optional[Dict[str, str]] = {}  # by workdir; None: the warning was given
+        self._exhausted = self._killed = False
 
     def results(self) -> Iterator[Result]:
-        """Run all jobs.  After a failure (`fail_fast`) or a cancel, stop and begin nothing more.
+        """Run all jobs.  After too many failures or a cancel, stop and begin nothing more.
 
         Each job that does not begin is answered as canceled, with the reason; so are the rest of
-        the jobs when the pool has a `failure`.
+        the jobs when the pool has a `failure`, and when a bound is reached.
         """
         while True:
-            if self._failed or self._control.level:
+            if self._bounds.failed or self._control.level:
                 self._pool.cancel(self._stop_reason())
             if self._control.level > 1 and not self._killed:
                 self._killed = True
                 self._pool.kill()
             yield from self._start_jobs()
             self._on_tick(min(len(self._pool), self._jobs))
-            done = self._exhausted and not any(self._held.values())
+            done = self._exhausted and not self._waiting and not any(self._held.values())
             if not len(self._pool) and (done or self._stop_reason()):
                 break
             results = self._pool.wait()
             while results:  # no variable holds a result that was yielded: it may be a large file
-                yield self._ended(results.pop(0))
+                yield from self._ended(results.pop(0))
         yield from self._cancel_rest()
 
     def _stop_reason(self) -> str:
         """Return why no more jobs may start; "" where they may."""
-        if self._failed:
-            return "fail-fast"
-        return str(self._pool.failure or self._control.level and self._control.reason or "")
+        return str(self._bounds.failed or self._pool.failure
+                   or self._control.level and self._control.reason or self._bounds.reached)
 
     def _start_jobs(self) -> Iterator[Result]:
-        """Start jobs while there is room.  Yield the results of input that is no task."""
+        """Start jobs while there is room.  Yield the results that need no start."""
         while not self._stop_reason() and len(self._pool) < self._most_in_pool:
-            item = self._next_item()
+            if not self._bounds.affords(len(self._pool)):
+                return
+            item = self._next()
             if isinstance(item, Result):
                 yield self._noted(item)
-            elif isinstance(item, Job):
-                backend = item.task.backend
-                self._in_pool[backend] = self._in_pool.get(backend, 0) + 1
-                self._pool.start(item)
+            elif isinstance(item, _Entry):
+                self._start(item)
             else:
                 return
 
-    def _next_item(self) -> Union[Job, Result, str]:
-        """Return as Supply.next_job; NOT_READY also where all jobs wait for their backends."""
-        for backend, held in self._held.items():
-            if held and self._has_room(backend):
-                return held.pop(0)
-        while not self._exhausted and sum(map(len, self._held.values())) < MAX_HELD:
+    def _next(self) -> Union[_Entry, Result, str]:
+        """Return a job that may start, a Result that needs no start, NOT_READY or END."""
+        now = self._clock()
+        for entry in [entry for entry in self._waiting if entry.ready <= now]:
+            self._waiting.remove(entry)
+            self._hold(entry)
+        for key, entries in self._held.items():
+            if key[0].given_up or self._has_room(*key):
+                chosen = next((entry for entry in entries if entry.tries
+                               or not self._bounds.awaits_canary), None)
+                if chosen:
+                    entries.remove(chosen)
+                    self._held = {key: entries for key, entries in self._held.items() if entries}
+                    return self._unbegun(chosen) if key[0].given_up else chosen
+        while not (self._exhausted or self._bounds.awaits_canary) and self._may_read():
             item = self._supply.next_job()
             if item == END:
                 self._exhausted = True
-            elif not isinstance(item, Job) or self._has_room(item.task.backend):
+            if not isinstance(item, Job):
                 return item
-            else:
-                self._held.setdefault(item.task.backend, []).append(item)
+            entry = _Entry(0.0, item.index, item)
+            gate, directory = self._key(item)
+            earlier = self._resume(item)
+            if earlier or gate.given_up:
+                return earlier or self._unbegun(entry)
+            if self._has_room(gate, directory):
+                return entry
+            self._hold(entry)
         return NOT_READY
 
-    def _has_room(self, backend: str) -> bool:
-        """Return whether one more job of a backend may start (`backends.NAME.max_parallel`)."""
-        return self._in_pool.get(backend, 0) < self._limits.get(backend, MAX_JOBS + 1)
+    def _may_read(self) -> bool:
+        waiting = len(self._waiting) + sum(map(len, self._held.values()))
+        return waiting < (MAX_HELD if self._supply.reads_ahead else
+                          self._jobs - len(self._pool))
 
-    def _ended(self, result: Result) -> Result:
-        self._in_pool[result.backend] -= 1
-        return self._noted(result)
+    def _key(self, job: Job) -> Tuple[Gate, str]:
+        """Return what a job waits for: its gate, and with `one_per_workdir` its directory.
 
-    def _noted(self, result: Result) -> Result:
-        if self._fail_fast and result.status in FAILED_STATUSES:
-            self._failed = True
+        One environment serves a whole run, so a name and a command have one account.
+        """
+        backend = job.task.backend
+        gate = self._gates.get((backend, job.definition))
+        if gate is None:
+            most = min(self._policy.limits.get(backend, MAX_JOBS + 1), self._most_in_pool)
+            gate = self._gates[backend, job.definition] = Gate(most)
+        alone = self._policy.one_per_workdir
+        return gate, os.path.realpath(job.task.workdir or ".") if alone else ""
+
+    def _has_room(self, gate: Gate, directory: str) -> bool:
+        return gate.may_start(self._clock(), self._wall()) and directory not in self._directories
+
+    def _hold(self, entry: _Entry) -> None:
+        """Let a job wait for room; one that was tried before goes first."""
+        entries = self._held.setdefault(self._key(entry.job), [])
+        entries.insert(0 if entry.tries else len(entries), entry)
+
+    def _start(self, entry: _Entry) -> None:
+        job = entry.job
+        gate, directory = self._key(job)
+        if directory:
+            self._directories.add(directory)
+        self._warn_of_writers(job)
+        if self._policy.retries or self._policy.max_cost:
+            job = job._replace(attempt=len(entry.tries) + 1, retried=self._policy.retries > 0,
+                               budget_usd=self._bounds.remainder(len(self._pool)))
+        gate.started(job.index)
+        self._bounds.started += not entry.tries
+        self._running[job.index] = entry
+        self._on_start(job)
+        self._pool.start(job)
+
+    def _warn_of_writers(self, job: Job) -> None:
+        """Warn, once, of two jobs that may write in one git work tree at the same time."""
+        task = job.task
+        if (self._trees is None or task.sandbox_mode == "read-only" or job.definition
+                or not backend_of(job).is_agent):
+            return
+        if task.workdir not in self._trees:
+            self._trees[task.workdir] = work_tree(task.workdir)
+        tree = self._trees[task.workdir]
+        others = (entry.job.task for entry in self._running.values())
+        if tree and any(tree == self._trees.get(other.workdir) and other.sandbox_mode != "read-only"
+                        for other in others):
+            self._trees = None
+            self._notice("warning: tasks that may write run at once in the git work tree %s; give "
+                         "each a work tree of its own, or --one-per-workdir" % quoted(tree))
+
+    def _ended(self, result: Result) -> Iterator[Result]:
+        """Take the result of an attempt.  Yield it unless the job is tried again."""
+        entry = self._running.pop(result.index)
+        gate, directory = self._key(entry.job)
+        self._directories.discard(directory)
+        self._bounds.spend(result)
+        again = self._again(entry, gate, result)
+        if isinstance(again, Result):
+            yield self._noted(entry.final(again), was_started=True)
+        elif again.ready:
+            self._waiting.append(again)
+        else:  # its gate knows until when
+            self._hold(again)
+
+    def _again(self, entry: _Entry, gate: Gate, result: Result) -> Union[_Entry, Result]:
+        """Return the entry of the next attempt, or the result that stays."""
+        policy, now, stated = self._policy, self._clock(), result.retry_after_seconds
+        kind = result.error_kind
+        only_a_person = kind == "quota" and needs_person(result)
+        if kind == "quota" and not only_a_person:
+            kind = "rate_limit"
+        is_limit = kind == "rate_limit" and policy.retries > 0 and kind in policy.retry_on
+        if is_limit:
+            gate.limit(entry.index, stated, now, self._wall())
+            self._note_pause(entry.job, gate)
+        else:
+            gate.ended(entry.index, result.status == "ok")
+            if gate.closed_since is None:
+                self._control.limited.pop(result.backend, None)
+        if only_a_person and policy.retries:
+            gate.given_up = gate.given_up or "%s: %s" % (result.backend, one_line(result.error))
+        is_free = is_limit and stated is not None
+        if (result.status not in FAILED_STATUSES or kind not in policy.retry_on
+                or self._stop_reason() or entry.used >= policy.retries and not is_free):
+            return result
+        if result.acted and not policy.retry_acted and entry.job.task.sandbox_mode != "read-only":
+            return result._replace(warnings=(*result.warnings, "not tried again, because it may "
+                                             "have acted already; --retry-acted tries again"))
+        waited, ready = entry.waited, 0.0
+        if is_limit:
+            waited += max(0.0, gate.until - now)
+            if gate.given_up or waited > policy.max_wait:
+                self._control.left = True
+                return result._replace(retry_at=gate.retry_at)
+        else:
+            ready = now + self._retry_seconds(entry.used, stated)
+        tries = (*entry.tries, result._replace(answer="", task=None))
+        return entry._replace(ready=ready, tries=tries, used=entry.used + (not is_free),
+                              waited=waited)
+
+    def _note_pause(self, job: Job, gate: Gate) -> None:
+        """Tell of the pause of a backend; give its tasks up where it is longer than `max_wait`."""
+        backend, pause = job.task.backend, gate.until - self._clock()
+        moment = local_time(gate.retry_at)
+        if gate.until - (gate.closed_since or 0.0) > self._policy.max_wait and not gate.given_up:
+            gate.given_up = "%s is limited until %s, which is longer than max_wait permits" % (
+                backend, moment)
+            self._notice(gate.given_up + ": its other tasks are canceled")
+        elif pause >= NOTICE_SECONDS and self._control.limited.get(backend) != gate.retry_at:
+            self._notice("%s is limited until %s: its tasks wait" % (backend, moment))
+        self._control.limited[backend] = gate.retry_at
+
+    def _retry_seconds(self, used: int, stated: Optional[float]) -> float:
+        """Return how long a job waits for its next attempt, where no limit is the reason."""
+        if stated is not None:
+            return with_slack(stated)
+        if self._jitter is None:
+            import random
+            self._jitter = random.random
+        return self._jitter() * float(min(RETRY_SECONDS * 2 ** used, MAX_RETRY_SECONDS))
+
+    def _noted(self, result: Result, was_started: bool = False) -> Result:
+        self._bounds.note(result, self._supply.total, self._jobs, self._notice, was_started)
         return self._supply.arrived(result)
+
+    def _unbegun(self, entry: _Entry) -> Result:
+        """Return the result of a job that is not started, or not again."""
+        if entry.tries:
+            *tries, last = entry.tries
+            return entry._replace(tries=tuple(tries)).final(last._replace(task=entry.job.task))
+        gate = self._key(entry.job)[0]
+        kind, why = self._bounds.kind or "canceled", self._stop_reason()
+        if gate.given_up:
+            kind, why = "quota", gate.given_up
+            if gate.closed_since is not None:
+                kind, self._control.left = "rate_limit", True
+        elif kind == "budget":
+            self._control.left = True
+        result = unfinished(entry.job, "canceled", "%s (%s)" % (CANCELED_EARLY, why), kind)
+        return result._replace(retry_at=gate.retry_at if kind == "rate_limit" else 0.0)
 
     def _cancel_rest(self) -> Iterator[Result]:
         """Answer the jobs that did not begin, without waiting for more input."""
-        why = "%s (%s)" % (CANCELED_EARLY, self._stop_reason())
-        for held in self._held.values():
-            for job in held:
-                yield self._supply.arrived(unfinished(job, "canceled", why, "canceled"))
+        for entry in itertools.chain(self._waiting, *self._held.values()):
+            yield self._supply.arrived(self._unbegun(entry))
         self._supply.stop()
         deadline = self._clock() + TICK_SECONDS
         while not self._exhausted:
             item = self._supply.next_job()
             if isinstance(item, Job):
-                item = unfinished(item, "canceled", why, "canceled")
+                item = self._resume(item) or self._unbegun(_Entry(0.0, item.index, item))
             if isinstance(item, Result):
                 yield self._supply.arrived(item)
             elif item == END or self._clock() >= deadline:
@@ -6462,8 +6964,10 @@ class Scheduler:
 
 
 def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
-             fail_fast: bool = False, limits: Optional[Dict[str, int]] = None,
-             control: Optional[Control] = None, dry_run: bool = False,
+             policy: RunPolicy = NO_POLICY, control: Optional[Control] = None,
+             dry_run: bool = False, spent: float = 0.0,
+             resume: Callable[[Job], Optional[Result]] = do_nothing,
+             on_start: Callable[[Job], None] = do_nothing,
              on_tick: Callable[[int], None] = do_nothing,
              notice: Callable[[str], None] = do_nothing, start_method: str = "",
              grace: float = GRACE_SECONDS) -> Generator[Result, None, None]:
@@ -6472,25 +6976,24 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
     `tasks` are tasks or a Supply.  A generator of tasks is advanced in the caller's thread, only
     when there is room for a task, so that it can make the next task from the last result.
 
-    After the first failure (`fail_fast`) or `control.cancel()` nothing more is started, what runs
-    is stopped (SIGTERM, `grace` seconds, SIGKILL), and each task that did not begin is answered as
-    canceled.  So are these when the files of the run cannot be kept any more; `control.failure` is
-    then the reason.  Closing the generator stops what runs, too.  When the generator is closed or
-    exhausted, nothing of the run is left: no process, no file.
+    After too many failures (`policy.max_failures`) or `control.cancel()` nothing more is started,
+    what runs is stopped (SIGTERM, `grace` seconds, SIGKILL), and each task that did not begin is
+    answered as canceled.  So are these when the files of the run cannot be kept any more;
+    `control.failure` is then the reason.  Closing the generator stops what runs, too.  When the
+    generator is closed or exhausted, nothing of the run is left: no process, no file.
 
-    `limits`: how many tasks of a backend may run.  `on_tick` is called with the number of running
-    tasks about four times a second.  `notice` is called with warnings.  `start_method` is one of
-    START_METHODS, by default `fork` on Linux.  With `dry_run` each result is a command line.
+    `start_method` is one of START_METHODS, by default `fork` on Linux.  With `dry_run` each result
+    is a command line.  The other arguments are those of Scheduler.
 
     Raise OutputError where there is no place for temporary files, UserError where so many workers
     cannot be started.  Exceptions of `tasks` and `on_tick` pass through.
     """
     control = control or Control()
     supply = tasks if isinstance(tasks, Supply) else JobList(tasks)
-    jobs = 1 if dry_run else jobs
+    jobs, policy = (1, NO_POLICY) if dry_run else (jobs, policy)
     pool: Any = DryPool() if dry_run else Pool(jobs, start_method, grace, notice)
-    scheduler = Scheduler(supply, pool, jobs, limits=limits, fail_fast=fail_fast, control=control,
-                          on_tick=on_tick)
+    scheduler = Scheduler(supply, pool, jobs, policy, control=control, spent=spent, resume=resume,
+                          on_start=on_start, on_tick=on_tick, notice=notice)
     control.wake = supply.on_ready = pool.wake
     control.directory, control.running = pool.directory, pool.running
     try:
@@ -6532,10 +7035,11 @@ def result_fields(result: Result) -> Dict[str, Any]:
     fields.update(
         backend=result.backend, model=result.model, status=result.status,
         exit_code=result.exit_code, output="", error=result.error, error_kind=result.error_kind,
-        retry_after_seconds=result.retry_after_seconds, warnings=result.warnings,
+        retry_after_seconds=result.retry_after_seconds,
+        retry_at=utc(result.retry_at) if result.retry_at else "", warnings=result.warnings,
         session_id=result.session_id, usage=result.usage, cost_usd=result.cost_usd,
         num_turns=result.num_turns, limits=result.limits, attempts=result.attempts,
-        start_time=utc(result.start_time), end_time=utc(result.end_time),
+        tries=result.tries, start_time=utc(result.start_time), end_time=utc(result.end_time),
         duration_seconds=round(result.duration_seconds, 3), resumed=result.resumed or None)
     return {name: value for name, value in fields.items()
             if value or value == 0 or name in ("backend", "output")}
@@ -7300,8 +7804,8 @@ def _task_and_result(result: Result) -> Iterator[bytes]:
 class Progress:
     """Show a status line on a terminal; elsewhere write a line for each result."""
 
-    def __init__(self, output: Output, total: Optional[int]) -> None:
-        self._output, self._total = output, total
+    def __init__(self, output: Output, total: Optional[int], control: Control) -> None:
+        self._output, self._total, self._control = output, total, control
         self._done = self._failed = self._running = 0
         self._began = time.monotonic()
         self._shown = ""
@@ -7333,8 +7837,11 @@ class Progress:
     def _line(self) -> str:
         total = "" if self._total is None else "/%d" % self._total
         failed = ", %d failed" % self._failed if self._failed else ""
-        return "[%d%s] %d running%s, %s" % (self._done, total, self._running, failed,
-                                            clock(time.monotonic() - self._began))
+        limits = "".join(", %s limited until %s" % (backend, local_time(moment))
+                         for backend, moment in self._control.limited.items()
+                         if moment > time.time())
+        return "[%d%s] %d running%s, %s%s" % (self._done, total, self._running, failed,
+                                              clock(time.monotonic() - self._began), limits)
 
 
 # --- 13. Summary -------------------------------------------------------------
@@ -7344,12 +7851,15 @@ MAX_NOTE = 2000  # characters of an error or a warning in the table
 
 
 class Totals:
-    """Counts and sums over a run."""
+    """Counts and sums over a run; with `costs` also of the tasks whose cost is not known."""
 
-    def __init__(self) -> None:
+    def __init__(self, costs: bool = False) -> None:
         self.counts = {"completed": 0, "failed": 0, "canceled": 0, "skipped": 0}
         self.usage: Dict[str, int] = {}
-        self.cost_usd: Optional[float] = None  # unknown, where no backend states it
+        # unknown, where no backend states it
+        self.cost_usd: Optional[float] = 0.0 if costs else None
+        self.cost_unknown = 0  # with `costs`: tasks that were started and state no cost
+        self._costs = costs
         self.start_time = time.time()
         self.duration_seconds = 0.0
         self.last_failure: Tuple[str, int] = ("", 0)  # status and exit code
@@ -7372,6 +7882,8 @@ class Totals:
             self.usage[name] = self.usage.get(name, 0) + count
         if result.cost_usd is not None:
             self.cost_usd = (self.cost_usd or 0.0) + result.cost_usd
+        elif result.attempts and self._costs:
+            self.cost_unknown += 1
 
     def stop(self) -> None:
         self.duration_seconds = time.monotonic() - self._began
@@ -7387,6 +7899,8 @@ class Totals:
             fields["usage"] = self.usage
         if self.cost_usd is not None:
             fields["cost_usd"] = round(self.cost_usd, 6)
+            if self.cost_unknown:
+                fields["cost_unknown"] = self.cost_unknown
         return fields
 
     def line(self) -> str:
@@ -7398,6 +7912,8 @@ class Totals:
             parts.append("{:,} tokens".format(self.usage["total_tokens"]))
         if self.cost_usd is not None:
             parts.append("$%.4f" % self.cost_usd)
+            if self.cost_unknown:
+                parts.append("%s of unknown cost" % counted(self.cost_unknown, "task"))
         return "Total: %s (%.2fs)" % (", ".join(parts), self.duration_seconds)
 
     def reasons(self) -> str:
@@ -7408,11 +7924,12 @@ class Totals:
 
 
 def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_number: int = 0,
-            single: bool = False) -> int:
+            single: bool = False, left: bool = False) -> int:
     """Return the exit status of a run.
 
     `error`: the output could not be written.  `signal_number`: that of the signal that stopped the
     run.  `single`: a single prompt, whose exit status also tells a timeout and a missing program.
+    `left`: tasks were not run that a later run can do.
     """
     status, exit_code = totals.last_failure
     if error and not error.broken_pipe:
@@ -7421,6 +7938,8 @@ def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_numbe
         return 128 + signal_number
     if error:
         return EXIT_PIPE
+    if left:
+        return EXIT_LEFT
     if single and status == "timeout":
         return EXIT_TIMEOUT
     if single and exit_code in (EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND):
@@ -7457,7 +7976,10 @@ class Table:
         notes = [("warning", one_line(warning)[:MAX_NOTE]) for warning in result.warnings]
         if result.error and result.status != "canceled":
             notes.insert(0, ("error", one_line(result.error)[:MAX_NOTE]))
-        row = self.cells(result, result.status.upper()), notes
+        status = result.status.upper()
+        if result.attempts > 1:
+            status += " (%d)" % result.attempts
+        row = self.cells(result, status), notes
         self._rows.add(result.index, [dumps(row)])
 
     def print(self, output: Output, totals: Totals, color: bool) -> None:
@@ -7468,7 +7990,8 @@ class Table:
         def line(cells: List[str]) -> None:
             texts = [cell.ljust(width) for cell, width in zip(cells, self.WIDTHS)]
             if color:
-                texts[status] = self.COLORS.get(cells[status], "\033[31m%s\033[m") % texts[status]
+                color_of = self.COLORS.get(cells[status].split(" ")[0], "\033[31m%s\033[m")
+                texts[status] = color_of % texts[status]
             output.write([to_bytes(" ".join(texts).rstrip() + "\n")])
 
         output.text("\nResults\n%s\n" % ("=" * 60))
@@ -8001,13 +8524,12 @@ class Plan(NamedTuple):
     supply: Supply
     jobs: int
     form: Form
-    fail_fast: bool = False
+    policy: RunPolicy = RunPolicy()
     directory: Optional[Directory] = None
     table: Optional[Table] = None
     arrived: Optional[Callable[[Result], Result]] = None  # change a result before any sink has it
     follow: Optional[Callable[[str], None]] = None  # called during the run with its directory
-    single: bool = False         # a single prompt, which has no summary
-    limits: Dict[str, int] = {}  # how many tasks of a backend may run
+    single: bool = False  # a single prompt, which has no summary
 
 
 def form_of(settings: Settings, console: Console, heading: str,
@@ -8035,11 +8557,11 @@ def form_of(settings: Settings, console: Console, heading: str,
 
 def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     """Run tasks.  Return the exit status; 128 + n where signal n ended the run."""
-    form, control, totals = plan.form.sink, Control(), Totals()
+    form, control, totals = plan.form.sink, Control(), Totals(plan.policy.max_cost > 0)
     total = plan.supply.total
     shows_progress = settings.progress == "auto" and console.stderr.cursor
     if not settings.dry_run and (shows_progress or settings.progress == "always"):
-        console.progress = Progress(console.stderr, total)
+        console.progress = Progress(console.stderr, total, control)
     progress = console.progress
     feed = Fanout([sink for sink in (form, plan.directory, plan.table, totals, progress)
                    if sink is not None], control)
@@ -8061,9 +8583,9 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     with stop_signals(die_at_once if settings.dry_run else stop), \
             stop_signals(inquiry, (signal.SIGUSR1,)):
         results = run_pool(
-            plan.supply, min(plan.jobs, total or plan.jobs), fail_fast=plan.fail_fast,
-            limits=plan.limits, control=control, dry_run=settings.dry_run, on_tick=tick,
-            notice=console.warn, start_method=settings.start_method)
+            plan.supply, min(plan.jobs, total or plan.jobs), policy=plan.policy, control=control,
+            dry_run=settings.dry_run, on_tick=tick, notice=console.say,
+            start_method=settings.start_method)
         try:
             for result in results:
                 if progress:
@@ -8089,7 +8611,8 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     elif control.failure:
         error = OutputError(control.failure)
         console.say("error: " + control.failure)
-    return verdict(totals, error=error, signal_number=stop.signal_number, single=plan.single)
+    return verdict(totals, error=error, signal_number=stop.signal_number, single=plan.single,
+                   left=control.left)
 
 
 def _summarize(plan: Plan, settings: Settings, feed: Fanout, totals: Totals,
@@ -8118,34 +8641,32 @@ def new_table(settings: Settings, make: Callable[[], Table] = Table) -> Optional
     return None if settings.quiet or settings.dry_run else make()
 
 
-def command_parallel(settings: Settings, file: Optional[str], *, jobs: Optional[int],
-                     fail_fast: bool, output_dir: str, overwrite: bool) -> int:
+def run_policy(fields: Dict[str, Any]) -> RunPolicy:
+    """Return the policy in the RUN_FIELDS of a run."""
+    return RunPolicy(**{name: fields[name] for name in RunPolicy._fields})
+
+
+def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool) -> int:
     """Run a batch.  Return the exit status."""
     reset_sigchld()
-    console, configuration = Console(), settings.rules.configuration
-    stream = open_tasks(file, settings.rules, console.warn)
-    limits = {name: configuration.own("backends.%s.max_parallel" % name) or MAX_JOBS
-              for name in [*BACKENDS, *configuration.definitions]}
-    run = merge_layers([
-        ("command line", {"max_parallel": jobs, "fail_fast": fail_fast or None,
-                          "output_dir": output_dir}),
-        ("batch", stream.run),
-        ("configuration", {"max_parallel": configuration.get("parallel.max_workers"),
-                           "fail_fast": configuration.get("parallel.fail_fast")})], RUN_FIELDS)
-    jobs, fail_fast = run["max_parallel"][0], run["fail_fast"][0]
-    path, source = run.get("output_dir", ("", ""))
+    console, rules = Console(), settings.rules
+    stream = open_tasks(file, rules, console.warn)
+    run, path = rules.of_run(stream.run), rules.run.get("output_dir")
+    policy, jobs = run_policy(run), run["max_parallel"]
+    roots = () if path else (".", rules.root)
+    path = path or run.get("output_dir", "")
     if overwrite and not path:
         raise UserError("--overwrite: there is no output directory; give --output-dir")
     directory = None
     if path and not settings.dry_run:
-        directory = Directory(path, roots=(".", settings.rules.root) if source == "batch" else (),
-                              overwrite=overwrite, has_ids=stream.has_ids, warn=console.warn)
+        directory = Directory(path, roots=roots, overwrite=overwrite, has_ids=stream.has_ids,
+                              warn=console.warn)
     heading = "Running %s (max %d parallel%s)..." % (
         "tasks" if stream.total is None else counted(stream.total, "task"), jobs,
-        ", fail-fast" if fail_fast else "")
-    table = new_table(settings) if configuration.get("parallel.aggregate_output") else None
-    return run_plan(Plan(stream, jobs, form_of(settings, console, heading), fail_fast, directory,
-                         table, limits=limits), settings, console)
+        ", fail-fast" if policy.max_failures == 1 else "")
+    with_table = rules.configuration.get("parallel.aggregate_output")
+    return run_plan(Plan(stream, jobs, form_of(settings, console, heading), policy, directory,
+                         new_table(settings) if with_table else None), settings, console)
 
 
 def step_fields(result: Result) -> Dict[str, Any]:
@@ -8179,8 +8700,10 @@ def command_chain(settings: Settings, file: Optional[str]) -> int:
     form = form_of(settings, console, "Running a chain of %s..." % counted(steps.total, "step"),
                    lambda output: Text(output, head), fields_of=step_fields,
                    all_fields=lambda totals: chain_fields(totals, steps.failed_step))
-    return run_plan(Plan(steps, 1, form, chain.stop_on_failure,
-                         table=new_table(settings)), settings, console)
+    run = settings.rules.of_run({})
+    policy = run_policy(dict(run, limits={}, max_cost=0.0, canary=0,
+                             max_failures=int(chain.stop_on_failure)))
+    return run_plan(Plan(steps, 1, form, policy, table=new_table(settings)), settings, console)
 
 
 def comparison_fields(totals: Totals, prompt: str, backends: List[str],
@@ -8751,7 +9274,26 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 "N", _jobs),
         _option("--fail-fast", "at the first failure start nothing more and stop what runs"),
         _option("--output-dir", "keep a file per task in DIR, and summary.json", "DIR", _path),
-        _option("--overwrite", "replace files of the same name; others stay")],
+        _option("--overwrite", "replace files of the same name; others stay"),
+        _option("--max-failures", "after N failures, or N%% of the tasks, stop as --fail-fast does",
+                "N|N%", _failures),
+        _option("--canary", "run N tasks first, and the others only if all of them succeed", "N",
+                _whole_number),
+        _option("--max-cost", "start nothing that would make the run cost more than USD", "USD",
+                _usd),
+        _option("--allow-unknown-cost", "with --max-cost: also run backends that state no cost"),
+        _option("--limit", "run at most N tasks of BACKEND at once; may be given for each",
+                "BACKEND=N", _limit, action="append", dest="limits"),
+        _option("--one-per-workdir", "run tasks in the same directory one after the other")],
+    "retry": [
+        _option("--retries", "try a task again up to N times after a transient error (default: 2);"
+                " 0: never, and do not wait for limits", "N", POLICY_FIELDS["retries"]),
+        _option("--retry-on", "the kinds of errors to try again after: "
+                + ",".join(RunPolicy._field_defaults["retry_on"]), "LIST",
+                lambda text: POLICY_FIELDS["retry_on"](_words(text))),
+        _option("--retry-acted", "also try tasks again that may have changed something"),
+        _option("--max-wait", "wait for the limits of a backend at most that long (default: 1h); "
+                "then cancel its tasks", "DURATION", _wait_seconds)],
     "compare": [
         _option("--backends", "the backends, as in claude,codex", "LIST", group="backends"),
         _option("--all-backends", "all installed backends but echo, and your own commands",
@@ -8821,7 +9363,8 @@ def print_version() -> int:
 
 def settings_from(options: argparse.Namespace) -> Settings:
     """Return the settings of a command that runs tasks.  Raise UserError or ConfigError."""
-    given = {name: value for name, value in vars(options).items() if value not in (None, False)}
+    given = {name: value for name, value in vars(options).items()
+             if value is not None and value is not False and value != []}
     fields = {name[len("task_"):]: value for name, value in given.items()
               if name.startswith("task_")}
     environment = dict(os.environ)
@@ -8837,18 +9380,21 @@ def settings_from(options: argparse.Namespace) -> Settings:
             ceiling = parse_ceiling(environment["CLINVK_CEILING"])
         except ValueError as error:
             raise UserError("CLINVK_CEILING: %s" % error) from None
+    run = {name: given[name] for name in RUN_FIELDS if name in given}
+    if "limits" in run:
+        run["limits"] = dict(run["limits"])
+        for name in run["limits"]:
+            if name not in BACKENDS and name not in definitions:
+                raise UserError("--limit: " + unknown_backend(name, definitions))
     rules = TaskPolicy(fields, environment, definitions, "allow_commands" in given, ceiling,
-                       given.get("root", ""), given.get("output_dir", ""), configuration)
+                       given.get("root", ""), run, configuration)
     return Settings(rules, options.task_dry_run, given.get("form", "text"), "quiet" in given,
                     options.progress or "auto", options.color or configuration.get("output.color"),
                     start_method_of(environment))
 
 
 def run_parallel(options: argparse.Namespace) -> int:
-    return command_parallel(
-        settings_from(options), _file(options), jobs=options.max_parallel,
-        fail_fast=options.fail_fast, output_dir=options.output_dir or "",
-        overwrite=options.overwrite)
+    return command_parallel(settings_from(options), _file(options), overwrite=options.overwrite)
 
 
 def _file(options: argparse.Namespace) -> str:
@@ -8949,7 +9495,7 @@ COMMANDS = {
         "[-h] [--version] COMMAND ...\n       clinvk [OPTIONS OF prompt] TEXT",
         "`clinvk COMMAND --help` describes a command; see also clinvk(1)."),
     "parallel": Subcommand(
-        run_parallel, "file parallel form trust run config backend workdir task",
+        run_parallel, "file parallel retry form trust run config backend workdir task",
         "run a batch of tasks", details="""\
 The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks, or tasks.
 Options set the fields that tasks do not set. Examples:
@@ -8965,7 +9511,7 @@ The answer is shown while it comes. `-` as TEXT reads the prompt from stdin. Exa
   clinvk -c 'And in one sentence?'""", 1, _QUOTES_HINT),
     "chain": Subcommand(
         lambda options: command_chain(settings_from(options), _file(options)),
-        "file form trust run config backend workdir task",
+        "file retry form trust run config backend workdir task",
         "run steps, each with the answers of those before it", details="""\
 The input is one JSON object, {"steps": [...]}. Each step is a task. In prompts, {{previous}} is
 replaced by the answer of the step before, and {{steps.NAME.output}} by that of the step NAME.
@@ -9062,8 +9608,7 @@ RESERVED = dict(dict.fromkeys(("run", "exec", "batch"), "; to run a batch: clinv
                               "--file FILE"), completion="", serve="")
 OPTION_HINTS = dict(
     dict.fromkeys(("-p", "--prompt", "--print"), "; a prompt needs no option: clinvk TEXT"),
-    **dict.fromkeys(("--retry", "--retries"), "; each program retries failed requests by itself, "
-                    "see clinvk(1) under Retries"))
+    **{"--retry": "; tasks are tried again with --retries"})
 
 
 def _option_hint(command: str, word: str) -> str:

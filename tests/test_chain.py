@@ -385,7 +385,8 @@ class Failures(ChainCase):
     def test_lost_worker_fails_its_step(self):
         if os.environ.get("CLINVK_START_METHOD") == "thread":
             self.skipTest("threads cannot be lost")
-        process = self.start_program(self.command("--json", "-f", self.chain_file(step("ids pid; sleep 300"), step("touch ran"))))
+        process = self.start_program(self.command("--json", "--retries", "0", "-f",
+                                                  self.chain_file(step("ids pid; sleep 300"), step("touch ran"))))
         backend = self.pid_in(self.path("pid"))
         with open("/proc/%d/stat" % backend) as file:
             os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGKILL)  # its worker

@@ -39,7 +39,7 @@ REQUIRED = {"index": int, "backend": str, "status": str, "exit_code": int, "outp
             "end_time": str, "duration_seconds": (int, float)}
 OPTIONAL = {"task_id": str, "task_name": str, "tags": list, "meta": dict, "model": str, "error": str, "error_kind": str,
             "retry_after_seconds": (int, float), "warnings": list, "session_id": str, "usage": dict, "cost_usd": (int, float),
-            "num_turns": int, "limits": dict, "resumed": bool}
+            "num_turns": int, "limits": dict, "resumed": bool, "tries": list, "retry_at": str}
 TOTALS = {"total_tasks": int, "completed": int, "failed": int, "canceled": int, "skipped": int,
           "total_duration_seconds": (int, float), "start_time": str, "end_time": str, "results": list}
 INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
@@ -166,7 +166,7 @@ class TextForm(Commands):
         {"backend": "echo", "prompt": "say two\\nlines\nstderr a second line of the prompt"}]}
 
     def test_answers_are_printed_as_tasks_end_and_then_the_table_in_order(self):
-        process = self.start_parallel("--file", self.file("tasks.json", self.BATCH))
+        process = self.start_parallel("--retries", "0", "--file", self.file("tasks.json", self.BATCH))
         self.assertEqual([process.line(), process.line()], [b"Running 3 tasks (max 3 parallel)...", b""])
         self.assertEqual([process.line(), process.line()], [b"[3] two", b"lines"])
         self.touch("third-was-read")
@@ -367,7 +367,7 @@ Total: 1 task, 1 completed, 0 failed (0.00s)
                  + tasks("say x", backend="gemini") + tasks("die SEGV") + tasks("sleep 300", timeout=0.2)
                  + tasks("say x", dry_run=True) + tasks("say x", workdir="/nonexistent") + tasks("say x", nonsense=1)
                  + tasks("fail Rate limit reached. Please try again in 2.5s", backend="claude"))
-        completed = self.parallel("--jsonl", "-q", input=batch, env={"PATH": self.bin})
+        completed = self.parallel("--jsonl", "-q", "--retries", "0", input=batch, env={"PATH": self.bin})
         found = [(result["status"], result["exit_code"], result.get("error_kind"), result["attempts"]) for result in self.lines_of(completed)]
         self.assertEqual(found, [
             ("ok", 0, None, 1), ("ok", 0, None, 1), ("failed", 127, "not_found", 1), ("failed", 139, "signal", 1),
@@ -954,7 +954,7 @@ class OwnCommands(Commands):
 
     def own(self, command, *prompts, env=None, arguments=(), fields=None, **definition):
         """The results of tasks for a command that is defined as `mine`."""
-        completed = self.parallel("--jsonl", "-q", *arguments, env=dict(env or {}, **defined(mine=dict(definition, command=command))),
+        completed = self.parallel("--jsonl", "-q", "--retries", "0", *arguments, env=dict(env or {}, **defined(mine=dict(definition, command=command))),
                                   input=tasks(*prompts, **dict(fields or {}, backend="mine")))
         self.assertEqual(completed.stderr, b"")
         return self.lines_of(completed)
@@ -2153,9 +2153,9 @@ class Guide(Commands):
         return completed.stdout.decode()
 
     def break_codex(self):
-        """From now on it answers as a program whose requests are too many."""
+        """From now on it answers as a program whose requests are bad."""
         write_program(os.path.join(self.bin, "codex"), b"#!/bin/sh\ncat > /dev/null\n"
-                      b"echo '{\"type\":\"turn.failed\",\"error\":{\"message\":\"exceeded retry limit, last status: 429 Too Many Requests\"}}'\nexit 1\n")
+                      b"echo '{\"type\":\"turn.failed\",\"error\":{\"message\":\"stream error: unexpected status 400 Bad Request\"}}'\nexit 1\n")
 
     def need_jq(self):
         if not shutil.which("jq"):
@@ -2201,7 +2201,7 @@ class Guide(Commands):
                          '"审查 auth 模块"\n"为 utils 生成测试"\n')
         self.assertEqual(json.loads(self.shell(
             "clinvk parallel --file tasks.json --json | jq '.results[] | select(.exit_code != 0) | {index, backend, error}'", 1)),
-            {"index": 1, "backend": "codex", "error": "exceeded retry limit, last status: 429 Too Many Requests"})
+            {"index": 1, "backend": "codex", "error": "stream error: unexpected status 400 Bad Request"})
         self.assertRegex(self.shell("""
             result=$(clinvk parallel --file tasks.json --json)
             failed=$(echo "$result" | jq '.failed')

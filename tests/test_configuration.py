@@ -31,7 +31,11 @@ backends:
     command: [cat]
 session: {auto_resume: true, retention_days: 0, default_tags: [a], store_token_usage: false}
 output: {format: json, show_tokens: true, show_timing: true, color: false}
-parallel: {max_workers: 7, fail_fast: true, idle_timeout: 10m, max_output: 64M, aggregate_output: false}
+parallel:
+  {max_workers: 7, fail_fast: true, idle_timeout: 10m, max_output: 64M, aggregate_output: false,
+  retries: 0, retry_on: [network], retry_acted: true, max_wait: 0, one_per_workdir: true,
+  max_cost: $2.50, allow_unknown_cost: true, max_failures: 10%, canary: 3}
+""".replace(",\n  ", ", ") + """
 """.replace(",\n                ", ", ")
 
 # A file, its place in the message, and a part of the message.

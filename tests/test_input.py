@@ -1066,7 +1066,7 @@ class Roots(TaskCase):
             data = '{"output_dir":\n%s,"tasks":[{"prompt":"p"}]}' % json.dumps(path)
             self.assertEqual(self.refused(data),
                 "tasks.json:2: output_dir: %s is outside of the current directory: only --output-dir can name it" % clinvk.quoted(path))
-            self.assertEqual(self.stream(data, output_dir="mine").run, {"output_dir": path}, "which --output-dir then overrides")
+            self.assertEqual(self.stream(data, run={"output_dir": "mine"}).run, {"output_dir": path}, "which --output-dir then overrides")
 
 
 class Files(TaskCase):

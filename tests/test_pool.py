@@ -185,7 +185,7 @@ class Contract(Pool):
 class Stopping(Pool):
     def test_fail_fast_stops_what_runs_and_cancels_the_rest(self):
         for _, lines in self.each(START_METHODS, """
-            for result in run_pool(echo("exit 3", "sleep 300", "say never"), jobs=2, fail_fast=True, start_method=METHOD):
+            for result in run_pool(echo("exit 3", "sleep 300", "say never"), jobs=2, policy=clinvk.RunPolicy(max_failures=1), start_method=METHOD):
                 tell(result)
             """):
             self.assertEqual([(line[0], line[1]) for line in sorted(lines)], [(0, "failed"), (1, "canceled"), (2, "canceled")])

@@ -1,7 +1,7 @@
 """Section 10, Scheduler: tables of events with a fake pool and a fake clock.  Nothing here waits or starts a process."""
 import unittest
 
-from support import clinvk, job
+from support import ROOT, clinvk, job
 
 
 class FakePool:
@@ -96,7 +96,7 @@ class Order(SchedulerCase):
 
     def test_scheduler_room_is_kept_for_each_kind_of_run(self):
         for supply, options, most in ((FakeSupply(*range(9)), {}, 4), (FakeSupply(*range(9), reads_ahead=False), {}, 3),
-                                      (FakeSupply(*range(9)), {"fail_fast": True}, 3)):
+                                      (FakeSupply(*range(9)), {"policy": clinvk.RunPolicy(max_failures=1)}, 3)):
             lengths = []
             pool = FakePool(*[lambda pool: lengths.append(len(pool)) or [pool.ended(min(pool.running))]] * 9)
             self.assertEqual(len(self.run_it(supply, pool, jobs=3, **options)), 9)
@@ -123,9 +123,9 @@ class Order(SchedulerCase):
 
 class Limits(SchedulerCase):
     def test_scheduler_full_backend_waits_while_others_start(self):
-        backends = {0: "a", 1: "a", 2: "b", 3: "a"}
+        backends = {0: "codex", 1: "codex", 2: "echo", 3: "codex"}
         pool = FakePool(end(2), end(0), end(1))
-        self.run_it(FakeSupply(0, 1, 2, 3, backends=backends), pool, jobs=3, limits={"a": 1})
+        self.run_it(FakeSupply(0, 1, 2, 3, backends=backends), pool, jobs=3, policy=clinvk.RunPolicy(limits={"codex": 1}))
         self.assertEqual(pool.calls, ["start 0", "start 2", "start 1", "start 3"])
 
     def test_scheduler_reads_no_more_than_it_may_hold(self):
@@ -133,13 +133,13 @@ class Limits(SchedulerCase):
         supply = FakeSupply(*range(count))
         left = []
         pool = FakePool(lambda pool: left.append(len(supply.items)) or [pool.ended(0)])
-        self.assertEqual(len(self.run_it(supply, pool, limits={"echo": 1})), count)
+        self.assertEqual(len(self.run_it(supply, pool, policy=clinvk.RunPolicy(limits={"echo": 1}))), count)
         self.assertEqual(left, [count - 1 - clinvk.MAX_HELD])
 
     def test_scheduler_held_jobs_of_a_stopped_run_are_canceled(self):
         control = clinvk.Control()
         pool = FakePool(lambda pool: control.cancel() or [pool.ended(0)])
-        self.assertEqual(self.run_it(FakeSupply(0, 1, 2), pool, limits={"echo": 1}, control=control),
+        self.assertEqual(self.run_it(FakeSupply(0, 1, 2), pool, policy=clinvk.RunPolicy(limits={"echo": 1}), control=control),
                          [(0, "ok"), (1, "canceled"), (2, "canceled")])
 
 
@@ -148,7 +148,7 @@ class Stopping(SchedulerCase):
         for status in clinvk.FAILED_STATUSES:
             pool = FakePool(end(0, status), end(1, "canceled"))
             supply = FakeSupply(*range(4))
-            self.assertEqual(self.run_it(supply, pool, fail_fast=True),
+            self.assertEqual(self.run_it(supply, pool, policy=clinvk.RunPolicy(max_failures=1)),
                              [(0, status), (1, "canceled"), (2, "canceled"), (3, "canceled")])
             self.assertEqual((pool.calls, pool.reason), (["start 0", "start 1", "cancel"], "fail-fast"))
             self.assertEqual(self.errors[3], "canceled before it started (fail-fast)")
@@ -156,7 +156,7 @@ class Stopping(SchedulerCase):
 
     def test_scheduler_fail_fast_counts_input_that_is_no_task(self):
         pool = FakePool()
-        self.assertEqual(self.run_it(FakeSupply(bad(0), 1), pool, fail_fast=True), [(0, "failed"), (1, "canceled")])
+        self.assertEqual(self.run_it(FakeSupply(bad(0), 1), pool, policy=clinvk.RunPolicy(max_failures=1)), [(0, "failed"), (1, "canceled")])
         self.assertEqual(pool.calls, [])
 
     def test_scheduler_without_fail_fast_goes_on_after_failures(self):
@@ -180,7 +180,7 @@ class Stopping(SchedulerCase):
     def test_scheduler_cancel_without_a_reason_begins_nothing_more(self):
         control = clinvk.Control()
         pool = FakePool(lambda pool: control.cancel("") or [pool.ended(0)])
-        self.assertEqual(self.run_it(FakeSupply(*range(3)), pool, jobs=1, control=control, fail_fast=True),
+        self.assertEqual(self.run_it(FakeSupply(*range(3)), pool, jobs=1, control=control, policy=clinvk.RunPolicy(max_failures=1)),
                          [(0, "ok"), (1, "canceled"), (2, "canceled")])
         self.assertEqual(self.errors[2], "canceled before it started (interrupted)")
 
@@ -208,6 +208,307 @@ class Stopping(SchedulerCase):
 
         with self.assertRaises(LookupError):
             self.run_it(Broken(), FakePool())
+
+
+class Clocked(FakePool):
+    """A pool that plays a script of events, each a line of text, at a clock of its own.
+
+    `12 0 ok` ends job 0 at second 12.  `12 0 rate_limit 60` ends job 0 with that kind of error, which states 60 seconds.
+    When nothing is scripted, time goes on by a second, and a running job ends well after `seconds`.
+    """
+
+    ahead = 0
+
+    def __init__(self, script="", seconds=1000):
+        super().__init__()
+        self.script, self.time, self.starts, self.seconds = [line.split() for line in script.strip().splitlines()], 0.0, [], seconds
+        self.costs, self.acted, self.jobs, self.begun = {}, False, {}, {}
+
+    def now(self):
+        return self.time
+
+    def start(self, item):
+        self.running[item.index] = self.jobs[item.index] = item
+        self.begun[item.index] = self.time
+        self.starts.append((round(self.time), item.index))
+
+    def wait(self, seconds=0.25):
+        if self.time > 200000:
+            raise AssertionError("the run does not end")
+        if self.script and int(self.script[0][0]) <= self.time + 1:
+            at, index, kind, *stated = self.script.pop(0)
+            self.time = max(self.time, float(at))
+            return [self.outcome(int(index), kind, *map(float, stated))]
+        self.time += 1
+        over = [index for index in sorted(self.running) if self.time - self.begun[index] >= self.seconds]
+        return [self.outcome(index, "ok") for index in over]
+
+    def outcome(self, index, kind, stated=None):
+        item = self.running.pop(index)
+        status = {"ok": "ok", "worker_lost": "lost", "timeout": "timeout"}.get(kind, "failed")
+        text = "your credit balance is too low" if kind == "quota" and stated is None else kind
+        return clinvk.unfinished(item, status, "" if status == "ok" else text, "" if status == "ok" else kind, attempts=item.attempt,
+                                 exit_code=0)._replace(cost_usd=self.costs.get(index), retry_after_seconds=stated, acted=self.acted,
+                                                       start_time=self.begun[index], end_time=self.time)
+
+
+class PolicyCase(unittest.TestCase):
+    def play(self, script="", count=3, jobs=1, backends=None, pool=None, supply=None, jitter=0.5, sandbox="default", **policy):
+        """Return the pool and the final results, by index."""
+        pool = Clocked(script) if pool is None else pool
+        self.pool, self.notices, self.control = pool, [], clinvk.Control()
+        supply = supply or FakeSupply(*range(count), backends=backends)
+        scheduler = clinvk.Scheduler(supply, pool, jobs, clinvk.RunPolicy(**dict({"retries": 2}, **policy)), control=self.control,
+                                     clock=pool.now, wall=pool.now, jitter=lambda: jitter, notice=self.notices.append)
+        results = list(scheduler.results())
+        self.results = {result.index: result for result in results}
+        self.assertEqual(len(results), len(self.results), "one final result a task")
+        return [(index, self.results[index].status, self.results[index].attempts) for index in sorted(self.results)]
+
+
+class Retries(PolicyCase):
+    def test_retry_after_each_transient_kind_waits_with_jitter_and_lets_others_start(self):
+        for kind in ("overloaded", "network", "worker_lost"):
+            with self.subTest(kind=kind):
+                answers = self.play("10 0 %s\n12 1 ok\n20 0 %s\n30 0 ok" % (kind, kind), count=2)
+                self.assertEqual(answers, [(0, "ok", 3), (1, "ok", 1)])
+                # the first wait is half of 2 s: task 1 runs meanwhile; the second is half of 4 s
+                self.assertEqual(self.pool.starts, [(0, 0), (10, 1), (12, 0), (22, 0)])
+
+    def test_retries_run_out_and_the_last_failure_stays(self):
+        answers = self.play("10 0 network\n20 0 overloaded\n30 0 network", count=1)
+        self.assertEqual(answers, [(0, "failed", 3)])
+        result = self.results[0]
+        self.assertEqual(result.error_kind, "network")
+        self.assertEqual([one["error_kind"] for one in result.tries], ["network", "overloaded", "network"])
+        self.assertEqual([one["duration_seconds"] for one in result.tries][0], 10)
+
+    def test_retry_is_for_the_named_kinds_only(self):
+        for kind, policy, starts in (("auth", {}, 1), ("timeout", {}, 1), ("network", {"retries": 0}, 1), ("rate_limit", {"retries": 0}, 1),
+                                     ("network", {"retry_on": ("timeout",)}, 1), ("timeout", {"retry_on": ("timeout",)}, 2)):
+            with self.subTest(kind=kind, policy=policy):
+                self.play("10 0 %s\n20 0 ok" % kind, count=1, **policy)
+                self.assertEqual(len(self.pool.starts), starts)
+
+    def test_retry_of_a_task_that_acted_needs_permission(self):
+        for policy, starts in (({}, 1), ({"retry_acted": True}, 2)):
+            pool = Clocked("10 0 network\n20 0 ok")
+            pool.acted = True
+            self.play(pool=pool, count=1, **policy)
+            self.assertEqual(len(pool.starts), starts)
+        pool = Clocked("10 0 network")
+        pool.acted = True
+        self.play(pool=pool, count=1)
+        self.assertIn("--retry-acted", self.results[0].warnings[-1])
+
+    def test_retry_of_a_read_only_task_that_acted_needs_none(self):
+        pool = Clocked("10 0 network\n20 0 ok")
+        pool.acted = True
+        item = job(0, "echo", "p")
+        item = item._replace(task=item.task._replace(sandbox_mode="read-only"))
+        self.assertEqual(self.play(pool=pool, supply=FakeSupply(item)), [(0, "ok", 2)])
+
+    def test_retry_stated_time_counts_with_a_little_slack(self):
+        self.play("10 0 overloaded 20\n50 0 ok", count=1)
+        self.assertEqual(self.pool.starts, [(0, 0), (33, 0)])
+
+    def test_retry_sums_usage_and_cost_and_is_counted_as_one_failure(self):
+        pool = Clocked("10 0 network\n20 1 auth\n30 0 ok\n40 2 ok")
+        pool.costs = {0: 0.25}
+        self.assertEqual(self.play(pool=pool, count=3, max_failures=2), [(0, "ok", 2), (1, "failed", 1), (2, "ok", 1)])
+        self.assertEqual(self.results[0].cost_usd, 0.5)
+
+    def test_retry_of_a_stopped_run_is_not_made(self):
+        pool = Clocked("10 0 network")
+        wait = pool.wait
+        pool.wait = lambda seconds=0.25: wait() if pool.time < 10 else (self.control.cancel(), wait())[1]
+        self.assertEqual(self.play(pool=pool, count=1), [(0, "failed", 1)])
+        self.assertEqual(self.results[0].error_kind, "network")
+
+    def test_retry_jobs_say_which_attempt_they_are(self):
+        self.play("10 0 network\n20 0 ok", count=1)
+        self.assertEqual((self.pool.jobs[0].attempt, self.pool.jobs[0].retried), (2, True))
+
+    def test_retry_of_a_supply_that_does_not_read_ahead_comes_before_its_next_job(self):
+        pool = Clocked("10 0 network\n20 0 ok\n30 1 ok")
+        self.play(pool=pool, supply=FakeSupply(0, 1, reads_ahead=False))
+        self.assertEqual(pool.starts[0], (0, 0))
+        self.assertEqual([index for _, index in pool.starts], [0, 0, 1])
+
+
+class Gates(PolicyCase):
+    BACKENDS = {0: "claude", 1: "claude", 2: "codex", 3: "claude", 4: "claude", 5: "claude"}
+
+    def test_gate_stated_limit_pauses_its_backend_only_then_one_probe_goes_ahead(self):
+        answers = self.play("10 0 rate_limit 100\n20 2 ok\n150 0 ok\n160 1 ok\n161 3 ok", count=4, jobs=2, backends=self.BACKENDS, limits={"claude": 1})
+        self.assertEqual(answers, [(0, "ok", 2), (1, "ok", 1), (2, "ok", 1), (3, "ok", 1)])
+        # 100 s are stated, 11 are added
+        self.assertEqual(self.pool.starts, [(0, 0), (0, 2), (121, 0), (150, 1), (160, 3)])
+        self.assertEqual(self.control.limited, {})
+
+    def test_gate_waiting_for_a_stated_time_uses_up_no_attempt(self):
+        script = "\n".join("%d 0 rate_limit 10" % second for second in range(10, 100, 20)) + "\n120 0 ok"
+        self.assertEqual(self.play(script, count=1, retries=1), [(0, "ok", 6)])
+
+    def test_gate_unstated_limit_is_probed_after_1_2_4_minutes(self):
+        self.play("10 0 rate_limit\n75 0 rate_limit\n200 0 rate_limit", count=2, jobs=1, max_wait=100000)
+        self.assertEqual([index for _, index in self.pool.starts], [0, 0, 0, 1], "two retries, then the next task probes")
+        self.assertEqual([time for time, _ in self.pool.starts], [0, 70, 195, 440])
+
+    def test_gate_room_is_halved_by_a_limit_and_grows_with_each_success(self):
+        gate = clinvk.Gate(8)
+        for index in range(8):
+            gate.started(index)
+        gate.limit(0, 10, now=0, wall=0)
+        self.assertFalse(gate.may_start(5, 5))
+        self.assertTrue(gate.may_start(13, 13))
+        gate.started(9)
+        self.assertFalse(gate.may_start(13, 13), "one probe")
+        for index in range(1, 8):
+            gate.ended(index, True)
+        self.assertIsNotNone(gate.closed_since, "they ran before the limit")
+        self.assertEqual(gate.room, 4)
+        gate.ended(9, True)
+        self.assertEqual((gate.closed_since, gate.room, gate.running), (None, 5, 0))
+        gate.started(10)
+        gate.started(11)
+        gate.limit(10, 10, now=20, wall=20)
+        gate.limit(11, 10, now=21, wall=21)
+        self.assertEqual((gate.room, gate.running), (2, 0), "limits of one pause count once")
+        self.assertFalse(gate.may_start(32, 32), "the later of the two")
+
+    def test_gate_sees_the_time_that_passed_while_the_machine_slept(self):
+        gate = clinvk.Gate(1)
+        gate.started(0)
+        gate.limit(0, 3000, now=0, wall=1000)
+        self.assertFalse(gate.may_start(10, 1010))
+        self.assertTrue(gate.may_start(10, 9000))
+
+    def test_gate_limit_beyond_max_wait_cancels_the_backend_and_the_others_go_on(self):
+        answers = self.play("10 0 rate_limit 5000\n20 2 ok", count=5, jobs=2, backends=self.BACKENDS, limits={"claude": 1}, max_wait=3600)
+        self.assertEqual(answers, [(0, "failed", 1), (1, "canceled", 0), (2, "ok", 1), (3, "canceled", 0), (4, "canceled", 0)])
+        for index in (0, 1, 3, 4):
+            self.assertEqual((self.results[index].error_kind, round(self.results[index].retry_at)), ("rate_limit", 5070))
+        self.assertTrue(self.control.left)
+        self.assertIn("claude is limited until", self.results[1].error)
+
+    def test_gate_waits_of_one_task_add_up_to_max_wait(self):
+        script = "\n".join("%d 0 rate_limit 50" % second for second in range(10, 1000, 70))
+        self.play(script, count=1, max_wait=200)
+        self.assertEqual(self.results[0].status, "failed")
+        self.assertLess(len(self.pool.starts), 6)
+        self.assertTrue(self.control.left)
+
+    def test_gate_quota_that_only_a_person_can_lift_is_not_waited_for(self):
+        answers = self.play("10 0 quota\n20 2 ok", count=4, jobs=2, backends=self.BACKENDS, limits={"claude": 1})
+        self.assertEqual(answers, [(0, "failed", 1), (1, "canceled", 0), (2, "ok", 1), (3, "canceled", 0)])
+        self.assertEqual(self.results[1].error_kind, "quota")
+        self.assertFalse(self.control.left, "no later time would change it")
+
+    def test_gate_quota_that_states_its_end_is_waited_for(self):
+        self.assertEqual(self.play("10 0 quota 60\n100 0 ok", count=1), [(0, "ok", 2)])
+
+    def test_gate_person_is_needed_for_money_and_not_for_a_session_limit(self):
+        for error, stated, needed in (
+                ("You've hit your session limit · resets 3pm", 60, False), ("You've hit your monthly spend limit · resets Dec 1", 60, True),
+                ("You've hit your usage limit. Upgrade to Pro to purchase more credits or try again in 2 days", 172800, False),
+                ("You're out of credits", None, True), ("Your workspace is out of credits. Ask your workspace owner to refill", None, True),
+                ("Quota exceeded for requests per day", None, False), ("Credit balance is too low", None, True)):
+            result = clinvk.Result(0, "claude", "failed", 1, error=error, error_kind="quota", retry_after_seconds=stated)
+            self.assertEqual(clinvk.needs_person(result), needed, error)
+
+    def test_gates_of_two_commands_of_one_name_are_two(self):
+        one, other = (job(index, "echo", "p")._replace(definition=clinvk.Definition((name,))) for index, name in enumerate("xy"))
+        self.play("10 0 rate_limit 100\n20 1 ok\n200 0 ok", supply=FakeSupply(one, other), jobs=1)
+        self.assertEqual(self.pool.starts, [(0, 0), (10, 1), (121, 0)])
+
+
+class BoundsOfARun(PolicyCase):
+    def priced(self, script, costs, **policy):
+        pool = Clocked(script)
+        pool.costs = costs
+        return self.play(pool=pool, **policy)
+
+    def test_max_cost_starts_nothing_that_would_pass_it(self):
+        answers = self.priced("10 0 ok\n20 1 ok\n30 2 ok", {0: 1.0, 1: 2.0, 2: 1.5}, count=5, max_cost=5)
+        # 4.50 are spent and the mean is 1.50
+        self.assertEqual(answers, [(0, "ok", 1), (1, "ok", 1), (2, "ok", 1), (3, "canceled", 0), (4, "canceled", 0)])
+        self.assertEqual({self.results[index].error_kind for index in (3, 4)}, {"budget"})
+        self.assertTrue(self.control.left)
+
+    def test_max_cost_reserves_the_mean_for_each_running_task(self):
+        self.priced("10 0 ok\n20 1 ok\n30 2 ok\n40 3 ok", {index: 1.0 for index in range(9)}, count=9, jobs=3, max_cost=4)
+        self.assertEqual(self.pool.starts, [(0, 0), (0, 1), (0, 2), (10, 3)])
+        self.assertEqual(round(self.pool.jobs[3].budget_usd, 2), 1.0)
+
+    def test_max_cost_counts_what_earlier_runs_spent(self):
+        pool = Clocked()
+        scheduler = clinvk.Scheduler(FakeSupply(0), pool, 1, clinvk.RunPolicy(max_cost=2), spent=2.0, clock=pool.now)
+        self.assertEqual([result.error_kind for result in scheduler.results()], ["budget"])
+
+    def test_max_cost_that_is_used_up_with_the_last_task_leaves_nothing(self):
+        self.priced("10 0 ok", {0: 5.0}, count=1, max_cost=5)
+        self.assertFalse(self.control.left)
+
+    def test_max_failures_stop_the_run_at_that_number_or_share(self):
+        for most, total, expected in ((2, None, 2), (0.5, 4, 2), (0.5, None, 3), (1, None, 1), (0, None, 6)):
+            with self.subTest(most=most, total=total):
+                supply = FakeSupply(*range(6))
+                supply.total = total
+                pool = Clocked("\n".join("%d %d auth" % (10 * index + 10, index) for index in range(6)))
+                self.play(pool=pool, supply=supply, max_failures=most)
+                self.assertEqual(sum(result.status == "failed" for result in self.results.values()), expected)
+
+    def test_canary_runs_first_and_projects_the_rest(self):
+        pool = Clocked("10 0 ok\n20 1 ok")
+        pool.costs = {0: 0.1, 1: 0.3}
+        supply = FakeSupply(*range(6))
+        supply.total = 6
+        self.play(pool=pool, supply=supply, jobs=3, canary=2)
+        self.assertEqual(pool.starts[:5], [(0, 0), (0, 1), (20, 2), (20, 3), (20, 4)])
+        self.assertIn("2 tasks succeeded; one takes 00:15 and $0.2000 on average; the other 4 take about 00:20 and $0.80", self.notices[0])
+
+    def test_canary_that_fails_cancels_the_rest_and_not_the_other_canaries(self):
+        answers = self.play("10 0 auth\n20 1 ok", count=4, jobs=3, canary=2)
+        self.assertEqual(answers, [(0, "failed", 1), (1, "ok", 1), (2, "canceled", 0), (3, "canceled", 0)])
+        self.assertEqual(self.pool.calls, [])
+        self.assertFalse(self.control.left)
+
+    def test_canary_is_tried_again_like_any_task(self):
+        self.assertEqual(self.play("10 0 network\n20 0 ok\n30 1 ok", count=2, jobs=2, canary=1), [(0, "ok", 2), (1, "ok", 1)])
+
+    def test_canary_larger_than_the_run_holds_nothing_back(self):
+        self.play(count=3, jobs=3, canary=9)
+        self.assertEqual(len(self.pool.starts), 3)
+
+    def test_one_per_workdir_runs_a_directory_alone_and_others_meanwhile(self):
+        items = [job(index, "echo", "p") for index in range(4)]
+        items = [item._replace(task=item.task._replace(workdir=workdir)) for item, workdir in zip(items, ("/", "/..", "/usr", "/"))]
+        self.play("10 0 ok\n20 1 ok\n30 3 ok", supply=FakeSupply(*items), jobs=3, one_per_workdir=True)
+        self.assertEqual(self.pool.starts, [(0, 0), (0, 2), (10, 1), (20, 3)])
+
+    def test_writers_in_one_work_tree_are_warned_of_once(self):
+        for backend, sandbox, count in (("claude", "workspace", 1), ("claude", "read-only", 0), ("echo", "default", 0)):
+            items = [job(index, backend, "p") for index in range(3)]
+            items = [item._replace(task=item.task._replace(sandbox_mode=sandbox, workdir=ROOT)) for item in items]
+            self.play(supply=FakeSupply(*items), jobs=3)
+            self.assertEqual(len(self.notices), count, (backend, self.notices))
+
+    def test_resumed_jobs_cost_no_start(self):
+        pool = Clocked()
+        resume = lambda item: clinvk.unfinished(item, "ok", "", "", exit_code=0) if item.index != 1 else None  # noqa: E731
+        started = []
+        scheduler = clinvk.Scheduler(FakeSupply(0, 1, 2), pool, 1, clock=pool.now, resume=resume, on_start=started.append)
+        self.assertEqual(sorted(result.index for result in scheduler.results()), [0, 1, 2])
+        self.assertEqual((pool.starts, [item.index for item in started]), ([(0, 1)], [1]))
+
+    def test_resumed_jobs_of_a_stopped_run_keep_their_results(self):
+        control = clinvk.Control()
+        control.cancel()
+        pool = Clocked()
+        resume = lambda item: clinvk.unfinished(item, "ok", "", "", exit_code=0) if item.index else None  # noqa: E731
+        scheduler = clinvk.Scheduler(FakeSupply(0, 1), pool, 1, clock=pool.now, resume=resume, control=control)
+        self.assertEqual([result.status for result in scheduler.results()], ["canceled", "ok"])
 
 
 if __name__ == "__main__":

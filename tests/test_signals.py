@@ -298,7 +298,7 @@ sys.settrace(interrupt)
     def test_a_run_inside_of_a_task_ends_with_the_worker_of_that_task(self):
         inner = self.file("inner.jsonl", tasks("leave-group left; ignore-term; touch ready; sleep 300"))
         outer = json.dumps({"outer": {"command": [sys.executable, COMPILED, "parallel", "--jsonl", "-f", inner]}})
-        process = self.start("parallel", "--jsonl", "-b", "outer", "-j", "1", env={"CLINVK_BACKENDS": outer}, stdin=subprocess.PIPE)
+        process = self.start("parallel", "--jsonl", "-b", "outer", "-j", "1", "--retries", "0", env={"CLINVK_BACKENDS": outer}, stdin=subprocess.PIPE)
         process.stdin.write(b'{"prompt": "x"}')
         process.stdin.close()
         self.wait_for_file(self.path("ready"))

@@ -574,7 +574,7 @@ class Directories(SinkCase):
 class Statuses(SinkCase):
     def test_progress_on_a_terminal_is_one_line_that_is_cleared(self):
         def write(output):
-            progress = clinvk.Progress(output, 20)
+            progress = clinvk.Progress(output, 20, clinvk.Control())
             progress.show(2)
             progress.hide()
             progress.write(result(0))
@@ -589,7 +589,7 @@ class Statuses(SinkCase):
 
     def test_progress_unknown_total_is_left_out_and_the_line_fits(self):
         def write(output):
-            clinvk.Progress(output, None).show(1)
+            clinvk.Progress(output, None, clinvk.Control()).show(1)
 
         self.assertRegex(self.shown(write, 2).decode(), r"\A\[0\] 1 running, 00:0\d\Z")
         self.assertEqual(self.shown(write, 2, columns=12).decode(), "[0] 1 ru...")
@@ -598,7 +598,7 @@ class Statuses(SinkCase):
         def write(output):
             with unittest.mock.patch.object(clinvk.time, "monotonic") as clock:
                 clock.return_value = 0.0
-                progress = clinvk.Progress(output, 9)
+                progress = clinvk.Progress(output, 9, clinvk.Control())
                 for clock.return_value in (5.0, 5.01, 5.05, 5.2, 5.21, 5.25, 5.4):
                     progress.show(1)
 
@@ -606,7 +606,7 @@ class Statuses(SinkCase):
 
     def test_progress_elsewhere_is_a_line_for_each_result(self):
         def write(output):
-            progress = clinvk.Progress(output, 3)
+            progress = clinvk.Progress(output, 3, clinvk.Control())
             progress.show(2)
             progress.write(result(0))
             progress.hide()
