@@ -6470,6 +6470,7 @@ class DryPool:
 # the last Result.
 
 MAX_HELD = 1000  # jobs that wait for their backend while others are read
+SHORT_SECONDS = 0.1  # a job below that waits noticeably for the parent
 RETRY_SECONDS, MAX_RETRY_SECONDS = 2.0, 120.0  # the first and the longest wait of a plain retry
 PROBE_SECONDS, MAX_PROBE_SECONDS = 60.0, 1800.0  # the same for a limit that states no time
 MAX_SLACK_SECONDS = 60.0  # that are added to a stated time: clocks differ
@@ -6694,8 +6695,9 @@ class Scheduler:
     """Start the jobs of a supply on a pool, and yield exactly one final Result for each.
 
     Jobs start in the order of the input, at most `jobs` at a time, as far as the policy permits.
-    One job more than can run is handed to the pool, so that no worker waits for the parent; not so
-    where the result of one job decides whether the next may begin.  `resume` returns the result of
+    While jobs take no time, one job more than can run is handed to the pool, so that no worker
+    waits for the parent; not so where the result of one job decides whether the next may begin.
+    After a limit such a job begins all the same.  `resume` returns the result of
     a job that an earlier run has done.  `on_start` is called before each attempt.  `on_tick` is
     called with the number of running jobs after each event, and every TICK_SECONDS.  `notice` is
     called with messages for the user.  `spent` is in USD, by earlier runs of the same batch.
@@ -6714,9 +6716,10 @@ class Scheduler:
         self._resume, self._on_start, self._on_tick = resume, on_start, on_tick
         self._notice, self._clock, self._wall, self._jitter = notice, clock, wall, jitter
         self._control = control or Control()
-        self._most_in_pool = jobs
+        self._ahead = 0
         if supply.reads_ahead and not (policy.max_failures or policy.canary or policy.max_cost):
-            self._most_in_pool += pool.ahead
+            self._ahead = pool.ahead
+        self._last_seconds = float("inf")  # the duration of the last job
         self._gates: Dict[Tuple[str, Optional[Definition]], Gate] = {}
         self._running: Dict[int, _Entry] = {}  # what is in the pool
         self._waiting: List[_Entry] = []  # what waits for its time
@@ -6756,7 +6759,10 @@ class Scheduler:
 
     def _start_jobs(self) -> Iterator[Result]:
         """Start jobs while there is room.  Yield the results that need no start."""
-        while not self._stop_reason() and len(self._pool) < self._most_in_pool:
+        while not self._stop_reason():
+            ahead = self._ahead if self._last_seconds < SHORT_SECONDS else 0
+            if len(self._pool) >= self._jobs + ahead:
+                return
             if not self._bounds.affords(len(self._pool)):
                 return
             item = self._next()
@@ -6810,7 +6816,7 @@ class Scheduler:
         backend = job.task.backend
         gate = self._gates.get((backend, job.definition))
         if gate is None:
-            most = min(self._policy.limits.get(backend, MAX_JOBS + 1), self._most_in_pool)
+            most = min(self._policy.limits.get(backend, MAX_JOBS + 1), self._jobs + self._ahead)
             gate = self._gates[backend, job.definition] = Gate(most)
         alone = self._policy.one_per_workdir
         return gate, os.path.realpath(job.task.workdir or ".") if alone else ""
@@ -6860,6 +6866,7 @@ class Scheduler:
         gate, directory = self._key(entry.job)
         self._directories.discard(directory)
         self._bounds.spend(result)
+        self._last_seconds = result.duration_seconds
         again = self._again(entry, gate, result)
         if isinstance(again, Result):
             yield self._noted(entry.final(again), was_started=True)

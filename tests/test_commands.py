@@ -2125,6 +2125,119 @@ class Surroundings(Commands):
         self.assertTrue(self.has("inner-ran"))
 
 
+class RetriesAndBounds(Commands):
+    FLAKY = """#!/bin/sh
+        read -r kind times reason
+        echo >> "starts.$CLINVK_TASK"
+        [ "$(wc -l < "starts.$CLINVK_TASK")" -gt "$times" ] && exec echo "done"
+        sleep 0.2
+        echo "$reason" >&2
+        exit 1
+        """
+
+    def setUp(self):
+        super().setUp()
+        write_program(self.path("flaky"), textwrap.dedent(self.FLAKY).lstrip().encode())
+        self.environment.update(defined(flaky={"command": [self.path("flaky")]}, other={"command": [self.path("flaky")]}))
+
+    def starts(self, index):
+        try:
+            with open(self.path("starts.%d" % index)) as file:
+                return len(file.readlines())
+        except FileNotFoundError:
+            return 0
+
+    def test_transient_errors_are_tried_again_and_the_result_tells_of_it(self):
+        batch = tasks("fail 1 503 the service is overloaded", "fail 9 401 unauthorized", "fail 0 x", backend="flaky")
+        completed = self.parallel("--jsonl", input=batch)
+        first, second, third = self.lines_of(completed)
+        self.assertEqual([(result["status"], result["attempts"]) for result in (first, second, third)], [("ok", 2), ("failed", 1), ("ok", 1)])
+        self.assertEqual([(one["status"], one.get("error_kind")) for one in first["tries"]], [("failed", "overloaded"), ("ok", None)])
+        self.assertNotIn("tries", third)
+        self.assertEqual([self.starts(index) for index in range(3)], [2, 1, 1])
+        self.assertIn("\n1    flaky        OK (2)     ", completed.stderr.decode())
+
+    def test_stated_limit_pauses_its_backend_and_no_other(self):
+        batch = tasks("fail 1 429 rate limit, try again in 0.5s", "fail 0 x", backend="flaky") + tasks("fail 0 x", backend="other")
+        completed = self.parallel("--jsonl", "-q", "-j", "1", "--retries", "1", input=batch)
+        order = [json.loads(line)["index"] for line in completed.stdout.splitlines()]
+        self.assertEqual((completed.returncode, order[0], sorted(order)), (0, 2, [0, 1, 2]), completed.stderr)
+
+    def test_limit_beyond_max_wait_cancels_its_backend_and_ends_with_75(self):
+        batch = tasks("fail 1 429 rate limit, try again in 2h", "fail 0 x", backend="flaky") + tasks("fail 0 x", backend="other")
+        completed = self.parallel("--jsonl", "-q", "-j", "1", "--max-wait", "0", input=batch)
+        first, second, third = self.lines_of(completed)
+        self.assertEqual((completed.returncode, first["status"], second["status"], third["status"]), (75, "failed", "canceled", "ok"))
+        self.assertEqual({result["error_kind"] for result in (first, second)}, {"rate_limit"})
+        self.assertGreater(second["retry_at"], first["end_time"])
+        self.assertEqual((self.starts(0), self.starts(1)), (1, 0))
+        self.assertRegex(completed.stderr.decode(), "clinvk: flaky is limited until [-0-9 ]*[0-9]{2}:[0-9]{2}, which is longer than")
+
+    def test_batch_and_configuration_set_the_policies(self):
+        for batch, config in (({"retries": 0}, ""), ({}, "parallel:\n  retries: 0\n"), ({"retries": 1, "retry_on": ["timeout"]}, ""),
+                              ({"max_failures": 1}, "parallel: {retry_on: [auth]}\n")):
+            for name in ("starts.0", "starts.1"):
+                if self.has(name):
+                    os.unlink(self.path(name))
+            config = self.file("config.yaml", config)
+            batch = dict(batch, tasks=[{"backend": "flaky", "prompt": "fail 9 503 overloaded"}])
+            result, = self.lines_of(self.parallel("--jsonl", "-q", "--config", config, input=json.dumps(batch)))
+            self.assertEqual((result["attempts"], self.starts(0)), (1, 1), (batch, config))
+
+    def test_max_cost_leaves_tasks_for_a_later_run(self):
+        completed = self.parallel("--json", "-j", "1", "--max-cost", "0.60", input=tasks("say a", "say b", "say c", backend="claude"))
+        report = self.report_of(completed)
+        self.assertEqual((completed.returncode, report["cost_usd"], [result["status"] for result in report["results"]]),
+                         (75, 0.5, ["ok", "ok", "canceled"]))
+        self.assertEqual(report["results"][2]["error_kind"], "budget")
+        self.assertIn("--max-budget-usd", self.parallel("--max-cost", "0.60", input=tasks("argv", backend="claude")).stdout.decode())
+
+    def test_max_cost_needs_backends_that_state_their_cost(self):
+        self.assert_refused(self.parallel("--max-cost", "1", input=tasks("say a", backend="codex")), "codex states no cost", "--allow-unknown-cost")
+        batch = {"max_cost": 1, "tasks": [{"backend": "codex", "prompt": "say a"}]}
+        self.assert_refused(self.parallel(input=json.dumps(batch)), "tasks[0].backend: codex states no cost")
+        completed = self.parallel("-q", "--allow-unknown-cost", input=json.dumps(batch))
+        self.assertIn("$0.0000, 1 task of unknown cost", completed.stdout.decode())
+
+    def test_canary_that_fails_runs_nothing_else(self):
+        completed = self.parallel("--jsonl", "-q", "--canary", "1", input=tasks("fail 9 401 unauthorized", "fail 0 x", backend="flaky"))
+        self.assertEqual((completed.returncode, self.statuses(completed), self.starts(1)), (1, ["failed", "canceled"], 0))
+        completed = self.parallel("--jsonl", "-q", "--canary", "1", input=tasks("fail 0 x", "fail 0 x", backend="other"))
+        self.assertEqual((completed.returncode, self.statuses(completed)), (0, ["ok", "ok"]))
+        self.assertIn("clinvk: canary: 1 task succeeded", completed.stderr.decode())
+
+    def test_values_that_are_wrong_are_refused(self):
+        for arguments, words in ((("--limit", "nobody=2"), 'unknown backend "nobody"'), (("--limit", "codex"), "expected BACKEND=N"),
+                                 (("--retry-on", "weather"), 'unknown error kind "weather"'), (("--max-failures", "101%"), "a percentage"),
+                                 (("--max-cost", "-1"), "expected an amount in USD"), (("--canary", "0"), "from 1 on"),
+                                 (("--max-wait", "soon"), "expected a duration"), (("--retries", "-1"), "--retries")):
+            with self.subTest(arguments=arguments):
+                completed = self.parallel(*arguments, input=tasks("x"))
+                self.assertEqual(completed.returncode, 2)
+                self.assertIn(words, completed.stderr.decode())
+        for field, value in (("limits", {"nobody": 1}), ("limits", {"echo": 0}), ("retry_on", "network"), ("max_failures", 0), ("retries", 1.5)):
+            self.assert_refused(self.parallel(input=json.dumps({field: value, "tasks": [{"prompt": "x"}]})), "stdin:1: " + field)
+
+    def test_writers_in_one_work_tree_are_warned_of(self):
+        os.mkdir(self.path(".git"))
+        batch = tasks("say a", "say b", backend="claude", sandbox_mode="workspace")
+        self.assertIn("run at once in the git work tree", self.parallel("-q", input=batch).stderr.decode())
+        self.assertEqual(self.parallel("-q", "--one-per-workdir", input=batch).stderr, b"")
+
+    @only_linux
+    def test_lost_worker_is_replaced_and_its_task_tried_again(self):
+        if os.environ.get("CLINVK_START_METHOD") == "thread":
+            self.skipTest("threads cannot be lost")
+        write_program(self.path("flaky"), b"#!/bin/sh\ncat > /dev/null\n[ -e ready ] && exec echo again\n: > ready\nexec sleep 300\n")
+        process = self.start_parallel("--jsonl", "-q", "-j", "1", "--file", self.file("tasks.jsonl", tasks("x", backend="flaky")))
+        self.wait_for_file(self.path("ready"))
+        for child in support.children_of(process.pid):
+            support.kill_quietly(child)
+        result, = self.lines_of(process.finish())
+        self.assertEqual((result["status"], result["output"], result["attempts"]), ("ok", "again\n", 2))
+        self.assertEqual(result["tries"][0]["status"], "lost")
+
+
 @support.only_in_full_runs
 class Guide(Commands):
     """The examples of the user's own guide to `parallel`, with fakes that answer with their prompt."""

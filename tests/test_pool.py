@@ -865,7 +865,7 @@ class WithoutLocks(Pool):
             """), PROCESS_METHODS[0]])
         lines = [json.loads(line) for line in completed.stdout.splitlines()]
         self.assertEqual(completed.returncode, 0, completed.stderr)
-        self.assertEqual(lines[0], "cannot start worker processes (Function not implemented): tasks run in threads")
+        self.assertEqual(lines[0], "warning: cannot start worker processes (Function not implemented): tasks run in threads")
         self.assertEqual([line[:2] for line in sorted(lines[1:])], [[0, "ok"], [1, "ok"]])
 
     def test_pool_that_cannot_be_made_leaves_no_file_open(self):

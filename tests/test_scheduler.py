@@ -94,6 +94,13 @@ class Order(SchedulerCase):
         self.assertEqual(pool.calls, ["start %d" % index for index in range(5)])
         self.assertEqual(max(self.ticks), 2, "the third is not counted as running")
 
+    def test_scheduler_hands_no_job_ahead_while_jobs_take_their_time(self):
+        pool = Clocked(seconds=5)
+        pool.ahead, lengths, wait = 1, [], pool.wait
+        pool.wait = lambda seconds=0.25: lengths.append(len(pool)) or wait()
+        self.assertEqual(len(self.run_it(FakeSupply(*range(5)), pool)), 5)
+        self.assertEqual(max(lengths), 2)
+
     def test_scheduler_room_is_kept_for_each_kind_of_run(self):
         for supply, options, most in ((FakeSupply(*range(9)), {}, 4), (FakeSupply(*range(9), reads_ahead=False), {}, 3),
                                       (FakeSupply(*range(9)), {"policy": clinvk.RunPolicy(max_failures=1)}, 3)):
@@ -173,8 +180,8 @@ class Stopping(SchedulerCase):
             return []
 
         pool = FakePool(stop)
-        self.assertEqual(self.run_it(FakeSupply(*range(3)), pool, jobs=1, control=control), [(0, "ok"), (1, "ok"), (2, "canceled")])
-        self.assertEqual(pool.calls, ["start 0", "start 1", "cancel", "kill"])
+        self.assertEqual(self.run_it(FakeSupply(*range(3)), pool, jobs=1, control=control), [(0, "ok"), (1, "canceled"), (2, "canceled")])
+        self.assertEqual(pool.calls, ["start 0", "cancel", "kill"])
         self.assertEqual(self.errors[2], "canceled before it started (the reader went away)")
 
     def test_scheduler_cancel_without_a_reason_begins_nothing_more(self):
@@ -190,7 +197,7 @@ class Stopping(SchedulerCase):
             return []
 
         pool = FakePool(fail, end(1), end(0))
-        self.assertEqual(self.run_it(FakeSupply(*range(4)), pool, jobs=1), [(1, "ok"), (0, "ok"), (2, "canceled"), (3, "canceled")])
+        self.assertEqual(self.run_it(FakeSupply(*range(4)), pool), [(1, "ok"), (0, "ok"), (2, "canceled"), (3, "canceled")])
         self.assertNotIn("cancel", pool.calls)
         self.assertEqual(self.errors[3], "canceled before it started (the disk is full)")
 
