@@ -18,7 +18,8 @@ order of their lines, one a turn, and the rest of the directives hold for the tu
     reset S [times=K]   the limit of the account is used up, and is reset in S seconds
     background COMMAND  runs the command with claude's shell tool, which does not wait for it
     quota           the quota or credit is used up                     refuse        the answer is refused
-    context         the prompt is too long for the model               error-event   an error in the middle of a stream
+    context         the prompt is too long for the model
+    error-event [times=K]   an error in the middle of a stream
     bad-key         as for a wrong key                                 cut           a stream that ends in the middle
     hang            no answer, ever                                    hang-mid      a stream that stands still in the middle
 
@@ -209,7 +210,7 @@ class OpenAI:
         yield event("response.created", response=begun)
         if end == "error-event":
             yield event("response.failed", response=dict(begun, status="failed", error={
-                "code": "rate_limit_exceeded", "message": "Rate limit reached for %s. Please try again in 20s." % request.model}))
+                "code": "rate_limit_exceeded", "message": "Rate limit reached for %s. Please try again in 2s." % request.model}))
             return
         if call:
             yield event("response.output_item.added", output_index=0, item=item)
@@ -421,13 +422,13 @@ class Handler(BaseHTTPRequestHandler):
         trouble = next((name for name in ("quota", "context", "bad-key") if name in said), None)
         if trouble:
             return self._fail(api, request, trouble)
-        for name in ("status", "reset"):
-            value, *options = said.get(name, "").split() or [""]
-            options = dict(option.split("=") for option in options)
-            if value and ("times" not in options or self.server.mock.count(request) <= int(options["times"])):
-                if name == "reset":
-                    return self._send(*api.used_up(request, int(value)))
-                return self._fail(api, request, int(value), options.get("retry-after"))
+        for name in ("status", "reset", "error-event"):
+            options = dict(option.split("=") for option in said.get(name, "").split() if "=" in option)
+            if "times" in options and self.server.mock.count(request) > int(options["times"]):
+                del said[name]
+            elif name in said and name != "error-event":
+                value = int(said[name].split()[0])
+                return self._send(*api.used_up(request, value)) if name == "reset" else self._fail(api, request, value, options.get("retry-after"))
         text = said.get("say", "" if "empty" in said else flood(int(said["flood"])) if "flood" in said else ANSWER)
         end = next((name for name in ("max-tokens", "refuse", "error-event") if name in said), "")
         if request.stream:

@@ -69,9 +69,9 @@ class RealCase(support.Case):
         next(batches)
         return super().start("parallel", *args, **options)
 
-    def batch(self, tasks, *args, jobs=4, status=None, **options):
+    def batch(self, tasks, *args, jobs=4, status=None, retries=0, **options):
         """Runs a batch of `(id, backend, directives, fields)`.  Its results by their ids; with `status` each must have that one."""
-        done = self.clinvk("--jsonl", "-q", "-j", str(jobs), *args, input=lines(tasks), **options)
+        done = self.clinvk("--jsonl", "-q", "-j", str(jobs), "--retries", str(retries), *args, input=lines(tasks), **options)
         answers = {result.get("task_id", ""): result for result in results(done)}
         self.assertEqual(sorted(answers), sorted(task[0] for task in tasks), (shown(answers), done.stderr.decode("utf-8", "replace")))
         self.assertEqual(done.stderr, b"")
@@ -201,7 +201,7 @@ TROUBLE = (
     ("status 503",                   ("overloaded", None),   ("overloaded", None),   ("overloaded", None)),
     ("status 529",                   ("overloaded", None),   None,                   None),
     ("cut",                          (None, None),           ("network", None),      ("network", None)),
-    ("error-event",                  (None, None),           ("rate_limit", 20),     ("network", None)),
+    ("error-event",                  (None, None),           ("rate_limit", 2),      ("network", None)),
     ("max-tokens",                   ("backend", None),      ("backend", None),      (None, None)),
     ("refuse",                       ("invalid", None),      ("no_output", None),    (None, None)),
     ("empty",                        ("no_output", None),    ("no_output", None),    ("no_output", None)),
@@ -323,6 +323,67 @@ class Limits(RealCase):
         result = self.batch([task("codex", "codex", "mock: reset 3000")], status="failed")["codex"]
         self.assertEqual(result["error_kind"], "quota")
         self.assertAlmostEqual(result["retry_after_seconds"], 3000, delta=LONG)
+
+
+class Retries(RealCase):
+    """clinvk tries again, the programs do not; where no time is stated, it waits for less time than usual."""
+
+    SCRIPT = """
+import sys
+sys.path.insert(0, %r)
+import clinvk
+clinvk.PROBE_SECONDS = clinvk.RETRY_SECONDS = 0.5
+if __name__ == "__main__":
+    clinvk.console()
+"""
+
+    def setUp(self):
+        super().setUp()
+        self.environment.pop("CLAUDE_CODE_MAX_RETRIES")  # clinvk sets it
+        self.script = self.file("clinvk", self.SCRIPT % support.MODULES)
+
+    def clinvk(self, *args, **options):
+        next(batches)
+        return self.run_program([sys.executable, self.script, "parallel", *args], timeout=LONG, **options)
+
+    def assert_tried(self, answers, kinds):
+        for name, result in answers.items():
+            with self.subTest(name):
+                self.assertEqual([one.get("error_kind") for one in result.get("tries", ())], kinds.get(name, []) and [*kinds[name], None], result)
+                self.assertEqual((result["attempts"], len(self.requests(name + "\n"))), (len(kinds.get(name, [])) + 1,) * 2, result)
+
+    def test_429_twice_and_then_an_answer(self):
+        answers = self.batch([task(backend, backend, "mock: status 429 retry-after=1 times=2\nmock: say fine") for backend in ALL], retries=2, status="ok")
+        self.assertEqual({result["output"] for result in answers.values()}, {"fine"})
+        self.assert_tried(answers, dict.fromkeys(ALL, ["rate_limit"] * 2))
+
+    def test_overload_and_then_an_answer(self):
+        answers = self.batch([task(backend, backend, "mock: status 503 times=1\nmock: say fine") for backend in ALL], retries=2, status="ok")
+        self.assert_tried(answers, dict.fromkeys(ALL, ["overloaded"]))
+
+    def test_stated_reset_is_waited_for_though_no_attempt_is_left(self):
+        self.environment.pop("ANTHROPIC_API_KEY")
+        self.environment["CLAUDE_CODE_OAUTH_TOKEN"] = "mock-token"
+        troubles = {"claude": "reset 2 times=2", "codex": "error-event times=2", "gemini": "reset 2 times=2"}
+        answers = self.batch([task(backend, backend, "mock: %s\nmock: say fine" % trouble) for backend, trouble in troubles.items()], retries=1, status="ok")
+        self.assert_tried(answers, dict.fromkeys(ALL, ["rate_limit"] * 2))
+
+    def test_quota_that_only_a_person_can_lift_ends_the_tasks_of_its_backend(self):
+        names = [(backend, "%s-%d" % (backend, number)) for number in (1, 2) for backend in ("claude", "codex")]
+        answers = self.batch([task(name, backend, "mock: quota") for backend, name in names], "--limit", "claude=1", "--limit", "codex=1", retries=2)
+        self.assertEqual({name: (result["status"], result["error_kind"]) for name, result in answers.items()}, {
+            name: ("failed" if name.endswith("1") else "canceled", "quota") for _, name in names}, shown(answers))
+        self.assertEqual(sorted(request.user.split()[0] for request in self.requests()), ["claude-1", "codex-1"])
+
+    def test_task_that_acted_is_not_tried_again(self):
+        tasks = [task(backend, backend, "mock: shell echo done\nmock: status 503", **FULL) for backend in ALL]
+        for result in self.batch(tasks, retries=2, status="failed").values():
+            self.assertEqual((result["error_kind"], result["attempts"]), ("overloaded", 1), result)
+            self.assertIn("--retry-acted", result["warnings"][-1])
+
+    def test_claude_is_held_to_the_budget_that_is_left(self):
+        answers = self.batch([task("claude", "claude", "mock: loop echo again", **FULL)], "--max-cost", "0.012", retries=0, status="failed")
+        self.assertEqual((answers["claude"]["error_kind"], len(self.requests())), ("budget", 3), answers)
 
 
 HOLD = "mock: shell exec tail -f /dev/null\nmock: hang"  # codex lets its model go on after 30 s, and the tool run
@@ -1006,7 +1067,7 @@ class Together(unittest.TestSuite):
 class Loader(unittest.TestLoader):
     def loadTestsFromModule(self, module, *args, **options):
         return Together(self.loadTestsFromTestCase(case) for case in (
-            Trouble, Limits, Ends, Effects, Mentions, Lapses, Answers, Options, Prompts, Plans))
+            Trouble, Limits, Retries, Ends, Effects, Mentions, Lapses, Answers, Options, Prompts, Plans))
 
 
 def main():
