@@ -852,6 +852,8 @@ def is_same(file: int, path: str) -> bool:
 
 def work_tree(path: str) -> str:
     """Return the top of the git work tree that a directory is in; "" where it is in none."""
+    if deleted_directory(path):
+        return ""
     path = os.path.realpath(path or ".")
     while not os.path.lexists(os.path.join(path, ".git")):
         if path == os.path.dirname(path):
@@ -6818,7 +6820,7 @@ class Scheduler:
         if gate is None:
             most = min(self._policy.limits.get(backend, MAX_JOBS + 1), self._jobs + self._ahead)
             gate = self._gates[backend, job.definition] = Gate(most)
-        alone = self._policy.one_per_workdir
+        alone = self._policy.one_per_workdir and not deleted_directory(job.task.workdir)
         return gate, os.path.realpath(job.task.workdir or ".") if alone else ""
 
     def _has_room(self, gate: Gate, directory: str) -> bool:
@@ -6997,7 +6999,8 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
     """
     control = control or Control()
     supply = tasks if isinstance(tasks, Supply) else JobList(tasks)
-    jobs, policy = (1, NO_POLICY) if dry_run else (jobs, policy)
+    if dry_run:  # the command lines show what is left to the programs
+        jobs, policy = 1, RunPolicy(retries=policy.retries, max_cost=policy.max_cost)
     pool: Any = DryPool() if dry_run else Pool(jobs, start_method, grace, notice)
     scheduler = Scheduler(supply, pool, jobs, policy, control=control, spent=spent, resume=resume,
                           on_start=on_start, on_tick=on_tick, notice=notice)
