@@ -6497,6 +6497,11 @@ class Control:
         self.wake: Callable[[], None] = do_nothing
         self.running: Callable[[], List[Running]] = list  # of the pool, while the run is under way
 
+    def limits(self) -> List[str]:
+        """Return `claude limited until 14:05` for each backend that waits for that."""
+        return ["%s limited until %s" % (backend, local_time(moment))
+                for backend, moment in self.limited.items() if moment > time.time()]
+
     def cancel(self, reason: str = "interrupted") -> None:
         self.reason = self.reason or reason or "interrupted"
         self.level = max(self.level, 1)
@@ -7847,9 +7852,7 @@ class Progress:
     def _line(self) -> str:
         total = "" if self._total is None else "/%d" % self._total
         failed = ", %d failed" % self._failed if self._failed else ""
-        limits = "".join(", %s limited until %s" % (backend, local_time(moment))
-                         for backend, moment in self._control.limited.items()
-                         if moment > time.time())
+        limits = "".join(", " + text for text in self._control.limits())
         return "[%d%s] %d running%s, %s%s" % (self._done, total, self._running, failed,
                                               clock(time.monotonic() - self._began), limits)
 
@@ -8488,11 +8491,13 @@ class _Inquiry:
         while self._asked:
             self._asked.pop()
             running = self._control.running()
-            lines = ["%d running%s" % (len(running), ":" if running else "")]
+            limited = self._control.limits()
+            lines = ["%d running%s" % (len(running), ":" if running or limited else "")]
             lines += ["  %d %s %s, %s, quiet %s  %s" % (
                 one.job.index + 1, one.job.task.backend, duration(int(one.seconds)),
                 size_text(one.size), duration(int(one.quiet)), cut(task_label(one.job.task), 60))
                 for one in running]
+            lines += ["  " + text for text in limited]
             self._console.say("\n".join(lines))
 
 

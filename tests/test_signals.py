@@ -70,6 +70,14 @@ class Signals(Case):
             self.assertRegex(row, r"^  [234] echo (\d+[ms])+, [\d.]+ K?B, quiet (\d+[ms])+  (say|stderr-flood) ")
         self.assertEqual({row.split()[0] for row in rows[:4]}, {"2", "3"})
 
+    def test_sigusr1_shows_which_backend_is_limited(self):
+        process = self.start("parallel", "-q", "-f", self.file("batch", tasks("stderr Rate limit reached. Please try again in 600s;exit 1")))
+        wait_until(lambda: b"its tasks wait" in process.error_output(), process.error_output)
+        process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: b"clinvk: 0 running:\n  echo limited until " in process.error_output(), process.error_output)
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.finish().returncode, -signal.SIGTERM)
+
     def test_sigusr1_that_reaches_a_worker_costs_nothing(self):
         process = self.start_batch("--jsonl", "-q", prompts=("touch ready; wait-for go; say x",))
         for child in children_of(process.pid):
