@@ -4922,10 +4922,13 @@ class WorkerState:
             self.look()
 
     def look(self) -> None:
-        """Look at the output of the running process, and stop it where its limits say so."""
+        """Look at the output of the running process, and stop it where its limits say so.
+
+        Whatever goes wrong is left to the next look: the thread has the lifeline to watch, too.
+        """
         running = self.running
         if running is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 running.look()
 
     def renew(self) -> None:
