@@ -7131,7 +7131,7 @@ LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "retry_after_seconds": _amount, "warnings": _list_of(_known_string),
     "session_id": _known_string, "usage": _token_counts, "cost_usd": _amount,
     "num_turns": _token_count, "limits": _free_object, "attempts": _token_count,
-    "start_time": parse_utc, "end_time": parse_utc,
+    "start_time": parse_utc, "end_time": parse_utc, "duration_seconds": _amount,
 }
 WORKERS_END_SECONDS = 15.0  # after their parent was killed; they lock the results file until then
 MAX_LABELS = 5  # in a message
@@ -7160,8 +7160,8 @@ class Journal:
     The file is locked while the run lasts.  With `resume` it may contain the results of earlier
     runs.  Those that are `ok` answer the jobs with their keys, each line one job.  `spent` is what
     all of them cost.  PATH.running contains the tasks that were started, and is removed at an
-    orderly end.  `continuing` is the end of the message that the file has results.  With `dry_run`
-    nothing is written, made or locked.
+    orderly end (close).  `continuing` is the end of the message that the file has results.  With
+    `dry_run` nothing is written, made or locked.
 
     Raises UserError where the file must not be used, OutputError where it cannot be written.
     """
@@ -7173,6 +7173,7 @@ class Journal:
         self._writes = not dry_run
         self._file = self._notes_file = -1
         self._keys: Dict[int, str] = {}  # of the jobs without a result, by index
+        self._started: Set[int] = set()  # the jobs whose results are not in the file yet
         self._ok: Dict[str, int] = {}  # where the last line of a key begins that is ok and not used
         self._ok_before: Dict[int, int] = {}  # the ok line of the same key before that
         self._left: Dict[str, int] = Counter()  # keys of tasks that a killed run left unanswered
@@ -7357,15 +7358,19 @@ class Journal:
         output = fields.pop("output", "")
         answer = _LineText(capture, output) if capture.has_names(output) else output
         warnings = fields.pop("warnings", ())
+        start_time, end_time = fields.pop("start_time", 0.0), fields.pop("end_time", 0.0)
+        # Times and duration were rounded.  This makes all three what they are in the line.
+        shift = 0.4 * (end_time - start_time - fields.pop("duration_seconds", 0.0))
         fields = {name: "".join(capture.text_of(value)) if isinstance(value, str) else value
                   for name, value in fields.items()}
         return Result(job.index, job.task.backend, "ok", 0, answer=answer)._replace(
             **fields, warnings=tuple("".join(capture.text_of(text)) for text in warnings),
-            task=job.task, resumed=True)
+            start_time=start_time + shift, end_time=end_time - shift, task=job.task, resumed=True)
 
     def started(self, job: Job) -> None:
         """Note that a job is about to run.  The note is lost if the disk is full."""
         key = self._keys.get(job.index, "")
+        self._started.add(job.index)
         if self._left[key]:  # there is a note of it
             self._left[key] -= 1
         elif job.attempt == 1 and self._writes:
@@ -7397,10 +7402,11 @@ class Journal:
                 raise
         except OSError as error:
             raise self._cannot_write(error) from None
+        self._started.discard(result.index)
 
     def close(self) -> None:
-        """Note the orderly end of the run: nothing is running.  Free the file."""
-        if self._writes:
+        """End the run, in order if the file has a result of each task that was started."""
+        if self._writes and not self._started:
             with contextlib.suppress(OSError):
                 os.unlink(self._notes_path)
         self._release()
@@ -7871,6 +7877,7 @@ class Totals:
 
     def __init__(self, costs: bool = False) -> None:
         self.counts = {"completed": 0, "failed": 0, "canceled": 0, "skipped": 0}
+        self.resumed = 0  # of the completed ones
         self.usage: Dict[str, int] = {}
         # unknown, where no backend states it
         self.cost_usd: Optional[float] = 0.0 if costs else None
@@ -7889,6 +7896,7 @@ class Totals:
     def write(self, result: Result) -> None:
         failed = result.status in FAILED_STATUSES
         self.counts["failed" if failed else result.status.replace("ok", "completed")] += 1
+        self.resumed += result.resumed
         if failed:
             self.last_failure = result.status, result.exit_code
             reason = visible(" ".join(result.error.split()))
@@ -7911,6 +7919,8 @@ class Totals:
             "total_duration_seconds": round(self.duration_seconds, 3),
             "start_time": utc(self.start_time),
             "end_time": utc(self.start_time + self.duration_seconds)}
+        if self.resumed:
+            fields["resumed"] = self.resumed
         if self.usage:
             fields["usage"] = self.usage
         if self.cost_usd is not None:
@@ -7924,6 +7934,8 @@ class Totals:
         parts = [counted(self.total, "task")]
         parts += ["%d %s" % (count, name) for name, count in self.counts.items()
                   if count or name in ("completed", "failed")]
+        if self.resumed:
+            parts[1] += " (%d from an earlier run)" % self.resumed
         if self.usage.get("total_tokens"):
             parts.append("{:,} tokens".format(self.usage["total_tokens"]))
         if self.cost_usd is not None:
@@ -8377,6 +8389,7 @@ class Settings(NamedTuple):
     progress: str = "auto"
     color: str = "auto"
     start_method: str = ""
+    arguments: Tuple[str, ...] = ()  # of main, for the command that continues a run
 
 
 DEFAULT_JOBS = int(SETTINGS["parallel.max_workers"][1])
@@ -8388,20 +8401,39 @@ LOOK_SECONDS = 0.1  # between two looks whether stdout still has a reader
 class Fanout:
     """Pass each result to every sink that can still write.
 
-    The run is canceled when the first sink, which writes the requested output, cannot write any
-    more: an answer that cannot be kept should not cost anything.
+    The run is canceled when the journal, or the first sink, which writes the requested output,
+    cannot write any more: an answer that cannot be kept should not cost anything.
     """
 
-    def __init__(self, sinks: Sequence[Any], control: Control) -> None:
+    def __init__(self, sinks: Sequence[Any], control: Control,
+                 journal: Optional[Journal] = None) -> None:
         self._first, self._working, self._control = sinks[0], list(sinks), control
+        self._journal = journal
         self.error: Optional[OutputError] = None
         self.unwritten = 0
+        self._unkept = ""  # why the results file cannot be written any more
         self._next_look = 0.0  # when look_for_reader looks again
 
     def write(self, result: Result) -> None:
+        if self._journal:
+            result = self._kept(self._journal, result)
         for sink in list(self._working):
             self.attempt(sink, sink.write, result)
         self.unwritten += self._first not in self._working
+
+    def _kept(self, journal: Journal, result: Result) -> Result:
+        """Put a result into the results file.  An `ok` one that is not in it becomes canceled."""
+        if not self._unkept:
+            try:
+                journal.write(result)
+                return result
+            except OutputError as error:
+                self._unkept = str(error)
+                self._fail(journal, error)
+        if result.status != "ok" or result.resumed:
+            return result
+        return result._replace(status="canceled", exit_code=-1, error_kind="canceled",
+                               error="it ended well, but " + self._unkept)
 
     def attempt(self, sink: Any, write: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -8423,7 +8455,7 @@ class Fanout:
         self.error = self.error or error
         if sink in self._working:
             self._working.remove(sink)
-        if sink is self._first:
+        if sink in (self._first, self._journal):
             self._control.cancel(str(error))
 
     def __contains__(self, sink: Any) -> bool:
@@ -8548,6 +8580,7 @@ class Plan(NamedTuple):
     arrived: Optional[Callable[[Result], Result]] = None  # change a result before any sink has it
     follow: Optional[Callable[[str], None]] = None  # called during the run with its directory
     single: bool = False  # a single prompt, which has no summary
+    journal: Optional[Journal] = None
 
 
 def form_of(settings: Settings, console: Console, heading: str,
@@ -8576,13 +8609,15 @@ def form_of(settings: Settings, console: Console, heading: str,
 def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     """Run tasks.  Return the exit status; 128 + n where signal n ended the run."""
     form, control, totals = plan.form.sink, Control(), Totals(plan.policy.max_cost > 0)
-    total = plan.supply.total
+    total, journal = plan.supply.total, plan.journal
+    hooks: Dict[str, Any] = {} if journal is None else {
+        "resume": journal.resume, "on_start": journal.started, "spent": journal.spent}
     shows_progress = settings.progress == "auto" and console.stderr.cursor
     if not settings.dry_run and (shows_progress or settings.progress == "always"):
         console.progress = Progress(console.stderr, total, control)
     progress = console.progress
     feed = Fanout([sink for sink in (form, plan.directory, plan.table, totals, progress)
-                   if sink is not None], control)
+                   if sink is not None], control, plan.journal)
     stop, inquiry = _Stop(control, console), _Inquiry(control, console)
 
     def tick(running: int) -> None:
@@ -8603,7 +8638,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         results = run_pool(
             plan.supply, min(plan.jobs, total or plan.jobs), policy=plan.policy, control=control,
             dry_run=settings.dry_run, on_tick=tick, notice=console.say,
-            start_method=settings.start_method)
+            start_method=settings.start_method, **hooks)
         try:
             for result in results:
                 if progress:
@@ -8617,6 +8652,8 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
                 del result  # as run_pool does, before the next task starts
         finally:
             results.close()
+            if journal:
+                journal.close()
         totals.stop()
         if progress:
             progress.hide()
@@ -8664,7 +8701,8 @@ def run_policy(fields: Dict[str, Any]) -> RunPolicy:
     return RunPolicy(**{name: fields[name] for name in RunPolicy._fields})
 
 
-def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool) -> int:
+def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool, results: str,
+                     resume: bool) -> int:
     """Run a batch.  Return the exit status."""
     reset_sigchld()
     console, rules = Console(), settings.rules
@@ -8683,8 +8721,13 @@ def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool
         "tasks" if stream.total is None else counted(stream.total, "task"), jobs,
         ", fail-fast" if policy.max_failures == 1 else "")
     with_table = rules.configuration.get("parallel.aggregate_output")
+    table, journal = new_table(settings) if with_table else None, None
+    if results:
+        continuing = continuing_command(settings.arguments, file in (None, "-"))
+        journal = Journal(results, resume=resume, continuing=continuing, warn=console.warn,
+                          dry_run=settings.dry_run)
     return run_plan(Plan(stream, jobs, form_of(settings, console, heading), policy, directory,
-                         new_table(settings) if with_table else None), settings, console)
+                         table, journal=journal), settings, console)
 
 
 def step_fields(result: Result) -> Dict[str, Any]:
@@ -9293,6 +9336,9 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("--fail-fast", "at the first failure start nothing more and stop what runs"),
         _option("--output-dir", "keep a file per task in DIR, and summary.json", "DIR", _path),
         _option("--overwrite", "replace files of the same name; others stay"),
+        _option("--results", "add each result to FILE, from which a killed run can continue",
+                "FILE", _path),
+        _option("--resume", "give the results in FILE again, and run only the other tasks"),
         _option("--max-failures", "after N failures, or N%% of the tasks, stop as --fail-fast does",
                 "N|N%", _failures),
         _option("--canary", "run N tasks first, and the others only if all of them succeed", "N",
@@ -9408,11 +9454,14 @@ def settings_from(options: argparse.Namespace) -> Settings:
                        given.get("root", ""), run, configuration)
     return Settings(rules, options.task_dry_run, given.get("form", "text"), "quiet" in given,
                     options.progress or "auto", options.color or configuration.get("output.color"),
-                    start_method_of(environment))
+                    start_method_of(environment), options.arguments)
 
 
 def run_parallel(options: argparse.Namespace) -> int:
-    return command_parallel(settings_from(options), _file(options), overwrite=options.overwrite)
+    if options.resume and not options.results:
+        raise UserError("--resume: there is no results file to continue from; give --results FILE")
+    return command_parallel(settings_from(options), _file(options), overwrite=options.overwrite,
+                            results=options.results or "", resume=options.resume)
 
 
 def _file(options: argparse.Namespace) -> str:
@@ -9700,6 +9749,7 @@ def parse_command_line(arguments: Sequence[str]) -> argparse.Namespace:
     for word in filter(_is_option, unparsed):
         parser.error("unknown argument %s%s" % (word, _option_hint(command, word)))
     options.command, options.words = command, unparsed + after_dashes
+    options.arguments = tuple(arguments)
     for word in options.words[COMMANDS[command].max_words:]:
         parser.error("unknown argument %s%s" % (word, COMMANDS[command].hint))
     return options

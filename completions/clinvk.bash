@@ -10,7 +10,7 @@ _clinvk_sessions()  # [OPTION]
 _clinvk_value()
 {
     case ${COMP_WORDS[before]} in
-        -f | --file | --config)
+        -f | --file | --config | --results)
             return 0 ;;  # readline knows how to quote the name of a file
         -w | --workdir | --output-dir | --root)
             compopt +o default -o dirnames 2>/dev/null
@@ -100,7 +100,7 @@ _clinvk()
         parallel)
             options='-h --help -f --file -j --max-parallel --fail-fast --max-failures --canary --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
-                --overwrite --ceiling --root --allow-commands --dry-run --progress --color --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
+                --overwrite --results --resume --ceiling --root --allow-commands --dry-run --progress --color --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return

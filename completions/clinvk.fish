@@ -103,6 +103,8 @@ complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l jsonl -d 'print 
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -s q -l quiet -d 'print only the totals and the distinct errors'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l output-dir -xa '(__fish_complete_directories)' -d 'keep a file per task there'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l overwrite -d 'replace files of the same name; others stay'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l results -rF -d 'add each result to a file, to continue from'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l resume -d 'run only the tasks without a good result there'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l ceiling -xa 'sandbox=read-only sandbox=workspace sandbox=full approval=always approval=auto approval=none' -d 'refuse tasks that ask for more'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l root -xa '(__fish_complete_directories)' -d 'refuse a workdir outside of it'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l allow-commands -d 'let a batch define commands'

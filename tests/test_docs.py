@@ -18,7 +18,7 @@ support.left_to_full_runs()
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
-FILES, DIRECTORIES = {"--file", "--config"}, {"--workdir", "--output-dir", "--root"}
+FILES, DIRECTORIES = {"--file", "--config", "--results"}, {"--workdir", "--output-dir", "--root"}
 CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 
 
@@ -244,7 +244,7 @@ class ManPageTest(unittest.TestCase):
 
     def test_man_page_json_fields_equal_the_output(self):
         totals = clinvk.Totals()
-        totals.usage, totals.cost_usd = {"total_tokens": 1}, 0.1
+        totals.usage, totals.cost_usd, totals.resumed = {"total_tokens": 1}, 0.1, 1
         self.assertEqual(sorted(MAN.words("OUTPUT", "JSON")), sorted(list(totals.fields()) + ["results"]))
 
     def test_man_page_session_fields_equal_the_output(self):

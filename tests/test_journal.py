@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+import random
 import resource
 import signal
 import stat
@@ -143,9 +144,23 @@ class ResumeTest(JournalCase):
 
     def test_resume_needs_every_field_of_a_result_that_is_not_the_tasks(self):
         names = set(clinvk.result_fields(clinvk.Result(0, "b", "ok", 0, task=clinvk.Task("b", "p", id="i", name="n", tags=("t",), meta={"k": 1})))) - {
-            "index", "task_id", "task_name", "tags", "meta", "duration_seconds"}
+            "index", "task_id", "task_name", "tags", "meta"}
         self.assertEqual(names - set(clinvk.LINE_FIELDS), set())
-        self.assertEqual(set(clinvk.LINE_FIELDS) - set(clinvk.Result._fields), {"key", "output"})
+        self.assertEqual(set(clinvk.LINE_FIELDS) - set(clinvk.Result._fields), {"key", "output", "duration_seconds"})
+
+    def test_resume_times_and_durations_are_those_of_the_line(self):
+        numbers = random.Random(3)
+        jobs = [job(index, "echo", "p%d" % index) for index in range(200)]
+        journal = self.open()
+        for asked in jobs:
+            start = numbers.uniform(1e9, 2e9)
+            journal.resume(asked)
+            journal.write(answer_to(asked)._replace(start_time=start, end_time=start + numbers.uniform(0, 3)))
+        journal.close()
+        journal, names = self.open(), ("start_time", "end_time", "duration_seconds")
+        for asked, line in zip(jobs, self.lines()):
+            given = clinvk.result_fields(journal.resume(asked))
+            self.assertEqual([given[name] for name in names], [line[name] for name in names])
 
     def test_resume_a_resumed_result_is_not_written_again(self):
         self.run_jobs(job(0, "echo", "p"))
@@ -407,8 +422,16 @@ class RunningTest(JournalCase):
         self.assertEqual(notes, [{"index": 0, "key": clinvk.job_key(asked), "label": "first"}])
         self.assertEqual((head["pid"], head["host"], head["size"]), (os.getpid(), os.uname().nodename, 0))
         self.assertEqual(stat.S_IMODE(os.stat(self.results + ".running").st_mode), 0o600)
+        journal.write(answer_to(asked))
         journal.close()
         self.assertFalse(os.path.exists(self.results + ".running"))
+
+    def test_close_without_the_result_of_a_started_task_keeps_the_note(self):
+        journal, asked = self.open(), job(0, "echo", "p")
+        journal.resume(asked)
+        journal.started(asked)
+        journal.close()
+        self.assertEqual([note["label"] for note in self.running()[1:]], ["p"])
 
     def test_tasks_of_a_killed_run_are_named_until_they_are_answered(self):
         same = [job(index, "echo", "same") for index in range(3)]
