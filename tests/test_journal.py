@@ -12,7 +12,7 @@ import unittest
 import unittest.mock
 
 import support
-from support import Case, clinvk, job, only_linux
+from support import Case, clinvk, job, only_linux, results, tasks
 
 # A new field of a task belongs either to clinvk.KEY_FIELDS or here: does it change the answer?
 NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "verbose", "dry_run"}
@@ -474,6 +474,164 @@ class CommandTest(unittest.TestCase):
                                (("parallel", "--resume", "-q"), "clinvk parallel --resume -q"), (("parallel", "--"), "clinvk parallel --resume --")):
             self.assertEqual(clinvk.continuing_command(words, False), command)
             self.assertEqual(clinvk.continuing_command(words, True), "the same input with: " + command)
+
+
+class RunTest(support.ForkingCase):
+    """Whole runs with --results and --resume; the file `log` has a line for each start of a task."""
+
+    def setUp(self):
+        super().setUp()
+        self.log, self.results = self.path("log"), self.path("results.jsonl")
+
+    def input(self, *names, extra=""):
+        return tasks(*["append log %s; %ssay answer to %s" % (name, extra, name) for name in names])
+
+    def starts(self):
+        """The names of the tasks that were started since the last call."""
+        with open(self.log) as file:
+            names = file.read().split()
+        os.unlink(self.log)
+        return sorted(names)
+
+    def kept(self):
+        with open(self.results) as file:
+            return [(line["status"], line["label"]) for line in map(json.loads, file)]
+
+    def run_it(self, *options, **keywords):
+        return self.clinvk("parallel", "--results", "results.jsonl", *options, **keywords)
+
+    def test_resume_runs_only_what_has_no_ok_result_and_prints_everything(self):
+        source = self.input("a", "b") + tasks("append log c; wait-for go; exit 3", timeout=0.3)
+        first = self.run_it("--jsonl", "--resume", input=source)  # there is no file yet
+        self.assertEqual((first.returncode, self.starts()), (1, ["a", "b", "c"]))
+        self.assertEqual([(one["status"], "key" in one) for one in sorted(results(first), key=lambda one: one["index"])],
+                         [("ok", False), ("ok", False), ("timeout", False)])
+        self.assertFalse(os.path.exists(self.results + ".running"))
+        self.file("go", "")
+        second = self.run_it("--jsonl", "--resume", input=self.input("d") + source)
+        self.assertEqual((second.returncode, self.starts()), (1, ["c", "d"]))
+        answers = {one["index"]: one for one in results(second)}
+        self.assertEqual({index: one.pop("resumed", False) for index, one in answers.items()}, {0: False, 1: True, 2: True, 3: False})
+        for one in results(first):
+            if one["status"] == "ok":
+                self.assertEqual(dict(answers[one["index"] + 1], index=one["index"]), one)
+        self.assertIn(b"\nTotal: 4 tasks, 3 completed (2 from an earlier run), 1 failed (", second.stderr)
+        third = self.run_it("--json", "--resume", input=source)
+        self.assertEqual((json.loads(third.stdout)["resumed"], self.starts()), (2, ["c"]))
+
+    def test_resume_shows_answers_of_an_earlier_run_as_text(self):
+        source = self.input("a", "b")
+        self.run_it(input=source)
+        again = self.run_it("--resume", input=source)
+        self.assertIn(b"[1] answer to a\n", again.stdout)
+        self.assertEqual((again.returncode, again.stderr, self.starts()), (0, b"", ["a", "b"]))
+
+    def test_results_of_an_earlier_run_are_refused_with_the_command_that_continues(self):
+        source = self.file("the tasks.jsonl", self.input("a"))
+        self.run_it("-f", source)
+        refused = self.run_it("-q", "-f", source)
+        command = "clinvk parallel --results results.jsonl -q -f '%s' --resume" % source
+        self.assertEqual((refused.returncode, refused.stdout, refused.stderr.decode()), (
+            2, b"", "clinvk: error: --results results.jsonl: it contains results of an earlier run; to continue: %s\n" % command))
+        self.assertIn(b"to continue: the same input with: clinvk parallel --results results.jsonl --resume\n",
+                      self.run_it(input=self.input("a")).stderr)
+        self.assertEqual(self.starts(), ["a"])
+
+    def test_resume_without_results_is_refused(self):
+        done = self.clinvk("parallel", "--resume", input=self.input("a"))
+        self.assertEqual((done.returncode, done.stderr), (
+            2, b"clinvk: error: --resume: there is no results file to continue from; give --results FILE\n"))
+
+    def test_a_second_run_at_the_same_time_is_refused(self):
+        source = self.file("tasks.jsonl", self.input("a", extra="wait-for go; "))
+        first = self.start("parallel", "--results", "results.jsonl", "-f", source)
+        self.wait_for_file(self.log)
+        second = self.run_it("--resume", "-f", source)
+        self.assertEqual((second.returncode, second.stdout), (2, b""))
+        self.assertIn(b"--results results.jsonl: another run writes to it (pid %d on " % first.pid, second.stderr)
+        self.file("go", "")
+        self.assertEqual((first.finish().returncode, self.starts()), (0, ["a"]))
+
+    def test_a_run_that_was_stopped_continues(self):
+        source = self.file("tasks.jsonl", self.input("a") + self.input("b", "c", extra="wait-for go; "))
+        run = self.start("parallel", "-j", "2", "--results", "results.jsonl", "--jsonl", "-f", source)
+        self.assertEqual(json.loads(run.line())["output"], "answer to a\n")
+        run.send_signal(signal.SIGINT)
+        self.assertNotEqual(run.finish().returncode, 0)
+        self.assertFalse(os.path.exists(self.results + ".running"))
+        self.assertEqual(sorted(status for status, _ in self.kept()), ["canceled", "canceled", "ok"])
+        self.file("go", "")
+        self.starts()
+        again = self.run_it("--resume", "-f", source)
+        self.assertEqual((again.returncode, again.stderr, self.starts()), (0, b"", ["b", "c"]))
+
+    def test_a_run_that_was_killed_continues_and_names_what_was_running(self):
+        source = self.file("tasks.jsonl", self.input("a") + self.input("b", "c", extra="wait-for go; "))
+        run = self.start("parallel", "-j", "2", "--results", "results.jsonl", "--jsonl", "-f", source)
+        self.assertEqual(json.loads(run.line())["output"], "answer to a\n")
+        support.wait_until(lambda: os.path.getsize(self.log) == len("a\nb\nc\n"), "b and c run")
+        run.kill()
+        run.wait()
+        self.file("go", "")
+        self.starts()
+        again = self.run_it("--resume", "-f", source)
+        self.assertEqual((again.returncode, self.starts()), (0, ["b", "c"]))
+        self.assertRegex(again.stderr.decode(), "^clinvk: warning: 2 tasks were running when the last run ended; they run again: "
+                                                "append log b; [^\n]*, append log c; [^\n]*\n$")
+        self.wait_until_nothing_runs()
+
+    def test_what_cannot_be_kept_does_not_count_as_done(self):
+        source = self.file("tasks.jsonl", self.input("a", "b", extra="flood 2500; ") + self.input("c", extra="wait-for go; "))
+        limited = 'ulimit -f 8 && exec "$0" "$@"'
+        done = self.run_program(["sh", "-c", limited, sys.executable, support.COMPILED, "parallel", "-j", "1", "--results", "results.jsonl",
+                                 "--jsonl", "-f", source])
+        self.assertEqual(done.returncode, 74, done.stderr)
+        first, second, third = results(done)
+        self.assertEqual([one["status"] for one in (first, second, third)], ["ok", "canceled", "canceled"])
+        self.assertEqual((second["exit_code"], second["error_kind"], second["error"]), (
+            -1, "canceled", "it ended well, but cannot write results to results.jsonl: File too large"))
+        self.assertIn("answer to b", second["output"])
+        self.assertIn(b"clinvk: error: cannot write results to results.jsonl: File too large\n", done.stderr)
+        self.assertEqual(self.kept(), [("ok", "append log a; flood 2500; say answer to a")])
+        self.file("go", "")
+        self.starts()
+        again = self.run_it("--resume", "--jsonl", "-q", "-f", source)
+        self.assertEqual((again.returncode, [one["status"] for one in results(again)]), (0, ["ok"] * 3))
+        self.assertNotIn("a", self.starts())
+
+    def test_a_reader_that_goes_away_loses_no_result(self):
+        source = self.file("tasks.jsonl", self.input("a") + self.input("b", extra="wait-for go; "))
+        run = self.start("parallel", "--results", "results.jsonl", "--jsonl", "-f", source)
+        run.line()
+        run.stdout.close()
+        run.wait()
+        self.assertEqual((run.returncode, sorted(status for status, _ in self.kept())), (141, ["canceled", "ok"]))
+
+    def test_dry_run_shows_what_would_run_and_changes_nothing(self):
+        self.assertIn(b"say answer to a", self.run_it("--dry-run", input=self.input("a")).stdout)
+        self.assertFalse(os.path.exists(self.results))
+        self.run_it(input=self.input("a", "b"))
+        with open(self.results, "rb") as file:
+            before = file.read()
+        refused = self.run_it("--dry-run", input=self.input("a", "b", "c"))
+        self.assertEqual((refused.returncode, refused.stdout), (2, b""))
+        shown = self.run_it("--dry-run", "--resume", input=self.input("a", "b", "c"))
+        self.assertEqual((shown.returncode, shown.stdout.count(b"\n")), (0, 1))
+        self.assertIn(b"say answer to c", shown.stdout)
+        with open(self.results, "rb") as file:
+            self.assertEqual(file.read(), before)
+        self.assertEqual(self.starts(), ["a", "b"])
+
+    def test_files_that_cannot_be_used_start_nothing(self):
+        os.mkfifo(self.path("fifo"))
+        for name, status, part in (("fifo", 2, b"expected a regular file"), ("/dev/stdout", 2, b"--results /dev/stdout: "),
+                                   ("tmp", 2, b"expected a regular file"), ("no/results", 74, b"No such file or directory"),
+                                   ("/proc/version", 74, b"cannot write results to /proc/version")):
+            with self.subTest(name):
+                done = self.clinvk("parallel", "--results", name, input=self.input("a"))
+                self.assertEqual((done.returncode, done.stdout), (status, b""))
+                self.assertIn(part, done.stderr)
+        self.assertFalse(os.path.exists(self.log))
 
 
 if __name__ == "__main__":
