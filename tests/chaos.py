@@ -8,6 +8,9 @@ stdout goes away; its directory is removed; or nothing.  In a nested round the b
 happens, every task is answered exactly once (of a killed parent: every line is whole), the exit status and the totals are
 true, nothing hangs, no process is left running and no file in TMPDIR.  A failure prints the seed and the round, which replay it with the same --events.
 
+With `--resume N`: N rounds of runs with --results and --resume.  Each run is killed at a random moment, until the last one, which
+is left alone.  The file always opens, every task gets exactly one `ok` line, and no task that had one runs again.
+
 The programs that stand for `cat`, `claude`, `codex` and `gemini` are a shell that takes the prompt for its script.
 """
 import argparse
@@ -592,9 +595,135 @@ class Round:
         return "\n".join(text)
 
 
+class ResumeRound(Round):
+    """A batch that is killed again and again, and continued until it is done."""
+
+    def __init__(self, number, seed, start_method, programs):
+        self.random = chance = random.Random("resume %s:%d" % (seed, number))
+        self.mark = "%06d%05d" % (os.getpid() % 1000000, number)
+        self.start_method, self.programs = start_method, programs
+        self.event, self.unattended = "resume", False
+        self.jobs, self.form, self.stdout = chance.randint(1, 5), "--jsonl", b""
+        self.copies = {"task%d of %s" % (index, self.mark): chance.choice((1, 1, 1, 2, 3)) for index in range(chance.randint(1, 12))}
+        self.scripts = {}
+        for name in self.copies:
+            lines = ['echo "$CHAOS_RUN %s" >> "$CHAOS_DIRECTORY/starts"' % name]
+            if chance.random() < 0.15:  # fails once
+                lines.append('mkdir "$CHAOS_DIRECTORY/%s" 2>/dev/null && exit 3' % name)
+            if chance.random() < 0.1:
+                lines.append("setsid sleep 45.%s &" % self.mark)
+            lines.append("sleep %.3f" % chance.choice((0, 0, 0.01, chance.uniform(0, 0.2))))
+            if chance.random() < 0.2:  # a line of several writes
+                lines.append("head -c %d /dev/zero | tr '\\0' x" % chance.choice((70000, 1500000, 5000000)))
+            self.scripts[name] = "\n".join([*lines, "echo answer"])
+        self.kills = chance.randint(1, 6)
+
+    def describe(self):
+        return "%d jobs, %s tasks, %d kills" % (self.jobs, sum(self.copies.values()), self.kills)
+
+    def start(self):
+        self.feeder = threading.Thread(target=int)
+        self.feeder.start()
+        self.results, self.input = (os.path.join(self.directory, name) for name in ("results.jsonl", "tasks.jsonl"))
+        self.stderr_path = os.path.join(self.directory, "stderr")
+
+    def launch(self, number):
+        lines = [json.dumps({"prompt": self.scripts[name], "name": name, "backend": "echo"})
+                 for name, count in self.copies.items() for _ in range(count)]
+        self.random.shuffle(lines)
+        with open(self.input, "w") as file:
+            file.write("\n".join(lines))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("CLINVK_")}
+        environment.update(PATH=self.programs + os.pathsep + os.environ["PATH"], TMPDIR=self.tmp, CLINVK_TEST_MARK=self.mark,
+                           CLINVK_START_METHOD=self.start_method, CHAOS_DIRECTORY=self.directory, CHAOS_RUN=str(number))
+        with open(self.stderr_path, "wb") as stderr, open(os.path.join(self.directory, "stdout"), "wb") as stdout:
+            self.process = subprocess.Popen(
+                [sys.executable, os.path.join(self.programs, "clinvk.pyc"), "parallel", "--jsonl", "-q", "-j", str(self.jobs),
+                 "-f", self.input, "--results", self.results, "--resume"],
+                stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, env=environment, start_new_session=True)
+
+    def live(self):
+        for number in range(self.kills + 1):
+            before = self.ok_lines()
+            self.launch(number)
+            if number < self.kills:
+                self.interrupt()
+            try:
+                self.status = self.process.wait(ROUND_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise Failure("hang: run %d has not ended after %d s" % (number, ROUND_SECONDS)) from None
+            self.judge_run(number, before)
+
+    def interrupt(self):
+        try:
+            self.process.wait(self.random.choice((self.random.uniform(0, 0.15), self.random.uniform(0, 1))))
+        except subprocess.TimeoutExpired:
+            how = self.random.choice(("parent", "parent", "parent", "all", "SIGINT"))
+            if how == "all":
+                self.unattended = self.unattended or not any(is_guard(child) for child in children(self.process.pid))
+                for pid in workers(self.process.pid):
+                    kill(pid, signal.SIGKILL)
+            elif how == "parent":
+                self.unattended = self.unattended or not any(is_guard(child) for child in children(self.process.pid))
+            is_signal = how == "SIGINT" and handles(self.process.pid, signal.SIGTERM)  # Python is still starting up otherwise
+            self.process.send_signal(signal.SIGINT if is_signal else signal.SIGKILL)
+
+    def lines(self, path):
+        """The objects in the whole lines of a file."""
+        if not os.path.exists(path):
+            return []
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")[:-1]
+        require(all(map(self.is_object, lines)), "a damaged line in %s", path)
+        return [json.loads(line) for line in lines]
+
+    def ok_lines(self):
+        return collections.Counter(line["label"] for line in self.lines(self.results) if line["status"] == "ok")
+
+    def judge_run(self, number, before):
+        with open(self.stderr_path) as file:
+            self.stderr = file.read()
+        require("Traceback" not in self.stderr, "a traceback on stderr of run %d", number)
+        require(self.status in (0, 1, -signal.SIGKILL, -signal.SIGINT), "run %d: exit status %d", number, self.status)
+        with open(os.path.join(self.directory, "stdout"), "rb") as file:
+            self.stdout = file.read()
+        shown = [json.loads(line) for line in self.stdout.split(b"\n")[:-1]]
+        ok = self.ok_lines()
+        for name, count in collections.Counter(result["task_name"] for result in shown if result["status"] == "ok").items():
+            require(count <= ok[name], "run %d showed %d results of %s, the file has %d", number, count, name, ok[name])
+        started = collections.Counter()
+        path = os.path.join(self.directory, "starts")
+        if os.path.exists(path):
+            with open(path) as file:
+                started.update(line.split(" ", 1)[1] for line in file.read().splitlines() if line.startswith("%d " % number))
+        for name, count in self.copies.items():
+            require(started[name] <= count - before[name], "run %d started %s %d times; %d of %d were done", number, name, started[name],
+                    before[name], count)
+            require(ok[name] <= count, "run %d: %s has %d ok lines for %d tasks", number, name, ok[name], count)
+        if self.status == -signal.SIGKILL:
+            noted = collections.Counter(line.get("label") for line in self.lines(self.results + ".running"))
+            missing = [name for name in started if started[name] > noted[name]]
+            require(not missing, "run %d started %s without a note", number, missing)
+        elif self.status >= 0:
+            require(not os.path.exists(self.results + ".running"), "run %d ended and FILE.running is there", number)
+            require(len(shown) == sum(self.copies.values()), "run %d: %d results for %d tasks", number, len(shown), sum(self.copies.values()))
+
+    def judge(self):
+        """Tasks that fail once may have failed in the last run."""
+        while self.status == 1:
+            self.kills += 1
+            before = self.ok_lines()
+            self.launch(self.kills)
+            self.status = self.process.wait(ROUND_SECONDS)
+            self.judge_run(self.kills, before)
+        require(self.status == 0, "the last run: exit status %d", self.status)
+        require(self.ok_lines() == collections.Counter(self.copies), "not exactly one ok line for each task: %s", self.ok_lines())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rounds", type=int)
+    parser.add_argument("rounds", type=int, nargs="?", default=0)
+    parser.add_argument("--resume", type=int, default=0, metavar="N", help="N rounds of runs that are killed and continued")
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10 ** 6)))
     parser.add_argument("--start-method", choices=("fork", "spawn"), default="fork")
     parser.add_argument("--round", type=int, help="only this one of them")
@@ -605,7 +734,7 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
     print("chaos: %d rounds, seed %s, %s, Python %s" % (
-        options.rounds, options.seed, options.start_method, sys.version.split()[0]), flush=True)
+        options.rounds + options.resume, options.seed, options.start_method, sys.version.split()[0]), flush=True)
     began = time.monotonic()
     rounds, failures = collections.Counter(), collections.Counter()
     with tempfile.TemporaryDirectory(prefix="chaos-programs-") as directory:
@@ -613,10 +742,13 @@ def main():
         make_programs(programs)
 
         def play(number):
-            one = Round(number, options.seed, options.start_method, programs, options.events)
+            if options.resume:
+                one = ResumeRound(number, options.seed, options.start_method, programs)
+            else:
+                one = Round(number, options.seed, options.start_method, programs, options.events)
             return number, one, one.run()
 
-        numbers = range(options.rounds) if options.round is None else [options.round]
+        numbers = range(options.rounds or options.resume) if options.round is None else [options.round]
         with concurrent.futures.ThreadPoolExecutor(options.at_once) as players:
             for number, one, failure in players.map(play, numbers):
                 rounds[one.event] += 1
@@ -624,7 +756,7 @@ def main():
                     failures[one.event] += 1
                     print("FAILED: round %d of seed %s (%s): %s\n  %s" % (
                         number, options.seed, options.start_method, one.describe(), failure), flush=True)
-    for event in EVENTS:
+    for event in rounds:
         print("%-20s %4d rounds, %d failures" % (event, rounds[event], failures[event]))
     print("chaos: %d rounds, %d failures, %.0f s" % (sum(rounds.values()), sum(failures.values()), time.monotonic() - began))
     return 1 if failures else 0

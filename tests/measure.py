@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures clinvk beside other programs: `python3 tests/measure.py [start] [pool] [memory] [million]`.
+"""Measures clinvk beside other programs: `python3 tests/measure.py [start] [pool] [journal] [memory] [million]`.
 
 Prints the table of CONTRIBUTING.md.  Times are medians of whole processes, taken in turns, so that a machine that slows down
 slows down all of them; read the ratios.  It asserts nothing: a busy machine is no bug.  Needs Linux; for the pool
@@ -154,6 +154,35 @@ def measure_pool(bench, rounds=5):
         row(what, mine, "GNU parallel %.1f s (scaled from %d)" % (parallel[0], PARALLEL_TASKS), "%.2f" % (clinvk / parallel[0]), "0.25")
 
 
+def measure_journal(bench, rounds=5):
+    bench.compile(INSTANT, "instant")
+    tasks = bench.lines("tasks.jsonl", TASKS, lambda number: '{"backend": "echo", "prompt": "%d"}' % number)
+    environment, results = bench.with_programs("instant"), bench.path("results.jsonl")
+    words = bench.installed + ["parallel", "-j", str(JOBS), "--jsonl", "-q", "-f", tasks]
+
+    def with_results():
+        if os.path.exists(results):
+            os.unlink(results)
+        return bench.time(words + ["--results", results], environment)
+
+    def syncs():
+        line = b"x" * 400
+        with open(bench.path("synced"), "wb", buffering=0) as file:
+            began = time.perf_counter()
+            for _ in range(TASKS):
+                file.write(line)
+                os.fdatasync(file.fileno())
+            return time.perf_counter() - began
+
+    without, kept, synced, again = bench.medians(
+        rounds, lambda: bench.time(words, environment), with_results, syncs,
+        lambda: bench.time(words + ["--results", results, "--resume"], environment))
+    what = "%d instant tasks, `-j %d --jsonl --results FILE`" % (TASKS, JOBS)
+    row(what, "%.2f s" % kept, "without `--results` %.2f s" % without, "%.2f" % (kept / without), "")
+    row("%d writes of 400 bytes, each with `fdatasync`" % TASKS, "", "%.2f s" % synced, "%.2f of the difference" % (synced / (kept - without)), "")
+    row("%d tasks with `--resume`, all done before" % TASKS, "%.2f s" % again, "", "", "")
+
+
 def measure_memory(bench):
     bench.compile(INSTANT, "instant")
     run = subprocess.Popen(bench.installed + ["parallel", "-j", "3", "--jsonl"], env=bench.with_programs("instant"), bufsize=0,
@@ -200,7 +229,7 @@ def measure_million(bench):
             "1,000 tasks %.1f MB" % peaks[1000], "+%.1f MB" % (peaks[1000000] - peaks[1000]), "+30 MB")
 
 
-PARTS = {"start": measure_start, "pool": measure_pool, "memory": measure_memory, "million": measure_million}
+PARTS = {"start": measure_start, "pool": measure_pool, "journal": measure_journal, "memory": measure_memory, "million": measure_million}
 
 
 def main():

@@ -476,6 +476,35 @@ class CommandTest(unittest.TestCase):
             self.assertEqual(clinvk.continuing_command(words, True), "the same input with: " + command)
 
 
+class OrderTest(JournalCase):
+    def test_a_result_is_in_the_file_before_any_sink_has_it(self):
+        journal, asked, seen = self.open(), job(0, "echo", "p"), []
+        journal.resume(asked)
+
+        class Sink:
+            write = staticmethod(lambda result: seen.append((result.status, [line["status"] for line in self.lines()])))
+
+        feed = clinvk.Fanout([Sink(), Sink()], clinvk.Control(), journal)
+        feed.write(answer_to(asked))
+        self.assertEqual(seen, [("ok", ["ok"])] * 2)
+
+    def test_a_result_that_is_not_in_the_file_is_canceled_for_all_sinks_and_ends_the_run(self):
+        journal, control, seen = self.open(), clinvk.Control(), []
+
+        class Sink:
+            write = seen.append
+
+        feed = clinvk.Fanout([Sink], control, journal)
+        with unittest.mock.patch.object(clinvk, "put_on_disk", side_effect=OSError(errno.EIO, "Input/output error")):
+            feed.write(answer_to(job(0, "echo", "p")))
+        feed.write(answer_to(job(1, "echo", "p")))
+        feed.write(answer_to(job(2, "echo", "p"), status="failed", error="e"))
+        feed.write(answer_to(job(3, "echo", "p"), resumed=True))
+        self.assertEqual([(one.status, one.output) for one in seen], [
+            ("canceled", "answer to p"), ("canceled", "answer to p"), ("failed", "answer to p"), ("ok", "answer to p")])
+        self.assertEqual((control.level, control.reason, self.lines()), (1, str(feed.error), []))
+
+
 class RunTest(support.ForkingCase):
     """Whole runs with --results and --resume; the file `log` has a line for each start of a task."""
 
