@@ -7174,8 +7174,10 @@ class Journal:
         self._file = self._notes_file = -1
         self._keys: Dict[int, str] = {}  # of the jobs without a result, by index
         self._started: Set[int] = set()  # the jobs whose results are not in the file yet
-        self._ok: Dict[str, int] = {}  # where the last line of a key begins that is ok and not used
-        self._ok_before: Dict[int, int] = {}  # the ok line of the same key before that
+        # Where the last line begins that is ok and not used yet, by the hash of its key: a hash
+        # takes a third of the memory.  And the line of the same key before that.
+        self._ok: Dict[int, int] = {}
+        self._ok_before: Dict[int, int] = {}
         self._left: Dict[str, int] = Counter()  # keys of tasks that a killed run left unanswered
         try:
             self._open()
@@ -7194,7 +7196,7 @@ class Journal:
             raise UserError("--results %s: it contains results of an earlier run; to continue: %s"
                             % (self._path, continuing))
         since = next(self._notes(), {}).get("size")
-        end, answered = self._read(size, since if isinstance(since, int) else 0)
+        end, answered = self._read(size, since if isinstance(since, int) else size)
         if self._writes:
             left = self._left_running(answered)
             self._left.update(note["key"] for note in left)
@@ -7284,12 +7286,14 @@ class Journal:
                 raise UserError("%s:%d: not a result: %s; correct or remove this line"
                                 % (self._path, number, error)) from None
             key = fields["key"]
-            answered[key] += start >= since
+            if start >= since:
+                answered[key] += 1
             self.spent += fields.get("cost_usd", 0.0)
             if fields["status"] == "ok":
-                if key in self._ok:
-                    self._ok_before[start] = self._ok[key]
-                self._ok[key] = start
+                before = self._ok.get(hash(key))
+                if before is not None:
+                    self._ok_before[start] = before
+                self._ok[hash(key)] = start
         return size, answered
 
     def _repair(self, size: int, end: int) -> None:
@@ -7343,11 +7347,11 @@ class Journal:
     def resume(self, job: Job) -> Optional[Result]:
         """Return the result that an earlier run got for a job, None where the job has to run."""
         key = self._keys[job.index] = job_key(job)
-        start = self._ok.pop(key, None)
+        start = self._ok.pop(hash(key), None)
         if start is None:
             return None
         if start in self._ok_before:
-            self._ok[key] = self._ok_before.pop(start)
+            self._ok[hash(key)] = self._ok_before.pop(start)
         try:
             capture = Capture(self._file, *next(self._lines(start)))
             fields = self._fields(capture)
@@ -8715,8 +8719,8 @@ def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool
         raise UserError("--overwrite: there is no output directory; give --output-dir")
     directory = None
     if path and not settings.dry_run:
-        directory = Directory(path, roots=roots, overwrite=overwrite, has_ids=stream.has_ids,
-                              warn=console.warn)
+        directory = Directory(path, roots=roots, overwrite=overwrite or resume,
+                              has_ids=stream.has_ids, warn=console.warn)
     heading = "Running %s (max %d parallel%s)..." % (
         "tasks" if stream.total is None else counted(stream.total, "task"), jobs,
         ", fail-fast" if policy.max_failures == 1 else "")
@@ -9460,6 +9464,8 @@ def settings_from(options: argparse.Namespace) -> Settings:
 def run_parallel(options: argparse.Namespace) -> int:
     if options.resume and not options.results:
         raise UserError("--resume: there is no results file to continue from; give --results FILE")
+    if options.results == "-":
+        raise UserError("--results -: expected the name of a file; --jsonl writes results to stdout")
     return command_parallel(settings_from(options), _file(options), overwrite=options.overwrite,
                             results=options.results or "", resume=options.resume)
 

@@ -530,13 +530,12 @@ class RunTest(support.ForkingCase):
         return self.clinvk("parallel", "--results", "results.jsonl", *options, **keywords)
 
     def test_resume_runs_only_what_has_no_ok_result_and_prints_everything(self):
-        source = self.input("a", "b") + tasks("append log c; wait-for go; exit 3", timeout=0.3)
+        source = self.input("a", "b") + tasks("append log c; exit 3")
         first = self.run_it("--jsonl", "--resume", input=source)  # there is no file yet
         self.assertEqual((first.returncode, self.starts()), (1, ["a", "b", "c"]))
         self.assertEqual([(one["status"], "key" in one) for one in sorted(results(first), key=lambda one: one["index"])],
-                         [("ok", False), ("ok", False), ("timeout", False)])
+                         [("ok", False), ("ok", False), ("failed", False)])
         self.assertFalse(os.path.exists(self.results + ".running"))
-        self.file("go", "")
         second = self.run_it("--jsonl", "--resume", input=self.input("d") + source)
         self.assertEqual((second.returncode, self.starts()), (1, ["c", "d"]))
         answers = {one["index"]: one for one in results(second)}
@@ -570,6 +569,25 @@ class RunTest(support.ForkingCase):
         done = self.clinvk("parallel", "--resume", input=self.input("a"))
         self.assertEqual((done.returncode, done.stderr), (
             2, b"clinvk: error: --resume: there is no results file to continue from; give --results FILE\n"))
+
+    def test_resume_renews_the_output_directory(self):
+        source = self.input("a", "b")
+        self.run_it("--output-dir", "out", input=source)
+        again = self.run_it("--output-dir", "out", "--resume", input=source)
+        self.assertEqual((again.returncode, sorted(os.listdir(self.path("out")))), (0, ["001_task-1.json", "002_task-2.json", "summary.json"]))
+        with open(self.path("out", "001_task-1.json")) as file:
+            self.assertTrue(json.load(file)["result"]["resumed"])
+        self.assertEqual(self.starts(), ["a", "b"])
+
+    def test_a_file_that_is_replaced_during_the_run_ends_it(self):
+        source = self.file("tasks.jsonl", self.input("a", extra="wait-for go; ") + self.input("b", extra="wait-for never; "))
+        run = self.start("parallel", "--results", "results.jsonl", "--jsonl", "-q", "-f", source)
+        self.wait_for_file(self.log)
+        os.rename(self.file("other", ""), self.results)  # as some editors do
+        self.file("go", "")
+        done = run.finish()
+        self.assertEqual((done.returncode, [one["status"] for one in results(done)]), (74, ["canceled", "canceled"]))
+        self.assertIn(b"cannot write results to results.jsonl: somebody has removed it", done.stderr)
 
     def test_a_second_run_at_the_same_time_is_refused(self):
         source = self.file("tasks.jsonl", self.input("a", extra="wait-for go; "))
@@ -654,7 +672,7 @@ class RunTest(support.ForkingCase):
     def test_files_that_cannot_be_used_start_nothing(self):
         os.mkfifo(self.path("fifo"))
         for name, status, part in (("fifo", 2, b"expected a regular file"), ("/dev/stdout", 2, b"--results /dev/stdout: "),
-                                   ("tmp", 2, b"expected a regular file"), ("no/results", 74, b"No such file or directory"),
+                                   ("tmp", 2, b"expected a regular file"), ("-", 2, b"expected the name of a file"), ("no/results", 74, b"No such file or directory"),
                                    ("/proc/version", 74, b"cannot write results to /proc/version")):
             with self.subTest(name):
                 done = self.clinvk("parallel", "--results", name, input=self.input("a"))
