@@ -7123,15 +7123,19 @@ def continuing_command(arguments: Sequence[str], from_stdin: bool) -> str:
     return "the same input with: " + command if from_stdin else command
 
 
+def _objects(value: Any) -> Tuple[Dict[str, Any], ...]:
+    return tuple(map(_free_object, _of_type(list, "a list of objects")(value)))
+
+
 # What a later run needs of a line of the results file, with the checks.
 LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "key": _known_string, "backend": _known_string, "model": _known_string,
     "status": _known_string, "exit_code": _of_type(int, "a whole number"),
     "output": _known_string, "error": _known_string, "error_kind": _known_string,
-    "retry_after_seconds": _amount, "warnings": _list_of(_known_string),
+    "retry_after_seconds": _amount, "retry_at": parse_utc, "warnings": _list_of(_known_string),
     "session_id": _known_string, "usage": _token_counts, "cost_usd": _amount,
     "num_turns": _token_count, "limits": _free_object, "attempts": _token_count,
-    "start_time": parse_utc, "end_time": parse_utc, "duration_seconds": _amount,
+    "tries": _objects, "start_time": parse_utc, "end_time": parse_utc, "duration_seconds": _amount,
 }
 WORKERS_END_SECONDS = 15.0  # after their parent was killed; they lock the results file until then
 MAX_LABELS = 5  # in a message
@@ -9465,7 +9469,7 @@ def run_parallel(options: argparse.Namespace) -> int:
     if options.resume and not options.results:
         raise UserError("--resume: there is no results file to continue from; give --results FILE")
     if options.results == "-":
-        raise UserError("--results -: expected the name of a file; --jsonl writes results to stdout")
+        raise UserError("--results -: expected the name of a file; --jsonl prints the results")
     return command_parallel(settings_from(options), _file(options), overwrite=options.overwrite,
                             results=options.results or "", resume=options.resume)
 
