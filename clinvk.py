@@ -6495,7 +6495,7 @@ class Control:
         self.reason = ""  # why, for the results of the tasks that did not start
         self.directory = ""  # of the run's files, while it is under way
         self.failure = ""  # why the run could not continue
-        self.left = False  # tasks were canceled that a later run can do: a limit, the budget
+        self.left = ""  # why tasks were not run that a later run can do: "limit" or "budget"
         self.limited: Dict[str, float] = {}  # backend: until when (epoch) its starts pause
         self.wake: Callable[[], None] = do_nothing
         self.running: Callable[[], List[Running]] = list  # of the pool, while the run is under way
@@ -6913,7 +6913,7 @@ class Scheduler:
         if is_limit:
             waited += max(0.0, gate.until - now)
             if gate.given_up or waited > policy.max_wait:
-                self._control.left = True
+                self._control.left = "limit"
                 return result._replace(retry_at=gate.retry_at)
         else:
             ready = now + self._retry_seconds(entry.used, stated)
@@ -6956,9 +6956,9 @@ class Scheduler:
         if gate.given_up:
             kind, why = "quota", gate.given_up
             if gate.closed_since is not None:
-                kind, self._control.left = "rate_limit", True
+                kind, self._control.left = "rate_limit", "limit"
         elif kind == "budget":
-            self._control.left = True
+            self._control.left = "budget"
         result = unfinished(entry.job, "canceled", "%s (%s)" % (CANCELED_EARLY, why), kind)
         return result._replace(retry_at=gate.retry_at if kind == "rate_limit" else 0.0)
 
@@ -7965,17 +7965,17 @@ def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_numbe
 
     `error`: the output could not be written.  `signal_number`: that of the signal that stopped the
     run.  `single`: a single prompt, whose exit status also tells a timeout and a missing program.
-    `left`: tasks were not run that a later run can do.
+    `left`: tasks were not run that a later run can do; SIGTERM is then no failure.
     """
     status, exit_code = totals.last_failure
     if error and not error.broken_pipe:
         return EXIT_OUTPUT
+    if left and not error and signal_number in (0, signal.SIGTERM):
+        return EXIT_LEFT
     if signal_number:
         return 128 + signal_number
     if error:
         return EXIT_PIPE
-    if left:
-        return EXIT_LEFT
     if single and status == "timeout":
         return EXIT_TIMEOUT
     if single and exit_code in (EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND):
@@ -8589,6 +8589,7 @@ class Plan(NamedTuple):
     follow: Optional[Callable[[str], None]] = None  # called during the run with its directory
     single: bool = False  # a single prompt, which has no summary
     journal: Optional[Journal] = None
+    continuing: str = ""  # the command that continues the run
 
 
 def form_of(settings: Settings, console: Console, heading: str,
@@ -8674,8 +8675,19 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     elif control.failure:
         error = OutputError(control.failure)
         console.say("error: " + control.failure)
-    return verdict(totals, error=error, signal_number=stop.signal_number, single=plan.single,
-                   left=control.left)
+    canceled, signal_number = totals.counts["canceled"], stop.signal_number
+    left = bool(control.left if not signal_number else journal and canceled)
+    if not settings.dry_run and (left or journal and canceled):
+        console.say(_how_to_continue(plan, control.left))
+    return verdict(totals, error=error, signal_number=signal_number, single=plan.single, left=left)
+
+
+def _how_to_continue(plan: Plan, why: str) -> str:
+    """Return the message about tasks that a later run can do."""
+    if not plan.journal:
+        return "nothing was kept for a later run: with --results FILE, --resume continues a run"
+    return "to continue%s: %s" % (", with a larger --max-cost" if why == "budget" else "",
+                                  plan.continuing)
 
 
 def _summarize(plan: Plan, settings: Settings, feed: Fanout, totals: Totals,
@@ -8730,12 +8742,12 @@ def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool
         ", fail-fast" if policy.max_failures == 1 else "")
     with_table = rules.configuration.get("parallel.aggregate_output")
     table, journal = new_table(settings) if with_table else None, None
+    continuing = continuing_command(settings.arguments, file in (None, "-"))
     if results:
-        continuing = continuing_command(settings.arguments, file in (None, "-"))
         journal = Journal(results, resume=resume, continuing=continuing, warn=console.warn,
                           dry_run=settings.dry_run)
     return run_plan(Plan(stream, jobs, form_of(settings, console, heading), policy, directory,
-                         table, journal=journal), settings, console)
+                         table, journal=journal, continuing=continuing), settings, console)
 
 
 def step_fields(result: Result) -> Dict[str, Any]:

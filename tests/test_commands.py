@@ -2125,6 +2125,7 @@ class Surroundings(Commands):
         self.assertTrue(self.has("inner-ran"))
 
 
+@support.only_in_full_runs
 class RetriesAndBounds(Commands):
     FLAKY = """#!/bin/sh
         read -r kind times reason
@@ -2171,6 +2172,7 @@ class RetriesAndBounds(Commands):
         self.assertEqual({result["error_kind"] for result in (first, second)}, {"rate_limit"})
         self.assertGreater(second["retry_at"], first["end_time"])
         self.assertEqual((self.starts(0), self.starts(1)), (1, 0))
+        self.assertIn("--results FILE", completed.stderr.decode().splitlines()[-1])
         self.assertRegex(completed.stderr.decode(), "clinvk: flaky is limited until [-0-9 ]*[0-9]{2}:[0-9]{2}, which is longer than")
 
     def test_batch_and_configuration_set_the_policies(self):

@@ -603,14 +603,25 @@ class RunTest(support.ForkingCase):
         source = self.file("tasks.jsonl", self.input("a") + self.input("b", "c", extra="wait-for go; "))
         run = self.start("parallel", "-j", "2", "--results", "results.jsonl", "--jsonl", "-f", source)
         self.assertEqual(json.loads(run.line())["output"], "answer to a\n")
-        run.send_signal(signal.SIGINT)
-        self.assertNotEqual(run.finish().returncode, 0)
+        run.send_signal(signal.SIGTERM)
+        stopped = run.finish()
+        self.assertEqual(stopped.returncode, 75, "a scheduler can start it again")
+        self.assertEqual(stopped.stderr.decode().splitlines()[-1], "clinvk: to continue: clinvk parallel -j 2 --results results.jsonl "
+                         "--jsonl -f %s --resume" % source)
         self.assertFalse(os.path.exists(self.results + ".running"))
         self.assertEqual(sorted(status for status, _ in self.kept()), ["canceled", "canceled", "ok"])
         self.file("go", "")
         self.starts()
         again = self.run_it("--resume", "-f", source)
         self.assertEqual((again.returncode, again.stderr, self.starts()), (0, b"", ["b", "c"]))
+
+    def test_a_run_without_the_budget_for_all_continues_with_a_larger_one(self):
+        self.clinvk("parallel", "--results", "results.jsonl", "-q", input=tasks("say a", backend="claude"))
+        batch = tasks("say a", "say b", backend="claude")
+        short = self.run_it("--resume", "--max-cost", "0.25", input=batch)
+        self.assertEqual((short.returncode, self.kept()[-1]), (75, ("canceled", "say b")), "what the first run spent counts")
+        self.assertIn("clinvk: to continue, with a larger --max-cost: the same input with: clinvk", short.stderr.decode().splitlines()[-1])
+        self.assertEqual(self.run_it("--resume", "--max-cost", "9", input=batch).returncode, 0)
 
     def test_a_run_that_was_killed_continues_and_names_what_was_running(self):
         source = self.file("tasks.jsonl", self.input("a") + self.input("b", "c", extra="wait-for go; "))

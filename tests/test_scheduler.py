@@ -396,7 +396,7 @@ class Gates(PolicyCase):
         self.assertEqual(answers, [(0, "failed", 1), (1, "canceled", 0), (2, "ok", 1), (3, "canceled", 0), (4, "canceled", 0)])
         for index in (0, 1, 3, 4):
             self.assertEqual((self.results[index].error_kind, round(self.results[index].retry_at)), ("rate_limit", 5070))
-        self.assertTrue(self.control.left)
+        self.assertEqual(self.control.left, "limit")
         self.assertIn("claude is limited until", self.results[1].error)
 
     def test_gate_waits_of_one_task_add_up_to_max_wait(self):

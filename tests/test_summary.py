@@ -223,6 +223,11 @@ class Verdicts(unittest.TestCase):
                 for single in (False, True):
                     self.assertEqual(self.verdict(*results, error=error, signal_number=signal_number, single=single), code)
 
+    def test_verdict_work_that_is_left_comes_before_failures_and_after_the_output(self):
+        full, failed = clinvk.OutputError("full"), result(0, "failed")
+        for error, signal_number, code in ((None, 0, 75), (None, 15, 75), (None, 2, 130), (full, 0, 74), (full, 15, 74)):
+            self.assertEqual(self.verdict(failed, error=error, signal_number=signal_number, left=True), code)
+
 
 if __name__ == "__main__":
     unittest.main()
