@@ -4891,9 +4891,9 @@ class WorkerState:
     """
 
     def __init__(self, run_id: str, directory: str,
-                 note: Callable[[int, int], None] = do_nothing,
-                 grace: float = GRACE_SECONDS, adopts: bool = False,
-                 note_output: Callable[[int, float], None] = do_nothing) -> None:
+                 note: Callable[[int, int], None] = do_nothing, *,
+                 note_output: Callable[[int, float], None] = do_nothing,
+                 grace: float = GRACE_SECONDS, adopts: bool = False) -> None:
         from _thread import allocate_lock
         self.run_id, self.directory, self.note = run_id, directory, note
         self.grace, self.adopts, self.note_output = grace, adopts, note_output
@@ -5816,7 +5816,7 @@ def _take_slot(settings: _WorkerSettings) -> _Worker:
     with settings.lock:
         slot = ledger.take()
     state = WorkerState(settings.run_id, settings.directory,
-                        functools.partial(ledger.note, slot), settings.grace,
+                        functools.partial(ledger.note, slot), grace=settings.grace,
                         note_output=functools.partial(ledger.note_output, slot))
     worker = _workers[get_ident()] = _Worker(state, ledger, do_nothing)
     return worker
@@ -8618,16 +8618,44 @@ def form_of(settings: Settings, console: Console, heading: str,
 def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     """Run tasks.  Return the exit status; 128 + n where signal n ended the run."""
     form, control, totals = plan.form.sink, Control(), Totals(plan.policy.max_cost > 0)
-    total, journal = plan.supply.total, plan.journal
-    hooks: Dict[str, Any] = {} if journal is None else {
-        "resume": journal.resume, "on_start": journal.started, "spent": journal.spent}
     shows_progress = settings.progress == "auto" and console.stderr.cursor
     if not settings.dry_run and (shows_progress or settings.progress == "always"):
-        console.progress = Progress(console.stderr, total, control)
-    progress = console.progress
-    feed = Fanout([sink for sink in (form, plan.directory, plan.table, totals, progress)
-                   if sink is not None], control, plan.journal)
-    stop, inquiry = _Stop(control, console), _Inquiry(control, console)
+        console.progress = Progress(console.stderr, plan.supply.total, control)
+    sinks = form, plan.directory, plan.table, totals, console.progress
+    feed = Fanout([sink for sink in sinks if sink is not None], control, plan.journal)
+    stop = _Stop(control, console)
+    if plan.form.heading:
+        feed.attempt(form, console.stdout.text, plan.form.heading)
+    # A dry run has nothing to stop: a signal ends the process.
+    with stop_signals(die_at_once if settings.dry_run else stop):
+        _run_tasks(plan, settings, console, control=control, feed=feed, stop=stop)
+        totals.stop()
+        if console.progress:
+            console.progress.hide()
+        if not plan.single:
+            _summarize(plan, settings, feed, totals, console)
+    error, signal_number = feed.error, stop.signal_number
+    if error and not error.broken_pipe:
+        unwritten = "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
+        console.say("error: %s%s" % (error, unwritten if feed.unwritten else ""))
+    elif control.failure:
+        error = OutputError(control.failure)
+        console.say("error: " + control.failure)
+    canceled = totals.counts["canceled"]
+    left = bool(control.left if not signal_number else plan.journal and canceled)
+    if not settings.dry_run and (left or plan.journal and canceled):
+        console.say(_how_to_continue(plan, control.left))
+    return verdict(totals, error=error, signal_number=signal_number, single=plan.single, left=left)
+
+
+def _run_tasks(plan: Plan, settings: Settings, console: Console, *, control: Control,
+               feed: Fanout, stop: _Stop) -> None:
+    """Run the tasks of a plan, and pass each result to the journal and the sinks."""
+    form, total, journal, progress = (
+        plan.form.sink, plan.supply.total, plan.journal, console.progress)
+    inquiry = _Inquiry(control, console)
+    hooks: Dict[str, Any] = {} if journal is None else {
+        "resume": journal.resume, "on_start": journal.started, "spent": journal.spent}
 
     def tick(running: int) -> None:
         feed.look_for_reader()
@@ -8639,11 +8667,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         if progress:
             progress.show(running)
 
-    if plan.form.heading:
-        feed.attempt(form, console.stdout.text, plan.form.heading)
-    # A dry run has nothing to stop: a signal ends the process.
-    with stop_signals(die_at_once if settings.dry_run else stop), \
-            stop_signals(inquiry, (signal.SIGUSR1,)):
+    with stop_signals(inquiry, (signal.SIGUSR1,)):
         results = run_pool(
             plan.supply, min(plan.jobs, total or plan.jobs), policy=plan.policy, control=control,
             dry_run=settings.dry_run, on_tick=tick, notice=console.say,
@@ -8663,23 +8687,6 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
             results.close()
             if journal:
                 journal.close()
-        totals.stop()
-        if progress:
-            progress.hide()
-        if not plan.single:
-            _summarize(plan, settings, feed, totals, console)
-    error = feed.error
-    if error and not error.broken_pipe:
-        unwritten = "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
-        console.say("error: %s%s" % (error, unwritten if feed.unwritten else ""))
-    elif control.failure:
-        error = OutputError(control.failure)
-        console.say("error: " + control.failure)
-    canceled, signal_number = totals.counts["canceled"], stop.signal_number
-    left = bool(control.left if not signal_number else journal and canceled)
-    if not settings.dry_run and (left or journal and canceled):
-        console.say(_how_to_continue(plan, control.left))
-    return verdict(totals, error=error, signal_number=signal_number, single=plan.single, left=left)
 
 
 def _how_to_continue(plan: Plan, why: str) -> str:
