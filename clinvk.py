@@ -6534,16 +6534,20 @@ class Bounds:
         self.failed = ""  # why all is stopped: too many failures
         self.reached = ""  # why nothing more starts, while what runs continues
         self.kind = ""  # the error_kind of jobs that are not started for that
-        self.started = 0
         self._policy = policy
         self._ended = self._failures = 0
         self._spent, self._cost, self._costs = spent, 0.0, 0  # in USD; of how many attempts
-        self._canaries: List[Tuple[float, Optional[float]]] = []  # their seconds and costs
+        self._canary: Set[int] = set()  # the indexes of the first jobs
+        self._canaries: List[Tuple[float, Optional[float]]] = []  # seconds and costs of the good
 
     @property
     def awaits_canary(self) -> bool:
         """Whether the canary has started and not all of it has ended well."""
-        return len(self._canaries) < self._policy.canary <= self.started
+        return len(self._canaries) < self._policy.canary <= len(self._canary)
+
+    def started(self, index: int) -> None:
+        if len(self._canary) < self._policy.canary:
+            self._canary.add(index)
 
     def spend(self, result: Result) -> None:
         """Count the cost of an attempt."""
@@ -6571,7 +6575,7 @@ class Bounds:
         return False
 
     def note(self, result: Result, total: Optional[int], jobs: int,
-             notice: Callable[[str], None], was_started: bool) -> None:
+             notice: Callable[[str], None]) -> None:
         """Take note of the final result of a task."""
         most, failed = self._policy.max_failures, result.status in FAILED_STATUSES
         self._ended += 1
@@ -6583,7 +6587,7 @@ class Bounds:
         if failed and most and self._failures >= most and not self.failed:
             self.failed = "fail-fast" if self._policy.max_failures == 1 else (
                 "max_failures: " + counted(self._failures, "task") + " failed")
-        if was_started and len(self._canaries) < self._policy.canary:
+        if result.index in self._canary:
             self._note_canary(result, total, jobs, notice)
 
     def _note_canary(self, result: Result, total: Optional[int], jobs: int,
@@ -6849,7 +6853,7 @@ class Scheduler:
             job = job._replace(attempt=len(entry.tries) + 1, retried=self._policy.retries > 0,
                                budget_usd=self._bounds.remainder(len(self._pool)))
         gate.started(job.index)
-        self._bounds.started += not entry.tries
+        self._bounds.started(job.index)
         self._running[job.index] = entry
         self._on_start(job)
         self._pool.start(job)
@@ -6879,7 +6883,7 @@ class Scheduler:
         self._last_seconds = result.duration_seconds
         again = self._again(entry, gate, result)
         if isinstance(again, Result):
-            yield self._noted(entry.final(again), was_started=True)
+            yield self._noted(entry.final(again))
         elif again.ready:
             self._waiting.append(again)
         else:  # its gate knows until when
@@ -6942,8 +6946,8 @@ class Scheduler:
             self._jitter = random.random
         return self._jitter() * float(min(RETRY_SECONDS * 2 ** used, MAX_RETRY_SECONDS))
 
-    def _noted(self, result: Result, was_started: bool = False) -> Result:
-        self._bounds.note(result, self._supply.total, self._jobs, self._notice, was_started)
+    def _noted(self, result: Result) -> Result:
+        self._bounds.note(result, self._supply.total, self._jobs, self._notice)
         return self._supply.arrived(result)
 
     def _unbegun(self, entry: _Entry) -> Result:

@@ -484,6 +484,10 @@ class BoundsOfARun(PolicyCase):
     def test_canary_is_tried_again_like_any_task(self):
         self.assertEqual(self.play("10 0 network\n20 0 ok\n30 1 ok", count=2, jobs=2, canary=1), [(0, "ok", 2), (1, "ok", 1)])
 
+    def test_canary_whose_next_try_is_given_up_cancels_the_rest(self):
+        answers = self.play("10 0 quota", count=2, canary=1, retry_on=("quota",))
+        self.assertEqual(answers, [(0, "failed", 1), (1, "canceled", 0)])
+
     def test_canary_larger_than_the_run_holds_nothing_back(self):
         self.play(count=3, jobs=3, canary=9)
         self.assertEqual(len(self.pool.starts), 3)
