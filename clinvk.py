@@ -6312,7 +6312,7 @@ class Pool:
                 return index
             return unfinished(self._in_flight[index][0], "failed",
                               "cannot read its result: " + reason_of(error), "backend",
-                              exit_code=1, attempts=1)
+                              exit_code=1, attempts=self._in_flight[index][0].attempt)
 
     def _answer(self, result: Result) -> Result:
         """Return the final form of a result, and forget its job."""
@@ -6482,6 +6482,7 @@ MAX_SLACK_SECONDS = 60.0  # that are added to a stated time: clocks differ
 NOTICE_SECONDS = 60.0  # a shorter pause is not worth a message
 FEW_FAILURES = 3  # a percentage of an unknown number of tasks counts from here on
 MAX_TRIES = 100  # that a result lists
+MAX_REASON_COLUMNS = 200  # of an error, in the results of other tasks
 # Limits that only a person can lift; the first also where the error states a time, of a month.
 _SPENDING = r"(?i)\bspend|monthly"
 _NEEDS_PERSON = _SPENDING + r"|credit|billing|admin|owner|refill|purchase|upgrade"
@@ -6495,7 +6496,7 @@ class Control:
         self.reason = ""  # why, for the results of the tasks that did not start
         self.directory = ""  # of the run's files, while it is under way
         self.failure = ""  # why the run could not continue
-        self.left = ""  # why tasks were not run that a later run can do: "limit" or "budget"
+        self.left = ""  # why tasks were not run that a later run can do: rate_limit or budget
         self.limited: Dict[str, float] = {}  # backend: until when (epoch) its starts pause
         self.wake: Callable[[], None] = do_nothing
         self.running: Callable[[], List[Running]] = list  # of the pool, while the run is under way
@@ -6530,15 +6531,16 @@ def needs_person(result: Result) -> bool:
 class Bounds:
     """The bounds of a run: failures, the canary, the cost."""
 
-    def __init__(self, policy: RunPolicy, spent: float) -> None:
+    def __init__(self, policy: RunPolicy, spent: float, jobs: int,
+                 notice: Callable[[str], None]) -> None:
         self.failed = ""  # why all is stopped: too many failures
         self.reached = ""  # why nothing more starts, while what runs continues
         self.kind = ""  # the error_kind of jobs that are not started for that
-        self._policy = policy
+        self._policy, self._jobs, self._notice = policy, jobs, notice
         self._ended = self._failures = 0
-        self._spent, self._cost, self._costs = spent, 0.0, 0  # in USD; of how many attempts
+        self._spent, self._mean, self._costs = spent, 0.0, 0  # in USD; of so many attempts
         self._canary: Set[int] = set()  # the indexes of the first jobs
-        self._canaries: List[Tuple[float, Optional[float]]] = []  # seconds and costs of the good
+        self._canaries: List[float] = []  # the seconds of those that succeeded
 
     @property
     def awaits_canary(self) -> bool:
@@ -6552,64 +6554,59 @@ class Bounds:
     def spend(self, result: Result) -> None:
         """Count the cost of an attempt."""
         if result.cost_usd is not None:
-            self._cost += result.cost_usd
+            self._spent += result.cost_usd
             self._costs += 1
+            self._mean += (result.cost_usd - self._mean) / self._costs
 
     def remainder(self, running: int) -> float:
         """Return the USD that one more job may cost; 0 for any."""
         if not self._policy.max_cost:
             return 0.0
-        reserved = running * (self._cost / self._costs if self._costs else 0.0)
-        return max(0.01, self._policy.max_cost - self._spent - self._cost - reserved)
+        return max(0.01, self._policy.max_cost - self._spent - running * self._mean)
 
     def affords(self, running: int) -> bool:
         """Return whether one more job, at the mean cost so far, stays within `max_cost`."""
-        most, spent = self._policy.max_cost, self._spent + self._cost
-        mean = self._cost / self._costs if self._costs else 0.0
-        if not most or spent < most and spent + mean * (running + 1) <= most:
+        most = self._policy.max_cost
+        more = max(self._mean * (running + 1), 1e-6)  # each task costs something
+        if not most or self._spent + more <= most + 1e-9:  # sums are rounded
             return True
         if not running:
             self.kind = "budget"
             self.reached = "$%.4f of max_cost $%g are spent, and a task costs $%.4f" % (
-                spent, most, mean)
+                self._spent, most, self._mean)
         return False
 
-    def note(self, result: Result, total: Optional[int], jobs: int,
-             notice: Callable[[str], None]) -> None:
+    def note(self, result: Result, total: Optional[int]) -> None:
         """Take note of the final result of a task."""
         most, failed = self._policy.max_failures, result.status in FAILED_STATUSES
         self._ended += 1
         self._failures += failed
         if isinstance(most, float):  # a share
-            known = total is not None
-            most = most * (total if total is not None else self._ended)
-            most = most if known else max(most, FEW_FAILURES)
+            most = max(most * self._ended, FEW_FAILURES) if total is None else most * total
         if failed and most and self._failures >= most and not self.failed:
-            self.failed = "fail-fast" if self._policy.max_failures == 1 else (
+            self.failed = "fail-fast" if str(self._policy.max_failures) == "1" else (
                 "max_failures: " + counted(self._failures, "task") + " failed")
         if result.index in self._canary:
-            self._note_canary(result, total, jobs, notice)
+            self._note_canary(result, total)
 
-    def _note_canary(self, result: Result, total: Optional[int], jobs: int,
-                     notice: Callable[[str], None]) -> None:
+    def _note_canary(self, result: Result, total: Optional[int]) -> None:
         if result.status != "ok":
             self.reached = self.reached or "canary: task %d did not succeed" % (result.index + 1)
             return
-        self._canaries.append((result.duration_seconds, result.cost_usd))
+        self._canaries.append(result.duration_seconds)
         count = len(self._canaries)
         if count < self._policy.canary:
             return
-        seconds = sum(seconds for seconds, _ in self._canaries) / count
-        costs = [cost for _, cost in self._canaries if cost is not None]
-        mean = sum(costs) / len(costs) if costs else None
-        price = "" if mean is None else " and $%.4f" % mean
+        seconds = sum(self._canaries) / count
+        price = " and $%.4f" % self._mean if self._costs else ""
         text = "canary: %s succeeded; one takes %s%s on average" % (
             counted(count, "task"), clock(seconds), price)
-        if total is not None:
-            rest = total - self._ended
-            price = "" if mean is None else " and $%.2f" % (mean * rest)
-            text += "; the other %d take about %s%s" % (rest, clock(seconds * rest / jobs), price)
-        notice(text)
+        rest = 0 if total is None else total - self._ended
+        if rest:
+            price = " and $%.2f" % (self._mean * rest) if self._costs else ""
+            text += "; the other %d take about %s%s" % (
+                rest, clock(seconds * rest / min(rest, self._jobs)), price)
+        self._notice(text)
 
 
 class Gate:
@@ -6624,7 +6621,7 @@ class Gate:
         self.running = 0
         self.closed_since: Optional[float] = None  # by the clock, which cannot be set
         self.until = self.retry_at = 0.0  # the end of the pause: by the clock, and since the epoch
-        self.given_up = ""  # why no more jobs start
+        self.given_up = self.kind = ""  # why no more jobs start, and their error_kind
         self._probe = -1  # its index
         self._pauses = 0  # in a row, of limits that state no time
 
@@ -6651,21 +6648,16 @@ class Gate:
 
         Of several jobs that run when the limit comes, the first closes the gate.
         """
-        was_open, was_probe = self.closed_since is None, index == self._probe
         self.running -= 1
-        if not (was_open or was_probe) and seconds is None:
-            return
-        if seconds is None:
-            pause = min(PROBE_SECONDS * 2 ** self._pauses, MAX_PROBE_SECONDS)
-            self._pauses += 1
-        else:
-            pause = with_slack(seconds)
-        if was_open:
-            self.closed_since = now
-        if was_open or was_probe:
-            self.room, self._probe = max(1, self.room // 2), -1
-            self.until, self.retry_at = now + pause, wall + pause
-        elif now + pause > self.until:
+        pause = 0.0 if seconds is None else with_slack(seconds)
+        if self.closed_since is None or index == self._probe:
+            if self.closed_since is None:
+                self.closed_since = now
+            self.room, self._probe, self.until = max(1, self.room // 2), -1, now
+            if seconds is None:
+                pause = min(PROBE_SECONDS * 2 ** self._pauses, MAX_PROBE_SECONDS)
+                self._pauses += 1
+        if now + pause > self.until:
             self.until, self.retry_at = now + pause, wall + pause
 
 
@@ -6705,6 +6697,12 @@ def try_fields(result: Result) -> Dict[str, Any]:
     return {name: value for name, value in fields.items() if value not in ("", None)}
 
 
+def may_write(job: Job) -> bool:
+    """Return whether a job is that of an agent that may change files."""
+    is_agent = not job.definition and backend_of(job).is_agent
+    return is_agent and job.task.sandbox_mode != "read-only"
+
+
 class Scheduler:
     """Start the jobs of a supply on a pool, and yield exactly one final Result for each.
 
@@ -6740,7 +6738,7 @@ class Scheduler:
         # jobs that wait for room, by what they wait for: their gate and their directory
         self._held: Dict[Tuple[Gate, str], List[_Entry]] = {}
         self._directories: Set[str] = set()  # of running jobs, with one_per_workdir
-        self._bounds = Bounds(policy, spent)
+        self._bounds = Bounds(policy, spent, jobs, notice)
         self._trees: Optional[Dict[str, str]] = {}  # by workdir; None: the warning was given
         self._exhausted = self._killed = False
 
@@ -6758,13 +6756,16 @@ class Scheduler:
                 self._pool.kill()
             yield from self._start_jobs()
             self._on_tick(min(len(self._pool), self._jobs))
-            done = self._exhausted and not self._waiting and not any(self._held.values())
+            done = self._exhausted and not self._waiting and not self._held
             if not len(self._pool) and (done or self._stop_reason()):
                 break
             results = self._pool.wait()
             while results:  # no variable holds a result that was yielded: it may be a large file
                 yield from self._ended(results.pop(0))
         yield from self._cancel_rest()
+        if self._bounds.kind and (self._control.left or not self._exhausted):
+            self._control.left = "budget"
+            self._notice(self._bounds.reached + ": the other tasks are canceled")
 
     def _stop_reason(self) -> str:
         """Return why no more jobs may start; "" where they may."""
@@ -6775,9 +6776,8 @@ class Scheduler:
         """Start jobs while there is room.  Yield the results that need no start."""
         while not self._stop_reason():
             ahead = self._ahead if self._last_seconds < SHORT_SECONDS else 0
-            if len(self._pool) >= self._jobs + ahead:
-                return
-            if not self._bounds.affords(len(self._pool)):
+            running = len(self._pool)
+            if running >= self._jobs + ahead or not self._bounds.affords(running):
                 return
             item = self._next()
             if isinstance(item, Result):
@@ -6794,13 +6794,12 @@ class Scheduler:
             self._waiting.remove(entry)
             self._hold(entry)
         for key, entries in self._held.items():
-            if key[0].given_up or self._has_room(*key):
-                chosen = next((entry for entry in entries if entry.tries
-                               or not self._bounds.awaits_canary), None)
-                if chosen:
-                    entries.remove(chosen)
-                    self._held = {key: entries for key, entries in self._held.items() if entries}
-                    return self._unbegun(chosen) if key[0].given_up else chosen
+            if (key[0].given_up or self._has_room(*key)) and (
+                    entries[0].tries or not self._bounds.awaits_canary):
+                entry = entries.pop(0)
+                if not entries:
+                    del self._held[key]
+                return self._unbegun(entry) if key[0].given_up else entry
         while not (self._exhausted or self._bounds.awaits_canary) and self._may_read():
             item = self._supply.next_job()
             if item == END:
@@ -6860,16 +6859,14 @@ class Scheduler:
 
     def _warn_of_writers(self, job: Job) -> None:
         """Warn, once, of two jobs that may write in one git work tree at the same time."""
-        task = job.task
-        if (self._trees is None or task.sandbox_mode == "read-only" or job.definition
-                or not backend_of(job).is_agent):
+        workdir = job.task.workdir
+        if self._trees is None or not may_write(job):
             return
-        if task.workdir not in self._trees:
-            self._trees[task.workdir] = work_tree(task.workdir)
-        tree = self._trees[task.workdir]
-        others = (entry.job.task for entry in self._running.values())
-        if tree and any(tree == self._trees.get(other.workdir) and other.sandbox_mode != "read-only"
-                        for other in others):
+        if workdir not in self._trees:
+            self._trees[workdir] = work_tree(workdir)
+        tree = self._trees[workdir]
+        if tree and any(tree == self._trees.get(other.job.task.workdir) and may_write(other.job)
+                        for other in self._running.values()):
             self._trees = None
             self._notice("warning: tasks that may write run at once in the git work tree %s; give "
                          "each a work tree of its own, or --one-per-workdir" % quoted(tree))
@@ -6905,7 +6902,8 @@ class Scheduler:
             if gate.closed_since is None:
                 self._control.limited.pop(result.backend, None)
         if only_a_person and policy.retries:
-            gate.given_up = gate.given_up or "%s: %s" % (result.backend, one_line(result.error))
+            reason = cut(one_line(result.error), MAX_REASON_COLUMNS)
+            self._give_up(gate, "quota", "%s: %s" % (result.backend, reason))
         is_free = is_limit and stated is not None
         if (result.status not in FAILED_STATUSES or kind not in policy.retry_on
                 or self._stop_reason() or entry.used >= policy.retries and not is_free):
@@ -6913,27 +6911,32 @@ class Scheduler:
         if result.acted and not policy.retry_acted and entry.job.task.sandbox_mode != "read-only":
             return result._replace(warnings=(*result.warnings, "not tried again, because it may "
                                              "have acted already; --retry-acted tries again"))
-        waited, ready = entry.waited, 0.0
-        if is_limit:
-            waited += max(0.0, gate.until - now)
-            if gate.given_up or waited > policy.max_wait:
-                self._control.left = "limit"
-                return result._replace(retry_at=gate.retry_at)
-        else:
-            ready = now + self._retry_seconds(entry.used, stated)
+        wait = gate.until - now if is_limit else self._retry_seconds(entry.used, stated)
+        waited = entry.waited
+        if is_limit or stated is not None:
+            waited += max(0.0, wait)
+        if waited > policy.max_wait or is_limit and gate.given_up:
+            self._control.left = "rate_limit"
+            return result._replace(retry_at=self._wall() + wait)
         tries = (*entry.tries, result._replace(answer="", task=None))
-        return entry._replace(ready=ready, tries=tries, used=entry.used + (not is_free),
-                              waited=waited)
+        return entry._replace(ready=0.0 if is_limit else now + wait, tries=tries,
+                              used=entry.used + (not is_free), waited=waited)
+
+    def _give_up(self, gate: Gate, kind: str, why: str) -> None:
+        """Start no more jobs of a backend, for the first of several reasons."""
+        if not gate.given_up:
+            gate.kind, gate.given_up = kind, why
+            self._notice(why + ": its other tasks are canceled")
 
     def _note_pause(self, job: Job, gate: Gate) -> None:
         """Tell of the pause of a backend; give its tasks up where it is longer than `max_wait`."""
         backend, pause = job.task.backend, gate.until - self._clock()
         moment = local_time(gate.retry_at)
-        if gate.until - (gate.closed_since or 0.0) > self._policy.max_wait and not gate.given_up:
-            gate.given_up = "%s is limited until %s, which is longer than max_wait permits" % (
-                backend, moment)
-            self._notice(gate.given_up + ": its other tasks are canceled")
-        elif pause >= NOTICE_SECONDS and self._control.limited.get(backend) != gate.retry_at:
+        if gate.until - (gate.closed_since or 0.0) > self._policy.max_wait:
+            self._give_up(gate, "rate_limit", "%s is limited until %s, which is longer than "
+                          "max_wait permits" % (backend, moment))
+        elif pause >= NOTICE_SECONDS and (  # once for the limits that several jobs met
+                moment != local_time(self._control.limited.get(backend, 0.0))):
             self._notice("%s is limited until %s: its tasks wait" % (backend, moment))
         self._control.limited[backend] = gate.retry_at
 
@@ -6947,23 +6950,21 @@ class Scheduler:
         return self._jitter() * float(min(RETRY_SECONDS * 2 ** used, MAX_RETRY_SECONDS))
 
     def _noted(self, result: Result) -> Result:
-        self._bounds.note(result, self._supply.total, self._jobs, self._notice)
+        self._bounds.note(result, self._supply.total)
         return self._supply.arrived(result)
 
     def _unbegun(self, entry: _Entry) -> Result:
         """Return the result of a job that is not started, or not again."""
-        if entry.tries:
-            *tries, last = entry.tries
-            return entry._replace(tries=tuple(tries)).final(last._replace(task=entry.job.task))
         gate = self._key(entry.job)[0]
         kind, why = self._bounds.kind or "canceled", self._stop_reason()
         if gate.given_up:
-            kind, why = "quota", gate.given_up
-            if gate.closed_since is not None:
-                kind, self._control.left = "rate_limit", "limit"
-        elif kind == "budget":
-            self._control.left = "budget"
+            kind, why = gate.kind, gate.given_up
+        if kind in ("rate_limit", "budget"):
+            self._control.left = kind
         result = unfinished(entry.job, "canceled", "%s (%s)" % (CANCELED_EARLY, why), kind)
+        if entry.tries:
+            *tries, last = entry.tries
+            result = entry._replace(tries=tuple(tries)).final(last._replace(task=entry.job.task))
         return result._replace(retry_at=gate.retry_at if kind == "rate_limit" else 0.0)
 
     def _cancel_rest(self) -> Iterator[Result]:
@@ -6979,6 +6980,7 @@ class Scheduler:
             if isinstance(item, Result):
                 yield self._supply.arrived(item)
             elif item == END or self._clock() >= deadline:
+                self._exhausted = item == END
                 return
             else:  # another thread may be about to hand over what it has read
                 self._pool.wait(0.01)
@@ -8750,7 +8752,7 @@ def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool
                               has_ids=stream.has_ids, warn=console.warn)
     heading = "Running %s (max %d parallel%s)..." % (
         "tasks" if stream.total is None else counted(stream.total, "task"), jobs,
-        ", fail-fast" if policy.max_failures == 1 else "")
+        ", fail-fast" if str(policy.max_failures) == "1" else "")  # 1.0 is 100%
     with_table = rules.configuration.get("parallel.aggregate_output")
     table, journal = new_table(settings) if with_table else None, None
     continuing = continuing_command(settings.arguments, file in (None, "-"))

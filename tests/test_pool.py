@@ -566,6 +566,19 @@ class LostFiles(Pool):
                 self.assertRegex(failure, "^cannot write temporary files to %s/clinvk-.*: No such file or directory$" % self.path("gone"))
                 self.assertIn(failure, lines[2][3])
 
+    def test_lost_result_of_a_second_attempt_is_an_answer(self):
+        lines = self.run_script(PROCESS_METHODS[0], """
+            pool = Pool(1, METHOD)
+            pool.start(Job(0, Task("codex", "fail 1 " + "x" * 4000), attempt=2))
+            while pool._events.empty():
+                time.sleep(0.01)
+            clinvk.remove_tree(pool.directory)
+            result, = pool.wait()
+            say(json.dumps([result.status, result.attempts, result.error[:22]]))
+            pool.close()
+            """)
+        self.assertEqual(lines, [["failed", 2, "cannot read its result"]])
+
     def test_message_whose_file_was_changed_is_not_unpickled(self):
         value, path = ["x" * 5000], self.path("message")
         self.assertEqual(clinvk._unpack(clinvk._pack(value, path, lambda: None)), value)

@@ -1,4 +1,7 @@
 """Section 10, Scheduler: tables of events with a fake pool and a fake clock.  Nothing here waits or starts a process."""
+import collections
+import os
+import random
 import unittest
 
 from support import ROOT, clinvk, job
@@ -343,6 +346,11 @@ class Retries(PolicyCase):
         self.assertEqual([index for _, index in pool.starts], [0, 0, 1])
 
 
+    def test_retry_that_would_wait_longer_than_max_wait_is_not_made(self):
+        self.assertEqual(self.play("10 0 overloaded 5000", count=1), [(0, "failed", 1)])
+        self.assertEqual((self.control.left, round(self.results[0].retry_at)), ("rate_limit", 5070))
+
+
 class Gates(PolicyCase):
     BACKENDS = {0: "claude", 1: "claude", 2: "codex", 3: "claude", 4: "claude", 5: "claude"}
 
@@ -396,7 +404,7 @@ class Gates(PolicyCase):
         self.assertEqual(answers, [(0, "failed", 1), (1, "canceled", 0), (2, "ok", 1), (3, "canceled", 0), (4, "canceled", 0)])
         for index in (0, 1, 3, 4):
             self.assertEqual((self.results[index].error_kind, round(self.results[index].retry_at)), ("rate_limit", 5070))
-        self.assertEqual(self.control.left, "limit")
+        self.assertEqual(self.control.left, "rate_limit")
         self.assertIn("claude is limited until", self.results[1].error)
 
     def test_gate_waits_of_one_task_add_up_to_max_wait(self):
@@ -411,6 +419,31 @@ class Gates(PolicyCase):
         self.assertEqual(answers, [(0, "failed", 1), (1, "canceled", 0), (2, "ok", 1), (3, "canceled", 0)])
         self.assertEqual(self.results[1].error_kind, "quota")
         self.assertFalse(self.control.left, "no later time would change it")
+
+    def test_gate_that_is_given_up_tells_so_once_and_cuts_a_long_error(self):
+        pool = Clocked("10 0 quota\n11 1 quota\n20 2 rate_limit 9000")
+        outcome = pool.outcome
+        pool.outcome = lambda *event: outcome(*event)._replace(error="out of credits " + "x" * 999)
+        self.play(pool=pool, count=4, jobs=3)
+        self.assertEqual(len(self.notices), 1)
+        self.assertRegex(self.notices[0], "^echo: out of credits x+[.]{3}: its other tasks are canceled$")
+        self.assertLess(len(self.results[3].error), 300)
+
+    def test_gate_keeps_the_reason_for_which_it_was_given_up(self):
+        # the probe (0) succeeds after another task met a limit that is too long
+        script = "10 0 rate_limit 10\n25 1 rate_limit 9000\n30 0 ok"
+        answers = self.play(script, supply=FakeSupply(0, 1, *[clinvk.NOT_READY] * 40, 2, 3), jobs=2)
+        self.assertEqual(answers[2:], [(2, "canceled", 0), (3, "canceled", 0)])
+        self.assertEqual({self.results[index].error_kind for index in (1, 2, 3)}, {"rate_limit"})
+        self.assertTrue(all(self.results[index].retry_at for index in (1, 2, 3)))
+
+    def test_gate_limit_that_several_jobs_meet_is_told_of_once(self):
+        self.play("10 0 rate_limit 600\n11 1 rate_limit 600\n12 2 rate_limit 600", count=3, jobs=3)
+        self.assertEqual(len(self.notices), 1, self.notices)
+
+    def test_gate_retry_that_waits_when_its_backend_is_given_up_says_until_when(self):
+        self.play("10 0 rate_limit 10\n11 1 rate_limit 9000", count=2, jobs=2)
+        self.assertEqual([(result.status, result.attempts, result.retry_at > 9000) for result in self.results.values()], [("failed", 1, True)] * 2)
 
     def test_gate_quota_that_states_its_end_is_waited_for(self):
         self.assertEqual(self.play("10 0 quota 60\n100 0 ok", count=1), [(0, "ok", 2)])
@@ -457,6 +490,22 @@ class BoundsOfARun(PolicyCase):
         self.priced("10 0 ok", {0: 5.0}, count=1, max_cost=5)
         self.assertFalse(self.control.left)
 
+    def test_max_cost_that_is_used_up_while_the_input_continues_leaves_work(self):
+        pool = Clocked("10 0 ok")
+        pool.costs = {0: 5.0}
+        self.play(pool=pool, supply=FakeSupply(0, *[clinvk.NOT_READY] * 99), max_cost=5)
+        self.assertTrue(self.control.left)
+        self.assertIn("$5.0000 of max_cost $5 are spent", self.notices[-1])
+
+    def test_max_cost_is_not_missed_by_a_rounded_sum(self):
+        pool = Clocked(seconds=5)
+        pool.costs = {index: 0.1 for index in range(3)}
+        self.assertEqual({status for _, status, _ in self.play(pool=pool, count=3, max_cost=0.3)}, {"ok"})
+
+    def test_max_failures_of_all_tasks_is_not_called_fail_fast(self):
+        self.play("10 0 auth", supply=FakeSupply(0, bad(1), bad(2), 3), max_failures=1.0)
+        self.assertEqual(self.results[3].error, "canceled before it started (max_failures: 3 tasks failed)")
+
     def test_max_failures_stop_the_run_at_that_number_or_share(self):
         for most, total, expected in ((2, None, 2), (0.5, 4, 2), (0.5, None, 3), (1, None, 1), (0, None, 6)):
             with self.subTest(most=most, total=total):
@@ -474,6 +523,12 @@ class BoundsOfARun(PolicyCase):
         self.play(pool=pool, supply=supply, jobs=3, canary=2)
         self.assertEqual(pool.starts[:5], [(0, 0), (0, 1), (20, 2), (20, 3), (20, 4)])
         self.assertIn("2 tasks succeeded; one takes 00:15 and $0.2000 on average; the other 4 take about 00:20 and $0.80", self.notices[0])
+
+    def test_canary_of_all_tasks_projects_nothing(self):
+        supply = FakeSupply(0, 1)
+        supply.total = 2
+        self.play(pool=Clocked(seconds=5), supply=supply, canary=2)
+        self.assertRegex(self.notices[0], "on average$")
 
     def test_canary_that_fails_cancels_the_rest_and_not_the_other_canaries(self):
         answers = self.play("10 0 auth\n20 1 ok", count=4, jobs=3, canary=2)
@@ -505,6 +560,13 @@ class BoundsOfARun(PolicyCase):
             self.play(supply=FakeSupply(*items), jobs=3)
             self.assertEqual(len(self.notices), count, (backend, self.notices))
 
+    def test_writers_are_agents_only(self):
+        items = [job(index, backend, "p") for index, backend in enumerate(("claude", "echo"))]
+        items = [item._replace(task=item.task._replace(sandbox_mode=mode, workdir=ROOT)) for item, mode in zip(items, ("read-only", "full"))]
+        writer = items[0]._replace(index=2, task=items[0].task._replace(sandbox_mode="full"))
+        self.play(pool=Clocked("10 0 ok\n20 2 ok\n30 1 ok"), supply=FakeSupply(items[0], items[1], writer), jobs=2)
+        self.assertEqual(self.notices, [])
+
     def test_resumed_jobs_cost_no_start(self):
         pool = Clocked()
         resume = lambda item: clinvk.unfinished(item, "ok", "", "", exit_code=0) if item.index != 1 else None  # noqa: E731
@@ -520,6 +582,116 @@ class BoundsOfARun(PolicyCase):
         resume = lambda item: clinvk.unfinished(item, "ok", "", "", exit_code=0) if item.index else None  # noqa: E731
         scheduler = clinvk.Scheduler(FakeSupply(0, 1), pool, 1, clock=pool.now, resume=resume, control=control)
         self.assertEqual([result.status for result in scheduler.results()], ["canceled", "ok"])
+
+
+class RandomPool(FakePool):
+    """A pool whose jobs end in random ways after random times.  Its `start` checks what may start."""
+
+    KINDS = ("", "rate_limit", "quota", "credit", "overloaded", "network", "worker_lost", "auth", "canceled", "not begun")
+
+    def __init__(self, rng, policy, jobs, control):
+        super().__init__()
+        self.rng, self.policy, self.jobs, self.control = rng, policy, jobs, control
+        self.time, self.waits, self.ahead, self.stopped = 0.0, 0, rng.choice((0, 1)), False
+        self.stop_at = rng.choice((1e9, 1e9, rng.random() * 3000))
+        self.kinds = rng.sample(self.KINDS, rng.randint(1, len(self.KINDS))) + [""] * rng.choice((1, 5, 20))
+        self.starts, self.costs, self.good = collections.Counter(), [], set()
+        self.opens, self.probes = {}, {}  # of the backends that are paused: from when on, and the job that probes
+
+    def cancel(self, reason):
+        self.stopped = True
+
+    def start(self, item):
+        policy, index, backend, places = self.policy, item.index, item.task.backend, self.jobs + self.ahead
+        assert not self.stopped and index not in self.running and index not in self.good
+        self.starts[index] += 1
+        self.running[index] = item
+        same = [other.task for other in self.running.values() if other.task.backend == backend]
+        assert len(self.running) <= places and len(same) <= policy.limits.get(backend, places)
+        workdirs = [other.task.workdir for other in self.running.values()]
+        assert not policy.one_per_workdir or len(workdirs) == len(set(workdirs))
+        assert item.attempt == self.starts[index] or not (policy.retries or policy.max_cost)
+        if policy.max_cost and self.costs:
+            expected = sum(self.costs) * (1 + len(self.running) / len(self.costs))
+            assert expected <= policy.max_cost + 1e-6, "the budget"
+        assert len(self.starts) <= (policy.canary or 999) or len(self.good) >= policy.canary
+        if backend in self.opens:
+            assert backend not in self.probes and self.time >= self.opens[backend], "the pause"
+            self.probes[backend] = index
+
+    def wait(self, seconds=0.25):
+        self.waits += 1
+        assert self.waits < 50000, "the run does not end"
+        self.time += seconds if self.rng.random() < 0.2 else self.rng.choice((1, 10, 300)) * self.rng.random()
+        if self.time > self.stop_at:
+            self.control.cancel()
+        if not self.running or self.rng.random() < 0.2:
+            return []
+        return [self.over(self.rng.choice(list(self.running)))]
+
+    def over(self, index):
+        item, kind = self.running.pop(index), self.rng.choice(self.kinds)
+        backend, limited = item.task.backend, kind in ("rate_limit", "quota") and self.policy.retries
+        stated = self.rng.choice((None, 0, 5, 60, 3000, 20000)) if kind not in ("", "credit") else None
+        cost = self.rng.choice((None, 0.0, 0.1, 1.0)) if kind not in ("canceled", "not begun") else None
+        self.costs += [cost] if cost is not None else []
+        is_probe = self.probes.get(backend) == index
+        if limited and (is_probe or backend not in self.opens):
+            self.opens[backend] = self.time + (60 if stated is None else stated)
+        elif limited and stated is not None:
+            self.opens[backend] = max(self.opens[backend], self.time + stated)
+        elif is_probe:
+            del self.opens[backend]
+        if is_probe:
+            del self.probes[backend]
+        self.good |= set() if kind else {index}
+        self.starts[index] -= kind == "not begun"
+        status = {"": "ok", "worker_lost": "lost", "canceled": "canceled"}.get(kind, "failed")
+        result = clinvk.unfinished(item, status, kind, {"credit": "quota", "not begun": "backend"}.get(kind, kind), exit_code=0,
+                                   attempts=0 if kind == "not begun" else item.attempt)
+        return result._replace(cost_usd=cost, retry_after_seconds=stated, acted=self.rng.random() < 0.1, end_time=result.start_time + 1)
+
+
+class RandomRuns(unittest.TestCase):
+    """Random policies, inputs and events: each run ends, keeps its bounds, and answers each task once."""
+
+    def one(self, seed):
+        rng = random.Random(seed)
+        jobs, count, control = rng.choice((1, 2, 3, 8)), rng.choice((0, 1, 3, 10, 30)), clinvk.Control()
+        policy = clinvk.RunPolicy(
+            retries=rng.choice((0, 1, 2, 5)), retry_acted=rng.random() < 0.5, max_wait=rng.choice((0, 10, 3600, 100000)),
+            retry_on=(*clinvk.NO_POLICY.retry_on, *rng.choice(((), (), ("quota", "auth")))),
+            limits=rng.choice(({}, {"claude": 1}, {"claude": 2, "codex": 1}, {"claude": 99})), one_per_workdir=rng.random() < 0.3,
+            max_cost=rng.choice((0, 0, 0.5, 20)), max_failures=rng.choice((0, 0, 0, 1, 3, 0.5, 1.0)), canary=rng.choice((0, 0, 1, 2, 50)))
+        pool, items = RandomPool(rng, policy, jobs, control), []
+        for index in range(count):
+            items += [clinvk.NOT_READY] * rng.choice((0, 0, 0, 1, 3))
+            item = job(index, rng.choice(("claude", "codex", "echo")), "p")
+            task = item.task._replace(workdir=rng.choice(("/", "/usr", "/etc")), sandbox_mode=rng.choice(("full", "read-only")))
+            items.append(item._replace(task=task) if rng.random() < 0.95 else bad(index))
+        supply = FakeSupply(*items, reads_ahead=rng.random() < 0.8)
+        supply.total = rng.choice((None, count))
+        done = {index for index in range(count) if rng.random() < rng.choice((0, 0, 0.2))}
+        scheduler = clinvk.Scheduler(
+            supply, pool, jobs, policy, control=control, clock=lambda: pool.time, wall=lambda: pool.time, jitter=rng.random,
+            resume=lambda item: clinvk.unfinished(item, "ok", "resumed", "", attempts=7) if item.index in done else None)
+        indexes = []
+        for result in scheduler.results():
+            indexes.append(result.index)
+            if result.error not in ("no task", "resumed", "not begun"):
+                assert result.attempts == pool.starts[result.index], (result, pool.starts[result.index])
+        input_ended = not supply.items or control.level or scheduler._stop_reason()
+        assert sorted(indexes) == list(range(len(indexes))) and input_ended, indexes
+        assert len(indexes) == count or clinvk.NOT_READY in items
+        assert not pool.running
+
+    def test_scheduler_random_runs_keep_all_bounds(self):
+        first = int(os.environ.get("CLINVK_SEED", random.randrange(10 ** 9)))
+        for seed in range(first, first + 1500):
+            try:
+                self.one(seed)
+            except Exception as error:
+                raise AssertionError("CLINVK_SEED=%d repeats this: %r" % (seed, error)) from error
 
 
 if __name__ == "__main__":
