@@ -8595,7 +8595,7 @@ class Plan(NamedTuple):
     follow: Optional[Callable[[str], None]] = None  # called during the run with its directory
     single: bool = False  # a single prompt, which has no summary
     journal: Optional[Journal] = None
-    continuing: str = ""  # the command that continues the run
+    continuing: str = ""  # the command that continues the run, where there can be one
 
 
 def form_of(settings: Settings, console: Console, heading: str,
@@ -8649,7 +8649,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         console.say("error: " + control.failure)
     canceled = totals.counts["canceled"]
     left = bool(control.left if not signal_number else plan.journal and canceled)
-    if not settings.dry_run and (left or plan.journal and canceled):
+    if plan.continuing and not settings.dry_run and (left or plan.journal and canceled):
         console.say(_how_to_continue(plan, control.left))
     return verdict(totals, error=error, signal_number=signal_number, single=plan.single, left=left)
 

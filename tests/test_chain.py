@@ -381,6 +381,25 @@ class Failures(ChainCase):
             "total_steps": 2, "completed_steps": 1, "total_tasks": 2, "completed": 1, "failed": 0, "canceled": 0, "skipped": 1}))
         self.assertFalse(self.has("ran"))
 
+    def flaky(self, reason):
+        """A backend that fails once for this reason, then answers with its prompt."""
+        write_program(self.path("flaky"), b"#!/bin/sh\n[ -e failed ] && exec dd bs=65536 2> /dev/null\n: > failed\necho '%s' >&2\nexit 1\n" % reason)
+        return test_commands.defined(flaky={"command": [self.path("flaky")]})
+
+    def test_step_that_is_tried_again_gets_the_whole_earlier_answer(self):
+        for size in (10, 3000000):
+            completed = self.chain(step("flood %d" % size), step("<{{previous}}>", backend="flaky"), env=self.flaky(b"503 overloaded"))
+            results = self.report(completed)["results"]
+            self.assertEqual([(result["status"], result["attempts"]) for result in results], [("ok", 1), ("ok", 2)])
+            self.assertEqual(results[1]["output"], "<%s>" % results[0]["output"])
+            os.unlink(self.path("failed"))
+
+    def test_step_that_meets_a_long_limit_ends_the_chain_and_names_no_option_of_parallel(self):
+        completed = self.chain(step("x", backend="flaky"), step("touch ran"), env=self.flaky(b"429 rate limit, try again in 2h"))
+        self.assertEqual((completed.returncode, [result["status"] for result in self.report(completed)["results"]]), (75, ["failed", "canceled"]))
+        self.assertIn("flaky is limited until", completed.stderr.decode())
+        self.assertNotIn("--results", completed.stderr.decode())
+
     @only_linux
     def test_lost_worker_fails_its_step(self):
         if os.environ.get("CLINVK_START_METHOD") == "thread":
