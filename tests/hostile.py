@@ -408,6 +408,31 @@ class FullDisks(HostileCase):
             done = self.clinvk("parallel", "-j", "3", "--json", "-f", source, stdout=out)
         self.assert_told(done, 5)
 
+    def test_a_results_file_on_a_full_disk_loses_nothing_and_counts_nothing_that_is_not_in_it(self):
+        path = os.path.join(self.small_disk(256), "results.jsonl")
+        source = self.file("tasks.jsonl", tasks(*["append log %d; flood 10000 %s" % (number, "abc"[number % 3]) for number in range(60)]))
+        done = self.clinvk("parallel", "-j", "4", "--jsonl", "--results", path, "-f", source)
+        self.assert_told(done, 60, b"cannot write results to %s: No space left on device" % path.encode())
+        with open(path, "rb") as file:
+            data = file.read()
+        kept = [json.loads(line) for line in data.splitlines()]
+        self.assertTrue(data.endswith(b"\n") and 5 < len(kept) < 60)
+        shown = results(done)
+        self.assertEqual(sorted(result["index"] for result in shown), list(range(60)))
+        self.assertEqual(sorted(line["index"] for line in kept if line["status"] == "ok"),
+                         sorted(result["index"] for result in shown if result["status"] == "ok"))
+        self.assertTrue(os.path.exists(path + ".running"))
+        roomy = self.path("results.jsonl")
+        for end in ("", ".running"):
+            shutil.copy(path + end, roomy + end)
+        os.unlink(self.path("log"))
+        again = self.clinvk("parallel", "-j", "4", "-q", "--results", roomy, "--resume", "-f", source)
+        self.assertEqual(again.returncode, 0, again.stderr)
+        self.assertIn(b"60 completed (%d from an earlier run)" % len(kept), again.stdout)
+        self.assertRegex(again.stderr, b"running when the last run ended; (?:it runs|they run) again: append log")
+        with open(self.path("log")) as file:
+            self.assertEqual(len(file.readlines()), 60 - len(kept))
+
     def test_an_output_directory_on_a_full_disk_is_told_of_and_stdout_goes_on(self):
         disk = self.small_disk(256)
         kept = os.path.join(disk, "kept")
