@@ -5597,8 +5597,9 @@ class Ledger:
 
     _HEAD = 3   # retired; canceled; how many workers have started
     # pid; 1 + index of the job held last; its process group while that runs, and of this process:
-    # when it started, how many bytes it has printed, when it last printed some (milliseconds)
-    _WIDTH = 6
+    # when it started, how many bytes it has printed, when it last printed some (milliseconds); the
+    # attempt at the job
+    _WIDTH = 7
 
     def __init__(self, file: Any) -> None:
         import mmap
@@ -5672,6 +5673,13 @@ class Ledger:
                 self._words[2] += 1
                 return slot
         raise OSError("no free slot")
+
+    def claim(self, slot: int, job: Job) -> None:
+        self._words[slot + 6] = job.attempt
+        self.note(slot, job.index, 0)
+
+    def attempt(self, slot: int) -> int:
+        return self._words[slot + 6]
 
     def note(self, slot: int, index: int, group: int) -> None:
         self._words[slot + 1] = index + 1
@@ -5754,11 +5762,13 @@ class _WorkerSettings(NamedTuple):
 class _Worker(NamedTuple):
     """The state of a worker.
 
-    `block_if_orphaned` does not return once the parent is gone: another thread then clears up.
+    `claim` notes a job in the ledger.  `block_if_orphaned` does not return once the parent is gone:
+    another thread then clears up.
     """
 
     state: WorkerState
     ledger: Ledger
+    claim: Callable[[Job], None]
     block_if_orphaned: Callable[[], None]
 
 
@@ -5818,7 +5828,8 @@ def _take_slot(settings: _WorkerSettings) -> _Worker:
     state = WorkerState(settings.run_id, settings.directory,
                         functools.partial(ledger.note, slot), grace=settings.grace,
                         note_output=functools.partial(ledger.note_output, slot))
-    worker = _workers[get_ident()] = _Worker(state, ledger, do_nothing)
+    worker = _workers[get_ident()] = _Worker(
+        state, ledger, functools.partial(ledger.claim, slot), do_nothing)
     return worker
 
 
@@ -5841,9 +5852,9 @@ def _hold_lifeline(settings: _WorkerSettings, state: WorkerState) -> None:
 def _serve(message: _Message) -> Union[_Message, int]:
     """Run the job of a message and return its Result; only its index where it is not begun."""
     from _thread import get_ident
-    state, ledger, block_if_orphaned = _workers[get_ident()]
+    state, ledger, claim, block_if_orphaned = _workers[get_ident()]
     job = _unpack(message)
-    state.note(job.index, 0)
+    claim(job)
     # read after the claim is noted, because the parent looks for claims after it retires the pool
     if ledger.retired:  # also in a canceled run
         return int(job.index)
@@ -6016,9 +6027,10 @@ class _WorkerPool:
             self.ledger.close()
             raise
 
-    def claimed(self) -> Set[int]:
-        """Return the indexes of the jobs that live workers have begun."""
-        return {index for _, _, index, _ in self.ledger}
+    def claimed(self, jobs: Dict[int, Tuple[Job, _WorkerPool, float]]) -> Set[int]:
+        """Return the indexes of those jobs that live workers have begun."""
+        return {index for slot, _, index, _ in self.ledger
+                if index in jobs and jobs[index][0].attempt == self.ledger.attempt(slot)}
 
     def dead_slots(self) -> List[Tuple[int, int, int, int]]:
         """Return the slots whose worker is gone, and reap the worker if Pool has not yet.
@@ -6337,9 +6349,12 @@ class Pool:
             if group:
                 send_signal(group, signal.SIGKILL)
             how = pool.how_it_ended(pid)
+            attempt = pool.ledger.attempt(slot)
             pool.ledger.free(slot)
             pool.lost_a_worker = True
-            its_pool = self._in_flight[index][1] if index in self._in_flight else None
+            job, its_pool, _ = self._in_flight.get(index, (None, None, 0))
+            if job and job.attempt != attempt:
+                continue  # its result came, and the job is tried again
             if its_pool in (None, pool):  # else the worker had returned the job
                 sweep(TASK_MARK % (self.run_id, index))
             if its_pool is pool:
@@ -6352,7 +6367,7 @@ class Pool:
 
     def _replace_if_stalled(self, pool: _WorkerPool) -> None:
         """Retire a pool whose queue is damaged; another one gets the jobs that it has not begun."""
-        claimed = pool.claimed()
+        claimed = pool.claimed(self._in_flight)
         jobs = {index for index, (_, its_pool, _) in self._in_flight.items() if its_pool is pool}
         idle = pool.jobs > len(claimed & jobs)  # with no idle worker a job has to wait
         pool.looks_unclaimed = {index: pool.looks_unclaimed.get(index, 0) + idle for index in jobs
@@ -6364,7 +6379,7 @@ class Pool:
         if looks < (STALL_TICKS if started else START_TICKS) or started and not pool.lost_a_worker:
             return
         pool.ledger.retire()
-        waiting = set(pool.looks_unclaimed) - pool.claimed()
+        waiting = set(pool.looks_unclaimed) - pool.claimed(self._in_flight)
         try:
             if pool is self._pools[-1] and not self._canceled:
                 if not started:
@@ -6383,7 +6398,7 @@ class Pool:
         if not self._canceled:
             lost = unfinished(job, "lost", why, "worker_lost", attempts=1, start_time=started)
             return lost._replace(acted=backend_of(job).is_over is not None)
-        if index not in pool.claimed() and index not in self._awaiting_result:
+        if index not in pool.claimed(self._in_flight) and index not in self._awaiting_result:
             return self._unstarted(job)
         return unfinished(job, "canceled", CANCELED_LATE, "canceled", attempts=1,
                           start_time=started)

@@ -768,6 +768,35 @@ class Ahead(Pool):
                 self.assertEqual(lines, [0, [0, "ok", 0, "x\n", ""]])
 
     @only_linux
+    def test_pool_job_that_is_tried_again_is_not_lost_with_the_worker_of_its_first_attempt(self):
+        lines = self.run_script(PROCESS_METHODS[0], """
+            clinvk.TICK_SECONDS, clinvk.HANDOVER_SECONDS = 0.02, 0
+            pool, results = Pool(2, METHOD), []
+            former, idle = pool._pools[0], []
+            for attempt in range(1, 100):
+                pool.start(Job(0, Task("echo", "ids ids; wait-for go; say x"), attempt=attempt))
+                while not os.path.exists("ids"):
+                    pool.wait()
+                idle = [pid for _, pid, index, group in former.ledger if index == 0 and not group]
+                if idle:
+                    break
+                open("go", "w").close()
+                while len(pool):
+                    pool.wait()
+                os.unlink("go")
+                os.unlink("ids")
+            os.kill(idle[0], signal.SIGKILL)
+            while not former.lost_a_worker:
+                results += pool.wait()
+            open("go", "w").close()
+            while len(pool):
+                results += pool.wait()
+            pool.close()
+            say(json.dumps([[result.status, result.attempts == attempt] for result in results]))
+            """)
+        self.assertEqual(lines, [[["ok", True]]])
+
+    @only_linux
     def test_pool_lost_job_that_had_to_wait_starts_when_its_worker_has_it(self):
         for method in PROCESS_METHODS:
             with self.subTest(method=method):
