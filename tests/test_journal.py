@@ -18,11 +18,11 @@ from support import Case, clinvk, job, only_linux, results, tasks
 NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "verbose", "dry_run"}
 
 HOLDER = """
-import sys
+import os, sys
 sys.path.insert(0, sys.argv[1])
 import clinvk
 journal = clinvk.Journal(sys.argv[2], resume=True, continuing="", warn=print)
-print("open", flush=True)
+os.write(1, b"open\\n")
 sys.stdin.read()
 """
 
@@ -388,7 +388,7 @@ class LockTest(JournalCase):
 
     @only_linux
     def test_the_workers_of_a_killed_run_are_waited_for(self):
-        with unittest.mock.patch.dict(globals(), HOLDER=HOLDER.replace("print(\"open\"", "import os; os.fork(); print(\"open\"")):
+        with unittest.mock.patch.dict(globals(), HOLDER=HOLDER.replace("os.write(1", "os.fork(); os.write(1")):
             holder = self.hold()
         holder.wait_for_line(b"open")  # its child, which keeps the lock
         holder.send_signal(signal.SIGKILL)
