@@ -6606,7 +6606,9 @@ class Bounds:
 
     def _note_canary(self, result: Result, total: Optional[int]) -> None:
         if result.status != "ok":
-            self.reached = self.reached or "canary: task %d did not succeed" % (result.index + 1)
+            if not self.reached:
+                self.reached = "canary: task %d did not succeed" % (result.index + 1)
+                self._notice(self.reached + ": the other tasks are canceled")
             return
         self._canaries.append(result.duration_seconds)
         count = len(self._canaries)

@@ -535,6 +535,7 @@ class BoundsOfARun(PolicyCase):
         self.assertEqual(answers, [(0, "failed", 1), (1, "ok", 1), (2, "canceled", 0), (3, "canceled", 0)])
         self.assertEqual(self.pool.calls, [])
         self.assertFalse(self.control.left)
+        self.assertEqual(self.notices, ["canary: task 1 did not succeed: the other tasks are canceled"])
 
     def test_canary_is_tried_again_like_any_task(self):
         self.assertEqual(self.play("10 0 network\n20 0 ok\n30 1 ok", count=2, jobs=2, canary=1), [(0, "ok", 2), (1, "ok", 1)])
