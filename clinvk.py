@@ -6587,8 +6587,9 @@ class Bounds:
             return True
         if not running:
             self.kind = "budget"
-            self.reached = "$%.4f of max_cost $%g are spent, and a task costs $%.4f" % (
-                self._spent, most, self._mean)
+            self.reached = "$%.4f of max_cost $%g are spent" % (self._spent, most)
+            if self._mean:
+                self.reached += ", and a task costs $%.4f" % self._mean
         return False
 
     def note(self, result: Result, total: Optional[int]) -> None:

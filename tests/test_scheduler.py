@@ -484,7 +484,8 @@ class BoundsOfARun(PolicyCase):
     def test_max_cost_counts_what_earlier_runs_spent(self):
         pool = Clocked()
         scheduler = clinvk.Scheduler(FakeSupply(0), pool, 1, clinvk.RunPolicy(max_cost=2), spent=2.0, clock=pool.now)
-        self.assertEqual([result.error_kind for result in scheduler.results()], ["budget"])
+        result, = scheduler.results()
+        self.assertEqual((result.error_kind, result.error), ("budget", "canceled before it started ($2.0000 of max_cost $2 are spent)"))
 
     def test_max_cost_that_is_used_up_with_the_last_task_leaves_nothing(self):
         self.priced("10 0 ok", {0: 5.0}, count=1, max_cost=5)
