@@ -7403,9 +7403,11 @@ class Journal:
         """Note that a job is about to run.  The note is lost if the disk is full."""
         key = self._keys.get(job.index, "")
         self._started.add(job.index)
+        if job.attempt > 1 or not self._writes:
+            return
         if self._left[key]:  # there is a note of it
             self._left[key] -= 1
-        elif job.attempt == 1 and self._writes:
+        else:
             note = {"index": job.index, "key": key, "label": task_label(job.task)}
             with contextlib.suppress(OSError):
                 write_all(self._notes_file, dumps(note) + b"\n")
