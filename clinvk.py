@@ -1837,8 +1837,9 @@ def path_context(*steps: Union[str, int]) -> Iterator[None]:
         raise InvalidValue(str(error), steps) from None
 
 
-# What to do instead of giving a field that a task does not have.
-FIELD_HINTS = {"files": "; name the files in the prompt, and their directory in \"workdir\""}
+# What to do instead of giving a field that a task or a batch does not have.
+FIELD_HINTS = {"files": "; name the files in the prompt, and their directory in \"workdir\"",
+               "results": "; give the option --results", "resume": "; give the option --resume"}
 
 
 def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> Dict[str, Any]:
@@ -1849,9 +1850,9 @@ def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> 
     for name, item in value.items():
         try:
             if name not in fields:
-                hint = FIELD_HINTS.get(name) if "prompt" in fields else None
+                hint = FIELD_HINTS.get(name) if "prompt" in fields or "tasks" in fields else None
                 meta = '; free data goes into "meta"' if "meta" in fields else ""
-                raise InvalidValue("unknown field%s%s" % (hint or known_as(name, fields), meta))
+                raise InvalidValue("unknown field" + (hint or known_as(name, fields) + meta))
             if item is not None:
                 checked[name] = fields[name](item)
         except ValueError:
@@ -3777,6 +3778,10 @@ RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {
 BATCH_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "tasks": _of_type(list, "a list of tasks"), "backends": _definitions, **RUN_FIELDS,
     "defaults": functools.partial(_checked, fields=DEFAULTS_FIELDS, what="an object")}
+FIELD_HINTS.update(dict.fromkeys(
+    RUN_FIELDS, "; it is for the whole run: give the option, or the field of a batch"))
+FIELD_HINTS.update(dict.fromkeys(
+    DEFAULTS_FIELDS, "; it is for one task: put it into the task or into \"defaults\""))
 
 
 class Ceiling(NamedTuple):
@@ -6952,7 +6957,8 @@ class Scheduler:
         moment = local_time(gate.retry_at)
         if gate.until - (gate.closed_since or 0.0) > self._policy.max_wait:
             self._give_up(gate, "rate_limit", "%s is limited until %s, which is longer than "
-                          "max_wait permits" % (backend, moment))
+                          "max_wait (%s) permits"
+                          % (backend, moment, duration(self._policy.max_wait)))
         elif pause >= NOTICE_SECONDS and (  # once for the limits that several jobs met
                 moment != local_time(self._control.limited.get(backend, 0.0))):
             self._notice("%s is limited until %s: its tasks wait" % (backend, moment))
@@ -7311,8 +7317,8 @@ class Journal:
                     self._warn("%s:%d: the last line is incomplete and is left out"
                                % (self._path, number))
                     return start, answered
-                raise UserError("%s:%d: not a result: %s; correct or remove this line"
-                                % (self._path, number, error)) from None
+                raise UserError("%s:%d: not a result: %s; correct or remove this line, "
+                                "or give another file" % (self._path, number, error)) from None
             key = fields["key"]
             if start >= since:
                 answered[key] += 1
@@ -7922,6 +7928,7 @@ class Totals:
         self.last_failure: Tuple[str, int] = ("", 0)  # status and exit code
         self._began = time.monotonic()
         self._reasons: Dict[str, int] = {}  # errors, and how many tasks have each
+        self._unlisted = 0  # failed tasks with other errors
 
     @property
     def total(self) -> int:
@@ -7933,9 +7940,14 @@ class Totals:
         self.resumed += result.resumed
         if failed:
             self.last_failure = result.status, result.exit_code
-            reason = visible(" ".join(result.error.split()))
-            if reason in self._reasons or len(self._reasons) < MAX_REASONS:
+        if failed or never_started(result):
+            reason = "failed: " if failed else "canceled: "
+            reason += visible(
+                " ".join(result.error.replace(CANCELED_EARLY, "never started").split()))
+            if reason in self._reasons or len(self._reasons) < MAX_REASONS or not failed:
                 self._reasons[reason] = self._reasons.get(reason, 0) + 1
+            else:
+                self._unlisted += 1
         for name, count in (result.usage or {}).items():
             self.usage[name] = self.usage.get(name, 0) + count
         if result.cost_usd is not None:
@@ -7979,10 +7991,11 @@ class Totals:
         return "Total: %s (%.2fs)" % (", ".join(parts), self.duration_seconds)
 
     def reasons(self) -> str:
-        """Return a line for each reason for which tasks failed."""
-        more = self.counts["failed"] - sum(self._reasons.values())
-        lines = ["%d failed: %s\n" % (count, reason) for reason, count in self._reasons.items()]
-        return "".join(lines) + ("%d failed for other reasons\n" % more if more else "")
+        """Return a line for each reason for which tasks failed or never started."""
+        lines = ["%d %s\n" % (count, reason) for reason, count in self._reasons.items()]
+        if self._unlisted:
+            lines.append("%d failed for other reasons\n" % self._unlisted)
+        return "".join(lines)
 
 
 def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_number: int = 0,
@@ -9354,9 +9367,11 @@ def _argument_type(check: Callable[[Any], Any], number: bool) -> Callable[[str],
     def convert(text: str) -> Any:
         import argparse
         try:
-            return check(int(text) if number and text.isascii() and text.isdigit() else text)
+            is_number = number and re.fullmatch("-?[0-9]+", text)
+            return check(int(text) if is_number else text)
         except ValueError as error:  # argparse shows the message of its own error only
-            raise argparse.ArgumentTypeError(str(error)) from None
+            message = error.message if isinstance(error, InvalidValue) else str(error)
+            raise argparse.ArgumentTypeError(message) from None
     return convert
 
 
@@ -9510,12 +9525,23 @@ def settings_from(options: argparse.Namespace) -> Settings:
                     start_method_of(environment), options.arguments)
 
 
+def _is_same(path: str, other: Union[str, int]) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # a file that does not exist is reported later
+        return False
+
+
 def run_parallel(options: argparse.Namespace) -> int:
     if options.resume and not options.results:
         raise UserError("--resume: there is no results file to continue from; give --results FILE")
     if options.results == "-":
         raise UserError("--results -: expected the name of a file; --jsonl prints the results")
-    return command_parallel(settings_from(options), _file(options), overwrite=options.overwrite,
+    file = _file(options)
+    if options.results and _is_same(options.results, 0 if file == "-" else file):
+        raise UserError("--results %s: it is the file of the tasks; give another name"
+                        % visible(options.results))
+    return command_parallel(settings_from(options), file, overwrite=options.overwrite,
                             results=options.results or "", resume=options.resume)
 
 

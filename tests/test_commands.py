@@ -259,7 +259,7 @@ Total: 151 tasks, 0 completed, 1 failed, 150 canceled (0.00s)
     def test_only_what_there_is_is_added_to_the_total(self):
         batch = tasks("say x") + tasks("say y", dry_run=True) + tasks("exit 1", "sleep 300")
         completed = self.parallel("-q", "-j", "1", "--fail-fast", input=batch)
-        self.assertEqual(normal(completed.stdout), "Total: 4 tasks, 1 completed, 1 failed, 1 canceled, 1 skipped (0.00s)\n1 failed: exit status 1\n")
+        self.assertEqual(normal(completed.stdout), "Total: 4 tasks, 1 completed, 1 failed, 1 canceled, 1 skipped (0.00s)\n1 failed: exit status 1\n1 canceled: never started (fail-fast)\n")
 
     def test_rows_do_not_break_whatever_names_and_errors_hold(self):
         completed = self.parallel(input=tasks("fail a\\nb\x1b[31m\t c", name="one\ttwo\nthree\x1b]0;x\x07"))
@@ -2212,7 +2212,8 @@ class RetriesAndBounds(Commands):
         for arguments, words in ((("--limit", "nobody=2"), 'unknown backend "nobody"'), (("--limit", "codex"), "expected BACKEND=N"),
                                  (("--retry-on", "weather"), 'unknown error kind "weather"'), (("--max-failures", "101%"), "a percentage"),
                                  (("--max-cost", "-1"), "expected an amount in USD"), (("--canary", "0"), "from 1 on"),
-                                 (("--max-wait", "soon"), "expected a duration"), (("--retries", "-1"), "--retries")):
+                                 (("--max-wait", "soon"), "expected a duration"), (("--retries", "-1"), "argument --retries: expected a whole number from 0 on, got -1"),
+                                 (("--retry-on", "auth,"), 'argument --retry-on: unknown error kind ""')):
             with self.subTest(arguments=arguments):
                 completed = self.parallel(*arguments, input=tasks("x"))
                 self.assertEqual(completed.returncode, 2)

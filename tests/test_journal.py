@@ -565,6 +565,15 @@ class RunTest(support.ForkingCase):
                       self.run_it(input=self.input("a")).stderr)
         self.assertEqual(self.starts(), ["a"])
 
+    def test_file_of_the_tasks_is_refused_as_results_file(self):
+        source = self.file("results.jsonl", self.input("a"))
+        redirected = self.run_program(["sh", "-c", 'exec "$@" < results.jsonl', "sh", sys.executable, support.COMPILED,
+                                       "parallel", "--results", "results.jsonl", "--resume"])
+        for done in self.run_it("-f", source), self.run_it("-f", source, "--resume"), redirected:
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (
+                2, b"", b"clinvk: error: --results results.jsonl: it is the file of the tasks; give another name\n"))
+        self.assertFalse(os.path.exists(self.log))  # nothing was started
+
     def test_resume_without_results_is_refused(self):
         done = self.clinvk("parallel", "--resume", input=self.input("a"))
         self.assertEqual((done.returncode, done.stderr), (

@@ -174,6 +174,8 @@ class Totals(unittest.TestCase):
         totals = totals_of([result(0), result(1, "failed", error="a\n b\x1b"), result(2, "timeout", error="late"), result(3, "lost", error="a b\x1b"),
                             result(4, "canceled", error="canceled while it ran")])
         self.assertEqual(totals.reasons(), "2 failed: a b^[\n1 failed: late\n")
+        early = [result(index, "canceled", error="canceled before it started (fail-fast)", attempts=0) for index in (1, 2)]
+        self.assertEqual(totals_of([result(0, "failed", error="a"), *early]).reasons(), "1 failed: a\n2 canceled: never started (fail-fast)\n")
         many = totals_of([result(index, "failed", error="error %d" % (index % 50)) for index in range(100)])
         self.assertEqual(many.reasons().splitlines(), ["2 failed: error %d" % number for number in range(20)] + ["60 failed for other reasons"])
         self.assertEqual(totals_of([result(0)]).reasons(), "")
