@@ -476,10 +476,11 @@ Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)
                                         "total_duration_seconds", "start_time", "end_time", "results"])
         self.assertEqual(list(report["results"][0])[:4], ["step", "name", "index", "task_name"])
 
-    def test_quiet_prints_the_total_and_the_error(self):
+    def test_quiet_prints_the_total_and_the_reasons(self):
         completed = self.chain(*self.STEPS, arguments=["-q"])
         self.assertEqual(normal(completed.stdout),
-            "Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)\n1 failed: exit status 3\n")
+            "Total: 4 tasks, 2 completed, 1 failed, 1 canceled, 314 tokens, $0.2500 (0.00s)\n"
+            "1 failed: exit status 3\n1 canceled: not run, because step 3 failed\n")
         self.assertEqual(self.chain(*self.STEPS, arguments=["-q", "--jsonl"]).stderr, b"")
 
     def test_dry_run_prints_steps_with_their_placeholders(self):
