@@ -1736,7 +1736,12 @@ def _bytes(value: Any) -> int:
 
 
 def _wait_seconds(value: Any) -> float:
-    return 0.0 if value in (0, "0", "0s") and value is not False else _seconds(value)
+    is_duration = type(value) in (int, float, str)
+    if is_duration and re.fullmatch(r"0+(\.0+)? ?[smh]?", str(value), re.ASCII):
+        return 0.0
+    if type(value) in (int, float) and not value > 0:
+        raise expected("seconds from 0 on or a duration such as \"15m\"", value)
+    return _seconds(value)
 
 
 def _usd(value: Any) -> float:
@@ -5496,11 +5501,7 @@ def _judge(job: Job, ended: Ended, execution: Execution,
     status = "failed"
     if stopped in ("timeout", "stalled"):
         status, exit_code, kind = "timeout", 124, stopped
-        error = "timed out after %gs" % job.task.timeout
-        if stopped == "stalled":
-            error = "stalled: no output for " + duration(job.task.idle_timeout)
-        if reply.waiting:
-            error += " (it was waiting: %s)" % one_line(reply.waiting)
+        error = _overdue(job.task, stopped, reply.waiting)
     elif stopped == "canceled":
         status, exit_code, error, kind = "canceled", -1, CANCELED_LATE, "canceled"
     elif lapse:
@@ -5529,6 +5530,14 @@ def _judge(job: Job, ended: Ended, execution: Execution,
         session_id=reply.session_id, usage=reply.usage, cost_usd=reply.cost_usd,
         num_turns=reply.num_turns, usage_is_cumulative=reply.usage_is_cumulative,
         limits=reply.limits, acted=reply.acted)
+
+
+def _overdue(task: Task, stopped: str, waiting: str) -> str:
+    """Return the error of a task that took too long; `waiting`: for what its program waited."""
+    error = "timed out after %gs" % task.timeout
+    if stopped == "stalled":
+        error = "stalled: no output for " + duration(task.idle_timeout)
+    return error + (" (it was waiting: %s)" % one_line(waiting) if waiting else "")
 
 
 def signal_name(number: int) -> str:
@@ -6927,9 +6936,8 @@ class Scheduler:
         if only_a_person and policy.retries:
             reason = cut(one_line(result.error), MAX_REASON_COLUMNS)
             self._give_up(gate, "quota", "%s: %s" % (result.backend, reason))
-        is_free = is_limit and stated is not None
         if (result.status not in FAILED_STATUSES or kind not in policy.retry_on
-                or self._stop_reason() or entry.used >= policy.retries and not is_free):
+                or self._stop_reason() or entry.used >= policy.retries and not is_limit):
             return result
         if result.acted and not policy.retry_acted and entry.job.task.sandbox_mode != "read-only":
             return result._replace(warnings=(*result.warnings, "not tried again, because it may "
@@ -6943,7 +6951,7 @@ class Scheduler:
             return result._replace(retry_at=self._wall() + wait)
         tries = (*entry.tries, result._replace(answer="", task=None))
         return entry._replace(ready=0.0 if is_limit else now + wait, tries=tries,
-                              used=entry.used + (not is_free), waited=waited)
+                              used=entry.used + (not is_limit), waited=waited)
 
     def _give_up(self, gate: Gate, kind: str, why: str) -> None:
         """Start no more jobs of a backend, for the first of several reasons."""
@@ -7212,6 +7220,7 @@ class Journal:
         # takes a third of the memory.  And the line of the same key before that.
         self._ok: Dict[int, int] = {}
         self._ok_before: Dict[int, int] = {}
+        self._strangers = 0  # tasks without an ok line, before the first that has one
         self._left: Dict[str, int] = Counter()  # keys of tasks that a killed run left unanswered
         try:
             self._open()
@@ -7383,7 +7392,13 @@ class Journal:
         key = self._keys[job.index] = job_key(job)
         start = self._ok.pop(hash(key), None)
         if start is None:
+            self._strangers += 1
+            if self._strangers == MAX_LABELS and self._ok:
+                self._warn("%s has results, but none of the first %d tasks: is it the file of "
+                           "these tasks, with the same backend, model and other options?"
+                           % (self._path, MAX_LABELS))
             return None
+        self._strangers = -sys.maxsize
         if start in self._ok_before:
             self._ok[hash(key)] = self._ok_before.pop(start)
         try:
@@ -8682,8 +8697,9 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         console.say("error: " + control.failure)
     canceled = totals.counts["canceled"]
     left = bool(control.left if not signal_number else plan.journal and canceled)
-    if plan.continuing and not settings.dry_run and (left or plan.journal and canceled):
-        console.say(_how_to_continue(plan, control.left))
+    missing = left or plan.journal and (canceled or totals.counts["failed"])
+    if plan.continuing and not settings.dry_run and missing:
+        console.say(_how_to_continue(plan, control.left, left or canceled))
     return verdict(totals, error=error, signal_number=signal_number, single=plan.single, left=left)
 
 
@@ -8728,12 +8744,13 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, control: Con
                 journal.close()
 
 
-def _how_to_continue(plan: Plan, why: str) -> str:
+def _how_to_continue(plan: Plan, why: str, is_unfinished: Any) -> str:
     """Return the message about tasks that a later run can do."""
     if not plan.journal:
         return "nothing was kept for a later run: with --results FILE, --resume continues a run"
-    return "to continue%s: %s" % (", with a larger --max-cost" if why == "budget" else "",
-                                  plan.continuing)
+    purpose = "continue" if is_unfinished else "try the failed tasks again"
+    budget = ", with a larger --max-cost" if why == "budget" else ""
+    return "to %s%s: %s" % (purpose, budget, plan.continuing)
 
 
 def _summarize(plan: Plan, settings: Settings, feed: Fanout, totals: Totals,

@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import unittest
+import warnings
 import uuid
 import venv
 
@@ -431,11 +432,16 @@ class Case(unittest.TestCase):
 class ForkingCase(Case):
     """A test that runs the program in forks of its own process: without the start of Python a run takes half the time."""
 
-    def clinvk(self, *args, input=b"", env=None, **options):
-        """Run clinvk as Case.clinvk does, in a fork unless an option or a start method needs a process of its own."""
-        if set(options) - {"cwd"} or os.environ.get("CLINVK_START_METHOD") or len(input) > 4096:
-            return super().clinvk(*args, input=input, env=env, **options)
+    def run_program(self, argv, input=b"", env=None, **options):
+        """As Case.run_program; in a fork, unless the program, an option or a start method needs a process of its own."""
+        if isinstance(input, str):
+            input = input.encode("utf-8", "surrogateescape")
+        heads = [sys.executable, COMPILED], [sys.executable, "-W", "error", COMPILED]
+        args = next((argv[len(head):] for head in heads if list(argv[:len(head)]) == head), None)
         environment = self.environment_with(env)
+        if (args is None or set(options) - {"cwd"} or len(input) > 4096 or os.environ.get("CLINVK_START_METHOD")
+                or any(name.startswith("PYTHON") and environment[name] != os.environ.get(name) for name in environment)):
+            return super().run_program(argv, input, env, **options)
         reader, writer = os.pipe()
         os.write(writer, input)
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -449,6 +455,7 @@ class ForkingCase(Case):
                     os.environ.clear()
                     os.environ.update(environment)
                     tempfile.tempdir, sys.argv = None, ["clinvk", *args]
+                    warnings.simplefilter("error")
                     signal.alarm(int(PATIENCE * 2))
                     clinvk.console()
                 finally:

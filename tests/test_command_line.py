@@ -13,7 +13,7 @@ import tty
 import unittest
 
 import support
-from support import COMPILED, MODULES, PATIENCE, ROOT, Case, only_linux, results, tasks
+from support import COMPILED, MODULES, PATIENCE, ROOT, only_linux, results, tasks
 
 import clinvk
 
@@ -48,7 +48,7 @@ if __name__ == "__main__":
 """ % MODULES
 
 
-class CommandLine(Case):
+class CommandLine(support.ForkingCase):
     def setUp(self):
         super().setUp()
         self.environment.pop("PYTHONUNBUFFERED", None)  # it would hide what is not flushed

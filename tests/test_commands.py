@@ -58,7 +58,7 @@ def columns(text):
                for character in text)
 
 
-class Commands(Case):
+class Commands(support.ForkingCase):
     def command(self, *arguments):
         return [sys.executable, "-W", "error", COMPILED, "parallel", *arguments]
 

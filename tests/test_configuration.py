@@ -8,7 +8,7 @@ import sys
 import unittest
 
 import support
-from support import Case, clinvk, results, tasks
+from support import clinvk, results, tasks
 
 support.left_to_full_runs()
 
@@ -70,7 +70,7 @@ MISTAKES = [
 ]
 
 
-class ConfigurationCase(Case):
+class ConfigurationCase(support.ForkingCase):
     def setUp(self):
         super().setUp()
         self.environment["CLINVK_HOME"] = self.path("own")

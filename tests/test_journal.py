@@ -180,6 +180,12 @@ class ResumeTest(JournalCase):
         jobs[2] = job(2, "echo", "changed")
         self.assertEqual(self.run_jobs(*jobs), [2])
 
+    def test_resume_with_the_results_of_other_tasks_warns(self):
+        self.run_jobs(*[job(index, "echo", "p%d" % index) for index in range(3)])
+        for first, warns in ((2, 0), (100, 1)):
+            self.run_jobs(*[job(index, "echo", "p%d" % index) for index in range(first, first + 20)])
+            self.assertEqual(len([text for text in self.warnings if "is it the file of these tasks" in text]), warns)
+
     def test_resume_identical_tasks_are_matched_by_count(self):
         same = [job(index, "echo", "p") for index in range(5)]
         self.assertEqual(self.run_jobs(*same[:3]), [0, 1, 2])

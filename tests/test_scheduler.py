@@ -366,9 +366,9 @@ class Gates(PolicyCase):
         self.assertEqual(self.play(script, count=1, retries=1), [(0, "ok", 6)])
 
     def test_gate_unstated_limit_is_probed_after_1_2_4_minutes(self):
-        self.play("10 0 rate_limit\n75 0 rate_limit\n200 0 rate_limit", count=2, jobs=1, max_wait=100000)
-        self.assertEqual([index for _, index in self.pool.starts], [0, 0, 0, 1], "two retries, then the next task probes")
-        self.assertEqual([time for time, _ in self.pool.starts], [0, 70, 195, 440])
+        script = "\n".join("%d 0 rate_limit" % second for second in (10, 75, 200, 450, 940, 1910, 3720))
+        self.play(script, count=2, jobs=1, max_wait=100000)
+        self.assertEqual(self.pool.starts, [(second, 0) for second in (0, 70, 195, 440, 930, 1900, 3710, 5520)] + [(6520, 1)])
 
     def test_gate_room_is_halved_by_a_limit_and_grows_with_each_success(self):
         gate = clinvk.Gate(8)
