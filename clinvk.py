@@ -7152,12 +7152,20 @@ def job_key(job: Job) -> str:
     return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
+def program_words() -> List[str]:
+    """Return the words with which a shell starts this program as it was started."""
+    path = "".join(sys.argv[:1])
+    if os.path.basename(path) in ("", "clinvk"):
+        return ["clinvk"]
+    return [path] if os.sep in path and os.access(path, os.X_OK) else ["python3", path]
+
+
 def continuing_command(arguments: Sequence[str], from_stdin: bool) -> str:
     """Return, for a message, how to continue the run of a command line."""
     words = list(arguments)
     if "--resume" not in words:
         words.insert(words.index("--") if "--" in words else len(words), "--resume")
-    command = " ".join(map(shell_quoted, ["clinvk", *words]))
+    command = " ".join(map(shell_quoted, [*program_words(), *words]))
     return "the same input with: " + command if from_stdin else command
 
 

@@ -12,7 +12,7 @@ import unittest
 import unittest.mock
 
 import support
-from support import Case, clinvk, job, only_linux, results, tasks
+from support import COMPILED, PROGRAM, Case, clinvk, job, only_linux, results, tasks
 
 # A new field of a task belongs either to clinvk.KEY_FIELDS or here: does it change the answer?
 NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "verbose", "dry_run"}
@@ -476,6 +476,11 @@ class RunningTest(JournalCase):
 
 class CommandTest(unittest.TestCase):
     def test_continuing_command_adds_resume_and_quotes(self):
+        self.addCleanup(setattr, sys, "argv", sys.argv)
+        for path, start in (("/usr/bin/clinvk", "clinvk"), ("clinvk.py", "python3 clinvk.py"), (PROGRAM, PROGRAM)):
+            sys.argv = [path]
+            self.assertEqual(clinvk.continuing_command((), False), start + " --resume")
+        sys.argv = ["clinvk"]
         for words, command in (((), "clinvk --resume"), (("parallel", "-f", "a b"), "clinvk parallel -f 'a b' --resume"),
                                (("parallel", "--resume", "-q"), "clinvk parallel --resume -q"), (("parallel", "--"), "clinvk parallel --resume --")):
             self.assertEqual(clinvk.continuing_command(words, False), command)
@@ -535,6 +540,10 @@ class RunTest(support.ForkingCase):
     def run_it(self, *options, **keywords):
         return self.clinvk("parallel", "--results", "results.jsonl", *options, **keywords)
 
+    def errors(self, completed):
+        """What it wrote to stderr, as if it had been started by its name."""
+        return completed.stderr.decode().replace("python3 " + COMPILED, "clinvk")
+
     def test_resume_runs_only_what_has_no_ok_result_and_prints_everything(self):
         source = self.input("a", "b") + tasks("append log c; exit 3")
         first = self.run_it("--jsonl", "--resume", input=source)  # there is no file yet
@@ -565,10 +574,10 @@ class RunTest(support.ForkingCase):
         self.run_it("-f", source)
         refused = self.run_it("-q", "-f", source)
         command = "clinvk parallel --results results.jsonl -q -f '%s' --resume" % source
-        self.assertEqual((refused.returncode, refused.stdout, refused.stderr.decode()), (
+        self.assertEqual((refused.returncode, refused.stdout, self.errors(refused)), (
             2, b"", "clinvk: error: --results results.jsonl: it contains results of an earlier run; to continue: %s\n" % command))
-        self.assertIn(b"to continue: the same input with: clinvk parallel --results results.jsonl --resume\n",
-                      self.run_it(input=self.input("a")).stderr)
+        self.assertIn("to continue: the same input with: clinvk parallel --results results.jsonl --resume\n",
+                      self.errors(self.run_it(input=self.input("a"))))
         self.assertEqual(self.starts(), ["a"])
 
     def test_file_of_the_tasks_is_refused_as_results_file(self):
@@ -621,8 +630,8 @@ class RunTest(support.ForkingCase):
         run.send_signal(signal.SIGTERM)
         stopped = run.finish()
         self.assertEqual(stopped.returncode, 75, "a scheduler can start it again")
-        self.assertEqual(stopped.stderr.decode().splitlines()[-1], "clinvk: to continue: clinvk parallel -j 2 --results results.jsonl "
-                         "--jsonl -f %s --resume" % source)
+        self.assertEqual(self.errors(stopped).splitlines()[-1], "clinvk: to continue: clinvk parallel -j 2 "
+                         "--results results.jsonl --jsonl -f %s --resume" % source)
         self.assertFalse(os.path.exists(self.results + ".running"))
         self.assertEqual(sorted(status for status, _ in self.kept()), ["canceled", "canceled", "ok"])
         self.file("go", "")
@@ -635,7 +644,7 @@ class RunTest(support.ForkingCase):
         batch = tasks("say a", "say b", backend="claude")
         short = self.run_it("--resume", "--max-cost", "0.25", input=batch)
         self.assertEqual((short.returncode, self.kept()[-1]), (75, ("canceled", "say b")), "what the first run spent counts")
-        self.assertIn("clinvk: to continue, with a larger --max-cost: the same input with: clinvk", short.stderr.decode().splitlines()[-1])
+        self.assertIn("clinvk: to continue, with a larger --max-cost: the same input with: clinvk", self.errors(short).splitlines()[-1])
         self.assertEqual(self.run_it("--resume", "--max-cost", "9", input=batch).returncode, 0)
 
     def test_a_run_that_was_killed_continues_and_names_what_was_running(self):
