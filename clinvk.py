@@ -31,7 +31,7 @@ Data flows down the file: a section uses only what stands above it.
      7. Plans          chain and compare: jobs made from earlier results
      8. Worker         execute: one process; run_job: one Job to its Result
      9. Pool           jobs in, exactly one Result for each out
-    10. Scheduler      which job is next, and when a run ends; run_pool
+    10. Scheduler      which job is next and when, also after a limit; run_pool
     11. Journal        results as JSON; the results file, from which a run continues
     12. Sinks          text, JSON Lines, JSON, directory, progress
     13. Summary        the ordered table, the totals, the verdict
@@ -140,7 +140,7 @@ else:
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 FAILED_STATUSES = ("failed", "timeout", "lost")  # that count as failed
 
-# Assigned by error_kind, the readers of the backends, _judge, _not_started and Pool.
+# Assigned by error_kind, the readers of the backends, _judge, _not_started, Pool and Scheduler.
 ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid",
                "context_length", "max_turns", "budget", "timeout", "stalled", "signal",
                "not_found", "no_output", "max_output", "damaged_output", "backend", "worker_lost",
@@ -148,7 +148,7 @@ ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permissi
 
 # The exit statuses of clinvk.  A test compares them with EXIT STATUS in the man page.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION = 0, 1, 2, 3, 4
-EXIT_BUG, EXIT_OUTPUT, EXIT_LEFT = 70, 74, 75
+EXIT_BUG, EXIT_OUTPUT, EXIT_LEFT = 70, 74, 75  # the last: a later run can do the rest
 EXIT_TIMEOUT, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 124, 126, 127  # of single prompts
 EXIT_HANGUP, EXIT_INTERRUPT, EXIT_PIPE, EXIT_TERMINATE = 129, 130, 141, 143
 
@@ -2704,7 +2704,7 @@ class Backend(NamedTuple):
     name: str
     command: Callable[[Job], Command]
     read: Callable[[Capture, str, int], Reply]  # of stdout, the end of stderr, the exit code
-    honours: FrozenSet[str]  # optional fields of a task that have an effect; others cause a warning
+    honours: FrozenSet[str]  # optional fields with an effect; option_warnings has the others
     # pairs of a sandbox and an approval mode that cannot be kept, each with the reason
     impossible_modes: Dict[Tuple[str, str], str] = {}
     stop_signal: str = "SIGTERM"
@@ -5024,7 +5024,7 @@ class Execution(NamedTuple):
     workdir: Optional[OpenDirectory] = None
     timeout: float = 0.0
     stop_signal: str = "SIGTERM"
-    gate: Optional[_Gate] = None
+    gate: Optional[_PromptGate] = None
     idle_timeout: float = 0.0
     max_output: int = 0
     is_over: Optional[Callable[[int], bool]] = None
@@ -5199,7 +5199,7 @@ OVERSTAYED = "%s did not end by itself and was ended %s after its last event"
 FILES_SECONDS = 30.0  # for a program to read its files, after it has begun to read its prompt
 
 
-class _Gate:
+class _PromptGate:
     """Hold a prompt back until its program has read its files: a policy, a system prompt.
 
     gemini runs without a policy that it does not find.  It reads its files, then its prompt.  It
@@ -5394,7 +5394,7 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
             write_whole(os.path.join(scratch, name), pieces)
     if command.by_stdin and command.files:
         paths = [os.path.join(scratch, name) for name in command.files]
-        gate = _Gate(backend.text(job), paths)
+        gate = _PromptGate(backend.text(job), paths)
         cleanup.callback(gate.close_unless_given)
         files = [gate.source, *files[1:]]
     elif command.by_stdin:
@@ -5459,7 +5459,7 @@ def _not_started(job: Job, program: str, error: OSError) -> Result:
     return unfinished(job, "failed", text, kind, exit_code=code, attempts=1)
 
 
-def _lapse(job: Job, gate: _Gate, stderr: int, failed: bool) -> str:
+def _lapse(job: Job, gate: _PromptGate, stderr: int, failed: bool) -> str:
     """Return why a program may have run without its files; "" where it did not."""
     backend, problem = backend_of(job), gate.problem
     is_confined = job.task.sandbox_mode in ("read-only", "workspace")
@@ -6262,7 +6262,7 @@ class Pool:
                 if worker.state.run_id == self.run_id]
 
     def running(self) -> List[Running]:
-        """Return the jobs that run, in the order of their indexes."""
+        """Return the jobs that run, each with its `attempt`, in the order of their indexes."""
         found = {index: Running(self._in_flight[index][0], seconds, size, quiet)
                  for pool in self._pools
                  for index, seconds, size, quiet in pool.ledger.running()
@@ -6500,8 +6500,8 @@ class DryPool:
 # --- 10. Scheduler -----------------------------------------------------------
 #
 # Which job starts next and when: order, retries, limits, bounds, the end of a run.  Pure logic over
-# a supply, a pool and two clocks.  An attempt is a job of the pool: a retry is decided here, from
-# the last Result.
+# a supply, a pool and two clocks.  Each attempt is a job of the pool.  _again decides whether there
+# is another attempt.  It starts when the Gate opens again after a limit, else after _retry_seconds.
 
 MAX_HELD = 1000  # jobs that wait for their backend while others are read
 SHORT_SECONDS = 0.1  # a job below that waits noticeably for the parent
@@ -6525,7 +6525,7 @@ class Control:
         self.reason = ""  # why, for the results of the tasks that did not start
         self.directory = ""  # of the run's files, while it is under way
         self.failure = ""  # why the run could not continue
-        self.left = ""  # why tasks were not run that a later run can do: rate_limit or budget
+        self.left = ""  # why a later run can do the rest (EXIT_LEFT): rate_limit or budget
         self.limited: Dict[str, float] = {}  # backend: until when (epoch) its starts pause
         self.wake: Callable[[], None] = do_nothing
         self.running: Callable[[], List[Running]] = list  # of the pool, while the run is under way
@@ -6986,7 +6986,7 @@ class Scheduler:
         return self._supply.arrived(result)
 
     def _unbegun(self, entry: _Entry) -> Result:
-        """Return the result of a job that is not started, or not again."""
+        """Return the result of a job that is not started, or not again: canceled, and why."""
         gate = self._key(entry.job)[0]
         kind, why = self._bounds.kind or "canceled", self._stop_reason()
         if gate.given_up:
@@ -7127,7 +7127,7 @@ def never_started(result: Result) -> bool:
     return result.status == "canceled" and not result.attempts
 
 
-# The fields of a task that determine its answer.  A test names the others.
+# The fields of a task that determine its answer, and so its key.  A test names the others.
 KEY_FIELDS = ("backend", "prompt", "model", "system_prompt", "workdir", "approval_mode",
               "sandbox_mode", "max_turns", "max_tokens", "extra")
 
@@ -7173,7 +7173,7 @@ def _objects(value: Any) -> Tuple[Dict[str, Any], ...]:
     return tuple(map(_free_object, _of_type(list, "a list of objects")(value)))
 
 
-# What a later run needs of a line of the results file, with the checks.
+# The fields that a later run reads from a line of the results file, with their checks.
 LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "key": _known_string, "backend": _known_string, "model": _known_string,
     "status": _known_string, "exit_code": _of_type(int, "a whole number"),
@@ -7442,7 +7442,7 @@ class Journal:
                 write_all(self._notes_file, dumps(note) + b"\n")
 
     def write(self, result: Result) -> None:
-        """Append a result.  Raises OutputError; the file is then as it was before."""
+        """Append a result, its key and its label.  After an OutputError the file is as before."""
         key = self._keys.pop(result.index, "")
         if result.resumed or not self._writes:
             return
@@ -7485,8 +7485,8 @@ class Journal:
 
 # --- 12. Sinks ---------------------------------------------------------------
 #
-# A sink takes one Result at a time, in the order in which tasks end: `write(result)`.  Nothing else
-# in the program writes results.  A sink raises OutputError when it cannot write.
+# A sink takes one Result at a time, in the order in which tasks end: `write(result)`.  form_of
+# chooses the sink for stdout.  A sink raises OutputError when it cannot write.
 
 MAX_NAME_COLUMNS = 60  # of the name before an answer
 
@@ -8027,7 +8027,7 @@ def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_numbe
 
     `error`: the output could not be written.  `signal_number`: that of the signal that stopped the
     run.  `single`: a single prompt, whose exit status also tells a timeout and a missing program.
-    `left`: tasks were not run that a later run can do; SIGTERM is then no failure.
+    `left`: a later run can do the rest, as run_plan finds; SIGTERM is then not a failure.
     """
     status, exit_code = totals.last_failure
     if error and not error.broken_pipe:
@@ -8454,7 +8454,7 @@ class Settings(NamedTuple):
 
     rules: TaskPolicy
     dry_run: bool = False
-    form: str = "text"  # or json, jsonl
+    form: str = "text"  # or json, jsonl; form_of chooses the sink
     quiet: bool = False
     progress: str = "auto"
     color: str = "auto"
