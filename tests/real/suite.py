@@ -69,12 +69,18 @@ class RealCase(support.Case):
         next(batches)
         return super().start("parallel", *args, **options)
 
-    def batch(self, tasks, *args, jobs=4, status=None, retries=0, **options):
-        """Runs a batch of `(id, backend, directives, fields)`.  Its results by their ids; with `status` each must have that one."""
+    def batch(self, tasks, *args, jobs=4, status=None, retries=0, notices=(), **options):
+        """Runs a batch of `(id, backend, directives, fields)`.  Its results by their ids; with `status` each must have that one.
+
+        `notices` are parts of the lines on stderr, sorted.
+        """
         done = self.clinvk("--jsonl", "-q", "-j", str(jobs), "--retries", str(retries), *args, input=lines(tasks), **options)
         answers = {result.get("task_id", ""): result for result in results(done)}
         self.assertEqual(sorted(answers), sorted(task[0] for task in tasks), (shown(answers), done.stderr.decode("utf-8", "replace")))
-        self.assertEqual(done.stderr, b"")
+        lines_of_stderr = sorted(done.stderr.decode().splitlines())
+        self.assertEqual(len(lines_of_stderr), len(notices), lines_of_stderr)
+        for part, line in zip(notices, lines_of_stderr):
+            self.assertIn(part, line)
         if status:
             self.assertEqual({name: result["status"] for name, result in answers.items()}, dict.fromkeys(answers, status), shown(answers))
             self.assertEqual(done.returncode, 0 if status == "ok" else 1)
@@ -370,7 +376,8 @@ if __name__ == "__main__":
 
     def test_quota_that_only_a_person_can_lift_ends_the_tasks_of_its_backend(self):
         names = [(backend, "%s-%d" % (backend, number)) for number in (1, 2) for backend in ("claude", "codex")]
-        answers = self.batch([task(name, backend, "mock: quota") for backend, name in names], "--limit", "claude=1", "--limit", "codex=1", retries=2)
+        answers = self.batch([task(name, backend, "mock: quota") for backend, name in names], "--limit", "claude=1", "--limit", "codex=1", retries=2,
+                             notices=["clinvk: claude: ", "clinvk: codex: "])
         self.assertEqual({name: (result["status"], result["error_kind"]) for name, result in answers.items()}, {
             name: ("failed" if name.endswith("1") else "canceled", "quota") for _, name in names}, shown(answers))
         self.assertEqual(sorted(request.user.split()[0] for request in self.requests()), ["claude-1", "codex-1"])
