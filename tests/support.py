@@ -439,7 +439,7 @@ class ForkingCase(Case):
         heads = [sys.executable, COMPILED], [sys.executable, "-W", "error", COMPILED]
         args = next((argv[len(head):] for head in heads if list(argv[:len(head)]) == head), None)
         environment = self.environment_with(env)
-        if (args is None or set(options) - {"cwd"} or len(input) > 4096 or os.environ.get("CLINVK_START_METHOD")
+        if (args is None or set(options) - {"cwd"} or len(input) > 4096 or os.environ.get("CLINVK_START_METHOD", "fork") != "fork"
                 or any(name.startswith("PYTHON") and environment[name] != os.environ.get(name) for name in environment)):
             return super().run_program(argv, input, env, **options)
         reader, writer = os.pipe()
