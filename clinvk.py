@@ -3878,12 +3878,13 @@ class TaskPolicy(NamedTuple):
         layers = [("command line", dict(self.run)), ("batch", dict(batch)),
                   ("configuration", settings),
                   ("built-in", dict(built_in, max_parallel=file.get("parallel.max_workers")))]
-        for _, layer in layers:  # fail_fast is another word for max_failures 1
-            if layer.get("fail_fast") is not None:
-                layer["max_failures"] = layer.get("max_failures") or int(layer["fail_fast"])
+        with_fail_fast = [layer for _, layer in layers if layer.get("fail_fast") is not None]
+        for layer in with_fail_fast[:1]:  # true is another word for max_failures 1
+            if layer["fail_fast"]:
+                layer["max_failures"] = layer.get("max_failures") or 1
         fields = {name: value for name, (value, _) in merge_layers(layers, RUN_FIELDS).items()}
-        limits = {key.split(".")[1]: value for key, value in file.values.items()
-                  if re.fullmatch(r"backends\.[^.]+\.max_parallel", key)}
+        limits = {key[len("backends."):-len(".max_parallel")]: value
+                  for key, value in file.values.items() if key.endswith(".max_parallel")}
         for layer in (batch, self.run):
             limits.update(layer.get("limits", {}))
         return dict(fields, limits=limits)

@@ -746,6 +746,21 @@ class Precedence(TaskCase):
 
 
 class Runs(TaskCase):
+    def test_of_run_the_first_fail_fast_counts_and_is_max_failures_1(self):
+        for run, batch, config, most in (
+                ({}, {}, {}, 0), ({}, {"fail_fast": True}, {}, 1), ({}, {"fail_fast": False}, {"fail_fast": True}, 0),
+                ({}, {"fail_fast": False}, {"max_failures": 0.1}, 0.1), ({}, {"max_failures": 5}, {"fail_fast": True}, 5),
+                ({"fail_fast": True}, {"max_failures": 5}, {}, 1), ({"max_failures": 2}, {"fail_fast": True}, {}, 2),
+                ({}, {"fail_fast": True, "max_failures": 3}, {}, 3)):
+            values = {"parallel." + name: value for name, value in config.items()}
+            policy = clinvk.TaskPolicy(run=run, configuration=clinvk.Configuration(values=values))
+            self.assertEqual(policy.of_run(batch)["max_failures"], most, (run, batch, config))
+
+    def test_of_run_limits_of_all_sources_count_each_for_its_backend(self):
+        values = {"backends.claude.max_parallel": 1, "backends.codex.max_parallel": 2, "backends.my.own.max_parallel": 3}
+        policy = clinvk.TaskPolicy(run={"limits": {"codex": 8}}, configuration=clinvk.Configuration(values=values))
+        self.assertEqual(policy.of_run({"limits": {"codex": 7, "gemini": 6}})["limits"], {"claude": 1, "codex": 8, "gemini": 6, "my.own": 3})
+
     def test_run_has_the_fields_of_the_batch(self):
         stream = self.stream({"tasks": [{"prompt": "p"}], "max_parallel": 5, "fail_fast": True, "output_dir": "out"})
         self.assertEqual(stream.run, {"max_parallel": 5, "fail_fast": True, "output_dir": "out"})

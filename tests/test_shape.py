@@ -352,7 +352,7 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 136, "Types": 204, "Text and JSON": 452, "Platform": 814, "Configuration": 863,
-    "Backends": 1295, "Input": 904, "Plans": 202, "Worker": 705, "Pool": 924, "Scheduler": 566,
+    "Backends": 1295, "Input": 905, "Plans": 202, "Worker": 705, "Pool": 924, "Scheduler": 566,
     "Journal": 420, "Sinks": 446, "Summary": 190, "Sessions": 327, "Commands": 939,
     "Command line": 524}
 LONG_FUNCTIONS = {}
