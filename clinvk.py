@@ -6298,8 +6298,9 @@ class Pool:
             self._next_look = now + TICK_SECONDS
             for state in self._states():
                 state.look()
-            for pool in self._pools if self.method != "thread" else ():
-                self._reap_workers(pool, results)
+            if self.method != "thread":
+                for pool in self._pools:
+                    self._reap_workers(pool, results)
         if now >= self._kill_at and self._killed_at > now:
             self.kill()
         if now >= self._killed_at + KILLED_SECONDS:  # do not wait for silent workers
@@ -6713,13 +6714,14 @@ class _Entry(NamedTuple):
         if not self.tries:
             return result
         tries = (*self.tries, result) if result.attempts else self.tries
+        if len(tries) > 1:
+            result = result._replace(tries=tuple(map(try_fields, tries[-MAX_TRIES:])))
         usage: Counter[str] = Counter()
         for one in tries:
             usage.update(one.usage or {})
         costs = [one.cost_usd for one in tries if one.cost_usd is not None]
         return result._replace(
-            attempts=len(tries), usage=dict(usage) or None, cost_usd=sum(costs) if costs else None,
-            tries=tuple(map(try_fields, tries[-MAX_TRIES:])) if len(tries) > 1 else ())
+            attempts=len(tries), usage=dict(usage) or None, cost_usd=sum(costs) if costs else None)
 
 
 def try_fields(result: Result) -> Dict[str, Any]:
@@ -7364,8 +7366,8 @@ class Journal:
 
         try:
             with open(self._notes_path, "rb", opener=opener) as file:
-                for line in file if _is_regular(file.fileno()) else ():
-                    yield _mapping(_parsed(line))
+                if _is_regular(file.fileno()):
+                    yield from (_mapping(_parsed(line)) for line in file)
         except OSError:
             return
 

@@ -352,7 +352,7 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 136, "Types": 204, "Text and JSON": 452, "Platform": 814, "Configuration": 863,
-    "Backends": 1295, "Input": 905, "Plans": 202, "Worker": 705, "Pool": 924, "Scheduler": 566,
+    "Backends": 1295, "Input": 905, "Plans": 202, "Worker": 705, "Pool": 925, "Scheduler": 567,
     "Journal": 420, "Sinks": 446, "Summary": 190, "Sessions": 327, "Commands": 939,
     "Command line": 524}
 LONG_FUNCTIONS = {}
@@ -360,7 +360,7 @@ DEEP_FUNCTIONS = {}
 FUNCTIONS_OF_MANY_PARAMETERS = {}
 WIDE_LINES = 0
 NESTED_CONDITIONALS = 0
-CONDITIONAL_EMPTY_LISTS = 3
+CONDITIONAL_EMPTY_LISTS = 0
 STORED_LAMBDAS = 0
 BLOCKS = (ast.If, ast.For, ast.While, ast.Try, ast.With)
 
