@@ -842,10 +842,10 @@ def lock_file(file: int) -> bool:
     return True
 
 
-def is_same(file: int, path: str) -> bool:
-    """Return whether a path leads to an open file."""
+def is_same(file: Union[int, str], path: str) -> bool:
+    """Return whether a path leads to a file, which is open or has another path."""
     try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
+        return os.path.samestat(os.stat(file), os.stat(path))
     except OSError:
         return False
 
@@ -8647,7 +8647,7 @@ class Plan(NamedTuple):
     supply: Supply
     jobs: int
     form: Form
-    policy: RunPolicy = RunPolicy()
+    policy: RunPolicy = NO_POLICY
     directory: Optional[Directory] = None
     table: Optional[Table] = None
     arrived: Optional[Callable[[Result], Result]] = None  # change a result before any sink has it
@@ -9553,20 +9553,13 @@ def settings_from(options: argparse.Namespace) -> Settings:
                     start_method_of(environment), options.arguments)
 
 
-def _is_same(path: str, other: Union[str, int]) -> bool:
-    try:
-        return os.path.samefile(path, other)
-    except OSError:  # a file that does not exist is reported later
-        return False
-
-
 def run_parallel(options: argparse.Namespace) -> int:
     if options.resume and not options.results:
         raise UserError("--resume: there is no results file to continue from; give --results FILE")
     if options.results == "-":
         raise UserError("--results -: expected the name of a file; --jsonl prints the results")
     file = _file(options)
-    if options.results and _is_same(options.results, 0 if file == "-" else file):
+    if options.results and is_same(0 if file == "-" else file, options.results):
         raise UserError("--results %s: it is the file of the tasks; give another name"
                         % visible(options.results))
     return command_parallel(settings_from(options), file, overwrite=options.overwrite,
@@ -9580,7 +9573,7 @@ def _file(options: argparse.Namespace) -> str:
 
 
 def run_compare(options: argparse.Namespace) -> int:
-    names = None if options.all_backends else map(str.strip, options.backends.split(","))
+    names = None if options.all_backends else _words(options.backends)
     return command_compare(settings_from(options), names, options.sequential, _prompt(options))
 
 
