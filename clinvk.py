@@ -7186,6 +7186,7 @@ LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "num_turns": _token_count, "limits": _free_object, "attempts": _token_count,
     "tries": _objects, "start_time": parse_utc, "end_time": parse_utc, "duration_seconds": _amount,
 }
+LINE_REQUIRED = ("key", "status")
 WORKERS_END_SECONDS = 15.0  # after their parent was killed; they lock the results file until then
 MAX_LABELS = 5  # in a message
 
@@ -7207,14 +7208,64 @@ class _LineText(TextFile):
         return map(to_bytes, self)
 
 
+def line_spans(file: int, start: int, end: Optional[int] = None) -> Iterator[Tuple[int, int]]:
+    """Yield the start and the end of each line of a results file, without its newline."""
+    position = start
+    for piece in file_chunks(file, start, end):
+        newline = piece.find(b"\n")
+        while newline >= 0:
+            yield start, position + newline
+            start = position + newline + 1
+            newline = piece.find(b"\n", newline + 1)
+        position += len(piece)
+    if start < position:
+        yield start, position
+
+
+def line_fields(capture: Capture, checks: Dict[str, Callable[[Any], Any]],
+                required: Iterable[str]) -> Dict[str, Any]:
+    """Return the fields in a line that have a check, with names for long strings.
+
+    Raise ValueError where the line is no result.
+    """
+    line = b"".join(capture.short_pieces(bool))
+    try:
+        value = _of_type(dict, "an object")(loads(line))
+        known = {name: item for name, item in value.items() if name in checks}
+        fields = _checked(known, checks, "an object")
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    for name in required:
+        if name not in fields:
+            raise ValueError("%s is missing" % name)
+    return fields
+
+
+def result_of_line(index: int, fields: Dict[str, Any], capture: Capture) -> Result:
+    """Return the Result in a line; `fields` are its line_fields."""
+    def whole(value: Any) -> Any:
+        return "".join(capture.text_of(value)) if isinstance(value, str) else value
+
+    kept = {name: whole(value) for name, value in fields.items()
+            if name in Result._fields and name not in ("index", "warnings")}
+    output = fields.get("output", "")
+    answer = _LineText(capture, output) if capture.has_names(output) else output
+    start, end = kept.pop("start_time", 0.0), kept.pop("end_time", 0.0)
+    # Times and duration were rounded.  This makes all three what they are in the line.
+    shift = 0.4 * (end - start - fields.get("duration_seconds", end - start))
+    return Result(index, kept.pop("backend", ""), kept.pop("status"), kept.pop("exit_code", 0),
+                  answer=answer, warnings=tuple(map(whole, fields.get("warnings", ()))),
+                  start_time=start + shift, end_time=end - shift, **kept)
+
+
 class Journal:
     """The results file of a run: a line for each result, on the disk before anything shows it.
 
     The file is locked while the run lasts.  With `resume` it may contain the results of earlier
     runs.  Those that are `ok` answer the jobs with their keys, each line one job.  `spent` is what
-    all of them cost.  PATH.running contains the tasks that were started, and is removed at an
-    orderly end (close).  `continuing` is the end of the message that the file has results.  With
-    `dry_run` nothing is written, made or locked.
+    all of them cost.  `run`, the time of the start, is in each line.  PATH.running contains the
+    tasks that were started, and is removed at an orderly end (close).  `continuing` is the end of
+    the message that the file has results.  With `dry_run` nothing is written, made or locked.
 
     Raises UserError where the file must not be used, OutputError where it cannot be written.
     """
@@ -7222,7 +7273,7 @@ class Journal:
     def __init__(self, path: str, *, resume: bool, continuing: str, warn: Callable[[str], None],
                  dry_run: bool = False) -> None:
         self._path, self._notes_path, self._warn = path, path + ".running", warn
-        self.spent = 0.0
+        self.spent, self.run = 0.0, utc(time.time())
         self._writes = not dry_run
         self._file = self._notes_file = -1
         self._keys: Dict[int, str] = {}  # of the jobs without a result, by index
@@ -7296,42 +7347,15 @@ class Journal:
                                 % (self._path, visible(who)))
             time.sleep(0.05)
 
-    def _lines(self, start: int, end: Optional[int] = None) -> Iterator[Tuple[int, int]]:
-        """Yield the start and the end of each line, without its newline."""
-        position = start
-        for piece in file_chunks(self._file, start, end):
-            newline = piece.find(b"\n")
-            while newline >= 0:
-                yield start, position + newline
-                start = position + newline + 1
-                newline = piece.find(b"\n", newline + 1)
-            position += len(piece)
-        if start < position:
-            yield start, position
-
-    def _fields(self, capture: Capture) -> Dict[str, Any]:
-        """Return the LINE_FIELDS of a line, with names for long strings.  Raises ValueError."""
-        line = b"".join(capture.short_pieces(bool))
-        try:
-            value = _of_type(dict, "an object")(loads(line))
-            known = {name: item for name, item in value.items() if name in LINE_FIELDS}
-            fields = _checked(known, LINE_FIELDS, "an object")
-        except RecursionError:
-            raise ValueError("nested too deep") from None
-        for name in ("key", "status"):
-            if name not in fields:
-                raise ValueError("%s is missing" % name)
-        return fields
-
     def _read(self, size: int, since: int) -> Tuple[int, Dict[str, int]]:
         """Check all lines.  Return the end of the last whole one, and the keys behind `since`."""
         answered: Dict[str, int] = Counter()
-        for number, (start, end) in enumerate(self._lines(0, size), 1):
+        for number, (start, end) in enumerate(line_spans(self._file, 0, size), 1):
             capture = Capture(self._file, start, end)
             if end < size and capture.is_blank():
                 continue
             try:
-                fields = self._fields(capture)
+                fields = line_fields(capture, LINE_FIELDS, LINE_REQUIRED)
             except ValueError as error:
                 if end == size:
                     self._warn("%s:%d: the last line is incomplete and is left out"
@@ -7394,8 +7418,7 @@ class Journal:
             os.unlink(self._notes_path)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._notes_file = os.open(self._notes_path, flags, 0o600)
-        head = {"pid": os.getpid(), "host": host_name(), "start_time": utc(time.time()),
-                "size": size}
+        head = {"pid": os.getpid(), "host": host_name(), "start_time": self.run, "size": size}
         write_pieces(self._notes_file, (dumps(note) + b"\n" for note in [head, *left]))
 
     def resume(self, job: Job) -> Optional[Result]:
@@ -7413,23 +7436,14 @@ class Journal:
         if start in self._ok_before:
             self._ok[hash(key)] = self._ok_before.pop(start)
         try:
-            capture = Capture(self._file, *next(self._lines(start)))
-            fields = self._fields(capture)
+            capture = Capture(self._file, *next(line_spans(self._file, start)))
+            fields = line_fields(capture, LINE_FIELDS, LINE_REQUIRED)
         except (OSError, ValueError, StopIteration):
             return None
-        if (fields.pop("key"), fields["status"]) != (key, "ok"):  # somebody has changed the file
+        if (fields["key"], fields["status"]) != (key, "ok"):  # somebody has changed the file
             return None
-        output = fields.pop("output", "")
-        answer = _LineText(capture, output) if capture.has_names(output) else output
-        warnings = fields.pop("warnings", ())
-        start_time, end_time = fields.pop("start_time", 0.0), fields.pop("end_time", 0.0)
-        # Times and duration were rounded.  This makes all three what they are in the line.
-        shift = 0.4 * (end_time - start_time - fields.pop("duration_seconds", 0.0))
-        fields = {name: "".join(capture.text_of(value)) if isinstance(value, str) else value
-                  for name, value in fields.items()}
-        return Result(job.index, job.task.backend, "ok", 0, answer=answer)._replace(
-            **fields, warnings=tuple("".join(capture.text_of(text)) for text in warnings),
-            start_time=start_time + shift, end_time=end_time - shift, task=job.task, resumed=True)
+        result = result_of_line(job.index, fields, capture)
+        return result._replace(backend=job.task.backend, exit_code=0, task=job.task, resumed=True)
 
     def started(self, job: Job) -> None:
         """Note that a job is about to run.  The note is lost if the disk is full."""
@@ -7451,7 +7465,7 @@ class Journal:
             return
 
         def fields_of(result: Result) -> Dict[str, Any]:
-            return dict(result_fields(result), key=key,
+            return dict(result_fields(result), key=key, run=self.run,
                         label=task_label(result.task, result.error))
 
         try:

@@ -77,7 +77,7 @@ class WriteTest(JournalCase):
         result = answer_to(first, cost_usd=0.25, usage={"total_tokens": 3}, warnings=("w",))
         journal.write(result)
         shown = json.loads(b"".join(clinvk.encoded(result)))
-        self.assertEqual(self.lines(), [dict(shown, key=clinvk.job_key(first), label="one")])
+        self.assertEqual(self.lines(), [dict(shown, key=clinvk.job_key(first), run=journal.run, label="one")])
         self.assertEqual(stat.S_IMODE(os.stat(self.results).st_mode), 0o600)
 
     def test_write_is_one_write_and_on_the_disk_when_it_returns(self):
