@@ -7186,7 +7186,6 @@ LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "num_turns": _token_count, "limits": _free_object, "attempts": _token_count,
     "tries": _objects, "start_time": parse_utc, "end_time": parse_utc, "duration_seconds": _amount,
 }
-LINE_REQUIRED = ("key", "status")
 WORKERS_END_SECONDS = 15.0  # after their parent was killed; they lock the results file until then
 MAX_LABELS = 5  # in a message
 
@@ -7222,20 +7221,16 @@ def line_spans(file: int, start: int, end: Optional[int] = None) -> Iterator[Tup
         yield start, position
 
 
-def line_fields(capture: Capture, checks: Dict[str, Callable[[Any], Any]],
-                required: Iterable[str]) -> Dict[str, Any]:
-    """Return the fields in a line that have a check, with names for long strings.
-
-    Raise ValueError where the line is no result.
-    """
+def line_fields(capture: Capture) -> Dict[str, Any]:
+    """Return the LINE_FIELDS of a line, with names for long strings.  Raise ValueError."""
     line = b"".join(capture.short_pieces(bool))
     try:
         value = _of_type(dict, "an object")(loads(line))
-        known = {name: item for name, item in value.items() if name in checks}
-        fields = _checked(known, checks, "an object")
+        known = {name: item for name, item in value.items() if name in LINE_FIELDS}
+        fields = _checked(known, LINE_FIELDS, "an object")
     except RecursionError:
         raise ValueError("nested too deep") from None
-    for name in required:
+    for name in ("key", "status"):
         if name not in fields:
             raise ValueError("%s is missing" % name)
     return fields
@@ -7355,7 +7350,7 @@ class Journal:
             if end < size and capture.is_blank():
                 continue
             try:
-                fields = line_fields(capture, LINE_FIELDS, LINE_REQUIRED)
+                fields = line_fields(capture)
             except ValueError as error:
                 if end == size:
                     self._warn("%s:%d: the last line is incomplete and is left out"
@@ -7437,13 +7432,13 @@ class Journal:
             self._ok[hash(key)] = self._ok_before.pop(start)
         try:
             capture = Capture(self._file, *next(line_spans(self._file, start)))
-            fields = line_fields(capture, LINE_FIELDS, LINE_REQUIRED)
+            fields = line_fields(capture)
         except (OSError, ValueError, StopIteration):
             return None
         if (fields["key"], fields["status"]) != (key, "ok"):  # somebody has changed the file
             return None
         result = result_of_line(job.index, fields, capture)
-        return result._replace(backend=job.task.backend, exit_code=0, task=job.task, resumed=True)
+        return result._replace(backend=job.task.backend, task=job.task, resumed=True)
 
     def started(self, job: Job) -> None:
         """Note that a job is about to run.  The note is lost if the disk is full."""
