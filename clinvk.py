@@ -5922,6 +5922,14 @@ class _SafeSpawn:
 
 
 @run_once
+def _popen_or_end_thread(process: Any) -> Any:
+    """Start a process; where it cannot be started, end the calling thread without a traceback."""
+    try:
+        return type(process)._Popen(process)
+    except OSError:
+        raise SystemExit from None
+
+
 def _process_pool_type() -> Any:
     """Return a Pool whose workers ignore SIGTERM, and which a dead worker cannot block.
 
@@ -5946,8 +5954,11 @@ def _process_pool_type() -> Any:
 
         def Process(  # type: ignore[override]  # of a static method
                 self, context: Any, *arguments: Any, **named: Any) -> Any:
-            self.processes.append(context.Process(*arguments, **named))
-            return self.processes[-1]
+            process = context.Process(*arguments, **named)
+            if "_worker_handler" in vars(self):  # the thread that replaces workers calls this
+                process._Popen = _popen_or_end_thread
+            self.processes.append(process)
+            return process
 
         def _repopulate_pool(self) -> None:
             """Start the workers.  Kill all where not all can be started."""

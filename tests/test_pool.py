@@ -884,6 +884,26 @@ class WithoutDescriptors(Pool):
                     self.assertEqual([line[1] for line in lines], [0])
                     self.assertIn("cannot start 2 workers", lines[0][0])
 
+    def test_worker_that_cannot_be_replaced_leaves_no_traceback(self):
+        for method in {"fork"}.intersection(PROCESS_METHODS):
+            lines = self.run_script(method, """
+                import multiprocessing
+                pool = clinvk.Pool(2, METHOD)
+                handler = pool._pools[-1].pool._worker_handler
+                def refuse():
+                    raise BlockingIOError(11, "Resource temporarily unavailable")
+                fork, os.fork = os.fork, refuse
+                victim = multiprocessing.active_children()[0]
+                victim.kill()
+                victim.join()
+                pool._pools[-1].pool._change_notifier.put(None)
+                handler.join()
+                os.fork = fork
+                say(json.dumps(handler.is_alive()))
+                pool.close()
+                """)
+            self.assertEqual(lines, [False])
+
     def test_pool_of_a_finished_run_is_not_kept_by_its_control(self):
         for _, lines in self.each(START_METHODS, """
             import gc

@@ -239,7 +239,8 @@ class PlacesTest(unittest.TestCase):
         self.assert_only_in("Command line", [place for place in exits if place[1][0] not in ("die_at_once", "_refuse")])
         raised = {AROUND[node][0] for node in evaluated(TREE) if isinstance(node, ast.Raise) and node.exc
                   and "SystemExit" in {name.id for name in ast.walk(node.exc) if isinstance(name, ast.Name)}}
-        self.assertLessEqual(raised, {"build_parser"})  # argparse's way to leave; main catches it
+        # argparse leaves so, and main catches it; a thread of Pool ends so
+        self.assertLessEqual(raised, {"build_parser", "_popen_or_end_thread"})
 
     def test_standard_streams_are_written_by_way_of_outputs_alone(self):
         self.assertEqual(places("print", "input", "sys.__stdout__", "sys.__stderr__"), [])
@@ -352,9 +353,9 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 136, "Types": 204, "Text and JSON": 452, "Platform": 814, "Configuration": 863,
-    "Backends": 1295, "Input": 905, "Plans": 202, "Worker": 705, "Pool": 925, "Scheduler": 567,
-    "Journal": 429, "Sinks": 446, "Summary": 190, "Sessions": 327, "Commands": 939,
-    "Command line": 517}
+    "Backends": 1295, "Input": 905, "Plans": 202, "Worker": 705, "Pool": 936, "Scheduler": 567,
+    "Journal": 429, "Sinks": 446, "Summary": 190, "Sessions": 327, "Commands": 939, "Command line":
+    517}
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
 FUNCTIONS_OF_MANY_PARAMETERS = {}
