@@ -4508,6 +4508,110 @@ def _invalid(error: UserError) -> Result:
                   attempts=0, start_time=now, end_time=now)
 
 
+class Shard(NamedTuple):
+    """The tasks whose index, divided by `shards`, leaves `position` (from 0) as the remainder."""
+
+    position: int = 0
+    shards: int = 1
+    source: str = ""  # the environment variable that stated the position
+
+    def size(self, tasks: int) -> int:
+        """Return how many of so many tasks belong to the shard."""
+        return len(range(self.position, tasks, self.shards))
+
+
+WHOLE = Shard()
+
+
+class _ShardVariables(NamedTuple):
+    """The environment variables by which a system states the place of a job among equal jobs.
+
+    `first` is the place of the first job, or the variable that has the place.  `last` and `step`
+    are variables too.  `shards` is the variable with the number of jobs.  `none` is the value of
+    `place` in a job that has no place.
+    """
+
+    place: str
+    first: str = "0"
+    shards: str = "CLINVK_SHARDS"
+    last: str = ""
+    step: str = "1"
+    none: str = ""
+
+
+# From the manuals of: Slurm, Kubernetes, AWS Batch, PBS Pro, Torque, LSF, Grid Engine, Nomad;
+# GitLab, CircleCI, Buildkite, Azure Pipelines.
+SHARD_VARIABLES = (
+    _ShardVariables("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT",
+                    "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_STEP"),
+    _ShardVariables("JOB_COMPLETION_INDEX"),
+    _ShardVariables("AWS_BATCH_JOB_ARRAY_INDEX"),
+    _ShardVariables("PBS_ARRAY_INDEX"),
+    _ShardVariables("PBS_ARRAYID"),
+    _ShardVariables("LSB_JOBINDEX", "1", last="LSB_JOBINDEX_END", step="LSB_JOBINDEX_STEP",
+                    none="0"),
+    _ShardVariables("SGE_TASK_ID", "SGE_TASK_FIRST", last="SGE_TASK_LAST",
+                    step="SGE_TASK_STEPSIZE", none="undefined"),
+    _ShardVariables("NOMAD_ALLOC_INDEX"),
+    _ShardVariables("CI_NODE_INDEX", "1", "CI_NODE_TOTAL"),
+    _ShardVariables("CIRCLE_NODE_INDEX", shards="CIRCLE_NODE_TOTAL"),
+    _ShardVariables("BUILDKITE_PARALLEL_JOB", shards="BUILDKITE_PARALLEL_JOB_COUNT"),
+    _ShardVariables("SYSTEM_JOBPOSITIONINPHASE", "1", "SYSTEM_TOTALJOBSINPHASE"),
+)
+
+
+def parse_shard(text: str) -> Optional[Shard]:
+    """Return the shard `K/N`; None for `auto`.  Raise ValueError."""
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+    if match and 1 <= int(match.group(1)) <= int(match.group(2)):
+        return Shard(int(match.group(1)) - 1, int(match.group(2)))
+    if text != "auto":
+        raise expected("K/N, the number of the shard, from 1, and of all shards, or auto", text)
+    return None
+
+
+def shard_of_environment(environment: Dict[str, str]) -> Shard:
+    """Return the shard that the array of jobs around this process states.  Raise UserError."""
+    found = [_stated_shard(row, environment) for row in SHARD_VARIABLES
+             if environment.get(row.place, "") not in ("", row.none)]
+    if not found:
+        raise UserError("--shard auto: no environment variable states the place of this job in an "
+                        "array; give --shard K/N.  Known are " + ", ".join(
+                            row.place for row in SHARD_VARIABLES))
+    for other in found[1:]:
+        if other[:2] != found[0][:2]:
+            raise UserError("--shard auto: " + " and ".join(
+                "%s states %d/%d" % (shard.source, shard.position + 1, shard.shards)
+                for shard in (found[0], other)) + "; give --shard K/N")
+    return found[0]
+
+
+def _stated_shard(row: _ShardVariables, environment: Dict[str, str]) -> Shard:
+    def number(name: str) -> int:
+        value = name if name.isdigit() else environment.get(name, "")
+        if not re.fullmatch(r"\d{1,9}", value, re.ASCII):
+            beside = "" if name == row.place else ", because %s is set" % row.place
+            raise UserError("--shard auto: %s is %s; expected a whole number%s" % (
+                name, quoted(value) if value else "not set", beside))
+        return int(value)
+
+    place, first, step = number(row.place), number(row.first), number(row.step)
+    counts = {name: number(name) for name in (row.shards, "CLINVK_SHARDS")
+              if environment.get(name) or name == row.shards and not row.last}
+    if row.last:
+        counts[row.last] = (number(row.last) - first) // max(step, 1) + 1
+    if len(set(counts.values())) > 1:
+        raise UserError("--shard auto: the variables do not agree on the number of shards (%s); "
+                        "give --shard K/N" % ", ".join(
+                            "%d by %s" % (count, name) for name, count in counts.items()))
+    position, rest = divmod(place - first, max(step, 1))
+    count = max(counts.values())
+    if rest or not 0 <= position < count:
+        raise UserError("--shard auto: %s is %d, which is none of %d places from %d on; "
+                        "give --shard K/N" % (row.place, place, count, first))
+    return Shard(position, count, row.place)
+
+
 SMALL_FILE_BYTES = 1 << 20  # the tasks of a larger file are not kept, but read again
 
 
@@ -4516,14 +4620,16 @@ class TaskStream(Supply):
 
     A regular file is validated as a whole; a large file is then read again, one value at a time, so
     that memory does not grow with the number of values.  `total` is known of a file, and of a pipe
-    whose writer has finished.  From another pipe tasks come as their values arrive.
+    whose writer has finished.  From another pipe tasks come as their values arrive.  Of all tasks,
+    which keep their indexes, only those of the `shard` are asked for and counted.
     """
 
-    def __init__(self, file: int, name: str, policy: TaskPolicy,
-                 warn: Callable[[str], None]) -> None:
+    def __init__(self, file: int, name: str, policy: TaskPolicy, warn: Callable[[str], None],
+                 shard: Shard = WHOLE) -> None:
         self._items: Iterator[Union[Job, Result, str]] = iter(())
         self._index = 0  # of the next task
         self._stopped = False
+        self._shard = shard
         reader = JobReader(name, policy, warn)
         if _is_regular(file):
             self._open_regular(file, reader)
@@ -4532,6 +4638,8 @@ class TaskStream(Supply):
         self.run, self.has_ids = reader.run, reader.has_ids
         if self.total == 0:
             raise UserError("%s: no tasks: the input is empty" % name)
+        if self.total:
+            self.total = shard.size(self.total)
 
     def _open_regular(self, file: int, reader: JobReader) -> None:
         start = os.lseek(file, 0, os.SEEK_CUR)
@@ -4599,13 +4707,15 @@ class TaskStream(Supply):
         self._stopped = True
 
     def next_job(self) -> Union[Job, Result, str]:
-        item = next(self._items, END)
-        if not isinstance(item, str):
-            item = item._replace(index=self._index)
+        for item in self._items:
+            if isinstance(item, str):
+                return item
+            index = self._index
             self._index += 1
-        elif item == END:
-            self.total = self._index
-        return item
+            if index % self._shard.shards == self._shard.position:
+                return item._replace(index=index)
+        self.total = self._shard.size(self._index)
+        return END
 
 
 def _check_policy(policy: TaskPolicy) -> None:
@@ -4657,14 +4767,15 @@ def single_job(prompt: str, policy: TaskPolicy) -> Job:
     return job
 
 
-def open_tasks(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], None]) -> TaskStream:
+def open_tasks(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], None],
+               shard: Shard = WHOLE) -> TaskStream:
     """Return the tasks in a file, or on stdin where `path` is None or `-`.  Raise UserError.
 
     `warn` is called with each warning for the user.
     """
     file, name = _open_input(path, policy, "give a task file with --file, or pipe tasks in "
                              "(`clinvk parallel --help` shows how)")
-    return TaskStream(file, name, _with_costs(policy, {}), warn)
+    return TaskStream(file, name, _with_costs(policy, {}), warn, shard)
 
 
 # --- 7. Plans ----------------------------------------------------------------
@@ -8816,11 +8927,14 @@ def run_policy(fields: Dict[str, Any]) -> RunPolicy:
 
 
 def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool, results: str,
-                     resume: bool) -> int:
-    """Run a batch.  Return the exit status."""
+                     resume: bool, shard: Optional[Shard] = WHOLE) -> int:
+    """Run a batch, or a shard of one; None: that of the environment.  Return the exit status."""
     reset_sigchld()
     console, rules = Console(), settings.rules
-    stream = open_tasks(file, rules, console.warn)
+    if shard is None:
+        shard = shard_of_environment(dict(os.environ))
+        console.say("shard %d of %d, by %s" % (shard.position + 1, shard.shards, shard.source))
+    stream = open_tasks(file, rules, console.warn, shard)
     run, path = rules.of_run(stream.run), rules.run.get("output_dir")
     policy, jobs = run_policy(run), run["max_parallel"]
     roots = () if path else (".", rules.root)
@@ -9455,6 +9569,8 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("--results", "add each result to FILE, from which a killed run can continue",
                 "FILE", _path),
         _option("--resume", "give the results in FILE again, and run only the other tasks"),
+        _option("--shard", "run every N-th task, from task K on; auto: K and N of the job array",
+                "K/N", parse_shard, default=WHOLE),
         _option("--max-failures", "after N failures, or N%% of the tasks, stop as --fail-fast does",
                 "N|N%", _failures),
         _option("--canary", "run N tasks first, and the others only if all of them succeed", "N",
@@ -9583,7 +9699,8 @@ def run_parallel(options: argparse.Namespace) -> int:
         raise UserError("--results %s: it is the file of the tasks; give another name"
                         % visible(options.results))
     return command_parallel(settings_from(options), file, overwrite=options.overwrite,
-                            results=options.results or "", resume=options.resume)
+                            results=options.results or "", resume=options.resume,
+                            shard=options.shard)
 
 
 def _file(options: argparse.Namespace) -> str:

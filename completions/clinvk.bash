@@ -30,7 +30,7 @@ _clinvk_value()
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
-            | --older-than | --max-failures | --canary | --max-cost | --retries | --retry-on | --max-wait)
+            | --older-than | --max-failures | --canary | --shard | --max-cost | --retries | --retry-on | --max-wait)
             values='' ;;
     esac
     return 1
@@ -98,7 +98,7 @@ _clinvk()
             _clinvk_value && return
             ;;
         parallel)
-            options='-h --help -f --file -j --max-parallel --fail-fast --max-failures --canary --max-cost --allow-unknown-cost
+            options='-h --help -f --file -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
                 --overwrite --results --resume --ceiling --root --allow-commands --dry-run --progress --color --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'

@@ -90,6 +90,7 @@ complete -c clinvk -n '__fish_seen_subcommand_from parallel' -s j -l max-paralle
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l fail-fast -d 'stop at the first failure'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l max-failures -x -d 'stop after N failures or N%'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l canary -x -d 'run N tasks first'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l shard -x -d 'run every N-th task, from task K on'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l max-cost -x -d 'spend at most USD'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l allow-unknown-cost -d 'also run backends that state no cost'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l limit -x -d 'BACKEND=N: so many tasks at once'

@@ -2242,6 +2242,39 @@ class RetriesAndBounds(Commands):
 
 
 @support.only_in_full_runs
+class Shards(Commands):
+    def test_shards_share_a_batch_and_each_can_be_continued(self):
+        file = self.file("tasks.json", json.dumps([{"backend": "echo", "prompt": "say %d" % number} for number in range(7)]))
+        lines = []
+        for shard in ("1/3", "2/3", "3/3"):
+            results_file = self.path(shard[0] + ".jsonl")
+            for resumed in (False, True):
+                completed = self.parallel("-f", file, "--shard", shard, "--results", results_file, "--resume", "--jsonl", "-q")
+                self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+                found = results(completed)
+                self.assertEqual([result.get("resumed", False) for result in found], [resumed] * len(found))
+            lines += [(result["index"], result["output"].strip()) for result in found]
+        self.assertEqual(sorted(lines), [(number, str(number)) for number in range(7)])
+
+    def test_shard_of_the_environment_is_named(self):
+        completed = self.parallel("--shard", "auto", "--json", "-q", input=tasks("say a", "say b", "say c", "say d"),
+                                  env={"CI_NODE_INDEX": "2", "CI_NODE_TOTAL": "2"})
+        self.assertEqual((completed.returncode, completed.stderr), (0, b"clinvk: shard 2 of 2, by CI_NODE_INDEX\n"))
+        report = json.loads(completed.stdout)
+        self.assertEqual((report["total_tasks"], [(one["index"], one["output"]) for one in report["results"]]), (2, [(1, "b\n"), (3, "d\n")]))
+
+    def test_environment_without_a_shard_runs_nothing(self):
+        completed = self.parallel("--shard", "auto", "--jsonl", input=tasks("touch ran", backend="flaky"))
+        self.assertEqual((completed.returncode, completed.stdout), (2, b""))
+        self.assertIn(b"error: --shard auto: no environment variable states the place of this job", completed.stderr)
+        self.assertFalse(self.has("ran"))
+
+    def test_shard_without_a_task_succeeds(self):
+        completed = self.parallel("--shard", "3/3", input=tasks("say a"))
+        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+        self.assertIn(b"Total: 0 tasks, 0 completed, 0 failed", completed.stdout)
+
+
 class Guide(Commands):
     """The examples of the user's own guide to `parallel`, with fakes that answer with their prompt."""
 

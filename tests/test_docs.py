@@ -369,6 +369,10 @@ class ManPageTest(unittest.TestCase):
         for variable in written - used - {"PATH"}:
             self.assertRegex(source, r"""["(, ]%s["=]""" % variable)
 
+    def test_man_page_has_the_variables_of_every_array_of_jobs(self):
+        text = " ".join(MAN.part("ENVIRONMENT")).split()
+        self.assertEqual([row.place for row in clinvk.SHARD_VARIABLES if row.place not in text], [])
+
     def test_man_page_start_methods_equal_those_of_the_program(self):
         lines = MAN.body("ENVIRONMENT", "CLINVK_START_METHOD")
         self.assertEqual({line.split()[1] for line in lines if line.startswith(".Cm ")}, set(clinvk.START_METHODS))

@@ -198,7 +198,8 @@ class TaskCase(support.Case):
             thread.join()
         else:
             self.addCleanup(thread.join)
-        return clinvk.TaskStream(reader, name, clinvk.TaskPolicy(**rules), self.warnings.append)
+        shard = rules.pop("shard", clinvk.WHOLE)
+        return clinvk.TaskStream(reader, name, clinvk.TaskPolicy(**rules), self.warnings.append, shard)
 
     def refused(self, data, **rules):
         """The message that a file of this content is refused with."""
@@ -208,6 +209,100 @@ class TaskCase(support.Case):
 
     def one(self, fields, **rules):
         return self.tasks(dict({"prompt": "p"}, **fields), **rules)[0]
+
+
+class Shards(TaskCase):
+    """The tasks of a shard: positions K, K + N and so on, of any input, with the indexes of the whole."""
+
+    def shard(self, data, position, shards):
+        return clinvk.TaskStream(self.opened(data), "tasks", clinvk.TaskPolicy(), self.warnings.append, clinvk.Shard(position, shards))
+
+    def opened(self, data):
+        file = os.open(self.file("input", data), os.O_RDONLY)
+        self.addCleanup(os.close, file)
+        return file
+
+    def test_union_of_all_shards_is_the_whole_each_task_once(self):
+        small = b"\n".join(b'{"backend": "echo", "prompt": "%d"}' % number for number in range(23))
+        batch = b'{"tasks": [%s]}' % b",".join(small.split(b"\n"))
+        for data in (small, batch):
+            for shards in (1, 2, 3, 7, 22, 23, 24, 100):
+                found = []
+                for position in range(shards):
+                    stream = self.shard(data, position, shards)
+                    total, jobs = stream.total, list(support.jobs_of(stream))
+                    self.assertEqual([job.index % shards for job in jobs], [position] * len(jobs))
+                    self.assertEqual((total, stream.total), (len(jobs), len(jobs)))
+                    found += [(job.index, job.task.prompt) for job in jobs]
+                self.assertEqual(sorted(found), [(number, str(number)) for number in range(23)])
+
+    def test_input_that_is_read_twice_and_a_pipe_have_the_same_shards(self):
+        prompt = "x" * 3000
+        data = "\n".join(json.dumps({"backend": "echo", "prompt": "%d %s" % (number, prompt)}) for number in range(400)).encode()
+        self.assertGreater(len(data), clinvk.SMALL_FILE_BYTES)
+        expected = list(range(2, 400, 3))
+        stream = self.shard(data, 2, 3)
+        self.assertEqual([(job.index, int(job.task.prompt.split()[0])) for job in support.jobs_of(stream)], [(n, n) for n in expected])
+        stream = self.pipe_stream(data, shard=clinvk.Shard(2, 3))
+        self.assertIsNone(stream.total)
+        self.assertEqual([job.index for job in support.jobs_of(stream)], expected)
+        self.assertEqual(stream.total, len(expected))
+
+    def test_bad_input_is_answered_by_the_shard_that_has_its_place(self):
+        data = b'{"backend":"echo","prompt":"a"}\n{"bad":1}\n{"backend":"echo","prompt":"c"}\n'
+        for position, statuses in enumerate([(None, None), ("failed",)]):
+            stream = self.pipe_stream(data, shard=clinvk.Shard(position, 2))
+            self.assertEqual(tuple(getattr(item, "status", None) for item in support.jobs_of(stream)), statuses)
+
+    def test_the_whole_input_is_validated_whatever_the_shard(self):
+        with self.assertRaises(clinvk.UserError):
+            self.shard(b'[{"backend":"echo","prompt":"a"},{"bad":1}]', 0, 2)
+
+    def test_environment_of_an_array_states_the_shard(self):
+        slurm = "SLURM_ARRAY_TASK_ID=%d SLURM_ARRAY_TASK_MIN=%d SLURM_ARRAY_TASK_MAX=%d SLURM_ARRAY_TASK_STEP=%d SLURM_ARRAY_TASK_COUNT=%d"
+        for text, expected in [
+            (slurm % (0, 0, 3, 1, 4), (0, 4)), (slurm % (5, 1, 7, 2, 4), (2, 4)), (slurm % (7, 7, 7, 1, 1), (0, 1)),
+            (slurm % (1, 0, 3, 1, 4) + " CLINVK_SHARDS=4", (1, 4)), (slurm % (1, 0, 3, 0, 4), (1, 4)),
+            ("JOB_COMPLETION_INDEX=2 CLINVK_SHARDS=3", (2, 3)), ("AWS_BATCH_JOB_ARRAY_INDEX=0 CLINVK_SHARDS=3", (0, 3)),
+            ("PBS_ARRAY_INDEX=2 CLINVK_SHARDS=5", (2, 5)), ("PBS_ARRAYID=2 CLINVK_SHARDS=5", (2, 5)), ("NOMAD_ALLOC_INDEX=1 CLINVK_SHARDS=2", (1, 2)),
+            ("LSB_JOBINDEX=3 LSB_JOBINDEX_STEP=1 LSB_JOBINDEX_END=8", (2, 8)), ("LSB_JOBINDEX=5 LSB_JOBINDEX_STEP=2 LSB_JOBINDEX_END=8", (2, 4)),
+            ("SGE_TASK_ID=10 SGE_TASK_FIRST=10 SGE_TASK_LAST=30 SGE_TASK_STEPSIZE=10", (0, 3)),
+            ("CI_NODE_INDEX=2 CI_NODE_TOTAL=2", (1, 2)), ("CIRCLE_NODE_INDEX=1 CIRCLE_NODE_TOTAL=2", (1, 2)),
+            ("BUILDKITE_PARALLEL_JOB=0 BUILDKITE_PARALLEL_JOB_COUNT=2", (0, 2)), ("SYSTEM_JOBPOSITIONINPHASE=3 SYSTEM_TOTALJOBSINPHASE=3", (2, 3)),
+            ("CI_NODE_INDEX=2 CI_NODE_TOTAL=2 JOB_COMPLETION_INDEX=1 CLINVK_SHARDS=2 SGE_TASK_ID=undefined LSB_JOBINDEX=0", (1, 2)),
+        ]:
+            with self.subTest(text):
+                environment = dict(word.split("=") for word in text.split())
+                shard = clinvk.shard_of_environment(environment)
+                self.assertEqual(shard[:2], expected)
+                self.assertEqual(int(environment[shard.source]) >= 0, True)
+
+    def test_environment_that_states_no_shard_or_several_is_refused(self):
+        slurm = "SLURM_ARRAY_TASK_ID=3 SLURM_ARRAY_TASK_MIN=1 SLURM_ARRAY_TASK_MAX=%s SLURM_ARRAY_TASK_STEP=1 SLURM_ARRAY_TASK_COUNT=%s"
+        for text, problem in [
+            ("", "--shard auto: no environment variable states the place of this job in an array; give --shard K/N."),
+            ("SGE_TASK_ID=undefined LSB_JOBINDEX=0 CI_NODE_INDEX=", "no environment variable states"),
+            ("JOB_COMPLETION_INDEX=2", "CLINVK_SHARDS is not set; expected a whole number, because JOB_COMPLETION_INDEX is set"),
+            ("JOB_COMPLETION_INDEX=3 CLINVK_SHARDS=3", "JOB_COMPLETION_INDEX is 3, which is none of 3 places from 0 on; give --shard K/N"),
+            ("CI_NODE_INDEX=0 CI_NODE_TOTAL=3", "CI_NODE_INDEX is 0, which is none of 3 places from 1 on"),
+            ("CI_NODE_INDEX=x CI_NODE_TOTAL=3", 'CI_NODE_INDEX is "x"; expected a whole number'),
+            ("CI_NODE_INDEX=1 CI_NODE_TOTAL=-3", 'CI_NODE_TOTAL is "-3"; expected a whole number, because CI_NODE_INDEX is set'),
+            ("CI_NODE_INDEX=1 CI_NODE_TOTAL=3 CIRCLE_NODE_INDEX=1 CIRCLE_NODE_TOTAL=3",
+             "CI_NODE_INDEX states 1/3 and CIRCLE_NODE_INDEX states 2/3; give --shard K/N"),
+            (slurm % (7, 3), "do not agree on the number of shards (3 by SLURM_ARRAY_TASK_COUNT, 7 by SLURM_ARRAY_TASK_MAX)"),
+            (slurm % (4, 4) + " CLINVK_SHARDS=8", "do not agree on the number of shards (4 by SLURM_ARRAY_TASK_COUNT, 8 by CLINVK_SHARDS"),
+            ("SGE_TASK_ID=11 SGE_TASK_FIRST=10 SGE_TASK_LAST=30 SGE_TASK_STEPSIZE=10", "SGE_TASK_ID is 11, which is none of 3 places from 10 on"),
+        ]:
+            with self.subTest(text):
+                with self.assertRaises(clinvk.UserError) as caught:
+                    clinvk.shard_of_environment(dict(word.split("=") for word in text.split()))
+                self.assertIn(problem, str(caught.exception))
+
+    def test_number_of_a_shard_is_checked(self):
+        self.assertEqual((clinvk.parse_shard("2/3"), clinvk.parse_shard("auto")), (clinvk.Shard(1, 3), None))
+        for text in ("0/3", "4/3", "1/0", "1", "1/", "/3", "-1/3", "1/3/5", " 1/3", "1.5/3", "", "Auto", "\u0661/3"):
+            with self.subTest(text), self.assertRaises(ValueError):
+                clinvk.parse_shard(text)
 
 
 class Shapes(TaskCase):

@@ -353,9 +353,9 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 136, "Types": 204, "Text and JSON": 452, "Platform": 814, "Configuration": 863,
-    "Backends": 1295, "Input": 905, "Plans": 202, "Worker": 705, "Pool": 936, "Scheduler": 567,
-    "Journal": 429, "Sinks": 446, "Summary": 190, "Sessions": 327, "Commands": 939, "Command line":
-    517}
+    "Backends": 1295, "Input": 1016, "Plans": 202, "Worker": 705, "Pool": 936, "Scheduler": 567,
+    "Journal": 429, "Sinks": 446, "Summary": 190, "Sessions": 327, "Commands": 942, "Command line":
+    520}
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
 FUNCTIONS_OF_MANY_PARAMETERS = {}
