@@ -239,7 +239,8 @@ class Job(NamedTuple):
     session of the backend to continue.  `follow`: the output can be read while it is written
     (followed_path).  `attempt` counts the starts of the task, from 1.  `retried`: clinvk starts the
     task again after a transient failure, so the program should not retry by itself.  `budget_usd`
-    is the most that the program may spend; 0: no limit.
+    is the most that the program may spend; 0: no limit.  `wrap` are words to put before the
+    command, with the placeholders of command_of.
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -254,6 +255,7 @@ class Job(NamedTuple):
     attempt: int = 1
     retried: bool = False
     budget_usd: float = 0.0
+    wrap: Tuple[str, ...] = ()
 
 
 class RunPolicy(NamedTuple):
@@ -1794,6 +1796,18 @@ def _one_of(words: Iterable[str], what: str) -> Callable[[Any], str]:
 def _words(text: str) -> List[str]:
     """Return the words of an option's value, which commas separate."""
     return [word.strip() for word in text.split(",")]
+
+
+def _shell_words(text: str) -> Tuple[str, ...]:
+    """Return the words of a command line, quoted as for a shell."""
+    import shlex
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise expected("a command line (%s)" % str(error).lower(), text) from None
+    if not words:
+        raise expected("a command line", text)
+    return words
 
 
 def _list_of(element: Callable[[Any], str]) -> Callable[[Any], Tuple[str, ...]]:
@@ -3731,6 +3745,17 @@ def backend_of(job: Job) -> Backend:
     return custom_backend(job.task.backend, job.definition)
 
 
+def command_of(job: Job) -> Command:
+    """Return the command of a job, behind the words in which it is wrapped."""
+    command = backend_of(job).command(job)
+    if not job.wrap:
+        return command
+    values = {"{workdir}": absolute(job.task.workdir or "."), "{scratch}": SCRATCH,
+              "{task}": str(job.index)}
+    words = ("".join(fill(word, values.get)) for word in job.wrap)
+    return command._replace(argv=(*words, *command.argv))
+
+
 def command_line(job: Job) -> str:
     """Return a line for bash or zsh that runs the job, with variables in place of secrets."""
     def word(text: str) -> str:
@@ -3744,7 +3769,7 @@ def command_line(job: Job) -> str:
         return '"$%s"' % name if is_value else shell_quoted("[%s]" % name)
 
     backend = backend_of(job)
-    command, workdir = backend.command(job), job.task.workdir
+    command, workdir = command_of(job), job.task.workdir
     nesting = [("-u", name) for name in NESTING_VARIABLES if name in os.environ]
     preset = {name: value for name, value in command.preset.items() if name not in os.environ}
     environment = dict(preset, **command.environment, NO_COLOR="1")
@@ -3755,10 +3780,10 @@ def command_line(job: Job) -> str:
     line = " ".join(words)
     if workdir:
         line = "cd -- %s && %s" % (word(workdir), line)
-    if command.files:
+    if command.files or SCRATCH in "".join(command.argv):
         puts = ['printf %%s %s > "$d"/%s' % (word(text), name)
                 for name, text in sorted(command.files.items())]
-        return '(d=$(mktemp -d) && %s && %s; s=$?; rm -r "$d"; exit $s)' % (" && ".join(puts), line)
+        return '(d=$(mktemp -d) && %s; s=$?; rm -r "$d"; exit $s)' % " && ".join([*puts, line])
     return "(%s)" % line if workdir else line
 
 
@@ -3857,7 +3882,7 @@ class TaskPolicy(NamedTuple):
     `overrides` are task fields and `run` are RUN_FIELDS from the command line.  `environment`
     contains CLINVK_BACKEND and CLINVK_*_MODEL.  `definitions` are the user's own commands; with
     `allow_commands` a batch may add some.  No workdir may leave the directory `root`.
-    `needs_cost`: each backend has to state the cost of its tasks.
+    `needs_cost`: each backend has to state the cost of its tasks.  `wrap` is that of each Job.
     """
 
     overrides: Dict[str, Any] = {}
@@ -3869,6 +3894,7 @@ class TaskPolicy(NamedTuple):
     run: Dict[str, Any] = {}
     configuration: Configuration = Configuration()
     needs_cost: bool = False
+    wrap: Tuple[str, ...] = ()
 
     def of_run(self, batch: Dict[str, Any]) -> Dict[str, Any]:
         """Return the RUN_FIELDS of a run; `batch` are those that its input sets."""
@@ -3937,7 +3963,7 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
         raise InvalidValue("%s %s" % (quoted(task.workdir), outside), ("workdir",))
     job = Job(-1, task, policy.definitions.get(task.backend),
               os.path.realpath(policy.root) if policy.root else "",
-              literal=any(policy.ceiling) or bool(policy.root))
+              literal=any(policy.ceiling) or bool(policy.root), wrap=policy.wrap)
     backend = backend_of(job)
     refused = backend.impossible_modes.get((task.sandbox_mode, task.approval_mode))
     for field, problem in (("sandbox_mode", refused and "%s: %s" % (backend.name, refused)),
@@ -4977,7 +5003,7 @@ def comparison(prompt: str, backends: Iterable[str], policy: TaskPolicy) -> List
 
 def not_installed(job: Job) -> bool:
     """Return whether the program of the job's backend cannot be found."""
-    return not find_program(backend_of(job).command(job).argv[0])[0]
+    return not find_program(command_of(job).argv[0])[0]
 
 
 # --- 8. Worker ---------------------------------------------------------------
@@ -5446,7 +5472,7 @@ def _run(job: Job, state: WorkerState) -> Result:
             named = job
             if workdir and job.root:  # a link in its place could later lead out of the root
                 named = job._replace(task=job.task._replace(workdir=workdir.real))
-            command = backend_of(job).command(named)
+            command = command_of(named)
             if command.problem:
                 problem = UNKEPT % command.problem
                 return unfinished(job, "failed", problem, "permission", exit_code=1)
@@ -9228,7 +9254,7 @@ class _KeptSession:
 
     def _create(self, job: Job, tags: Sequence[str]) -> bool:
         """Create a session, except for a job that cannot be started."""
-        task, program = job.task, backend_of(job).command(job).argv[0]
+        task, program = job.task, command_of(job).argv[0]
         if task.workdir and not os.path.isdir(task.workdir) or find_program(program)[1]:
             return False
         try:
@@ -9621,6 +9647,8 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
     "run": [
         _option("--dry-run", "print the command line of each task and start nothing",
                 dest="task_dry_run"),
+        _option("--wrap", "put CMD before each command: nice, docker run ...", "CMD",
+                _shell_words),
         _option("--progress", "status line on stderr (default: auto)", choices=_WHEN),
         _option("--color", "colored output (default: auto)", choices=_WHEN)],
     "config": [_option("--config", "read the configuration from FILE "
@@ -9683,7 +9711,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
             if name not in BACKENDS and name not in definitions:
                 raise UserError("--limit: " + unknown_backend(name, definitions))
     rules = TaskPolicy(fields, environment, definitions, "allow_commands" in given, ceiling,
-                       given.get("root", ""), run, configuration)
+                       given.get("root", ""), run, configuration, wrap=given.get("wrap", ()))
     return Settings(rules, options.task_dry_run, given.get("form", "text"), "quiet" in given,
                     options.progress or "auto", options.color or configuration.get("output.color"),
                     start_method_of(environment), options.arguments)

@@ -30,7 +30,7 @@ _clinvk_value()
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
-            | --older-than | --max-failures | --canary | --shard | --max-cost | --retries | --retry-on | --max-wait)
+            | --older-than | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait)
             values='' ;;
     esac
     return 1
@@ -50,7 +50,7 @@ _clinvk()
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
             -b | --backend | -m | --model | -w | --workdir | -o | --output-format | --approval-mode \
-                | --sandbox-mode | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --config \
+                | --sandbox-mode | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --config | --wrap \
                 | --progress | --color)
                 if [[ ${COMP_WORDS[i + 1]} == '=' ]]; then
                     i=$((i + 1))
@@ -66,13 +66,13 @@ _clinvk()
     COMPREPLY=()
     case $command in
         prompt)
-            options='-h --help -o --output-format -c --continue --ephemeral --dry-run --progress --color --config -b --backend
+            options='-h --help -o --output-format -c --continue --ephemeral --dry-run --wrap --progress --color --config -b --backend
                 -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         resume)
-            options='-h --help --last -b --backend --here -o --output-format --dry-run --progress --color --config -m --model
+            options='-h --help --last -b --backend --here -o --output-format --dry-run --wrap --progress --color --config -m --model
                 --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             if [[ $word != -* ]]; then
@@ -100,19 +100,19 @@ _clinvk()
         parallel)
             options='-h --help -f --file -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
-                --overwrite --results --resume --ceiling --root --allow-commands --dry-run --progress --color --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
+                --overwrite --results --resume --ceiling --root --allow-commands --dry-run --wrap --progress --color --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         chain)
-            options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands --dry-run --progress --color --config
+            options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands --dry-run --wrap --progress --color --config
                 -b --backend -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         compare)
-            options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --progress --color --config
+            options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --wrap --progress --color --config
                 -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
@@ -143,7 +143,7 @@ _clinvk()
             options='-h --help --version'
             values="parallel prompt chain compare resume sessions config doctor version $options"
             if ((COMP_CWORD > 1)); then  # the options of a prompt without the word `prompt`
-                values="-o --output-format -c --continue --ephemeral --dry-run --progress --color --config -b --backend
+                values="-o --output-format -c --continue --ephemeral --dry-run --wrap --progress --color --config -b --backend
                     -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output"
             fi
             _clinvk_value && return

@@ -84,6 +84,27 @@ LAST = {"codex": ["-"]}
 ID = "01a20f0e-e425-7671-a9f0-21820580624d"
 
 
+class Wrap(support.Case):
+    """The words of --wrap come before the command, each placeholder replaced within its word."""
+
+    def argv(self, wrap, **fields):
+        return clinvk.command_of(support.job(3, "echo", "p", **fields)._replace(wrap=tuple(wrap))).argv
+
+    def test_words_come_before_the_command_of_the_backend(self):
+        plain = self.argv(())
+        self.assertEqual(self.argv(("nice", "-n", "5")), ("nice", "-n", "5", *plain))
+        self.assertEqual(self.argv(("x", "{workdir}:/w", "{scratch}/a", "t{task}"), workdir="/tmp"),
+                         ("x", "/tmp:/w", clinvk.SCRATCH + "/a", "t3", *plain))
+        self.assertEqual(self.argv(("{workdir}",))[0], os.getcwd())
+
+    def test_other_braces_stay(self):
+        self.assertEqual(self.argv(("{{.Names}}", "{x}", "{", "{ task}"))[:4], ("{{.Names}}", "{x}", "{", "{ task}"))
+
+    def test_value_with_braces_is_not_searched_again(self):
+        os.mkdir(self.path("{task}"))
+        self.assertEqual(self.argv(("{workdir}",), workdir=self.path("{task}"))[0], self.path("{task}"))
+
+
 class Commands(Environment):
     def assert_argv(self, backend, words, **fields):
         """The backend's own words, `words` as text or list, and what must come last."""

@@ -2242,6 +2242,41 @@ class RetriesAndBounds(Commands):
 
 
 @support.only_in_full_runs
+class Wrap(Commands):
+    def test_program_runs_behind_the_words_and_is_not_looked_for(self):
+        os.mkdir(self.path("w d"))
+        completed = self.parallel("--jsonl", "-q", "--wrap", """sh -c 'echo "$1" "$(ls -d "$2")" "$3"; shift 3; exec "$@"' sh {workdir} {scratch} '<{task}>'""",
+                                  input=tasks("say a", "say b", workdir=self.path("w d")))
+        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+        for result in results(completed):
+            first, answer = result["output"].splitlines()
+            self.assertTrue(first.startswith(self.path("w d") + " /") and first.endswith(" <%d>" % result["index"]), first)
+            self.assertEqual(answer, "ab"[result["index"]])
+
+    def test_command_line_of_a_dry_run_can_be_pasted(self):
+        for wrap in ("env A=1 sh -c 'echo $A; exec \"$@\"' sh", "sh -c 'ls -d \"$1\" >&2; shift; echo 1; exec \"$@\"' sh {scratch}"):
+            shown = self.parallel("--dry-run", "--wrap", wrap, input=tasks("say a"))
+            self.assertEqual(shown.returncode, 0)
+            self.assertEqual(self.run_program(["bash", "-c", shown.stdout.decode()]).stdout, b"1\na\n")
+
+    def test_wrapper_that_is_not_there_is_named(self):
+        result = results(self.parallel("--jsonl", "-q", "--wrap", "no-such-wrapper -x", input=tasks("say a")))[0]
+        self.assertEqual((result["exit_code"], result["error_kind"]), (127, "not_found"))
+        self.assertIn("no-such-wrapper: not found", result["error"])
+
+    def test_words_are_checked(self):
+        for words, problem in (("", 'expected a command line, got ""'), ("sh 'a", "expected a command line (no closing quotation), got")):
+            completed = self.parallel("--wrap", words, input=tasks("say a"))
+            self.assertEqual(completed.returncode, 2)
+            self.assertIn("argument --wrap: " + problem, completed.stderr.decode())
+
+    def test_timeout_ends_the_wrapper_and_what_runs_in_it(self):
+        result = results(self.parallel("--jsonl", "-q", "--timeout", "1", "--wrap", "sh -c '\"$@\"; exit 3' sh", input=tasks("ids ids; sleep 300")))[0]
+        self.assertEqual(result["status"], "timeout")
+        with open(self.path("ids")) as file:
+            self.assertFalse(is_running(int(file.read().split()[0])))
+
+
 class Shards(Commands):
     def test_shards_share_a_batch_and_each_can_be_continued(self):
         file = self.file("tasks.json", json.dumps([{"backend": "echo", "prompt": "say %d" % number} for number in range(7)]))
