@@ -95,7 +95,7 @@ try:
     import signal
     import stat
     import time
-    from collections import Counter, namedtuple
+    from collections import Counter, deque, namedtuple
 except ModuleNotFoundError as _error:
     _refuse(lacking(_error))
 
@@ -107,9 +107,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from types import FrameType
-    from typing import (Any, Callable, Container, Dict, FrozenSet, Generator, Iterable, Iterator,
-                        List, Match, NamedTuple, NoReturn, Optional, Pattern, Sequence, Set, Tuple,
-                        Type, TypeVar, Union)
+    from typing import (Any, Callable, Container, Deque, Dict, FrozenSet, Generator, Iterable,
+                        Iterator, List, Match, NamedTuple, NoReturn, Optional, Pattern, Sequence,
+                        Set, Tuple, Type, TypeVar, Union)
 
     _T = TypeVar("_T")
     _Fields = Callable[["Result"], Dict[str, Any]]  # the JSON fields of a result
@@ -845,11 +845,14 @@ def lock_file(file: int) -> bool:
 
 
 def is_same(file: Union[int, str], path: str) -> bool:
-    """Return whether a path leads to a file, which is open or has another path."""
+    """Return whether a path leads to a file, which is open or has another path.
+
+    Two paths are also the same where they are equal and there is no file yet.
+    """
     try:
         return os.path.samestat(os.stat(file), os.stat(path))
     except OSError:
-        return False
+        return isinstance(file, str) and "" != file and absolute(file) == absolute(path)
 
 
 def work_tree(path: str) -> str:
@@ -6247,12 +6250,17 @@ class _WorkerPool:
 
 
 class Running(NamedTuple):
-    """A job that runs, for how many seconds, how much it has printed, and for how long nothing."""
+    """A job that runs, for how many seconds, how much it has printed, and for how long nothing.
+
+    `action` is what its program did last, as far as its events say; `tokens` is what it used.
+    """
 
     job: Job
     seconds: float
     size: int
     quiet: float
+    action: str = ""
+    tokens: int = 0
 
 
 class Pool:
@@ -7649,6 +7657,8 @@ class Journal:
 # chooses the sink for stdout.  A sink raises OutputError when it cannot write.
 
 MAX_NAME_COLUMNS = 60  # of the name before an answer
+ETA_TASKS = 100  # of each backend, by which the time of the others is estimated
+STATUS_SECONDS, QUIET_STATUS_SECONDS = 0.5, 5.0  # between two writes of the status file
 
 
 class Output:
@@ -8048,6 +8058,128 @@ def _task_and_result(result: Result) -> Iterator[bytes]:
     yield b"}\n"
 
 
+class Overview:
+    """What a run has done, what it does, and when it ends: for what shows it.  A sink.
+
+    `jobs` is how many tasks run at once.
+    """
+
+    def __init__(self, totals: Totals, control: Control, supply: Supply, jobs: int) -> None:
+        self.totals, self.control, self._supply, self.jobs = totals, control, supply, jobs
+        self._ended: Dict[str, int] = Counter()  # tasks of this run, by backend
+        self._seconds: Dict[str, Deque[float]] = {}  # how long the last of them took
+
+    @property
+    def total(self) -> Optional[int]:
+        """The number of tasks, None where it is not known yet."""
+        return self._supply.total
+
+    def write(self, result: Result) -> None:
+        if result.attempts and not result.resumed and result.status != "canceled":
+            self._ended[result.backend] += 1
+            seconds = self._seconds.setdefault(result.backend, deque(maxlen=ETA_TASKS))
+            seconds.append(result.duration_seconds)
+
+    def running(self) -> List[Running]:
+        return self.control.running()
+
+    def seconds_left(self) -> Optional[float]:
+        """Return the seconds until the end, None where nothing is known about it.
+
+        Each task that is left takes the median of its backend.  Their backends are assumed to be
+        mixed as those of the tasks that have ended.
+        """
+        ended = sum(self._ended.values())
+        if self.total is None or not ended or self.control.level:
+            return None
+        left = self.total - self.totals.total
+        median = {backend: sorted(seconds)[len(seconds) // 2]
+                  for backend, seconds in self._seconds.items()}
+        work = left / ended * sum(median[backend] * count for backend, count in self._ended.items())
+        work -= sum(min(one.seconds, median.get(one.job.task.backend, 0.0))
+                    for one in self.running())
+        return max(0.0, work) / max(1, min(self.jobs, left))
+
+    def fields(self) -> Dict[str, Any]:
+        """Return the JSON fields of the status file that change during a run."""
+        now, left = time.time(), self.seconds_left()
+        gates = {backend: utc(until) for backend, until in self.control.limited.items()
+                 if until > now}
+        return {
+            "updated_at": utc(now), "total_tasks": self.total, "done": self.totals.total,
+            **self.totals.counts, "resumed": self.totals.resumed,
+            "running": [_running_fields(one, now) for one in self.running()], "gates": gates,
+            "eta_seconds": None if left is None else round(left, 1),
+            "ends_at": None if left is None else utc(now + left),
+            "cost_usd": None if self.totals.cost_usd is None else round(self.totals.cost_usd, 6),
+            "cost_unknown": self.totals.cost_unknown}
+
+
+def _running_fields(one: Running, now: float) -> Dict[str, Any]:
+    """Return the JSON fields of a running task; times are `now`, since the epoch, and before."""
+    task = one.job.task
+    return {"index": one.job.index, "id": without_secrets(task.id), "name": task_label(task),
+            "backend": task.backend, "attempt": one.job.attempt,
+            "started": utc(now - one.seconds), "last_event_at": utc(now - one.quiet),
+            "last_action": one_line(one.action), "tokens": one.tokens}
+
+
+class StatusFile:
+    """`--status-file`: keep the Overview of a run in a file, as one JSON object.
+
+    The file is replaced as a whole: STATUS_SECONDS after a change at the latest, and every
+    QUIET_STATUS_SECONDS.  An error is a warning, and only the first one.  `run` is the time of the
+    start, which is in the lines of the results file too.
+
+    Raises UserError where the path leads to something else than a status file.
+    """
+
+    HEAD = b'{"run":'
+
+    def __init__(self, path: str, overview: Overview, run: str,
+                 warn: Callable[[str], None]) -> None:
+        self._path, self._overview, self._run, self._warn = path, overview, run, warn
+        self._next = self._due = 0.0  # when to look again, and when to write without a change
+        self._changing: Any = None  # what was written last, without times
+        self._has_failed = False
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError("--status-file %s: expected a regular file, or a name that does not "
+                            "exist" % visible(path))
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if file.read(len(self.HEAD)) not in (b"", self.HEAD):
+                raise UserError("--status-file %s: clinvk did not write this file, and does not "
+                                "replace it; give another name" % visible(path))
+
+    def show(self) -> None:
+        """Write the file if it is time."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + STATUS_SECONDS
+        state = "stopping" if self._overview.control.level else "running"
+        fields = self._overview.fields()
+        changing = (state, fields["done"], fields["gates"], [
+            (one["index"], one["attempt"], one["last_action"]) for one in fields["running"]])
+        if changing != self._changing or now >= self._due:
+            self._changing, self._due = changing, now + QUIET_STATUS_SECONDS
+            self._write(state, fields, None)
+
+    def finish(self, exit_status: Optional[int]) -> None:
+        """Write the file a last time.  `exit_status` is None where the run ended by an error."""
+        self._write("ended", self._overview.fields(), exit_status)
+
+    def _write(self, state: str, fields: Dict[str, Any], exit_status: Optional[int]) -> None:
+        fields = {"run": self._run, "pid": os.getpid(), "state": state,
+                  "exit_status": exit_status, **fields}
+        try:
+            write_whole(os.path.realpath(self._path), [dumps(fields), b"\n"])
+        except OSError as error:
+            if not self._has_failed:
+                self._has_failed = True
+                self._warn("cannot write the status file %s: %s; the run continues"
+                           % (visible(self._path), error.strerror))
+
+
 class Progress:
     """Show a status line on a terminal; elsewhere write a line for each result."""
 
@@ -8096,7 +8228,7 @@ MAX_NOTE = 2000  # characters of an error or a warning in the table
 
 
 class Totals:
-    """Counts and sums over a run; with `costs` also of the tasks whose cost is not known."""
+    """Counts and sums over a run.  `costs`: show how many tasks have a cost that is not known."""
 
     def __init__(self, costs: bool = False) -> None:
         self.counts = {"completed": 0, "failed": 0, "canceled": 0, "skipped": 0}
@@ -8104,7 +8236,7 @@ class Totals:
         self.usage: Dict[str, int] = {}
         # unknown, where no backend states it
         self.cost_usd: Optional[float] = 0.0 if costs else None
-        self.cost_unknown = 0  # with `costs`: tasks that were started and state no cost
+        self.cost_unknown = 0  # tasks that were started and state no cost
         self._costs = costs
         self.start_time = time.time()
         self.duration_seconds = 0.0
@@ -8135,7 +8267,7 @@ class Totals:
             self.usage[name] = self.usage.get(name, 0) + count
         if result.cost_usd is not None:
             self.cost_usd = (self.cost_usd or 0.0) + result.cost_usd
-        elif result.attempts and self._costs:
+        elif result.attempts:
             self.cost_unknown += 1
 
     def stop(self) -> None:
@@ -8154,7 +8286,7 @@ class Totals:
             fields["usage"] = self.usage
         if self.cost_usd is not None:
             fields["cost_usd"] = round(self.cost_usd, 6)
-            if self.cost_unknown:
+            if self.cost_unknown and self._costs:
                 fields["cost_unknown"] = self.cost_unknown
         return fields
 
@@ -8169,7 +8301,7 @@ class Totals:
             parts.append("{:,} tokens".format(self.usage["total_tokens"]))
         if self.cost_usd is not None:
             parts.append("$%.4f" % self.cost_usd)
-            if self.cost_unknown:
+            if self.cost_unknown and self._costs:
                 parts.append("%s of unknown cost" % counted(self.cost_unknown, "task"))
         return "Total: %s (%.2fs)" % (", ".join(parts), self.duration_seconds)
 
@@ -8620,6 +8752,7 @@ class Settings(NamedTuple):
     color: str = "auto"
     start_method: str = ""
     arguments: Tuple[str, ...] = ()  # of main, for the command that continues a run
+    status_file: str = ""
 
 
 DEFAULT_JOBS = int(SETTINGS["parallel.max_workers"][1])
@@ -8840,42 +8973,41 @@ def form_of(settings: Settings, console: Console, heading: str,
 def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     """Run tasks.  Return the exit status; 128 + n where signal n ended the run."""
     form, control, totals = plan.form.sink, Control(), Totals(plan.policy.max_cost > 0)
+    total, jobs, exit_status, status_file = plan.supply.total, plan.jobs, None, None
+    overview = Overview(totals, control, plan.supply, min(jobs, total or jobs))
+    if settings.status_file and not settings.dry_run:
+        run = plan.journal.run if plan.journal else utc(totals.start_time)
+        status_file = StatusFile(settings.status_file, overview, run, console.warn)
     shows_progress = settings.progress == "auto" and console.stderr.cursor
     if not settings.dry_run and (shows_progress or settings.progress == "always"):
-        console.progress = Progress(console.stderr, plan.supply.total, control)
-    sinks = form, plan.directory, plan.table, totals, console.progress
+        console.progress = Progress(console.stderr, total, control)
+    sinks = form, plan.directory, plan.table, totals, overview, console.progress
     feed = Fanout([sink for sink in sinks if sink is not None], control, plan.journal)
     stop = _Stop(control, console)
     if plan.form.heading:
         feed.attempt(form, console.stdout.text, plan.form.heading)
-    # A dry run has nothing to stop: a signal ends the process.
-    with stop_signals(die_at_once if settings.dry_run else stop):
-        _run_tasks(plan, settings, console, control=control, feed=feed, stop=stop)
-        totals.stop()
-        if console.progress:
-            console.progress.hide()
-        if not plan.single:
-            _summarize(plan, settings, feed, totals, console)
-    error, signal_number = feed.error, stop.signal_number
-    if error and not error.broken_pipe:
-        unwritten = "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
-        console.say("error: %s%s" % (error, unwritten if feed.unwritten else ""))
-    elif control.failure:
-        error = OutputError(control.failure)
-        console.say("error: " + control.failure)
-    canceled = totals.counts["canceled"]
-    left = bool(control.left if not signal_number else plan.journal and canceled)
-    missing = left or plan.journal and (canceled or totals.counts["failed"])
-    if plan.continuing and not settings.dry_run and missing:
-        console.say(_how_to_continue(plan, control.left, left or canceled))
-    return verdict(totals, error=error, signal_number=signal_number, single=plan.single, left=left)
+    try:
+        # A dry run has nothing to stop: a signal ends the process.
+        with stop_signals(die_at_once if settings.dry_run else stop):
+            _run_tasks(plan, settings, console, overview=overview, feed=feed, stop=stop,
+                       status_file=status_file)
+            totals.stop()
+            if console.progress:
+                console.progress.hide()
+            if not plan.single:
+                _summarize(plan, settings, feed, totals, console)
+        exit_status = _conclude(plan, settings, console, overview=overview, feed=feed, stop=stop)
+        return exit_status
+    finally:
+        if status_file:
+            status_file.finish(exit_status)
 
 
-def _run_tasks(plan: Plan, settings: Settings, console: Console, *, control: Control,
-               feed: Fanout, stop: _Stop) -> None:
+def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Overview,
+               feed: Fanout, stop: _Stop, status_file: Optional[StatusFile]) -> None:
     """Run the tasks of a plan, and pass each result to the journal and the sinks."""
-    form, total, journal, progress = (
-        plan.form.sink, plan.supply.total, plan.journal, console.progress)
+    form, control, journal, progress = (
+        plan.form.sink, overview.control, plan.journal, console.progress)
     inquiry = _Inquiry(control, console)
     hooks: Dict[str, Any] = {} if journal is None else {
         "resume": journal.resume, "on_start": journal.started, "spent": journal.spent}
@@ -8887,12 +9019,14 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, control: Con
         if not settings.dry_run:
             stop.report(running)
         inquiry.answer()
+        if status_file:
+            status_file.show()
         if progress:
             progress.show(running)
 
     with stop_signals(inquiry, (signal.SIGUSR1,)):
         results = run_pool(
-            plan.supply, min(plan.jobs, total or plan.jobs), policy=plan.policy, control=control,
+            plan.supply, overview.jobs, policy=plan.policy, control=control,
             dry_run=settings.dry_run, on_tick=tick, notice=console.say,
             start_method=settings.start_method, **hooks)
         try:
@@ -8910,6 +9044,25 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, control: Con
             results.close()
             if journal:
                 journal.close()
+
+
+def _conclude(plan: Plan, settings: Settings, console: Console, *, overview: Overview,
+              feed: Fanout, stop: _Stop) -> int:
+    """Tell the user why a run has ended early and how it can continue.  Return the exit status."""
+    control, totals = overview.control, overview.totals
+    error, signal_number = feed.error, stop.signal_number
+    if error and not error.broken_pipe:
+        unwritten = "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
+        console.say("error: %s%s" % (error, unwritten if feed.unwritten else ""))
+    elif control.failure:
+        error = OutputError(control.failure)
+        console.say("error: " + control.failure)
+    canceled = totals.counts["canceled"]
+    left = bool(control.left if not signal_number else plan.journal and canceled)
+    missing = left or plan.journal and (canceled or totals.counts["failed"])
+    if plan.continuing and not settings.dry_run and missing:
+        console.say(_how_to_continue(plan, control.left, left or canceled))
+    return verdict(totals, error=error, signal_number=signal_number, single=plan.single, left=left)
 
 
 def _how_to_continue(plan: Plan, why: str, is_unfinished: Any) -> str:
@@ -9651,6 +9804,9 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 _shell_words),
         _option("--progress", "status line on stderr (default: auto)", choices=_WHEN),
         _option("--color", "colored output (default: auto)", choices=_WHEN)],
+    "watch": [
+        _option("--status-file", "keep one JSON object about the run in FILE, for monitors", "FILE",
+                _path)],
     "config": [_option("--config", "read the configuration from FILE "
                        "(default: ~/.clinvk/config.yaml)", "FILE")],
     "json": [_option("--json", "print JSON")],
@@ -9714,7 +9870,19 @@ def settings_from(options: argparse.Namespace) -> Settings:
                        given.get("root", ""), run, configuration, wrap=given.get("wrap", ()))
     return Settings(rules, options.task_dry_run, given.get("form", "text"), "quiet" in given,
                     options.progress or "auto", options.color or configuration.get("output.color"),
-                    start_method_of(environment), options.arguments)
+                    start_method_of(environment), options.arguments, _status_file(given))
+
+
+def _status_file(given: Dict[str, Any]) -> str:
+    """Return the path of the status file, "" where there is none.  Raise UserError."""
+    path = str(given.get("status_file", ""))
+    tasks, results = (given.get("file") or ["-"])[0], given.get("results", "")
+    others = (("the file of the tasks", 0 if tasks == "-" else tasks),
+              ("the file of the results", results), ("stdout", 1), ("stderr", 2))
+    for name, file in others:
+        if path and is_same(file, path):
+            raise UserError("--status-file %s: it is %s; give another name" % (visible(path), name))
+    return path
 
 
 def run_parallel(options: argparse.Namespace) -> int:
@@ -9829,7 +9997,7 @@ COMMANDS = {
         "[-h] [--version] COMMAND ...\n       clinvk [OPTIONS OF prompt] TEXT",
         "`clinvk COMMAND --help` describes a command; see also clinvk(1)."),
     "parallel": Subcommand(
-        run_parallel, "file parallel retry form trust run config backend workdir task",
+        run_parallel, "file parallel retry form trust run watch config backend workdir task",
         "run a batch of tasks", details="""\
 The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks, or tasks.
 Options set the fields that tasks do not set. Examples:
@@ -9845,14 +10013,14 @@ The answer is shown while it comes. `-` as TEXT reads the prompt from stdin. Exa
   clinvk -c 'And in one sentence?'""", 1, _QUOTES_HINT),
     "chain": Subcommand(
         lambda options: command_chain(settings_from(options), _file(options)),
-        "file retry form trust run config backend workdir task",
+        "file retry form trust run watch config backend workdir task",
         "run steps, each with the answers of those before it", details="""\
 The input is one JSON object, {"steps": [...]}. Each step is a task. In prompts, {{previous}} is
 replaced by the answer of the step before, and {{steps.NAME.output}} by that of the step NAME.
 Options set the fields that steps do not set. Example:
   clinvk chain --file chain.json --json | jq -r '.results[-1].output'""", hint=_FILE_HINT),
     "compare": Subcommand(
-        run_compare, "compare form run config workdir task",
+        run_compare, "compare form run watch config workdir task",
         "send one prompt to several backends and show the answers side by side",
         "[OPTIONS] --backends LIST PROMPT\n       clinvk compare [OPTIONS] --all-backends PROMPT",
         "`-` as PROMPT reads the prompt from stdin.", 1,

@@ -14,6 +14,7 @@ import pty
 import re
 import resource
 import select
+import signal
 import shutil
 import socket
 import stat
@@ -1998,6 +1999,72 @@ class Running(Commands):
 
 
 @support.only_in_full_runs
+class StatusFiles(Commands):
+    def status(self):
+        with open(self.path("status.json"), "rb") as file:
+            return json.load(file)
+
+    def wait_for_status(self, predicate):
+        """The first status that the file shows of which the predicate is true."""
+        return support.wait_until(lambda: self.has("status.json") and predicate(self.status()) and self.status(), "the status file")
+
+    def test_status_file_shows_the_run_from_its_start_to_its_end(self):
+        batch = [{"backend": "echo", "prompt": "say one"}, {"backend": "echo", "id": "slow", "name": "two", "prompt": "wait-for go; exit 3"}]
+        process = self.start_parallel("--jsonl", "-q", "--status-file", "status.json", "--results", "r.jsonl", "-f", self.file("t", batch),
+                                      cwd=self.directory)
+        status = self.wait_for_status(lambda status: status["done"] == 1 and status["running"])
+        self.assertEqual((status["pid"], status["state"], status["exit_status"], status["total_tasks"]), (process.pid, "running", None, 2))
+        self.assertEqual([(one["index"], one["id"], one["name"], one["attempt"]) for one in status["running"]], [(1, "slow", "two", 1)])
+        self.assertLess(status["run"], status["running"][0]["started"])
+        self.touch("go")
+        lines = self.lines_of(process.finish())
+        self.assertEqual(len(lines), 2)
+        ended = self.status()
+        with open(self.path("r.jsonl")) as file:
+            self.assertEqual({json.loads(line)["run"] for line in file}, {ended["run"]})
+        self.assertEqual((ended["state"], ended["exit_status"], ended["done"], ended["failed"], ended["running"]), ("ended", 1, 2, 1, []))
+        self.assertFalse([name for name in os.listdir(self.directory) if name.endswith(".tmp")])
+
+    def test_status_file_of_a_stopped_run_has_its_exit_status(self):
+        process = self.start_parallel("-q", "--status-file", self.path("status.json"), "-f", self.file("t", tasks("wait-for never")))
+        self.wait_for_status(lambda status: status["running"])
+        process.send_signal(signal.SIGTERM)
+        process.finish()
+        self.assertEqual((self.status()["state"], self.status()["exit_status"], self.status()["canceled"]), ("ended", 143, 1))
+
+    def test_status_file_that_cannot_be_written_stops_nothing(self):
+        os.mkdir(self.path("gone"))
+        process = self.start_parallel("--jsonl", "-q", "-j", "1", "--status-file", self.path("gone", "s"), "-f", self.file(
+            "t", tasks("wait-for go; say z", "say x", "say y")))
+        support.wait_until(lambda: os.listdir(self.path("gone")) == ["s"], "the status file")
+        clinvk.remove_tree(self.path("gone"))
+        self.touch("go")
+        completed = process.finish()
+        self.assertEqual(len(self.lines_of(completed)), 3)
+        self.assertEqual(completed.stderr.decode(), "clinvk: warning: cannot write the status file %s: No such file or directory; "
+                         "the run continues\n" % self.path("gone", "s"))
+
+    def test_status_file_that_something_else_is_written_to_is_refused(self):
+        batch = self.file("t.json", tasks("touch ran"))
+        for arguments, input, error in ((["--status-file", "t.json", "-f", batch], b"", "t.json: it is the file of the tasks"),
+                                        (["--status-file", "s", "--results", "./s"], tasks("touch ran"), "s: it is the file of the results"),
+                                        (["--status-file", "bin"], tasks("touch ran"), "bin: expected a regular file")):
+            with self.subTest(arguments=arguments):
+                completed = self.parallel(*arguments, input=input, cwd=self.directory)
+                self.assertEqual((completed.returncode, completed.stdout), (2, b""))
+                self.assertIn("clinvk: error: --status-file " + error, completed.stderr.decode())
+        for stream in ("stdout", "stderr"):
+            with self.subTest(stream=stream), open(self.path("out"), "wb") as out:
+                process = self.start_parallel("--status-file", "out", "-f", batch, cwd=self.directory, **{stream: out})
+                process.wait(PATIENCE)
+                self.assertEqual(process.returncode, 2)
+        self.assertFalse(self.has("ran"))
+
+    def test_status_file_is_not_written_by_a_dry_run(self):
+        self.parallel("--dry-run", "--status-file", self.path("status.json"), input=tasks("say x"))
+        self.assertFalse(self.has("status.json"))
+
+
 class Content(Commands):
     def outputs_of(self, form, batch):
         """What comes out of each task, and what jq makes of the whole where there is one."""

@@ -2,8 +2,10 @@
 statuses and variables that the program knows; the versions agree; the examples of the README and of the man page are run.
 """
 import ast
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,7 @@ support.left_to_full_runs()
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
-FILES, DIRECTORIES = {"--file", "--config", "--results"}, {"--workdir", "--output-dir", "--root"}
+FILES, DIRECTORIES = {"--file", "--config", "--results", "--status-file"}, {"--workdir", "--output-dir", "--root"}
 CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 
 
@@ -246,6 +248,29 @@ class ManPageTest(unittest.TestCase):
         totals = clinvk.Totals()
         totals.usage, totals.cost_usd, totals.resumed = {"total_tokens": 1}, 0.1, 1
         self.assertEqual(sorted(MAN.words("OUTPUT", "JSON")), sorted(list(totals.fields()) + ["results"]))
+
+    def test_man_page_status_file_fields_equal_the_output(self):
+        task, run = clinvk.Task("echo", "p"), clinvk.Control()
+        run.running = lambda: [clinvk.Running(clinvk.Job(0, task), 1.0, 1, 0.5)]
+        overview = clinvk.Overview(clinvk.Totals(), run, clinvk.JobList([task]), 1)
+        fields = overview.fields()
+        status = os.path.join(tempfile.mkdtemp(dir=support.MODULES), "status.json")
+        clinvk.StatusFile(status, overview, "then", self.fail).show()
+        with open(status) as file:
+            self.assertEqual(sorted(MAN.words("OUTPUT", "Status file")), sorted(json.load(file)))
+        lines = next(lines for item, lines in MAN.items("OUTPUT", "Status file") if item == "Va running")
+        words = re.findall(r"\w+", " ".join(line[4:] for line in lines if line.startswith(".Va ")))
+        self.assertEqual(sorted(words), sorted(fields["running"][0]))
+
+    @needs("jq")
+    def test_man_page_monitor_prints_what_runs(self):
+        line, = (line for line in MAN.part("OUTPUT", "Status file") if line.startswith(".Dl "))
+        words = shlex.split(line[len(".Dl $ "):].replace(r"\(dq", '"').replace(r"\e", "\\"))
+        self.assertEqual((words[:3], words[-1]), (["watch", "-x", "jq"], "status.json"))
+        status = {"done": 3, "total_tasks": 9, "failed": 1, "running": [
+            {"id": "a", "name": "one", "last_event_at": "14:05", "last_action": "thinking"}]}
+        run = subprocess.run(words[2:-1], input=json.dumps(status).encode(), stdout=subprocess.PIPE)
+        self.assertEqual(run.stdout.decode(), "3 of 9 done, 1 failed\na one: 14:05 thinking\n")
 
     def test_man_page_session_fields_equal_the_output(self):
         self.assertEqual(sorted(MAN.words("SESSIONS", "Session fields")), sorted(clinvk.SESSION_FIELDS))

@@ -31,6 +31,12 @@ def result(index=0, answer="hello\n", **fields):
 
 
 class SinkCase(support.Case):
+    def hide_secret(self):
+        """From now on `s3cret` is a secret."""
+        patch = unittest.mock.patch.object(clinvk, "without_secrets", lambda text: text.replace("s3cret", "[A_KEY]"))
+        patch.start()
+        self.addCleanup(patch.stop)
+
     def text_file(self, data, name="answer"):
         return clinvk.TextFile(self.file(name, data), len(data)).take()
 
@@ -212,9 +218,7 @@ class JsonLines(SinkCase):
 class Redaction(SinkCase):
     def setUp(self):
         super().setUp()
-        patch = unittest.mock.patch.object(clinvk, "without_secrets", lambda text: text.replace("s3cret", "[A_KEY]"))
-        patch.start()
-        self.addCleanup(patch.stop)
+        self.hide_secret()
 
     def test_output_text_on_stderr_is_redacted_and_on_stdout_is_not(self):
         for number, expected in ((1, b"a s3cret\n"), (2, b"a [A_KEY]\n")):
@@ -569,6 +573,164 @@ class Directories(SinkCase):
             value = json.load(file)
         self.assertNotIn("task", value, "what was no task must not be fed back as one")
         self.assertEqual(value["result"]["error"], bad.error)
+
+
+class FakeRun:
+    """An Overview of a run whose clock and events are set by the test."""
+
+    def __init__(self, tasks=10, jobs=2, total=True):
+        self.control, self.totals = clinvk.Control(), clinvk.Totals()
+        self.supply = clinvk.JobList([TASK] * tasks)
+        self.supply.total = tasks if total else None
+        self.overview = clinvk.Overview(self.totals, self.control, self.supply, jobs)
+        self.running = []
+        self.control.running = lambda: self.running
+
+    def end(self, *results):
+        for one in results:
+            self.totals.write(one)
+            self.overview.write(one)
+
+    def start(self, index=0, seconds=1.0, quiet=0.5, *, action="", tokens=0, attempt=1, **task):
+        job = support.job(index, task.pop("backend", "echo"), task.pop("prompt", "say it"), **task)._replace(attempt=attempt)
+        self.running.append(clinvk.Running(job, seconds, 10, quiet, action, tokens))
+
+
+def took(seconds, index=0, backend="echo", **fields):
+    """The result of a task that took so long."""
+    return result(index, end_time=seconds, start_time=0.0, attempts=fields.pop("attempts", 1), **fields)._replace(backend=backend)
+
+
+class Overviews(SinkCase):
+    def test_seconds_left_follow_from_the_median_the_mix_and_the_tasks_at_once(self):
+        for jobs, results, expected in (
+                (1, [], None),  # nothing is known yet
+                (1, [took(10)], 90.0),
+                (2, [took(10)], 45.0),
+                (2, [took(1), took(10), took(600)], 35.0),  # the median, not the mean
+                (1, [took(10), took(30, backend="claude")], 160.0),  # four of each
+                (1, [took(10), took(10, status="failed")], 80.0),
+                (1, [took(10), took(99, resumed=True)], 80.0),  # which another run has done
+                (1, [took(10), took(0.1, status="canceled")], 80.0),
+                (20, [took(10)] * 7, 10.0)):  # no more run than are left
+            with self.subTest(jobs=jobs, results=len(results), expected=expected):
+                run = FakeRun(jobs=jobs)
+                run.end(*results)
+                self.assertEqual(run.overview.seconds_left(), expected)
+
+    def test_seconds_left_count_what_running_tasks_have_done(self):
+        run = FakeRun(jobs=2)
+        run.end(took(10))
+        run.start(1, seconds=4.0)
+        run.start(2, seconds=100.0)  # which takes longer than most: its rest is not known
+        run.start(3, seconds=100.0, backend="codex")  # of which nothing is known
+        self.assertEqual(run.overview.seconds_left(), (90 - 4 - 10) / 2)
+
+    def test_seconds_left_are_unknown_without_a_total_and_after_a_stop(self):
+        for total, stopped in ((False, False), (True, True)):
+            run = FakeRun(total=total)
+            run.end(took(10))
+            if stopped:
+                run.control.cancel()
+            self.assertIsNone(run.overview.seconds_left())
+            self.assertIsNone(run.overview.fields()["ends_at"])
+
+    def test_seconds_left_forget_what_was_long_ago(self):
+        run = FakeRun(tasks=1000, jobs=1)
+        run.end(*[took(1000)] * 200 + [took(10)] * 100)
+        self.assertEqual(run.overview.seconds_left(), 7000.0)
+
+    def test_fields_are_those_of_the_run_without_secrets(self):
+        self.hide_secret()
+        run = FakeRun(tasks=4)
+        run.end(took(10, cost_usd=0.5), took(10), took(1, status="timeout", cost_usd=0.25))
+        run.start(3, 65.0, 5.0, id="i-s3cret", name="n \x1b s3cret", action="Bash: echo s3cret", tokens=7, attempt=2)
+        run.control.limited = {"claude": 4e9, "codex": 1.0}
+        with unittest.mock.patch.object(clinvk.time, "time", lambda: 1795535999.5):
+            fields = run.overview.fields()
+        self.assertEqual(fields, {
+            "updated_at": "2026-11-24T15:59:59.500Z", "total_tasks": 4, "done": 3, "completed": 2, "failed": 1, "canceled": 0, "skipped": 0,
+            "resumed": 0, "running": [{
+                "index": 3, "id": "i-[A_KEY]", "name": "n ^[ [A_KEY]", "backend": "echo", "attempt": 2,
+                "started": "2026-11-24T15:58:54.500Z", "last_event_at": "2026-11-24T15:59:54.500Z",
+                "last_action": "Bash: echo [A_KEY]", "tokens": 7}],
+            "gates": {"claude": "2096-10-02T07:06:40.000Z"}, "eta_seconds": 0.0, "ends_at": "2026-11-24T15:59:59.500Z",
+            "cost_usd": 0.75, "cost_unknown": 1})
+
+
+class StatusFiles(SinkCase):
+    def setUp(self):
+        super().setUp()
+        self.status, self.warnings, self.run_of = self.path("status.json"), [], FakeRun()
+        self.clock = unittest.mock.patch.object(clinvk.time, "monotonic", return_value=100.0)
+        self.now = self.clock.start()
+        self.addCleanup(self.clock.stop)
+
+    def status_file(self, path=None):
+        return clinvk.StatusFile(path or self.status, self.run_of.overview, "then", self.warnings.append)
+
+    def content(self):
+        with open(self.status, "rb") as file:
+            data = file.read()
+        self.assertTrue(data.endswith(b"}\n"))
+        return json.loads(data)
+
+    def was_written(self, status, at):
+        """Whether the file is another one after a look at that time."""
+        before = os.stat(self.status).st_ino
+        keep = os.open(self.status, os.O_RDONLY)  # so that its number is not used again
+        self.now.return_value = at
+        status.show()
+        os.close(keep)
+        return os.stat(self.status).st_ino != before
+
+    def test_status_file_is_written_at_changes_and_else_every_five_seconds(self):
+        status = self.status_file()
+        status.show()
+        self.assertEqual(stat.S_IMODE(os.stat(self.status).st_mode), 0o600)
+        written = []
+        for at, change in ((100.1, clinvk.do_nothing), (100.6, clinvk.do_nothing), (101.2, lambda: self.run_of.start(0)),
+                           (101.3, lambda: self.run_of.start(1)), (101.8, clinvk.do_nothing), (102.4, clinvk.do_nothing),
+                           (103.0, lambda: self.run_of.end(result(0))), (103.6, self.run_of.control.cancel), (104.2, clinvk.do_nothing),
+                           (108.0, clinvk.do_nothing), (108.7, clinvk.do_nothing), (110.0, clinvk.do_nothing)):
+            change()
+            if self.was_written(status, at):
+                written.append(at)
+        # The change at 101.3 comes too soon after the one before it.
+        self.assertEqual(written, [101.2, 101.8, 103.0, 103.6, 108.7])
+        self.assertEqual((self.content()["state"], self.content()["exit_status"]), ("stopping", None))
+
+    def test_status_file_shows_the_end(self):
+        status = self.status_file()
+        for exit_status in (3, None):
+            status.finish(exit_status)
+            content = self.content()
+            self.assertEqual((content["run"], content["pid"], content["state"], content["exit_status"]),
+                             ("then", os.getpid(), "ended", exit_status))
+
+    def test_status_file_that_cannot_be_written_is_one_warning(self):
+        status = self.status_file(self.path("none", "status.json"))
+        for self.now.return_value in (100.0, 110.0, 120.0):
+            status.show()
+        self.assertEqual(self.warnings, ["cannot write the status file %s: No such file or directory; the run continues"
+                                         % self.path("none", "status.json")])
+        os.mkdir(self.path("none"))
+        status.finish(0)
+        self.assertEqual(os.listdir(self.path("none")), ["status.json"])
+
+    def test_status_file_follows_a_link_and_leaves_it(self):
+        os.symlink(self.file("real", ""), self.status)
+        self.status_file().show()
+        self.assertTrue(os.path.islink(self.status))
+        self.assertEqual(self.content()["state"], "running")
+
+    def test_status_file_replaces_only_its_own(self):
+        self.status_file().show()
+        self.status_file()
+        for path, message in ((self.file("notes", "my own"), "clinvk did not write this file"), (self.tmp, "expected a regular file"),
+                              ("/dev/null", "expected a regular file")):
+            with self.subTest(path=path), self.assertRaisesRegex(clinvk.UserError, "--status-file %s: %s" % (path, message)):
+                self.status_file(path)
 
 
 class Statuses(SinkCase):
