@@ -35,9 +35,10 @@ Data flows down the file: a section uses only what stands above it.
     11. Journal        results as JSON; the results file, from which a run continues
     12. Sinks          text, JSON Lines, JSON, directory, progress
     13. Summary        the ordered table, the totals, the verdict
-    14. Sessions       conversations that can be resumed, a file each
-    15. Commands       options -> jobs -> scheduler -> sinks -> verdict
-    16. Command line   the table of options, build_parser, main
+    14. Report         results files -> table, totals, timeline; runs nothing
+    15. Sessions       conversations that can be resumed, a file each
+    16. Commands       options -> jobs -> scheduler -> sinks -> verdict
+    17. Command line   the table of options, build_parser, main
 
 What holds everywhere:
 
@@ -7377,19 +7378,45 @@ def line_spans(file: int, start: int, end: Optional[int] = None) -> Iterator[Tup
         yield start, position
 
 
-def line_fields(capture: Capture) -> Dict[str, Any]:
-    """Return the LINE_FIELDS of a line, with names for long strings.  Raise ValueError."""
+def line_fields(capture: Capture, checks: Dict[str, Callable[[Any], Any]] = LINE_FIELDS,
+                required: Sequence[str] = ("key", "status")) -> Dict[str, Any]:
+    """Return the fields of a line that have a check, with names for long strings.
+
+    Raises ValueError.
+    """
     line = b"".join(capture.short_pieces(bool))
     try:
         value = _of_type(dict, "an object")(loads(line))
-        known = {name: item for name, item in value.items() if name in LINE_FIELDS}
-        fields = _checked(known, LINE_FIELDS, "an object")
+        known = {name: item for name, item in value.items() if name in checks}
+        fields = _checked(known, checks, "an object")
     except RecursionError:
         raise ValueError("nested too deep") from None
-    for name in ("key", "status"):
+    for name in required:
         if name not in fields:
             raise ValueError("%s is missing" % name)
     return fields
+
+
+def whole_lines(file: int, path: str, warn: Callable[[str], None],
+                fields_of: Callable[[Capture], Dict[str, Any]],
+                ) -> Iterator[Tuple[int, int, Optional[Dict[str, Any]]]]:
+    """Yield the start, the end and the fields of each line of a results file; not of blank lines.
+
+    The fields of an incomplete last line are None.  Raises UserError for another damaged line.
+    """
+    size = os.fstat(file).st_size
+    for number, (start, end) in enumerate(line_spans(file, 0, size), 1):
+        capture = Capture(file, start, end)
+        if end < size and capture.is_blank():
+            continue
+        try:
+            yield start, end, fields_of(capture)
+        except ValueError as error:
+            if end < size:
+                raise UserError("%s:%d: not a result: %s; correct or remove this line, "
+                                "or give another file" % (path, number, error)) from None
+            warn("%s:%d: the last line is incomplete and is left out" % (path, number))
+            yield start, end, None
 
 
 def result_of_line(index: int, fields: Dict[str, Any], capture: Capture) -> Result:
@@ -7501,19 +7528,9 @@ class Journal:
     def _read(self, size: int, since: int) -> Tuple[int, Dict[str, int]]:
         """Check all lines.  Return the end of the last whole one, and the keys behind `since`."""
         answered: Dict[str, int] = Counter()
-        for number, (start, end) in enumerate(line_spans(self._file, 0, size), 1):
-            capture = Capture(self._file, start, end)
-            if end < size and capture.is_blank():
-                continue
-            try:
-                fields = line_fields(capture)
-            except ValueError as error:
-                if end == size:
-                    self._warn("%s:%d: the last line is incomplete and is left out"
-                               % (self._path, number))
-                    return start, answered
-                raise UserError("%s:%d: not a result: %s; correct or remove this line, "
-                                "or give another file" % (self._path, number, error)) from None
+        for start, _, fields in whole_lines(self._file, self._path, self._warn, line_fields):
+            if fields is None:
+                return start, answered
             key = fields["key"]
             if start >= since:
                 answered[key] += 1
@@ -8411,7 +8428,381 @@ class ComparisonTable(Table):
                 one_line(result.model)]
 
 
-# --- 14. Sessions ------------------------------------------------------------
+# --- 14. Report --------------------------------------------------------------
+#
+# `clinvk report` reads results files twice: first to find the line that counts for each task, then
+# to read these lines in the order of the tasks.  In between a task takes a few numbers of memory.
+
+MAX_INDEX = 10000000  # a larger index is damage: arrays have a place for each index
+
+
+def _index(value: Any) -> int:
+    if _whole_number(value, 0) >= MAX_INDEX:
+        raise expected("a whole number below %d" % MAX_INDEX, value)
+    return int(value)
+
+
+# The fields that a report reads from a line, with their checks.  Only RECORD_NAMES are required.
+RECORD_FIELDS: Dict[str, Callable[[Any], Any]] = dict(
+    LINE_FIELDS, index=_index, status=_one_of(STATUSES, "status"), task_id=_known_string,
+    task_name=_known_string, tags=_list_of(_known_string), meta=_free_object, resumed=_truth,
+    label=_known_string, run=parse_utc)
+RECORD_NAMES = ("index", "status")
+
+
+def record_fields(capture: Capture) -> Dict[str, Any]:
+    """Return the fields of a line of a results file, or of --jsonl.  Raises ValueError."""
+    return line_fields(capture, RECORD_FIELDS, RECORD_NAMES)
+
+
+def task_identity(fields: Dict[str, Any]) -> int:
+    """Return the number that all lines of one task have in common."""
+    return int(fields["index"])
+
+
+class Record(NamedTuple):
+    """A line of a results file.  Of the task only what the line has is known: no prompt.
+
+    Long strings in `fields` are names of text in `capture`.  Large answers and such strings are in
+    the file, and can be read while the Records exist.
+    """
+
+    result: Result
+    fields: Dict[str, Any]
+    capture: Capture
+
+
+def record_of(capture: Capture) -> Record:
+    """Return the record in a line.  Raises ValueError."""
+    def text(name: str) -> str:
+        return "".join(capture.text_of(fields.get(name, "")))
+
+    fields = record_fields(capture)
+    result = result_of_line(fields["index"], fields, capture)
+    label = text("label") or text("task_id")
+    task = Task(result.backend, label, id=text("task_id"), name=text("task_name"),
+                tags=fields.get("tags", ()), meta=fields.get("meta"))
+    return Record(result._replace(task=task), fields, capture)
+
+
+class Records:
+    """The records in results files, one for each task, in the order of the tasks.
+
+    Of several lines of a task the last counts, and later files come after earlier ones.
+    `repeated` are the indexes of tasks with several `ok` lines, `shared` those of tasks with lines
+    in several files.  `gaps` are the first and the last of indexes without a line, below the
+    highest.  `-` is stdin.  Raises UserError.
+    """
+
+    def __init__(self, paths: Sequence[str], warn: Callable[[str], None]) -> None:
+        from array import array
+        self._paths, self._files = paths, array("i")
+        self._identities, self._starts, self._places = array("q"), array("q"), array("i")
+        self._ok = bytearray()
+        self._last = array("q")  # of the lines of each task
+        self.repeated, self.shared = array("q"), array("q")
+        self.gaps: List[Tuple[int, int]] = []
+        for place, path in enumerate(paths):
+            self._files.append(self._open(path))
+            for start, _, fields in whole_lines(self._files[-1], path, warn, record_fields):
+                if fields is not None:
+                    self._identities.append(task_identity(fields))
+                    self._starts.append(start)
+                    self._places.append(place)
+                    self._ok.append(fields["status"] == "ok")
+        self._choose()
+
+    @staticmethod
+    def _open(path: str) -> int:
+        """Open a file; keep what comes from a pipe in a nameless file."""
+        try:
+            file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if is_terminal(file):
+                raise UserError("no results file: give the names of results files, or a pipe")
+            if stat.S_ISDIR(os.fstat(file).st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        except OSError as error:
+            raise UserError("cannot read %s" % visible(reason_of(error))) from None
+        if _is_regular(file):
+            return file
+        with writing("results"):
+            copy = nameless_file(temporary_directory())
+            write_pieces(copy, iter(functools.partial(read_some, file), b""))
+        os.close(file)
+        return copy
+
+    def _choose(self) -> None:
+        """Find the last line of each task, and what the user should know of the others."""
+        in_order = sorted(range(len(self._identities)), key=self._identities.__getitem__)
+        expected_next = 0
+        for index, group in itertools.groupby(in_order, self._identities.__getitem__):
+            lines = list(group)
+            self._last.append(lines[-1])
+            if sum(self._ok[line] for line in lines) > 1:
+                self.repeated.append(index)
+            if len({self._places[line] for line in lines}) > 1:
+                self.shared.append(index)
+            if index > expected_next:
+                self.gaps.append((expected_next, index - 1))
+            expected_next = index + 1
+
+    def __len__(self) -> int:
+        return len(self._last)
+
+    def __iter__(self) -> Iterator[Record]:
+        for line in self._last:
+            place = self._places[line]
+            file = self._files[place]
+            try:
+                yield record_of(Capture(file, *next(line_spans(file, self._starts[line]))))
+            except (StopIteration, ValueError):
+                raise UserError("%s: it was changed while it was read"
+                                % visible(self._paths[place])) from None
+
+    def problems(self) -> Iterator[str]:
+        """Yield a warning for each kind of what is unusual; tasks are numbered as in the table."""
+        missing = (index for first, last in self.gaps for index in range(first, last + 1))
+        for count, indexes, what in (
+                (len(self.repeated), self.repeated, "more than one ok result; the last counts"),
+                (len(self.shared), self.shared, "results in several files; the last counts"),
+                (sum(last + 1 - first for first, last in self.gaps), missing, "no result")):
+            if count:
+                numbers = ", ".join(str(index + 1) for index in itertools.islice(indexes, 5))
+                yield "%s %s %s: %s%s" % (counted(count, "task"), "has" if count == 1 else "have",
+                                          what, numbers, ", ..." if count > MAX_LABELS else "")
+
+    def __del__(self) -> None:
+        for file in self._files:
+            os.close(file)
+
+
+class Attempt(NamedTuple):
+    """One start of a task.  `waited_until`: the next start, where a limit was between them."""
+
+    start: float
+    end: float
+    kind: str  # ok; failed; again: the task was tried again
+    waited_until: float = 0.0
+
+
+def attempts_of(result: Result) -> List[Attempt]:
+    """Return the attempts of a task that are known: the last, and those in `tries`."""
+    tries = []
+    for one in result.tries:
+        with contextlib.suppress(ValueError):
+            start = parse_utc(one.get("start_time"))
+            end = start + _amount(one.get("duration_seconds", 0.0))
+            tries.append((start, end, one.get("error_kind") == "rate_limit"))
+    if not tries and result.attempts and result.start_time:
+        tries = [(result.start_time, result.end_time, False)]
+    last = "ok" if result.status == "ok" else "failed"
+    return [Attempt(start, end, "again", after[0] if limited else 0.0)
+            for (start, end, limited), after in zip(tries, tries[1:])] + [
+                Attempt(start, end, last) for start, end, _ in tries[-1:]]
+
+
+class Timeline:
+    """Who ran when, in text: a lane for each task that ran at the same time as others."""
+
+    MOST_LANES = 20
+    MARKS = {"ok": "#", "failed": "x", "again": "r"}
+    WEIGHTS = " .#rx"  # of two marks in one place the later one is shown
+    LEGEND = "# ok   x failed   r tried again   . waiting for a limit   | a run begins"
+
+    def __init__(self) -> None:
+        from array import array
+        self._starts, self._ends, self._waits = array("d"), array("d"), array("d")
+        self._marks = bytearray()
+        self._runs: Set[float] = set()
+
+    def write(self, record: Record) -> None:
+        for one in attempts_of(record.result):
+            self._starts.append(one.start)
+            self._ends.append(one.end)
+            self._waits.append(one.waited_until)
+            self._marks += self.MARKS[one.kind].encode()
+        if "run" in record.fields:
+            self._runs.add(record.fields["run"])
+
+    def _lanes(self) -> Iterator[Tuple[int, int]]:
+        """Yield each attempt by its place in the arrays, with its lane: the first that is free."""
+        from heapq import heappop, heappush
+        busy: List[Tuple[float, int]] = []
+        free: List[int] = []
+        for one in sorted(range(len(self._starts)), key=self._starts.__getitem__):
+            while busy and busy[0][0] <= self._starts[one]:
+                heappush(free, heappop(busy)[1])
+            lane = heappop(free) if free else len(busy)
+            heappush(busy, (self._ends[one], lane))
+            yield one, lane
+
+    def text(self, columns: int) -> str:
+        """Return the timeline in so many columns; "" where nothing ran."""
+        if not self._starts:
+            return ""
+        first, width = min(self._starts), columns - 5
+        seconds = max(max(self._ends) - first, 0.001)
+        rows: List[bytearray] = []
+        hidden: Set[int] = set()
+
+        def column(moment: float) -> int:
+            return min(max(int((moment - first) / seconds * width), 0), width - 1)
+
+        def draw(row: bytearray, start: float, end: float, mark: str) -> None:
+            for place in range(column(start), column(end) + 1):
+                if self.WEIGHTS.index(chr(row[place])) < self.WEIGHTS.index(mark):
+                    row[place] = ord(mark)
+
+        for one, lane in self._lanes():
+            if lane >= self.MOST_LANES:
+                hidden.add(lane)
+                continue
+            if lane == len(rows):
+                rows.append(bytearray(b" " * width))
+            draw(rows[lane], self._starts[one], self._ends[one], chr(self._marks[one]))
+            draw(rows[lane], self._ends[one], self._waits[one], ".")
+        sizes = ["%.3gs" % size if size < 60 else duration(size)
+                 for size in (seconds, seconds / width)]
+        lines = ["From %s: %s, %s a column" % (utc(first), *sizes)]
+        if len(self._runs) > 1:
+            marks = set(map(column, self._runs))
+            lines.append(" " * 5 + "".join("|" if place in marks else " "
+                                           for place in range(width)))
+        lines += ["%4d %s" % (number, row.decode()) for number, row in enumerate(rows, 1)]
+        if hidden:
+            lines.append("     and %d more" % len(hidden))
+        lines += wrapped(self.LEGEND, columns)
+        return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def aligned(rows: Sequence[Sequence[str]], columns: int) -> str:
+    """Return rows as lines: the first cell at the left, cut to the room that the others leave."""
+    widths = [max(map(len, cells)) for cells in zip(*rows)][1:]
+    room = max(columns - sum(widths) - 2 * len(widths), 10)
+    heads = [cut(row[0], room) for row in rows]
+    sizes = [sum(map(columns_of, head)) for head in heads]
+    return "".join(head + " " * (max(sizes) - size) + "".join(
+        "  " + cell.rjust(width) for cell, width in zip(row[1:], widths)) + "\n"
+        for row, head, size in zip(rows, heads, sizes))
+
+
+class Measures:
+    """The sum and the percentiles of the time, the tokens and the cost of the tasks that ran.
+
+    A percentile is the smallest value that is not below that share of all values (nearest rank).
+    """
+
+    PERCENTILES = (50, 90, 95, 100)
+    TITLES = ("", "TASKS", "SUM", "P50", "P90", "P95", "MAX")
+
+    def __init__(self) -> None:
+        from array import array
+        self._values = {name: array("d") for name in ("seconds", "tokens", "cost_usd")}
+
+    def write(self, result: Result) -> None:
+        if not result.attempts:
+            return
+        self._values["seconds"].append(result.duration_seconds)
+        tokens = (result.usage or {}).get("total_tokens")
+        for name, value in (("tokens", tokens), ("cost_usd", result.cost_usd)):
+            if value is not None:
+                self._values[name].append(value)
+
+    def rows(self) -> Iterator[Tuple[str, int, List[float]]]:
+        """Yield, for each that is known, its name, the number of values, the sum, the others."""
+        for name, values in self._values.items():
+            ordered = sorted(values)
+            if ordered:
+                yield name, len(ordered), [sum(ordered)] + [
+                    ordered[(percent * len(ordered) + 99) // 100 - 1]
+                    for percent in self.PERCENTILES]
+
+    def text(self, columns: int) -> str:
+        def shown(name: str, value: float) -> str:
+            if name == "seconds":
+                return "%.2fs" % value
+            return "$%.4f" % value if name == "cost_usd" else "{:,}".format(int(value))
+
+        rows = [[name.upper().partition("_")[0], str(count),
+                 *(shown(name, value) for value in values)] for name, count, values in self.rows()]
+        return "\n" + aligned([self.TITLES, *rows], columns) if rows else ""
+
+
+class Group(Totals):
+    """The totals of some tasks, and the sum of their times."""
+
+    seconds = 0.0
+
+    def write(self, result: Result) -> None:
+        super().write(result)
+        self.seconds += result.duration_seconds
+
+
+class Groups:
+    """Totals for each value of a field."""
+
+    MOST = 1000
+    OTHERS = "(others)"
+    TITLES = ("TASKS", "OK", "FAILED", "SECONDS", "TOKENS", "COST")
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self.of: Dict[str, Group] = {}
+
+    def write(self, result: Result) -> None:
+        value = getattr(result, self._field)
+        if value or self._field != "error_kind":
+            if value not in self.of and len(self.of) >= self.MOST:
+                value = self.OTHERS
+            self.of.setdefault(value, Group()).write(result)
+
+    def text(self, columns: int) -> str:
+        """Return a table, the largest group first; "" where there is none."""
+        def cells(name: str, group: Group) -> List[str]:
+            tokens, cost = group.usage.get("total_tokens"), group.cost_usd
+            return [one_line(name) or "-", str(group.total), str(group.counts["completed"]),
+                    str(group.counts["failed"]), "%.2f" % group.seconds,
+                    "{:,}".format(tokens) if tokens else "-",
+                    "-" if cost is None else "$%.4f" % cost]
+
+        rows = [cells(name, group) for name, group
+                in sorted(self.of.items(), key=lambda item: -item[1].total)]
+        title = self._field.upper().replace("_", " ")
+        return "\n" + aligned([[title, *self.TITLES], *rows], columns) if rows else ""
+
+
+class Statistics:
+    """All that a report says of the records together."""
+
+    def __init__(self) -> None:
+        self.totals, self.measures, self.timeline = Totals(), Measures(), Timeline()
+        self.groups = {field: Groups(field) for field in ("backend", "model", "error_kind")}
+        self._first, self._last = MAX_TIME, 0.0
+
+    def write(self, record: Record) -> None:
+        result = record.result
+        self.totals.write(result)
+        self.measures.write(result)
+        for groups in self.groups.values():
+            groups.write(result)
+        self.timeline.write(record)
+        starts = [one.start for one in attempts_of(result)] or [result.start_time or MAX_TIME]
+        self._first, self._last = min(self._first, *starts), max(self._last, result.end_time)
+
+    def finish(self) -> None:
+        """Set the time of the totals: from the first start to the last end."""
+        self.totals.start_time = min(self._first, self._last)
+        self.totals.duration_seconds = max(0.0, self._last - self._first)
+
+    def text(self, columns: int) -> Iterator[str]:
+        """Yield what follows the table and the totals."""
+        yield self.measures.text(columns)
+        yield from (group.text(columns) for group in self.groups.values())
+        timeline = self.timeline.text(columns)
+        yield "\n" + timeline if timeline else ""
+
+
+# --- 15. Sessions ------------------------------------------------------------
 #
 # A session is a JSON file of its own, ID.json.  A file appears whole, by a rename, so that readers
 # need no lock.  A process that runs a prompt in a session, or deletes a session, holds its lock:
@@ -8738,7 +9129,7 @@ class SessionStore:
         return [name[:ID_DIGITS] for name in self._names() if name[ID_DIGITS:] == ".json"]
 
 
-# --- 15. Commands ------------------------------------------------------------
+# --- 16. Commands ------------------------------------------------------------
 
 
 class Settings(NamedTuple):
@@ -9079,8 +9470,7 @@ def _summarize(plan: Plan, settings: Settings, feed: Fanout, totals: Totals,
     """Write the ends of the outputs and the summary."""
     def summary(output: Output) -> None:
         if plan.table:
-            color = settings.color == "auto" and output.cursor and not os.environ.get("NO_COLOR")
-            plan.table.print(output, totals, color or settings.color == "always")
+            plan.table.print(output, totals, is_colored(output, settings.color))
         else:
             output.text(totals.line() + "\n" + (totals.reasons() if settings.quiet else ""))
 
@@ -9094,6 +9484,12 @@ def _summarize(plan: Plan, settings: Settings, feed: Fanout, totals: Totals,
         feed.attempt(plan.table, summary, console.stderr)
     elif form.summary:
         feed.attempt(form.sink, summary, form.summary)
+
+
+def is_colored(output: Output, when: str) -> bool:
+    """Return whether the value of --color asks for colors on an output."""
+    by_itself = when == "auto" and output.cursor and not os.environ.get("NO_COLOR")
+    return bool(by_itself) or when == "always"
 
 
 def new_table(settings: Settings, make: Callable[[], Table] = Table) -> Optional[Table]:
@@ -9585,6 +9981,22 @@ def _print_deleted(ids: List[str], console: Console, as_json: bool) -> int:
     return EXIT_OK
 
 
+def command_report(paths: Sequence[str], color: str) -> int:
+    """Print what results files contain: the table, totals of several kinds, a timeline."""
+    console = Console()
+    records, statistics, table = Records(paths, console.warn), Statistics(), Table()
+    for text in records.problems():
+        console.warn(text)
+    for record in records:
+        table.write(record.result)
+        statistics.write(record)
+    statistics.finish()
+    stdout = console.stdout
+    table.print(stdout, statistics.totals, is_colored(stdout, color))
+    stdout.texts(statistics.text(max(terminal_columns(stdout.file), 60)))
+    return EXIT_OK
+
+
 def shown_settings(configuration: Configuration,
                    environment: Dict[str, str]) -> Dict[str, Tuple[Any, str]]:
     """Return the value of each setting and where the value comes from."""
@@ -9701,7 +10113,7 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
     }
 
 
-# --- 16. Command line --------------------------------------------------------
+# --- 17. Command line --------------------------------------------------------
 
 
 def _argument_type(check: Callable[[Any], Any], number: bool) -> Callable[[str], Any]:
@@ -9802,8 +10214,8 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 dest="task_dry_run"),
         _option("--wrap", "put CMD before each command: nice, docker run ...", "CMD",
                 _shell_words),
-        _option("--progress", "status line on stderr (default: auto)", choices=_WHEN),
-        _option("--color", "colored output (default: auto)", choices=_WHEN)],
+        _option("--progress", "status line on stderr (default: auto)", choices=_WHEN)],
+    "color": [_option("--color", "colored output (default: auto)", choices=_WHEN)],
     "watch": [
         _option("--status-file", "keep one JSON object about the run in FILE, for monitors", "FILE",
                 _path)],
@@ -9997,7 +10409,7 @@ COMMANDS = {
         "[-h] [--version] COMMAND ...\n       clinvk [OPTIONS OF prompt] TEXT",
         "`clinvk COMMAND --help` describes a command; see also clinvk(1)."),
     "parallel": Subcommand(
-        run_parallel, "file parallel retry form trust run watch config backend workdir task",
+        run_parallel, "file parallel retry form trust run watch color config backend workdir task",
         "run a batch of tasks", details="""\
 The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks, or tasks.
 Options set the fields that tasks do not set. Examples:
@@ -10005,7 +10417,7 @@ Options set the fields that tasks do not set. Examples:
   echo '{"backend": "echo", "prompt": "hello"}' | clinvk parallel
   jq -R '{prompt: .}' prompts.txt | clinvk parallel --backend claude --jsonl""", hint=_FILE_HINT),
     "prompt": Subcommand(
-        run_prompt, "answer prompt run config backend workdir task",
+        run_prompt, "answer prompt run color config backend workdir task",
         "ask one backend (`clinvk TEXT` means the same)", "[OPTIONS] TEXT", """\
 The answer is shown while it comes. `-` as TEXT reads the prompt from stdin. Examples:
   clinvk 'What does this repository do?'
@@ -10013,20 +10425,20 @@ The answer is shown while it comes. `-` as TEXT reads the prompt from stdin. Exa
   clinvk -c 'And in one sentence?'""", 1, _QUOTES_HINT),
     "chain": Subcommand(
         lambda options: command_chain(settings_from(options), _file(options)),
-        "file retry form trust run watch config backend workdir task",
+        "file retry form trust run watch color config backend workdir task",
         "run steps, each with the answers of those before it", details="""\
 The input is one JSON object, {"steps": [...]}. Each step is a task. In prompts, {{previous}} is
 replaced by the answer of the step before, and {{steps.NAME.output}} by that of the step NAME.
 Options set the fields that steps do not set. Example:
   clinvk chain --file chain.json --json | jq -r '.results[-1].output'""", hint=_FILE_HINT),
     "compare": Subcommand(
-        run_compare, "compare form run watch config workdir task",
+        run_compare, "compare form run watch color config workdir task",
         "send one prompt to several backends and show the answers side by side",
         "[OPTIONS] --backends LIST PROMPT\n       clinvk compare [OPTIONS] --all-backends PROMPT",
         "`-` as PROMPT reads the prompt from stdin.", 1,
         "; commas separate the backends, and a prompt of several words needs quotes around it"),
     "resume": Subcommand(
-        run_resume, "resume answer run config task", "continue a session, in its directory",
+        run_resume, "resume answer run color config task", "continue a session, in its directory",
         "[OPTIONS] ID TEXT\n       clinvk resume [OPTIONS] --last TEXT", """\
 ID is the id of a session, the beginning of one, or the backend's own. `-` as TEXT reads the
 prompt from stdin. Options of earlier runs of the session do not apply.""", 2, _QUOTES_HINT),
@@ -10044,6 +10456,12 @@ ID is the id of a session, the beginning of one, or the backend's own.
     "sessions clean": Subcommand(
         run_sessions, "json clean config",
         "delete sessions that were not used for long and are not in use, and print their ids"),
+    "report": Subcommand(
+        lambda options: command_report(options.words or ["-"], options.color or "auto"), "color",
+        "show what results files contain", "[OPTIONS] [FILE...]", """\
+FILE is the file of `parallel --results`, or the output of --jsonl. `-`, or no FILE, reads stdin.
+If a task has several lines, the last counts. Example:
+  clinvk report results.jsonl""", sys.maxsize),
     "config": Subcommand(run_config, "", "show the configuration", "ACTION ...",
                          "`clinvk config ACTION --help` describes an action."),
     "config show": Subcommand(run_config, "config json",

@@ -117,6 +117,14 @@ _clinvk()
             values=$options
             _clinvk_value && return
             ;;
+        report)
+            options='-h --help --color'
+            values=$options
+            _clinvk_value && return
+            if [[ $values == "$options" && $word != -* ]]; then
+                return  # a file, which readline completes
+            fi
+            ;;
         config)
             options='-h --help --config --json'
             case ${COMP_WORDS[before]} in
@@ -141,7 +149,7 @@ _clinvk()
             ;;
         '')
             options='-h --help --version'
-            values="parallel prompt chain compare resume sessions config doctor version $options"
+            values="parallel prompt chain compare resume sessions report config doctor version $options"
             if ((COMP_CWORD > 1)); then  # the options of a prompt without the word `prompt`
                 values="-o --output-format -c --continue --ephemeral --dry-run --wrap --progress --color --config -b --backend
                     -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output"

@@ -15,6 +15,7 @@ complete -c clinvk -n __fish_use_subcommand -a sessions -d 'list, show and delet
 complete -c clinvk -n __fish_use_subcommand -a parallel -d 'run a batch of tasks'
 complete -c clinvk -n __fish_use_subcommand -a chain -d 'run steps, each with the answers of those before it'
 complete -c clinvk -n __fish_use_subcommand -a compare -d 'send one prompt to several backends'
+complete -c clinvk -n __fish_use_subcommand -a report -d 'show what results files contain'
 complete -c clinvk -n __fish_use_subcommand -a config -d 'show the configuration'
 complete -c clinvk -n __fish_use_subcommand -a doctor -d 'show which backends can be used'
 complete -c clinvk -n __fish_use_subcommand -a version -d 'show the version'
@@ -77,6 +78,10 @@ complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l older-than -x -d
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l dry-run -d 'clean: print what would be deleted'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -l config -rF -d 'the configuration file'
 complete -c clinvk -n '__fish_seen_subcommand_from sessions' -n '__fish_seen_subcommand_from show delete' -a '(command -q clinvk; and clinvk sessions list -n 50 2>/dev/null | string replace -rf "^([0-9a-f]{8,}) +(.*)" "\$1\t\$2")'
+
+complete -c clinvk -n '__fish_seen_subcommand_from report' -s h -l help -d 'show help and exit'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -F
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l color -xa 'auto always never' -d 'colored output'
 
 complete -c clinvk -n '__fish_seen_subcommand_from config' -s h -l help -d 'show help and exit'
 complete -c clinvk -n '__fish_seen_subcommand_from config' -n 'not __fish_seen_subcommand_from show path' -a 'show path'

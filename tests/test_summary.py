@@ -1,4 +1,4 @@
-"""Section 10, Summary: the table of the man page, totals that add up, exit statuses."""
+"""Section 13, Summary: the table of the man page, totals that add up, exit statuses."""
 import json
 import random
 import unittest

@@ -1,0 +1,307 @@
+"""Section 14, Report: which line of results files counts for a task, and what is said of all of them together."""
+import json
+import os
+import random
+import unittest
+
+from support import Case, ForkingCase, clinvk, tasks
+
+START = 1795535999.5
+
+
+def line(index, status="ok", start=0.0, seconds=1.0, **fields):
+    """A line of a results file, without its newline."""
+    value = {"index": index, "backend": "claude", "status": status, "exit_code": 0, "output": "answer %d" % index, "attempts": 1,
+             "start_time": clinvk.utc(START + start), "end_time": clinvk.utc(START + start + seconds), "duration_seconds": seconds,
+             "key": "k%d" % index, "run": clinvk.utc(START), "label": "label %d" % index}
+    value.update(fields)
+    return json.dumps({name: item for name, item in value.items() if item is not None}).encode()
+
+
+def lines(*given):
+    return b"".join(one + b"\n" for one in given)
+
+
+def attempt(start, seconds, **fields):
+    return dict({"status": "failed", "start_time": clinvk.utc(START + start), "duration_seconds": seconds}, **fields)
+
+
+class ReportCase(ForkingCase):
+    def setUp(self):
+        super().setUp()
+        self.warnings = []
+
+    def records(self, *contents):
+        """The records of files with these contents."""
+        paths = [self.file("results-%d.jsonl" % number, content) for number, content in enumerate(contents)]
+        return clinvk.Records(paths, self.warnings.append)
+
+    def statistics(self, *given):
+        statistics = clinvk.Statistics()
+        for record in self.records(lines(*given)):
+            statistics.write(record)
+        statistics.finish()
+        return statistics
+
+    def report(self, *contents, options=(), **further):
+        paths = [self.file("results-%d.jsonl" % number, content) for number, content in enumerate(contents)]
+        run = self.clinvk("report", *options, *paths, **further)
+        return run.stdout.decode(), run.stderr.decode(), run.returncode
+
+
+class Reading(ReportCase):
+    def test_records_are_in_the_order_of_the_tasks(self):
+        order = random.Random(20).sample(range(50), 50)
+        records = self.records(lines(*map(line, order)))
+        self.assertEqual([record.result.index for record in records], list(range(50)))
+        self.assertEqual([record.result.output for record in records], ["answer %d" % index for index in range(50)])
+        self.assertEqual((len(records), list(records.problems())), (50, []))
+
+    def test_the_last_line_of_a_task_counts_and_later_files_come_last(self):
+        first = lines(line(0, "failed"), line(1), line(0, output="again"), line(2))
+        second = lines(line(2, "canceled"), line(1, output="other file"))
+        found = [(record.result.status, record.result.output) for record in self.records(first, second)]
+        self.assertEqual(found, [("ok", "again"), ("ok", "other file"), ("canceled", "answer 2")])
+        self.assertEqual(next(iter(self.records(second, first))).result.output, "again")
+
+    def test_tasks_with_several_results_and_missing_ones_are_numbered_as_in_the_table(self):
+        problems = list(self.records(lines(line(0), line(0), line(4), line(9)), lines(line(4, "failed"))).problems())
+        self.assertEqual(problems, ["1 task has more than one ok result; the last counts: 1",
+                                    "1 task has results in several files; the last counts: 5",
+                                    "7 tasks have no result: 2, 3, 4, 6, 7, ..."])
+        self.assertEqual(list(self.records(lines(line(0, "failed"), line(0))).problems()), [])
+        self.assertEqual(list(self.records(lines(line(1))).problems()), ["1 task has no result: 1"])
+
+    def test_gaps_are_ranges(self):
+        self.assertEqual(self.records(lines(line(7), line(2), line(3))).gaps, [(0, 1), (4, 6)])
+
+    def test_lines_of_jsonl_have_neither_key_nor_label(self):
+        record, = self.records(lines(line(0, key=None, label=None, run=None, task_id="my id")))
+        self.assertEqual((record.result.task.id, clinvk.task_label(record.result.task)), ("my id", "my id"))
+
+    def test_the_task_is_what_the_line_has_of_it(self):
+        record, = self.records(lines(line(0, task_id="i", task_name="n", tags=["a", "b"], meta={"k": [1]})))
+        self.assertEqual(record.result.task, clinvk.Task("claude", "label 0", id="i", name="n", tags=("a", "b"), meta={"k": [1]}))
+
+    def test_large_answers_stay_in_the_file(self):
+        answer = "x" * 3000000 + "\u5ba1\\\"" * 3
+        records = self.records(lines(line(0, output=answer)))
+        record, = records
+        self.assertLess(sum(len(value) for value in record.fields.values() if isinstance(value, str)), 2000000)
+        self.assertEqual(record.result.output, answer)
+
+    def test_a_damaged_line_is_an_error_with_its_place(self):
+        for damaged, reason in ((b"{", "not a result"), (b"[]", "expected an object"), (b'{"status": "ok"}', "index is missing"),
+                                (b'{"index": 1}', "status is missing"), (b'{"index": -1, "status": "ok"}', "index: expected a whole number"),
+                                (b'{"index": 10000000, "status": "ok"}', "index: expected a whole number below 10000000, got 10000000"),
+                                (b'{"index": 0, "status": "good"}', 'status: unknown status "good"'),
+                                (b'{"index": 0, "status": "ok", "meta": ' + b"[" * 9999 + b"]" * 9999 + b"}", "not a result")):
+            with self.subTest(damaged=damaged[:40]):
+                with self.assertRaises(clinvk.UserError) as caught:
+                    self.records(lines(line(0), b"", damaged, line(1)))
+                self.assertIn("results-0.jsonl:3: not a result: ", str(caught.exception))
+                self.assertIn(reason, str(caught.exception))
+                self.assertIn("; correct or remove this line", str(caught.exception))
+
+    def test_an_incomplete_last_line_is_left_out_with_a_warning(self):
+        records = self.records(lines(line(0)) + line(1)[:-1])
+        self.assertEqual([record.result.index for record in records], [0])
+        self.assertEqual(self.warnings, [self.path("results-0.jsonl") + ":2: the last line is incomplete and is left out"])
+        self.assertEqual(len(self.records(lines(line(0)) + line(1))), 2)
+
+    def test_a_file_that_changes_meanwhile_is_an_error(self):
+        records = self.records(lines(line(0), line(1)))
+        reading = iter(records)
+        next(reading)
+        self.file("results-0.jsonl", b"")
+        with self.assertRaisesRegex(clinvk.UserError, "results-0.jsonl: it was changed while it was read"):
+            list(reading)
+
+
+class Attempts(unittest.TestCase):
+    def attempts(self, status="ok", **fields):
+        result = clinvk.Result(0, "claude", status, 0, start_time=START, end_time=START + 2, **fields)
+        return [(round(one.start - START, 3), round(one.end - START, 3), one.kind, round(max(0.0, one.waited_until - START), 3))
+                for one in clinvk.attempts_of(result)]
+
+    def test_a_task_has_one_attempt_or_those_in_tries(self):
+        self.assertEqual(self.attempts(), [(0.0, 2.0, "ok", 0)])
+        self.assertEqual(self.attempts("timeout"), [(0.0, 2.0, "failed", 0)])
+        tries = attempt(-20, 1.0, error_kind="network"), attempt(-10, 2.0, error_kind="rate_limit"), attempt(0, 2.0)
+        self.assertEqual(self.attempts(tries=tries, attempts=3), [(-20.0, -19.0, "again", 0), (-10.0, -8.0, "again", 0.0), (0.0, 2.0, "ok", 0)])
+        waiting = clinvk.attempts_of(clinvk.Result(0, "claude", "ok", 0, tries=tries))[1]
+        self.assertEqual(waiting.waited_until, START)
+
+    def test_a_task_that_never_started_has_none(self):
+        self.assertEqual(self.attempts("canceled", attempts=0), [])
+
+    def test_tries_that_are_no_tries_are_left_out(self):
+        self.assertEqual(self.attempts(tries=({"start_time": 1}, {}, {"start_time": clinvk.utc(START), "duration_seconds": -1})), [(0, 2.0, "ok", 0)])
+
+
+class Timelines(ReportCase):
+    def timeline(self, *given, columns=25):
+        return self.statistics(*given).timeline.text(columns).splitlines()
+
+    def test_lanes_are_filled_from_the_first(self):
+        shown = self.timeline(line(0, start=0, seconds=10), line(1, start=0, seconds=5), line(2, "failed", start=5, seconds=5),
+                              line(3, start=10, seconds=10))
+        self.assertEqual(shown[0], "From %s: 20s, 1s a column" % clinvk.utc(START))
+        self.assertEqual(shown[1:3], ["   1 " + "#" * 20, "   2 " + "#" * 5 + "x" * 6])
+
+    def test_attempts_and_waits_have_their_marks(self):
+        tries = [attempt(0, 2, error_kind="rate_limit"), attempt(10, 5, error_kind="network"), attempt(16, 4)]
+        shown = self.timeline(line(0, start=16, seconds=4, attempts=3, tries=tries))
+        self.assertEqual(shown[1], "   1 rrr.......rrrrrr####")
+
+    def test_another_task_runs_in_the_lane_of_a_task_that_waits(self):
+        tries = [attempt(0, 2, error_kind="rate_limit"), attempt(18, 2)]
+        shown = self.timeline(line(0, start=18, seconds=2, attempts=2, tries=tries), line(1, start=5, seconds=5))
+        self.assertEqual(shown[1], "   1 rrr..######.......##")
+        self.assertEqual(len(shown), 5)
+
+    def test_the_starts_of_several_runs_are_above(self):
+        runs = {"run": clinvk.utc(START + 10)}
+        self.assertEqual(self.timeline(line(0), line(1, start=10, seconds=10, **runs))[1], "     |         |")
+        self.assertEqual(self.timeline(line(0, seconds=20))[1][:6], "   1 #")
+
+    def test_lanes_beyond_twenty_are_counted(self):
+        shown = self.timeline(*[line(index) for index in range(33)])
+        self.assertEqual([shown[20][:5], shown[21]], ["  20 ", "     and 13 more"])
+
+    def test_each_lane_has_one_task_at_a_time_and_there_are_no_more_lanes_than_needed(self):
+        chance = random.Random(30)
+        for _ in range(20):
+            given = [(chance.randrange(100), chance.randrange(1, 30)) for _ in range(60)]
+            timeline = self.statistics(*[line(index, start=start, seconds=seconds) for index, (start, seconds) in enumerate(given)]).timeline
+            ends, lanes = {}, 0
+            for one, lane in timeline._lanes():
+                start, seconds = given[one]
+                self.assertLessEqual(ends.get(lane, 0), start)
+                ends[lane], lanes = start + seconds, max(lanes, lane + 1)
+            most = max(sum(start <= moment < start + seconds for start, seconds in given) for moment in range(130))
+            self.assertEqual(lanes, most)
+
+    def test_it_fits_the_columns(self):
+        for columns in (60, 80, 133):
+            shown = self.timeline(line(0, seconds=3600.0), line(1, start=9999.0), columns=columns)
+            self.assertEqual(max(map(len, shown[1:2])), columns)
+            self.assertLessEqual(max(map(len, shown)), columns)
+
+    def test_lines_without_times_have_no_timeline(self):
+        self.assertEqual(self.statistics(b'{"index": 0, "status": "ok"}').timeline.text(80), "")
+
+
+class Numbers(ReportCase):
+    def test_percentiles_are_values_of_the_nearest_rank(self):
+        chance = random.Random(40)
+        for count in (1, 2, 3, 9, 10, 11, 19, 20, 21, 100, 101):
+            values = [chance.randrange(1000) / 8 for _ in range(count)]
+            measures = clinvk.Measures()
+            for value in values:
+                measures.write(clinvk.Result(0, "claude", "ok", 0, start_time=0.0, end_time=value))
+            (name, number, (total, *found)), = measures.rows()
+            self.assertEqual((name, number, total), ("seconds", count, sum(sorted(values))))
+            for percent, value in zip((50, 90, 95, 100), found):
+                self.assertGreaterEqual(sum(one <= value for one in values) * 100, percent * count)
+                self.assertLess(sum(one < value for one in values) * 100, percent * count)
+
+    def test_measures_have_what_is_known_of_tasks_that_ran(self):
+        statistics = self.statistics(line(0, seconds=2.0, usage={"total_tokens": 1200}, cost_usd=0.5), line(1, seconds=4.0),
+                                 line(2, "canceled", attempts=0))
+        self.assertEqual(statistics.measures.text(80), "\n"
+                         "         TASKS      SUM      P50      P90      P95      MAX\n"
+                         "SECONDS      2    6.00s    2.00s    4.00s    4.00s    4.00s\n"
+                         "TOKENS       1    1,200    1,200    1,200    1,200    1,200\n"
+                         "COST         1  $0.5000  $0.5000  $0.5000  $0.5000  $0.5000\n")
+
+    def test_groups_are_totals_by_field_the_largest_first(self):
+        statistics = self.statistics(line(0, backend="gemini", model="\u5ba1\u67e5"), line(1, model="m\x1b"), line(2, "timeout", error_kind="timeout", model="m\x1b"))
+        text = "".join(group.text(80) for group in statistics.groups.values())
+        self.assertEqual(text, "\n"
+                         "BACKEND  TASKS  OK  FAILED  SECONDS  TOKENS  COST\n"
+                         "claude       2   1       1     2.00       -     -\n"
+                         "gemini       1   1       0     1.00       -     -\n\n"
+                         "MODEL  TASKS  OK  FAILED  SECONDS  TOKENS  COST\n"
+                         "m^[        2   1       1     2.00       -     -\n"
+                         "\u5ba1\u67e5       1   1       0     1.00       -     -\n\n"
+                         "ERROR KIND  TASKS  OK  FAILED  SECONDS  TOKENS  COST\n"
+                         "timeout         1   0       1     1.00       -     -\n")
+
+    def test_groups_are_bounded(self):
+        groups = clinvk.Groups("model")
+        for index in range(groups.MOST + 5):
+            groups.write(clinvk.Result(index, "claude", "ok", 0, model="m%d" % index))
+        self.assertEqual((len(groups.of), groups.of[groups.OTHERS].total), (groups.MOST + 1, 5))
+
+    def test_long_names_are_cut_to_the_columns(self):
+        text = clinvk.aligned([["NAME", "TASKS"], ["x" * 100, "1"], ["\u5ba1" * 50, "2"]], 40)
+        self.assertEqual(text.splitlines(), ["NAME" + " " * 29 + "  TASKS", "x" * 30 + "...      1", "\u5ba1" * 15 + "...      2"])
+
+    def test_the_time_of_the_totals_is_from_the_first_start_to_the_last_end(self):
+        totals = self.statistics(line(0, start=5, seconds=2), line(1, start=1, seconds=1, tries=[attempt(-3, 1), attempt(1, 1)])).totals
+        self.assertEqual((totals.fields()["start_time"], totals.fields()["end_time"], totals.duration_seconds),
+                         (clinvk.utc(START - 3), clinvk.utc(START + 7), 10.0))
+
+
+class Command(ReportCase):
+    def test_it_prints_the_table_the_totals_and_the_rest(self):
+        printed, warnings, status = self.report(lines(line(1, "failed", error="no\x1b", error_kind="backend"), line(0, seconds=9.0)))
+        self.assertEqual((warnings, status), ("", 0))
+        self.assertTrue(printed.startswith("\nResults\n" + "=" * 60 + "\n#    BACKEND      STATUS     DURATION   TASK\n" + "-" * 60 + "\n"
+                                           "1    claude       OK         9.00s      label 0\n"
+                                           "2    claude       FAILED     1.00s      label 1\n     error: no^[\n" + "-" * 60 + "\n"
+                                           "Total: 2 tasks, 1 completed, 1 failed (9.00s)\n\n"), printed)
+        for part in ("\nSECONDS      2", "\nBACKEND  TASKS", "\nbackend         1 ", "\n\nFrom "):
+            self.assertIn(part, printed)
+        self.assertTrue(printed.endswith("a run begins\n"))
+
+    def test_it_reports_what_a_run_left(self):
+        results = self.path("results.jsonl")
+        run = self.clinvk("parallel", "--results", results, "--jsonl", input=tasks("say one", "say two", "say three"))
+        self.assertEqual(run.returncode, 0, run.stderr)
+        of_file = self.clinvk("report", results)
+        self.assertEqual((of_file.stderr, of_file.returncode), (b"", 0))
+        self.assertEqual([row.split()[5] for row in of_file.stdout.decode().splitlines()[5:8]], ["one", "two", "three"])
+        for arguments in ((), ("-",)):
+            of_pipe = self.clinvk("report", *arguments, input=run.stdout)
+            self.assertEqual((of_pipe.stderr, of_pipe.returncode), (b"", 0))
+            self.assertEqual(of_pipe.stdout.decode().split("Total: ")[1].split(" (")[0], "3 tasks, 3 completed, 0 failed")
+
+    def test_it_warns_of_duplicates_and_gaps_and_succeeds(self):
+        _, warnings, status = self.report(lines(line(0), line(0), line(2)))
+        self.assertEqual((warnings.splitlines(), status), ([
+            "clinvk: warning: 1 task has more than one ok result; the last counts: 1", "clinvk: warning: 1 task has no result: 2"], 0))
+
+    def test_files_that_cannot_be_read_are_errors(self):
+        for arguments, message in (((self.path("none"),), "cannot read %s: No such file or directory" % self.path("none")),
+                                   ((self.directory,), "cannot read %s: Is a directory" % self.directory)):
+            run = self.clinvk("report", *arguments)
+            self.assertEqual((run.stdout, run.stderr.decode(), run.returncode), (b"", "clinvk: error: %s\n" % message, 2))
+        printed, errors, status = self.report(lines(line(0), b"damaged", line(1)))
+        self.assertEqual((printed, status), ("", 2))
+        self.assertIn("results-0.jsonl:2: not a result: ", errors)
+
+    def test_an_empty_file_has_no_tasks(self):
+        printed, warnings, status = self.report(b"")
+        self.assertEqual((printed.splitlines()[-1], warnings, status), ("Total: 0 tasks, 0 completed, 0 failed (0.00s)", "", 0))
+
+    def test_color_is_that_of_the_table(self):
+        self.assertIn("\x1b[32mOK", self.report(lines(line(0)), options=["--color", "always"])[0])
+        self.assertNotIn("\x1b", self.report(lines(line(0)))[0])
+
+
+class Terminal(Case):
+    def test_a_terminal_is_no_results_file(self):
+        controller, terminal = os.openpty()
+        try:
+            run = self.clinvk("report", stdin=terminal)
+        finally:
+            os.close(controller)
+            os.close(terminal)
+        self.assertEqual((run.stderr, run.returncode),
+                         (b"clinvk: error: no results file: give the names of results files, or a pipe\n", 2))
+
+
+if __name__ == "__main__":
+    unittest.main()
