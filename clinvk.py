@@ -7785,6 +7785,17 @@ class JsonLines:
         self._output.json(itertools.chain(encoded(result, self._fields_of), (b"\n",)))
 
 
+def one_object(fields: Dict[str, Any], results: Iterable[Iterable[bytes]]) -> Iterator[bytes]:
+    """Yield a JSON object with the fields and `results`, a result a line."""
+    yield dumps(fields)[:-1] + b',"results":['
+    separator = b"\n"
+    for result in results:
+        yield separator
+        yield from result
+        separator = b",\n"
+    yield b"\n]}\n"
+
+
 class Report:
     """`--json` and summary.json: one object at the end."""
 
@@ -7795,14 +7806,8 @@ class Report:
         self._spool.add(result.index, encoded(result, self._fields_of))
 
     def pieces(self, totals: Dict[str, Any]) -> Iterator[bytes]:
-        """Yield the object, a result a line; `totals` are its other fields."""
-        yield dumps(totals)[:-1] + b',"results":['
-        separator = b"\n"
-        for record in self._spool:
-            yield separator
-            yield from record
-            separator = b",\n"
-        yield b"\n]}\n"
+        """Yield the object; `totals` are its other fields."""
+        return one_object(totals, self._spool)
 
 
 class Text:
@@ -8446,7 +8451,7 @@ def _index(value: Any) -> int:
 RECORD_FIELDS: Dict[str, Callable[[Any], Any]] = dict(
     LINE_FIELDS, index=_index, status=_one_of(STATUSES, "status"), task_id=_known_string,
     task_name=_known_string, tags=_list_of(_known_string), meta=_free_object, resumed=_truth,
-    label=_known_string, run=parse_utc)
+    label=_known_string, run=parse_utc, cell=lambda value: value)
 RECORD_NAMES = ("index", "status")
 
 
@@ -8549,15 +8554,20 @@ class Records:
     def __len__(self) -> int:
         return len(self._last)
 
-    def __iter__(self) -> Iterator[Record]:
+    def captures(self) -> Iterator[Capture]:
+        """Yield the line of each task."""
         for line in self._last:
-            place = self._places[line]
-            file = self._files[place]
+            file = self._files[self._places[line]]
+            start = self._starts[line]
+            yield Capture(file, *next(line_spans(file, start), (start, start)))
+
+    def __iter__(self) -> Iterator[Record]:
+        for line, capture in zip(self._last, self.captures()):
             try:
-                yield record_of(Capture(file, *next(line_spans(file, self._starts[line]))))
-            except (StopIteration, ValueError):
-                raise UserError("%s: it was changed while it was read"
-                                % visible(self._paths[place])) from None
+                yield record_of(capture)
+            except ValueError:
+                raise UserError("%s: it was changed while it was read" % visible(
+                    self._paths[self._places[line]])) from None
 
     def problems(self) -> Iterator[str]:
         """Yield a warning for each kind of what is unusual; tasks are numbered as in the table."""
@@ -8693,7 +8703,7 @@ class Measures:
     """
 
     PERCENTILES = (50, 90, 95, 100)
-    TITLES = ("", "TASKS", "SUM", "P50", "P90", "P95", "MAX")
+    NAMES = ("tasks", "sum", "p50", "p90", "p95", "max")
 
     def __init__(self) -> None:
         from array import array
@@ -8725,7 +8735,13 @@ class Measures:
 
         rows = [[name.upper().partition("_")[0], str(count),
                  *(shown(name, value) for value in values)] for name, count, values in self.rows()]
-        return "\n" + aligned([self.TITLES, *rows], columns) if rows else ""
+        titles = ["", *map(str.upper, self.NAMES)]
+        return "\n" + aligned([titles, *rows], columns) if rows else ""
+
+    def fields(self) -> Dict[str, Any]:
+        return {name: dict(zip(self.NAMES, (count, *(
+            round(value, 3 if name == "seconds" else 6) for value in values))))
+            for name, count, values in self.rows()}
 
 
 class Group(Totals):
@@ -8736,6 +8752,25 @@ class Group(Totals):
     def write(self, result: Result) -> None:
         super().write(result)
         self.seconds += result.duration_seconds
+
+    def fields(self) -> Dict[str, Any]:
+        fields = dict(super().fields(), task_seconds=round(self.seconds, 3))
+        return {name: value for name, value in fields.items()
+                if name not in ("start_time", "end_time", "total_duration_seconds")}
+
+
+GROUP_FIELDS = ("backend", "model", "cell", "tags", "error_kind")
+
+
+def groups_of(record: Record, field: str) -> Iterable[str]:
+    """Return the groups to which a task belongs when tasks are grouped by a field."""
+    if field == "tags":
+        return dict.fromkeys(record.fields.get("tags", ()))
+    if field == "cell":
+        cell = record.fields.get("cell", "")
+        return [cell if isinstance(cell, str) else dumps(cell).decode()]
+    value = str(getattr(record.result, field))
+    return [value] * (value != "" or field != "error_kind")
 
 
 class Groups:
@@ -8749,12 +8784,11 @@ class Groups:
         self._field = field
         self.of: Dict[str, Group] = {}
 
-    def write(self, result: Result) -> None:
-        value = getattr(result, self._field)
-        if value or self._field != "error_kind":
-            if value not in self.of and len(self.of) >= self.MOST:
-                value = self.OTHERS
-            self.of.setdefault(value, Group()).write(result)
+    def write(self, record: Record) -> None:
+        for name in groups_of(record, self._field):
+            if name not in self.of and len(self.of) >= self.MOST:
+                name = self.OTHERS
+            self.of.setdefault(name, Group()).write(record.result)
 
     def text(self, columns: int) -> str:
         """Return a table, the largest group first; "" where there is none."""
@@ -8774,9 +8808,9 @@ class Groups:
 class Statistics:
     """All that a report says of the records together."""
 
-    def __init__(self) -> None:
+    def __init__(self, group_by: Sequence[str] = ("backend", "model", "error_kind")) -> None:
         self.totals, self.measures, self.timeline = Totals(), Measures(), Timeline()
-        self.groups = {field: Groups(field) for field in ("backend", "model", "error_kind")}
+        self.groups = {field: Groups(field) for field in group_by}
         self._first, self._last = MAX_TIME, 0.0
 
     def write(self, record: Record) -> None:
@@ -8784,12 +8818,19 @@ class Statistics:
         self.totals.write(result)
         self.measures.write(result)
         for groups in self.groups.values():
-            groups.write(result)
+            groups.write(record)
         self.timeline.write(record)
         starts = [one.start for one in attempts_of(result)] or [result.start_time or MAX_TIME]
         self._first, self._last = min(self._first, *starts), max(self._last, result.end_time)
 
-    def finish(self) -> None:
+    def watch(self, records: Records) -> Iterator[Record]:
+        """Yield all records, and take note of them."""
+        for record in records:
+            self.write(record)
+            yield record
+        self._finish()
+
+    def _finish(self) -> None:
         """Set the time of the totals: from the first start to the last end."""
         self.totals.start_time = min(self._first, self._last)
         self.totals.duration_seconds = max(0.0, self._last - self._first)
@@ -8800,6 +8841,63 @@ class Statistics:
         yield from (group.text(columns) for group in self.groups.values())
         timeline = self.timeline.text(columns)
         yield "\n" + timeline if timeline else ""
+
+    def fields(self, records: Records) -> Dict[str, Any]:
+        """Return the fields of the `--json` object, except `results`."""
+        return dict(
+            self.totals.fields(), percentiles=self.measures.fields(), groups={
+                field: {name: group.fields() for name, group in groups.of.items()}
+                for field, groups in self.groups.items()},
+            duplicates={"ok": list(records.repeated), "files": list(records.shared)},
+            gaps=records.gaps)
+
+
+# The columns of --csv, and their default.
+COLUMNS = (".index,.label,.task_id,.backend,.model,.status,.error_kind,.error,.attempts,"
+           ".duration_seconds,.usage.total_tokens,.cost_usd,.start_time")
+
+
+def parse_columns(text: str) -> Tuple[Tuple[str, _Path], ...]:
+    """Return the names and the paths of columns such as `.data.label,.tags[0]`."""
+    return tuple((word.lstrip("."), _value_path(word)) for word in _words(text or COLUMNS))
+
+
+def csv_cell(value: Any) -> str:
+    """Return a JSON value as a cell that a spreadsheet does not take for a formula."""
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else dumps(value).decode()
+    is_number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII)
+    if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not is_number:
+        text = "'" + text
+    return text.replace("\0", "\ufffd")  # which readers of CSV refuse
+
+
+class _Line:
+    """A file whose `write` returns the text."""
+
+    @staticmethod
+    def write(text: str) -> str:
+        return text
+
+
+def csv_lines(records: Iterable[Record], columns: Sequence[Tuple[str, _Path]]) -> Iterator[str]:
+    """Yield a line with the names of the columns, and one for each record."""
+    import csv
+    writer = csv.writer(_Line(), lineterminator="\n")
+    yield str(writer.writerow([csv_cell(name) for name, _ in columns]))
+    for record in records:
+        line = loads(b"".join(record.capture.short_pieces(bool)))
+        yield str(writer.writerow([csv_cell(_whole(value_at(line, path), record.capture, path))
+                                   for _, path in columns]))
+
+
+def _whole(value: Any, capture: Capture, path: _Path) -> Any:
+    """Return the value at a path in a line without names for long strings."""
+    if isinstance(value, str):
+        return "".join(capture.text_of(value))
+    is_whole = not value or not capture.has_names(str(value))
+    return value if is_whole else value_at(loads(capture.read()), path)
 
 
 # --- 15. Sessions ------------------------------------------------------------
@@ -9981,19 +10079,40 @@ def _print_deleted(ids: List[str], console: Console, as_json: bool) -> int:
     return EXIT_OK
 
 
-def command_report(paths: Sequence[str], color: str) -> int:
-    """Print what results files contain: the table, totals of several kinds, a timeline."""
+class ReportOptions(NamedTuple):
+    """What `clinvk report` shows.  The columns are those of CSV."""
+
+    form: str = "text"  # or json, jsonl, csv
+    color: str = "auto"
+    columns: Sequence[Tuple[str, _Path]] = ()
+    by: Sequence[str] = ()
+
+
+def command_report(paths: Sequence[str], asked: ReportOptions) -> int:
+    """Print what results files contain."""
     console = Console()
-    records, statistics, table = Records(paths, console.warn), Statistics(), Table()
+    stdout = console.stdout
+    records = Records(paths, console.warn)
     for text in records.problems():
         console.warn(text)
-    for record in records:
-        table.write(record.result)
-        statistics.write(record)
-    statistics.finish()
-    stdout = console.stdout
-    table.print(stdout, statistics.totals, is_colored(stdout, color))
-    stdout.texts(statistics.text(max(terminal_columns(stdout.file), 60)))
+    statistics = Statistics(asked.by) if asked.by else Statistics()
+    watched = statistics.watch(records)
+    if asked.form == "csv":
+        stdout.texts(csv_lines(watched, asked.columns))
+    elif asked.form == "jsonl":
+        stdout.json(piece for record in watched
+                    for piece in itertools.chain(record.capture.pieces(), (b"\n",)))
+    elif asked.form == "json":
+        for _ in watched:
+            pass
+        stdout.json(one_object(statistics.fields(records),
+                               (capture.pieces() for capture in records.captures())))
+    else:
+        table = Table()
+        for record in watched:
+            table.write(record.result)
+        table.print(stdout, statistics.totals, is_colored(stdout, asked.color))
+        stdout.texts(statistics.text(max(terminal_columns(stdout.file), 60)))
     return EXIT_OK
 
 
@@ -10193,6 +10312,15 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 dest="form", action="store_const", const="jsonl"),
         _option("-q --quiet",
                 "print only the totals and the distinct errors; with --jsonl: no summary")],
+    "report": [
+        _option("--json", "print one JSON object", group="form", dest="form",
+                action="store_const", const="json"),
+        _option("--jsonl", "print the line of each task, in the order of the tasks",
+                group="form", dest="form", action="store_const", const="jsonl"),
+        _option("--csv", "print CSV; PATHS are the columns, as in .data.label,.cost_usd,.tags[0]",
+                "PATHS", parse_columns, nargs="?", group="form"),
+        _option("--by", "group the totals by FIELD; may be given for each: "
+                + ", ".join(GROUP_FIELDS), "FIELD", action="append", choices=GROUP_FIELDS)],
     "trust": [
         _option("--ceiling", "refuse tasks that ask for more: sandbox=workspace,approval=auto",
                 "LIST", parse_ceiling),
@@ -10377,6 +10505,12 @@ def run_sessions(options: argparse.Namespace) -> int:
         raise SessionError(reason_of(error)) from None
 
 
+def run_report(options: argparse.Namespace) -> int:
+    form = "csv" if options.csv else options.form or "text"
+    return command_report(options.words or ["-"], ReportOptions(
+        form, options.color or "auto", options.csv or (), options.by or ()))
+
+
 def run_config(options: argparse.Namespace) -> int:
     if options.command == "config show":
         return command_config_show(load_configuration(options.config, dict(os.environ)),
@@ -10457,8 +10591,7 @@ ID is the id of a session, the beginning of one, or the backend's own.
         run_sessions, "json clean config",
         "delete sessions that were not used for long and are not in use, and print their ids"),
     "report": Subcommand(
-        lambda options: command_report(options.words or ["-"], options.color or "auto"), "color",
-        "show what results files contain", "[OPTIONS] [FILE...]", """\
+        run_report, "report color", "show what results files contain", "[OPTIONS] [FILE...]", """\
 FILE is the file of `parallel --results`, or the output of --jsonl. `-`, or no FILE, reads stdin.
 If a task has several lines, the last counts. Example:
   clinvk report results.jsonl""", sys.maxsize),
@@ -10595,6 +10728,9 @@ def parse_command_line(arguments: Sequence[str]) -> argparse.Namespace:
     if action in actions:
         command += " " + action
     parser = build_parser(command)
+    if command == "report":  # a word after --csv that is no column is a file
+        words = [word + "=" if word == "--csv" and not re.match(r"\.[\w-]", after) else word
+                 for word, after in zip(words, [*words[1:], ""])]
     options, unparsed = parser.parse_known_args(words)
     if actions and action not in actions:
         parser.error("expected an action (%s), got %s" % (

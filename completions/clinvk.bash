@@ -10,7 +10,7 @@ _clinvk_sessions()  # [OPTION]
 _clinvk_value()
 {
     case ${COMP_WORDS[before]} in
-        -f | --file | --config | --results | --status-file)
+        -f | --file | --config | --results | --csv | --status-file)
             return 0 ;;  # readline knows how to quote the name of a file
         -w | --workdir | --output-dir | --root)
             compopt +o default -o dirnames 2>/dev/null
@@ -27,6 +27,8 @@ _clinvk_value()
             values='default read-only workspace full' ;;
         --progress | --color)
             values='auto always never' ;;
+        --by)
+            values='backend model cell tags error_kind' ;;
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
@@ -118,7 +120,7 @@ _clinvk()
             _clinvk_value && return
             ;;
         report)
-            options='-h --help --color'
+            options='-h --help --json --jsonl --csv --by --color'
             values=$options
             _clinvk_value && return
             if [[ $values == "$options" && $word != -* ]]; then

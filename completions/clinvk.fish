@@ -81,6 +81,10 @@ complete -c clinvk -n '__fish_seen_subcommand_from sessions' -n '__fish_seen_sub
 
 complete -c clinvk -n '__fish_seen_subcommand_from report' -s h -l help -d 'show help and exit'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -F
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l json -d 'print one JSON object'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l jsonl -d 'print the line of each task'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l csv -rF -d 'print CSV, with these columns'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l by -xa 'backend model cell tags error_kind' -d 'group the totals'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l color -xa 'auto always never' -d 'colored output'
 
 complete -c clinvk -n '__fish_seen_subcommand_from config' -s h -l help -d 'show help and exit'

@@ -20,7 +20,7 @@ support.left_to_full_runs()
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
-FILES, DIRECTORIES = {"--file", "--config", "--results", "--status-file"}, {"--workdir", "--output-dir", "--root"}
+FILES, DIRECTORIES = {"--file", "--config", "--results", "--csv", "--status-file"}, {"--workdir", "--output-dir", "--root"}
 CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 
 
@@ -219,6 +219,11 @@ class ManPageTest(unittest.TestCase):
         self.assertEqual(set(MAN.words("OUTPUT", "Output of a chain")), ours - set(totals.fields()))
         ours = set(clinvk.comparison_fields(totals, "p", ["echo"], ["claude"]))
         self.assertEqual(set(MAN.words("OUTPUT", "Output of a comparison")), ours - set(totals.fields()))
+
+    def test_man_page_fields_of_a_report_equal_the_output(self):
+        with tempfile.NamedTemporaryFile() as file:
+            ours = set(clinvk.Statistics().fields(clinvk.Records([file.name], print)))
+        self.assertEqual(set(MAN.words("OUTPUT", "Output of a report")), ours - set(clinvk.Totals().fields()))
 
     def test_man_page_field_values_equal_the_modes(self):
         for field, words in WORDS_OF_FIELDS.items():

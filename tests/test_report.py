@@ -1,4 +1,6 @@
 """Section 14, Report: which line of results files counts for a task, and what is said of all of them together."""
+import csv
+import io
 import json
 import os
 import random
@@ -7,6 +9,7 @@ import unittest
 from support import Case, ForkingCase, clinvk, tasks
 
 START = 1795535999.5
+csv.field_size_limit(1 << 30)
 
 
 def line(index, status="ok", start=0.0, seconds=1.0, **fields):
@@ -38,9 +41,7 @@ class ReportCase(ForkingCase):
 
     def statistics(self, *given):
         statistics = clinvk.Statistics()
-        for record in self.records(lines(*given)):
-            statistics.write(record)
-        statistics.finish()
+        self.assertEqual(sum(1 for _ in statistics.watch(self.records(lines(*given)))), len(given))
         return statistics
 
     def report(self, *contents, options=(), **further):
@@ -231,7 +232,7 @@ class Numbers(ReportCase):
     def test_groups_are_bounded(self):
         groups = clinvk.Groups("model")
         for index in range(groups.MOST + 5):
-            groups.write(clinvk.Result(index, "claude", "ok", 0, model="m%d" % index))
+            groups.write(clinvk.Record(clinvk.Result(index, "claude", "ok", 0, model="m%d" % index), {}, None))
         self.assertEqual((len(groups.of), groups.of[groups.OTHERS].total), (groups.MOST + 1, 5))
 
     def test_long_names_are_cut_to_the_columns(self):
@@ -242,6 +243,81 @@ class Numbers(ReportCase):
         totals = self.statistics(line(0, start=5, seconds=2), line(1, start=1, seconds=1, tries=[attempt(-3, 1), attempt(1, 1)])).totals
         self.assertEqual((totals.fields()["start_time"], totals.fields()["end_time"], totals.duration_seconds),
                          (clinvk.utc(START - 3), clinvk.utc(START + 7), 10.0))
+
+
+class Forms(ReportCase):
+    def rows(self, content, *options):
+        """The rows of the CSV."""
+        printed, errors, status = self.report(content, options=["--csv", *options])
+        self.assertEqual((errors, status), ("", 0))
+        return list(csv.reader(io.StringIO(printed, newline="")))
+
+    def test_json_is_one_object_with_the_results_in_order(self):
+        given = line(1, "failed", cost_usd=0.25, error_kind="backend", custom={"a": [1]}), line(0, usage={"total_tokens": 5}), line(3), line(3)
+        printed, _, status = self.report(lines(*given), options=["--json"])
+        value = json.loads(printed)
+        self.assertEqual(value.pop("results"), [json.loads(given[place]) for place in (1, 0, 3)])
+        self.assertEqual((status, value), (0, {
+            "total_tasks": 3, "completed": 2, "failed": 1, "canceled": 0, "skipped": 0, "total_duration_seconds": 1.0,
+            "start_time": clinvk.utc(START), "end_time": clinvk.utc(START + 1), "usage": {"total_tokens": 5}, "cost_usd": 0.25,
+            "percentiles": {"seconds": {"tasks": 3, "sum": 3.0, "p50": 1.0, "p90": 1.0, "p95": 1.0, "max": 1.0},
+                            "tokens": {"tasks": 1, "sum": 5.0, "p50": 5.0, "p90": 5.0, "p95": 5.0, "max": 5.0},
+                            "cost_usd": {"tasks": 1, "sum": 0.25, "p50": 0.25, "p90": 0.25, "p95": 0.25, "max": 0.25}},
+            "groups": {"backend": {"claude": dict(self.GROUP, total_tasks=3, completed=2, failed=1, task_seconds=3.0,
+                                                  usage={"total_tokens": 5}, cost_usd=0.25)},
+                       "model": {"": dict(self.GROUP, total_tasks=3, completed=2, failed=1, task_seconds=3.0,
+                                          usage={"total_tokens": 5}, cost_usd=0.25)},
+                       "error_kind": {"backend": dict(self.GROUP, failed=1, cost_usd=0.25)}},
+            "duplicates": {"ok": [3], "files": []}, "gaps": [[2, 2]]}))
+
+    GROUP = {"total_tasks": 1, "completed": 0, "failed": 0, "canceled": 0, "skipped": 0, "task_seconds": 1.0}
+
+    def test_jsonl_has_the_lines_that_count_as_they_are(self):
+        given = line(1, "failed"), line(0, output="\u5ba1\x00"), line(1, custom=1)
+        printed, _, status = self.report(lines(*given), options=["--jsonl"])
+        self.assertEqual((printed.encode(), status), (lines(given[1], given[2]), 0))
+        again = self.report(printed.encode(), options=["--jsonl"])
+        self.assertEqual(again, (printed, "", 0))
+
+    def test_csv_has_a_choice_of_columns_or_those_that_are_asked_for(self):
+        content = lines(line(1, data={"label": "b", "n": [1, 2]}, tags=["x"]), line(0, usage={"total_tokens": 7}, cost_usd=0.5, output='a "b",\nc'))
+        self.assertEqual(self.rows(content)[1], ["0", "label 0", "", "claude", "", "ok", "", "", "1", "1.0", "7", "0.5", clinvk.utc(START)])
+        self.assertEqual(self.rows(content)[0][-3:], ["usage.total_tokens", "cost_usd", "start_time"])
+        self.assertEqual(self.rows(content, ".data.label,.cost_usd, .tags[0],.data.n,.output"), [
+            ["data.label", "cost_usd", "tags[0]", "data.n", "output"], ["", "0.5", "", "", 'a "b",\nc'], ["b", "", "x", "[1,2]", "answer 1"]])
+
+    def test_csv_cells_are_no_formulas(self):
+        for text in ("=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "=", "-", "-1x"):
+            self.assertEqual(clinvk.csv_cell(text), "'" + text)
+        for text in ("-1", "+1.5", "-.5e-3", "1=1", "text", "", "'=1", " =1"):
+            self.assertEqual(clinvk.csv_cell(text), text)
+        self.assertEqual([clinvk.csv_cell(value) for value in (-1, 1.5, None, True, {"a": 1}, "a\0b")], ["-1", "1.5", "", "true", '{"a":1}', "a\ufffdb"])
+        content = lines(line(0, output="=1+1", label="@x"))
+        self.assertEqual(self.rows(content, ".output,.label"), [["output", "label"], ["'=1+1", "'@x"]])
+
+    def test_csv_has_long_strings_whole(self):
+        long = "y" * 3000000
+        self.assertEqual(self.rows(lines(line(0, data={"a": [long]}, output=long)), ".data.a[0],.index"), [["data.a[0]", "index"], [long, "0"]])
+        self.assertEqual(len(self.rows(lines(line(0, data={"a": [long]})), ".data")[1][0]), len(long) + len('{"a":[""]}'))
+
+    def test_csv_columns_are_told_from_files(self):
+        path = self.file("r.jsonl", lines(line(0)))
+        for arguments in (["--csv", "./r.jsonl"], ["--csv", path], [path, "--csv"], ["--csv=", path], ["--csv=.index", "r.jsonl"], ["--csv", ".index", "--", path],
+                          ["--csv", "--color", "never", path]):
+            run = self.clinvk("report", *arguments)
+            self.assertEqual((run.stdout.decode().splitlines()[1][:2].rstrip(","), run.stderr, run.returncode), ("0", b"", 0), arguments)
+        run = self.clinvk("report", "--csv", ".a b", path)
+        self.assertIn('argument --csv: expected a path such as .message.content or .choices[0].text, got ".a b"', run.stderr.decode())
+        self.assertEqual(run.returncode, 2)
+
+    def test_by_chooses_the_groups(self):
+        content = lines(line(0, tags=["a", "b", "a"], cell="x=1"), line(1, tags=["b"], cell={"k": 1}), line(2))
+        groups = json.loads(self.report(content, options=["--json", "--by", "tags", "--by", "cell"])[0])["groups"]
+        self.assertEqual({field: {name: group["total_tasks"] for name, group in of.items()} for field, of in groups.items()},
+                         {"tags": {"a": 1, "b": 2}, "cell": {"x=1": 1, '{"k":1}': 1, "": 1}})
+        printed = self.report(content, options=["--by", "tags"])[0]
+        self.assertIn("\nTAGS  TASKS  OK  FAILED  SECONDS  TOKENS  COST\nb         2 ", printed)
+        self.assertNotIn("BACKEND  TASKS", printed)
 
 
 class Command(ReportCase):
