@@ -7763,12 +7763,19 @@ class Spool:
         self._written += len(self._buffer)
         self._buffer = bytearray()
 
+    def __contains__(self, index: int) -> bool:
+        return index < len(self._starts) and self._starts[index] >= 0
+
+    def __getitem__(self, index: int) -> Iterator[bytes]:
+        """Return the record of an index in pieces."""
+        if self._buffer:
+            self._flush()
+        return file_chunks(self._file, self._starts[index], self._starts[index]
+                           + self._sizes[index])
+
     def __iter__(self) -> Iterator[Iterator[bytes]]:
         """Yield the records in index order, each in pieces."""
-        self._flush()
-        for start, size in zip(self._starts, self._sizes):
-            if start >= 0:
-                yield file_chunks(self._file, start, start + size)
+        return (self[index] for index in range(len(self._starts)) if index in self)
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -8466,15 +8473,22 @@ def task_identity(fields: Dict[str, Any]) -> int:
 
 
 class Record(NamedTuple):
-    """A line of a results file.  Of the task only what the line has is known: no prompt.
+    """A line of a results file.
 
-    Long strings in `fields` are names of text in `capture`.  Large answers and such strings are in
-    the file, and can be read while the Records exist.
+    Of the task only what the line has is known, and its prompt where a file of tasks was given.
+    `failed_before`: an earlier line of the task is that of a failure.  Long strings in `fields` are
+    names of text in `capture`.  Large answers and such strings are in the file, and can be read
+    while the Records exist.
     """
 
     result: Result
     fields: Dict[str, Any]
     capture: Capture
+    failed_before: bool = False
+
+    @property
+    def is_flaky(self) -> bool:
+        return self.result.status == "ok" and (self.failed_before or self.result.attempts > 1)
 
 
 def record_of(capture: Capture) -> Record:
@@ -8496,15 +8510,19 @@ class Records:
     Of several lines of a task the last counts, and later files come after earlier ones.
     `repeated` are the indexes of tasks with several `ok` lines, `shared` those of tasks with lines
     in several files.  `gaps` are the first and the last of indexes without a line, below the
-    highest.  `-` is stdin.  Raises UserError.
+    highest.  `unanswered` are the tasks of a file of tasks (find_tasks) without a line.  `-` is
+    stdin.  Raises UserError.
     """
 
     def __init__(self, paths: Sequence[str], warn: Callable[[str], None]) -> None:
         from array import array
         self._paths, self._files = paths, array("i")
         self._identities, self._starts, self._places = array("q"), array("q"), array("i")
-        self._ok = bytearray()
+        self._statuses = bytearray()  # "o" for ok, "f" for a failure
         self._last = array("q")  # of the lines of each task
+        self._failed_before = bytearray()  # for each of these
+        self._prompts: Optional[Spool] = None  # by the place in _last
+        self.unanswered: Optional[Spool] = None
         self.repeated, self.shared = array("q"), array("q")
         self.gaps: List[Tuple[int, int]] = []
         for place, path in enumerate(paths):
@@ -8514,7 +8532,8 @@ class Records:
                     self._identities.append(task_identity(fields))
                     self._starts.append(start)
                     self._places.append(place)
-                    self._ok.append(fields["status"] == "ok")
+                    failed = fields["status"] in FAILED_STATUSES
+                    self._statuses += b"f" if failed else fields["status"][:1].encode()
         self._choose()
 
     @staticmethod
@@ -8543,7 +8562,9 @@ class Records:
         for index, group in itertools.groupby(in_order, self._identities.__getitem__):
             lines = list(group)
             self._last.append(lines[-1])
-            if sum(self._ok[line] for line in lines) > 1:
+            statuses = bytes(self._statuses[line] for line in lines)
+            self._failed_before.append(b"f" in statuses[:-1])
+            if statuses.count(b"o") > 1:
                 self.repeated.append(index)
             if len({self._places[line] for line in lines}) > 1:
                 self.shared.append(index)
@@ -8562,20 +8583,52 @@ class Records:
             yield Capture(file, *next(line_spans(file, start), (start, start)))
 
     def __iter__(self) -> Iterator[Record]:
-        for line, capture in zip(self._last, self.captures()):
+        for place, capture in enumerate(self.captures()):
             try:
-                yield record_of(capture)
+                record = record_of(capture)
             except ValueError:
                 raise UserError("%s: it was changed while it was read" % visible(
-                    self._paths[self._places[line]])) from None
+                    self._paths[self._places[self._last[place]]])) from None
+            result = record.result
+            if self._prompts and result.task and place in self._prompts:
+                prompt = to_text(b"".join(self._prompts[place]))
+                result = result._replace(task=result.task._replace(prompt=prompt))
+            yield record._replace(result=result, failed_before=bool(self._failed_before[place]))
+
+    def find_tasks(self, supply: Supply) -> None:
+        """Find the task of each record, for its prompt, and the tasks without a record.
+
+        A task has the record with its key, else that with its id, else that with its index and its
+        label: the options of the run, which are in the key, are not known.
+        """
+        answers, prompts, self.unanswered = _Answers(self), Spool(), Spool()
+        for count, job in enumerate(iter(supply.next_job, END)):
+            if isinstance(job, Job):
+                place = answers.take(job)
+                if place is not None:
+                    prompts.add(place, [to_bytes(job.task.prompt)])
+                    continue
+                fields = {"index": job.index, "task_id": job.task.id,
+                          "label": task_label(job.task)}
+                self.unanswered.add(count, [dumps({name: value for name, value in fields.items()
+                                                   if value != ""})])
+        self._prompts = prompts
+
+    def unanswered_tasks(self) -> Iterator[Dict[str, Any]]:
+        """Yield the index, the id and the label of each task without a record."""
+        return (loads(b"".join(pieces)) for pieces in self.unanswered or ())
 
     def problems(self) -> Iterator[str]:
         """Yield a warning for each kind of what is unusual; tasks are numbered as in the table."""
         missing = (index for first, last in self.gaps for index in range(first, last + 1))
+        unanswered = sum(last + 1 - first for first, last in self.gaps)
+        if self.unanswered is not None:
+            missing = (task["index"] for task in self.unanswered_tasks())
+            unanswered = sum(1 for _ in self.unanswered)
         for count, indexes, what in (
                 (len(self.repeated), self.repeated, "more than one ok result; the last counts"),
                 (len(self.shared), self.shared, "results in several files; the last counts"),
-                (sum(last + 1 - first for first, last in self.gaps), missing, "no result")):
+                (unanswered, missing, "no result")):
             if count:
                 numbers = ", ".join(str(index + 1) for index in itertools.islice(indexes, 5))
                 yield "%s %s %s: %s%s" % (counted(count, "task"), "has" if count == 1 else "have",
@@ -8584,6 +8637,43 @@ class Records:
     def __del__(self) -> None:
         for file in self._files:
             os.close(file)
+
+
+class _Answers:
+    """The places of records, by what they have in common with tasks.  A record answers one task."""
+
+    def __init__(self, records: Records) -> None:
+        from array import array
+        self._keys = array("q")  # the hashes of the keys; a record without a key has no label
+        self._by_key: Dict[int, List[int]] = {}
+        self._by_id: Dict[int, int] = {}
+        self._by_index: Dict[int, Tuple[int, Optional[int]]] = {}  # with the hash of the label
+        self._taken = bytearray(len(records))
+        for place, record in enumerate(records):
+            fields = record.fields
+            self._keys.append(hash(fields.get("key")))
+            self._by_key.setdefault(self._keys[place], []).append(place)
+            self._by_id[hash(fields.get("task_id"))] = place
+            label = hash(fields["label"]) if "label" in fields else None
+            self._by_index[record.result.index] = place, label
+
+    def take(self, job: Job) -> Optional[int]:
+        """Return the place of the record of a job that is not taken yet, None if there is none."""
+        key = hash(job_key(job))
+        place, label = self._by_index.get(job.index, (-1, None))
+        same_key = self._by_key.get(key, [])
+        while same_key and self._taken[same_key[-1]]:
+            same_key.pop()
+        candidates = [place] * (place >= 0 and self._keys[place] == key) + same_key[-1:]
+        if job.task.id:
+            candidates.append(self._by_id.get(hash(job.task.id), -1))
+        if label in (None, hash(task_label(job.task))):
+            candidates.append(place)
+        for one in candidates:
+            if one >= 0 and not self._taken[one]:
+                self._taken[one] = True
+                return one
+        return None
 
 
 class Attempt(NamedTuple):
@@ -8811,6 +8901,7 @@ class Statistics:
     def __init__(self, group_by: Sequence[str] = ("backend", "model", "error_kind")) -> None:
         self.totals, self.measures, self.timeline = Totals(), Measures(), Timeline()
         self.groups = {field: Groups(field) for field in group_by}
+        self.flaky: List[int] = []
         self._first, self._last = MAX_TIME, 0.0
 
     def write(self, record: Record) -> None:
@@ -8819,6 +8910,7 @@ class Statistics:
         self.measures.write(result)
         for groups in self.groups.values():
             groups.write(record)
+        self.flaky += [result.index] * record.is_flaky
         self.timeline.write(record)
         starts = [one.start for one in attempts_of(result)] or [result.start_time or MAX_TIME]
         self._first, self._last = min(self._first, *starts), max(self._last, result.end_time)
@@ -8835,8 +8927,19 @@ class Statistics:
         self.totals.start_time = min(self._first, self._last)
         self.totals.duration_seconds = max(0.0, self._last - self._first)
 
-    def text(self, columns: int) -> Iterator[str]:
+    def text(self, records: Records, columns: int) -> Iterator[str]:
         """Yield what follows the table and the totals."""
+        if self.flaky:
+            numbers = [str(index + 1) for index in self.flaky[:MAX_REASONS + 1]]
+            numbers[MAX_REASONS:] = ["..."] * (len(numbers) > MAX_REASONS)
+            yield "Flaky: %s, ok after a failure: %s\n" % (
+                counted(len(self.flaky), "task"), ", ".join(numbers))
+        for count, task in enumerate(records.unanswered_tasks()):
+            if count == MAX_REASONS:
+                yield "  ...\n"
+                break
+            yield "" if count else "No result:\n"
+            yield cut("%4d %s" % (task["index"] + 1, task["label"]), columns) + "\n"
         yield self.measures.text(columns)
         yield from (group.text(columns) for group in self.groups.values())
         timeline = self.timeline.text(columns)
@@ -8849,7 +8952,25 @@ class Statistics:
                 field: {name: group.fields() for name, group in groups.of.items()}
                 for field, groups in self.groups.items()},
             duplicates={"ok": list(records.repeated), "files": list(records.shared)},
-            gaps=records.gaps)
+            gaps=records.gaps, flaky=self.flaky, unanswered=list(records.unanswered_tasks()))
+
+    def is_failure(self, fail_on: Union[str, float], unanswered: int) -> bool:
+        """Return whether `any` task did not succeed, or a share of them, or one was `flaky`."""
+        counts = self.totals.counts
+        bad = counts["failed"] + counts["canceled"] + unanswered
+        if isinstance(fail_on, float):
+            return bad > 0 and bad >= fail_on * (self.totals.total + unanswered)
+        return bool(fail_on and bad or fail_on == "flaky" and self.flaky)
+
+
+def parse_fail_on(text: str) -> Union[str, float]:
+    """Return `any`, `flaky`, or the share that a percentage is.  Raise ValueError."""
+    match = re.fullmatch(r"(\d{1,2}|100)%", text, re.ASCII)
+    if match and int(match.group(1)):
+        return int(match.group(1)) / 100
+    if text not in ("any", "flaky"):
+        raise expected("any, flaky or a percentage such as 10%", text)
+    return text
 
 
 # The columns of --csv, and their default.
@@ -10086,16 +10207,28 @@ class ReportOptions(NamedTuple):
     color: str = "auto"
     columns: Sequence[Tuple[str, _Path]] = ()
     by: Sequence[str] = ()
+    fail_on: Union[str, float] = ""
+    tasks: str = ""  # a file
 
 
-def command_report(paths: Sequence[str], asked: ReportOptions) -> int:
-    """Print what results files contain."""
+def command_report(paths: Sequence[str], asked: ReportOptions, rules: TaskPolicy) -> int:
+    """Print what results files contain.  Return the exit status.  `rules` are for the tasks."""
     console = Console()
-    stdout = console.stdout
     records = Records(paths, console.warn)
+    if asked.tasks:
+        if not os.path.isfile(asked.tasks):
+            raise UserError("--tasks %s: expected a regular file" % visible(asked.tasks))
+        records.find_tasks(open_tasks(asked.tasks, rules, console.warn))
     for text in records.problems():
         console.warn(text)
     statistics = Statistics(asked.by) if asked.by else Statistics()
+    _print_report(records, statistics, asked, console.stdout)
+    unanswered = sum(1 for _ in records.unanswered_tasks())
+    return EXIT_FAILED if statistics.is_failure(asked.fail_on, unanswered) else EXIT_OK
+
+
+def _print_report(records: Records, statistics: Statistics, asked: ReportOptions,
+                  stdout: Output) -> None:
     watched = statistics.watch(records)
     if asked.form == "csv":
         stdout.texts(csv_lines(watched, asked.columns))
@@ -10112,8 +10245,7 @@ def command_report(paths: Sequence[str], asked: ReportOptions) -> int:
         for record in watched:
             table.write(record.result)
         table.print(stdout, statistics.totals, is_colored(stdout, asked.color))
-        stdout.texts(statistics.text(max(terminal_columns(stdout.file), 60)))
-    return EXIT_OK
+        stdout.texts(statistics.text(records, max(terminal_columns(stdout.file), 60)))
 
 
 def shown_settings(configuration: Configuration,
@@ -10320,7 +10452,10 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("--csv", "print CSV; PATHS are the columns, as in .data.label,.cost_usd,.tags[0]",
                 "PATHS", parse_columns, nargs="?", group="form"),
         _option("--by", "group the totals by FIELD; may be given for each: "
-                + ", ".join(GROUP_FIELDS), "FIELD", action="append", choices=GROUP_FIELDS)],
+                + ", ".join(GROUP_FIELDS), "FIELD", action="append", choices=GROUP_FIELDS),
+        _option("--tasks", "name the tasks in FILE that have no result", "FILE", _path),
+        _option("--fail-on", "exit with 1 if any task did not succeed, or so many percent; flaky: "
+                "also if one needed more than one attempt", "any|flaky|N%", parse_fail_on)],
     "trust": [
         _option("--ceiling", "refuse tasks that ask for more: sandbox=workspace,approval=auto",
                 "LIST", parse_ceiling),
@@ -10507,8 +10642,14 @@ def run_sessions(options: argparse.Namespace) -> int:
 
 def run_report(options: argparse.Namespace) -> int:
     form = "csv" if options.csv else options.form or "text"
+    rules, environment = TaskPolicy(), dict(os.environ)
+    if options.tasks:
+        configuration = load_configuration(options.config, environment)
+        definitions = dict(configuration.definitions, **environment_definitions(environment))
+        rules = TaskPolicy({}, environment, definitions, True, configuration=configuration)
     return command_report(options.words or ["-"], ReportOptions(
-        form, options.color or "auto", options.csv or (), options.by or ()))
+        form, options.color or "auto", options.csv or (), options.by or (), options.fail_on or "",
+        options.tasks or ""), rules)
 
 
 def run_config(options: argparse.Namespace) -> int:
@@ -10591,7 +10732,8 @@ ID is the id of a session, the beginning of one, or the backend's own.
         run_sessions, "json clean config",
         "delete sessions that were not used for long and are not in use, and print their ids"),
     "report": Subcommand(
-        run_report, "report color", "show what results files contain", "[OPTIONS] [FILE...]", """\
+        run_report, "report color config", "show what results files contain",
+        "[OPTIONS] [FILE...]", """\
 FILE is the file of `parallel --results`, or the output of --jsonl. `-`, or no FILE, reads stdin.
 If a task has several lines, the last counts. Example:
   clinvk report results.jsonl""", sys.maxsize),

@@ -10,7 +10,7 @@ _clinvk_sessions()  # [OPTION]
 _clinvk_value()
 {
     case ${COMP_WORDS[before]} in
-        -f | --file | --config | --results | --csv | --status-file)
+        -f | --file | --config | --results | --csv | --tasks | --status-file)
             return 0 ;;  # readline knows how to quote the name of a file
         -w | --workdir | --output-dir | --root)
             compopt +o default -o dirnames 2>/dev/null
@@ -32,7 +32,7 @@ _clinvk_value()
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
-            | --older-than | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait)
+            | --older-than | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait)
             values='' ;;
     esac
     return 1
@@ -120,7 +120,7 @@ _clinvk()
             _clinvk_value && return
             ;;
         report)
-            options='-h --help --json --jsonl --csv --by --color'
+            options='-h --help --json --jsonl --csv --by --tasks --fail-on --color --config'
             values=$options
             _clinvk_value && return
             if [[ $values == "$options" && $word != -* ]]; then

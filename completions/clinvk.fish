@@ -85,6 +85,9 @@ complete -c clinvk -n '__fish_seen_subcommand_from report' -l json -d 'print one
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l jsonl -d 'print the line of each task'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l csv -rF -d 'print CSV, with these columns'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l by -xa 'backend model cell tags error_kind' -d 'group the totals'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l tasks -rF -d 'name the tasks without a result'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l fail-on -x -d 'any, flaky or N%: exit with 1'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l config -rF -d 'the configuration file'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l color -xa 'auto always never' -d 'colored output'
 
 complete -c clinvk -n '__fish_seen_subcommand_from config' -s h -l help -d 'show help and exit'

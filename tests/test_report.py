@@ -268,7 +268,7 @@ class Forms(ReportCase):
                        "model": {"": dict(self.GROUP, total_tasks=3, completed=2, failed=1, task_seconds=3.0,
                                           usage={"total_tokens": 5}, cost_usd=0.25)},
                        "error_kind": {"backend": dict(self.GROUP, failed=1, cost_usd=0.25)}},
-            "duplicates": {"ok": [3], "files": []}, "gaps": [[2, 2]]}))
+            "duplicates": {"ok": [3], "files": []}, "gaps": [[2, 2]], "flaky": [], "unanswered": []}))
 
     GROUP = {"total_tasks": 1, "completed": 0, "failed": 0, "canceled": 0, "skipped": 0, "task_seconds": 1.0}
 
@@ -318,6 +318,97 @@ class Forms(ReportCase):
         printed = self.report(content, options=["--by", "tags"])[0]
         self.assertIn("\nTAGS  TASKS  OK  FAILED  SECONDS  TOKENS  COST\nb         2 ", printed)
         self.assertNotIn("BACKEND  TASKS", printed)
+
+
+class Tasks(ReportCase):
+    def found(self, given, *results):
+        """The indexes of the tasks that have no result, and the prompts of the others by the index in the line."""
+        records = self.records(lines(*results))
+        path = self.file("tasks.jsonl", lines(*(json.dumps(one).encode() for one in given)))
+        records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy(), self.warnings.append))
+        return ([task["index"] for task in records.unanswered_tasks()],
+                {record.result.index: record.result.task.prompt for record in records})
+
+    def key(self, **fields):
+        return clinvk.job_key(clinvk.Job(0, clinvk.Task("claude", **fields)))
+
+    def test_a_task_has_the_line_with_its_key(self):
+        given = [{"prompt": "one"}, {"prompt": "two"}, {"prompt": "three\nlines"}]
+        self.assertEqual(self.found(given, line(0, key=self.key(prompt="three\nlines")), line(2, key=self.key(prompt="one"))),
+                         ([1], {0: "three\nlines", 2: "one"}))
+
+    def test_each_line_answers_one_task(self):
+        given = [{"prompt": "same"}] * 4
+        self.assertEqual(self.found(given, line(1, key=self.key(prompt="same")), line(7, key=self.key(prompt="same")))[0], [2, 3])
+        self.assertEqual(self.found(given, *[line(index, key=self.key(prompt="same")) for index in range(4)])[0], [])
+
+    def test_a_task_without_a_line_with_its_key_has_that_with_its_id_or_its_index_and_label(self):
+        given = [{"prompt": "one", "id": "a"}, {"prompt": "two"}, {"prompt": "three"}, {"prompt": "four", "name": "n"}]
+        self.assertEqual(self.found(given, line(5, task_id="a"), line(1, label="two"), line(2, label="other"), line(3, label="n")),
+                         ([2], {5: "one", 1: "two", 2: "other", 3: "four"}))
+
+    def test_lines_of_jsonl_have_their_index(self):
+        self.assertEqual(self.found([{"prompt": "one"}, {"prompt": "two"}], line(1, key=None, label=None)), ([0], {1: "two"}))
+
+    def test_many_equal_tasks_take_no_more_time_each(self):
+        asked = [clinvk.Job(index, clinvk.Task("claude", "same")) for index in range(3000)]
+        answers = clinvk._Answers(self.records(lines(*[line(index + 5000, key=self.key(prompt="same")) for index in range(3000)])))
+        self.assertEqual(sorted(map(answers.take, asked)), list(range(3000)))
+        self.assertIsNone(answers.take(asked[0]))
+        self.assertLess(len(answers._by_key[hash(self.key(prompt="same"))]), 2)
+
+    def test_tasks_without_a_result_are_named_in_each_form(self):
+        results = self.path("results.jsonl")
+        self.clinvk("parallel", "--results", results, input=tasks("say one", "say two"))
+        path = self.file("tasks.jsonl", tasks("say one", "say new", "say two", "say newer"))
+        run = self.clinvk("report", "--tasks", path, results)
+        self.assertEqual((run.stderr.decode(), run.returncode), ("clinvk: warning: 2 tasks have no result: 2, 4\n", 0))
+        self.assertIn("\nNo result:\n   2 say new\n   4 say newer\n\n", run.stdout.decode())
+        self.assertEqual(json.loads(self.clinvk("report", "--json", "--tasks", path, results).stdout)["unanswered"],
+                         [{"index": 1, "label": "say new"}, {"index": 3, "label": "say newer"}])
+        self.assertIn(b"2 tasks have no result: 2, 4", self.clinvk("report", "--csv", "--tasks", path, results).stderr)
+
+    def test_a_file_of_tasks_must_be_regular_and_valid(self):
+        results = self.file("results.jsonl", lines(line(0)))
+        for content, message in ((None, "--tasks %s: expected a regular file" % self.path("tasks.json")), ("[1]", "tasks.json:1: ")):
+            if content:
+                self.file("tasks.json", content)
+            run = self.clinvk("report", "--tasks", self.path("tasks.json"), results)
+            self.assertEqual((run.stdout, run.returncode), (b"", 2))
+            self.assertIn(message, run.stderr.decode())
+
+
+class Failing(ReportCase):
+    def statuses(self, *given, options=()):
+        return [self.report(lines(*given), options=["--fail-on", what, *options])[2] for what in ("any", "flaky", "50%", "51%", "1%")]
+
+    def test_failures_and_canceled_tasks_fail(self):
+        self.assertEqual(self.statuses(line(0), line(1)), [0, 0, 0, 0, 0])
+        self.assertEqual(self.statuses(line(0), line(1, "skipped")), [0, 0, 0, 0, 0])
+        for status in ("failed", "canceled", "timeout", "lost"):
+            self.assertEqual(self.statuses(line(0), line(1, status)), [1, 1, 1, 0, 1])
+        self.assertEqual(self.statuses(), [0, 0, 0, 0, 0])
+        self.assertEqual(self.report(lines(line(0, "failed")))[2], 0)
+
+    def test_flaky_tasks_are_ok_after_a_failure(self):
+        for given in ([line(0, attempts=2)], [line(0, "failed"), line(0)], [line(0, "timeout"), line(0, "canceled"), line(0)]):
+            self.assertEqual(self.statuses(*given), [0, 1, 0, 0, 0])
+            self.assertIn("\nFlaky: 1 task, ok after a failure: 1\n", self.report(lines(*given))[0])
+        for given in ([line(0, "canceled"), line(0)], [line(0), line(0)]):
+            self.assertEqual(self.statuses(*given), [0, 0, 0, 0, 0])
+        self.assertEqual(self.statuses(line(0, "failed", attempts=3)), [1, 1, 1, 1, 1])
+        self.assertEqual(json.loads(self.report(lines(line(0), line(1, attempts=2)), options=["--json"])[0])["flaky"], [1])
+
+    def test_tasks_without_a_result_fail(self):
+        path = self.file("tasks.jsonl", lines(*[json.dumps({"prompt": "label %d" % index}).encode() for index in range(4)]))
+        self.assertEqual(self.statuses(line(0), line(1), options=["--tasks", path]), [1, 1, 1, 0, 1])
+        self.assertEqual(self.statuses(*map(line, range(4)), options=["--tasks", path]), [0, 0, 0, 0, 0])
+
+    def test_other_words_are_refused(self):
+        for what in ("none", "0%", "101%", "5", "1.5%", ""):
+            _, errors, status = self.report(lines(line(0)), options=["--fail-on=" + what])
+            self.assertIn("argument --fail-on: expected any, flaky or a percentage such as 10%", errors)
+            self.assertEqual(status, 2)
 
 
 class Command(ReportCase):

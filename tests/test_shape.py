@@ -354,8 +354,8 @@ class ImportTest(unittest.TestCase):
 # 100 columns.
 MOST_LINES = {"": 137, "Types": 206, "Text and JSON": 452, "Platform": 817, "Configuration": 875,
     "Backends": 1306, "Input": 1017, "Plans": 202, "Worker": 705, "Pool": 941, "Scheduler": 567,
-    "Journal": 445, "Sinks": 575, "Summary": 190, "Report": 467, "Sessions": 327, "Commands": 1005,
-    "Command line": 560}
+    "Journal": 445, "Sinks": 582, "Summary": 190, "Report": 581, "Sessions": 327, "Commands": 1016,
+    "Command line": 570}
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
 FUNCTIONS_OF_MANY_PARAMETERS = {}
