@@ -625,6 +625,11 @@ def columns_of(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
 
 
+def columns_in(text: str) -> int:
+    """Return how many terminal columns a line takes."""
+    return sum(map(columns_of, text))
+
+
 def cut(text: str, columns: int) -> str:
     """Cut a text to that many terminal columns (4 at least); `...` shows that."""
     width, kept = 0, 0
@@ -649,7 +654,7 @@ def wrapped(text: str, columns: int) -> List[str]:
             end = blank if blank > start else position
             lines.append(text[start:end])
             start = end + (text[end] == " ")
-            width = sum(map(columns_of, text[start:position + 1]))
+            width = columns_in(text[start:position + 1])
     return lines + [text[start:]]
 
 
@@ -1529,12 +1534,32 @@ def is_terminal(file: int) -> bool:
         return False
 
 
-def terminal_columns(file: int) -> int:
-    """Return the width of the terminal `file`; 80 where `file` is not a terminal."""
+def terminal_size(file: int) -> Tuple[int, int]:
+    """Return the columns and lines of the terminal `file`; 80 and 24 where it is not a terminal."""
     try:
-        return os.get_terminal_size(file).columns or 80
+        columns, lines = os.get_terminal_size(file)
+        return columns or 80, lines or 24
     except OSError:
-        return 80
+        return 80, 24
+
+
+def terminal_columns(file: int) -> int:
+    return terminal_size(file)[0]
+
+
+def is_in_background(file: int) -> bool:
+    """Return whether the terminal `file` belongs to another job of its shell."""
+    try:
+        return os.tcgetpgrp(file) != os.getpgrp()
+    except OSError:  # it is not the terminal of this process
+        return False
+
+
+def stop_until_continued() -> None:
+    """Stop this process as SIGTSTP (^Z) does by default.  For a handler of SIGTSTP."""
+    handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, handler)
 
 
 def reader_is_gone(file: int) -> bool:
@@ -5943,6 +5968,9 @@ def _enter_process(settings: _WorkerSettings) -> None:
     os.setpgid(0, 0)  # ^C, and whatever else is meant for the parent's group, is for the parent
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # SIG_IGN would be inherited
         signal.signal(number, lambda number, frame: None)
+    if callable(signal.getsignal(signal.SIGTSTP)):  # the handler is for the parent's terminal
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # which drops a ^Z that was blocked
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)  # only the parent keeps the reader of its stdout waiting
     os.close(null)
@@ -6165,7 +6193,8 @@ def _new_process_pool(jobs: int, method: str, ledger: Ledger,
     # A signal between fork and _enter_process waits until the worker can handle it; Pool's own
     # threads never take one.
     former = signal.pthread_sigmask(
-        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
+        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1,
+                           signal.SIGTSTP))
     try:
         return _process_pool_type()(jobs, _enter_process, (settings_of(lock),), context=Context())
     finally:
@@ -7676,6 +7705,10 @@ class Journal:
 MAX_NAME_COLUMNS = 60  # of the name before an answer
 ETA_TASKS = 100  # of each backend, by which the time of the others is estimated
 STATUS_SECONDS, QUIET_STATUS_SECONDS = 0.5, 5.0  # between two writes of the status file
+TABLE_COLUMNS, TABLE_LINES = 60, 15  # of a terminal that has room for a table
+DEFAULT_QUIET_SECONDS = 120.0
+DRAW_SECONDS, MIN_DRAW_SECONDS = 1.0, 0.1  # between two tables, and at least
+LINE_SECONDS = 30.0  # between two lines where there is no terminal
 
 
 class Output:
@@ -8210,44 +8243,150 @@ class StatusFile:
 
 
 class Progress:
-    """Show a status line on a terminal; elsewhere write a line for each result."""
+    """Show on stderr what a run does: a table on a terminal, or a line where it is small.
 
-    def __init__(self, output: Output, total: Optional[int], control: Control) -> None:
-        self._output, self._total, self._control = output, total, control
-        self._done = self._failed = self._running = 0
+    The table needs so many columns and lines: `least`.  It has a row for each running task, as far
+    as half of the lines suffice.  `quiet_after` is how many seconds without output are noted.  On
+    what is no terminal there is a line for each result, or after LINE_SECONDS without one.
+    """
+
+    TITLES = ("#", "BACKEND", "TIME", "IDLE", "TRY", "TOKENS", "TASK", "LAST")
+
+    def __init__(self, output: Output, overview: Overview, least: Tuple[int, int],
+                 quiet_after: float = DEFAULT_QUIET_SECONDS, color: bool = False) -> None:
+        from _thread import RLock
+        self._output, self._overview, self._least = output, overview, least
+        self._quiet_after, self._color = quiet_after, color
+        self._running = 0
         self._began = time.monotonic()
-        self._shown = ""
-        self._next = 0.0  # when the line may be drawn again
+        self._shown: List[str] = []  # lines, without colors
+        self._shown_at = 0.0
+        self._next = 0.0  # when to draw or write again
         self.over = False  # the terminal belongs to the answer now
+        self._lock = RLock()  # the thread that reads the input may have a message
+        self._is_drawing = self._stops_later = self._was_stopped = False
 
     def write(self, result: Result) -> None:
-        self._done += 1
-        self._failed += result.status in FAILED_STATUSES
         self._running = max(0, self._running - 1)
         if not self._output.cursor:
-            self._output.text(self._line() + "\n")
+            self._write_line()
 
     def show(self, running: int) -> None:
-        """Draw the line, at most ten times a second."""
+        """Show the state, if it is time.  `running` is the number of tasks that run."""
         self._running = running
-        if self._output.cursor and not self.over and time.monotonic() >= self._next:
-            self.hide()
-            self._next = time.monotonic() + 0.1
-            self._shown = cut(self._line(), terminal_columns(self._output.file) - 1)
-            self._output.text(self._shown)
+        now = time.monotonic()
+        if self.over or now < self._next:
+            return
+        if not self._output.cursor:
+            if self._next:
+                self._write_line()
+            self._next = now + LINE_SECONDS
+        elif not (self._was_stopped and is_in_background(self._output.file)):
+            (columns, lines), line = terminal_size(self._output.file), self._line()
+            if columns >= self._least[0] and lines >= self._least[1]:
+                self._next = now + DRAW_SECONDS
+                self._draw(self._rows(columns, lines // 2 - 2) + wrapped(line, columns - 1))
+            else:
+                self._next = now + MIN_DRAW_SECONDS
+                self._draw([cut(line, columns - 1)])
 
     def hide(self) -> None:
-        """Clear the line, because something else is written to the terminal."""
-        if self._shown:
-            self._output.write([b"\r\033[K"])
-            self._shown, self._next = "", 0.0
+        """Remove what is shown, because something else is written to the terminal."""
+        with self._lock:
+            if self._shown and not self._is_drawing:  # a write that was broken off has shown a part
+                is_table = len(self._shown) > 1
+                self._draw([])
+                self._next = self._shown_at + MIN_DRAW_SECONDS if is_table else 0.0
+
+    def above(self, text: str) -> None:
+        """Write a message.  What is shown comes back below it."""
+        with self._lock:
+            self.hide()
+            self._output.text(text)
+
+    def stop(self, number: int) -> None:
+        """Stop the process with a clean terminal until it is continued.  A handler of SIGTSTP."""
+        with self._lock:
+            self._stops_later = self._is_drawing
+            if not self._is_drawing:
+                self.hide()
+                self._was_stopped = True
+                stop_until_continued()
+                self._next = 0.0
+
+    def _draw(self, lines: List[str]) -> None:
+        """Replace what is shown, in one write."""
+        with self._lock:
+            self._is_drawing = True
+            columns = terminal_columns(self._output.file)  # which may be others than before
+            rows = sum(max(1, -(-columns_in(line) // columns)) for line in self._shown)
+            up = "\033[%dA" % (rows - 1) if rows > 1 else ""
+            clear = "\r%s\033[J" % up if rows else ""
+            self._shown = lines
+            if lines:
+                self._shown_at = time.monotonic()
+            self._output.write([to_bytes(clear + "\n".join(map(self._colored, lines)))])
+            self._is_drawing = False
+            if self._stops_later:
+                self.stop(signal.SIGTSTP)
+
+    def _colored(self, line: str) -> str:
+        """Return a line with the idle time of a quiet task in yellow."""
+        return re.sub(_QUIET, "\\1\033[33m\\2\033[m", line) if self._color else line
+
+    def _rows(self, columns: int, most: int) -> List[str]:
+        """Return the table of the running tasks without the last line: titles and `most` rows."""
+        running = self._overview.running()
+        hidden = max(0, len(running) - most)
+        if hidden:
+            hidden = len(running) - max(1, most - 1)
+        cells = [self._cells(one) for one in running[:len(running) - hidden]]
+        # A column without a value is left out: most tasks have one attempt.
+        table = [column for column in zip(self.TITLES, *cells) if any(column[1:])]
+        widths = [max(map(columns_in, column)) for column in table]
+        if table and table[-1][0] == self.TITLES[-1]:  # the task leaves room for what it does
+            room = columns - 1 - sum(widths[:-2]) - len(widths[:-1])
+            widths[-2] = max(4, min(widths[-2], max(room - widths[-1], room * 2 // 5)))
+        rows = []
+        for row in zip(*table):
+            texts = [cut(cell, width) for cell, width in zip(row, widths)]
+            texts = [text + " " * (width - columns_in(text)) for text, width in zip(texts, widths)]
+            rows.append(cut(" ".join(texts).rstrip(), columns - 1))
+        return rows + ["and %d more" % hidden] * (hidden > 0)
+
+    def _cells(self, one: Running) -> List[str]:
+        quiet = "quiet " if one.quiet > self._quiet_after else ""
+        return [str(one.job.index + 1), one_line(one.job.task.backend), clock(one.seconds),
+                quiet + age(one.quiet), str(one.job.attempt) if one.job.attempt > 1 else "",
+                "{:,}".format(one.tokens) if one.tokens else "",
+                _separate(task_label(one.job.task)), _separate(one_line(one.action))]
+
+    def _write_line(self) -> None:
+        self._output.text(self._line() + "\n")
+        self._next = time.monotonic() + LINE_SECONDS
 
     def _line(self) -> str:
-        total = "" if self._total is None else "/%d" % self._total
-        failed = ", %d failed" % self._failed if self._failed else ""
-        limits = "".join(", " + text for text in self._control.limits())
-        return "[%d%s] %d running%s, %s%s" % (self._done, total, self._running, failed,
-                                              clock(time.monotonic() - self._began), limits)
+        overview, totals = self._overview, self._overview.totals
+        done, failed, left = totals.total, totals.counts["failed"], overview.seconds_left()
+        parts = ["[%d%s] %d running" % (
+            done, "" if overview.total is None else "/%d" % overview.total, self._running)]
+        if failed:
+            parts.append("%d failed" % failed)
+        parts.append(clock(time.monotonic() - self._began))
+        if left is not None and left >= 1:
+            parts.append("about %s left" % duration(int(left) if left < 600 else left // 60 * 60))
+        parts += overview.control.limits()
+        if totals.cost_usd is not None:
+            parts.append("%s$%.2f" % ("≥" if totals.cost_unknown else "", totals.cost_usd))
+        return visible(without_secrets(", ".join(parts)))
+
+
+_QUIET = r"^(\d+ +\S+ +[\d:]+ +)(quiet \d+\w)"  # in a row of the table
+
+
+def _separate(text: str) -> str:
+    """Return the text without what joins characters to one, the width of which is not known."""
+    return re.sub("[\u200d\ufe0f]", "", text)
 
 
 # --- 13. Summary -------------------------------------------------------------
@@ -9363,6 +9502,7 @@ class Settings(NamedTuple):
     start_method: str = ""
     arguments: Tuple[str, ...] = ()  # of main, for the command that continues a run
     status_file: str = ""
+    quiet_after: float = DEFAULT_QUIET_SECONDS
 
 
 DEFAULT_JOBS = int(SETTINGS["parallel.max_workers"][1])
@@ -9524,9 +9664,8 @@ class Console:
 
     def say(self, text: str) -> None:
         """Write a message to stderr."""
-        if self.progress:
-            self.progress.hide()
-        self.stderr.text("clinvk: %s\n" % text)
+        write = self.progress.above if self.progress else self.stderr.text
+        write("clinvk: %s\n" % text)
 
     def warn(self, text: str) -> None:
         self.say("warning: " + text)
@@ -9580,6 +9719,21 @@ def form_of(settings: Settings, console: Console, heading: str,
     return Form(text(stdout), heading=heading + "\n\n", summary=stdout)
 
 
+def progress_of(plan: Plan, settings: Settings, console: Console,
+                overview: Overview) -> Optional[Progress]:
+    """Return what shows on stderr how the run proceeds, None for nothing."""
+    way = settings.progress
+    if settings.dry_run or way == "never" or way == "auto" and not console.stderr.cursor:
+        return None
+    least = TABLE_COLUMNS, TABLE_LINES
+    if way == "table":
+        least = 0, 0
+    elif overview.jobs == 1:
+        least = sys.maxsize, sys.maxsize
+    return Progress(console.stderr, overview, least, settings.quiet_after,
+                    is_colored(console.stderr, settings.color))
+
+
 def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     """Run tasks.  Return the exit status; 128 + n where signal n ended the run."""
     form, control, totals = plan.form.sink, Control(), Totals(plan.policy.max_cost > 0)
@@ -9588,9 +9742,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     if settings.status_file and not settings.dry_run:
         run = plan.journal.run if plan.journal else utc(totals.start_time)
         status_file = StatusFile(settings.status_file, overview, run, console.warn)
-    shows_progress = settings.progress == "auto" and console.stderr.cursor
-    if not settings.dry_run and (shows_progress or settings.progress == "always"):
-        console.progress = Progress(console.stderr, total, control)
+    console.progress = progress_of(plan, settings, console, overview)
     sinks = form, plan.directory, plan.table, totals, overview, console.progress
     feed = Fanout([sink for sink in sinks if sink is not None], control, plan.journal)
     stop = _Stop(control, console)
@@ -9609,6 +9761,8 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         exit_status = _conclude(plan, settings, console, overview=overview, feed=feed, stop=stop)
         return exit_status
     finally:
+        if console.progress:
+            console.progress.hide()
         if status_file:
             status_file.finish(exit_status)
 
@@ -9634,7 +9788,10 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
         if progress:
             progress.show(running)
 
-    with stop_signals(inquiry, (signal.SIGUSR1,)):
+    with contextlib.ExitStack() as handlers:
+        handlers.enter_context(stop_signals(inquiry, (signal.SIGUSR1,)))
+        if progress and console.stderr.cursor:
+            handlers.enter_context(stop_signals(progress.stop, (signal.SIGTSTP,)))
         results = run_pool(
             plan.supply, overview.jobs, policy=plan.policy, control=control,
             dry_run=settings.dry_run, on_tick=tick, notice=console.say,
@@ -10477,11 +10634,14 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 dest="task_dry_run"),
         _option("--wrap", "put CMD before each command: nice, docker run ...", "CMD",
                 _shell_words),
-        _option("--progress", "status line on stderr (default: auto)", choices=_WHEN)],
+        _option("--progress", "table of the running tasks, or a line, on stderr (default: auto)",
+                choices=("auto", "table", "always", "never"))],
     "color": [_option("--color", "colored output (default: auto)", choices=_WHEN)],
     "watch": [
         _option("--status-file", "keep one JSON object about the run in FILE, for monitors", "FILE",
-                _path)],
+                _path),
+        _option("--quiet-after", "mark tasks that print nothing for so long (default: 2m)",
+                "DURATION", _seconds)],
     "config": [_option("--config", "read the configuration from FILE "
                        "(default: ~/.clinvk/config.yaml)", "FILE")],
     "json": [_option("--json", "print JSON")],
@@ -10545,7 +10705,8 @@ def settings_from(options: argparse.Namespace) -> Settings:
                        given.get("root", ""), run, configuration, wrap=given.get("wrap", ()))
     return Settings(rules, options.task_dry_run, given.get("form", "text"), "quiet" in given,
                     options.progress or "auto", options.color or configuration.get("output.color"),
-                    start_method_of(environment), options.arguments, _status_file(given))
+                    start_method_of(environment), options.arguments, _status_file(given),
+                    given.get("quiet_after", DEFAULT_QUIET_SECONDS))
 
 
 def _status_file(given: Dict[str, Any]) -> str:

@@ -25,14 +25,16 @@ _clinvk_value()
             values='default auto none always' ;;
         --sandbox-mode)
             values='default read-only workspace full' ;;
-        --progress | --color)
+        --progress)
+            values='auto table always never' ;;
+        --color)
             values='auto always never' ;;
         --by)
             values='backend model cell tags error_kind' ;;
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
-            | --older-than | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait)
+            | --older-than | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --quiet-after)
             values='' ;;
     esac
     return 1
@@ -102,19 +104,19 @@ _clinvk()
         parallel)
             options='-h --help -f --file -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
-                --overwrite --results --resume --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
+                --overwrite --results --resume --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         chain)
-            options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --config
+            options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --config
                 -b --backend -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         compare)
-            options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --wrap --progress --color --status-file --config
+            options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --wrap --progress --color --status-file --quiet-after --config
                 -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return

@@ -1,19 +1,23 @@
 #!/usr/bin/env python3
-"""Measures clinvk beside other programs: `python3 tests/measure.py [start] [pool] [journal] [memory] [million]`.
+"""Measures clinvk beside other programs: `python3 tests/measure.py [start] [pool] [journal] [memory] [million] [table]`.
 
 Prints the table of CONTRIBUTING.md.  Times are medians of whole processes, taken in turns, so that a machine that slows down
 slows down all of them; read the ratios.  It asserts nothing: a busy machine is no bug.  Needs Linux; for the pool
 also gcc (with a static libc), xargs and GNU parallel.  Use a Python without site packages of its own (a fresh venv), as
 they weigh on the start of every Python program alike.
 """
+import fcntl
 import json
 import os
 import platform
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -229,7 +233,43 @@ def measure_million(bench):
             "1,000 tasks %.1f MB" % peaks[1000], "+%.1f MB" % (peaks[1000000] - peaks[1000]), "+30 MB")
 
 
-PARTS = {"start": measure_start, "pool": measure_pool, "journal": measure_journal, "memory": measure_memory, "million": measure_million}
+def measure_table(bench):
+    """How much of a core the parent uses while 8 tasks print, with the table on a terminal of 120 columns."""
+    tasks = bench.lines("table.jsonl", 8, lambda number: '{"backend": "printer", "name": "task %d", "prompt": "p"}' % number)
+    printer = {"printer": {"command": ["sh", "-c", "while sleep 0.1; do echo line; done"]}}
+    shares, seconds = {}, 30
+    for way in ("table", "never"):
+        master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        run = subprocess.Popen(bench.installed + ["parallel", "-j", "8", "-q", "--progress", way, "-f", tasks], stdin=slave, stdout=slave,
+                               stderr=slave, env=dict(bench.environment, CLINVK_BACKENDS=json.dumps(printer), TERM="xterm"))
+        os.close(slave)
+        threading.Thread(target=lambda: [None for _ in iter(lambda: read_or_end(master), b"")], daemon=True).start()
+        time.sleep(3)
+        before = cpu_seconds(run.pid)
+        time.sleep(seconds)
+        shares[way] = (cpu_seconds(run.pid) - before) / seconds * 100
+        run.terminate()
+        run.wait()
+    row("8 running tasks with the table, the parent (user + sys)", "%.2f %% of a core" % shares["table"],
+        "without it %.2f %%" % shares["never"], "", "1 %")
+
+
+def cpu_seconds(pid):
+    with open("/proc/%d/stat" % pid) as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def read_or_end(file):
+    try:
+        return os.read(file, 1 << 16)
+    except OSError:  # nobody has the terminal open any more
+        return b""
+
+
+PARTS = {"start": measure_start, "pool": measure_pool, "journal": measure_journal, "memory": measure_memory, "million": measure_million,
+         "table": measure_table}
 
 
 def main():

@@ -187,7 +187,7 @@ class Usage(CommandLine):
                 "--backend": list(clinvk.BACKENDS), "--approval-mode": ["default", "auto", "none", "always"],
                 "--sandbox-mode": ["default", "read-only", "workspace", "full"], "--output-dir": ["out"],
                 "--root": ["/"], "--ceiling": ["sandbox=workspace,approval=auto", "approval=always", "sandbox=full"],
-                "--progress": ["auto", "always", "never"], "--color": ["auto", "always", "never"]}
+                "--progress": ["auto", "table", "always", "never"], "--color": ["auto", "always", "never"]}
         for values, check in ((bad, lambda answer, option: self.assert_usage_error(answer, option.lstrip("-") + ":")),
                               (good, lambda answer, option: self.assertEqual(answer, (0, "env NO_COLOR=1 cat <<< 'say x'\n", "")))):
             calls = [(option, value) for option in values for value in values[option]]

@@ -381,7 +381,7 @@ class Live(PromptCase):
             seen = self.read_until(master, b"[0/1] 1 running, 00:0")
             self.file("go", "")
             seen = self.read_until(master, b"one\n")
-            self.assertIn(b"\r\x1b[K", seen)
+            self.assertIn(b"\r\x1b[J", seen)
             self.file("more", "")
             self.assertEqual(self.read_until(master, b"two\n"), b"two\n")
             self.assertEqual(process.wait(PATIENCE), 0)

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import random
+import signal
 import socket
 import stat
 import struct
@@ -63,10 +64,10 @@ class SinkCase(support.Case):
             os.close(reader)
         return b"".join(collected)
 
-    def shown(self, write, number=1, columns=80):
+    def shown(self, write, number=1, columns=80, lines=24):
         """What a sink writes to a terminal, byte for byte."""
         master, slave = os.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         attributes = termios.tcgetattr(slave)
         attributes[1] &= ~termios.OPOST  # no carriage returns put in
         termios.tcsetattr(slave, termios.TCSANOW, attributes)
@@ -734,47 +735,207 @@ class StatusFiles(SinkCase):
 
 
 class Statuses(SinkCase):
-    def test_progress_on_a_terminal_is_one_line_that_is_cleared(self):
+    """The line or the table of a run on stderr, with a clock that the test sets."""
+
+    LINE, TABLE = (1000, 1000), (60, 15)  # the least terminal for a table
+
+    def setUp(self):
+        super().setUp()
+        self.now = 100.0
+        clock = unittest.mock.patch.object(clinvk.time, "monotonic", lambda: self.now)
+        clock.start()
+        self.addCleanup(clock.stop)
+
+    def drawn(self, run, columns=80, lines=24, least=TABLE, **options):
+        """What is drawn of a run on a terminal of that size, by lines."""
         def write(output):
-            progress = clinvk.Progress(output, 20, clinvk.Control())
+            self.now = 100.0
+            progress = clinvk.Progress(output, run.overview, least, **options)
+            self.now = 142.5
+            progress.show(len(run.running))
+
+        return self.shown(write, 2, columns, lines).decode().split("\n")
+
+    def test_progress_of_one_task_at_a_time_is_one_line_that_is_cleared(self):
+        def write(output):
+            run = FakeRun(20)
+            progress = clinvk.Progress(output, run.overview, self.LINE)
             progress.show(2)
             progress.hide()
-            progress.write(result(0))
-            progress.write(result(1, status="failed"))
-            progress.write(result(2, status="timeout"))
-            progress.write(result(3, status="canceled"))
+            for one in (took(0), took(0, status="failed"), took(0, status="timeout"), took(0, status="canceled")):
+                run.end(one)
+                progress.write(one)
             progress.show(3)
             progress.hide()
             progress.hide()
 
-        self.assertRegex(self.shown(write, 2).decode(), r"\A\[0/20\] 2 running, 00:0\d\r\x1b\[K\[4/20\] 3 running, 2 failed, 00:0\d\r\x1b\[K\Z")
+        self.assertEqual(self.shown(write, 2).decode(), "[0/20] 2 running, 00:00\r\x1b[J[4/20] 3 running, 2 failed, 00:00\r\x1b[J")
 
     def test_progress_unknown_total_is_left_out_and_the_line_fits(self):
-        def write(output):
-            clinvk.Progress(output, None, clinvk.Control()).show(1)
+        run = FakeRun(total=False)
+        run.start()
+        self.assertEqual(self.drawn(run, least=self.LINE), ["[0] 1 running, 00:42"])
+        self.assertEqual(self.drawn(run, 12, least=self.LINE), ["[0] 1 ru..."])
 
-        self.assertRegex(self.shown(write, 2).decode(), r"\A\[0\] 1 running, 00:0\d\Z")
-        self.assertEqual(self.shown(write, 2, columns=12).decode(), "[0] 1 ru...")
+    def test_progress_line_has_limits_the_rest_and_the_cost(self):
+        run = FakeRun(100)
+        run.end(took(10, cost_usd=1.2))
+        self.assertEqual(self.drawn(run), ["[1/100] 0 running, 00:42, about 8m15s left, $1.20"])
+        run.end(took(30, status="failed"))
+        run.control.limited["claude"] = 4e9
+        with unittest.mock.patch.object(clinvk, "local_time", lambda moment: "14:05"):
+            self.assertEqual(self.drawn(run, 200), [
+                "[2/100] 0 running, 1 failed, 00:42, about 24m left, claude limited until 14:05, \u2265$1.20"])
+            self.assertEqual(self.drawn(run, 60), [
+                "[2/100] 0 running, 1 failed, 00:42, about 24m left, claude", "limited until 14:05, \u2265$1.20"])
 
-    def test_progress_is_drawn_at_most_ten_times_a_second(self):
-        def write(output):
-            with unittest.mock.patch.object(clinvk.time, "monotonic") as clock:
-                clock.return_value = 0.0
-                progress = clinvk.Progress(output, 9, clinvk.Control())
-                for clock.return_value in (5.0, 5.01, 5.05, 5.2, 5.21, 5.25, 5.4):
+    def test_progress_is_drawn_at_most_so_often(self):
+        for least, expected in ((self.LINE, 3), (self.TABLE, 2)):
+            def write(output):
+                self.now = 0.0
+                progress = clinvk.Progress(output, FakeRun().overview, least)
+                for self.now in (5.0, 5.01, 5.05, 5.2, 5.21, 5.25, 5.4, 6.1):
                     progress.show(1)
+                    if self.now == 5.2 and least == self.LINE:
+                        self.now = 5.15
 
-        self.assertEqual(self.shown(write, 2).count(b"running"), 3)
+            with self.subTest(least=least):
+                self.assertEqual(self.shown(write, 2).count(b"running"), expected + (least == self.LINE))
 
-    def test_progress_elsewhere_is_a_line_for_each_result(self):
+    def test_progress_elsewhere_is_a_line_for_each_result_and_after_a_silence(self):
         def write(output):
-            progress = clinvk.Progress(output, 3, clinvk.Control())
+            run = FakeRun(3)
+            progress = clinvk.Progress(output, run.overview, self.TABLE)
             progress.show(2)
-            progress.write(result(0))
-            progress.hide()
-            progress.write(result(1, status="lost"))
+            for one, self.now in ((took(0), 101.0), (took(0, status="lost"), 120.0)):
+                run.end(one)
+                progress.write(one)
+                progress.hide()
+                progress.show(2)
+            for self.now in (149.0, 150.5, 155.0, 181.0):
+                progress.show(1)
 
-        self.assertRegex(self.written(write, 2).decode(), r"\A\[1/3\] 1 running, 00:0\d\n\[2/3\] 0 running, 1 failed, 00:0\d\n\Z")
+        self.assertEqual(self.written(write, 2).decode().splitlines(), [
+            "[1/3] 1 running, 00:01", "[2/3] 1 running, 1 failed, 00:20", "[2/3] 1 running, 1 failed, 00:50",
+            "[2/3] 1 running, 1 failed, 01:21"])
+
+    def test_table_has_a_row_for_each_running_task(self):
+        run = FakeRun(20)
+        run.start(1, 191.0, 2.0, name="review auth", backend="claude", action="Bash: pytest -q", tokens=12345)
+        run.start(4, 3700.0, 130.0, prompt="add logging", backend="codex", action="thinking", attempt=2)
+        self.assertEqual(self.drawn(run), [
+            "# BACKEND TIME    IDLE     TRY TOKENS TASK        LAST",
+            "2 claude  03:11   2s           12,345 review auth Bash: pytest -q",
+            "5 codex   1:01:40 quiet 2m 2          add logging thinking",
+            "[0/20] 2 running, 00:42"])
+
+    def test_table_leaves_out_columns_without_a_value(self):
+        run = FakeRun()
+        run.start(0)
+        self.assertEqual(self.drawn(run)[:2], ["# BACKEND TIME  IDLE TASK", "1 echo    00:01 0s   say it"])
+
+    def test_table_marks_a_quiet_task_in_yellow_where_colors_are_wanted(self):
+        run = FakeRun()
+        run.start(0, 90.0, 61.0, name="quiet 3m")
+        run.start(1, 90.0, 59.0, name="2 echo 00:01 quiet 3m")
+        for color, expected in ((True, "\x1b[33mquiet 1m\x1b[m"), (False, "quiet 1m")):
+            rows = self.drawn(run, quiet_after=60.0, color=color)
+            self.assertEqual(rows[1:3], ["1 echo    01:30 %s quiet 3m" % expected, "2 echo    01:30 59s      2 echo 00:01 quiet 3m"])
+
+    def test_table_takes_at_most_half_of_the_terminal(self):
+        for lines, running, expected in ((24, 10, 10), (24, 11, 9), (24, 500, 9), (15, 5, 5), (15, 6, 4)):
+            run = FakeRun(1000)
+            for index in range(running):
+                run.start(index)
+            with self.subTest(lines=lines, running=running):
+                block = self.drawn(run, lines=lines)
+                self.assertLessEqual(len(block), lines // 2)
+                self.assertEqual([row.split()[0] for row in block[1:expected + 1]], [str(number + 1) for number in range(expected)])
+                rest = ["and %d more" % (running - expected)] if running > expected else []
+                self.assertEqual(block[expected + 1:-1], rest)
+
+    def test_table_needs_a_terminal_that_is_large_enough(self):
+        run = FakeRun()
+        run.start(0)
+        for columns, lines, least, expected in ((60, 15, self.TABLE, 3), (59, 15, self.TABLE, 1), (60, 14, self.TABLE, 1), (20, 4, (0, 0), 3)):
+            with self.subTest(columns=columns, lines=lines, least=least):
+                self.assertEqual(len(self.drawn(run, columns, lines, least)), expected + (columns == 20))
+
+    def test_table_rows_are_cut_by_display_width(self):
+        run = FakeRun(jobs=9)
+        for index, name in enumerate(("\u5be9\u67e5" * 40, "\U0001f389 party " * 20, "\U0001f468\u200d\U0001f469\u200d\U0001f467 \u26a0\ufe0f", "e\u0301" * 90)):
+            run.start(index, name=name, action="Edit: " + name)
+        for columns in (40, 60, 61, 80, 200):
+            with self.subTest(columns=columns):
+                block = self.drawn(run, columns, least=(0, 0))
+                self.assertEqual(len(block), 6)
+                self.assertLess(max(map(clinvk.columns_in, block)), columns)
+                self.assertNotRegex("".join(block), "[\u200d\ufe0f]")
+
+    def test_table_hides_secrets_and_control_characters(self):
+        self.hide_secret()
+        run = FakeRun()
+        run.start(0, name="a s3cret \x1b[2J", action="Bash: s3cret \u202e")
+        self.assertEqual(self.drawn(run)[1], "1 echo    00:01 0s   a [A_KEY] ^[[2J Bash: [A_KEY] <U+202E>")
+
+    def test_table_is_erased_by_the_lines_that_it_takes_now(self):
+        for columns, up in ((80, "\x1b[2A"), (20, "\x1b[7A"), (200, "\x1b[2A")):
+            def write(output):
+                run = FakeRun()
+                run.start(0, name="n" * 100)
+                progress = clinvk.Progress(output, run.overview, self.TABLE)
+                progress.show(1)
+                with unittest.mock.patch.object(clinvk, "terminal_size", lambda file: (columns, 24)):
+                    progress.hide()
+
+            with self.subTest(columns=columns):
+                self.assertTrue(self.shown(write, 2).decode().endswith("1 running, 00:00\r%s\x1b[J" % up))
+
+    def test_table_returns_soon_after_it_was_hidden(self):
+        def write(output):
+            progress = clinvk.Progress(output, run.overview, self.TABLE)
+            for self.now in (100.0, 100.2, 100.21, 100.35):
+                progress.show(1)
+                progress.hide()
+
+        run = FakeRun()
+        run.start(0)
+        self.assertEqual(self.shown(write, 2).count(b"BACKEND"), 3)
+
+    def test_stop_waits_until_the_table_is_drawn(self):
+        stops = []
+
+        def write(output):
+            progress = clinvk.Progress(output, run.overview, self.TABLE)
+            real, signals = output.write, [signal.SIGTSTP]
+
+            def interrupted(pieces):
+                real(pieces)
+                if signals:
+                    progress.stop(signals.pop())
+                    self.assertEqual(stops, [])
+
+            with unittest.mock.patch.object(output, "write", interrupted), \
+                    unittest.mock.patch.object(clinvk, "stop_until_continued", lambda: stops.append(list(progress._shown))):
+                progress.show(1)
+                progress.show(1)
+
+        run = FakeRun()
+        run.start(0)
+        shown = self.shown(write, 2).decode()
+        self.assertEqual(stops, [[]])
+        self.assertEqual(shown.count("\x1b[2A\x1b[J"), 1)
+        self.assertTrue(shown.endswith("1 running, 00:00"))  # and is drawn at once when the process is continued
+
+    def test_progress_after_a_broken_write_writes_no_more(self):
+        def write(output):
+            progress = clinvk.Progress(output, FakeRun().overview, self.TABLE)
+            with unittest.mock.patch.object(output, "write", side_effect=clinvk.Interrupted(2)):
+                with self.assertRaises(clinvk.Interrupted):
+                    progress.show(1)
+            progress.hide()
+
+        self.assertEqual(self.shown(write, 2), b"")
 
 
 if __name__ == "__main__":
