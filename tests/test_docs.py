@@ -160,10 +160,10 @@ class ManPage:
 MAN = ManPage()
 
 
-def examples_of_the_man_page():
+def examples_of_the_man_page(pattern=r"^\.Dl \$ ([^\n]*)|^\.Bd [^\n]*\n\$ (.*?)^\.Ed"):
     text = "\n".join(MAN.part("EXAMPLES")) + "\n"
-    found = re.findall(r"^\.Dl \$ ([^\n]*)|^\.Bd [^\n]*\n\$ (.*?)^\.Ed", text, re.M | re.S)
-    return [(line or block).replace(r"\(dq", '"').replace(r"\e", "\\").replace(r"\&", "") for line, block in found]
+    found = [match.group(match.lastindex) for match in re.finditer(pattern, text, re.M | re.S)]
+    return [example.replace(r"\(dq", '"').replace(r"\e", "\\").replace(r"\&", "") for example in found]
 
 
 class ManPageTest(unittest.TestCase):
@@ -750,6 +750,18 @@ class ReadmeTest(ExampleCase):
 
 
 class ManPageExamplesTest(ExampleCase):
+    def test_man_page_manifests_are_yaml_and_share_a_batch(self):
+        manifests = [clinvk.YamlDocument(text, "manifest").value for text in
+                     examples_of_the_man_page(r"^\.Bd [^\n]*\n((?:apiVersion|jobs):.*?)^\.Ed")]
+        container = manifests[0]["spec"]["template"]["spec"]["containers"][0]
+        self.assertEqual(container["env"], [{"name": "CLINVK_SHARDS", "value": str(manifests[0]["spec"]["completions"])}])
+        self.assertEqual(manifests[0]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"], [clinvk.EXIT_LEFT])
+        self.assertEqual(len(manifests[1]["jobs"]["batch"]["strategy"]["matrix"]["shard"]), 4)
+        commands = [container["command"][2], manifests[1]["jobs"]["batch"]["steps"][1]["run"]]
+        for command in commands:
+            words = command.partition(" parallel ")[2].replace("${{ matrix.shard }}", "2").partition(" >")[0].split()
+            clinvk.parse_command_line(["parallel", *words])
+
     @needs("bash", "jq")
     def test_man_page_examples_work(self):
         answer = b'#!/bin/sh\ncat > /dev/null\n'
