@@ -27,7 +27,7 @@ Data flows down the file: a section uses only what stands above it.
      3. Platform       processes, files, locks, terminals; every platform difference
      4. Configuration  values and their checks, YAML, the file, what counts first
      5. Backends       a row each: how to ask a program, how to read its answer
-     6. Input          JSON from a file or a pipe -> Supply of validated Jobs, lazily
+     6. Input          JSON or items, from a file or a pipe -> Supply of validated Jobs
      7. Plans          chain and compare: jobs made from earlier results
      8. Worker         execute: one process; run_job: one Job to its Result
      9. Pool           jobs in, exactly one Result for each out
@@ -669,17 +669,19 @@ def shell_quoted(text: str) -> str:
 
 
 PLACEHOLDER = r"\{\{[^{}\n]+\}\}|\{[^{}\n]*\}"
+TEMPLATE_PLACEHOLDER = r"\{\{|\{[^{}\n]*\}"  # `{{` stands for a brace
 
 
-def fill(text: str, lookup: Callable[[str], Optional[_T]]) -> List[Union[str, _T]]:
+def fill(text: str, lookup: Callable[[str], Optional[_T]],
+         pattern: str = PLACEHOLDER) -> List[Union[str, _T]]:
     """Return the text in pieces, with the value of each placeholder in the placeholder's place.
 
-    `lookup` is called with each `{name}` and `{{name}}`, braces included, and returns the value;
-    for None the text stays as it is.  Values are not searched for placeholders.
+    `lookup` is called with each text that matches, `{name}` or `{{name}}`, braces included, and
+    returns the value; for None the text stays as it is.  Values are not searched for placeholders.
     """
     pieces: List[Union[str, _T]] = []
     end = 0
-    for match in re.finditer(PLACEHOLDER, text):
+    for match in re.finditer(pattern, text):
         value = lookup(match.group())
         if value is not None:
             pieces += [text[end:match.start()], value]
@@ -3912,6 +3914,7 @@ class TaskPolicy(NamedTuple):
     contains CLINVK_BACKEND and CLINVK_*_MODEL.  `definitions` are the user's own commands; with
     `allow_commands` a batch may add some.  No workdir may leave the directory `root`.
     `needs_cost`: each backend has to state the cost of its tasks.  `wrap` is that of each Job.
+    `template`: the input has items, of which it makes tasks.
     """
 
     overrides: Dict[str, Any] = {}
@@ -3924,6 +3927,7 @@ class TaskPolicy(NamedTuple):
     configuration: Configuration = Configuration()
     needs_cost: bool = False
     wrap: Tuple[str, ...] = ()
+    template: Optional[Template] = None
 
     def of_run(self, batch: Dict[str, Any]) -> Dict[str, Any]:
         """Return the RUN_FIELDS of a run; `batch` are those that its input sets."""
@@ -3990,9 +3994,10 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
             raise InvalidValue("the current directory, in which a task without a workdir runs, "
                                + outside)
         raise InvalidValue("%s %s" % (quoted(task.workdir), outside), ("workdir",))
+    is_literal = any(policy.ceiling) or bool(policy.root) or policy.template is not None
     job = Job(-1, task, policy.definitions.get(task.backend),
               os.path.realpath(policy.root) if policy.root else "",
-              literal=any(policy.ceiling) or bool(policy.root), wrap=policy.wrap)
+              literal=is_literal, wrap=policy.wrap)
     backend = backend_of(job)
     refused = backend.impossible_modes.get((task.sandbox_mode, task.approval_mode))
     for field, problem in (("sandbox_mode", refused and "%s: %s" % (backend.name, refused)),
@@ -4036,7 +4041,10 @@ def _with_costs(policy: TaskPolicy, run: Dict[str, Any]) -> TaskPolicy:
 
 
 class _Batch(NamedTuple):
-    """A JSON value of the input.  `path` leads to the list of its items."""
+    """A JSON value of the input.  `path` leads to the list of its items.
+
+    `first` is the position in the run, from 0, of the first of them.
+    """
 
     items: List[Any]
     policy: TaskPolicy
@@ -4044,6 +4052,7 @@ class _Batch(NamedTuple):
     defaults: Dict[str, Any] = {}
     run: Dict[str, Any] = {}  # the RUN_FIELDS
     is_task: bool = False  # the value is the only item
+    first: int = 0
 
 
 def _batch(value: Any, policy: TaskPolicy) -> _Batch:
@@ -4463,6 +4472,17 @@ class JobReader:
         self.started, self.again, self.has_ids = False, False, True
         self._name, self._policy, self._warn = name, policy, warn
         self._ids: Set[str] = set()
+        self._count = 0  # of the tasks so far
+
+    def _pieces(self, chunks: Iterable[bytes]) -> Iterable[InputPiece]:
+        return ValueSplitter(chunks)
+
+    def _batch(self, value: Any) -> _Batch:
+        return _batch(value, self._policy)
+
+    def _task(self, value: Any, number: int) -> Any:
+        """Return the fields of the task with that number, from 1, that an item stands for."""
+        return value
 
     def values(self, chunks: Iterable[bytes], *, is_strict: bool) -> Iterator[_Value]:
         """Yield the number of tasks in each value, and the tasks.
@@ -4470,9 +4490,9 @@ class JobReader:
         The first value that is bad, or each with `is_strict`, raises UserError.  Another bad value
         becomes a failed Result.
         """
-        is_lenient = self.again
+        is_lenient, self._count = self.again, 0
         try:
-            for piece in ValueSplitter(chunks):
+            for piece in self._pieces(chunks):
                 try:
                     value = self._value(piece)
                 except UserError as error:
@@ -4487,6 +4507,7 @@ class JobReader:
         if not is_lenient:
             raise error from None
         self.has_ids = False
+        self._count += 1
         return 1, iter([_invalid(error)])
 
     def _value(self, piece: InputPiece) -> _Value:
@@ -4497,7 +4518,7 @@ class JobReader:
         is_large = piece.value is None and piece.array[1] - piece.array[0] > LARGE_BYTES
         outline = piece.without_array() if is_large else piece
         with piece_context(self._name, outline):
-            batch = _batch(outline.parsed(), self._policy)
+            batch = self._batch(outline.parsed())._replace(first=self._count)
         if is_large and batch.items:  # the array is not that of the tasks
             return self._value(piece._replace(array=(0, 0)))
         if self.again:
@@ -4510,6 +4531,7 @@ class JobReader:
             if not count:
                 raise InvalidValue("no tasks: the list is empty")
         self._ids.update(ids)
+        self._count += count
         self._note_run(piece, batch.run)
         return count, self._jobs(piece, batch, True) if is_large else iter(kept)
 
@@ -4526,12 +4548,14 @@ class JobReader:
                 path = batch.path if batch.is_task else (*batch.path, position)
                 try:
                     with piece_context(self._name, piece, path, start):
-                        value = loads_unique(item) if is_large else item
+                        value = self._task(loads_unique(item) if is_large else item,
+                                           batch.first + position + 1)
                         job: _Item = self._claimed(_job(value, batch.defaults, batch.policy), ids)
                 except UserError as error:
                     if ids is not None:
                         raise
                     job = _invalid(error)  # a symbolic link was changed, or the file
+                self._count += self.again
                 yield job
 
     def _claimed(self, job: Job, ids: Optional[Set[str]]) -> Job:
@@ -4561,6 +4585,128 @@ def _invalid(error: UserError) -> Result:
     now = time.time()
     return Result(-1, "", "failed", 1, error=without_secrets(str(error)), error_kind="invalid",
                   attempts=0, start_time=now, end_time=now)
+
+
+# - items and templates -
+
+_ITEM_PARTS = ("{}", "{/}", "{//}", "{.}", "{/.}")
+_ITEM_FIELD = r"\{(\.[\w-]+(?:\.[\w-]+|\[-?\d{1,9}\])*)\}"
+
+
+class Template(NamedTuple):
+    """How the items of the input become tasks.
+
+    `fields` are fields of a task, with placeholders for the item.  `form` is that of the items:
+    lines, null (a NUL byte ends each) or json.  `words` are the items, if they are not read.
+    """
+
+    fields: Dict[str, str]
+    form: str = "lines"
+    words: Tuple[str, ...] = ()
+
+    def checked(self) -> Template:
+        """Return the template with the form that its placeholders need.  Raise UserError."""
+        used: List[str] = []
+        for text in self.fields.values():
+            fill(text, used.append, TEMPLATE_PLACEHOLDER)
+        fields = [braces for braces in used if re.fullmatch(_ITEM_FIELD, braces)]
+        if fields and self.form != "lines":
+            raise UserError("%s in a template is a field of JSON values, but the items are %s" % (
+                fields[0], "arguments" if self.words else "texts that NUL bytes separate"))
+        for braces in used:
+            if fields and braces in _ITEM_PARTS[1:]:
+                raise UserError("%s in a template is a part of a path, but the items are JSON "
+                                "values, because the template also has %s" % (braces, fields[0]))
+            if re.fullmatch(r"\{[^\W\d][\w-]*\}", braces):
+                raise UserError("%s in a template is no placeholder; a field of JSON values is "
+                                "{.%s, and the text itself is {%s" % (braces, braces[1:], braces))
+        if not fields and not {"{#}", *_ITEM_PARTS}.intersection(used):
+            raise UserError("the template does not use the items; write {} where an item belongs")
+        return self._replace(form="json") if fields else self
+
+    def task(self, item: Any, number: int) -> Dict[str, str]:
+        """Return the fields of the task for an item.  Raise InvalidValue."""
+        def value_of(braces: str) -> Optional[str]:
+            if braces in ("{{", "{#}"):
+                return "{" if braces == "{{" else str(number)
+            if braces in _ITEM_PARTS:
+                return _part(item, braces) if isinstance(item, str) else _as_text(item)
+            match = re.fullmatch(_ITEM_FIELD, braces)
+            if match is None:
+                return None
+            path = _value_path(match.group(1))
+            value = value_at(item, path)
+            if value is None:
+                near = "" if path[0] in _mapping(item) else nearest(str(path[0]), _mapping(item))
+                raise InvalidValue("the item has no field %s%s" % (match.group(1), near))
+            return _as_text(value)
+
+        return {name: "".join(fill(text, value_of, TEMPLATE_PLACEHOLDER))
+                for name, text in self.fields.items()}
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else dumps(value).decode("utf-8")
+
+
+def _part(item: str, braces: str) -> str:
+    """Return the part of a path for a placeholder, as basename(1) and dirname(1) do."""
+    name = item.rstrip("/") or item
+    if braces == "{//}":
+        return os.path.dirname(name) or "."
+    name = os.path.basename(name) or name if "/" in braces else item
+    return os.path.splitext(name)[0] if "." in braces else name
+
+
+def split_items(chunks: Iterable[bytes], separator: bytes) -> Iterator[InputPiece]:
+    """Cut the chunks of a stream into items.  Leave out blank items, and the CR of a CRLF."""
+    parts: List[bytes] = []  # of the item that has not ended
+    number = size = 0
+    for chunk in itertools.chain(chunks, [separator]):
+        *ends, rest = chunk.split(separator)
+        for end in ends:
+            data, number, size = b"".join([*parts, end]), number + 1, size + len(end)
+            parts.clear()
+            if separator == b"\n":
+                data = data[len(_MARK):] if number == 1 and data.startswith(_MARK) else data
+                data = data[:-1] if data.endswith(b"\r") else data
+            if size > MAX_VALUE_BYTES:
+                yield InputPiece(number, b"", "the item is larger than %d MB"
+                                 % (MAX_VALUE_BYTES >> 20))
+            elif b"\0" in data:
+                yield InputPiece(number, b"", "the line contains a NUL byte; -0 reads items that "
+                                 "NUL bytes separate, and `iconv -t UTF-8` converts UTF-16")
+            elif data.strip():
+                yield InputPiece(number, data, value=to_text(data))
+            size = 0
+        size += len(rest)
+        if size <= MAX_VALUE_BYTES:
+            parts.append(rest)
+
+
+class ItemReader(JobReader):
+    """Turns the items of an input into jobs, by the template of the policy."""
+
+    def __init__(self, name: str, policy: TaskPolicy, warn: Callable[[str], None],
+                 template: Template) -> None:
+        super().__init__(name, policy, warn)
+        self._template = template
+
+    def _pieces(self, chunks: Iterable[bytes]) -> Iterable[InputPiece]:
+        if self._template.form == "json":
+            return ValueSplitter(chunks)
+        return split_items(chunks, b"\n" if self._template.form == "lines" else b"\0")
+
+    def _batch(self, value: Any) -> _Batch:
+        if isinstance(value, list):
+            return _Batch(value, self._policy)
+        return _Batch([value], self._policy, is_task=True)
+
+    def _task(self, value: Any, number: int) -> Any:
+        return self._template.task(value, number)
+
+
+# - shards -
 
 
 class Shard(NamedTuple):
@@ -4667,6 +4813,8 @@ def _stated_shard(row: _ShardVariables, environment: Dict[str, str]) -> Shard:
     return Shard(position, count, row.place)
 
 
+# - tasks of files and pipes -
+
 SMALL_FILE_BYTES = 1 << 20  # the tasks of a larger file are not kept, but read again
 
 
@@ -4686,7 +4834,12 @@ class TaskStream(Supply):
         self._stopped = False
         self._shard = shard
         reader = JobReader(name, policy, warn)
-        if _is_regular(file):
+        if policy.template:
+            reader = ItemReader(name, policy, warn, policy.template)
+        if policy.template and policy.template.words:
+            words = b"\0".join(map(to_bytes, policy.template.words))
+            self._keep(reader.values([words], is_strict=True))
+        elif _is_regular(file):
             self._open_regular(file, reader)
         else:
             self._open_pipe(file, reader)
@@ -4826,10 +4979,17 @@ def open_tasks(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], No
                shard: Shard = WHOLE) -> TaskStream:
     """Return the tasks in a file, or on stdin where `path` is None or `-`.  Raise UserError.
 
-    `warn` is called with each warning for the user.
+    With a template in the policy the input has items.  `warn` is called with each warning for the
+    user.
     """
-    file, name = _open_input(path, policy, "give a task file with --file, or pipe tasks in "
-                             "(`clinvk parallel --help` shows how)")
+    advice = "give a task file with --file, or pipe tasks in (`clinvk parallel --help` shows how)"
+    if policy.template:
+        advice = "give the items as arguments behind --, with --items, or by a pipe"
+    if policy.template and policy.template.words:
+        _check_policy(policy)
+        file, name = -1, "arguments"
+    else:
+        file, name = _open_input(path, policy, advice)
     return TaskStream(file, name, _with_costs(policy, {}), warn, shard)
 
 
@@ -10098,6 +10258,23 @@ def command_resume(settings: Settings, asked: PromptOptions) -> int:
 STDIN_SECONDS = 0.2  # a pipe on stdin that stays silent for longer has no writer
 
 
+def read_prompt(path: str) -> str:
+    """Return the prompt in a file, or on stdin where `path` is `-`.  Raise UserError."""
+    name, data = "stdin" if path == "-" else path, bytearray()
+    try:
+        file = 0 if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if is_endless(file):
+            raise UserError(NOT_A_DEVICE % name)
+        for piece in iter(lambda: read_some(file), b""):
+            data += piece
+            if len(data) > MAX_VALUE_BYTES:
+                raise UserError("%s: the prompt is larger than %d MB"
+                                % (name, MAX_VALUE_BYTES >> 20))
+    except OSError as error:
+        raise UserError("%s: %s" % (name, error.strerror)) from None
+    return to_text(bytes(data))
+
+
 def prompt_text(text: str) -> str:
     """Return the prompt, read from stdin if it is `-`.
 
@@ -10108,18 +10285,7 @@ def prompt_text(text: str) -> str:
                         "to ask about it: put the prompt into the pipe, too, and write - in its "
                         "place; to ignore it (as in a loop): </dev/null")
     if text == "-":
-        if is_endless(0):
-            raise UserError(NOT_A_DEVICE % "stdin")
-        data = bytearray()
-        try:
-            for piece in iter(lambda: read_some(0), b""):
-                data += piece
-                if len(data) > MAX_VALUE_BYTES:
-                    raise UserError("stdin: the prompt is larger than %d MB"
-                                    % (MAX_VALUE_BYTES >> 20))
-        except OSError as error:
-            raise UserError("stdin: %s" % error.strerror) from None
-        text = to_text(bytes(data))
+        text = read_prompt("-")
     if not text.strip():
         raise UserError("the prompt is blank")
     return text
@@ -10559,6 +10725,16 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
     "general": [_option("--version", "show the version and exit")],
     "file": [_option("-f --file", "read FILE; - or no FILE: stdin", "FILE", _path,
                      action="append", default=[])],
+    "template": [
+        _option("--prompt", "make a task of each item (WORD, or line of stdin): {} in TEMPLATE is "
+                "the item", "TEMPLATE", _some_text, group="template"),
+        _option("--prompt-file", "the same; read the template from FILE", "FILE", _path,
+                group="template"),
+        _option("--items", "with --prompt: read the items from FILE, not from stdin", "FILE",
+                _path),
+        _option("-0 --null", "with --prompt: NUL bytes, not ends of lines, separate the items"),
+        _option("--name", "with --prompt: the names of the tasks", "TEMPLATE", _some_text),
+        _option("--id", "with --prompt: the ids of the tasks", "TEMPLATE", _some_text)],
     "parallel": [
         _option("-j --max-parallel", "run at most N tasks at once (default: %d)" % DEFAULT_JOBS,
                 "N", _jobs),
@@ -10712,7 +10888,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
 def _status_file(given: Dict[str, Any]) -> str:
     """Return the path of the status file, "" where there is none.  Raise UserError."""
     path = str(given.get("status_file", ""))
-    tasks, results = (given.get("file") or ["-"])[0], given.get("results", "")
+    tasks, results = (given.get("file") or [given.get("items", "-")])[0], given.get("results", "")
     others = (("the file of the tasks", 0 if tasks == "-" else tasks),
               ("the file of the results", results), ("stdout", 1), ("stderr", 2))
     for name, file in others:
@@ -10726,13 +10902,47 @@ def run_parallel(options: argparse.Namespace) -> int:
         raise UserError("--resume: there is no results file to continue from; give --results FILE")
     if options.results == "-":
         raise UserError("--results -: expected the name of a file; --jsonl prints the results")
-    file = _file(options)
+    template = _template(options)
+    file = _file(options) if template is None else options.items or "-" * (not template.words)
     if options.results and is_same(0 if file == "-" else file, options.results):
         raise UserError("--results %s: it is the file of the tasks; give another name"
                         % visible(options.results))
-    return command_parallel(settings_from(options), file, overwrite=options.overwrite,
+    settings = settings_from(options)
+    if template:
+        overrides = {name: value for name, value in settings.rules.overrides.items()
+                     if name not in template.fields}
+        settings = settings._replace(
+            rules=settings.rules._replace(overrides=overrides, template=template))
+    return command_parallel(settings, file, overwrite=options.overwrite,
                             results=options.results or "", resume=options.resume,
                             shard=options.shard)
+
+
+def _template(options: argparse.Namespace) -> Optional[Template]:
+    """Return the template of the tasks; None where the input has tasks.  Raise UserError."""
+    words = tuple(options.words)
+    if options.prompt is None and options.prompt_file is None:
+        if words:
+            build_parser("parallel").error("unknown argument %s%s" % (words[0], _FILE_HINT))
+        for name in ("items", "null", "name", "id"):
+            if getattr(options, name):
+                raise UserError("--%s: there is no template for items; give --prompt" % name)
+        return None
+    others = [flag for flag, is_given in (
+        ("--file", options.file), ("--items", words and options.items),
+        ("--null", words and options.null)) if is_given]
+    if others:
+        raise UserError("%s and %s exclude each other" % (
+            others[0], "items that are arguments" if words else "a template for items"))
+    prompt = options.prompt
+    if prompt is None:
+        if options.prompt_file == "-" and not words and options.items in (None, "-"):
+            raise UserError("--prompt-file -: the items are read from stdin; give --items FILE")
+        prompt = read_prompt(options.prompt_file)
+    fields = {"prompt": prompt, "name": options.name, "id": options.id,
+              "workdir": options.task_workdir}
+    return Template({name: text for name, text in fields.items() if text is not None},
+                    "null" if words or options.null else "lines", words).checked()
 
 
 def _file(options: argparse.Namespace) -> str:
@@ -10845,13 +11055,15 @@ COMMANDS = {
         "[-h] [--version] COMMAND ...\n       clinvk [OPTIONS OF prompt] TEXT",
         "`clinvk COMMAND --help` describes a command; see also clinvk(1)."),
     "parallel": Subcommand(
-        run_parallel, "file parallel retry form trust run watch color config backend workdir task",
-        "run a batch of tasks", details="""\
+        run_parallel,
+        "file template parallel retry form trust run watch color config backend workdir task",
+        "run a batch of tasks", "[OPTIONS] [-- WORD...]", """\
 The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks, or tasks.
 Options set the fields that tasks do not set. Examples:
   clinvk parallel --file tasks.json
   echo '{"backend": "echo", "prompt": "hello"}' | clinvk parallel
-  jq -R '{prompt: .}' prompts.txt | clinvk parallel --backend claude --jsonl""", hint=_FILE_HINT),
+  clinvk parallel --backend claude --jsonl --prompt 'Write tests for {}' -- src/*.py""",
+        sys.maxsize),
     "prompt": Subcommand(
         run_prompt, "answer prompt run color config backend workdir task",
         "ask one backend (`clinvk TEXT` means the same)", "[OPTIONS] TEXT", """\
@@ -10939,7 +11151,8 @@ def build_parser(command: str) -> argparse.ArgumentParser:
         def _parse_optional(self, arg_string: str) -> Any:
             flag = self._option_string_actions.get(arg_string[:2])  # "-c is meant" is a prompt
             is_text = " " in (arg_string if flag and flag.nargs == 0 else arg_string[2:3])
-            return None if row.max_words and is_text else super()._parse_optional(arg_string)
+            is_text = is_text and 0 < row.max_words < sys.maxsize
+            return None if is_text else super()._parse_optional(arg_string)
 
     row, name = COMMANDS[command], ("clinvk " + command).strip()
     actions = ["\n  %-10s%s" % (action, COMMANDS[(command + " " + action).strip()].summary)
@@ -10973,7 +11186,7 @@ def _option_hint(command: str, word: str) -> str:
     family = command.partition(" ")[0] + " " if command != "prompt" else "parallel"
     owners = [name for name in COMMANDS if name.startswith(family)
               and any(flag in flags.split() for flags in options_of(name))]
-    if owners:
+    if owners and flag not in OPTION_HINTS:
         return "; it is an option of " + " and ".join("`clinvk %s`" % name for name in owners)
     known = " ".join(options_of(command)).split()
     return OPTION_HINTS.get(flag) or known_as(flag, known + ["-h", "--help"])

@@ -10,7 +10,7 @@ _clinvk_sessions()  # [OPTION]
 _clinvk_value()
 {
     case ${COMP_WORDS[before]} in
-        -f | --file | --config | --results | --csv | --tasks | --status-file)
+        -f | --file | --config | --results | --csv | --tasks | --status-file | --items | --prompt-file)
             return 0 ;;  # readline knows how to quote the name of a file
         -w | --workdir | --output-dir | --root)
             compopt +o default -o dirnames 2>/dev/null
@@ -34,7 +34,7 @@ _clinvk_value()
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
-            | --older-than | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --quiet-after)
+            | --older-than | --prompt | --name | --id | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --quiet-after)
             values='' ;;
     esac
     return 1
@@ -102,12 +102,15 @@ _clinvk()
             _clinvk_value && return
             ;;
         parallel)
-            options='-h --help -f --file -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
+            options='-h --help -f --file --prompt --prompt-file --items -0 --null --name --id -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
                 --overwrite --results --resume --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
+            if [[ $values == "$options" && $word != -* ]]; then
+                return  # an item, which is often a file
+            fi
             ;;
         chain)
             options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --config

@@ -100,6 +100,13 @@ complete -c clinvk -n '__fish_seen_subcommand_from doctor' -l json -d 'print one
 
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -s h -l help -d 'show help and exit'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -s f -l file -rF -d 'read tasks from a file'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -F
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l prompt -x -d 'make a task of each item'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l prompt-file -rF -d 'the same, with the template in a file'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l items -rF -d 'read the items from a file'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -s 0 -l null -d 'NUL bytes separate the items'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l name -x -d 'the names of the tasks of items'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l id -x -d 'the ids of the tasks of items'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -s j -l max-parallel -x -d 'run at most so many tasks at once'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l fail-fast -d 'stop at the first failure'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l max-failures -x -d 'stop after N failures or N%'

@@ -952,6 +952,87 @@ def defined(**definitions):
 
 
 @support.only_in_full_runs
+class Templates(Commands):
+    """Each item of a list becomes a task."""
+
+    def setUp(self):
+        super().setUp()
+        self.install_answerers("cat")  # of the backend echo
+
+    def outputs(self, *arguments, input=b"", **options):
+        run = self.parallel("-b", "echo", "--jsonl", "-q", *arguments, input=input, **options)
+        self.assertEqual((run.stderr, run.returncode), (b"", 0))
+        return [result["output"] for result in self.lines_of(run)]
+
+    def test_items_are_arguments_lines_or_what_nul_bytes_separate(self):
+        names = ["src/a b.py", "src/$(touch ran).py", "-x.py", "src/审.py"]
+        expected = ["%d Test %s in %s" % (number, name, os.path.dirname(name) or ".") for number, name in enumerate(names, 1)]
+        template = ("--prompt", "{#} Test {} in {//}")
+        lines = "".join(name + "\n" for name in names).encode()
+        self.file("items", lines)
+        self.assertEqual(self.outputs(*template, "--", *names), expected)
+        self.assertEqual(self.outputs(*template, input=lines), expected)
+        self.assertEqual(self.outputs(*template, "-0", input=lines.replace(b"\n", b"\0")), expected)
+        self.assertEqual(self.outputs(*template, "--items", self.path("items")), expected)
+        self.assertEqual(self.outputs(*template, "--items", "-", input=lines), expected)
+        self.assertEqual(self.outputs("--prompt-file", "-", "a", "b", input=b"- {}\n"), ["- a\n", "- b\n"])
+        self.assertEqual(self.outputs("--prompt", "- {}", "a", "b"), ["- a", "- b"])
+        self.assertFalse(self.has("ran"))
+
+    def test_json_values_are_items_where_the_template_has_fields(self):
+        issues = [{"n": 1, "title": "A", "body": "a {.n} @/etc/passwd"}, {"n": 2, "title": "B", "body": "/init"}]
+        expected = ["Summarize A: a {.n} @/etc/passwd", "Summarize B: /init"]
+        for data in (json.dumps(issues), "".join(json.dumps(issue) + "\n" for issue in issues)):
+            run = self.parallel("-b", "echo", "--jsonl", "-q", "--prompt", "Summarize {.title}: {.body}", "--id", "pr-{.n}", "--name", "{.title}", input=data.encode())
+            self.assertEqual([(result["task_id"], result["task_name"], result["output"]) for result in self.lines_of(run)],
+                             [("pr-1", "A", expected[0]), ("pr-2", "B", expected[1])])
+
+    def test_workdir_of_each_item(self):
+        for name in ("one", "two"):
+            os.mkdir(self.path(name))
+        run = self.parallel("--jsonl", "-q", "--dry-run", "--prompt", "Fix the tests", "-w", "{}", "one", "two", cwd=self.directory)
+        self.assertEqual([result["output"].split("; ")[0].split(" && ")[0] for result in self.lines_of(run)], ["(cd -- one", "(cd -- two"])
+
+    def test_task_starts_as_soon_as_its_item_has_come(self):
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        run = self.start_parallel("-b", "echo", "--jsonl", "-q", "--prompt", "Triage {}", stdin=reader)
+        os.write(writer, b"one\ntw")
+        self.assertEqual(json.loads(run.line())["output"], "Triage one")
+        os.write(writer, b"o\n")
+        self.assertEqual(json.loads(run.line())["output"], "Triage two")
+        os.close(writer)
+        self.assertEqual(run.wait(), 0)
+
+    def test_run_of_items_is_continued_by_its_results(self):
+        template = ("-b", "echo", "-q", "--results", self.path("r"), "--prompt", "Migrate {}")
+        self.assertEqual(self.parallel(*template, "--", "a", "b").returncode, 0)
+        run = self.parallel(*template, "--resume", "--", "c", "b", "a")
+        self.assertIn(b"3 completed (2 from an earlier run)", run.stdout)
+        self.assertEqual(self.parallel(*template, "--resume", "--shard", "2/2", "--", "c", "x").stdout.split(b" (")[0], b"Total: 1 task, 1 completed, 0 failed")
+
+    def test_command_that_continues_a_run_of_arguments_needs_no_input(self):
+        run = self.parallel("-q", "--results", self.path("r"), "--prompt", "{}", "-w", "/no/{}", "--", "a")
+        self.assertRegex(run.stderr.decode(), r"\Aclinvk: to try the failed tasks again: \S+ .*--prompt '\{\}' -w '/no/\{\}' --resume -- a\n\Z")
+
+    def test_items_and_templates_that_do_not_fit_are_refused_before_anything_starts(self):
+        path = self.file("items", b"x\n")
+        for arguments, message in [
+            (("--prompt", "Hello", "--", "a", "b"), "does not use the items"), (("--prompt", "{}", "-f", path), "--file and a template for items exclude"),
+            (("--prompt", "{}", "--items", path, "a"), "--items and items that are arguments exclude"), (("--prompt", "{}", "-0", "a"), "--null and items that are arguments"),
+            (("--items", path), "--items: there is no template"), (("--name", "n"), "--name: there is no template"), (("-0",), "--null: there is no template"),
+            (("--prompt", "{}"), "stdin: no tasks: the input is empty"), (("--prompt", "{}", ""), "arguments: no tasks: the input is empty"),
+            (("--prompt-file", "-"), "--prompt-file -: the items are read from stdin"), (("--prompt-file", self.path("nowhere"), "a"), "nowhere: No such file"),
+            (("--prompt", "{}", "--items", self.path("nowhere")), "nowhere: No such file"), (("--prompt", "{.a}", "a"), "but the items are arguments"),
+            (("--prompt", "{title}", "a"), "no placeholder"), (("--prompt", "{}", "--items", path, "--results", path), "it is the file of the tasks"),
+            (("--prompt", "{}", "--items", path, "--status-file", path), "it is the file of the tasks"),
+            (("--prompt", "{}", "-b", "codx", "a"), 'unknown backend "codx"')]:
+            with self.subTest(arguments=arguments):
+                self.assert_refused(self.parallel(*arguments), message)
+        self.assertEqual(self.parallel("a").returncode, 2)
+
+
+@support.only_in_full_runs
 class OwnCommands(Commands):
     """Commands of the user's own, defined by CLINVK_BACKENDS or by a batch."""
 

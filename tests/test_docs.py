@@ -20,7 +20,8 @@ support.left_to_full_runs()
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
-FILES, DIRECTORIES = {"--file", "--config", "--results", "--csv", "--tasks", "--status-file"}, {"--workdir", "--output-dir", "--root"}
+FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--status-file", "--items", "--prompt-file"}
+DIRECTORIES = {"--workdir", "--output-dir", "--root"}
 CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 
 
@@ -774,8 +775,10 @@ class ManPageExamplesTest(ExampleCase):
                               ("chain.json", '{"steps": [{"backend": "echo", "prompt": "[{\\"prompt\\": \\"one\\"}]"}, '
                                '{"backend": "echo", "prompt": "{{previous}}"}]}')):
             self.file(os.path.join("place", name), content)
+        self.file(os.path.join("place", "issues.json"), [{"number": 7, "title": "Slow", "body": "It takes an hour."}])
         os.mkdir(os.path.join(self.place, "src"))
         self.file(os.path.join("place", "src", "a.py"), "")
+        write_program(os.path.join(self.tools, "git"), b"#!/bin/sh\nprintf 'src/a.py\\0'\n")
         made = self.shell("""echo '{"prompt": "one", "workdir": "/no/such"}' | clinvk parallel -q --output-dir out; """
                           "sed -i.bak 's,/no/such,/,' out/001*.json; rm out/*.bak")
         self.assertEqual(made[1], 0, made[0])

@@ -1252,6 +1252,116 @@ class Files(TaskCase):
         self.assertIn(path + ":1: ", self.opened(self.file("bad", b"[1]")).replace("bad", "my tasks.json"))
 
 
+class Splits(unittest.TestCase):
+    """Items are what separators part, wherever chunks end."""
+
+    def test_items_are_the_same_in_chunks_of_any_size(self):
+        for data, separator, expected in [
+            (b"", b"\n", []), (b"\n \n\t\n", b"\n", []), (b"a\nb", b"\n", [(1, "a"), (2, "b")]), (b"a\n\nb\r\n c \n", b"\n", [(1, "a"), (3, "b"), (4, " c ")]),
+            (b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n", b"\n", [(1, "a"), (2, "\ufeffb")]), ("审查\r\r\n".encode(), b"\n", [(1, "审查\r")]),
+            (b"a\nb\0c\r\0\0 \0d", b"\0", [(1, "a\nb"), (2, "c\r"), (5, "d")]), (b"\xff/a\0", b"\0", [(1, "\udcff/a")])]:
+            for size in range(1, len(data) + 2):
+                found = clinvk.split_items((data[start:start + size] for start in range(0, len(data), size)), separator)
+                self.assertEqual([(piece.line, piece.parsed()) for piece in found], expected, (data, size))
+
+    def test_item_is_yielded_before_another_chunk_is_asked_for(self):
+        chunks = [b"a\nb", b"c\n"]
+        found = clinvk.split_items((chunks.pop(0) for _ in range(2)), b"\n")
+        self.assertEqual((next(found).value, chunks), ("a", [b"c\n"]))
+        self.assertEqual(next(found).value, "bc")
+
+    def test_item_that_is_too_large_is_refused_and_not_kept(self):
+        with unittest.mock.patch.object(clinvk, "MAX_VALUE_BYTES", 1 << 20):
+            found = list(clinvk.split_items(itertools.chain([b"a\n"], [b"x" * 70000] * 20, [b"\nb\n"]), b"\n"))
+        self.assertEqual([(piece.line, bytes(piece.data), piece.problem) for piece in found],
+                         [(1, b"a", ""), (2, b"", "the item is larger than 1 MB"), (3, b"b", "")])
+
+
+class Items(TaskCase):
+    """Each item becomes a task, by a template."""
+
+    def template(self, prompt, form="lines", words=(), **fields):
+        return clinvk.Template(dict(fields, prompt=prompt), form, words).checked()
+
+    def prompts(self, data, prompt, **options):
+        return [item.task.prompt if item.task else item.error for item in support.jobs_of(
+            self.pipe_stream(data, template=self.template(prompt, **options)))]
+
+    def test_placeholders_are_parts_of_the_item(self):
+        for item, expected in [
+            ("src/a.tar.gz", "a.tar.gz|src|src/a.tar|a.tar"), ("a.py", "a.py|.|a|a"), ("/a", "a|/|/a|a"), ("/", "/|/|/|/"), ("a/b.d/", "b.d|a|a/b.d/|b"),
+            (".rc", ".rc|.|.rc|.rc"), ("a.b/c", "c|a.b|a.b/c|c"), ("a b", "a b|.|a b|a b"), ("{/}", "}|{|{/}|}"), ("-x.y", "-x.y|.|-x|-x")]:
+            with self.subTest(item):
+                self.assertEqual(self.prompts(item.encode(), "{}|{/}|{//}|{.}|{/.}"), [item + "|" + expected])
+
+    def test_substitution_is_literal_and_other_braces_stay(self):
+        for item in ("$(touch x) `y` ; \\1 %s {} {#} {{ {.a}", "'\"", "\udcff\u5ba1"):
+            self.assertEqual(self.prompts(item.encode("utf-8", "surrogateescape"), '{{} {"a": 1} { } {1} {#}:{} {', ), ['{} {"a": 1} { } {1} 1:%s {' % item])
+
+    def test_numbers_count_items_whatever_is_read_and_how_often(self):
+        items = ["item %d %s" % (number, "x" * 3000) for number in range(1, 401)]
+        data = "\n".join(items).encode()
+        self.assertGreater(len(data), clinvk.SMALL_FILE_BYTES)
+        expected = ["%d %s" % item for item in enumerate(items, 1)]
+        self.assertEqual([task.prompt for task in self.tasks(data, template=self.template("{#} {}"))], expected)
+        self.assertEqual(self.prompts(data, "{#} {}"), expected)
+        self.assertEqual(self.prompts(b"\n".join(data.split(b"\n")[:2] + [b"\0", b"last"]), "{#} {}")[2:],
+                         ["stdin:3: " + next(clinvk.split_items([b"\0"], b"\n")).problem, "4 last"])
+        values = [{"n": item} for item in items]
+        for data in (json.dumps(values), json.dumps(values[:200]) + json.dumps(values[200:])):
+            self.assertEqual([task.prompt for task in self.tasks(data.encode(), template=self.template("{#} {.n}"))], expected)
+            self.assertEqual(self.prompts(data.encode(), "{#} {.n}"), expected)
+
+    def test_fields_are_those_of_json_values(self):
+        data = b'{"t": "T", "n": 1.5, "l": [{"k-1": "v"}], "o": {"a": [1, null]}, "b": true}\n [{"t": "U"}, {"t": "{.n}"}]'
+        self.assertEqual(self.prompts(data[:data.index(b"\n")], "{.t} {.n} {.l[0].k-1} {.l[-1].k-1} {.o} {.b} {.o.a[0]}"), ['T 1.5 v v {"a":[1,null]} true 1'])
+        self.assertEqual(self.prompts(data, "{#}{.t}"), ["1T", "2U", "3{.n}"])
+        self.assertEqual(self.prompts(b'{"t": "T"}', "{} {.t}"), ['{"t":"T"} T'])
+
+    def test_field_that_is_missing_is_bad_input_of_its_item(self):
+        data = b'{"title": "T"}\n{"titel": "U"}\n{"title": null}\n[{"title": "V"}, 7]\n{"title": "W"}\n'
+        self.assertEqual(self.prompts(data, "{#} {.title}"), [
+            "1 T", 'stdin:2: the item has no field .title (did you mean "titel"?)', "stdin:3: the item has no field .title",
+            "stdin:4: [1]: the item has no field .title", "5 W"])
+        self.assertEqual(self.refused(data, template=self.template("{.title}")), 'tasks.json:2: the item has no field .title (did you mean "titel"?)')
+        with self.assertRaisesRegex(clinvk.UserError, "^stdin:1: the item has no field .x.y$"):
+            self.prompts(b'{"x": {"y ": 1}}', "{.x.y}")
+
+    def test_item_goes_through_the_checks_of_a_task(self):
+        root = self.path("root")
+        os.mkdir(root)
+        template = self.template("{}", workdir="{}", id="{/}")
+        self.assertEqual(self.refused(("%s\n%s\n" % (root, self.directory)).encode(), root=root, template=template),
+                         'tasks.json:2: workdir: "%s" is outside of "%s"' % (self.directory, root))
+        self.assertEqual(self.refused(b"a/b\nb\n", template=template), 'tasks.json:2: id: another task of this run has the id "b"')
+        self.assertEqual(self.refused(b"x\n", template=self.template("{}"), overrides={"sandbox_mode": "full"}, ceiling=clinvk.parse_ceiling("sandbox=workspace")),
+                         'tasks.json:1: "full" is above the ceiling, which is "workspace"')
+        task, = self.tasks(b"a\n", template=self.template("p {}", name="n {#}", id="{.}", workdir="/{}"), overrides={"model": "m"})
+        self.assertEqual(task, clinvk.Task("claude", "p a", "m", "/a", id="a", name="n 1"))
+
+    def test_prompt_of_an_item_is_literal(self):
+        for data, options in ((b"x", {}), (b'{"a": 1}', {"prompt": "{.a}"})):
+            self.assertEqual([job.literal for job in self.jobs(data, template=self.template(**dict({"prompt": "{}"}, **options)))], [True])
+        job, = self.jobs(b"/init @/etc/passwd", template=self.template("{}"), overrides={"backend": "gemini"})
+        self.assertEqual(clinvk.backend_of(job).text(job), "\n/init \\@/etc/passwd")
+
+    def test_arguments_are_items_as_they_are(self):
+        template = self.template("{}", form="null", words=("a b", "", "c\n", "\udcff"))
+        stream = clinvk.open_tasks(None, clinvk.TaskPolicy(template=template), self.warnings.append)
+        self.assertEqual((stream.total, [job.task.prompt for job in support.jobs_of(stream)]), (3, ["a b", "c\n", "\udcff"]))
+
+    def test_template_that_does_not_fit_the_items_is_refused(self):
+        for prompt, options, message in [
+            ("Hello", {}, "does not use the items"), ("{{}", {}, "does not use the items"), ('{"a": 1}', {}, "does not use the items"),
+            ("{title}", {}, r"\{title\} in a template is no placeholder; a field of JSON values is \{.title\}, and the text itself is \{\{title\}$"),
+            ("{.a}", {"form": "null"}, "the items are texts that NUL bytes separate"), ("{.a}", {"form": "null", "words": ("x",)}, "the items are arguments"),
+            ("{.a} {/.}", {}, r"^\{/.\} in a template is a part of a path, but .* has \{.a\}$"), ("{.a}", {"name": "{//}"}, "is a part of a path")]:
+            with self.subTest(prompt), self.assertRaisesRegex(clinvk.UserError, message):
+                self.template(prompt, **options)
+        self.assertEqual(self.template("Hello", id="{}").form, "lines")
+        self.assertEqual(self.template("Hello {#}", name="{.a}").form, "json")
+
+
 class Pipes(TaskCase):
     def setUp(self):
         super().setUp()

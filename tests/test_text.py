@@ -328,7 +328,16 @@ class Fill(unittest.TestCase):
         self.assertEqual(clinvk.fill("a{x}{y}b{z}", {"{x}": 0, "{y}": 1}.get), ["a", 0, 1, "b{z}"])
         self.assertEqual(clinvk.fill("{x}", {"{x}": 0}.get), [0])
 
+    def test_fill_template_pattern_takes_two_braces_for_one(self):
+        values = {"{{": "{", "{}": "{#}", "{/}": "b"}
+        for text, filled in [("{}{/}", "{#}b"), ("{{", "{"), ("{{}", "{}"), ("{{{}", "{{#}"), ("{{{}}}", "{{#}}}"), ("{{{{}", "{{}"), ("{{/}}", "{/}}"),
+                             ('{"a": {}}', '{"a": {#}}'), ("{ }{x}{", "{ }{x}{"), ("}}{}", "}}{#}")]:
+            with self.subTest(text):
+                self.assertEqual("".join(clinvk.fill(text, values.get, clinvk.TEMPLATE_PLACEHOLDER)), filled)
+
     def test_fill_many_braces_take_linear_time(self):
+        for text in ("{a" * 200000, "{" + "a" * 200000):
+            self.assertEqual(clinvk.fill(text, lambda _: "x", clinvk.TEMPLATE_PLACEHOLDER), [text])
         for text in ("{" * 200000, "{a" * 200000, "{{a" * 200000, "{" + "a" * 200000):
             self.assertEqual(clinvk.fill(text, lambda _: "x"), [text])
 
