@@ -115,6 +115,7 @@ if TYPE_CHECKING:
     _T = TypeVar("_T")
     _Fields = Callable[["Result"], Dict[str, Any]]  # the JSON fields of a result
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
+    _Doing = Tuple[str, str, int]  # the key of a message; its action, "" for no news; its tokens
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
     _Item = Union["Job", "Result"]  # of the input: a job, or the Result of what is no task
     _Value = Tuple[int, Iterator[_Item]]  # of the input: the number of its items, and the items
@@ -2761,6 +2762,7 @@ class Backend(NamedTuple):
     ours: Tuple[str, ...] = ()  # options refused in `extra`: they decide what the program prints
     resuming: Tuple[str, ...] = ()  # what may change in a session that is resumed; (): keeps none
     saying: Optional[Callable[[bytes], _Saying]] = None  # of a line, while it runs; None: all of it
+    doing: Optional[Callable[[bytes], _Doing]] = None  # of a line, while it runs; None: not known
     helpers: Tuple[str, ...] = ()  # processes that the program leaves running by itself
     rejection: bytes = b""  # is in a line of stderr if the program ignores the file of its rules
     text: Callable[[Job], str] = _plain_prompt  # what goes in by stdin
@@ -3016,6 +3018,13 @@ def value_at(value: Any, path: _Path) -> Any:
     return value
 
 
+def _tool_text(name: Any, values: Any) -> str:
+    """Return `Bash: touch x`: the name of a tool and a telling value of its input."""
+    names = ("command", "file_path", "url", "pattern", "query", "path", "description")
+    texts = [one_line(_string(_mapping(values).get(name))) for name in names]
+    return ": ".join([one_line(_string(name)), *filter(None, texts)][:2])
+
+
 def last_words(stderr: str) -> str:
     """Return the last paragraph of stderr, where most programs write why they failed."""
     paragraphs = [part.strip() for part in stderr.replace("\r\n", "\n").split("\n\n")
@@ -3266,13 +3275,30 @@ def _claude_saying(line: bytes) -> _Saying:
     return _whole_message(_claude_text(event) if is_own and not is_synthetic else "")
 
 
+def _claude_doing(line: bytes) -> _Doing:
+    """Tell of a message, also of a subagent.  Each event of a message repeats its usage."""
+    event = _mapping(_parsed(line)) if b'"assistant"' in line or b'"api_retry"' in line else {}
+    if event.get("subtype") == "api_retry":
+        return "", "waiting: " + _string(event.get("error")), 0
+    message, action = _mapping(event.get("message")), ""
+    if event.get("type") != "assistant":
+        return "", "", 0
+    for part in _claude_parts(event):
+        action = _string(part.get("text")) or action
+        if part.get("type") == "tool_use":
+            action = _tool_text(part.get("name"), part.get("input"))
+        elif part.get("type") in ("thinking", "redacted_thinking"):
+            action = "thinking"
+    counts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens",
+              "output_tokens")
+    tokens = sum(_count(value_at(message, ("usage", count))) for count in counts)
+    return _string(message.get("id")), action, tokens
+
+
 def _denial(item: Any) -> str:
-    """Return `permission denied: Bash: touch x`, with a telling field of the tool's input."""
-    name = one_line(_string(_mapping(item).get("tool_name")))
-    fields = _mapping(_mapping(item).get("tool_input"))
-    texts = (fields.get(field) for field in ("command", "file_path", "url"))
-    text = one_line(next((text for text in texts if isinstance(text, str)), ""))[:200]
-    return "permission denied: " + (name + ": " + text if text else name)
+    """Return `permission denied: Bash: touch x`."""
+    item = _mapping(item)
+    return "permission denied: " + _tool_text(item.get("tool_name"), item.get("tool_input"))[:200]
 
 
 def _with_claude_wait(reply: Reply, retry: Dict[str, Any], limit: Dict[str, Any]) -> Reply:
@@ -3301,6 +3327,7 @@ _CODEX_SANDBOX = {
 # A codex that does not know one of these warns and goes on.
 _CODEX_SETTINGS = ("sandbox_workspace_write", "developer_instructions")
 _CODEX_THOUGHTS = ("agent_message", "reasoning", "error", "todo_list")  # items that are not tools
+_CODEX_DOES = {"reasoning": "thinking", "todo_list": "planning"}
 CODEX_COUNTS = "codex counts the tokens of the whole session that it resumed"
 _UNASKED = ('codex exec never asks, so with sandbox_mode "%s" it would write unasked: '
             'use sandbox_mode "read-only", or another approval_mode')
@@ -3331,6 +3358,21 @@ def _codex_saying(line: bytes) -> _Saying:
     item = _mapping(event.get("item"))
     is_text = event.get("type") == "item.completed" and item.get("type") == "agent_message"
     return _whole_message(_string(item.get("text")) if is_text else "")
+
+
+def _codex_doing(line: bytes) -> _Doing:
+    """Tell of an item or a retry; the only tokens are those at the end of the turn."""
+    event = _mapping(_parsed(line))
+    item, usage = _mapping(event.get("item")), _mapping(event.get("usage"))
+    if event.get("type") == "error":
+        return "", _string(event.get("message")), 0
+    kind = _string(item.get("type"))
+    action = _CODEX_DOES.get(kind) or _string(item.get("text"))
+    if kind not in _CODEX_THOUGHTS:
+        command = re.sub(r"(?s)\S*sh -l?c (['\"]?)(.*)\1", r"\2", _string(item.get("command")))
+        path = value_at(item, ("changes", 0, "path"))
+        action = _tool_text(item.get("tool") or kind, dict(item, command=command, path=path))
+    return "", action, _count(usage.get("input_tokens")) + _count(usage.get("output_tokens"))
 
 
 def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
@@ -3503,6 +3545,17 @@ def _gemini_saying(line: bytes) -> _Saying:
     if event.get("type") == "message" and event.get("role") == "assistant":
         return _string(event.get("content")), False
     return "", event.get("type") == "tool_use"
+
+
+def _gemini_doing(line: bytes) -> _Doing:
+    """Tell of a tool, or that a text comes: a piece of the text could hold half a secret."""
+    event = _mapping(_parsed(line))
+    kind, stats, action = event.get("type"), _mapping(event.get("stats")), ""
+    if kind == "message" and event.get("role") == "assistant":
+        action = "answering"
+    elif kind == "tool_use":
+        action = _tool_text(event.get("tool_name"), event.get("parameters"))
+    return "", action, _count(stats.get("total_tokens"))
 
 
 def _read_gemini(stdout: Capture, stderr: str, exit_code: int) -> Reply:
@@ -3746,19 +3799,19 @@ BACKENDS = {backend.name: backend for backend in (
             frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")),
             _UNCONFINED, max_prompt=10 * 1000 * 1000, ours=("--output-format",),
             install="npm install -g @anthropic-ai/claude-code", resuming=("workdir",),
-            saying=_claude_saying, text=_prompt_without_command, is_over=_claude_is_over,
-            states_cost=True),
+            saying=_claude_saying, doing=_claude_doing, text=_prompt_without_command,
+            is_over=_claude_is_over, states_cost=True),
     Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")),
             _CODEX_REFUSALS, stop_signal="SIGINT", max_prompt=1 << 20, max_prompt_unit="characters",
             install="npm install -g @openai/codex", cautions=(("resume", CODEX_COUNTS),),
-            resuming=("workdir",), saying=_codex_saying,
+            resuming=("workdir",), saying=_codex_saying, doing=_codex_doing,
             helpers=("git", "git-remote-http"),  # these look for plugins as long as they may
             is_over=lambda stdout: _last_type(stdout) in ("turn.completed", "turn.failed")),
     Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")),
             _UNCONFINED, max_prompt=8 << 20, leftovers=_gemini_leftovers,
             install="npm install -g @google/gemini-cli",
             ours=("-o", "--output-format", "--outputFormat"),
-            resuming=("system_prompt",), saying=_gemini_saying,
+            resuming=("system_prompt",), saying=_gemini_saying, doing=_gemini_doing,
             rejection=b"Policy file error in policy.toml", text=_gemini_text,
             is_over=lambda stdout: _last_type(stdout) == "result"),
     # For trying and testing pipelines without an AI program: a process that answers its prompt.
@@ -5201,6 +5254,7 @@ def not_installed(job: Job) -> bool:
 
 GRACE_SECONDS = 5.0     # between asking a process to end and killing it; the commands use it
 WATCH_SECONDS = 0.5     # between two looks at the output of a process
+ACTION_COLUMNS = 60     # of what a program does, as it is shown
 LINGER_SECONDS = 10.0   # for a program to end by itself after its last event
 HANDOVER_SECONDS = 0.5  # for which a message between two processes may be on its way
 # An answer up to here travels in the Result, a larger one as a file; with_answer reads the file
@@ -5222,14 +5276,14 @@ class WorkerState:
 
     `note(index, group)` writes to the ledger which job the worker holds.  It is called before a job
     may start anything (with group 0), and with the process group as soon as there is one.
-    `note_output(size, quiet)` writes how much the process has printed, and for how many seconds
-    nothing.  `adopts`: orphaned descendants become children of this process, which has no other
-    children.
+    `note_output(size, quiet, action, tokens)` writes how much the process has printed, for how many
+    seconds nothing, what it did last, and how many tokens it used.  `adopts`: orphaned descendants
+    become children of this process, which has no other children.
     """
 
     def __init__(self, run_id: str, directory: str,
                  note: Callable[[int, int], None] = do_nothing, *,
-                 note_output: Callable[[int, float], None] = do_nothing,
+                 note_output: Callable[[int, float, str, int], None] = do_nothing,
                  grace: float = GRACE_SECONDS, adopts: bool = False) -> None:
         from _thread import allocate_lock
         self.run_id, self.directory, self.note = run_id, directory, note
@@ -5342,7 +5396,7 @@ class Execution(NamedTuple):
 
     `files` are open files for its stdin, stdout and stderr.  `timeout` is in seconds, 0 for none.
     `workdir` is None for the current directory.  `idle_timeout` (seconds without output),
-    `max_output` (bytes of stdout) and `is_over` (as in Backend) are for _Process.look.
+    `max_output` (bytes of stdout), `is_over` and `doing` (as in Backend) are for _Process.look.
     """
 
     argv: Tuple[str, ...]
@@ -5355,6 +5409,7 @@ class Execution(NamedTuple):
     idle_timeout: float = 0.0
     max_output: int = 0
     is_over: Optional[Callable[[int], bool]] = None
+    doing: Optional[Callable[[bytes], _Doing]] = None
 
 
 class Ended(NamedTuple):
@@ -5401,6 +5456,35 @@ def execute(execution: Execution, state: WorkerState, index: int) -> Optional[En
     return Ended(code, process.verdict, none_left, () if process.verdict else killed)
 
 
+class _Activity:
+    """What a program did last and the tokens it used, read from its events while they come."""
+
+    def __init__(self, doing: Optional[Callable[[bytes], _Doing]]) -> None:
+        self._doing = doing
+        self._offset = 0  # of the first line that is not read
+        self._last = self.action = ""  # the action as it was stated, and as it can be shown
+        self._tokens: Dict[str, int] = {}  # by message
+
+    @property
+    def tokens(self) -> int:
+        return sum(self._tokens.values())
+
+    def read(self, file: int, size: int) -> None:
+        """Read the new whole lines of a file of that size, of many bytes only the last."""
+        if not self._doing or size <= self._offset:
+            return
+        start, last = max(self._offset, size - LONG_LINE), self._last
+        *lines, rest = os.pread(file, size - start, start).split(b"\n")
+        self._offset = max(start, size - len(rest))
+        for line in lines:
+            key, action, tokens = self._doing(line)
+            last = action if action.strip() else last
+            if tokens:
+                self._tokens[key] = tokens
+        if last != self._last:
+            self._last, self.action = last, cut(one_line(last), ACTION_COLUMNS)
+
+
 class _Process:
     """A process that was started in a session of its own.
 
@@ -5418,6 +5502,7 @@ class _Process:
         self._sizes = [0, 0]  # of stdout and stderr at the last look
         self._quiet = [0.0, 0.0]  # for how many seconds each did not grow
         self._looked = time.monotonic()
+        self._activity = _Activity(execution.doing)
         self._kill_at = float("inf")
 
     def has_ended(self, seconds: float) -> bool:
@@ -5445,7 +5530,7 @@ class _Process:
         send_signal(self.pid, signal.SIGCONT)
 
     def look(self) -> None:
-        """Note how much the process has printed, and stop it where its limits say so.
+        """Note what the process has printed, and stop it where its limits say so.
 
         Return at once: a later look kills a process that does not end within the grace.
         """
@@ -5461,7 +5546,7 @@ class _Process:
                 self._signal(self._execution.stop_signal, verdict)
 
     def _exceeded(self, now: float) -> str:
-        """Note how much was printed.  Return which limit the process has reached, "" for none."""
+        """Note what was printed.  Return which limit the process has reached, "" for none."""
         limits, files = self._execution, self._execution.files[1:]
         # While the worker was stopped, or the machine slept, the process was not idle.
         passed = min(now - self._looked, 2 * WATCH_SECONDS)
@@ -5470,7 +5555,8 @@ class _Process:
                        for quiet, size, before in zip(self._quiet, sizes, self._sizes)]
         self._looked, self._sizes = now, sizes
         quiet = min(self._quiet)
-        self._state.note_output(sum(sizes), quiet)
+        self._activity.read(files[0], sizes[0])
+        self._state.note_output(sum(sizes), quiet, self._activity.action, self._activity.tokens)
         if 0 < limits.max_output < sizes[0]:
             return "max_output"
         is_stalled = 0 < limits.idle_timeout <= quiet
@@ -5739,7 +5825,7 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
     argv = tuple(word.replace(SCRATCH, scratch) for word in command.argv)
     return Execution(
         argv, environment, files, workdir, task.timeout, backend.stop_signal, gate,
-        task.idle_timeout, task.max_output or DEFAULT_MAX_OUTPUT, backend.is_over)
+        task.idle_timeout, task.max_output or DEFAULT_MAX_OUTPUT, backend.is_over, backend.doing)
 
 
 def _environment(job: Job, state: WorkerState, scratch: str,
@@ -5939,8 +6025,9 @@ class Ledger:
     _HEAD = 3   # retired; canceled; how many workers have started
     # pid; 1 + index of the job held last; its process group while that runs, and of this process:
     # when it started, how many bytes it has printed, when it last printed some (milliseconds); the
-    # attempt at the job
-    _WIDTH = 7
+    # attempt at the job; the tokens that it used, a number that is odd during a change of what
+    # it did last, the size of that in bytes, and the bytes
+    _WIDTH = 10 + 16
 
     def __init__(self, file: Any) -> None:
         import mmap
@@ -5977,13 +6064,17 @@ class Ledger:
             if pid:
                 yield slot, pid, index - 1, group
 
-    def running(self) -> Iterator[Tuple[int, float, int, float]]:
-        """Yield (job index, seconds, bytes printed, seconds since then) for each process."""
+    def running(self) -> Iterator[Tuple[int, float, int, float, str, int]]:
+        """Yield for each process: job index, seconds, bytes printed, seconds since then; what it
+        did last, "" where that changes right now, and tokens."""
         now = time.monotonic()
         for slot, _, index, group in self:
-            started, size, printed = self._words[slot + 3:slot + 6]
-            if group:
-                yield index, now - started / 1000, size, now - printed / 1000
+            started, size, printed, _, tokens, number, length = self._words[slot + 3:slot + 10]
+            action = bytes(self._words[slot + 10:slot + self._WIDTH])[:length]
+            is_whole = not number % 2 and self._words[slot + 8] == number
+            if group and self._words[slot + 2] == group:
+                yield (index, now - started / 1000, size, now - printed / 1000,
+                       action.decode("utf-8", "replace") if is_whole else "", tokens)
 
     @property
     def retired(self) -> bool:
@@ -6017,6 +6108,7 @@ class Ledger:
 
     def claim(self, slot: int, job: Job) -> None:
         self._words[slot + 6] = job.attempt
+        self.note_output(slot, 0, 0.0, "", 0)
         self.note(slot, job.index, 0)
 
     def attempt(self, slot: int) -> int:
@@ -6029,9 +6121,16 @@ class Ledger:
             self._words[slot + 4] = 0
         self._words[slot + 2] = group
 
-    def note_output(self, slot: int, size: int, quiet: float) -> None:
+    def note_output(self, slot: int, size: int, quiet: float, action: str, tokens: int) -> None:
         self._words[slot + 4] = size
         self._words[slot + 5] = int((time.monotonic() - quiet) * 1000)
+        self._words[slot + 7] = tokens
+        space = self._words[slot + 10:slot + self._WIDTH].cast("B")
+        data = action.encode("utf-8", "replace")[:len(space)].decode("utf-8", "ignore").encode()
+        self._words[slot + 8] |= 1
+        space[:len(data)] = data
+        self._words[slot + 9] = len(data)
+        self._words[slot + 8] += 1
 
     def free(self, slot: int) -> None:
         self._words[slot + 1] = self._words[slot + 2] = 0
@@ -6610,9 +6709,9 @@ class Pool:
 
     def running(self) -> List[Running]:
         """Return the jobs that run, each with its `attempt`, in the order of their indexes."""
-        found = {index: Running(self._in_flight[index][0], seconds, size, quiet)
+        found = {index: Running(self._in_flight[index][0], seconds, size, quiet, action, tokens)
                  for pool in self._pools
-                 for index, seconds, size, quiet in pool.ledger.running()
+                 for index, seconds, size, quiet, action, tokens in pool.ledger.running()
                  if index in self._in_flight}
         return [found[index] for index in sorted(found)]
 
@@ -9801,10 +9900,11 @@ class _Inquiry:
             running = self._control.running()
             limited = self._control.limits()
             lines = ["%d running%s" % (len(running), ":" if running or limited else "")]
-            lines += ["  %d %s %s, %s, quiet %s  %s" % (
+            lines += ["  %d %s %s, %s,%s quiet %s  %s" % (
                 one.job.index + 1, one.job.task.backend, duration(int(one.seconds)),
-                size_text(one.size), duration(int(one.quiet)), cut(task_label(one.job.task), 60))
-                for one in running]
+                size_text(one.size), " {:,} tokens,".format(one.tokens) if one.tokens else "",
+                duration(int(one.quiet)), cut(task_label(one.job.task), 60) + (
+                    "  (%s)" % one.action if one.action else "")) for one in running]
             lines += ["  " + text for text in limited]
             self._console.say("\n".join(lines))
 

@@ -819,8 +819,8 @@ class Readers(CaptureCase):
     def test_claude_denial_has_the_telling_input(self):
         value = json.loads(recorded("claude-json")[0])
         for given, told in (({"command": "touch x\nrm y", "description": "d"}, ": touch x"), ({"file_path": "/x", "content": "c"}, ": /x"),
-                            ({"url": "http://x/", "prompt": "p"}, ": http://x/"), ({"pattern": "p"}, ""), (None, ""), ([], ""), ({"command": 5}, ""),
-                            ({"command": "\x1b[31m" + "x" * 500}, ": ^[[31m" + "x" * 194), ({"command": ""}, "")):
+                            ({"url": "http://x/", "prompt": "p"}, ": http://x/"), ({"pattern": "p"}, ": p"), ({"old": "p"}, ""), (None, ""), ([], ""), ({"command": 5}, ""),
+                            ({"command": "\x1b[31m" + "x" * 500}, ": ^[[31m" + "x" * 188), ({"command": ""}, "")):
             value["permission_denials"] = [{"tool_name": "Tool", "tool_use_id": "t", "tool_input": given}]
             self.assertEqual(self.read("claude", clinvk.dumps(value)).warnings, ("permission denied: Tool" + told,))
         value["permission_denials"] *= 100
@@ -1047,6 +1047,59 @@ class Readers(CaptureCase):
 def stored(output, capture):
     """The answer as _judge would have it kept."""
     return clinvk.to_text(capture.read()) if output is None else output
+
+
+class Doing(Environment):
+    """What a program does, from each of its events while they come."""
+
+    def doing(self, backend, *lines):
+        return [clinvk.BACKENDS[backend].doing(line) for line in lines]
+
+    def recorded(self, name):
+        found = self.doing(name.partition("-")[0], *support.data_file(name + ".out").splitlines())
+        return [(action, tokens) for _, action, tokens in found if action or tokens]
+
+    def test_recorded_events_tell_what_each_program_did(self):
+        last = "MOCK-OK: hello from the mock model."
+        self.assertEqual(self.recorded("claude-denied"), [("I will use a tool.", 0), ("Bash: touch /etc/xx", 0), (last, 0)])
+        self.assertEqual(self.recorded("claude-429-waiting"), [("waiting: rate_limit", 0)] * 2)
+        self.assertEqual(self.recorded("codex-tool"), [("command_execution: echo hi; exit 3", 0)] * 2 + [(last, 0), ("", 2468)])
+        self.assertEqual(self.recorded("codex-made-reconnecting")[0], ("Reconnecting... 1/5 (exceeded retry limit, last status: 429 Too Many Requests)", 0))
+        self.assertEqual(self.recorded("gemini-tool"), [("run_shell_command: echo hi", 0), ("answering", 0), ("answering", 0), ("", 2488)])
+        self.assertEqual(self.recorded("gemini-write"), [("write_file: x.txt", 0), ("answering", 0), ("answering", 0), ("", 2488)])
+
+    def test_claude_states_the_usage_of_a_message_with_each_of_its_blocks(self):
+        def event(key, *blocks):
+            usage = {"input_tokens": 1, "cache_creation_input_tokens": 20, "cache_read_input_tokens": 300, "output_tokens": 4000}
+            return json.dumps({"type": "assistant", "message": {"id": key, "content": blocks, "usage": usage}}).encode()
+
+        text, thought = {"type": "text", "text": "Now."}, {"type": "thinking", "thinking": "let me see"}
+        use = {"type": "tool_use", "name": "Edit", "input": {"old_string": "a", "file_path": "src/a.py"}}
+        self.assertEqual(self.doing("claude", event("m1", thought), event("m1", text), event("m2", text, use), event("m3")),
+                         [("m1", "thinking", 4321), ("m1", "Now.", 4321), ("m2", "Edit: src/a.py", 4321), ("m3", "", 4321)])
+
+    def test_items_of_codex_without_a_command_have_other_words(self):
+        items = [{"type": "reasoning", "text": "**Looking**"}, {"type": "todo_list", "items": []}, {"type": "error", "message": "m"},
+                 {"type": "file_change", "changes": [{"path": "src/a.py", "kind": "update"}, {"path": "b"}]}, {"type": "file_change", "changes": []},
+                 {"type": "mcp_tool_call", "server": "s", "tool": "look"}, {"type": "web_search", "query": "q"},
+                 {"type": "command_execution", "command": "pytest -q"}, {"type": "command_execution", "command": "/bin/sh -c \"a\nb\""}]
+        found = self.doing("codex", *(json.dumps({"type": "item.completed", "item": item}).encode() for item in items))
+        self.assertEqual([action for _, action, _ in found], ["thinking", "planning", "", "file_change: src/a.py", "file_change", "look", "web_search: q",
+                                                               "command_execution: pytest -q", "command_execution: a"])
+
+    def test_lines_of_any_content_are_taken(self):
+        odd = [b"", b"no JSON", b"[]", b"null", b'{"type":[]}', b'{"type":"assistant"', b'{"type":"assistant","message":{"content":[1,{"type":"tool_use","input":[]}]}}',
+               b'{"type":"item.started","item":{"type":[],"changes":{},"command":1,"tool":{}}}', b'{"type":"item.started","item":[]}',
+               b'{"type":"message","role":"assistant","content":1}', b'{"type":"tool_use","tool_name":1,"parameters":[]}',
+               b'{"type":"error","message":1}', b'{"type":"assistant","message":{"id":1,"usage":{"input_tokens":-1,"output_tokens":"1"}}}', b"[" * 100000]
+        for backend in ("claude", "codex", "gemini"):
+            for key, action, tokens in self.doing(backend, *odd):
+                self.assertEqual((key, tokens), ("", 0))
+                self.assertIn(action, ("", "answering"))
+
+    def test_programs_without_known_events_tell_nothing(self):
+        own = clinvk.custom_backend("own", clinvk.Definition(("own",), "jsonl", ("text",)))
+        self.assertEqual([own.doing, clinvk.BACKENDS["echo"].doing], [None, None])
 
 
 class Verdicts(CaptureCase):

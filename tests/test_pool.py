@@ -104,6 +104,53 @@ class Contract(Pool):
             self.assertEqual(sorted(lines[:-1], key=str), [[4, "echo", True], [4, "ok", ""], [7, "timeout", "stalled"]])
             self.assertEqual(lines[-1], [])
 
+    def test_pool_shows_what_a_program_did_last_and_its_tokens(self):
+        def event(text, key, tokens):
+            message = {"id": key, "content": [{"type": "text", "text": text}], "usage": {"output_tokens": tokens}}
+            return json.dumps(json.dumps({"type": "assistant", "message": message}))[1:-1].replace(";", "\\x3b")
+
+        prompt = "raw %s\\n;wait-for first;raw %s\\n;wait-for second" % (event("looking; \u5ba1" * 9, "a", 41000), event("done", "b", 7))
+        for _, lines in self.each(START_METHODS, """
+            pool = Pool(1, METHOD)
+            pool.start(Job(0, Task("claude", %r)))
+            seen = []
+            for name in ("first", "second"):
+                while not [one for one in pool.running() if one.action and one.action not in seen]:
+                    pool.wait()
+                one, = pool.running()
+                seen.append(one.action)
+                say(json.dumps([one.action, one.tokens]))
+                open(name, "w").close()
+            while len(pool):
+                pool.wait()
+            pool.start(Job(1, Task("claude", "touch third; wait-for fourth")))
+            while not os.path.exists("third"):
+                pool.wait()
+            say(json.dumps([[one.action, one.tokens] for one in pool.running()]))
+            open("fourth", "w").close()
+            while len(pool):
+                pool.wait()
+            pool.close()
+            for name in ("first", "second", "third", "fourth"):
+                os.unlink(name)
+            """ % prompt):
+            self.assertEqual(lines, [["looking; \u5ba1" * 5 + "lo...", 41000], ["done", 41007], [["", 0]]])
+
+    def test_ledger_never_shows_half_an_action(self):
+        ledger = clinvk.Ledger.create(self.tmp, 2)
+        self.addCleanup(ledger.close)
+        slot = ledger.take()
+        for action, shown in (("a" * 200, "a" * 128), ("\u5ba1" * 43, "\u5ba1" * 42), ("x\ud800", "x?"), ("", ""), ("b", "b")):
+            ledger.claim(slot, clinvk.Job(3, clinvk.Task("echo", "p")))
+            ledger.note(slot, 3, 77)
+            self.assertEqual([one[4:] for one in ledger.running()], [("", 0)])
+            ledger.note_output(slot, 5, 0.0, action, 9)
+            self.assertEqual([(one[0], one[2], *one[4:]) for one in ledger.running()], [(3, 5, shown, 9)])
+        ledger._words[slot + 8] |= 1  # as in the middle of a change, also of a worker that was killed there
+        self.assertEqual([one[4] for one in ledger.running()], [""])
+        ledger.note_output(slot, 5, 0.0, "c", 9)
+        self.assertEqual([one[4] for one in ledger.running()], ["c"])
+
     def test_no_more_tasks_are_taken_than_there_are_jobs(self):
         for _, lines in self.each(START_METHODS, """
             taken, done, most = [], [], 0

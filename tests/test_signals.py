@@ -70,6 +70,17 @@ class Signals(Case):
             self.assertRegex(row, r"^  [234] echo (\d+[ms])+, [\d.]+ K?B, quiet (\d+[ms])+  (say|stderr-flood) ")
         self.assertEqual({row.split()[0] for row in rows[:4]}, {"2", "3"})
 
+    def test_sigusr1_shows_what_a_backend_does_last(self):
+        use = {"id": "a", "content": [{"type": "tool_use", "name": "Bash", "input": {"command": "pytest -q"}}], "usage": {"input_tokens": 41210}}
+        event = json.dumps({"type": "assistant", "message": use})
+        process = self.start("parallel", "-q", "-f", self.file("batch", tasks("raw %s\\n;touch ready;wait-for go" % event, backend="claude")))
+        self.wait_for_file(self.path("ready"))
+        wait_until(lambda: process.send_signal(signal.SIGUSR1) or b"(Bash: pytest -q)" in process.error_output(), process.error_output)
+        row = process.error_output().decode().splitlines()[-1]
+        self.assertRegex(row, r"^  1 claude \S+, \d+ B, 41,210 tokens, quiet \S+  raw .*  \(Bash: pytest -q\)$")
+        self.file("go", "")
+        process.finish()
+
     def test_sigusr1_shows_which_backend_is_limited(self):
         process = self.start("parallel", "-q", "-f", self.file("batch", tasks("stderr Rate limit reached. Please try again in 600s;exit 1")))
         wait_until(lambda: b"its tasks wait" in process.error_output(), process.error_output)

@@ -549,7 +549,7 @@ class Watching(WorkerCase):
     def verdicts(self, looks, is_over=None, **limits):
         """The verdict of each look, which is (seconds, text that came on stdout since the last one, text on stderr)."""
         noted = []
-        state = self.state(note_output=lambda size, quiet: noted.append((size, quiet)))
+        state = self.state(note_output=lambda *facts: noted.append(facts))
         with mock.patch.object(clinvk.time, "monotonic", lambda: 1000.0), tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
             execution = clinvk.Execution(("x",), {}, (0, out.fileno(), errors.fileno()), is_over=is_over, **limits)
             process = clinvk._Process(0, execution, state)
@@ -595,7 +595,42 @@ class Watching(WorkerCase):
     def test_size_and_time_of_the_last_output_are_noted(self):
         with mock.patch.object(clinvk, "WATCH_SECONDS", 1.0):
             self.assertEqual(self.verdicts([(1, b"", b""), (2, b"abc", b"d"), (3, b"", b""), (5, b"", b"")])[1],
-                             [(0, 1.0), (4, 0.0), (4, 1.0), (4, 3.0)])
+                             [(0, 1.0, "", 0), (4, 0.0, "", 0), (4, 1.0, "", 0), (4, 3.0, "", 0)])
+
+    @staticmethod
+    def saying(text, key="", tokens=0):
+        message = {"id": key, "content": [{"type": "text", "text": text}], "usage": {"input_tokens": tokens}}
+        return json.dumps({"type": "assistant", "message": message}).encode() + b"\n"
+
+    def activity(self, *pieces):
+        """What is noted at the looks after these pieces of claude's stdout: (action, tokens)."""
+        noted = self.verdicts([(1, piece, b"") for piece in pieces], doing=clinvk.BACKENDS["claude"].doing)[1]
+        return [facts[2:] for facts in noted]
+
+    def test_last_action_and_the_tokens_of_all_messages_are_noted(self):
+        say = self.saying
+        self.assertEqual(self.activity(say("one", "a", 5) + say("two", "a", 7), b"", b"noise\n\n" + say("", "b", 10), say("three", "a", 7)),
+                         [("two", 7), ("two", 7), ("two", 17), ("three", 17)])
+
+    def test_line_is_read_when_it_is_whole(self):
+        line = self.saying("审查", "a", 5)
+        self.assertEqual(self.activity(*(line[start:start + 40] for start in range(0, len(line), 40)))[-2:], [("", 0), ("审查", 5)])
+
+    def test_line_that_is_too_long_and_what_came_before_it_are_left_out(self):
+        huge = b"x" * clinvk.LONG_LINE
+        self.assertEqual(self.activity(self.saying("before", "a", 1), huge, huge + self.saying("in it"), self.saying("after")),
+                         [("before", 1), ("before", 1), ("before", 1), ("after", 1)])
+        self.assertEqual(self.activity(self.saying("left out", "a", 1) + self.saying("x" * clinvk.LONG_LINE) + self.saying("last")), [("last", 0)])
+
+    def test_action_is_one_safe_line_without_secrets_that_is_cut_to_columns(self):
+        for text, shown in (("\n \n first\tline \nsecond", "first line"), ("\x1b[31mred\x07\u202e", "^[[31mred^G<U+202E>"), ("\ud800x", "<U+D800>x"),
+                            ("x" * 61, "x" * 57 + "..."), ("查" * 31, "查" * 28 + "...")):
+            self.assertEqual(self.activity(self.saying(text)), [(shown, 0)])
+        os.environ["FAKE_API_KEY"] = "sk-very-secret-0123456789"
+        clinvk._secrets.cache_clear()
+        self.addCleanup(clinvk._secrets.cache_clear)
+        self.assertEqual(self.activity(self.saying("x" * 30 + " sk-very-secret-0123456789")), [("x" * 30 + " [FAKE_API_KEY]", 0)])
+        self.assertEqual(self.activity(self.saying("x" * 50 + " sk-very-secret-0123456789")), [("x" * 50 + " [FAKE_...", 0)])
 
     def test_programs_are_over_after_the_event_that_they_end_with(self):
         started = b'{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"a"}]}\n'
