@@ -8883,6 +8883,7 @@ class Record(NamedTuple):
     fields: Dict[str, Any]
     capture: Capture
     failed_before: bool = False
+    prompt: str = ""  # where it is known
 
     @property
     def is_flaky(self) -> bool:
@@ -8916,7 +8917,7 @@ class Records:
         from array import array
         self._paths, self._files = paths, array("i")
         self._identities, self._starts, self._places = array("q"), array("q"), array("i")
-        self._statuses = bytearray()  # "o" for ok, "f" for a failure
+        self._statuses = bytearray()  # "f" for a failure, else the first letter
         self._last = array("q")  # of the lines of each task
         self._failed_before = bytearray()  # for each of these
         self._prompts: Optional[Spool] = None  # by the place in _last
@@ -8973,25 +8974,36 @@ class Records:
     def __len__(self) -> int:
         return len(self._last)
 
+    def _capture(self, line: int) -> Capture:
+        file, start = self._files[self._places[line]], self._starts[line]
+        return Capture(file, *next(line_spans(file, start), (start, start)))
+
     def captures(self) -> Iterator[Capture]:
         """Yield the line of each task."""
-        for line in self._last:
-            file = self._files[self._places[line]]
-            start = self._starts[line]
-            yield Capture(file, *next(line_spans(file, start), (start, start)))
+        return map(self._capture, self._last)
 
     def __iter__(self) -> Iterator[Record]:
-        for place, capture in enumerate(self.captures()):
-            try:
-                record = record_of(capture)
-            except ValueError:
-                raise UserError("%s: it was changed while it was read" % visible(
-                    self._paths[self._places[self._last[place]]])) from None
-            result = record.result
-            if self._prompts and result.task and place in self._prompts:
-                prompt = to_text(b"".join(self._prompts[place]))
-                result = result._replace(task=result.task._replace(prompt=prompt))
-            yield record._replace(result=result, failed_before=bool(self._failed_before[place]))
+        return self.having(b"focs")
+
+    def having(self, statuses: bytes) -> Iterator[Record]:
+        """Yield the records that failed (f), are ok (o), canceled (c) or skipped (s)."""
+        for place, line in enumerate(self._last):
+            if self._statuses[line] in statuses:
+                yield self._record(place, line)
+
+    def _record(self, place: int, line: int) -> Record:
+        try:
+            record = record_of(self._capture(line))
+        except ValueError:
+            raise UserError("%s: it was changed while it was read"
+                            % visible(self._paths[self._places[line]])) from None
+        record = record._replace(failed_before=bool(self._failed_before[place]))
+        result = record.result
+        if self._prompts is None or place not in self._prompts or not result.task:
+            return record
+        prompt = to_text(b"".join(self._prompts[place]))
+        result = result._replace(task=result.task._replace(prompt=prompt))
+        return record._replace(result=result, prompt=prompt)
 
     def find_tasks(self, supply: Supply) -> None:
         """Find the task of each record, for its prompt, and the tasks without a record.
@@ -9417,6 +9429,150 @@ def _whole(value: Any, capture: Capture, path: _Path) -> Any:
         return "".join(capture.text_of(value))
     is_whole = not value or not capture.has_names(str(value))
     return value if is_whole else value_at(loads(capture.read()), path)
+
+
+# - files for CI -
+
+def task_title(record: Record, with_output: bool) -> str:
+    """Return the name or the id of a task; its label, which can be of the prompt, `with_output`."""
+    task = record.result.task
+    title = task.name or task.id if task else ""
+    return one_line(title) or (task_label(task) if with_output else "")
+
+
+def _xml(text: str) -> str:
+    """Return the text as it stands between the tags of XML, with visible control characters."""
+    from xml.sax.saxutils import escape
+    return escape(re.sub("[\ufffe\uffff]", "\ufffd", visible(text)))
+
+
+def _xml_attributes(**values: Any) -> str:
+    quoted_texts = ((name, _xml(str(value)).replace('"', "&quot;").replace("\n", "&#10;"))
+                    for name, value in values.items())
+    return "".join(' %s="%s"' % pair for pair in quoted_texts)
+
+
+def junit_texts(records: Records, statistics: Statistics, with_output: bool) -> Iterator[str]:
+    """Yield JUnit XML as Jenkins and GitLab read it: a test case for each task.
+
+    Tasks without a result are errors; canceled tasks are skipped.
+    """
+    totals, unanswered = statistics.totals, list(records.unanswered_tasks())
+    counts = _xml_attributes(
+        tests=totals.total + len(unanswered), failures=totals.counts["failed"],
+        errors=len(unanswered), skipped=totals.counts["canceled"] + totals.counts["skipped"],
+        time="%.3f" % totals.duration_seconds)
+    yield '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="clinvk"%s>\n' % counts
+    yield '<testsuite name="clinvk"%s%s>\n' % (
+        counts, _xml_attributes(timestamp=utc(totals.start_time)[:19]))
+    for record in records:
+        yield from _test_case(record, with_output)
+    for task in unanswered:
+        name = "%d %s" % (task["index"] + 1, task.get("task_id", ""))
+        yield '<testcase%s>\n<error message="no result" type="no_result"/>\n</testcase>\n' % (
+            _xml_attributes(name=name.strip(), classname="clinvk"))
+    yield "</testsuite>\n</testsuites>\n"
+
+
+def _test_case(record: Record, with_output: bool) -> Iterator[str]:
+    result = record.result
+    name = "%d %s" % (result.index + 1, task_title(record, with_output))
+    yield "<testcase%s>\n" % _xml_attributes(
+        name=name.strip(), classname=one_line(result.backend) or "clinvk",
+        time="%.3f" % result.duration_seconds)
+    if result.status in FAILED_STATUSES:
+        yield "<failure%s>%s</failure>\n" % (_xml_attributes(
+            message=one_line(result.error), type=result.error_kind or result.status),
+            _xml(result.error))
+    elif result.status != "ok":
+        yield "<skipped%s/>\n" % _xml_attributes(message=one_line(result.error) or result.status)
+    if with_output:
+        prompt = "prompt:\n%s\n\nanswer:\n" % record.prompt if record.prompt else ""
+        yield "<system-out>"
+        yield from map(_xml, texts_of((prompt, result.answer)))
+        yield "</system-out>\n"
+    yield "</testcase>\n"
+
+
+MAX_MARKDOWN = 1 << 20  # bytes that GitHub takes as the summary of a step
+MAX_SHOWN = 20000  # characters of a prompt or an answer in Markdown
+
+
+def _markdown(text: str) -> str:
+    """Return a line of text as Markdown that shows it as it is."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#!|~@$]|:(?=//)|(?<=www)\.)", r"\\\1", text)
+
+
+def _markdown_row(record: Record, with_output: bool) -> Tuple[Any, ...]:
+    result = record.result
+    tokens, cost = (result.usage or {}).get("total_tokens"), result.cost_usd
+    attempts = " (%d)" % result.attempts if result.attempts > 1 else ""
+    return (result.index + 1, result.status.upper() + attempts,
+            _markdown(one_line(result.backend)), "%.2fs" % result.duration_seconds,
+            "{:,}".format(tokens) if tokens else "", "" if cost is None else "$%.4f" % cost,
+            _markdown(task_title(record, with_output)),
+            _markdown(one_line(result.error)[:MAX_NOTE]))
+
+
+def _markdown_rows(records: Records, with_output: bool) -> Iterator[str]:
+    """Yield a row of the table for each task, failures first."""
+    row = "| %d | %s | %s | %s | %s | %s | %s | %s |\n"
+    for record in records.having(b"f"):
+        yield row % _markdown_row(record, with_output)
+    for task in records.unanswered_tasks():
+        title = task.get("label" if with_output else "task_id", "")
+        yield row % (task["index"] + 1, "NO RESULT", "", "", "", "", _markdown(title), "")
+    for record in itertools.chain(records.having(b"c"), records.having(b"os")):
+        yield row % _markdown_row(record, with_output)
+
+
+def _markdown_details(records: Records) -> Iterator[str]:
+    """Yield the prompt and the answer of each task, failures first, as HTML in Markdown."""
+    def shown(texts: Iterable[str]) -> str:
+        text = ""
+        for piece in texts:
+            text += piece
+            if len(text) > MAX_SHOWN:
+                text = text[:MAX_SHOWN] + "\n..."
+                break
+        return "<pre>%s</pre>\n\n" % _xml(text) if text else ""
+
+    for record in itertools.chain(*map(records.having, (b"f", b"c", b"os"))):
+        texts = shown([record.prompt]) + shown(texts_of((record.result.answer,)))
+        yield "<details><summary>%d %s</summary>\n\n%s</details>\n\n" % (
+            record.result.index + 1, _xml(task_title(record, True)), texts)
+
+
+def markdown_texts(records: Records, statistics: Statistics, with_output: bool) -> Iterator[str]:
+    """Yield Markdown of at most MAX_MARKDOWN bytes: the totals, a table, prompts and answers."""
+    unanswered = sum(1 for _ in records.unanswered_tasks())
+    parts = [("\n| # | Status | Backend | Time | Tokens | Cost | Task | Error |\n"
+              "| --: | :-- | :-- | --: | --: | --: | :-- | :-- |\n",
+              _markdown_rows(records, with_output), len(records) + unanswered, "task")]
+    if with_output:
+        parts.append(("\n", _markdown_details(records), len(records), "answer"))
+    text = "## clinvk\n\n%s\n" % statistics.totals.line()
+    if statistics.flaky:
+        text += "\n%s flaky.\n" % counted(len(statistics.flaky), "task")
+    room = MAX_MARKDOWN - len(text) - 300  # for the heads of the parts and the lines at their ends
+    yield text
+    for head, rows, missing, noun in parts:
+        yield head
+        for row in rows:
+            room -= len(to_bytes(row))
+            if room < 0:
+                break
+            yield row
+            missing -= 1
+        if missing:
+            yield "\n%s not shown: this file has at most 1 MiB.\n" % counted(
+                missing, "more " + noun)
+
+
+# The files of a report, by option.
+REPORT_FILES: Dict[str, Callable[[Records, Statistics, bool], Iterator[str]]] = {
+    "junit": junit_texts, "markdown": markdown_texts}
 
 
 # --- 15. Sessions ------------------------------------------------------------
@@ -10632,6 +10788,8 @@ class ReportOptions(NamedTuple):
     by: Sequence[str] = ()
     fail_on: Union[str, float] = ""
     tasks: str = ""  # a file
+    files: Dict[str, str] = {}  # to be written, by the names in REPORT_FILES
+    with_output: bool = False
 
 
 def command_report(paths: Sequence[str], asked: ReportOptions, rules: TaskPolicy) -> int:
@@ -10644,10 +10802,25 @@ def command_report(paths: Sequence[str], asked: ReportOptions, rules: TaskPolicy
         records.find_tasks(open_tasks(asked.tasks, rules, console.warn))
     for text in records.problems():
         console.warn(text)
+    if asked.files:
+        _write_reports(records, asked)
     statistics = Statistics(asked.by) if asked.by else Statistics()
     _print_report(records, statistics, asked, console.stdout)
     unanswered = sum(1 for _ in records.unanswered_tasks())
     return EXIT_FAILED if statistics.is_failure(asked.fail_on, unanswered) else EXIT_OK
+
+
+def _write_reports(records: Records, asked: ReportOptions) -> None:
+    """Write the files of a report, each whole.  Raises OutputError."""
+    statistics = Statistics()
+    for _ in statistics.watch(records):
+        pass
+    for name, path in asked.files.items():
+        texts = REPORT_FILES[name](records, statistics, asked.with_output)
+        try:
+            write_whole(path, in_one_write(map(to_bytes, texts)))
+        except OSError as error:
+            raise OutputError("cannot write %s: %s" % (visible(path), error.strerror)) from None
 
 
 def _print_report(records: Records, statistics: Statistics, asked: ReportOptions,
@@ -10888,7 +11061,10 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 + ", ".join(GROUP_FIELDS), "FIELD", action="append", choices=GROUP_FIELDS),
         _option("--tasks", "name the tasks in FILE that have no result", "FILE", _path),
         _option("--fail-on", "exit with 1 if any task did not succeed, or so many percent; flaky: "
-                "also if one needed more than one attempt", "any|flaky|N%", parse_fail_on)],
+                "also if one needed more than one attempt", "any|flaky|N%", parse_fail_on),
+        _option("--junit", "write JUnit XML, a test case for each task, to FILE", "FILE", _path),
+        _option("--markdown", "write a table in Markdown, failures first, to FILE", "FILE", _path),
+        _option("--with-output", "have prompts and answers in these files, too")],
     "trust": [
         _option("--ceiling", "refuse tasks that ask for more: sandbox=workspace,approval=auto",
                 "LIST", parse_ceiling),
@@ -11118,9 +11294,27 @@ def run_report(options: argparse.Namespace) -> int:
         configuration = load_configuration(options.config, environment)
         definitions = dict(configuration.definitions, **environment_definitions(environment))
         rules = TaskPolicy({}, environment, definitions, True, configuration=configuration)
-    return command_report(options.words or ["-"], ReportOptions(
+    paths = options.words or ["-"]
+    return command_report(paths, ReportOptions(
         form, options.color or "auto", options.csv or (), options.by or (), options.fail_on or "",
-        options.tasks or ""), rules)
+        options.tasks or "", _report_files(options, paths), options.with_output), rules)
+
+
+def _report_files(options: argparse.Namespace, read: Sequence[str]) -> Dict[str, str]:
+    """Return the files that a report writes, by option; `read` are those that it reads."""
+    files = {name: getattr(options, name) for name in REPORT_FILES if getattr(options, name)}
+    if options.with_output and not files:
+        raise UserError("--with-output: there is no file for it; give --"
+                        + " or --".join(REPORT_FILES))
+    for name, path in files.items():
+        others = [*read, options.tasks or "", *(files[other] for other in files if other != name)]
+        if any(is_same(0 if other == "-" else other, path) for other in others):
+            raise UserError("--%s %s: it is another file of this command; give another name"
+                            % (name, visible(path)))
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError("--%s %s: expected a regular file, or a name that does not exist"
+                            % (name, visible(path)))
+    return files
 
 
 def run_config(options: argparse.Namespace) -> int:

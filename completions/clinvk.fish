@@ -87,6 +87,9 @@ complete -c clinvk -n '__fish_seen_subcommand_from report' -l csv -rF -d 'print 
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l by -xa 'backend model cell tags error_kind' -d 'group the totals'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l tasks -rF -d 'name the tasks without a result'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l fail-on -x -d 'any, flaky or N%: exit with 1'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l junit -rF -d 'write JUnit XML to a file'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l markdown -rF -d 'write a table in Markdown to a file'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l with-output -d 'have prompts and answers there, too'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l config -rF -d 'the configuration file'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l color -xa 'auto always never' -d 'colored output'
 

@@ -4,7 +4,9 @@ import io
 import json
 import os
 import random
+import re
 import unittest
+from xml.etree import ElementTree
 
 from support import Case, ForkingCase, clinvk, tasks
 
@@ -409,6 +411,142 @@ class Failing(ReportCase):
             _, errors, status = self.report(lines(line(0)), options=["--fail-on=" + what])
             self.assertIn("argument --fail-on: expected any, flaky or a percentage such as 10%", errors)
             self.assertEqual(status, 2)
+
+
+class Files(ReportCase):
+    """--junit, --markdown and --with-output."""
+
+    # What Jenkins and GitLab read: for each element its attributes, required ones first, and its children in their order.
+    SCHEMA = {"testsuites": (["name", "tests", "failures", "errors", "skipped", "time"], ["testsuite"]),
+              "testsuite": (["name", "tests", "failures", "errors", "skipped", "time", "timestamp"], ["testcase"]),
+              "testcase": (["name", "classname"], ["skipped", "error", "failure", "system-out"]),
+              "skipped": (["message"], []), "error": (["message", "type"], []), "failure": (["message", "type"], []), "system-out": ([], [])}
+    OPTIONAL = {"testcase": {"time"}}
+    HOSTILE = "a\x00\x1b[1m\r\ud800\ufffe\udc80 <b>&amp;]]></system-out> | `x` [l](http://e) www.e.com @me **b** \u5ba1\n\n# h\n</pre><script>"
+
+    def written(self, option, *given, options=()):
+        """The file that a report writes."""
+        path = self.path("written")
+        _, errors, status = self.report(lines(*given), options=["--" + option, path, *options])
+        self.assertEqual((errors if "--tasks" not in options else "", status), ("", 0))
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
+
+    def junit(self, *given, options=()):
+        """The root of the XML, after a check of its structure, its counts and its names."""
+        root = ElementTree.fromstring(self.written("junit", *given, options=options).encode())
+        self.assertEqual(root.tag, "testsuites")
+        for element in root.iter():
+            required, children = self.SCHEMA[element.tag]
+            self.assertEqual(set(required) - set(element.attrib), set(), element.tag)
+            self.assertLessEqual(set(element.attrib) - set(required), self.OPTIONAL.get(element.tag, set()))
+            places = [children.index(child.tag) for child in element]
+            self.assertEqual(places, sorted(places), element.tag)
+        cases = root.findall("./testsuite/testcase")
+        for element in (root, root[0]):
+            self.assertEqual([int(element.attrib[name]) for name in ("tests", "failures", "errors", "skipped")],
+                             [len(cases)] + [sum(case.find(tag) is not None for case in cases) for tag in ("failure", "error", "skipped")])
+            self.assertRegex(element.attrib["time"], r"^\d+\.\d{3}$")
+        self.assertRegex(root[0].attrib["timestamp"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d$")
+        self.assertEqual(len({(case.attrib["classname"], case.attrib["name"]) for case in cases}), len(cases))
+        return root
+
+    def test_junit_has_a_test_case_for_each_task(self):
+        root = self.junit(line(2, "timeout", error="late\nvery", error_kind="timeout"), line(0, task_name="name"), line(1, "failed", error="e"),
+                          line(3, "canceled", attempts=0, error="canceled before it started"), line(4, "lost"), line(5, "skipped"))
+        cases = root.findall("./testsuite/testcase")
+        self.assertEqual([(case.attrib["name"], [child.tag for child in case]) for case in cases], [
+            ("1 name", []), ("2", ["failure"]), ("3", ["failure"]), ("4", ["skipped"]), ("5", ["failure"]), ("6", ["skipped"])])
+        self.assertEqual((cases[2][0].attrib, cases[2][0].text), ({"message": "late", "type": "timeout"}, "late\nvery"))
+        self.assertEqual((cases[0].attrib["classname"], cases[0].attrib["time"]), ("claude", "1.000"))
+
+    def test_junit_has_tasks_without_a_result_as_errors(self):
+        path = self.file("tasks.jsonl", lines(b'{"prompt": "label 0"}', b'{"prompt": "x", "id": "my id"}'))
+        cases = self.junit(line(0), options=["--tasks", path]).findall("./testsuite/testcase")
+        self.assertEqual([(case.attrib["name"], len(case)) for case in cases], [("1", 0), ("2 my id", 1)])
+
+    def test_junit_holds_any_text(self):
+        root = self.junit(line(0, "failed", error=self.HOSTILE, output=self.HOSTILE, task_name=self.HOSTILE, backend='q"<>'), options=["--with-output"])
+        case, = root.findall("./testsuite/testcase")
+        text = case.find("system-out").text
+        for part in ("a^@^[[1m^M<U+D800>\ufffd<80> <b>&amp;]]></system-out> |", "\u5ba1\n\n# h\n</pre><script>"):
+            self.assertIn(part, text)
+        self.assertTrue(case.attrib["name"].startswith("1 a^@^[[1m"))
+        self.assertEqual(case.attrib["classname"], 'q"<>')
+
+    def test_junit_has_large_answers_whole(self):
+        answer = "<" * 3000000
+        self.assertEqual(self.junit(line(0, output=answer), options=["--with-output"]).find(".//system-out").text, answer)
+
+    def test_prompts_and_answers_are_in_the_files_only_if_asked_for(self):
+        path = self.file("tasks.jsonl", lines(b'{"prompt": "label 0 secretly"}'))
+        given = line(0, label="label 0 secretly", output="answer secretly", key="k")
+        for option in clinvk.REPORT_FILES:
+            self.assertNotIn("secretly", self.written(option, given, options=["--tasks", path]))
+            text = self.written(option, given, options=["--tasks", path, "--with-output"])
+            self.assertIn("label 0 secretly", text)
+            self.assertIn("answer secretly", text)
+
+    def test_markdown_is_a_table_with_failures_first(self):
+        text = self.written("markdown", line(0, task_name="n|1", cost_usd=0.5, usage={"total_tokens": 1000}), line(1, "canceled"),
+                            line(2, "failed", error="e", attempts=2), line(3, attempts=3), line(4, "lost"))
+        self.assertEqual(text, "## clinvk\n\nTotal: 5 tasks, 2 completed, 2 failed, 1 canceled, 1,000 tokens, $0.5000 (1.00s)\n\n1 task flaky.\n\n"
+                         "| # | Status | Backend | Time | Tokens | Cost | Task | Error |\n| --: | :-- | :-- | --: | --: | --: | :-- | :-- |\n"
+                         "| 3 | FAILED (2) | claude | 1.00s |  |  |  | e |\n| 5 | LOST | claude | 1.00s |  |  |  |  |\n"
+                         "| 2 | CANCELED | claude | 1.00s |  |  |  |  |\n"
+                         "| 1 | OK | claude | 1.00s | 1,000 | $0.5000 | n\\|1 |  |\n| 4 | OK (3) | claude | 1.00s |  |  |  |  |\n")
+
+    def test_markdown_shows_texts_as_they_are(self):
+        text = self.HOSTILE.replace("\r", "")
+        text = self.written("markdown", line(0, "failed", error=text, output=text, task_name=text), options=["--with-output"])
+        row = next(row for row in text.splitlines() if row.startswith("| 1 "))
+        self.assertEqual(len(re.findall(r"(?<!\\)\|", row)), 9)
+        self.assertIn("&lt;b&gt;&amp;amp;\\]\\]&gt;", row)
+        self.assertIn("\\`x\\` \\[l\\](http\\://e) www\\.e.com \\@me \\*\\*b\\*\\*", row)
+        self.assertEqual(re.findall(r"</?[a-z]+>", text), ["<details>", "<summary>", "</summary>", "<pre>", "</pre>", "</details>"])
+        self.assertRegex(text, r"</summary>\n\n<pre>")  # behind a blank line, so that a blank line does not end it
+
+    def test_markdown_is_cut_at_the_end_of_a_row(self):
+        given = [line(index, "failed" if index % 100 == 99 else "ok", task_name="n" * 100) for index in range(12000)]
+        text = self.written("markdown", *given)
+        self.assertLessEqual(len(text.encode()), clinvk.MAX_MARKDOWN)
+        self.assertGreater(len(text.encode()), clinvk.MAX_MARKDOWN - 1000)
+        rows = re.findall(r"^\| (\d+) \| (\w+) .* \|$", text, re.M)
+        self.assertEqual([status for _, status in rows[:121]], ["FAILED"] * 120 + ["OK"])
+        self.assertTrue(text.endswith(" |\n\n%d more tasks not shown: this file has at most 1 MiB.\n" % (12000 - len(rows))))
+
+    def test_markdown_with_large_answers_is_cut(self):
+        text = self.written("markdown", *[line(index, output="\u5ba1" * 30000) for index in range(30)], options=["--with-output"])
+        self.assertLessEqual(len(text.encode()), clinvk.MAX_MARKDOWN)
+        answers = text.count("<details>")
+        self.assertGreater(answers, 10)
+        self.assertEqual(text.count("\u5ba1" * clinvk.MAX_SHOWN + "\n..."), answers)
+        self.assertTrue(text.endswith("\n%d more answers not shown: this file has at most 1 MiB.\n" % (30 - answers)))
+
+    def test_files_are_replaced_whole_and_written_where_stdout_is_gone(self):
+        results, path = self.file("results.jsonl", lines(line(0))), self.file("out.xml", "before")
+        os.chmod(path, 0o644)
+        reader, writer = os.pipe()
+        os.close(reader)
+        run = self.clinvk("report", "--junit", path, results, stdout=writer)
+        os.close(writer)
+        self.assertEqual((run.stderr, run.returncode), (b"", 141))
+        with open(path) as file:
+            self.assertIn("</testsuites>", file.read())
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+        self.assertEqual(sorted(os.listdir(self.directory)), ["bin", "home", "out.xml", "results.jsonl", "tmp"])
+
+    def test_files_that_cannot_be_written_are_errors(self):
+        results = self.file("results.jsonl", lines(line(0)))
+        os.symlink(results, self.path("link"))
+        for options, message, status in (
+                (["--junit", self.path("no", "x")], "cannot write %s: No such file or directory" % self.path("no", "x"), 74),
+                (["--junit", self.tmp], "--junit %s: expected a regular file, or a name that does not exist" % self.tmp, 2),
+                (["--markdown", self.path("link")], "--markdown %s: it is another file of this command; give another name" % self.path("link"), 2),
+                (["--junit", "x", "--markdown", "./x"], "--junit x: it is another file of this command; give another name", 2),
+                (["--with-output"], "--with-output: there is no file for it; give --" + " or --".join(clinvk.REPORT_FILES), 2)):
+            run = self.clinvk("report", *options, results)
+            self.assertEqual((run.stdout, run.stderr.decode(), run.returncode), (b"", "clinvk: error: %s\n" % message, status))
 
 
 class Command(ReportCase):
