@@ -9570,9 +9570,446 @@ def markdown_texts(records: Records, statistics: Statistics, with_output: bool) 
                 missing, "more " + noun)
 
 
+# - the page -
+
+MAX_PAGE_TEXT = 100000  # characters of a prompt or an answer
+# What the page has of each task.  Times are in milliseconds.
+PAGE_COLUMNS = ("index", "name", "id", "tags", "backend", "model", "status", "attempts", "start",
+                "ms", "tokens", "cost", "run", "tries", "kind", "error", "warnings", "answer",
+                "prompt")
+PAGE_STYLE = r"""
+:root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --dim: #5f6873; --edge: #d5d9de;
+  --mark: #f2f4f7; --link: #0a58b0; --ok: #4c9a6a; --failed: #c8372d; --timeout: #d9822b;
+  --lost: #8a4fb0; --other: #9aa1ab; --wait: #e3b341; }
+@media (prefers-color-scheme: dark) { :root { --back: #15181c; --text: #dde1e6; --dim: #9aa1ab;
+  --edge: #343a42; --mark: #20252b; --link: #7db5f5; --ok: #4f9b6c; --failed: #e5645b;
+  --timeout: #e0954a; --lost: #b283d4; --other: #707882; --wait: #b98f2b; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem 1.5rem; max-width: 100rem; background: var(--back);
+  color: var(--text); font: 14px/1.45 system-ui, sans-serif; }
+h1, h2, h3, p, figure { margin: 0; }
+h1 { font-size: 1.25rem; } h2 { font-size: 1rem; margin-top: 1.2rem; }
+h3 { font-size: .9rem; margin: 1rem 0 .2rem; }
+h1, h2, button, p, dd, pre { unicode-bidi: isolate; overflow-wrap: anywhere; }
+.dim, dt, figcaption, #key { color: var(--dim); }
+svg { display: block; width: 100%; height: auto; margin: .3rem 0; }
+svg text { font-size: 11px; fill: var(--dim); }
+rect { fill: var(--other); } .ok { fill: var(--ok); } .failed { fill: var(--failed); }
+.timeout { fill: var(--timeout); } .lost { fill: var(--lost); } .wait { fill: var(--wait); }
+.lane { fill: var(--mark); } [data-task] { cursor: pointer; } [data-task]:hover { opacity: .6; }
+line { stroke: var(--edge); } .run { stroke: var(--text); stroke-dasharray: 3 3; }
+svg.swatch { display: inline; width: .7em; margin: 0 .4em 0 0; } #key span { margin-right: 1rem; }
+#bars { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 0 2rem;
+  align-items: end; }
+.tools { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin: .4rem 0; }
+input, select, button { font: inherit; color: inherit; background: var(--back);
+  border: 1px solid var(--edge); border-radius: 3px; padding: .15rem .5rem; }
+button { cursor: pointer; } button:disabled { color: var(--dim); cursor: default; }
+:focus-visible { outline: 2px solid var(--link); outline-offset: 1px; }
+#filter { flex: 0 1 22rem; min-width: 8rem; } #table { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .2rem .7rem .2rem 0; border-bottom: 1px solid var(--edge);
+  vertical-align: top; white-space: nowrap; }
+.number { text-align: right; } tbody tr:hover { background: var(--mark); }
+table button { border: 0; padding: 0; background: none; font-weight: inherit; text-align: start; }
+[aria-sort=ascending] button::after { content: " \2191"; }
+[aria-sort=descending] button::after { content: " \2193"; }
+.name { width: 100%; min-width: 14rem; white-space: normal; } td button { color: var(--link); }
+.name > * { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 2;
+  overflow: hidden; }
+dialog { width: min(60rem, 94vw); max-height: 92vh; border: 1px solid var(--edge);
+  background: var(--back); color: var(--text); border-radius: 4px; padding: 0 1.2rem 1.2rem; }
+dialog::backdrop { background: #0007; }
+dialog .tools { position: sticky; top: 0; margin: 0; padding: .8rem 0; background: inherit; }
+dialog h2 { flex: 1; margin: 0; }
+dl { display: grid; grid-template-columns: max-content 1fr max-content 1fr; gap: .1rem 1rem;
+  margin: 0; }
+dd { margin: 0; } @media (max-width: 40rem) { dl { grid-template-columns: max-content 1fr; } }
+pre { background: var(--mark); margin: 0; padding: .5rem .7rem; white-space: pre-wrap;
+  font: 12.5px/1.45 ui-monospace, monospace; }
+@media print { body { padding: 0; max-width: none; font-size: 10px; }
+  main .tools, dialog button, main:has(+ dialog[open]) { display: none; }
+  dialog, dialog .tools { position: static; } tr { break-inside: avoid; }
+  dialog { width: auto; max-height: none; border: 0; padding: 0; }
+  rect, pre { print-color-adjust: exact; } dialog::backdrop { background: none; }
+  :focus-visible { outline: 0; } }
+"""
+PAGE_SCRIPT = r"""
+"use strict";
+const $ = id => document.getElementById(id);
+const data = JSON.parse($("data").textContent);
+const tasks = data.tasks.map((row, place) => Object.fromEntries(
+  [["place", place], ...data.columns.map((name, column) => [name, row[column]])]));
+const has = name => tasks.some(task => task[name] != null && task[name] !== "");
+const sum = numbers => numbers.reduce((total, number) => total + number, 0);
+
+function make(name, attributes, ...children) {  // a text among the children stays a text
+  const node = /^(svg|rect|line|text|title)$/.test(name)
+    ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
+  for (const key in attributes) node.setAttribute(key, attributes[key]);
+  node.append(...children);
+  return node;
+}
+function button(text, react) {
+  const node = make("button", { type: "button", dir: "auto" }, text);
+  node.addEventListener("click", react);
+  return node;
+}
+
+// - numbers and times as texts -
+const two = number => String(number).padStart(2, "0");
+const grouped = number => String(number).replace(/\B(?=(\d{3})+$)/g, ",");
+const counted = (number, noun) => grouped(number) + " " + noun + (number === 1 ? "" : "s");
+function length(ms) {  // 0.5s, 30s, 4m10s or 2h03m
+  const s = Math.floor(ms / 1000), minutes = Math.floor(s / 60);
+  if (s < 60) return s < 10 ? (Math.floor(ms / 100) / 10).toFixed(1) + "s" : s + "s";
+  return minutes < 60 ? minutes + "m" + two(s % 60) + "s"
+    : Math.floor(minutes / 60) + "h" + two(minutes % 60) + "m";
+}
+const clock = at => [at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":");
+const moment = ms => (at => at.getFullYear() + "-" + two(at.getMonth() + 1) + "-"
+  + two(at.getDate()) + " " + clock(at))(new Date(ms));
+const FORMS = { index: value => String(value + 1), start: moment, ms: length, tokens: grouped,
+                cost: value => "$" + value.toFixed(4) };
+const shown = (task, name) => task[name] == null ? "" : (FORMS[name] || String)(task[name]);
+const titled = task => "#" + (task.index + 1) + " " + task.name;
+
+// - drawings -
+function bar(task, kind, x, y, width, height, text) {
+  return make("rect", { class: kind, x, y, width, height, "data-task": task.place },
+              make("title", {}, titled(task) + ": " + text));
+}
+function draw(box, height, nodes) {
+  box.replaceChildren(make("svg", { viewBox: `0 0 ${box.clientWidth} ${height}`, role: "img",
+    "aria-labelledby": box.dataset.title }, ...nodes));
+}
+
+const attempts = [], waits = [], lanes = [];  // of a lane: the end of the last attempt in it
+for (const task of tasks) task.tries.forEach(([start, ms, status, kind], place) => {
+  attempts.push({ task, start, end: start + ms, status, place });
+  if (place + 1 < task.tries.length)
+    waits.push({ task, start: start + ms, end: task.tries[place + 1][0], kind });
+});
+attempts.sort((one, other) => one.start - other.start);
+for (const one of attempts) {
+  const free = lanes.findIndex(end => end <= one.start + 1);
+  one.lane = free < 0 ? lanes.length : free;
+  lanes[one.lane] = one.end;
+}
+const runs = [...new Set(tasks.map(task => task.run).filter(run => run))].sort();
+const STEPS = [.1, .2, .5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400,
+               21600, 43200, 86400].map(seconds => seconds * 1000);
+
+function axis(width) {  // the spans in which something went on; a long pause takes 60 pixels
+  const spans = [], all = [...attempts, ...waits].sort((one, other) => one.start - other.start);
+  const end = all.reduce((latest, one) => Math.max(latest, one.end), 0);
+  for (const one of all) {
+    const last = spans[spans.length - 1];
+    if (last && one.start - last.end < (end - all[0].start) / 10)
+      last.end = Math.max(last.end, one.end);
+    else spans.push({ start: one.start, end: one.end });
+  }
+  const scale = (width - 60 * (spans.length - 1))
+    / (sum(spans.map(span => span.end - span.start)) || 1);
+  let x = 0;
+  for (const span of spans) {
+    span.x = x;
+    x += (span.end - span.start) * scale + 60;
+  }
+  return [spans, scale, ms => {
+    const span = spans.find(one => ms <= one.end) || spans[spans.length - 1];
+    return span.x + Math.max(0, Math.min(ms, span.end) - span.start) * scale;
+  }];
+}
+
+function drawTimeline() {
+  const box = $("timeline"), thick = lanes.length > 24 ? 5 : 14, nodes = [], before = [];
+  const [spans, scale, at] = axis(box.clientWidth);
+  const top = runs.length > 1 ? 32 : 18, first = top + (waits.length && thick + 4);
+  const height = first + lanes.length * (thick + 2);
+  const row = lane => first + lane * (thick + 2);
+  const step = STEPS.find(ms => ms * scale > 70) || 864e5;
+  const zone = new Date(spans[0].start).getTimezoneOffset() * 60000;
+  for (const { start, end } of spans) {
+    lanes.forEach((_, lane) => nodes.push(make("rect", { class: "lane", x: at(start),
+      y: row(lane), width: at(end) - at(start), height: thick })));
+    for (let ms = Math.ceil((start - zone) / step) * step + zone; ms <= end; ms += step) {
+      const text = clock(new Date(ms)).slice(0, step < 60000 ? 8 : 5);
+      nodes.push(make("line", { x1: at(ms), x2: at(ms), y1: top - 14, y2: height }));
+      if (at(ms) < box.clientWidth - 50) nodes.push(make("text", { x: at(ms) + 3, y: top - 5 },
+                      step < 1000 ? text + "." + ms % 1000 / 100 : text));
+    }
+  }
+  spans.slice(1).forEach((span, place) => nodes.push(
+    make("text", { x: span.x - 30, y: first + 11, "text-anchor": "middle" },
+         length(span.start - spans[place].end), make("title", {}, "Nothing ran for this time"))));
+  for (const { task, start, end, kind } of waits)
+    nodes.push(bar(task, "wait", at(start), top, Math.max(1, at(end) - at(start)), thick,
+                   `waited ${length(end - start)} after ${kind || "a failed try"}`));
+  for (const { task, lane, start, end, status, place } of attempts) {
+    const x = at(start), right = Math.max(x + 1, at(end)), last = before[lane];
+    if (last && last.status === status && right - last.x < 2) continue;  // too small to be seen
+    const tries = task.tries.length > 1 ? `, try ${place + 1} of ${task.tries.length}` : "";
+    before[lane] = { x, status };
+    nodes.push(bar(task, status, x, row(lane), Math.max(1, right - x - .5), thick,
+                   status + ", " + length(end - start) + tries));
+  }
+  if (runs.length > 1) runs.forEach((run, place) => nodes.push(
+    make("line", { class: "run", x1: at(run), x2: at(run), y1: 0, y2: height }),
+    make("text", { x: at(run) + 3, y: 10 }, "run " + (place + 1), make("title", {}, moment(run)))));
+  draw(box, height, nodes);
+}
+
+function drawBars([name, title]) {  // of the tasks in the table, in its order
+  const box = $(name), height = 56, text = FORMS[name];
+  const values = list.map(task => task[name]).filter(value => value != null).sort((a, b) => a - b);
+  const most = values[values.length - 1] || 1, unknown = list.length - values.length;
+  $(name + "-title").textContent = title + ": " + (values.length ? text(sum(values)) + " in all, "
+    + "median " + text(values[values.length >> 1]) + ", most " + text(most) : "not known")
+    + (values.length && unknown ? ", not known of " + counted(unknown, "task") : "");
+  const bars = Math.min(list.length, box.clientWidth >> 1);
+  const wide = Math.min(24, box.clientWidth / bars), nodes = [
+    make("line", { x1: 0, x2: box.clientWidth, y1: height, y2: height })];
+  for (let place = 0; place < bars; place++) {
+    const some = list.slice(Math.floor(place * list.length / bars),
+                            Math.floor((place + 1) * list.length / bars));
+    const task = some.reduce((one, other) => other[name] > (one[name] || 0) ? other : one);
+    const tall = (task[name] || 0) / most * height;
+    nodes.push(bar(task, task.status, place * wide, height - tall, Math.max(1, wide - 1), tall,
+      shown(task, name) + (some.length > 1 ? `, the most of ${some.length} tasks` : "")));
+  }
+  draw(box, height, nodes);
+}
+function drawAll() {
+  if (attempts.length) drawTimeline();
+  BARS.forEach(drawBars);
+}
+
+// - the table -
+const COLUMNS = [["index", "#"], ["name", "Task"], ["backend", "Backend"], ["model", "Model"],
+  ["status", "Status"], ["attempts", "Tries"], ["start", "Start"], ["ms", "Time"],
+  ["tokens", "Tokens"], ["cost", "Cost"]].filter(([name]) => has(name));
+const NUMBERS = ["index", "attempts", "ms", "tokens", "cost"];
+const BARS = COLUMNS.filter(([name]) => ["ms", "tokens", "cost"].includes(name));
+const PAGE = 50, collator = new Intl.Collator(undefined, { numeric: true });
+let order = "index", falling = false, page = 0, size = PAGE, list = [];
+
+function choose() {  // filter and sort
+  const words = $("filter").value.toLowerCase().split(/\s+/), status = $("status").value;
+  list = tasks.filter(task => {
+    task.text = task.text || [task.index + 1, task.name, task.id, task.backend, task.model,
+      task.kind, task.error, ...task.tags].join("\n").toLowerCase();
+    return words.every(word => task.text.includes(word))
+      && (!status || task.status === status || status === "not ok" && task.status !== "ok");
+  });
+  list.sort((one, other) => {
+    const a = one[order], b = other[order];
+    if (a === b) return one.index - other.index;
+    if (a == null || b == null) return a == null ? 1 : -1;
+    return (typeof a === "number" ? a - b : collator.compare(a, b)) * (falling ? -1 : 1);
+  });
+  page = 0;
+  drawTable();
+  BARS.forEach(drawBars);
+}
+function cell(task, name) {
+  const node = make("td", { class: name === "name" || !NUMBERS.includes(name) ? name : "number" });
+  if (name === "name") {
+    node.append(button(task.name || "(no name)", () => open(task)));
+    if (task.error) node.append(make("p", { class: "dim", dir: "auto" }, task.error));
+  } else {
+    if (name === "status") node.append(swatch(task.status));
+    node.append(shown(task, name));
+  }
+  return node;
+}
+function swatch(kind) {
+  return make("svg", { class: "swatch", viewBox: "0 0 10 10", "aria-hidden": true },
+              make("rect", { class: kind, width: 10, height: 10 }));
+}
+function drawTable() {
+  const first = page * PAGE, some = list.slice(first, first + size);
+  $("rows").replaceChildren(...some.map(task =>
+    make("tr", {}, ...COLUMNS.map(([name]) => cell(task, name)))));
+  for (const head of $("heads").children) head.setAttribute("aria-sort",
+    head.dataset.name !== order ? "none" : falling ? "descending" : "ascending");
+  $("place").textContent = !some.length ? "no task"
+    : `${grouped(first + 1)} to ${grouped(first + some.length)} of ${counted(list.length, "task")}`;
+  $("back").disabled = !page;
+  $("on").disabled = first + size >= list.length;
+}
+
+// - one task -
+function open(task) {
+  const box = $("detail"), place = list.indexOf(task), close = button("Close", () => box.close());
+  const to = (text, other) => {
+    const node = button(text, () => open(other));
+    node.disabled = !other;
+    return node;
+  };
+  const fact = (title, text) => text
+    ? [make("dt", {}, title), make("dd", { dir: "auto" }, text)] : [];
+  const part = (title, text) => text
+    ? [make("h3", {}, title), make("pre", { dir: "auto", tabindex: 0 }, text)] : [];
+  const tries = task.tries.map(([start, ms, ...words], number) => [number + 1 + ". "
+    + moment(start), length(ms), ...words.filter(word => word)].join("  "));
+  box.replaceChildren(
+    make("div", { class: "tools" }, make("h2", { id: "detail-title", dir: "auto" }, titled(task)),
+      to("Previous", list[place - 1]), to("Next", list[place + 1]), close),
+    make("dl", {}, ...COLUMNS.slice(2).flatMap(([name, title]) => fact(title, shown(task, name))),
+      ...fact("Error kind", task.kind), ...fact("Id", task.id),
+      ...fact("Tags", task.tags.join(", "))),
+    ...part("Error", task.error), ...part("Warnings", task.warnings.join("\n")),
+    ...part("Answer", task.answer), ...(tries.length > 1 ? part("Tries", tries.join("\n")) : []),
+    ...part("Prompt", task.prompt));
+  if (!box.open) box.showModal();
+  box.scrollTop = 0;
+  close.focus();
+}
+
+function start() {
+  const statuses = [...new Set(tasks.map(task => task.status))];
+  if (attempts.length) document.title += " of " + moment(attempts[0].start);
+  $("notes").textContent = data.notes.join("; ");
+  if (attempts.length) $("timeline-title").textContent = "Timeline: "
+    + [moment(attempts[0].start) + " to " + moment(Math.max(...lanes)),
+       counted(attempts.length, "attempt"), "at most " + lanes.length + " at once",
+       counted(runs.length, "run")].join(", ");
+  const kinds = [...new Set(attempts.map(one => one.status)), ...(waits.length ? ["wait"] : [])];
+  $("key").append(...kinds.map(kind => make("span", {}, swatch(kind),
+    kind === "wait" ? "waiting for another try" : kind)));
+  $("bars").append(...BARS.map(([name]) => make("figure", {},
+    make("figcaption", { id: name + "-title" }),
+    make("div", { id: name, "data-title": name + "-title" }))));
+  $("heads").append(...COLUMNS.map(([name, title]) => make("th", { scope: "col",
+    "data-name": name, class: NUMBERS.includes(name) ? "number" : "" }, button(title, () => {
+      falling = name === order && !falling;
+      order = name;
+      choose();
+    }))));
+  $("status").append(...["", "not ok", ...statuses].map(value =>
+    make("option", { value }, value || "all")));
+  $("filter").addEventListener("input", choose);
+  $("status").addEventListener("change", choose);
+  $("back").addEventListener("click", () => { page--; drawTable(); });
+  $("on").addEventListener("click", () => { page++; drawTable(); });
+  document.addEventListener("click", event => {
+    if (event.target.dataset.task) open(tasks[event.target.dataset.task]);
+  });
+  addEventListener("resize", drawAll);
+  addEventListener("beforeprint", () => { page = 0; size = Infinity; drawTable(); });
+  addEventListener("afterprint", () => { size = PAGE; drawTable(); });
+  choose();
+  drawAll();
+}
+start();
+"""
+PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none';
+ form-action 'none'; style-src '%s'; script-src '%s'">
+<meta name="viewport" content="width=device-width">
+<title>clinvk report</title>
+<style>%s</style>
+</head>
+<body>
+<main>
+<h1>clinvk report</h1>
+<noscript><p>This page needs JavaScript.</p></noscript>
+<p id="notes"></p>
+<h2 id="timeline-title">Timeline</h2>
+<div id="timeline" data-title="timeline-title"></div>
+<p id="key"></p>
+<h2>Tasks</h2>
+<div class="tools">
+<label for="filter">Filter</label> <input id="filter" type="search">
+<label for="status">Status</label> <select id="status"></select>
+<button type="button" id="back">Previous</button> <button type="button" id="on">Next</button>
+<span id="place" role="status"></span>
+</div>
+<div id="bars"></div>
+<div id="table"><table><thead><tr id="heads"></tr></thead><tbody id="rows"></tbody></table></div>
+</main>
+<dialog id="detail" aria-labelledby="detail-title"></dialog>
+<script type="application/json" id="data">"""
+PAGE_END = """</script>
+<script>%s</script>
+</body>
+</html>
+"""
+_IN_SCRIPT = {ord(character): "\\u%04x" % ord(character) for character in "<>&\u2028\u2029"}
+
+
+def _for_script(value: Any) -> str:
+    """Return JSON that HTML cannot take for markup."""
+    return dumps(value).decode("utf-8").translate(_IN_SCRIPT)
+
+
+def _csp_hash(text: str) -> str:
+    """Return how a Content-Security-Policy names an inline script or style."""
+    import base64
+    from hashlib import sha256
+    return "sha256-" + base64.b64encode(sha256(text.encode("utf-8")).digest()).decode()
+
+
+def _page_text(texts: Iterable[str]) -> str:
+    """Return the beginning of a long text, with a note where it is cut."""
+    kept, size = "", 0
+    for text in texts:
+        kept += text[:MAX_PAGE_TEXT - len(kept)]
+        size += len(text)
+    if size > len(kept):
+        kept += "\n[cut: {:,} of {:,} characters]".format(len(kept), size)
+    return visible(kept.replace("\r\n", "\n"))
+
+
+def _page_tries(result: Result) -> List[List[Any]]:
+    """Return start, duration, status, error kind and error of each attempt that is known."""
+    tries = []
+    for one in result.tries or [try_fields(result)] * bool(result.attempts):
+        with contextlib.suppress(ValueError):
+            tries.append([round(parse_utc(one.get("start_time")) * 1000),
+                          round(_amount(one.get("duration_seconds", 0)) * 1000),
+                          *(visible(_string(one.get(name)))[:MAX_NOTE]
+                            for name in ("status", "error_kind", "error"))])
+    return tries
+
+
+def _page_row(record: Record, with_output: bool) -> List[Any]:
+    """Return the values of a task for PAGE_COLUMNS."""
+    result, task = record.result, record.result.task or Task("", "")
+    start, length, run = (round(seconds * 1000) for seconds in (
+        result.start_time, result.duration_seconds, record.fields.get("run", 0.0)))
+    started = result.attempts > 0
+    return [
+        result.index, task_title(record, with_output), visible(task.id),
+        list(map(visible, task.tags)), visible(result.backend), visible(result.model),
+        result.status, result.attempts, start if started else None, length if started else None,
+        (result.usage or {}).get("total_tokens"), result.cost_usd, run, _page_tries(result),
+        visible(result.error_kind), visible(result.error)[:MAX_NOTE],
+        [visible(warning)[:MAX_NOTE] for warning in result.warnings],
+        *(_page_text(texts_of((text,))) if with_output else "" for text in (
+            result.answer, record.prompt))]
+
+
+def page_texts(records: Records, statistics: Statistics, with_output: bool) -> Iterator[str]:
+    """Yield an HTML page that needs no other file: no script, style or font of elsewhere."""
+    yield PAGE % (_csp_hash(PAGE_STYLE), _csp_hash(PAGE_SCRIPT), PAGE_STYLE)
+    head = {"notes": [statistics.totals.line(), *records.problems()], "columns": PAGE_COLUMNS}
+    yield _for_script(head)[:-1] + ',"tasks":['
+    separator = "\n"
+    for record in records:
+        yield separator + _for_script(_page_row(record, with_output))
+        separator = ",\n"
+    yield "\n]}" + PAGE_END % PAGE_SCRIPT
+
+
 # The files of a report, by option.
 REPORT_FILES: Dict[str, Callable[[Records, Statistics, bool], Iterator[str]]] = {
-    "junit": junit_texts, "markdown": markdown_texts}
+    "junit": junit_texts, "markdown": markdown_texts, "html": page_texts}
 
 
 # --- 15. Sessions ------------------------------------------------------------
@@ -10789,7 +11226,7 @@ class ReportOptions(NamedTuple):
     fail_on: Union[str, float] = ""
     tasks: str = ""  # a file
     files: Dict[str, str] = {}  # to be written, by the names in REPORT_FILES
-    with_output: bool = False
+    with_output: Container[str] = ()  # of these names: those that have prompts and answers
 
 
 def command_report(paths: Sequence[str], asked: ReportOptions, rules: TaskPolicy) -> int:
@@ -10816,7 +11253,7 @@ def _write_reports(records: Records, asked: ReportOptions) -> None:
     for _ in statistics.watch(records):
         pass
     for name, path in asked.files.items():
-        texts = REPORT_FILES[name](records, statistics, asked.with_output)
+        texts = REPORT_FILES[name](records, statistics, name in asked.with_output)
         try:
             write_whole(path, in_one_write(map(to_bytes, texts)))
         except OSError as error:
@@ -11064,7 +11501,10 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 "also if one needed more than one attempt", "any|flaky|N%", parse_fail_on),
         _option("--junit", "write JUnit XML, a test case for each task, to FILE", "FILE", _path),
         _option("--markdown", "write a table in Markdown, failures first, to FILE", "FILE", _path),
-        _option("--with-output", "have prompts and answers in these files, too")],
+        _option("--with-output", "have prompts and answers in these files, too"),
+        _option("--html", "write one self-contained page, with prompts and answers, to FILE",
+                "FILE", _path),
+        _option("--without-output", "leave prompts and answers out of the page")],
     "trust": [
         _option("--ceiling", "refuse tasks that ask for more: sandbox=workspace,approval=auto",
                 "LIST", parse_ceiling),
@@ -11295,9 +11735,11 @@ def run_report(options: argparse.Namespace) -> int:
         definitions = dict(configuration.definitions, **environment_definitions(environment))
         rules = TaskPolicy({}, environment, definitions, True, configuration=configuration)
     paths = options.words or ["-"]
+    with_output = [name for name in REPORT_FILES
+                   if (not options.without_output if name == "html" else options.with_output)]
     return command_report(paths, ReportOptions(
         form, options.color or "auto", options.csv or (), options.by or (), options.fail_on or "",
-        options.tasks or "", _report_files(options, paths), options.with_output), rules)
+        options.tasks or "", _report_files(options, paths), with_output), rules)
 
 
 def _report_files(options: argparse.Namespace, read: Sequence[str]) -> Dict[str, str]:
@@ -11306,6 +11748,8 @@ def _report_files(options: argparse.Namespace, read: Sequence[str]) -> Dict[str,
     if options.with_output and not files:
         raise UserError("--with-output: there is no file for it; give --"
                         + " or --".join(REPORT_FILES))
+    if options.without_output and not options.html:
+        raise UserError("--without-output: there is no page for it; give --html")
     for name, path in files.items():
         others = [*read, options.tasks or "", *(files[other] for other in files if other != name)]
         if any(is_same(0 if other == "-" else other, path) for other in others):

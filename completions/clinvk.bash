@@ -10,7 +10,7 @@ _clinvk_sessions()  # [OPTION]
 _clinvk_value()
 {
     case ${COMP_WORDS[before]} in
-        -f | --file | --config | --results | --csv | --tasks | --junit | --markdown | --status-file | --items | --prompt-file)
+        -f | --file | --config | --results | --csv | --tasks | --junit | --markdown | --html | --status-file | --items | --prompt-file)
             return 0 ;;  # readline knows how to quote the name of a file
         -w | --workdir | --output-dir | --root)
             compopt +o default -o dirnames 2>/dev/null
@@ -125,7 +125,7 @@ _clinvk()
             _clinvk_value && return
             ;;
         report)
-            options='-h --help --json --jsonl --csv --by --tasks --fail-on --junit --markdown --with-output --color --config'
+            options='-h --help --json --jsonl --csv --by --tasks --fail-on --junit --markdown --with-output --html --without-output --color --config'
             values=$options
             _clinvk_value && return
             if [[ $values == "$options" && $word != -* ]]; then

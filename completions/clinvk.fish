@@ -90,6 +90,8 @@ complete -c clinvk -n '__fish_seen_subcommand_from report' -l fail-on -x -d 'any
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l junit -rF -d 'write JUnit XML to a file'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l markdown -rF -d 'write a table in Markdown to a file'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l with-output -d 'have prompts and answers there, too'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l html -rF -d 'write one self-contained page to a file'
+complete -c clinvk -n '__fish_seen_subcommand_from report' -l without-output -d 'leave prompts and answers out of the page'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l config -rF -d 'the configuration file'
 complete -c clinvk -n '__fish_seen_subcommand_from report' -l color -xa 'auto always never' -d 'colored output'
 

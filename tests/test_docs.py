@@ -20,7 +20,7 @@ support.left_to_full_runs()
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
-FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--status-file", "--items", "--prompt-file"}
+FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--html", "--status-file", "--items", "--prompt-file"}
 DIRECTORIES = {"--workdir", "--output-dir", "--root"}
 CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 

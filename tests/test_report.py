@@ -1,5 +1,7 @@
 """Section 14, Report: which line of results files counts for a task, and what is said of all of them together."""
+import base64
 import csv
+import hashlib
 import io
 import json
 import os
@@ -594,6 +596,100 @@ class Command(ReportCase):
     def test_color_is_that_of_the_table(self):
         self.assertIn("\x1b[32mOK", self.report(lines(line(0)), options=["--color", "always"])[0])
         self.assertNotIn("\x1b", self.report(lines(line(0)))[0])
+
+
+class Page(ReportCase):
+    """`--html`; tests/browser.py looks at the page in a browser."""
+
+    HOSTILE = ("</script><script>x</script>", "<!--<script>", "-->", "<img src=x onerror=y>", "a\0\x1b]0;t\x07\u202e &amp; \u2028\u2029", "\udc80\ud800")
+
+    def page(self, content, *options):
+        """The page of a results file, in bytes."""
+        path = self.path("page.html")
+        run = self.clinvk("report", "--html", path, *options, self.file("results.jsonl", content))
+        self.assertEqual((run.returncode, run.stderr), (0, b""))
+        with open(path, "rb") as file:
+            return file.read()
+
+    def tasks_in(self, page):
+        """The tasks in the data of a page, each a dictionary."""
+        data, = re.findall(rb'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+        self.assertEqual(re.findall("[<>&\u2028\u2029\0-\x09\x0b-\x1f]", data.decode("utf-8")), [])
+        value = json.loads(data)
+        return [dict(zip(value["columns"], task)) for task in value["tasks"]]
+
+    def test_a_task_is_data_and_no_markup(self):
+        given = [line(index, "failed", task_name=text, task_id=text, tags=[text], error=text, output=text, model=text, warnings=[text], backend=text,
+                      tries=[attempt(0, 1, error=text, error_kind=text), attempt(2, 1)], attempts=2) for index, text in enumerate(self.HOSTILE)]
+        page = self.page(lines(*given))
+        self.assertEqual((page.count(b"<script"), page.count(b"</script")), (2, 2))
+        found = self.tasks_in(page)
+        for text, task in zip(self.HOSTILE, found):
+            shown = clinvk.visible(text)
+            self.assertEqual([task[name] for name in ("id", "tags", "error", "answer", "model", "warnings", "backend")],
+                             [shown, [shown], shown, shown, shown, [shown], shown])
+            self.assertEqual([one[4] for one in task["tries"]], [shown, ""])
+        self.assertEqual(len(found), len(self.HOSTILE))
+
+    def test_only_the_script_and_the_style_of_the_page_are_allowed(self):
+        page = self.page(lines(line(0)))
+        policy, = re.findall(rb'<meta http-equiv="Content-Security-Policy" content="(.*?)">', page, re.S)
+        self.assertTrue(policy.startswith(b"default-src 'none'; "))
+        for kind in (b"style", b"script"):
+            content, = re.findall(b"<%s>(.*?)</%s>" % (kind, kind), page, re.S)
+            digest = base64.b64encode(hashlib.sha256(content).digest())
+            self.assertIn(b"%s-src 'sha256-%s'" % (kind, digest), policy)
+        self.assertEqual(set(re.findall(rb"https?://[^\"]*", page)), {b"http://www.w3.org/2000/svg"})
+        for name in (b"innerHTML", b"outerHTML", b"insertAdjacent", b"document.write", b"eval(", b"style="):
+            self.assertNotIn(name, page)
+        self.assertEqual(re.findall(rb"<\w+[^>]* on\w+=", page), [])
+
+    def test_answers_are_left_out_without_output(self):
+        content = lines(line(0, task_name="name"), line(1))
+        with_output, without = self.tasks_in(self.page(content)), self.tasks_in(self.page(content, "--without-output"))
+        self.assertEqual([(task["name"], task["answer"]) for task in with_output], [("name", "answer 0"), ("label 1", "answer 1")])
+        self.assertEqual([(task["name"], task["answer"]) for task in without], [("name", ""), ("", "")])
+        _, errors, status = self.report(content, options=["--without-output"])
+        self.assertEqual((status, errors), (2, "clinvk: error: --without-output: there is no page for it; give --html\n"))
+
+    def test_a_prompt_is_in_the_page_where_the_tasks_are_known(self):
+        self.file("tasks.json", {"tasks": [{"backend": "claude", "prompt": "do <b>\nthis", "id": "x"}]})
+        content = lines(line(0, task_id="x", key=None, label=None))
+        tasks_option = ("--tasks", self.path("tasks.json"))
+        self.assertEqual([task["prompt"] for task in self.tasks_in(self.page(content, *tasks_option))], ["do <b>\nthis"])
+        for options in ((), (*tasks_option, "--without-output")):
+            self.assertEqual([task["prompt"] for task in self.tasks_in(self.page(content, *options))], [""])
+
+    def test_a_long_answer_is_cut(self):
+        task, = self.tasks_in(self.page(lines(line(0, output="\u5ba1" * 3000000))))
+        self.assertEqual(task["answer"], "\u5ba1" * 100000 + "\n[cut: 100,000 of 3,000,000 characters]")
+
+    def test_times_are_those_of_the_line(self):
+        tries = [attempt(0, 1, error_kind="rate_limit"), attempt(4.25, 2.5, status="ok")]
+        first, second = self.tasks_in(self.page(lines(line(0, start=4.25, seconds=2.5, attempts=2, tries=tries), line(1, "canceled", attempts=0))))
+        start = int(START * 1000)
+        self.assertEqual([first[name] for name in ("start", "ms", "run", "attempts")], [start + 4250, 2500, start, 2])
+        self.assertEqual(first["tries"], [[start, 1000, "failed", "rate_limit", ""], [start + 4250, 2500, "ok", "", ""]])
+        self.assertEqual([second[name] for name in ("start", "ms", "tries")], [None, None, []])
+
+    def test_ten_thousand_tasks_take_less_than_5_mb(self):
+        page = self.page(lines(*(line(index, task_id="task-%05d" % index, task_name="Review module %d of the program" % index, tags=["nightly", "auth"],
+                                      model="claude-sonnet-4-5", cost_usd=0.012345, usage={"total_tokens": 12345}, output="x" * 2000)
+                                 for index in range(10000))), "--without-output")
+        self.assertEqual(len(self.tasks_in(page)), 10000)
+        self.assertLess(len(page), 5000000)
+
+    def test_it_is_replaced_whole_or_stays_as_it_is(self):
+        self.page(lines(line(0)))
+        page = self.page(lines(line(0), line(1)))
+        self.assertEqual((len(self.tasks_in(page)), os.stat(self.path("page.html")).st_mode & 0o777), (2, 0o600))
+        self.assertEqual(self.report(lines(line(0)) + b"damaged\n" + lines(line(1)), options=["--html", self.path("page.html")])[2], 2)
+        with open(self.path("page.html"), "rb") as file:
+            self.assertEqual(file.read(), page)
+        os.mkdir(self.path("taken"))
+        for path, status in ((self.path("none", "page.html"), 74), (self.path("taken"), 2)):
+            self.assertEqual(self.report(lines(line(0)), options=["--html", path])[2], status)
+        self.assertEqual([name for name in os.listdir(self.directory) if name.endswith(".tmp")], [])
 
 
 class Terminal(Case):
