@@ -483,7 +483,7 @@ class Files(ReportCase):
     def test_prompts_and_answers_are_in_the_files_only_if_asked_for(self):
         path = self.file("tasks.jsonl", lines(b'{"prompt": "label 0 secretly"}'))
         given = line(0, label="label 0 secretly", output="answer secretly", key="k")
-        for option in clinvk.REPORT_FILES:
+        for option in ("junit", "markdown"):
             self.assertNotIn("secretly", self.written(option, given, options=["--tasks", path]))
             text = self.written(option, given, options=["--tasks", path, "--with-output"])
             self.assertIn("label 0 secretly", text)
