@@ -4517,8 +4517,11 @@ class JobReader:
 
     `run` is what the values state about the run (RUN_FIELDS); the first to set a field counts.
     Once tasks have `started`, values cannot set more.  `has_ids`: every task so far has an id.
-    `again`: the input was validated before.
+    `again`: the input was validated before.  `reads_files`: tasks have the contents of files, so
+    they may be much larger than the input.
     """
+
+    reads_files = False
 
     def __init__(self, name: str, policy: TaskPolicy, warn: Callable[[str], None]) -> None:
         self.run: Dict[str, Any] = {}
@@ -4566,7 +4569,8 @@ class JobReader:
     def _value(self, piece: InputPiece) -> _Value:
         """Return the number of tasks in a piece of the input, and the tasks.  Raise UserError.
 
-        The tasks of a large value are parsed one by one: once to validate all, then to run them.
+        The tasks of a large value, and those with contents of files, are made one by one: once to
+        validate all, then to run them.
         """
         is_large = piece.value is None and piece.array[1] - piece.array[0] > LARGE_BYTES
         outline = piece.without_array() if is_large else piece
@@ -4578,7 +4582,8 @@ class JobReader:
             return 0, self._jobs(piece, batch, is_large)
         ids: Set[str] = set()
         jobs = self._jobs(piece, batch, is_large, ids)
-        kept = [] if is_large else list(jobs)
+        is_made_again = is_large or self.reads_files
+        kept = [] if is_made_again else list(jobs)
         count = len(kept) + sum(1 for _ in jobs)
         with piece_context(self._name, outline, batch.path):
             if not count:
@@ -4586,7 +4591,7 @@ class JobReader:
         self._ids.update(ids)
         self._count += count
         self._note_run(piece, batch.run)
-        return count, self._jobs(piece, batch, True) if is_large else iter(kept)
+        return count, self._jobs(piece, batch, is_large) if is_made_again else iter(kept)
 
     def _jobs(self, piece: InputPiece, batch: _Batch, is_large: bool,
               ids: Optional[Set[str]] = None) -> Iterator[_Item]:
@@ -4607,7 +4612,7 @@ class JobReader:
                 except UserError as error:
                     if ids is not None:
                         raise
-                    job = _invalid(error)  # a symbolic link was changed, or the file
+                    job = _invalid(error)  # a symbolic link was changed, or a file
                 self._count += self.again
                 yield job
 
@@ -4642,7 +4647,7 @@ def _invalid(error: UserError) -> Result:
 
 # - items and templates -
 
-_ITEM_PARTS = ("{}", "{/}", "{//}", "{.}", "{/.}")
+_ITEM_PARTS = ("{}", "{/}", "{//}", "{.}", "{/.}", "{@}")
 _ITEM_FIELD = r"\{(\.[\w-]+(?:\.[\w-]+|\[-?\d{1,9}\])*)\}"
 
 
@@ -4650,40 +4655,60 @@ class Template(NamedTuple):
     """How the items of the input become tasks.
 
     `fields` are fields of a task, with placeholders for the item.  `form` is that of the items:
-    lines, null (a NUL byte ends each) or json.  `words` are the items, if they are not read.
+    lines, null (a NUL byte ends each), json, csv or tsv.  `words` are the items, if they are not
+    read.
     """
 
     fields: Dict[str, str]
     form: str = "lines"
     words: Tuple[str, ...] = ()
 
-    def checked(self) -> Template:
-        """Return the template with the form that its placeholders need.  Raise UserError."""
+    def checked(self, columns: Sequence[str] = ()) -> Template:
+        """Return the template with the form that its placeholders need.  Raise UserError.
+
+        `columns` are those of csv and tsv.
+        """
         used: List[str] = []
         for text in self.fields.values():
             fill(text, used.append, TEMPLATE_PLACEHOLDER)
         fields = [braces for braces in used if re.fullmatch(_ITEM_FIELD, braces)]
         if fields and self.form != "lines":
+            kind = "rows" if columns else "texts that NUL bytes separate"
             raise UserError("%s in a template is a field of JSON values, but the items are %s" % (
-                fields[0], "arguments" if self.words else "texts that NUL bytes separate"))
+                fields[0], "arguments" if self.words else kind))
         for braces in used:
-            if fields and braces in _ITEM_PARTS[1:]:
-                raise UserError("%s in a template is a part of a path, but the items are JSON "
-                                "values, because the template also has %s" % (braces, fields[0]))
-            if re.fullmatch(r"\{[^\W\d][\w-]*\}", braces):
+            if (fields or columns) and braces in _ITEM_PARTS[1:]:
+                because = "rows" if columns else "JSON values (because of %s)" % fields[0]
+                raise UserError("%s in a template needs items that are paths, but they are %s"
+                                % (braces, because))
+            name = re.fullmatch(r"\{([^\W\d][\w-]*)\}", braces)
+            if name and not columns:
                 raise UserError("%s in a template is no placeholder; a field of JSON values is "
                                 "{.%s, and the text itself is {%s" % (braces, braces[1:], braces))
-        if not fields and not {"{#}", *_ITEM_PARTS}.intersection(used):
-            raise UserError("the template does not use the items; write {} where an item belongs")
+            if name and name.group(1) not in columns:
+                raise UserError("%s in a template: there is no such column%s; the text itself is "
+                                "{%s" % (braces, nearest(name.group(1), columns), braces))
+        if not fields and not {"{#}", *_ITEM_PARTS, *map("{%s}".__mod__, columns)}.intersection(
+                used):
+            raise UserError("the template does not use the items; write %s where an item belongs"
+                            % ("{COLUMN}" if columns else "{}"))
         return self._replace(form="json") if fields else self
 
-    def task(self, item: Any, number: int) -> Dict[str, str]:
-        """Return the fields of the task for an item.  Raise InvalidValue."""
+    def task(self, item: Any, number: int, root: str = "") -> Dict[str, str]:
+        """Return the fields of the task for an item.  Raise InvalidValue.
+
+        No file outside of `root`, where there is one, is read.
+        """
         def value_of(braces: str) -> Optional[str]:
             if braces in ("{{", "{#}"):
                 return "{" if braces == "{{" else str(number)
+            if braces == "{@}":
+                return _content(item, root)
             if braces in _ITEM_PARTS:
                 return _part(item, braces) if isinstance(item, str) else _as_text(item)
+            if self.form in ("csv", "tsv"):
+                column: Optional[str] = item.get(braces[1:-1])
+                return column
             match = re.fullmatch(_ITEM_FIELD, braces)
             if match is None:
                 return None
@@ -4711,30 +4736,97 @@ def _part(item: str, braces: str) -> str:
     return os.path.splitext(name)[0] if "." in braces else name
 
 
-def split_items(chunks: Iterable[bytes], separator: bytes) -> Iterator[InputPiece]:
-    """Cut the chunks of a stream into items.  Leave out blank items, and the CR of a CRLF."""
-    parts: List[bytes] = []  # of the item that has not ended
-    number = size = 0
+MAX_CONTENT_BYTES = 1 << 20  # of a file that becomes a part of a prompt
+
+
+def _content(path: str, root: str) -> str:
+    """Return the text in a file.  Raise InvalidValue."""
+    try:
+        real, file = os.path.realpath(path), os.open(  # a pipe does not block
+            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if root and not (is_inside(real, root) and is_same(file, real)):
+                raise InvalidValue("%s is outside of %s" % (quoted(path), quoted(root)))
+            if not _is_regular(file):
+                raise InvalidValue("%s is not a regular file%s" % (
+                    quoted(path), ", but a directory" if os.path.isdir(path) else ""))
+            data = b"".join(file_chunks(file, 0, MAX_CONTENT_BYTES + 1))
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise InvalidValue("%s: %s" % (quoted(path), error.strerror)) from None
+    if len(data) > MAX_CONTENT_BYTES:
+        raise InvalidValue("%s is larger than %d MiB; name the file in the prompt with {}"
+                           % (quoted(path), MAX_CONTENT_BYTES >> 20))
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidValue("%s is not text: byte 0x%02x in line %d is not UTF-8" % (
+            quoted(path), data[error.start], data.count(b"\n", 0, error.start) + 1)) from None
+    if "\0" in text:
+        raise InvalidValue("%s is not text: it contains a NUL byte" % quoted(path))
+    return text
+
+
+def _separated(chunks: Iterable[bytes], separator: bytes) -> Iterator[Optional[bytes]]:
+    """Yield what separators part; None in the place of what is too large.
+
+    Lines do not begin with a byte order mark.
+    """
+    parts: List[bytes] = []  # of what has not ended
+    size, mark = 0, _MARK * (separator == b"\n")
     for chunk in itertools.chain(chunks, [separator]):
         *ends, rest = chunk.split(separator)
         for end in ends:
-            data, number, size = b"".join([*parts, end]), number + 1, size + len(end)
+            data = b"".join([*parts, end])
+            data = data[len(mark):] if data.startswith(mark) else data
+            yield data if size + len(end) <= MAX_VALUE_BYTES else None
             parts.clear()
-            if separator == b"\n":
-                data = data[len(_MARK):] if number == 1 and data.startswith(_MARK) else data
-                data = data[:-1] if data.endswith(b"\r") else data
-            if size > MAX_VALUE_BYTES:
-                yield InputPiece(number, b"", "the item is larger than %d MB"
-                                 % (MAX_VALUE_BYTES >> 20))
-            elif b"\0" in data:
-                yield InputPiece(number, b"", "the line contains a NUL byte; -0 reads items that "
-                                 "NUL bytes separate, and `iconv -t UTF-8` converts UTF-16")
-            elif data.strip():
-                yield InputPiece(number, data, value=to_text(data))
-            size = 0
+            size, mark = 0, b""
         size += len(rest)
         if size <= MAX_VALUE_BYTES:
             parts.append(rest)
+
+
+def split_items(chunks: Iterable[bytes], separator: bytes) -> Iterator[InputPiece]:
+    """Cut the chunks of a stream into items.  Leave out blank items, and the CR of a CRLF."""
+    for number, data in enumerate(_separated(chunks, separator), 1):
+        if data is None:
+            yield InputPiece(number, b"", "the item is larger than %d MB" % (MAX_VALUE_BYTES >> 20))
+            continue
+        if separator == b"\n" and data.endswith(b"\r"):
+            data = data[:-1]
+        if b"\0" in data:
+            yield InputPiece(number, b"", "the line contains a NUL byte; -0 reads items that NUL "
+                             "bytes separate, and `iconv -t UTF-8` converts UTF-16")
+        elif data.strip():
+            yield InputPiece(number, data, value=to_text(data))
+
+
+MAX_FIELD = 16 << 20  # characters; a field whose quote is not closed would go on to the end
+
+
+def split_rows(chunks: Iterable[bytes], delimiter: str) -> Iterator[Tuple[int, List[str], str]]:
+    """Yield the line, the fields and a problem of each row that is not empty."""
+    import csv
+    csv.field_size_limit(MAX_FIELD)
+    lines = ("\0" if line is None else to_text(line) + "\n" for line in _separated(chunks, b"\n"))
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        start, row, problem = rows.line_num + 1, [], ""  # type: int, List[str], str
+        try:
+            row = next(rows)
+            if b"\0" in "".join(row).encode("utf-8"):
+                raise csv.Error("a NUL byte, or a line of more than %d MB"
+                                % (MAX_VALUE_BYTES >> 20))
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problem = "the row cannot be read: %s" % error
+        except UnicodeEncodeError:
+            problem = "not valid UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` converts texts of Windows"
+        if row or problem:
+            yield start, row, problem
 
 
 class ItemReader(JobReader):
@@ -4744,11 +4836,30 @@ class ItemReader(JobReader):
                  template: Template) -> None:
         super().__init__(name, policy, warn)
         self._template = template
+        self.reads_files = "{@}" in "".join(template.fields.values())
 
     def _pieces(self, chunks: Iterable[bytes]) -> Iterable[InputPiece]:
-        if self._template.form == "json":
+        form = self._template.form
+        if form == "json":
             return ValueSplitter(chunks)
-        return split_items(chunks, b"\n" if self._template.form == "lines" else b"\0")
+        if form in ("csv", "tsv"):
+            return self._rows(split_rows(chunks, "," if form == "csv" else "\t"))
+        return split_items(chunks, b"\n" if form == "lines" else b"\0")
+
+    def _rows(self, rows: Iterator[Tuple[int, List[str], str]]) -> Iterator[InputPiece]:
+        """Yield each row behind the header as an object.  Raise UserError for a bad header."""
+        line, columns, problem = next(rows, (1, [], "there is no row with the names of columns"))
+        twice = [name for name, count in Counter(columns).items() if name and count > 1]
+        if twice:
+            problem = "two columns have the name %s" % quoted(twice[0])
+        if problem:
+            raise UserError("%s:%d: %s" % (self._name, line, problem))
+        self._template.checked(columns)
+        for line, row, problem in rows:
+            if not problem and len(row) != len(columns):
+                problem = "the row has %s, but there are %s" % (
+                    counted(len(row), "field"), counted(len(columns), "column"))
+            yield InputPiece(line, b"", problem, None if problem else dict(zip(columns, row)))
 
     def _batch(self, value: Any) -> _Batch:
         if isinstance(value, list):
@@ -4756,7 +4867,7 @@ class ItemReader(JobReader):
         return _Batch([value], self._policy, is_task=True)
 
     def _task(self, value: Any, number: int) -> Any:
-        return self._template.task(value, number)
+        return self._template.task(value, number, self._policy.root)
 
 
 # - shards -
@@ -11441,7 +11552,11 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("--prompt-file", "the same; read the template from FILE", "FILE", _path,
                 group="template"),
         _option("--items", "with --prompt: read the items from FILE, not from stdin", "FILE",
-                _path),
+                _path, group="items"),
+        _option("--csv", "with --prompt: make a task of each row of FILE; {COLUMN} is its field",
+                "FILE", _path, group="items"),
+        _option("--tsv", "the same; tabs, not commas, part the fields", "FILE", _path,
+                group="items"),
         _option("-0 --null", "with --prompt: NUL bytes, not ends of lines, separate the items"),
         _option("--name", "with --prompt: the names of the tasks", "TEMPLATE", _some_text),
         _option("--id", "with --prompt: the ids of the tasks", "TEMPLATE", _some_text)],
@@ -11604,7 +11719,8 @@ def settings_from(options: argparse.Namespace) -> Settings:
 def _status_file(given: Dict[str, Any]) -> str:
     """Return the path of the status file, "" where there is none.  Raise UserError."""
     path = str(given.get("status_file", ""))
-    tasks, results = (given.get("file") or [given.get("items", "-")])[0], given.get("results", "")
+    items = [given[name] for name in ("items", "csv", "tsv") if name in given]
+    tasks, results = (given.get("file") or items or ["-"])[0], given.get("results", "")
     others = (("the file of the tasks", 0 if tasks == "-" else tasks),
               ("the file of the results", results), ("stdout", 1), ("stderr", 2))
     for name, file in others:
@@ -11619,7 +11735,9 @@ def run_parallel(options: argparse.Namespace) -> int:
     if options.results == "-":
         raise UserError("--results -: expected the name of a file; --jsonl prints the results")
     template = _template(options)
-    file = _file(options) if template is None else options.items or "-" * (not template.words)
+    file = _file(options)
+    if template:
+        file = options.items or options.csv or options.tsv or "-" * (not template.words)
     if options.results and is_same(0 if file == "-" else file, options.results):
         raise UserError("--results %s: it is the file of the tasks; give another name"
                         % visible(options.results))
@@ -11640,25 +11758,31 @@ def _template(options: argparse.Namespace) -> Optional[Template]:
     if options.prompt is None and options.prompt_file is None:
         if words:
             build_parser("parallel").error("unknown argument %s%s" % (words[0], _FILE_HINT))
-        for name in ("items", "null", "name", "id"):
+        for name in ("items", "csv", "tsv", "null", "name", "id"):
             if getattr(options, name):
                 raise UserError("--%s: there is no template for items; give --prompt" % name)
         return None
-    others = [flag for flag, is_given in (
-        ("--file", options.file), ("--items", words and options.items),
-        ("--null", words and options.null)) if is_given]
-    if others:
-        raise UserError("%s and %s exclude each other" % (
-            others[0], "items that are arguments" if words else "a template for items"))
+    forms = [name for name in ("items", "csv", "tsv") if getattr(options, name)]
+    file = getattr(options, forms[0]) if forms else "-"
+    for one, other, both in (
+            ("--file", "a template for items", options.file),
+            ("--" + "".join(forms), "items that are arguments", words and forms),
+            ("--null", "items that are arguments", words and options.null),
+            ("--null", "--" + "".join(forms), options.null and forms not in ([], ["items"]))):
+        if both:
+            raise UserError("%s and %s exclude each other" % (one, other))
     prompt = options.prompt
     if prompt is None:
-        if options.prompt_file == "-" and not words and options.items in (None, "-"):
+        if options.prompt_file == "-" and not words and file == "-":
             raise UserError("--prompt-file -: the items are read from stdin; give --items FILE")
         prompt = read_prompt(options.prompt_file)
     fields = {"prompt": prompt, "name": options.name, "id": options.id,
               "workdir": options.task_workdir}
-    return Template({name: text for name, text in fields.items() if text is not None},
-                    "null" if words or options.null else "lines", words).checked()
+    template = Template({name: text for name, text in fields.items() if text is not None},
+                        "null" if words or options.null else "lines", words)
+    if options.csv or options.tsv:
+        return template._replace(form=forms[0])  # ItemReader checks it, by the names of columns
+    return template.checked()
 
 
 def _file(options: argparse.Namespace) -> str:

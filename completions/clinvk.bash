@@ -10,7 +10,7 @@ _clinvk_sessions()  # [OPTION]
 _clinvk_value()
 {
     case ${COMP_WORDS[before]} in
-        -f | --file | --config | --results | --csv | --tasks | --junit | --markdown | --html | --status-file | --items | --prompt-file)
+        -f | --file | --config | --results | --csv | --tasks | --junit | --markdown | --html | --status-file | --items | --tsv | --prompt-file)
             return 0 ;;  # readline knows how to quote the name of a file
         -w | --workdir | --output-dir | --root)
             compopt +o default -o dirnames 2>/dev/null
@@ -102,7 +102,7 @@ _clinvk()
             _clinvk_value && return
             ;;
         parallel)
-            options='-h --help -f --file --prompt --prompt-file --items -0 --null --name --id -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
+            options='-h --help -f --file --prompt --prompt-file --items --csv --tsv -0 --null --name --id -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
                 --overwrite --results --resume --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'

@@ -109,6 +109,8 @@ complete -c clinvk -n '__fish_seen_subcommand_from parallel' -F
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l prompt -x -d 'make a task of each item'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l prompt-file -rF -d 'the same, with the template in a file'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l items -rF -d 'read the items from a file'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l csv -rF -d 'make a task of each row of a file'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l tsv -rF -d 'the same, with tabs between the fields'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -s 0 -l null -d 'NUL bytes separate the items'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l name -x -d 'the names of the tasks of items'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l id -x -d 'the ids of the tasks of items'

@@ -987,6 +987,15 @@ class Templates(Commands):
             self.assertEqual([(result["task_id"], result["task_name"], result["output"]) for result in self.lines_of(run)],
                              [("pr-1", "A", expected[0]), ("pr-2", "B", expected[1])])
 
+    def test_rows_of_a_table_and_contents_of_files(self):
+        table = 'id,text\n7,"one, ""1""\n@x"\n8,/two\n'
+        self.file("t.csv", table)
+        for arguments, data in ((("--csv", self.path("t.csv")), b""), (("--csv", "-"), table.encode()), (("--tsv=-",), table.encode().replace(b",", b"\t", 1).replace(b"7,", b"7\t").replace(b"8,", b"8\t"))):
+            self.assertEqual(self.outputs(*arguments, "--prompt", "Label {text}", input=data), ['Label one, "1"\n@x', "Label /two"])
+        self.assertEqual(self.outputs("--prompt", "Translate\n{@}", self.path("t.csv")), ["Translate\n" + table])
+        run = self.parallel("-b", "echo", "--jsonl", "-q", "--prompt", "{@}", "-0", "--root", self.directory, "-w", self.directory, input=os.fsencode(self.path("t.csv")) + b"\0/etc/passwd\0")
+        self.assertEqual([(result["output"], result.get("error_kind")) for result in self.lines_of(run)], [(table, None), ("", "invalid")])
+
     def test_workdir_of_each_item(self):
         for name in ("one", "two"):
             os.mkdir(self.path(name))
@@ -1024,6 +1033,9 @@ class Templates(Commands):
             (("--prompt", "{}"), "stdin: no tasks: the input is empty"), (("--prompt", "{}", ""), "arguments: no tasks: the input is empty"),
             (("--prompt-file", "-"), "--prompt-file -: the items are read from stdin"), (("--prompt-file", self.path("nowhere"), "a"), "nowhere: No such file"),
             (("--prompt", "{}", "--items", self.path("nowhere")), "nowhere: No such file"), (("--prompt", "{.a}", "a"), "but the items are arguments"),
+            (("--prompt", "{a}", "--csv", path, "a"), "--csv and items that are arguments exclude"), (("--prompt", "{a}", "--tsv", path, "-0"), "--null and --tsv exclude"),
+            (("--csv", path), "--csv: there is no template"), (("--prompt", "{title}", "--csv", path), "there is no such column"),
+            (("--prompt-file", "-", "--csv", "-"), "--prompt-file -: the items are read from stdin"), (("--prompt", "{@}", self.path("nowhere")), "No such file"),
             (("--prompt", "{title}", "a"), "no placeholder"), (("--prompt", "{}", "--items", path, "--results", path), "it is the file of the tasks"),
             (("--prompt", "{}", "--items", path, "--status-file", path), "it is the file of the tasks"),
             (("--prompt", "{}", "-b", "codx", "a"), 'unknown backend "codx"')]:

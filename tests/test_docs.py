@@ -20,7 +20,7 @@ support.left_to_full_runs()
 WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
-FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--html", "--status-file", "--items", "--prompt-file"}
+FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--html", "--status-file", "--items", "--tsv", "--prompt-file"}
 DIRECTORIES = {"--workdir", "--output-dir", "--root"}
 CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 
@@ -384,6 +384,7 @@ class ManPageTest(unittest.TestCase):
         self.assertIn("tasks at once, %d at most." % clinvk.MAX_JOBS, "\n".join(MAN.part("OPTIONS")))
         self.assertIn("no deeper than %d levels" % clinvk.MAX_DEPTH, "\n".join(MAN.part("INPUT", "Task fields")))
         self.assertEqual((clinvk.SMALL_FILE_BYTES, clinvk.ONE_WRITE_BYTES), (1 << 20, 1 << 20), "the man page says 1 MiB of both")
+        self.assertIn("of at most %d MiB" % (clinvk.MAX_CONTENT_BYTES >> 20), "\n".join(MAN.part("INPUT", "Templates")))
 
     def test_man_page_variables_equal_those_of_the_program(self):
         source = text_of("clinvk.py")
@@ -775,6 +776,7 @@ class ManPageExamplesTest(ExampleCase):
                               ("chain.json", '{"steps": [{"backend": "echo", "prompt": "[{\\"prompt\\": \\"one\\"}]"}, '
                                '{"backend": "echo", "prompt": "{{previous}}"}]}')):
             self.file(os.path.join("place", name), content)
+        self.file(os.path.join("place", "tickets.csv"), "id,text\n1,\"It is slow,\nvery slow\"\n")
         self.file(os.path.join("place", "issues.json"), [{"number": 7, "title": "Slow", "body": "It takes an hour."}])
         os.mkdir(os.path.join(self.place, "src"))
         self.file(os.path.join("place", "src", "a.py"), "")

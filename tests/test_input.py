@@ -1277,15 +1277,17 @@ class Splits(unittest.TestCase):
                          [(1, b"a", ""), (2, b"", "the item is larger than 1 MB"), (3, b"b", "")])
 
 
-class Items(TaskCase):
-    """Each item becomes a task, by a template."""
-
+class ItemCase(TaskCase):
     def template(self, prompt, form="lines", words=(), **fields):
         return clinvk.Template(dict(fields, prompt=prompt), form, words).checked()
 
     def prompts(self, data, prompt, **options):
         return [item.task.prompt if item.task else item.error for item in support.jobs_of(
             self.pipe_stream(data, template=self.template(prompt, **options)))]
+
+
+class Items(ItemCase):
+    """Each item becomes a task, by a template."""
 
     def test_placeholders_are_parts_of_the_item(self):
         for item, expected in [
@@ -1335,7 +1337,7 @@ class Items(TaskCase):
                          'tasks.json:2: workdir: "%s" is outside of "%s"' % (self.directory, root))
         self.assertEqual(self.refused(b"a/b\nb\n", template=template), 'tasks.json:2: id: another task of this run has the id "b"')
         self.assertEqual(self.refused(b"x\n", template=self.template("{}"), overrides={"sandbox_mode": "full"}, ceiling=clinvk.parse_ceiling("sandbox=workspace")),
-                         'tasks.json:1: "full" is above the ceiling, which is "workspace"')
+                         'tasks.json:1: sandbox_mode: "full" is above the ceiling, which is "workspace"')
         task, = self.tasks(b"a\n", template=self.template("p {}", name="n {#}", id="{.}", workdir="/{}"), overrides={"model": "m"})
         self.assertEqual(task, clinvk.Task("claude", "p a", "m", "/a", id="a", name="n 1"))
 
@@ -1355,11 +1357,114 @@ class Items(TaskCase):
             ("Hello", {}, "does not use the items"), ("{{}", {}, "does not use the items"), ('{"a": 1}', {}, "does not use the items"),
             ("{title}", {}, r"\{title\} in a template is no placeholder; a field of JSON values is \{.title\}, and the text itself is \{\{title\}$"),
             ("{.a}", {"form": "null"}, "the items are texts that NUL bytes separate"), ("{.a}", {"form": "null", "words": ("x",)}, "the items are arguments"),
-            ("{.a} {/.}", {}, r"^\{/.\} in a template is a part of a path, but .* has \{.a\}$"), ("{.a}", {"name": "{//}"}, "is a part of a path")]:
+            ("{.a} {/.}", {}, r"^\{/.\} in a template needs items that are paths, but they are JSON values \(because of \{.a\}\)$"),
+            ("{.a}", {"name": "{//}"}, "needs items that are paths")]:
             with self.subTest(prompt), self.assertRaisesRegex(clinvk.UserError, message):
                 self.template(prompt, **options)
         self.assertEqual(self.template("Hello", id="{}").form, "lines")
         self.assertEqual(self.template("Hello {#}", name="{.a}").form, "json")
+
+
+class Rows(ItemCase):
+    """Each row of a table becomes a task."""
+
+    def template(self, prompt, form="csv", words=(), **fields):
+        return clinvk.Template(dict(fields, prompt=prompt), form, words)
+
+    def test_rows_are_the_same_in_chunks_of_any_size(self):
+        data = '\ufeff"a","b c"\r\n1,"x, ""y""\r\nz"\n\n\n审,\n"",'.encode()
+        expected = [(1, ["a", "b c"], ""), (2, ["1", 'x, "y"\r\nz'], ""), (6, ["审", ""], ""), (7, ["", ""], "")]
+        for size in range(1, len(data) + 2):
+            self.assertEqual(list(clinvk.split_rows((data[start:start + size] for start in range(0, len(data), size)), ",")), expected, size)
+
+    def test_columns_are_placeholders(self):
+        data = b'id,text,First name\n1,"a {id}, b\nc",Bo\n2,,{{\n'
+        self.assertEqual(self.prompts(data, '{#}.{id} {text}/{First name} {{text} {"text": 1} {Last name}'),
+                         ['1.1 a {id}, b\nc/Bo {text} {"text": 1} {Last name}', '2.2 /{{ {text} {"text": 1} {Last name}'])
+        self.assertEqual(self.prompts(data.replace(b",", b"\t"), "{id}|{text}", form="tsv")[1], "2|")
+        self.assertEqual([task.id for task in self.tasks(data, template=self.template("{}", id="r{id}"))], ["r1", "r2"])
+        self.assertEqual(json.loads(self.prompts(data, "{}")[1]), {"id": "2", "text": "", "First name": "{{"})
+
+    def test_large_table_is_read_twice(self):
+        rows = ["%d,%s" % (number, "x" * 3000) for number in range(400)]
+        data = ("n,text\n" + "\n".join(rows)).encode()
+        self.assertGreater(len(data), clinvk.SMALL_FILE_BYTES)
+        expected = ["%d %d" % (number + 1, number) for number in range(400)]
+        self.assertEqual([task.prompt for task in self.tasks(data, template=self.template("{#} {n}"))], expected)
+        self.assertEqual(self.prompts(data, "{#} {n}"), expected)
+        self.assertEqual(self.refused(data + b"\n1,2,3", template=self.template("{n}")), "tasks.json:402: the row has 3 fields, but there are 2 columns")
+
+    def test_row_that_cannot_be_read_is_bad_input(self):
+        data = b'a,b\n1,2\n3\n4,"5"x\n\xe9,6\n\0,7\n8,9\n10,"11\n12,13\n'
+        found = self.prompts(data, "{a}")
+        self.assertEqual([found[0], found[5]], ["1", "8"])
+        self.assertEqual(found[1:4], ["stdin:3: the row has 1 field, but there are 2 columns", "stdin:4: the row cannot be read: ',' expected after '\"'",
+                                      "stdin:5: not valid UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` converts texts of Windows"])
+        self.assertRegex(found[4], "^stdin:6: the row cannot be read: .*NUL")
+        self.assertEqual(found[6:], ["stdin:8: the row cannot be read: unexpected end of data"])
+        with unittest.mock.patch.object(clinvk, "MAX_FIELD", 5):
+            self.assertEqual(self.prompts(b"a\n1\n123456\n2\n", "{a}"), ["1", "stdin:3: the row cannot be read: field larger than field limit (5)", "2"])
+        with unittest.mock.patch.object(clinvk, "MAX_VALUE_BYTES", 5):
+            self.assertEqual(self.prompts(b"a\n1\n123456\n2\n", "{a}")[::2], ["1", "2"])
+
+    def test_template_that_does_not_fit_the_columns_is_refused(self):
+        for data, prompt, message in [
+            (b"text,id\n1,2\n", "{txet}", r'^\{txet\} in a template: there is no such column \(did you mean "text"\?\); the text itself is \{\{txet\}$'),
+            (b"a\n1\n", "Hello { a }", "does not use the items; write {COLUMN}"), (b"a\n1\n", "{a}{/}", "needs items that are paths, but they are rows"),
+            (b"a\n1\n", "{a}{@}", "but they are rows"), (b"a\n1\n", "{.a}", "a field of JSON values, but the items are rows"), (b"", "{a}", "^stdin:1: there is no row with"),
+            (b"a\n\n", "{a}", "no tasks: the input is empty"), (b"\na,b,a\n1,2,3\n", "{a}", '^stdin:2: two columns have the name "a"$'), (b"a\n1,2", "{a}", "^stdin:2: the row")]:
+            with self.subTest(prompt), self.assertRaisesRegex(clinvk.UserError, message):
+                self.prompts(data, prompt)
+
+
+class Contents(ItemCase):
+    """{@} is the content of the file that the item names."""
+
+    def setUp(self):
+        super().setUp()
+        self.root = os.path.join(self.directory, "root")
+        os.mkdir(self.root)
+
+    def item(self, name, content):
+        return self.file(os.path.join("root", name), content)
+
+    def test_content_is_given_as_it_is(self):
+        content = "{} {@} 审\r\n @x\n"
+        path = self.item("a", content.encode())
+        self.assertEqual(self.prompts(path.encode(), "{/}:{@}{{@}"), ["a:" + content + "{@}"])
+        self.assertEqual([task.prompt for task in self.tasks(path.encode(), template=self.template("{@}"), root=self.root, overrides={"workdir": self.root})], [content])
+
+    def test_file_that_cannot_be_a_part_of_a_prompt_is_bad_input(self):
+        first, outside = self.item("first", b"x"), self.file("outside", b"secret")
+        os.mkfifo(os.path.join(self.root, "pipe"))
+        os.symlink(outside, os.path.join(self.root, "link"))
+        os.mkdir(os.path.join(self.root, "d"))
+        with open(os.path.join(self.root, "large"), "wb") as file:
+            file.write(b"x" * (clinvk.MAX_CONTENT_BYTES + 1))
+        self.item("binary", b"a\n\xff")
+        self.item("nul", b"a\0")
+        for name, problem in [
+            ("nowhere", ": No such file or directory"), ("d", " is not a regular file, but a directory"), ("pipe", " is not a regular file"),
+            ("binary", " is not text: byte 0xff in line 2 is not UTF-8"), ("nul", " is not text: it contains a NUL byte"),
+            ("large", " is larger than 1 MiB; name the file in the prompt with {}"), ("link", ' is outside of "%s"' % self.root), ("../outside", ' is outside of "%s"' % self.root)]:
+            with self.subTest(name):
+                path = os.path.join(self.root, name)
+                items = [item.task.prompt if item.task else item.error for item in support.jobs_of(self.pipe_stream(
+                    ("%s\n%s\n" % (first, path)).encode(), template=self.template("{@}"), root=self.root, overrides={"workdir": self.root}))]
+                quoted = clinvk.quoted(path)
+                self.assertEqual(items, ["x", "stdin:2: " + quoted + problem])
+
+    def test_contents_are_not_kept_but_read_again(self):
+        paths = [self.item(str(number), b"%d" % number) for number in range(3)]
+        data = "\n".join(paths).encode()
+        for stream in (self.stream(data, template=self.template("{@}")), self.pipe_stream(data, template=self.template("{@}")),
+                       clinvk.open_tasks(None, clinvk.TaskPolicy(template=self.template("{@}", "null", tuple(paths))), self.fail)):
+            self.assertEqual(stream.total, 3)
+            self.item("1", b"new")
+            os.unlink(paths[2])
+            found = [item.task.prompt if item.task else item.error.partition(": ")[2] for item in support.jobs_of(stream)]
+            self.assertEqual(found, ["0", "new", '"%s": No such file or directory' % paths[2]])
+            self.item("2", b"2")
 
 
 class Pipes(TaskCase):
