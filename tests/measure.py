@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures clinvk beside other programs: `python3 tests/measure.py [start] [pool] [journal] [memory] [million] [table]`.
+"""Measures clinvk beside other programs: `python3 tests/measure.py [start] [pool] [journal] [memory] [million] [table] [report]`.
 
 Prints the table of CONTRIBUTING.md.  Times are medians of whole processes, taken in turns, so that a machine that slows down
 slows down all of them; read the ratios.  It asserts nothing: a busy machine is no bug.  Needs Linux; for the pool
@@ -233,6 +233,28 @@ def measure_million(bench):
             "1,000 tasks %.1f MB" % peaks[1000], "+%.1f MB" % (peaks[1000000] - peaks[1000]), "+30 MB")
 
 
+def measure_report(bench):
+    def line(number):  # 8 tasks at a time
+        times = [time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(1795536000 + number // 8 * 3 + seconds)) for seconds in (0, 3)]
+        return json.dumps({"index": number, "backend": "claude", "model": "a-model", "status": "ok", "exit_code": 0, "output": "answer " * 40,
+                           "usage": {"input_tokens": 100, "output_tokens": 5, "total_tokens": 105}, "cost_usd": 0.25, "attempts": 1,
+                           "start_time": times[0], "end_time": times[1], "duration_seconds": 3.0, "key": "0" * 64, "label": "a task"})
+
+    for what, options in (("", []), (" --json", ["--json"])):
+        peaks, times = {}, {}
+        for count in (1000, 100000):
+            results = bench.lines("results.jsonl", count, line)
+            began = time.perf_counter()
+            run = subprocess.Popen(bench.installed + ["report", *options, results], env=bench.environment, stdout=subprocess.DEVNULL)
+            peaks[count] = 0.0
+            while run.poll() is None:
+                peaks[count] = max(peaks[count], megabytes(run.pid, "status", "VmHWM:"))
+                time.sleep(0.01)
+            times[count] = time.perf_counter() - began
+        row("`report%s` of 100,000 results against 1,000 (peak RSS)" % what, "%.1f MB (%.1f s)" % (peaks[100000], times[100000]),
+            "%.1f MB" % peaks[1000], "+%.0f bytes a task" % ((peaks[100000] - peaks[1000]) * 1048576 / 99000), "")
+
+
 def measure_table(bench):
     """How much of a core the parent uses while 8 tasks print, with the table on a terminal of 120 columns."""
     tasks = bench.lines("table.jsonl", 8, lambda number: '{"backend": "printer", "name": "task %d", "prompt": "p"}' % number)
@@ -269,7 +291,7 @@ def read_or_end(file):
 
 
 PARTS = {"start": measure_start, "pool": measure_pool, "journal": measure_journal, "memory": measure_memory, "million": measure_million,
-         "table": measure_table}
+         "table": measure_table, "report": measure_report}
 
 
 def main():

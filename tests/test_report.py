@@ -7,10 +7,11 @@ import json
 import os
 import random
 import re
+import sys
 import unittest
 from xml.etree import ElementTree
 
-from support import Case, ForkingCase, clinvk, tasks
+from support import COMPILED, Case, ForkingCase, clinvk, only_in_full_runs, tasks
 
 START = 1795535999.5
 csv.field_size_limit(1 << 30)
@@ -690,6 +691,25 @@ class Page(ReportCase):
         for path, status in ((self.path("none", "page.html"), 74), (self.path("taken"), 2)):
             self.assertEqual(self.report(lines(line(0)), options=["--html", path])[2], status)
         self.assertEqual([name for name in os.listdir(self.directory) if name.endswith(".tmp")], [])
+
+
+# Runs a program; its peak memory in KiB goes to stderr.
+MEASURED = ("import os, sys; pid = os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:]); usage = os.wait4(pid, 0); "
+            "assert usage[1] == 0; print(usage[2].ru_maxrss, file=sys.stderr)")
+
+
+class Memory(Case):
+    @only_in_full_runs
+    def test_a_report_of_many_results_takes_little_more_memory(self):
+        answer, peaks = "answer " * 100, {}
+        for count in (1000, 20000):
+            path = self.file("results.jsonl", lines(*[line(index, start=index // 8, output=answer, task_id="id %d" % index) for index in range(count)]))
+            for option in ("--json", "--csv", "--jsonl", "--color=never"):
+                run = self.run_program([sys.executable, "-c", MEASURED, sys.executable, COMPILED, "report", option, path])
+                self.assertEqual(run.returncode, 0, run.stderr)
+                peaks[option, count] = int(run.stderr)
+        for option in ("--json", "--csv", "--jsonl", "--color=never"):
+            self.assertLess(peaks[option, 20000] / peaks[option, 1000], 1.4, option)
 
 
 class Terminal(Case):
