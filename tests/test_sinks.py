@@ -746,12 +746,12 @@ class Statuses(SinkCase):
         clock.start()
         self.addCleanup(clock.stop)
 
-    def drawn(self, run, columns=80, lines=24, least=TABLE, **options):
+    def drawn(self, run, columns=80, lines=24, least=TABLE, now=142.5, **options):
         """What is drawn of a run on a terminal of that size, by lines."""
         def write(output):
             self.now = 100.0
             progress = clinvk.Progress(output, run.overview, least, **options)
-            self.now = 142.5
+            self.now = now
             progress.show(len(run.running))
 
         return self.shown(write, 2, columns, lines).decode().split("\n")
@@ -828,6 +828,22 @@ class Statuses(SinkCase):
             "2 claude  03:11   2s           12,345 review auth Bash: pytest -q",
             "5 codex   1:01:40 quiet 2m 2          add logging thinking",
             "[0/20] 2 running, 00:42"])
+
+    def test_table_is_drawn_as_the_readme_and_the_man_page_show_it(self):
+        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as file:
+            block = file.read().split("```text\n")[1].split("```")[0].splitlines()
+        with open(os.path.join(support.ROOT, "man", "clinvk.1"), encoding="utf-8") as file:
+            shown = file.read().split(".It Fl -progress Cm")[1].split(".Bd -literal -offset indent\n")[1].split(".Ed")[0].splitlines()
+        run = FakeRun(20, jobs=2)
+        run.control.limited["claude"] = 4e9
+        run.end(took(220, cost_usd=1.2), took(220), took(220, status="failed"))
+        run.start(1, 191.0, 2.0, name="review auth", backend="claude", action="Bash: pytest -q")
+        run.start(4, 280.0, 180.0, name="add logging", backend="codex", action="thinking")
+        clinvk_now = 100.0 + 402
+        with unittest.mock.patch.object(clinvk, "local_time", lambda moment: "14:05"):
+            self.assertEqual(self.drawn(run, 100, now=clinvk_now), block)
+        run.control.limited.clear()
+        self.assertEqual(self.drawn(run, 100, now=clinvk_now), [line.replace(r"\(>=", "\u2265") for line in shown])
 
     def test_table_leaves_out_columns_without_a_value(self):
         run = FakeRun()
