@@ -9703,7 +9703,7 @@ h1 { font-size: 1.25rem; } h2 { font-size: 1rem; margin-top: 1.2rem; }
 h3 { font-size: .9rem; margin: 1rem 0 .2rem; }
 h1, h2, button, p, dd, pre { unicode-bidi: isolate; overflow-wrap: anywhere; }
 .dim, dt, figcaption, #key { color: var(--dim); }
-svg { display: block; width: 100%; height: auto; margin: .3rem 0; }
+svg { display: block; width: 100%; height: auto; margin: .3rem 0; shape-rendering: crispEdges; }
 svg text { font-size: 11px; fill: var(--dim); }
 rect { fill: var(--other); } .ok { fill: var(--ok); } .failed { fill: var(--failed); }
 .timeout { fill: var(--timeout); } .lost { fill: var(--lost); } .wait { fill: var(--wait); }
@@ -9834,7 +9834,7 @@ function axis(width) {  // the spans in which something went on; a long pause ta
 }
 
 function drawTimeline() {
-  const box = $("timeline"), thick = lanes.length > 24 ? 5 : 14, nodes = [], before = [];
+  const box = $("timeline"), thick = lanes.length > 24 ? 5 : 14, nodes = [], drawn = new Set();
   const [spans, scale, at] = axis(box.clientWidth);
   const top = runs.length > 1 ? 32 : 18, first = top + (waits.length && thick + 4);
   const height = first + lanes.length * (thick + 2);
@@ -9858,10 +9858,10 @@ function drawTimeline() {
     nodes.push(bar(task, "wait", at(start), top, Math.max(1, at(end) - at(start)), thick,
                    `waited ${length(end - start)} after ${kind || "a failed try"}`));
   for (const { task, lane, start, end, status, place } of attempts) {
-    const x = at(start), right = Math.max(x + 1, at(end)), last = before[lane];
-    if (last && last.status === status && right - last.x < 2) continue;  // too small to be seen
+    const x = at(start), right = Math.max(x + 1, at(end)), pixel = [lane, x >> 1, status].join();
+    if (right - x < 3 && drawn.has(pixel)) continue;  // too small to be told apart
+    drawn.add(pixel);
     const tries = task.tries.length > 1 ? `, try ${place + 1} of ${task.tries.length}` : "";
-    before[lane] = { x, status };
     nodes.push(bar(task, status, x, row(lane), Math.max(1, right - x - .5), thick,
                    status + ", " + length(end - start) + tries));
   }
