@@ -8893,8 +8893,8 @@ class Table:
 
     def cells(self, result: Result, status: str) -> List[str]:
         """Return the text in each column."""
-        return [str(result.index + 1), result.backend, status, "%.2fs" % result.duration_seconds,
-                task_label(result.task, result.error)]
+        return [str(result.index + 1), one_line(result.backend), status,
+                "%.2fs" % result.duration_seconds, task_label(result.task, result.error)]
 
     def write(self, result: Result) -> None:
         if never_started(result):
@@ -8944,7 +8944,7 @@ class ComparisonTable(Table):
 
     def cells(self, result: Result, status: str) -> List[str]:
         tokens, cost = (result.usage or {}).get("total_tokens"), result.cost_usd
-        return [result.backend, status, "%.2fs" % result.duration_seconds,
+        return [one_line(result.backend), status, "%.2fs" % result.duration_seconds,
                 "{:,}".format(tokens) if tokens else "-", "-" if cost is None else "$%.4f" % cost,
                 one_line(result.model)]
 

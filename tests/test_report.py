@@ -594,6 +594,15 @@ class Command(ReportCase):
         printed, warnings, status = self.report(b"")
         self.assertEqual((printed.splitlines()[-1], warnings, status), ("Total: 0 tasks, 0 completed, 0 failed (0.00s)", "", 0))
 
+    def test_no_field_of_a_line_reaches_the_terminal_as_it_is(self):
+        hostile = "a\x1b]0;t\x07\nb\r"
+        names = ("backend", "model", "error", "error_kind", "task_id", "task_name", "label", "session_id", "output")
+        content = lines(line(0, "failed", tags=[hostile], warnings=[hostile], cell=hostile, **dict.fromkeys(names, hostile)))
+        for field in clinvk.GROUP_FIELDS:
+            printed = self.report(content, options=["--by", field])[0]
+            self.assertEqual(re.findall(r"[\x00-\x09\x0b-\x1f]", printed), [])
+            self.assertEqual(re.findall("^b", printed, re.M), [])
+
     def test_color_is_that_of_the_table(self):
         self.assertIn("\x1b[32mOK", self.report(lines(line(0)), options=["--color", "always"])[0])
         self.assertNotIn("\x1b", self.report(lines(line(0)))[0])
