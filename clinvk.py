@@ -205,8 +205,8 @@ def do_nothing(*_: Any) -> None:
 class Task(NamedTuple):
     """One prompt for one backend, as its user states it: complete, validated, defaults merged.
 
-    `timeout` and `idle_timeout` are in seconds, `max_output` is in bytes.  0, "", () and None mean
-    "not given".
+    `timeout` and `idle_timeout` are in seconds, `max_output` is in bytes.  `literal` makes the Job
+    literal.  0, "", () and None mean "not given".
     """
 
     backend: str
@@ -228,6 +228,7 @@ class Task(NamedTuple):
     name: str = ""
     tags: Tuple[str, ...] = ()
     meta: Optional[Dict[str, Any]] = None
+    literal: bool = False
 
 
 class Job(NamedTuple):
@@ -3880,7 +3881,7 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"), "output_format": _known_string,
     "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
     "timeout": _seconds, "idle_timeout": _seconds, "max_output": _bytes,
-    "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth,
+    "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "literal": _truth,
     "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
 }
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items()
@@ -4047,7 +4048,7 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
             raise InvalidValue("the current directory, in which a task without a workdir runs, "
                                + outside)
         raise InvalidValue("%s %s" % (quoted(task.workdir), outside), ("workdir",))
-    is_literal = any(policy.ceiling) or bool(policy.root) or policy.template is not None
+    is_literal = any(policy.ceiling) or bool(policy.root) or task.literal
     job = Job(-1, task, policy.definitions.get(task.backend),
               os.path.realpath(policy.root) if policy.root else "",
               literal=is_literal, wrap=policy.wrap)
@@ -4508,7 +4509,8 @@ class JobList(Supply):
 
     def next_job(self) -> Union[Job, Result, str]:
         for index, item in self._items:
-            return item._replace(index=index) if isinstance(item, Job) else Job(index, item)
+            return item._replace(index=index) if isinstance(item, Job) else Job(
+                index, item, literal=item.literal)
         return END
 
 
@@ -4694,7 +4696,7 @@ class Template(NamedTuple):
                             % ("{COLUMN}" if columns else "{}"))
         return self._replace(form="json") if fields else self
 
-    def task(self, item: Any, number: int, root: str = "") -> Dict[str, str]:
+    def task(self, item: Any, number: int, root: str = "") -> Dict[str, Any]:
         """Return the fields of the task for an item.  Raise InvalidValue.
 
         No file outside of `root`, where there is one, is read.
@@ -4719,8 +4721,9 @@ class Template(NamedTuple):
                 raise InvalidValue("the item has no field %s%s" % (match.group(1), near))
             return _as_text(value)
 
-        return {name: "".join(fill(text, value_of, TEMPLATE_PLACEHOLDER))
-                for name, text in self.fields.items()}
+        fields = {name: "".join(fill(text, value_of, TEMPLATE_PLACEHOLDER))
+                  for name, text in self.fields.items()}
+        return dict(fields, literal=True)
 
 
 def _as_text(value: Any) -> str:
@@ -8359,6 +8362,21 @@ class CommandLines:
             self._output.text(result.output + "\n")
 
 
+class TaskLines:
+    """`--emit-tasks`: write a JSON line for each task that would run, as input of another run."""
+
+    def __init__(self, output: Output, configuration: Configuration) -> None:
+        self._output, self._configuration = output, configuration
+
+    def write(self, result: Result) -> None:
+        task = result.task
+        if result.status == "skipped" and task:
+            # The other run adds the options of the configuration again.
+            added = len(self._configuration.extra(task.backend, task.sandbox_mode))
+            task = task._replace(extra=task.extra[added:])
+            self._output.json([dumps(_task_fields(task), exact=True), b"\n"])
+
+
 _TASK_HEADS = (b'{"task":{', b'{"result":{')
 _SUMMARY_HEADS = (b'{"total_tasks":',)
 
@@ -8477,14 +8495,18 @@ def _safe_name(result: Result) -> str:
     return plain.strip("_") or "task-%d" % (result.index + 1)
 
 
+def _task_fields(task: Task) -> Dict[str, Any]:
+    """Return the fields of a task that do not have their default, in the form of the input."""
+    names = ("id", *TASK_FIELDS)  # Directory looks for the id at the start
+    fields = {name: getattr(task, name, "") for name in names}
+    return {name: value for name, value in fields.items()
+            if value != Task._field_defaults.get(name, "")}
+
+
 def _task_and_result(result: Result) -> Iterator[bytes]:
     yield b"{"
     if result.task:
-        names = ("id", *TASK_FIELDS)  # Directory looks for the id at the start
-        fields = {name: getattr(result.task, name, "") for name in names}
-        fields = {name: value for name, value in fields.items()
-                  if value != Task._field_defaults.get(name, "")}
-        yield b'"task":' + dumps(fields, exact=True) + b",\n"
+        yield b'"task":' + dumps(_task_fields(result.task), exact=True) + b",\n"
     yield b'"result":'
     yield from encoded(result)
     yield b"}\n"
@@ -10458,7 +10480,7 @@ class Settings(NamedTuple):
 
     rules: TaskPolicy
     dry_run: bool = False
-    form: str = "text"  # or json, jsonl; form_of chooses the sink
+    form: str = "text"  # or json, jsonl, tasks; form_of chooses the sink
     quiet: bool = False
     progress: str = "auto"
     color: str = "auto"
@@ -10673,6 +10695,8 @@ def form_of(settings: Settings, console: Console, heading: str,
     if settings.form == "json":
         report = Report(fields_of)
         return Form(report, lambda totals: stdout.json(report.pieces(all_fields(totals))))
+    if settings.form == "tasks":
+        return Form(TaskLines(stdout, settings.rules.configuration))
     is_short = settings.quiet or settings.dry_run
     if settings.form == "jsonl":
         return Form(JsonLines(stdout, fields_of), summary=None if is_short else console.stderr)
@@ -11559,7 +11583,9 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 group="items"),
         _option("-0 --null", "with --prompt: NUL bytes, not ends of lines, separate the items"),
         _option("--name", "with --prompt: the names of the tasks", "TEMPLATE", _some_text),
-        _option("--id", "with --prompt: the ids of the tasks", "TEMPLATE", _some_text)],
+        _option("--id", "with --prompt: the ids of the tasks", "TEMPLATE", _some_text),
+        _option("--emit-tasks", "print the tasks as JSON lines, for another run; start nothing",
+                group="form", dest="form", action="store_const", const="tasks")],
     "parallel": [
         _option("-j --max-parallel", "run at most N tasks at once (default: %d)" % DEFAULT_JOBS,
                 "N", _jobs),
@@ -11742,6 +11768,7 @@ def run_parallel(options: argparse.Namespace) -> int:
         raise UserError("--results %s: it is the file of the tasks; give another name"
                         % visible(options.results))
     settings = settings_from(options)
+    settings = settings._replace(dry_run=settings.dry_run or settings.form == "tasks")
     if template:
         overrides = {name: value for name, value in settings.rules.overrides.items()
                      if name not in template.fields}

@@ -102,7 +102,7 @@ _clinvk()
             _clinvk_value && return
             ;;
         parallel)
-            options='-h --help -f --file --prompt --prompt-file --items --csv --tsv -0 --null --name --id -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
+            options='-h --help -f --file --prompt --prompt-file --items --csv --tsv -0 --null --name --id --emit-tasks -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
                 --overwrite --results --resume --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'

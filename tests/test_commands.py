@@ -1024,6 +1024,30 @@ class Templates(Commands):
         run = self.parallel("-q", "--results", self.path("r"), "--prompt", "{}", "-w", "/no/{}", "--", "a")
         self.assertRegex(run.stderr.decode(), r"\Aclinvk: to try the failed tasks again: \S+ .*--prompt '\{\}' -w '/no/\{\}' --resume -- a\n\Z")
 
+    def test_emitted_tasks_are_the_input_of_the_same_run(self):
+        self.file("configuration.yaml", "backends:\n  claude:\n    extra_flags: [--from-file]\n    model: small\n")
+        options = ("--config", self.path("configuration.yaml"), "--sandbox-mode", "read-only", "--timeout", "15m")
+        tasks = {"tasks": [{"prompt": "审 @/etc/passwd", "id": "\ud800", "extra": ["-x"], "meta": {"k": [1]}}, {"prompt": "b", "backend": "gemini", "dry_run": True}],
+                 "defaults": {"tags": ["t"]}, "max_parallel": 2}
+        for arguments, data in ((("--prompt", "{} @/etc/passwd", "--id", "{#}", "-w", "/{}", "a", "b"), b""), ((), json.dumps(tasks).encode())):
+            planned = self.parallel("--dry-run", *options, *arguments, input=data).stdout
+            self.assertEqual(len(planned.splitlines()), 2)
+            emitted = self.parallel("--emit-tasks", *options, *arguments, input=data)
+            self.assertEqual((emitted.stderr, emitted.returncode), (b"", 0))
+            self.assertEqual(self.parallel("--dry-run", "--config", self.path("configuration.yaml"), input=emitted.stdout).stdout, planned)
+            again = self.parallel("--emit-tasks", "--config", self.path("configuration.yaml"), input=emitted.stdout)
+            self.assertEqual(again.stdout, emitted.stdout)
+        first = json.loads(emitted.stdout.splitlines()[0].decode())
+        self.assertEqual(first, {"id": "\ud800", "backend": "claude", "prompt": "审 @/etc/passwd", "model": "small", "sandbox_mode": "read-only", "timeout": 900,
+                                 "extra": ["-x"], "tags": ["t"], "meta": {"k": [1]}})
+        self.assertTrue(b'"literal":true' in self.parallel("--emit-tasks", "--prompt", "{}", "a").stdout)
+
+    def test_emitted_tasks_are_those_that_are_left_and_bad_input_is_told(self):
+        self.parallel("-b", "echo", "-q", "--results", self.path("r"), input=b'{"prompt": "a"}')
+        run = self.parallel("-b", "echo", "--emit-tasks", "--results", self.path("r"), "--resume", input=b'{"prompt": "a"}\n{"prompt": "b"}\n{"promt": "c"}\n')
+        self.assertEqual((run.stdout, run.returncode), (b'{"backend":"echo","prompt":"b"}\n', 1))
+        self.assertRegex(run.stderr, b"stdin:3: promt: unknown field")
+
     def test_items_and_templates_that_do_not_fit_are_refused_before_anything_starts(self):
         path = self.file("items", b"x\n")
         for arguments, message in [

@@ -684,6 +684,7 @@ FIELDS = {
                 ("soon", "expected a duration such as"), ("0s", "expected a duration above 0"), ([], "expected seconds above 0"),
                 ("", "expected a duration")]),
     "idle_timeout": ([(90, 90.0), ("1.5m", 90.0)], [(0, "expected seconds above 0"), ("soon", "expected a duration such as")]),
+    "literal": ([(False, False), (True, True)], [(1, "expected true or false, got 1"), ("true", 'expected true or false, got "true"')]),
     "max_output": ([(1, 1), (5000, 5000), ("500K", 512000), ("64M", 64 << 20), ("1.5 GiB", 3 << 29)],
                    [(0, "expected a number of bytes above 0 or a size"), (1.5, "expected a number of bytes"), (True, "expected a number of bytes"),
                    (1 << 70, "expected a number of bytes"), ("much", "expected a size such as 500K, 64M or 1G"), ("0", "expected a size of 1 byte or more"), ("", "expected a size")]),
@@ -779,7 +780,7 @@ PRECEDENCE = {
     "system_prompt": ("own", "line", "defaults", None, ""), "timeout": (1.0, 2.0, 3.0, None, 0.0),
     "idle_timeout": (1.0, 2.0, 3.0, None, 0.0), "max_output": (1, 2, 3, None, 0),
     "extra": (("own",), ("line",), ("defaults",), None, ()),
-    "verbose": (False, True, False, None, False), "dry_run": (False, True, False, None, False),
+    "literal": (False, True, False, None, False), "verbose": (False, True, False, None, False), "dry_run": (False, True, False, None, False),
     "tags": (("own",), ("line",), ("defaults",), None, ()),
     "meta": ({"own": 1}, {"line": 1}, {"defaults": 1}, None, None),
 }
@@ -1339,7 +1340,7 @@ class Items(ItemCase):
         self.assertEqual(self.refused(b"x\n", template=self.template("{}"), overrides={"sandbox_mode": "full"}, ceiling=clinvk.parse_ceiling("sandbox=workspace")),
                          'tasks.json:1: sandbox_mode: "full" is above the ceiling, which is "workspace"')
         task, = self.tasks(b"a\n", template=self.template("p {}", name="n {#}", id="{.}", workdir="/{}"), overrides={"model": "m"})
-        self.assertEqual(task, clinvk.Task("claude", "p a", "m", "/a", id="a", name="n 1"))
+        self.assertEqual(task, clinvk.Task("claude", "p a", "m", "/a", id="a", name="n 1", literal=True))
 
     def test_prompt_of_an_item_is_literal(self):
         for data, options in ((b"x", {}), (b'{"a": 1}', {"prompt": "{.a}"})):
