@@ -9593,11 +9593,11 @@ def junit_texts(records: Records, statistics: Statistics, with_output: bool) -> 
     totals, unanswered = statistics.totals, list(records.unanswered_tasks())
     counts = _xml_attributes(
         tests=totals.total + len(unanswered), failures=totals.counts["failed"],
-        errors=len(unanswered), skipped=totals.counts["canceled"] + totals.counts["skipped"],
-        time="%.3f" % totals.duration_seconds)
+        errors=len(unanswered), time="%.3f" % totals.duration_seconds)
     yield '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites name="clinvk"%s>\n' % counts
-    yield '<testsuite name="clinvk"%s%s>\n' % (
-        counts, _xml_attributes(timestamp=utc(totals.start_time)[:19]))
+    yield '<testsuite name="clinvk"%s%s>\n' % (counts, _xml_attributes(
+        skipped=totals.counts["canceled"] + totals.counts["skipped"],
+        timestamp=utc(totals.start_time)[:19]))
     for record in records:
         yield from _test_case(record, with_output)
     for task in unanswered:
