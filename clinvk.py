@@ -11390,7 +11390,7 @@ def _write_reports(records: Records, asked: ReportOptions) -> None:
     for name, path in asked.files.items():
         texts = REPORT_FILES[name](records, statistics, name in asked.with_output)
         try:
-            write_whole(path, in_one_write(map(to_bytes, texts)))
+            write_whole(os.path.realpath(path), in_one_write(map(to_bytes, texts)))
         except OSError as error:
             raise OutputError("cannot write %s: %s" % (visible(path), error.strerror)) from None
 
@@ -11902,8 +11902,9 @@ def _report_files(options: argparse.Namespace, read: Sequence[str]) -> Dict[str,
     if options.without_output and not options.html:
         raise UserError("--without-output: there is no page for it; give --html")
     for name, path in files.items():
-        others = [*read, options.tasks or "", *(files[other] for other in files if other != name)]
-        if any(is_same(0 if other == "-" else other, path) for other in others):
+        others = [1, 2, *(0 if other == "-" else other for other in read), options.tasks or "",
+                  *(files[other] for other in files if other != name)]
+        if any(is_same(other, path) for other in others):
             raise UserError("--%s %s: it is another file of this command; give another name"
                             % (name, visible(path)))
         if os.path.exists(path) and not os.path.isfile(path):

@@ -427,9 +427,9 @@ class Files(ReportCase):
     OPTIONAL = {"testcase": {"time"}}
     HOSTILE = "a\x00\x1b[1m\r\ud800\ufffe\udc80 <b>&amp;]]></system-out> | `x` [l](http://e) www.e.com @me **b** \u5ba1\n\n# h\n</pre><script>"
 
-    def written(self, option, *given, options=()):
+    def written(self, option, *given, options=(), path=None):
         """The file that a report writes."""
-        path = self.path("written")
+        path = path or self.path("written")
         _, errors, status = self.report(lines(*given), options=["--" + option, path, *options])
         self.assertEqual((errors if "--tasks" not in options else "", status), ("", 0))
         with open(path, encoding="utf-8", newline="") as file:
@@ -539,6 +539,20 @@ class Files(ReportCase):
             self.assertIn("</testsuites>", file.read())
         self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
         self.assertEqual(sorted(os.listdir(self.directory)), ["bin", "home", "out.xml", "results.jsonl", "tmp"])
+
+    def test_files_are_those_to_which_links_lead(self):
+        os.symlink(self.file("real", "before"), self.path("link"))
+        self.assertIn("| 1 | OK |", self.written("markdown", line(0), path=self.path("link")))
+        self.assertTrue(os.path.islink(self.path("link")))
+
+    def test_a_file_is_not_that_to_which_stdout_goes(self):
+        results, path = self.file("results.jsonl", lines(line(0))), self.path("out")
+        os.symlink("/proc/self/fd/1" if os.path.isdir("/proc/self/fd") else path, self.path("link"))
+        for name in (path, self.path("link")):
+            with open(path, "wb") as file:
+                run = self.clinvk("report", "--html", name, "--json", results, stdout=file)
+            self.assertEqual((run.stderr.decode(), run.returncode),
+                             ("clinvk: error: --html %s: it is another file of this command; give another name\n" % name, 2))
 
     def test_files_that_cannot_be_written_are_errors(self):
         results = self.file("results.jsonl", lines(line(0)))
