@@ -9152,13 +9152,13 @@ class Records:
                     prompts.add(place, [to_bytes(job.task.prompt)])
                     continue
                 fields = {"index": job.index, "task_id": job.task.id,
-                          "label": task_label(job.task)}
+                          "task_name": job.task.name, "label": task_label(job.task)}
                 self.unanswered.add(count, [dumps({name: value for name, value in fields.items()
                                                    if value != ""})])
         self._prompts = prompts
 
     def unanswered_tasks(self) -> Iterator[Dict[str, Any]]:
-        """Yield the index, the id and the label of each task without a record."""
+        """Yield the index, the id, the name and the label of each task without a record."""
         return (loads(b"".join(pieces)) for pieces in self.unanswered or ())
 
     def problems(self) -> Iterator[str]:
@@ -9573,6 +9573,12 @@ def task_title(record: Record, with_output: bool) -> str:
     return one_line(title) or (task_label(task) if with_output else "")
 
 
+def unanswered_title(task: Dict[str, Any], with_output: bool) -> str:
+    """Return what task_title returns, of a task without a record."""
+    title = task.get("task_name") or task.get("task_id", "")
+    return one_line(title) or task["label"] * with_output
+
+
 def _xml(text: str) -> str:
     """Return the text as it stands between the tags of XML, with visible control characters."""
     from xml.sax.saxutils import escape
@@ -9601,7 +9607,7 @@ def junit_texts(records: Records, statistics: Statistics, with_output: bool) -> 
     for record in records:
         yield from _test_case(record, with_output)
     for task in unanswered:
-        name = "%d %s" % (task["index"] + 1, task.get("task_id", ""))
+        name = "%d %s" % (task["index"] + 1, unanswered_title(task, with_output))
         yield '<testcase%s>\n<error message="no result" type="no_result"/>\n</testcase>\n' % (
             _xml_attributes(name=name.strip(), classname="clinvk"))
     yield "</testsuite>\n</testsuites>\n"
@@ -9654,8 +9660,8 @@ def _markdown_rows(records: Records, with_output: bool) -> Iterator[str]:
     for record in records.having(b"f"):
         yield row % _markdown_row(record, with_output)
     for task in records.unanswered_tasks():
-        title = task.get("label" if with_output else "task_id", "")
-        yield row % (task["index"] + 1, "NO RESULT", "", "", "", "", _markdown(title), "")
+        title = _markdown(unanswered_title(task, with_output))
+        yield row % (task["index"] + 1, "NO RESULT", "", "", "", "", title, "")
     for record in itertools.chain(records.having(b"c"), records.having(b"os")):
         yield row % _markdown_row(record, with_output)
 

@@ -469,6 +469,20 @@ class Files(ReportCase):
         cases = self.junit(line(0), options=["--tasks", path]).findall("./testsuite/testcase")
         self.assertEqual([(case.attrib["name"], len(case)) for case in cases], [("1", 0), ("2 my id", 1)])
 
+    def test_a_task_without_a_result_has_the_title_that_its_result_would_have(self):
+        given = [b'{"prompt": "p", "id": "a\\nb|c"}', b'{"prompt": "p", "id": "i", "name": "n\\nm"}', b'{"prompt": "p"}', b'{"prompt": "p", "id": "last"}']
+        path = self.file("tasks.jsonl", lines(*given))
+        titles = []
+        for answered in ([line(0, task_id="a\nb|c", label="p"), line(1, task_id="i", task_name="n\nm", label="n"), line(2, label="p")], []):
+            for options in (["--tasks", path], ["--tasks", path, "--with-output"]):
+                cases = self.junit(line(3, task_id="last"), *answered, options=options).findall("./testsuite/testcase")
+                titles.append(sorted(case.attrib["name"] for case in cases))
+                text = self.written("markdown", line(3, task_id="last"), *answered, options=options)
+                titles.append(sorted(" ".join(row) for row in re.findall(r"^\| (\d) \|.*\| ([^|]*?) ?\|  \|$", text, re.M)))
+                titles[-1] = [title.strip() for title in titles[-1]]
+        self.assertEqual(titles, [["1 a", "2 n", "3", "4 last"]] * 2 + [["1 a", "2 n", "3 p", "4 last"]] * 2
+                         + [["1 a", "2 n", "3", "4 last"]] * 2 + [["1 a", "2 n", "3 p", "4 last"]] * 2)
+
     def test_junit_holds_any_text(self):
         root = self.junit(line(0, "failed", error=self.HOSTILE, output=self.HOSTILE, task_name=self.HOSTILE, backend='q"<>'), options=["--with-output"])
         case, = root.findall("./testsuite/testcase")
