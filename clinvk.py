@@ -8541,8 +8541,10 @@ class Overview:
         """Return the seconds until the end, None where nothing is known about it.
 
         Each task that is left takes the median of its backend.  Their backends are assumed to be
-        mixed as those of the tasks that have ended.
+        mixed as those of the tasks that have ended.  Where nothing runs, the end of a limit comes
+        first.
         """
+        running, now = self.running(), time.time()
         ended = sum(self._ended.values())
         if self.total is None or not ended or self.control.level:
             return None
@@ -8551,8 +8553,10 @@ class Overview:
                   for backend, seconds in self._seconds.items()}
         work = left / ended * sum(median[backend] * count for backend, count in self._ended.items())
         work -= sum(min(one.seconds, median.get(one.job.task.backend, 0.0))
-                    for one in self.running())
-        return max(0.0, work) / max(1, min(self.jobs, left))
+                    for one in running)
+        waits = [until - now for until in self.control.limited.values() if until > now]
+        wait = 0.0 if running else min(waits, default=0.0)
+        return wait + max(0.0, work) / max(1, min(self.jobs, left))
 
     def fields(self) -> Dict[str, Any]:
         """Return the JSON fields of the status file that change during a run."""

@@ -112,6 +112,11 @@ class TerminalCase(Case):
         pid, = wait_until(lambda: support.children_of(shell), "the shell has a child")
         return pid
 
+    def catches(self, pid, number):
+        """Whether a process has a handler for a signal."""
+        with open("/proc/%d/status" % pid) as file:
+            return bool(int(re.search(r"SigCgt:\s*(\w+)", file.read()).group(1), 16) & 1 << (number - 1))
+
     def assert_clean_end(self, answers):
         """Waits for the prompt; then each answer is there once and whole, and nothing is left of the table."""
         self.wait_for(lambda screen: screen[-1:] == [PROMPT], "the prompt after the run")
@@ -235,6 +240,9 @@ class Ends(TerminalCase):
         self.wait_for_rows(1, 2)
         pid = self.clinvk_pid()
         for turn in range(2):
+            workers = [child for child in support.children_of(pid) if re.search("clinvk|multiprocessing", support.process_words(child))]
+            self.assertEqual([self.catches(process, signal.SIGTSTP) for process in [pid] + workers], [True] + [False] * len(workers))
+            self.assertGreaterEqual(len(workers), 2)
             self.type("C-z")
             screen = self.wait_for(lambda screen: screen[-1:] == [PROMPT], "the prompt while the run is stopped")
             self.assertIn("Stopped", screen[-2])

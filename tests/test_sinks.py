@@ -627,6 +627,15 @@ class Overviews(SinkCase):
         run.start(3, seconds=100.0, backend="codex")  # of which nothing is known
         self.assertEqual(run.overview.seconds_left(), (90 - 4 - 10) / 2)
 
+    def test_seconds_left_begin_at_the_end_of_a_limit_where_nothing_runs(self):
+        run = FakeRun(jobs=1)
+        run.end(took(10))
+        run.control.limited = {"claude": 1000.0 + 600, "codex": 1000.0 + 900, "gemini": 10.0}
+        with unittest.mock.patch.object(clinvk.time, "time", lambda: 1000.0):
+            self.assertEqual(run.overview.seconds_left(), 600 + 90)
+            run.start(1, seconds=4.0)
+            self.assertEqual(run.overview.seconds_left(), 90 - 4)
+
     def test_seconds_left_are_unknown_without_a_total_and_after_a_stop(self):
         for total, stopped in ((False, False), (True, True)):
             run = FakeRun(total=total)
@@ -783,11 +792,12 @@ class Statuses(SinkCase):
         self.assertEqual(self.drawn(run), ["[1/100] 0 running, 00:42, about 8m15s left, $1.20"])
         run.end(took(30, status="failed"))
         run.control.limited["claude"] = 4e9
-        with unittest.mock.patch.object(clinvk, "local_time", lambda moment: "14:05"):
+        with unittest.mock.patch.object(clinvk, "local_time", lambda moment: "14:05"), \
+                unittest.mock.patch.object(clinvk.time, "time", lambda: 4e9 - 60):
             self.assertEqual(self.drawn(run, 200), [
-                "[2/100] 0 running, 1 failed, 00:42, about 24m left, claude limited until 14:05, \u2265$1.20"])
+                "[2/100] 0 running, 1 failed, 00:42, about 25m left, claude limited until 14:05, \u2265$1.20"])
             self.assertEqual(self.drawn(run, 60), [
-                "[2/100] 0 running, 1 failed, 00:42, about 24m left, claude", "limited until 14:05, \u2265$1.20"])
+                "[2/100] 0 running, 1 failed, 00:42, about 25m left, claude", "limited until 14:05, \u2265$1.20"])
 
     def test_progress_is_drawn_at_most_so_often(self):
         for least, expected in ((self.LINE, 3), (self.TABLE, 2)):
