@@ -3,6 +3,7 @@
 
 It needs chromium and chromedriver (Debian: chromium, chromium-driver), so it is no part of the discovered tests; .ci/run runs it.
 """
+import atexit
 import base64
 import json
 import os
@@ -118,7 +119,7 @@ class PageTest(Case):
     @classmethod
     def setUpClass(cls):
         cls.browser = Browser()
-        cls.addClassCleanup(cls.browser.close)
+        atexit.register(cls.browser.close)  # also after ^C
 
     def setUp(self):
         super().setUp()
