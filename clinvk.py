@@ -9128,13 +9128,22 @@ class Records:
             if self._statuses[line] in statuses:
                 yield self._record(place, line)
 
-    def _record(self, place: int, line: int) -> Record:
+    def replaced(self) -> Iterator[Record]:
+        """Yield the records of the lines that do not count, because a later line does."""
+        counts = bytearray(len(self._starts))
+        for line in self._last:
+            counts[line] = 1
+        return (self._record_in(line) for line, count in enumerate(counts) if not count)
+
+    def _record_in(self, line: int) -> Record:
         try:
-            record = record_of(self._capture(line))
+            return record_of(self._capture(line))
         except ValueError:
             raise UserError("%s: it was changed while it was read"
                             % visible(self._paths[self._places[line]])) from None
-        record = record._replace(failed_before=bool(self._failed_before[place]))
+
+    def _record(self, place: int, line: int) -> Record:
+        record = self._record_in(line)._replace(failed_before=bool(self._failed_before[place]))
         result = record.result
         if self._prompts is None or place not in self._prompts or not result.task:
             return record
@@ -9828,18 +9837,31 @@ function draw(box, height, nodes) {
 }
 
 const attempts = [], waits = [], lanes = [];  // of a lane: the end of the last attempt in it
-for (const task of tasks) task.tries.forEach(([start, ms, status, kind], place) => {
-  attempts.push({ task, start, end: start + ms, status, place });
-  if (place + 1 < task.tries.length)
-    waits.push({ task, start: start + ms, end: task.tries[place + 1][0], kind });
-});
+const runs = new Set(tasks.map(task => task.run));
+function addTries(task, tries) {
+  tries.forEach(([start, ms, status, kind], place) => {
+    attempts.push({ task, start, end: start + ms, status,
+      number: tries.length > 1 ? `, try ${place + 1} of ${tries.length}` : "" });
+    if (place + 1 < tries.length)
+      waits.push({ task, start: start + ms, end: tries[place + 1][0], kind });
+  });
+}
+for (const task of tasks) addTries(task, task.tries);
+const ofIndex = new Map(tasks.map(task => [task.index, task]));
+for (const [index, run, tries] of data.replaced) {  // of lines that do not count
+  const task = ofIndex.get(index), known = new Set(task.tries.map(([start]) => start));
+  if (tries.some(([start]) => known.has(start))) continue;  // the line is in two files
+  addTries(task, tries);
+  task.tries = [...tries, ...task.tries];
+  runs.add(run);
+}
 attempts.sort((one, other) => one.start - other.start);
 for (const one of attempts) {
   const free = lanes.findIndex(end => end <= one.start + 1);
   one.lane = free < 0 ? lanes.length : free;
   lanes[one.lane] = one.end;
 }
-const runs = [...new Set(tasks.map(task => task.run).filter(run => run))].sort();
+runs.delete(0);
 const STEPS = [.1, .2, .5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400,
                21600, 43200, 86400].map(seconds => seconds * 1000);
 
@@ -9868,7 +9890,7 @@ function axis(width) {  // the spans in which something went on; a long pause ta
 function drawTimeline() {
   const box = $("timeline"), thick = lanes.length > 24 ? 5 : 14, nodes = [], drawn = new Set();
   const [spans, scale, at] = axis(box.clientWidth);
-  const top = runs.length > 1 ? 32 : 18, first = top + (waits.length && thick + 4);
+  const top = runs.size > 1 ? 32 : 18, first = top + (waits.length && thick + 4);
   const height = first + lanes.length * (thick + 2);
   const row = lane => first + lane * (thick + 2);
   const step = STEPS.find(ms => ms * scale > 70) || 864e5;
@@ -9889,15 +9911,14 @@ function drawTimeline() {
   for (const { task, start, end, kind } of waits)
     nodes.push(bar(task, "wait", at(start), top, Math.max(1, at(end) - at(start)), thick,
                    `waited ${length(end - start)} after ${kind || "a failed try"}`));
-  for (const { task, lane, start, end, status, place } of attempts) {
+  for (const { task, lane, start, end, status, number } of attempts) {
     const x = at(start), right = Math.max(x + 1, at(end)), pixel = [lane, x >> 1, status].join();
     if (right - x < 3 && drawn.has(pixel)) continue;  // too small to be told apart
     drawn.add(pixel);
-    const tries = task.tries.length > 1 ? `, try ${place + 1} of ${task.tries.length}` : "";
     nodes.push(bar(task, status, x, row(lane), Math.max(1, right - x - .5), thick,
-                   status + ", " + length(end - start) + tries));
+                   status + ", " + length(end - start) + number));
   }
-  if (runs.length > 1) runs.forEach((run, place) => nodes.push(
+  if (runs.size > 1) [...runs].sort().forEach((run, place) => nodes.push(
     make("line", { class: "run", x1: at(run), x2: at(run), y1: 0, y2: height }),
     make("text", { x: at(run) + 3, y: 10 }, "run " + (place + 1), make("title", {}, moment(run)))));
   draw(box, height, nodes);
@@ -10017,7 +10038,7 @@ function start() {
   if (attempts.length) $("timeline-title").textContent = "Timeline: "
     + [moment(attempts[0].start) + " to " + moment(Math.max(...lanes)),
        counted(attempts.length, "attempt"), "at most " + lanes.length + " at once",
-       counted(runs.length, "run")].join(", ");
+       counted(runs.size, "run")].join(", ");
   const kinds = [...new Set(attempts.map(one => one.status)), ...(waits.length ? ["wait"] : [])];
   $("key").append(...kinds.map(kind => make("span", {}, swatch(kind),
     kind === "wait" ? "waiting for another try" : kind)));
@@ -10138,16 +10159,26 @@ def _page_row(record: Record, with_output: bool) -> List[Any]:
             result.answer, record.prompt))]
 
 
+def _script_rows(values: Iterable[Any]) -> Iterator[str]:
+    """Yield values as _for_script has them, in a JSON array."""
+    separator = "[\n"
+    for value in values:
+        yield separator + _for_script(value)
+        separator = ",\n"
+    yield "[]" if separator == "[\n" else "\n]"
+
+
 def page_texts(records: Records, statistics: Statistics, with_output: bool) -> Iterator[str]:
     """Yield an HTML page that needs no other file: no script, style or font of elsewhere."""
     yield PAGE % (_csp_hash(PAGE_STYLE), _csp_hash(PAGE_SCRIPT), PAGE_STYLE)
     head = {"notes": [statistics.totals.line(), *records.problems()], "columns": PAGE_COLUMNS}
-    yield _for_script(head)[:-1] + ',"tasks":['
-    separator = "\n"
-    for record in records:
-        yield separator + _for_script(_page_row(record, with_output))
-        separator = ",\n"
-    yield "\n]}" + PAGE_END % PAGE_SCRIPT
+    yield _for_script(head)[:-1] + ',"tasks":'
+    yield from _script_rows(_page_row(record, with_output) for record in records)
+    yield ',"replaced":'
+    yield from _script_rows(
+        [record.result.index, round(record.fields.get("run", 0.0) * 1000),
+         _page_tries(record.result)] for record in records.replaced())
+    yield "}" + PAGE_END % PAGE_SCRIPT
 
 
 # The files of a report, by option.

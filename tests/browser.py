@@ -231,14 +231,15 @@ class PageTest(Case):
         limited = [attempt(0, 1, error_kind="rate_limit"), attempt(31, 2)]
         self.report(self.file("results", lines(
             line(0, "failed", start=31, seconds=2, attempts=2, tries=limited, label="limited"), line(1, seconds=20, label="long"),
-            line(2, start=3600, seconds=3, run=clinvk.utc(START + 3599), label="later"), line(3, "canceled", attempts=0, label="never"))))
-        self.assertEqual(self.texts("#timeline-title"), ["Timeline: %s to %s, 4 attempts, at most 2 at once, 2 runs" % (moment(START), moment(START + 3603))])
+            line(2, start=3600, seconds=3, run=clinvk.utc(START + 3599), label="later"), line(3, "canceled", attempts=0, label="never"),
+            line(4, "failed", start=1, seconds=2, label="again"), line(4, start=3601, label="again", run=clinvk.utc(START + 3599)))))
+        self.assertEqual(self.texts("#timeline-title"), ["Timeline: %s to %s, 6 attempts, at most 2 at once, 2 runs" % (moment(START), moment(START + 3603))])
         self.assertEqual([text for text in self.texts("#timeline text") if text.startswith("run")],
                          ["run 1" + moment(START), "run 2" + moment(START + 3599)])
         self.assertIn("59m27sNothing ran for this time", self.texts("#timeline text"))
         bars = self.texts("#timeline rect[data-task] title")
         self.assertEqual(sorted(bars), ["#1 limited: failed, 1.0s, try 1 of 2", "#1 limited: failed, 2.0s, try 2 of 2",
-                                        "#1 limited: waited 30s after rate_limit", "#2 long: ok, 20s", "#3 later: ok, 3.0s"])
+                                        "#1 limited: waited 30s after rate_limit", "#2 long: ok, 20s", "#3 later: ok, 3.0s", "#5 again: failed, 2.0s", "#5 again: ok, 1.0s"])
         self.browser.run("document.querySelector('#timeline rect[data-task]').dispatchEvent(new MouseEvent('click', {bubbles: true}))")
         self.assertTrue(self.browser.run("return document.getElementById('detail').open"))
 

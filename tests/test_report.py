@@ -711,6 +711,15 @@ class Page(ReportCase):
         self.assertEqual(first["tries"], [[start, 1000, "failed", "rate_limit", ""], [start + 4250, 2500, "ok", "", ""]])
         self.assertEqual([second[name] for name in ("start", "ms", "tries")], [None, None, []])
 
+    def test_attempts_in_lines_that_do_not_count_are_in_the_page(self):
+        tries = [attempt(0, 1, error_kind="rate_limit"), attempt(4, 1)]
+        page = self.page(lines(line(1, "failed", start=4, attempts=2, tries=tries), line(0, "canceled", attempts=0),
+                               line(1, start=60, run=clinvk.utc(START + 59)), line(0, start=61)))
+        start = int(START * 1000)
+        self.assertEqual([task["tries"][0][0] for task in self.tasks_in(page)], [start + 61000, start + 60000])
+        replaced = json.loads(re.findall(rb'"replaced":(.*)}</script>', page, re.S)[0])
+        self.assertEqual(replaced, [[1, start, [[start, 1000, "failed", "rate_limit", ""], [start + 4000, 1000, "failed", "", ""]]], [0, start, []]])
+
     def test_ten_thousand_tasks_take_less_than_5_mb(self):
         page = self.page(lines(*(line(index, task_id="task-%05d" % index, task_name="Review module %d of the program" % index, tags=["nightly", "auth"],
                                       model="claude-sonnet-4-5", cost_usd=0.012345, usage={"total_tokens": 12345}, output="x" * 2000)
