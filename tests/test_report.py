@@ -7,11 +7,12 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import unittest
 from xml.etree import ElementTree
 
-from support import COMPILED, Case, ForkingCase, clinvk, only_in_full_runs, tasks
+from support import COMPILED, Case, ForkingCase, clinvk, only_in_full_runs, tasks, write_program
 
 START = 1795535999.5
 csv.field_size_limit(1 << 30)
@@ -738,6 +739,50 @@ class Page(ReportCase):
         for path, status in ((self.path("none", "page.html"), 74), (self.path("taken"), 2)):
             self.assertEqual(self.report(lines(line(0)), options=["--html", path])[2], status)
         self.assertEqual([name for name in os.listdir(self.directory) if name.endswith(".tmp")], [])
+
+
+class AfterRuns(Case):
+    """What real runs leave: a limit, a failure, kill -9, and another run that continues."""
+
+    LIMITED = b"""#!/bin/sh
+        echo >> starts
+        [ "$(wc -l < starts)" -gt 1 ] && exec cat
+        echo "429 rate limit, try again in 0.3s" >&2
+        exit 1
+        """
+
+    def test_a_run_that_was_killed_and_continued_is_reported_as_a_whole(self):
+        write_program(self.path("limited"), self.LIMITED.replace(b" " * 8, b""))
+        self.environment["CLINVK_BACKENDS"] = json.dumps({"limited": {"command": [self.path("limited")]}})
+        batch = self.file("tasks.jsonl", tasks("say hello", backend="limited") + tasks("touch up; wait-for mended; exit 3") + tasks("say third")
+                          + tasks("touch running; wait-for go; say x"))
+        words = ["parallel", "-j", "4", "--jsonl", "-q", "--file", batch, "--results", self.path("results.jsonl"), "--resume"]
+        first = self.start(*words)
+        self.wait_for_file(self.path("up"))
+        self.wait_for_file(self.path("running"))
+        self.file("mended", "")
+        for _ in range(3):
+            self.assertTrue(first.line())
+        first.send_signal(signal.SIGKILL)
+        first.finish()
+        self.wait_until_nothing_runs()
+        early = self.clinvk("report", "--tasks", batch, "--fail-on", "75%", self.path("results.jsonl"))
+        self.assertEqual((early.stderr.decode(), early.returncode), ("clinvk: warning: 1 task has no result: 4\n", 0))
+        self.assertIn("\nNo result:\n   4 touch running; wait-for go; say x\n", early.stdout.decode())
+        self.file("go", "")
+        self.assertEqual(self.clinvk(*words).returncode, 1)  # task 2 fails again
+        last = self.clinvk("report", "--json", "--tasks", batch, "--fail-on", "flaky", self.path("results.jsonl"))
+        value = json.loads(last.stdout)
+        self.assertEqual((last.stderr, last.returncode), (b"", 1))
+        self.assertEqual([value[name] for name in ("total_tasks", "completed", "failed", "flaky", "gaps", "unanswered")], [4, 3, 1, [0], [], []])
+        statistics = clinvk.Statistics()
+        records = list(statistics.watch(clinvk.Records([self.path("results.jsonl")], self.fail)))
+        limited, again = clinvk.attempts_of(records[0].result)
+        self.assertEqual((limited.kind, again.kind, limited.waited_until), ("again", "ok", again.start))
+        self.assertGreaterEqual(again.start - limited.end, 0.3 - 0.01)
+        shown = statistics.timeline.text(5000).splitlines()
+        self.assertEqual(shown[1].count("|"), 2)
+        self.assertIn("....", "".join(shown[2:-1]))
 
 
 # Runs a program; its peak memory in KiB goes to stderr.
