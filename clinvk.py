@@ -9539,13 +9539,17 @@ def parse_columns(text: str) -> Tuple[Tuple[str, _Path], ...]:
     return tuple((word.lstrip("."), _value_path(word)) for word in _words(text or COLUMNS))
 
 
+# With full-width characters, which a Japanese Excel takes for the others.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
 def csv_cell(value: Any) -> str:
     """Return a JSON value as a cell that a spreadsheet does not take for a formula."""
     if value is None:
         return ""
     text = value if isinstance(value, str) else dumps(value).decode()
     is_number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII)
-    if text.startswith(("=", "+", "-", "@", "\t", "\r")) and not is_number:
+    if text.startswith(FORMULA_STARTS) and not is_number:
         text = "'" + text
     return text.replace("\0", "\ufffd")  # which readers of CSV refuse
 

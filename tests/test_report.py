@@ -293,7 +293,8 @@ class Forms(ReportCase):
             ["data.label", "cost_usd", "tags[0]", "data.n", "output"], ["", "0.5", "", "", 'a "b",\nc'], ["b", "", "x", "[1,2]", "answer 1"]])
 
     def test_csv_cells_are_no_formulas(self):
-        for text in ("=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "=", "-", "-1x"):
+        for text in ("=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=", "-", "-1x",
+                     "\uff1d1+1", "\uff0b1", "\uff0d1", "\uff20SUM(A1)"):
             self.assertEqual(clinvk.csv_cell(text), "'" + text)
         for text in ("-1", "+1.5", "-.5e-3", "1=1", "text", "", "'=1", " =1"):
             self.assertEqual(clinvk.csv_cell(text), text)
