@@ -9176,6 +9176,8 @@ class Records:
 
     def problems(self) -> Iterator[str]:
         """Yield a warning for each kind of what is unusual; tasks are numbered as in the table."""
+        if not self:
+            yield "there are no results in %s" % visible(" or ".join(self._paths))
         missing = (index for first, last in self.gaps for index in range(first, last + 1))
         unanswered = sum(last + 1 - first for first, last in self.gaps)
         if self.unanswered is not None:

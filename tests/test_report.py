@@ -621,9 +621,10 @@ class Command(ReportCase):
         self.assertEqual((printed, status), ("", 2))
         self.assertIn("results-0.jsonl:2: not a result: ", errors)
 
-    def test_an_empty_file_has_no_tasks(self):
+    def test_an_empty_file_has_no_tasks_which_is_a_warning(self):
         printed, warnings, status = self.report(b"")
-        self.assertEqual((printed.splitlines()[-1], warnings, status), ("Total: 0 tasks, 0 completed, 0 failed (0.00s)", "", 0))
+        self.assertEqual((printed.splitlines()[-1], warnings, status), (
+            "Total: 0 tasks, 0 completed, 0 failed (0.00s)", "clinvk: warning: there are no results in %s\n" % self.path("results-0.jsonl"), 0))
 
     def test_no_field_of_a_line_reaches_the_terminal_as_it_is(self):
         hostile = "a\x1b]0;t\x07\nb\r"
