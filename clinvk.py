@@ -8588,8 +8588,6 @@ class StatusFile:
     The file is replaced as a whole: STATUS_SECONDS after a change at the latest, and every
     QUIET_STATUS_SECONDS.  An error is a warning, and only the first one.  `run` is the time of the
     start, which is in the lines of the results file too.
-
-    Raises UserError where the path leads to something else than a status file.
     """
 
     HEAD = b'{"run":'
@@ -8600,11 +8598,15 @@ class StatusFile:
         self._next = self._due = 0.0  # when to look again, and when to write without a change
         self._changing: Any = None  # what was written last, without times
         self._has_failed = False
+
+    @classmethod
+    def check(cls, path: str) -> None:
+        """Raise UserError where the path leads to something else than a status file."""
         if os.path.exists(path) and not os.path.isfile(path):
             raise UserError("--status-file %s: expected a regular file, or a name that does not "
                             "exist" % visible(path))
         with contextlib.suppress(OSError), open(path, "rb") as file:
-            if file.read(len(self.HEAD)) not in (b"", self.HEAD):
+            if file.read(len(cls.HEAD)) not in (b"", cls.HEAD):
                 raise UserError("--status-file %s: clinvk did not write this file, and does not "
                                 "replace it; give another name" % visible(path))
 
@@ -11799,6 +11801,7 @@ def _status_file(given: Dict[str, Any]) -> str:
     for name, file in others:
         if path and is_same(file, path):
             raise UserError("--status-file %s: it is %s; give another name" % (visible(path), name))
+    StatusFile.check(path)
     return path
 
 

@@ -2151,6 +2151,11 @@ class StatusFiles(Commands):
         process.finish()
         self.assertEqual((self.status()["state"], self.status()["exit_status"], self.status()["canceled"]), ("ended", 143, 1))
 
+    def test_status_file_that_is_no_status_file_is_refused_before_another_is_made(self):
+        self.assert_refused(self.parallel("--status-file", self.file("mine", "text"), "--results", "r.jsonl", "--output-dir", "out", input=tasks("say x")),
+                            "clinvk did not write this file")
+        self.assertEqual([self.has(name) for name in ("r.jsonl", "r.jsonl.running", "out")], [False] * 3)
+
     def test_status_file_that_cannot_be_written_stops_nothing(self):
         os.mkdir(self.path("gone"))
         process = self.start_parallel("--jsonl", "-q", "-j", "1", "--status-file", self.path("gone", "s"), "-f", self.file(

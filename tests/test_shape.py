@@ -354,8 +354,8 @@ class ImportTest(unittest.TestCase):
 # 100 columns.
 MOST_LINES = {"": 138, "Types": 207, "Text and JSON": 459, "Platform": 837, "Configuration": 875,
     "Backends": 1358, "Input": 1288, "Plans": 202, "Worker": 738, "Pool": 958, "Scheduler": 567,
-    "Journal": 445, "Sinks": 715, "Summary": 190, "Report": 1217, "Sessions": 327, "Commands": 1060,
-    "Command line": 666}
+    "Journal": 445, "Sinks": 717, "Summary": 190, "Report": 1217, "Sessions": 327, "Commands": 1060,
+    "Command line": 667}
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
 FUNCTIONS_OF_MANY_PARAMETERS = {}

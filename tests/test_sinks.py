@@ -736,11 +736,11 @@ class StatusFiles(SinkCase):
 
     def test_status_file_replaces_only_its_own(self):
         self.status_file().show()
-        self.status_file()
+        clinvk.StatusFile.check(self.status)
         for path, message in ((self.file("notes", "my own"), "clinvk did not write this file"), (self.tmp, "expected a regular file"),
                               ("/dev/null", "expected a regular file")):
             with self.subTest(path=path), self.assertRaisesRegex(clinvk.UserError, "--status-file %s: %s" % (path, message)):
-                self.status_file(path)
+                clinvk.StatusFile.check(path)
 
 
 class Statuses(SinkCase):
