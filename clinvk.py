@@ -206,7 +206,8 @@ class Task(NamedTuple):
     """One prompt for one backend, as its user states it: complete, validated, defaults merged.
 
     `timeout` and `idle_timeout` are in seconds, `max_output` is in bytes.  `literal` makes the Job
-    literal.  0, "", () and None mean "not given".
+    literal.  `write_to` is the file for the answer; only an option can set it, not the input.  0,
+    "", () and None mean "not given".
     """
 
     backend: str
@@ -229,6 +230,7 @@ class Task(NamedTuple):
     tags: Tuple[str, ...] = ()
     meta: Optional[Dict[str, Any]] = None
     literal: bool = False
+    write_to: str = ""
 
 
 class Job(NamedTuple):
@@ -292,6 +294,7 @@ class Result(NamedTuple):
     a timeout, 126 or 127 where the program could not be started, 128+n where signal n ended it, -1
     for a task that was canceled or lost.  Times are seconds since the epoch.  `answer` is a
     TextFile where it is large: iterate over it, or read `output`, which joins it in memory.
+    `written` is the file that contains the answer, as in `write_to` of the task.
     `attempts` is how often the task was started; of several, `tries` has the fields (try_fields),
     `usage` and `cost_usd` are sums, and all else is of the last.  `retry_at`, since the epoch, is
     when a limit ends that took too long.  `usage_is_cumulative`: `usage` is that of all runs of its
@@ -323,6 +326,7 @@ class Result(NamedTuple):
     acted: bool = False
     tries: Tuple[Dict[str, Any], ...] = ()
     retry_at: float = 0.0
+    written: str = ""
 
     @property
     def output(self) -> str:
@@ -1444,14 +1448,14 @@ def renew_directory(path: str) -> None:
 
 
 def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False,
-                directory: Optional[int] = None, replace: bool = True) -> int:
-    """Put a file of mode 0600 in place, whole or not at all.  Return its size.  Raises OSError.
+                directory: Optional[int] = None, replace: bool = True, mode: int = 0o600) -> int:
+    """Put a file in place, whole or not at all.  Return its size.  Raises OSError.
 
     `durable`: the file survives a crash of the machine.  `directory`: an open one that contains
     `path`.  Without `replace`, raise FileExistsError where `path` exists.
     """
     draft = "%s.%s.tmp" % (path, os.urandom(6).hex())  # unknown to who might put a link there
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600,
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode,
                    dir_fd=directory)
     try:
         try:
@@ -4520,16 +4524,17 @@ class JobReader:
     `run` is what the values state about the run (RUN_FIELDS); the first to set a field counts.
     Once tasks have `started`, values cannot set more.  `has_ids`: every task so far has an id.
     `again`: the input was validated before.  `reads_files`: tasks have the contents of files, so
-    they may be much larger than the input.
+    they may be much larger than the input.  `shard` is that of the tasks that will run.
     """
 
     reads_files = False
+    shard: Optional[Shard] = None
 
     def __init__(self, name: str, policy: TaskPolicy, warn: Callable[[str], None]) -> None:
         self.run: Dict[str, Any] = {}
         self.started, self.again, self.has_ids = False, False, True
         self._name, self._policy, self._warn = name, policy, warn
-        self._ids: Set[str] = set()
+        self._ids: Set[Tuple[str, str]] = set()  # (field, what no other task may have in it)
         self._count = 0  # of the tasks so far
 
     def _pieces(self, chunks: Iterable[bytes]) -> Iterable[InputPiece]:
@@ -4538,9 +4543,9 @@ class JobReader:
     def _batch(self, value: Any) -> _Batch:
         return _batch(value, self._policy)
 
-    def _task(self, value: Any, number: int) -> Any:
-        """Return the fields of the task with that number, from 1, that an item stands for."""
-        return value
+    def _job(self, value: Any, number: int, batch: _Batch) -> Job:
+        """Return the job of a task, the `number`-th of the run.  Raise InvalidValue."""
+        return _job(value, batch.defaults, batch.policy)
 
     def values(self, chunks: Iterable[bytes], *, is_strict: bool) -> Iterator[_Value]:
         """Yield the number of tasks in each value, and the tasks.
@@ -4582,7 +4587,7 @@ class JobReader:
             return self._value(piece._replace(array=(0, 0)))
         if self.again:
             return 0, self._jobs(piece, batch, is_large)
-        ids: Set[str] = set()
+        ids: Set[Tuple[str, str]] = set()
         jobs = self._jobs(piece, batch, is_large, ids)
         is_made_again = is_large or self.reads_files
         kept = [] if is_made_again else list(jobs)
@@ -4596,7 +4601,7 @@ class JobReader:
         return count, self._jobs(piece, batch, is_large) if is_made_again else iter(kept)
 
     def _jobs(self, piece: InputPiece, batch: _Batch, is_large: bool,
-              ids: Optional[Set[str]] = None) -> Iterator[_Item]:
+              ids: Optional[Set[Tuple[str, str]]] = None) -> Iterator[_Item]:
         """Yield the tasks of a value as jobs.
 
         With `ids`, a set for the ids in the value, a bad task raises UserError.  Without, the tasks
@@ -4608,9 +4613,9 @@ class JobReader:
                 path = batch.path if batch.is_task else (*batch.path, position)
                 try:
                     with piece_context(self._name, piece, path, start):
-                        value = self._task(loads_unique(item) if is_large else item,
-                                           batch.first + position + 1)
-                        job: _Item = self._claimed(_job(value, batch.defaults, batch.policy), ids)
+                        value = loads_unique(item) if is_large else item
+                        job: _Item = self._claimed(
+                            self._job(value, batch.first + position + 1, batch), ids)
                 except UserError as error:
                     if ids is not None:
                         raise
@@ -4618,15 +4623,18 @@ class JobReader:
                 self._count += self.again
                 yield job
 
-    def _claimed(self, job: Job, ids: Optional[Set[str]]) -> Job:
-        """Add the task's id to the ids of its value.  Raise InvalidValue if another task has it."""
-        if not job.task.id:
-            self.has_ids = False
-        elif ids is not None:
-            if job.task.id in self._ids or job.task.id in ids:
-                raise InvalidValue("another task of this run has the id %s" % quoted(job.task.id),
-                                   ("id",))
-            ids.add(job.task.id)
+    def _claimed(self, job: Job, ids: Optional[Set[Tuple[str, str]]]) -> Job:
+        """Add the task's id and file to those of its value.  Raise InvalidValue for a double."""
+        task = job.task
+        self.has_ids = self.has_ids and bool(task.id)
+        if ids is not None and (task.id or task.write_to):
+            file = task.write_to and os.path.realpath(task.write_to)
+            for field, value in (("id", task.id), ("write_to", file)):
+                if (field, value) in self._ids or (field, value) in ids:
+                    raise InvalidValue("another task of this run has the %s %s" % (
+                        field.replace("write_to", "file"), quoted(getattr(task, field))), (field,))
+                if value:
+                    ids.add((field, value))
         return job
 
     def _note_run(self, piece: InputPiece, run: Dict[str, Any]) -> None:
@@ -4658,12 +4666,13 @@ class Template(NamedTuple):
 
     `fields` are fields of a task, with placeholders for the item.  `form` is that of the items:
     lines, null (a NUL byte ends each), json, csv or tsv.  `words` are the items, if they are not
-    read.
+    read.  `may_exist`: a file of `write_to` may exist before its task has run.
     """
 
     fields: Dict[str, str]
     form: str = "lines"
     words: Tuple[str, ...] = ()
+    may_exist: bool = False
 
     def checked(self, columns: Sequence[str] = ()) -> Template:
         """Return the template with the form that its placeholders need.  Raise UserError.
@@ -4869,8 +4878,28 @@ class ItemReader(JobReader):
             return _Batch(value, self._policy)
         return _Batch([value], self._policy, is_task=True)
 
-    def _task(self, value: Any, number: int) -> Any:
-        return self._template.task(value, number, self._policy.root)
+    def _job(self, value: Any, number: int, batch: _Batch) -> Job:
+        fields = self._template.task(value, number, self._policy.root)
+        path = fields.pop("write_to", None)
+        job = super()._job(fields, number, batch)
+        if path is not None:
+            with path_context("write_to"):
+                path = self._checked_file(path, number)
+        return job._replace(task=job.task._replace(write_to=path or ""))
+
+    def _checked_file(self, path: str, number: int) -> str:
+        """Return the path of a file for an answer.  Raise ValueError."""
+        path, root = _path(path), self._policy.root
+        outside = outside_of(path, root or ".")
+        if outside:
+            raise ValueError("%s is outside of %s%s" % (
+                quoted(path), outside, "" if root else "; --root names another directory"))
+        if os.path.basename(path) in ("", ".", "..") or os.path.isdir(path):
+            raise ValueError("%s is a directory; expected the name of a file" % quoted(path))
+        is_ours = not self.shard or (number - 1) % self.shard.shards == self.shard.position
+        if is_ours and not self._template.may_exist and os.path.lexists(path):
+            raise ValueError("%s exists; --overwrite replaces it" % quoted(path))
+        return path
 
 
 # - shards -
@@ -5003,6 +5032,7 @@ class TaskStream(Supply):
         reader = JobReader(name, policy, warn)
         if policy.template:
             reader = ItemReader(name, policy, warn, policy.template)
+            reader.shard = shard
         if policy.template and policy.template.words:
             words = b"\0".join(map(to_bytes, policy.template.words))
             self._keep(reader.values([words], is_strict=True))
@@ -7658,7 +7688,8 @@ def result_fields(result: Result) -> Dict[str, Any]:
         session_id=result.session_id, usage=result.usage, cost_usd=result.cost_usd,
         num_turns=result.num_turns, limits=result.limits, attempts=result.attempts,
         tries=result.tries, start_time=utc(result.start_time), end_time=utc(result.end_time),
-        duration_seconds=round(result.duration_seconds, 3), resumed=result.resumed or None)
+        duration_seconds=round(result.duration_seconds, 3), written=result.written,
+        resumed=result.resumed or None)
     return {name: value for name, value in fields.items()
             if value or value == 0 or name in ("backend", "output")}
 
@@ -7744,6 +7775,7 @@ LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "session_id": _known_string, "usage": _token_counts, "cost_usd": _amount,
     "num_turns": _token_count, "limits": _free_object, "attempts": _token_count,
     "tries": _objects, "start_time": parse_utc, "end_time": parse_utc, "duration_seconds": _amount,
+    "written": _known_string,
 }
 WORKERS_END_SECONDS = 15.0  # after their parent was killed; they lock the results file until then
 MAX_LABELS = 5  # in a message
@@ -8486,6 +8518,49 @@ class Directory:
             self._warn("output_dir %s: %s is kept, because clinvk did not write it for this task: "
                        "this result is in %s" % (self._path, first, path))
         return path
+
+
+class Answers:
+    """`--write-to`: write the answer of each task that ended well to the file of the task.
+
+    Files appear whole, inside of `root`.  A file that exists is replaced only with `overwrite`.
+    """
+
+    def __init__(self, root: str, overwrite: bool) -> None:
+        self._root, self._overwrite = root, overwrite
+        self.error: Optional[OutputError] = None  # about the first file that was not written
+
+    def put(self, result: Result) -> Result:
+        """Write the answer of a result, if it belongs into a file.  Return the result with that."""
+        path = result.task.write_to if result.task else ""
+        is_there = result.resumed and result.written == path and os.path.lexists(path)
+        if result.status != "ok" or not path or is_there:
+            return result
+        try:
+            self._write(path, result)
+        except OSError as error:
+            hint = "; --overwrite replaces it" if os.path.lexists(path) else ""
+            problem = "cannot write %s: %s%s" % (visible(path), error.strerror, hint)
+            self.error = self.error or OutputError(problem)
+            return result._replace(written="", warnings=(*result.warnings, problem))
+        return result._replace(written=path)
+
+    def _write(self, path: str, result: Result) -> None:
+        parent, name = os.path.split(path)
+        outside = outside_of(path, self._root)  # it was inside when the task was made
+        if not outside:
+            os.makedirs(parent or ".", exist_ok=True)
+            directory = open_directory(parent or ".")
+            try:
+                outside = outside_of(directory.real, self._root)
+                if not outside:
+                    pieces = map(to_bytes, with_newline(texts_of((result.answer,))))
+                    write_whole(name, in_one_write(pieces), directory=directory.file,
+                                replace=self._overwrite, mode=0o666)
+            finally:
+                os.close(directory.file)
+        if outside:
+            raise PermissionError(0, "it is outside of " + outside)
 
 
 def _safe_name(result: Result) -> str:
@@ -10729,6 +10804,7 @@ class Plan(NamedTuple):
     single: bool = False  # a single prompt, which has no summary
     journal: Optional[Journal] = None
     continuing: str = ""  # the command that continues the run, where there can be one
+    answers: Optional[Answers] = None
 
 
 def form_of(settings: Settings, console: Console, heading: str,
@@ -10840,6 +10916,8 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
                 result = redacted(result)
                 if plan.arrived:
                     result = plan.arrived(result)
+                if plan.answers:
+                    result = plan.answers.put(result)
                 feed.write(result)
                 if settings.dry_run and result.status in FAILED_STATUSES:
                     console.say("error: " + result.error)
@@ -10855,6 +10933,8 @@ def _conclude(plan: Plan, settings: Settings, console: Console, *, overview: Ove
     """Tell the user why a run has ended early and how it can continue.  Return the exit status."""
     control, totals = overview.control, overview.totals
     error, signal_number = feed.error, stop.signal_number
+    if plan.answers:
+        error = error or plan.answers.error
     if error and not error.broken_pipe:
         unwritten = "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
         console.say("error: %s%s" % (error, unwritten if feed.unwritten else ""))
@@ -10927,7 +11007,10 @@ def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool
     policy, jobs = run_policy(run), run["max_parallel"]
     roots = () if path else (".", rules.root)
     path = path or run.get("output_dir", "")
-    if overwrite and not path:
+    answers = None
+    if rules.template and "write_to" in rules.template.fields and not settings.dry_run:
+        answers = Answers(rules.root or ".", overwrite)
+    elif overwrite and not path:
         raise UserError("--overwrite: there is no output directory; give --output-dir")
     directory = None
     if path and not settings.dry_run:
@@ -10943,7 +11026,8 @@ def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool
         journal = Journal(results, resume=resume, continuing=continuing, warn=console.warn,
                           dry_run=settings.dry_run)
     return run_plan(Plan(stream, jobs, form_of(settings, console, heading), policy, directory,
-                         table, journal=journal, continuing=continuing), settings, console)
+                         table, journal=journal, continuing=continuing, answers=answers),
+                    settings, console)
 
 
 def step_fields(result: Result) -> Dict[str, Any]:
@@ -11633,6 +11717,8 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("-0 --null", "with --prompt: NUL bytes, not ends of lines, separate the items"),
         _option("--name", "with --prompt: the names of the tasks", "TEMPLATE", _some_text),
         _option("--id", "with --prompt: the ids of the tasks", "TEMPLATE", _some_text),
+        _option("--write-to", "with --prompt: write each answer to a file of its own; --overwrite: "
+                "also to files that exist", "TEMPLATE", _some_text),
         _option("--emit-tasks", "print the tasks as JSON lines, for another run; start nothing",
                 group="form", dest="form", action="store_const", const="tasks")],
     "parallel": [
@@ -11835,8 +11921,8 @@ def _template(options: argparse.Namespace) -> Optional[Template]:
     if options.prompt is None and options.prompt_file is None:
         if words:
             build_parser("parallel").error("unknown argument %s%s" % (words[0], _FILE_HINT))
-        for name in ("items", "csv", "tsv", "null", "name", "id"):
-            if getattr(options, name):
+        for name in ("items", "csv", "tsv", "null", "name", "id", "write-to"):
+            if getattr(options, name.replace("-", "_")):
                 raise UserError("--%s: there is no template for items; give --prompt" % name)
         return None
     forms = [name for name in ("items", "csv", "tsv") if getattr(options, name)]
@@ -11845,7 +11931,8 @@ def _template(options: argparse.Namespace) -> Optional[Template]:
             ("--file", "a template for items", options.file),
             ("--" + "".join(forms), "items that are arguments", words and forms),
             ("--null", "items that are arguments", words and options.null),
-            ("--null", "--" + "".join(forms), options.null and forms not in ([], ["items"]))):
+            ("--null", "--" + "".join(forms), options.null and forms not in ([], ["items"])),
+            ("--write-to", "--emit-tasks", options.write_to and options.form == "tasks")):
         if both:
             raise UserError("%s and %s exclude each other" % (one, other))
     prompt = options.prompt
@@ -11854,9 +11941,10 @@ def _template(options: argparse.Namespace) -> Optional[Template]:
             raise UserError("--prompt-file -: the items are read from stdin; give --items FILE")
         prompt = read_prompt(options.prompt_file)
     fields = {"prompt": prompt, "name": options.name, "id": options.id,
-              "workdir": options.task_workdir}
+              "workdir": options.task_workdir, "write_to": options.write_to}
     template = Template({name: text for name, text in fields.items() if text is not None},
-                        "null" if words or options.null else "lines", words)
+                        "null" if words or options.null else "lines", words,
+                        options.overwrite or options.resume)
     if options.csv or options.tsv:
         return template._replace(form=forms[0])  # ItemReader checks it, by the names of columns
     return template.checked()

@@ -34,7 +34,7 @@ _clinvk_value()
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
-            | --older-than | --prompt | --name | --id | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --quiet-after)
+            | --older-than | --prompt | --name | --id | --write-to | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --quiet-after)
             values='' ;;
     esac
     return 1
@@ -102,7 +102,7 @@ _clinvk()
             _clinvk_value && return
             ;;
         parallel)
-            options='-h --help -f --file --prompt --prompt-file --items --csv --tsv -0 --null --name --id --emit-tasks -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
+            options='-h --help -f --file --prompt --prompt-file --items --csv --tsv -0 --null --name --id --write-to --emit-tasks -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
                 --overwrite --results --resume --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'

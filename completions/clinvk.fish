@@ -114,6 +114,7 @@ complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l tsv -rF -d 'the 
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -s 0 -l null -d 'NUL bytes separate the items'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l name -x -d 'the names of the tasks of items'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l id -x -d 'the ids of the tasks of items'
+complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l write-to -x -d 'write each answer to a file of its own'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l emit-tasks -d 'print the tasks as JSON lines and start nothing'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -s j -l max-parallel -x -d 'run at most so many tasks at once'
 complete -c clinvk -n '__fish_seen_subcommand_from parallel' -l fail-fast -d 'stop at the first failure'

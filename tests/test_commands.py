@@ -40,7 +40,7 @@ REQUIRED = {"index": int, "backend": str, "status": str, "exit_code": int, "outp
             "end_time": str, "duration_seconds": (int, float)}
 OPTIONAL = {"task_id": str, "task_name": str, "tags": list, "meta": dict, "model": str, "error": str, "error_kind": str,
             "retry_after_seconds": (int, float), "warnings": list, "session_id": str, "usage": dict, "cost_usd": (int, float),
-            "num_turns": int, "limits": dict, "resumed": bool, "tries": list, "retry_at": str}
+            "num_turns": int, "limits": dict, "resumed": bool, "tries": list, "retry_at": str, "written": str}
 TOTALS = {"total_tasks": int, "completed": int, "failed": int, "canceled": int, "skipped": int,
           "total_duration_seconds": (int, float), "start_time": str, "end_time": str, "results": list}
 INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
@@ -1048,6 +1048,28 @@ class Templates(Commands):
         self.assertEqual((run.stdout, run.returncode), (b'{"backend":"echo","prompt":"b"}\n', 1))
         self.assertRegex(run.stderr, b"stdin:3: promt: unknown field")
 
+    def test_answers_are_written_to_files(self):
+        self.file("one.md", "un\n")
+        self.file("two.md", "deux")
+        template = ("-b", "echo", "--jsonl", "-q", "--prompt", "{@}", "--write-to", "fr/{/.}.txt")
+        run = self.parallel(*template, "--results", "r", "one.md", "two.md", cwd=self.directory)
+        self.assertEqual([(result["output"], result["written"]) for result in self.lines_of(run)], [("un\n", "fr/one.txt"), ("deux", "fr/two.txt")])
+        for name, content in (("one", "un\n"), ("two", "deux\n")):
+            with open(self.path("fr", name + ".txt")) as file:
+                self.assertEqual(file.read(), content)
+        self.assert_refused(self.parallel(*template, "one.md", cwd=self.directory), 'write_to: "fr/one.txt" exists; --overwrite replaces it')
+        os.unlink(self.path("fr", "one.txt"))
+        self.file("fr/three.txt", "mine")
+        self.file("three.md", "trois")
+        run = self.parallel(*template, "--results", "r", "--resume", "two.md", "one.md", "three.md", cwd=self.directory)
+        self.assertEqual([(result.get("resumed"), result.get("written"), len(result.get("warnings", ())))
+                          for result in sorted(map(json.loads, run.stdout.splitlines()), key=lambda result: result["index"])],
+                         [(True, "fr/two.txt", 0), (True, "fr/one.txt", 0), (None, None, 1)])
+        self.assertEqual((run.returncode, run.stderr), (74, b"clinvk: error: cannot write fr/three.txt: File exists; --overwrite replaces it\n"))
+        self.assertEqual(self.parallel(*template, "--overwrite", "three.md", cwd=self.directory).returncode, 0)
+        with open(self.path("fr", "three.txt")) as file:
+            self.assertEqual(file.read(), "trois\n")
+
     def test_items_and_templates_that_do_not_fit_are_refused_before_anything_starts(self):
         path = self.file("items", b"x\n")
         for arguments, message in [
@@ -1058,6 +1080,8 @@ class Templates(Commands):
             (("--prompt-file", "-"), "--prompt-file -: the items are read from stdin"), (("--prompt-file", self.path("nowhere"), "a"), "nowhere: No such file"),
             (("--prompt", "{}", "--items", self.path("nowhere")), "nowhere: No such file"), (("--prompt", "{.a}", "a"), "but the items are arguments"),
             (("--prompt", "{a}", "--csv", path, "a"), "--csv and items that are arguments exclude"), (("--prompt", "{a}", "--tsv", path, "-0"), "--null and --tsv exclude"),
+            (("--write-to", "x"), "--write-to: there is no template"), (("--prompt", "{}", "--write-to", "x{}", "--emit-tasks", "a"), "--write-to and --emit-tasks exclude"),
+            (("--prompt", "{}", "--write-to", "x", "a", "b"), 'another task of this run has the file "x"'), (("--prompt", "{}", "--write-to", "/{}", "a"), "outside of the current directory"),
             (("--csv", path), "--csv: there is no template"), (("--prompt", "{title}", "--csv", path), "there is no such column"),
             (("--prompt-file", "-", "--csv", "-"), "--prompt-file -: the items are read from stdin"), (("--prompt", "{@}", self.path("nowhere")), "No such file"),
             (("--prompt", "{title}", "a"), "no placeholder"), (("--prompt", "{}", "--items", path, "--results", path), "it is the file of the tasks"),

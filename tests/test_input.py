@@ -705,7 +705,7 @@ FIELDS = {
 class Fields(TaskCase):
     def test_fields_table_has_every_field(self):
         self.assertEqual(set(FIELDS), set(clinvk.TASK_FIELDS))
-        self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields))
+        self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields) - {"write_to"})
 
     def test_field_with_a_good_value_is_kept(self):
         for field, (good, _) in FIELDS.items():
@@ -1341,6 +1341,32 @@ class Items(ItemCase):
                          'tasks.json:1: sandbox_mode: "full" is above the ceiling, which is "workspace"')
         task, = self.tasks(b"a\n", template=self.template("p {}", name="n {#}", id="{.}", workdir="/{}"), overrides={"model": "m"})
         self.assertEqual(task, clinvk.Task("claude", "p a", "m", "/a", id="a", name="n 1", literal=True))
+
+    def test_file_of_an_answer_is_inside_of_the_root_and_new(self):
+        root = self.path("root")
+        os.makedirs(root + "/d")
+        os.symlink(self.directory, root + "/out")
+        os.symlink("nowhere", root + "/link")
+        self.file("root/old", b"")
+        rules = {"root": root, "overrides": {"workdir": root}}
+        for item, message in [
+            ("old", '"%s/old" exists; --overwrite replaces it'), ("link", '"%s/link" exists'), ("d", '"%s/d" is a directory; expected the name of a file'),
+            ("d/", '"%s/d/" is a directory'), ("new/..", '"%s/new/.." is a directory'), ("../x", '"%s/../x" is outside of "' + root), ("out/x", '"%s/out/x" is outside of "'),
+            ("a\n%s/./a" % root, 'another task of this run has the file "%s/./a"')]:
+            with self.subTest(item):
+                refused = self.refused(("%s/%s\n" % (root, item)).encode(), template=self.template("{}", write_to="{}"), **rules)
+                self.assertIn(": write_to: " + message % root, refused)
+        task, = self.tasks(b"old", template=self.template("{}", write_to=root + "/{}")._replace(may_exist=True), **rules)
+        self.assertEqual(task.write_to, root + "/old")
+        with self.assertRaisesRegex(clinvk.UserError, 'write_to: "/x" is outside of the current directory; --root names another directory$'):
+            self.prompts(b"x", "{}", write_to="/{}")
+
+    def test_file_of_another_shard_may_exist(self):
+        path = self.file("2", b"")
+        for shard, message in ((0, None), (1, '^stdin:2: write_to: "%s" exists; ' % path)):
+            found = [getattr(item, "error", "") for item in support.jobs_of(self.pipe_stream(
+                b"1\n2\n", template=self.template("{}", write_to=self.directory + "/{}"), root=self.directory, overrides={"workdir": self.directory}, shard=clinvk.Shard(shard, 2)))]
+            self.assertRegex(found[0], message or "^$")
 
     def test_prompt_of_an_item_is_literal(self):
         for data, options in ((b"x", {}), (b'{"a": 1}', {"prompt": "{.a}"})):

@@ -576,6 +576,68 @@ class Directories(SinkCase):
         self.assertEqual(value["result"]["error"], bad.error)
 
 
+class AnswerFiles(SinkCase):
+    """--write-to: an ok answer is in the file of its task, whole, or the result says why not."""
+
+    def setUp(self):
+        super().setUp()
+        self.root = self.path("root")
+        os.mkdir(self.root)
+
+    def put(self, name, overwrite=False, **fields):
+        answers = clinvk.Answers(self.root, overwrite)
+        task = TASK._replace(write_to=os.path.join(self.root, name))
+        return answers.put(result(task=task, **fields)), answers.error
+
+    def content(self, name):
+        with open(os.path.join(self.root, name), "rb") as file:
+            return file.read()
+
+    def test_answer_is_written_whole_with_a_newline(self):
+        for number, (answer, data) in enumerate([("a", b"a\n"), ("a\n", b"a\n"), ("审\n\n", "审\n\n".encode()), ("\udcff", b"\xff\n"), (self.text_file(b"x" * 3000000), b"x" * 3000000 + b"\n")]):
+            put, error = self.put("new/%d" % number, answer=answer)
+            self.assertEqual((put.written, put.warnings, error), (os.path.join(self.root, "new/%d" % number), (), None))
+            self.assertEqual(self.content("new/%d" % number), data)
+        mask = os.umask(0)
+        os.umask(mask)
+        self.assertEqual(stat.S_IMODE(os.stat(os.path.join(self.root, "new/0")).st_mode), 0o666 & ~mask)
+        self.assertEqual(sorted(os.listdir(os.path.join(self.root, "new"))), ["0", "1", "2", "3", "4"])
+
+    def test_only_ok_results_of_tasks_with_a_file_are_written(self):
+        for fields in ({"status": "failed", "exit_code": 1}, {"status": "skipped"}, {"status": "canceled"}):
+            self.assertEqual(self.put("x", **fields)[0].written, "")
+        plain = result()
+        self.assertIs(clinvk.Answers(self.root, True).put(plain), plain)
+        self.assertEqual(os.listdir(self.root), [])
+
+    def test_file_that_exists_is_replaced_only_with_overwrite(self):
+        self.file("root/x", b"old")
+        put, error = self.put("x")
+        problem = "cannot write %s/x: File exists; --overwrite replaces it" % self.root
+        self.assertEqual((put.status, put.written, put.warnings, str(error)), ("ok", "", (problem,), problem))
+        self.assertEqual(self.content("x"), b"old")
+        self.assertEqual(self.put("x", overwrite=True)[1], None)
+        self.assertEqual((self.content("x"), os.listdir(self.root)), (b"hello\n", ["x"]))
+
+    def test_resumed_answer_is_written_where_its_file_is_gone(self):
+        written = os.path.join(self.root, "x")
+        self.assertEqual(self.put("x", resumed=True, written=written)[0].written, written)
+        self.file("root/x", b"edited")
+        self.assertEqual(self.put("x", overwrite=True, resumed=True, written=written)[0].written, written)
+        self.assertEqual(self.content("x"), b"edited")
+        self.assertEqual(self.put("x", resumed=True, written="other")[0].written, "")
+
+    def test_directory_that_became_a_link_to_the_outside_is_not_followed(self):
+        for link in ("out", "a/out"):
+            os.makedirs(os.path.dirname(os.path.join(self.root, link)), exist_ok=True)
+            os.symlink(self.directory, os.path.join(self.root, link))
+            put, error = self.put(link + "/new/x")
+            self.assertEqual((put.written, str(error)), ("", "cannot write %s/%s/new/x: it is outside of %s" % (self.root, link, clinvk.quoted(self.root))))
+        self.assertFalse(os.path.exists(self.path("new")))
+        self.file("root/file", b"")
+        self.assertEqual(str(self.put("file/x")[1]), "cannot write %s/file/x: File exists" % self.root)
+
+
 class FakeRun:
     """An Overview of a run whose clock and events are set by the test."""
 
