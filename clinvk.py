@@ -9337,21 +9337,26 @@ def attempts_of(result: Result) -> List[Attempt]:
 
 
 class Timeline:
-    """Who ran when, in text: a lane for each task that ran at the same time as others."""
+    """Who ran when, in text: a lane for each attempt that ran at the same time as others."""
 
     MOST_LANES = 20
     MARKS = {"ok": "#", "failed": "x", "again": "r"}
-    WEIGHTS = " .#rx"  # of two marks in one place the later one is shown
-    LEGEND = "# ok   x failed   r tried again   . waiting for a limit   | a run begins"
+    WEIGHTS = " ~.#rx"  # of two marks in one place the later one is shown
+    LEGEND = ("# ok", "x failed", "r tried again", ". waiting for a limit",
+              "~ a long pause, shortened", "| a run begins")
+    LONG_PAUSE, SHORTENED = 0.5, 0.03  # of the time without pauses: what is shortened, to what
+    MOST_PAUSES = 10  # that are shortened
 
     def __init__(self) -> None:
         from array import array
+        self._indexes = array("q")
         self._starts, self._ends, self._waits = array("d"), array("d"), array("d")
         self._marks = bytearray()
         self._runs: Set[float] = set()
 
     def write(self, record: Record) -> None:
         for one in attempts_of(record.result):
+            self._indexes.append(record.result.index)
             self._starts.append(one.start)
             self._ends.append(one.end)
             self._waits.append(one.waited_until)
@@ -9359,29 +9364,53 @@ class Timeline:
         if "run" in record.fields:
             self._runs.add(record.fields["run"])
 
+    def _in_order(self) -> Iterator[int]:
+        """Yield the place of each attempt in the arrays, by start; once where two files have it."""
+        def key(place: int) -> Tuple[float, int]:
+            return self._starts[place], self._indexes[place]
+
+        for _, same in itertools.groupby(sorted(range(len(self._starts)), key=key), key):
+            yield next(same)
+
     def _lanes(self) -> Iterator[Tuple[int, int]]:
         """Yield each attempt by its place in the arrays, with its lane: the first that is free."""
         from heapq import heappop, heappush
         busy: List[Tuple[float, int]] = []
         free: List[int] = []
-        for one in sorted(range(len(self._starts)), key=self._starts.__getitem__):
+        for one in self._in_order():
             while busy and busy[0][0] <= self._starts[one]:
                 heappush(free, heappop(busy)[1])
             lane = heappop(free) if free else len(busy)
             heappush(busy, (self._ends[one], lane))
             yield one, lane
 
+    def _pauses(self) -> Iterator[Tuple[float, float]]:
+        """Yield the length and the start of each time in which nothing ran or waited."""
+        end = MAX_TIME
+        for one in self._in_order():
+            if self._starts[one] > end:
+                yield self._starts[one] - end, end
+            end = max(self._ends[one], self._waits[one], end if end < MAX_TIME else 0.0)
+
     def text(self, columns: int) -> str:
         """Return the timeline in so many columns; "" where nothing ran."""
         if not self._starts:
             return ""
+        from heapq import nlargest
         first, width = min(self._starts), columns - 5
         seconds = max(max(self._ends) - first, 0.001)
+        busy = seconds - sum(length for length, _ in self._pauses())
+        shortened = self.SHORTENED * busy
+        pauses = [(start, start + length) for length, start in
+                  nlargest(self.MOST_PAUSES, self._pauses()) if length > self.LONG_PAUSE * busy]
+        shown_seconds = seconds - sum(end - start - shortened for start, end in pauses)
         rows: List[bytearray] = []
         hidden: Set[int] = set()
 
         def column(moment: float) -> int:
-            return min(max(int((moment - first) / seconds * width), 0), width - 1)
+            left_out = sum(max(0.0, min(moment, end) - start - shortened) for start, end in pauses)
+            place = int((moment - first - left_out) / shown_seconds * width)
+            return min(max(place, 0), width - 1)
 
         def draw(row: bytearray, start: float, end: float, mark: str) -> None:
             for place in range(column(start), column(end) + 1):
@@ -9394,19 +9423,20 @@ class Timeline:
                 continue
             if lane == len(rows):
                 rows.append(bytearray(b" " * width))
+                for start, end in pauses:
+                    draw(rows[lane], start, end, "~")
             draw(rows[lane], self._starts[one], self._ends[one], chr(self._marks[one]))
             draw(rows[lane], self._ends[one], self._waits[one], ".")
         sizes = ["%.3gs" % size if size < 60 else duration(size)
-                 for size in (seconds, seconds / width)]
+                 for size in (seconds, shown_seconds / width)]
         lines = ["From %s: %s, %s a column" % (utc(first), *sizes)]
+        marks = set(map(column, self._runs))
         if len(self._runs) > 1:
-            marks = set(map(column, self._runs))
-            lines.append(" " * 5 + "".join("|" if place in marks else " "
-                                           for place in range(width)))
+            lines.append(" " * 5 + "".join(" |"[place in marks] for place in range(width)))
         lines += ["%4d %s" % (number, row.decode()) for number, row in enumerate(rows, 1)]
-        if hidden:
-            lines.append("     and %d more" % len(hidden))
-        lines += wrapped(self.LEGEND, columns)
+        lines += ["     and %d more" % len(hidden)] * bool(hidden)
+        drawn = "".join(lines[1:])
+        lines += wrapped("   ".join(text for text in self.LEGEND if text[0] in drawn), columns)
         return "".join(line.rstrip() + "\n" for line in lines)
 
 
@@ -9555,6 +9585,8 @@ class Statistics:
         for record in records:
             self.write(record)
             yield record
+        for record in records.replaced():
+            self.timeline.write(record)
         self._finish()
 
     def _finish(self) -> None:

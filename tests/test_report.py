@@ -165,12 +165,37 @@ class Timelines(ReportCase):
         tries = [attempt(0, 2, error_kind="rate_limit"), attempt(18, 2)]
         shown = self.timeline(line(0, start=18, seconds=2, attempts=2, tries=tries), line(1, start=5, seconds=5))
         self.assertEqual(shown[1], "   1 rrr..######.......##")
-        self.assertEqual(len(shown), 5)
+        self.assertEqual(shown[2:], ["# ok   r tried again   .", "waiting for a limit"])
 
     def test_the_starts_of_several_runs_are_above(self):
         runs = {"run": clinvk.utc(START + 10)}
-        self.assertEqual(self.timeline(line(0), line(1, start=10, seconds=10, **runs))[1], "     |         |")
+        self.assertEqual(self.timeline(line(0, seconds=6), line(1, start=10, seconds=10, **runs))[1], "     |         |")
         self.assertEqual(self.timeline(line(0, seconds=20))[1][:6], "   1 #")
+
+    def test_a_long_pause_is_shortened(self):
+        later = {"run": clinvk.utc(START + 100000)}
+        shown = self.timeline(line(0, seconds=10), line(1, start=100000, seconds=10, **later), line(2, start=5, seconds=6), columns=105)
+        self.assertEqual(shown[0], "From %s: 27h46m50s, 0.216s a column" % clinvk.utc(START))
+        self.assertEqual(shown[1:4], [
+            "     |" + " " * 52 + "|", "   1 " + "#" * 47 + "   ~~~" + "#" * 47, "   2 " + " " * 23 + "#" * 28 + "~~~"])
+        self.assertEqual(shown[-1], "# ok   ~ a long pause, shortened   | a run begins")
+        for seconds in (1.0, 1000.0):  # as long as the tasks
+            shown = self.timeline(line(0, seconds=seconds), line(1, start=1.2 * seconds, seconds=seconds))
+            self.assertNotIn("~", "".join(shown))
+
+    def test_many_pauses_leave_room_for_the_tasks(self):
+        shown = self.timeline(*[line(index, start=index * 10000) for index in range(10)], columns=105)
+        self.assertEqual(shown[1].count("~") + shown[1].count("#"), 100)
+        self.assertGreater(shown[1].count("#"), 60)
+
+    def test_attempts_of_replaced_lines_are_shown_once(self):
+        first = line(0, "failed", seconds=10)
+        path = self.file("copy.jsonl", lines(first))
+        paths = [self.file("both.jsonl", lines(first, line(0, start=10, seconds=10))), path, self.path("both.jsonl")]
+        statistics = clinvk.Statistics()
+        self.assertEqual(len(list(statistics.watch(clinvk.Records(paths, self.warnings.append)))), 1)
+        self.assertEqual(statistics.timeline.text(25).splitlines()[1:], ["   1 xxxxxxxxxx" + "x#########", "# ok   x failed"])
+        self.assertEqual(statistics.totals.counts["failed"], 0)
 
     def test_lanes_beyond_twenty_are_counted(self):
         shown = self.timeline(*[line(index) for index in range(33)])
@@ -593,7 +618,7 @@ class Command(ReportCase):
                                            "Total: 2 tasks, 1 completed, 1 failed (9.00s)\n\n"), printed)
         for part in ("\nSECONDS      2", "\nBACKEND  TASKS", "\nbackend         1 ", "\n\nFrom "):
             self.assertIn(part, printed)
-        self.assertTrue(printed.endswith("a run begins\n"))
+        self.assertTrue(printed.endswith("\n# ok   x failed\n"))
 
     def test_it_reports_what_a_run_left(self):
         results = self.path("results.jsonl")
