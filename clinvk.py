@@ -8737,7 +8737,7 @@ class Progress:
         self._next = 0.0  # when to draw or write again
         self.over = False  # the terminal belongs to the answer now
         self._lock = RLock()  # the thread that reads the input may have a message
-        self._is_drawing = self._stops_later = self._was_stopped = False
+        self._is_drawing = self._stops_later = False
 
     def write(self, result: Result) -> None:
         self._running = max(0, self._running - 1)
@@ -8754,14 +8754,14 @@ class Progress:
             if self._next:
                 self._write_line()
             self._next = now + LINE_SECONDS
-        elif not (self._was_stopped and is_in_background(self._output.file)):
+        elif not is_in_background(self._output.file):  # where the shell writes to the terminal
             (columns, lines), line = terminal_size(self._output.file), self._line()
+            block = []
             if columns >= self._least[0] and lines >= self._least[1]:
-                self._next = now + DRAW_SECONDS
-                self._draw(self._rows(columns, lines // 2 - 2) + wrapped(line, columns - 1))
-            else:
-                self._next = now + MIN_DRAW_SECONDS
-                self._draw([cut(line, columns - 1)])
+                block = self._rows(columns, lines // 2 - 2) + wrapped(line, columns - 1)
+            fits = 0 < len(block) < lines
+            self._next = now + (DRAW_SECONDS if fits else MIN_DRAW_SECONDS)
+            self._draw(block if fits else [cut(line, columns - 1)])
 
     def hide(self) -> None:
         """Remove what is shown, because something else is written to the terminal."""
@@ -8783,7 +8783,6 @@ class Progress:
             self._stops_later = self._is_drawing
             if not self._is_drawing:
                 self.hide()
-                self._was_stopped = True
                 stop_until_continued()
                 self._next = 0.0
 

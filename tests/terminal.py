@@ -168,6 +168,15 @@ class Table(TerminalCase):
                 for index in range(3):
                     os.unlink(self.path("go-%d" % index))
 
+    def test_terminal_in_which_no_table_fits_has_a_line(self):
+        self.open(80, 4)
+        self.run_batch(3, "-j", "2", "--progress", "table")
+        self.wait_for(lambda screen: "".join(screen[-1:]).startswith("[0/3] 2 running, 00:02"), "the line")
+        self.assertEqual([line for line in self.history() if re.search("BACKEND|more", line)], [])
+        for index in range(3):
+            self.touch("go-%d" % index)
+        self.assert_clean_end(range(3))
+
     def test_table_survives_resizing(self):
         self.open(80, 24)
         self.run_batch(10, "-j", "3")
@@ -255,6 +264,28 @@ class Ends(TerminalCase):
         for index in range(5):
             self.touch("go-%d" % index)
         self.assert_clean_end(range(5))
+
+    def done(self):
+        """The number of tasks that have ended, from the status file; None before there is one."""
+        try:
+            with open(self.path("status.json")) as file:
+                return json.load(file)["done"]
+        except FileNotFoundError:
+            return None
+
+    def test_run_that_is_started_in_the_background_leaves_the_terminal_to_the_shell(self):
+        self.open(80, 24)
+        self.run_batch(3, "-j", "2", "--jsonl", "-q", "--progress", "table", "--status-file", "status.json", ">", "out", "&")
+        for turn, index in enumerate((1, 0)):
+            self.touch("go-%d" % index)
+            wait_until(lambda: self.done() == turn + 1, "a result")
+            self.type("echo $((6 * 7))", "Enter")
+            screen = self.wait_for(lambda screen: screen[-2:] == ["42", PROMPT] and screen.count("42") == turn + 1, "what the shell and its commands print")
+            self.assertEqual([line for line in screen if BLOCK.search(line)], [])
+        self.type("fg", "Enter")
+        self.wait_for_rows(3)
+        self.touch("go-2")
+        self.assert_clean_end([])
 
     def test_run_in_the_background_draws_no_table(self):
         self.open(80, 24)
