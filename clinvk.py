@@ -9365,11 +9365,10 @@ class Timeline:
 
     def _in_order(self) -> Iterator[int]:
         """Yield the place of each attempt in the arrays, by start; once where two files have it."""
-        def key(place: int) -> Tuple[float, int]:
-            return self._starts[place], self._indexes[place]
-
-        for _, same in itertools.groupby(sorted(range(len(self._starts)), key=key), key):
-            yield next(same)
+        start_of = self._starts.__getitem__
+        in_order = sorted(range(len(self._starts)), key=start_of)
+        for _, together in itertools.groupby(in_order, start_of):
+            yield from {self._indexes[place]: place for place in together}.values()
 
     def _lanes(self) -> Iterator[Tuple[int, int]]:
         """Yield each attempt by its place in the arrays, with its lane: the first that is free."""
