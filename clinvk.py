@@ -12227,6 +12227,7 @@ def build_parser(command: str) -> argparse.ArgumentParser:
         if group not in groups:
             groups[group] = parser.add_mutually_exclusive_group(required=group == "backends")
         groups[group].add_argument(*flags.split(), **details)
+    parser._has_negative_number_optionals.clear()  # although there is -0, -1 is a value
     return parser
 
 
