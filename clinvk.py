@@ -8759,7 +8759,7 @@ class Progress:
             block = []
             if columns >= self._least[0] and lines >= self._least[1]:
                 block = self._rows(columns, lines // 2 - 2) + wrapped(line, columns - 1)
-            fits = 0 < len(block) < lines
+            fits = 0 < len(block) <= lines
             self._next = now + (DRAW_SECONDS if fits else MIN_DRAW_SECONDS)
             self._draw(block if fits else [cut(line, columns - 1)])
 
