@@ -233,6 +233,17 @@ class Task(NamedTuple):
     write_to: str = ""
 
 
+class Log(NamedTuple):
+    """Where an attempt leaves what its program prints, in `path`.jsonl and `path`.err.
+
+    `name` is the path as results state it.  A log that has ended is cut to `most` bytes.
+    """
+
+    path: str
+    name: str
+    most: int
+
+
 class Job(NamedTuple):
     """A task and whatever else a worker needs to run it.
 
@@ -245,7 +256,7 @@ class Job(NamedTuple):
     (followed_path).  `attempt` counts the starts of the task, from 1.  `retried`: clinvk starts the
     task again after a transient failure, so the program should not retry by itself.  `budget_usd`
     is the most that the program may spend; 0: no limit.  `wrap` are words to put before the
-    command, with the placeholders of command_of.
+    command, with the placeholders of command_of.  `log` belongs to this attempt.
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -261,6 +272,7 @@ class Job(NamedTuple):
     retried: bool = False
     budget_usd: float = 0.0
     wrap: Tuple[str, ...] = ()
+    log: Optional[Log] = None
 
 
 class RunPolicy(NamedTuple):
@@ -299,7 +311,8 @@ class Result(NamedTuple):
     `usage` and `cost_usd` are sums, and all else is of the last.  `retry_at`, since the epoch, is
     when a limit ends that took too long.  `usage_is_cumulative`: `usage` is that of all runs of its
     session.  `limits` are those of the account, by name, as the backend states them.  `acted`: a
-    tool of the backend ran, or may have run where that cannot be known.
+    tool of the backend ran, or may have run where that cannot be known.  `log` and `log_stderr` are
+    the files of the log.
     """
 
     index: int  # type: ignore[assignment]
@@ -327,6 +340,8 @@ class Result(NamedTuple):
     tries: Tuple[Dict[str, Any], ...] = ()
     retry_at: float = 0.0
     written: str = ""
+    log: str = ""
+    log_stderr: str = ""
 
     @property
     def output(self) -> str:
@@ -5833,11 +5848,11 @@ def run_job(job: Job, state: Optional[WorkerState] = None) -> Result:
         import traceback
         error = "clinvk failed: " + traceback.format_exc().strip()
         result = unfinished(job, "failed", error, "backend", exit_code=1, attempts=1)
-    return result._replace(
+    return with_log(job, result._replace(
         error=without_secrets(result.error), warnings=tuple(map(without_secrets, result.warnings)),
         # by the clock that nobody sets back
         start_time=started, end_time=started + time.monotonic() - clock_started, task=job.task,
-        attempts=result.attempts and job.attempt)
+        attempts=result.attempts and job.attempt))
 
 
 def _run_alone(job: Job) -> Result:
@@ -5902,7 +5917,7 @@ def _run(job: Job, state: WorkerState) -> Result:
                 return unfinished(job, "canceled", CANCELED_EARLY, "canceled")
             with writing("the answer"):
                 result = _judge(job, ended, execution, functools.partial(
-                    _store, state, job.index, ended.none_left))
+                    _store, state, job.index, ended.none_left and not job.log))
             return result._replace(warnings=result.warnings + left_running(job, ended.killed))
         except OutputError as error:
             return unfinished(job, "failed", str(error), "backend", exit_code=1, attempts=1)
@@ -5939,11 +5954,7 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
     task, backend, gate = job.task, backend_of(job), None
     with writing("temporary files"):
         scratch, files = state.prepare()
-        if job.follow:
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-            followed = os.open(followed_path(state.directory, job.index), flags, 0o600)
-            cleanup.callback(os.close, followed)
-            files = [files[0], followed, files[2]]
+    files = _named_outputs(job, state.directory, files, cleanup)
     for name, text in command.files.items():
         with writing("the prompt" if name == "prompt" else "the file " + name):
             large = _large_prompt(job) if name == "prompt" else None
@@ -5970,6 +5981,21 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
     return Execution(
         argv, environment, files, workdir, task.timeout, backend.stop_signal, gate,
         task.idle_timeout, task.max_output or DEFAULT_MAX_OUTPUT, backend.is_over, backend.doing)
+
+
+def _named_outputs(job: Job, directory: str, files: List[int],
+                   cleanup: contextlib.ExitStack) -> List[int]:
+    """Return the files of a process, with those that others can read while it writes them."""
+    paths = [followed_path(directory, job.index)] * job.follow
+    if job.log:
+        paths = log_files(job.log.path)
+    opened = []
+    for path in paths:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        with writing("the output"):
+            opened.append(os.open(path, flags, 0o600))
+        cleanup.callback(os.close, opened[-1])
+    return [files[0], *opened, *files[1 + len(opened):]]
 
 
 def _environment(job: Job, state: WorkerState, scratch: str,
@@ -6071,8 +6097,9 @@ def _judge(job: Job, ended: Ended, execution: Execution,
         error, kind = "ended by signal %d (%s)" % (-code, signal_name(-code)), "signal"
     elif kind in ("", "backend") and (error or blank or reply.output is None) and is_full(stdout):
         exit_code, kind = exit_code or 1, "backend"
+        place = os.path.dirname(job.log.path) if job.log else temporary_directory()
         error = "cannot write the answer to %s: %s%s" % (
-            temporary_directory(), os.strerror(errno.ENOSPC), error and " (%s)" % error)
+            place, os.strerror(errno.ENOSPC), error and " (%s)" % error)
     elif error:
         exit_code = exit_code or 1
     elif blank:
@@ -6128,6 +6155,99 @@ def _store(state: WorkerState, index: int, none_left: bool, output: Optional[str
         except OSError:
             pass
     return write_text(path, capture.pieces())
+
+
+# - logs -
+
+_CUT_LINES = ('{"type":"clinvk.cut","missing_bytes":%d}\n', "[clinvk: %d bytes are missing here]\n")
+CUT_BYTES = 100  # for such a line
+
+
+def log_files(path: str) -> List[str]:
+    """Return the files of a log: for stdout and for stderr."""
+    return [path + ".jsonl", path + ".err"]
+
+
+def with_log(job: Job, result: Result) -> Result:
+    """Close the log of an attempt, and return its result with the names of the files.
+
+    Remove the log of a job that was not started.
+    """
+    if not job.log:
+        return result
+    warnings = []
+    for path, cut_line in zip(log_files(job.log.path), _CUT_LINES):
+        try:
+            if result.attempts:
+                _close_log(path, job.log.most, cut_line)
+            else:
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            warnings.append("cannot cut %s or hide its secrets: %s" % (path, error.strerror))
+    if not result.attempts:
+        return result
+    stdout, stderr = log_files(job.log.name)
+    return result._replace(log=stdout, log_stderr=stderr, warnings=(*result.warnings, *warnings))
+
+
+def _close_log(path: str, most: int, cut_line: str) -> None:
+    """Hide the secrets in a file, and keep only its head and its tail where it is too large.
+
+    A file without secrets that is small enough stays the same file.  Raise OSError.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        size = os.fstat(file).st_size
+        head, tail = _kept_of(file, size, most)
+        if head < tail or any(block != without_secrets(block) for block in _blocks(file, 0, size)):
+            cut_lines = [cut_line % (tail - head)] * (head < tail)
+            blocks = itertools.chain(_blocks(file, 0, head), cut_lines, _blocks(file, tail, size))
+            write_whole(path, (to_bytes(without_secrets(block)) for block in blocks))
+    finally:
+        os.close(file)
+
+
+def _kept_of(file: int, size: int, most: int) -> Tuple[int, int]:
+    """Return where the head of a log ends and its tail begins, at ends of lines; no line is cut."""
+    if size <= max(most, CUT_BYTES):
+        return size, size
+    half = max(0, most - CUT_BYTES) // 2
+    head, tail = half, size - half - 1
+    while head > 0:
+        start = max(0, head - CHUNK)
+        newline = os.pread(file, head - start, start).rfind(b"\n")
+        head = start + newline + 1
+        if newline >= 0:
+            break
+    for piece in file_chunks(file, tail, size):
+        newline = piece.find(b"\n")
+        tail += newline + 1 if newline >= 0 else len(piece)
+        if newline >= 0:
+            break
+    return head, tail
+
+
+def _blocks(file: int, start: int, end: int) -> Iterator[str]:
+    """Yield the text of a part of a file in blocks that part no secret.
+
+    They end at ends of lines, in a long line before a secret.
+    """
+    rest = ""
+    for text in text_chunks(file_chunks(file, start, end)):
+        rest += text
+        place = rest.rfind("\n") + 1
+        if not place and len(rest) > LONG_LINE:
+            place, before = len(rest) - CHUNK, 0
+            for piece, name in secret_pieces(rest):
+                if name and before < place < before + len(piece):
+                    place = before
+                before += len(piece)
+        if place:
+            yield rest[:place]
+            rest = rest[place:]
+    yield rest
 
 
 # --- 9. Pool -----------------------------------------------------------------
@@ -6933,7 +7053,7 @@ class Pool:
 
     def _answer(self, result: Result) -> Result:
         """Return the final form of a result, and forget its job."""
-        task = self._in_flight.pop(result.index)[0].task
+        job = self._in_flight.pop(result.index)[0]
         self._awaiting_result.pop(result.index, None)
         was_killed = result.error_kind == "signal" and result.exit_code == 137
         if was_killed and self._killed_at < float("inf"):  # the worker cannot know who killed it
@@ -6941,7 +7061,9 @@ class Pool:
                                      error_kind="canceled")
         if result.error == CANCELED_EARLY and self._cancel_reason:
             result = result._replace(error="%s (%s)" % (CANCELED_EARLY, self._cancel_reason))
-        return with_answer(result)._replace(task=task)
+        if not result.log:  # no worker has closed it
+            result = with_log(job, result)
+        return with_answer(result)._replace(task=job.task)
 
     def _reap_workers(self, pool: _WorkerPool, results: List[Result]) -> None:
         """Free the slots of dead workers, and answer the jobs that they held."""
@@ -7317,7 +7439,8 @@ def try_fields(result: Result) -> Dict[str, Any]:
     """Return the JSON fields of one of several attempts."""
     fields = {"status": result.status, "error_kind": result.error_kind, "error": result.error,
               "start_time": utc(result.start_time),
-              "duration_seconds": round(result.duration_seconds, 3), "cost_usd": result.cost_usd}
+              "duration_seconds": round(result.duration_seconds, 3), "cost_usd": result.cost_usd,
+              "log": result.log}
     return {name: value for name, value in fields.items() if value not in ("", None)}
 
 
@@ -7333,16 +7456,17 @@ class Scheduler:
     Jobs start in the order of the input, at most `jobs` at a time, as far as the policy permits.
     While jobs take no time, one job more than can run is handed to the pool, so that no worker
     waits for the parent; not so where the result of one job decides whether the next may begin.
-    After a limit such a job begins all the same.  `resume` returns the result of
-    a job that an earlier run has done.  `on_start` is called before each attempt.  `on_tick` is
-    called with the number of running jobs after each event, and every TICK_SECONDS.  `notice` is
-    called with messages for the user.  `spent` is in USD, by earlier runs of the same batch.
+    After a limit such a job begins all the same.  `resume` returns the result of a job that an
+    earlier run has done.  `on_start` is called before each attempt, and may return its job with
+    more fields.  `on_tick` is called with the number of running jobs after each event, and every
+    TICK_SECONDS.  `notice` is called with messages for the user.  `spent` is in USD, by earlier
+    runs of the same batch.
     """
 
     def __init__(self, supply: Supply, pool: Any, jobs: int, policy: RunPolicy = NO_POLICY, *,
                  control: Optional[Control] = None, spent: float = 0.0,
                  resume: Callable[[Job], Optional[Result]] = do_nothing,
-                 on_start: Callable[[Job], None] = do_nothing,
+                 on_start: Callable[[Job], Optional[Job]] = do_nothing,
                  on_tick: Callable[[int], None] = do_nothing,
                  notice: Callable[[str], None] = do_nothing,
                  clock: Callable[[], float] = time.monotonic,
@@ -7478,8 +7602,7 @@ class Scheduler:
         gate.started(job.index)
         self._bounds.started(job.index)
         self._running[job.index] = entry
-        self._on_start(job)
-        self._pool.start(job)
+        self._pool.start(self._on_start(job) or job)
 
     def _warn_of_writers(self, job: Job) -> None:
         """Warn, once, of two jobs that may write in one git work tree at the same time."""
@@ -7614,7 +7737,7 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
              policy: RunPolicy = NO_POLICY, control: Optional[Control] = None,
              dry_run: bool = False, spent: float = 0.0,
              resume: Callable[[Job], Optional[Result]] = do_nothing,
-             on_start: Callable[[Job], None] = do_nothing,
+             on_start: Callable[[Job], Optional[Job]] = do_nothing,
              on_tick: Callable[[int], None] = do_nothing,
              notice: Callable[[str], None] = do_nothing, start_method: str = "",
              grace: float = GRACE_SECONDS) -> Generator[Result, None, None]:
@@ -7689,7 +7812,7 @@ def result_fields(result: Result) -> Dict[str, Any]:
         num_turns=result.num_turns, limits=result.limits, attempts=result.attempts,
         tries=result.tries, start_time=utc(result.start_time), end_time=utc(result.end_time),
         duration_seconds=round(result.duration_seconds, 3), written=result.written,
-        resumed=result.resumed or None)
+        resumed=result.resumed or None, log=result.log, log_stderr=result.log_stderr)
     return {name: value for name, value in fields.items()
             if value or value == 0 or name in ("backend", "output")}
 
@@ -7775,7 +7898,7 @@ LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "session_id": _known_string, "usage": _token_counts, "cost_usd": _amount,
     "num_turns": _token_count, "limits": _free_object, "attempts": _token_count,
     "tries": _objects, "start_time": parse_utc, "end_time": parse_utc, "duration_seconds": _amount,
-    "written": _known_string,
+    "written": _known_string, "log": _known_string, "log_stderr": _known_string,
 }
 WORKERS_END_SECONDS = 15.0  # after their parent was killed; they lock the results file until then
 MAX_LABELS = 5  # in a message
@@ -8445,7 +8568,7 @@ class Directory:
                             "choose another directory, or replace them with --overwrite" % path)
 
     def write(self, result: Result) -> None:
-        name = _safe_name(result)
+        name = _safe_name(result.task, result.index)
         own_heads: Tuple[bytes, ...] = ()
         if result.task and result.task.id:
             own_heads = (b'{"task":{"id":%b,' % dumps(result.task.id, exact=True),)
@@ -8563,11 +8686,48 @@ class Answers:
             raise PermissionError(0, "it is outside of " + outside)
 
 
-def _safe_name(result: Result) -> str:
+def _safe_name(task: Optional[Task], index: int) -> str:
     """Return a file name made of the task's id or name that is valid everywhere and is no path."""
-    word = (result.task.id or result.task.name) if result.task else ""
+    word = (task.id or task.name) if task else ""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in word[:64])
-    return plain.strip("_") or "task-%d" % (result.index + 1)
+    return plain.strip("_") or "task-%d" % (index + 1)
+
+
+DEFAULT_LOG_MAX = 64 << 20
+
+
+class Logs:
+    """`--log-dir`: give each attempt a log NNN_NAME.A, which its worker writes and closes.
+
+    A is the number of the attempt, or the next one without a file.
+    """
+
+    def __init__(self, path: str, most: int) -> None:
+        self._path, self._most = path, most
+        try:
+            os.makedirs(path, 0o700, exist_ok=True)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise OutputError("cannot write to --log-dir %s: %s"
+                              % (visible(path), error.strerror)) from None
+
+    def started(self, job: Job) -> Job:
+        """Return the job with its log, which other runs leave alone from now on."""
+        base = "%03d_%s" % (job.index + 1, _safe_name(job.task, job.index))
+        for number in itertools.count(job.attempt):
+            name = os.path.join(self._path, "%s.%d" % (base, number))
+            log = Log(absolute(name), name, self._most)
+            stdout, stderr = log_files(log.path)
+            try:
+                if not os.path.lexists(stderr):
+                    os.close(os.open(stdout, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                    break
+            except FileExistsError:
+                pass
+            except OSError:  # the worker fails in the same way, and its result says so
+                break
+        return job._replace(log=log)
 
 
 def _task_fields(task: Task) -> Dict[str, Any]:
@@ -8654,7 +8814,8 @@ def _running_fields(one: Running, now: float) -> Dict[str, Any]:
     return {"index": one.job.index, "id": without_secrets(task.id), "name": task_label(task),
             "backend": task.backend, "attempt": one.job.attempt,
             "started": utc(now - one.seconds), "last_event_at": utc(now - one.quiet),
-            "last_action": one_line(one.action), "tokens": one.tokens}
+            "last_action": one_line(one.action), "tokens": one.tokens,
+            "log": log_files(one.job.log.name)[0] if one.job.log else ""}
 
 
 class StatusFile:
@@ -10642,6 +10803,8 @@ class Settings(NamedTuple):
     arguments: Tuple[str, ...] = ()  # of main, for the command that continues a run
     status_file: str = ""
     quiet_after: float = DEFAULT_QUIET_SECONDS
+    log_dir: str = ""
+    log_max: int = DEFAULT_LOG_MAX
 
 
 DEFAULT_JOBS = int(SETTINGS["parallel.max_workers"][1])
@@ -10835,6 +10998,7 @@ class Plan(NamedTuple):
     journal: Optional[Journal] = None
     continuing: str = ""  # the command that continues the run, where there can be one
     answers: Optional[Answers] = None
+    logs: Optional[Logs] = None
 
 
 def form_of(settings: Settings, console: Console, heading: str,
@@ -10882,6 +11046,8 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     form, control, totals = plan.form.sink, Control(), Totals(plan.policy.max_cost > 0)
     total, jobs, exit_status, status_file = plan.supply.total, plan.jobs, None, None
     overview = Overview(totals, control, plan.supply, min(jobs, total or jobs))
+    if settings.log_dir and not settings.dry_run:
+        plan = plan._replace(logs=Logs(settings.log_dir, settings.log_max))
     if settings.status_file and not settings.dry_run:
         run = plan.journal.run if plan.journal else utc(totals.start_time)
         status_file = StatusFile(settings.status_file, overview, run, console.warn)
@@ -10917,7 +11083,12 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
         plan.form.sink, overview.control, plan.journal, console.progress)
     inquiry = _Inquiry(control, console)
     hooks: Dict[str, Any] = {} if journal is None else {
-        "resume": journal.resume, "on_start": journal.started, "spent": journal.spent}
+        "resume": journal.resume, "spent": journal.spent}
+
+    def started(job: Job) -> Optional[Job]:
+        if journal:
+            journal.started(job)
+        return plan.logs.started(job) if plan.logs else None
 
     def tick(running: int) -> None:
         feed.look_for_reader()
@@ -10937,7 +11108,7 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
             handlers.enter_context(stop_signals(progress.stop, (signal.SIGTSTP,)))
         results = run_pool(
             plan.supply, overview.jobs, policy=plan.policy, control=control,
-            dry_run=settings.dry_run, on_tick=tick, notice=console.say,
+            dry_run=settings.dry_run, on_start=started, on_tick=tick, notice=console.say,
             start_method=settings.start_method, **hooks)
         try:
             for result in results:
@@ -11839,7 +12010,11 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("--status-file", "keep one JSON object about the run in FILE, for monitors", "FILE",
                 _path),
         _option("--quiet-after", "mark tasks that print nothing for so long (default: 2m)",
-                "DURATION", _seconds)],
+                "DURATION", _seconds),
+        _option("--log-dir", "keep in DIR, while it comes, what the program of each task prints",
+                "DIR", _path),
+        _option("--log-max", "keep head and tail of a larger log: 500K, 64M (default: 64M)",
+                "SIZE", parse_size)],
     "config": [_option("--config", "read the configuration from FILE "
                        "(default: ~/.clinvk/config.yaml)", "FILE")],
     "json": [_option("--json", "print JSON")],
@@ -11893,6 +12068,8 @@ def settings_from(options: argparse.Namespace) -> Settings:
             ceiling = parse_ceiling(environment["CLINVK_CEILING"])
         except ValueError as error:
             raise UserError("CLINVK_CEILING: %s" % error) from None
+    if "log_max" in given and "log_dir" not in given:
+        raise UserError("--log-max: there are no logs; give --log-dir DIR")
     run = {name: given[name] for name in RUN_FIELDS if name in given}
     if "limits" in run:
         run["limits"] = dict(run["limits"])
@@ -11904,7 +12081,8 @@ def settings_from(options: argparse.Namespace) -> Settings:
     return Settings(rules, options.task_dry_run, given.get("form", "text"), "quiet" in given,
                     options.progress or "auto", options.color or configuration.get("output.color"),
                     start_method_of(environment), options.arguments, _status_file(given),
-                    given.get("quiet_after", DEFAULT_QUIET_SECONDS))
+                    given.get("quiet_after", DEFAULT_QUIET_SECONDS), given.get("log_dir", ""),
+                    given.get("log_max", DEFAULT_LOG_MAX))
 
 
 def _status_file(given: Dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ _clinvk_value()
     case ${COMP_WORDS[before]} in
         -f | --file | --config | --results | --csv | --tasks | --junit | --markdown | --html | --status-file | --items | --tsv | --prompt-file)
             return 0 ;;  # readline knows how to quote the name of a file
-        -w | --workdir | --output-dir | --root)
+        -w | --workdir | --output-dir | --root | --log-dir)
             compopt +o default -o dirnames 2>/dev/null
             return 0 ;;
         -o | --output-format)
@@ -34,7 +34,7 @@ _clinvk_value()
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
-            | --older-than | --prompt | --name | --id | --write-to | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --quiet-after)
+            | --older-than | --prompt | --name | --id | --write-to | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --quiet-after | --log-max)
             values='' ;;
     esac
     return 1
@@ -104,7 +104,7 @@ _clinvk()
         parallel)
             options='-h --help -f --file --prompt --prompt-file --items --csv --tsv -0 --null --name --id --write-to --emit-tasks -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
-                --overwrite --results --resume --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
+                --overwrite --results --resume --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
                 --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
@@ -113,13 +113,13 @@ _clinvk()
             fi
             ;;
         chain)
-            options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --config
+            options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
                 -b --backend -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         compare)
-            options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --wrap --progress --color --status-file --quiet-after --config
+            options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
                 -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return

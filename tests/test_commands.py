@@ -40,7 +40,8 @@ REQUIRED = {"index": int, "backend": str, "status": str, "exit_code": int, "outp
             "end_time": str, "duration_seconds": (int, float)}
 OPTIONAL = {"task_id": str, "task_name": str, "tags": list, "meta": dict, "model": str, "error": str, "error_kind": str,
             "retry_after_seconds": (int, float), "warnings": list, "session_id": str, "usage": dict, "cost_usd": (int, float),
-            "num_turns": int, "limits": dict, "resumed": bool, "tries": list, "retry_at": str, "written": str}
+            "num_turns": int, "limits": dict, "resumed": bool, "tries": list, "retry_at": str, "written": str, "log": str,
+            "log_stderr": str}
 TOTALS = {"total_tasks": int, "completed": int, "failed": int, "canceled": int, "skipped": int,
           "total_duration_seconds": (int, float), "start_time": str, "end_time": str, "results": list}
 INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
@@ -2139,6 +2140,130 @@ class Running(Commands):
                 (2, [], b""), (2, [], b"nonsense"), (2, ["--nonsense"], tasks("say x")), (74, ["--output-dir", "/dev/null/x"], tasks("say x"))):
             with self.subTest(arguments=arguments, text=text):
                 self.assertEqual(self.parallel("-q", "-j", "1", *arguments, input=text).returncode, status)
+
+
+class Logs(Commands):
+    SECRET = {"FAKE_API_KEY": "sk-very-secret-0123456789"}
+
+    def kept(self, *names):
+        """The content of the files of the log directory; of those with these names, if there are any."""
+        found = {}
+        for name in names or os.listdir(self.path("logs")):
+            with open(self.path("logs", name), "rb") as file:
+                found[name] = file.read()
+        return found
+
+    def test_log_can_be_followed_while_the_program_runs(self):
+        for method in support.START_METHODS:
+            with self.subTest(method=method):
+                batch = self.file("t", tasks("say one;stderr bad;touch ready;wait-for go;say two", id="it: s\u00ed/../x"))
+                process = self.start_parallel("--jsonl", "-q", "--log-dir", "logs/" + method, "--status-file", "status", "-f", batch,
+                                              env={"CLINVK_START_METHOD": method})
+                self.wait_for_file(self.path("ready"))
+                name = "logs/%s/001_it__s_____x.1" % method
+                tail = self.start_program(["tail", "-n", "+1", "-f", name + ".jsonl"])
+                self.assertEqual(tail.line(), b"one")
+                with open(self.path(name + ".err"), "rb") as file:
+                    self.assertEqual(file.read(), b"bad\n")
+                support.wait_until(lambda: json.loads(self.wait_for_file(self.path("status")))["running"], "the status file")
+                running, = json.loads(self.wait_for_file(self.path("status")))["running"]
+                self.assertEqual(running["log"], name + ".jsonl")
+                self.touch("go")
+                self.assertEqual(tail.line(), b"two")
+                result, = self.lines_of(process.finish())
+                self.assertEqual((result["log"], result["log_stderr"]), (name + ".jsonl", name + ".err"))
+                self.assertEqual([os.stat(self.path(*path)).st_mode & 0o777 for path in (("logs", method), (name + ".jsonl",), (name + ".err",))],
+                                 [0o700, 0o600, 0o600])
+                tail.kill()
+                tail.wait(PATIENCE)
+                for used in ("ready", "go"):
+                    os.unlink(self.path(used))
+
+    def test_each_form_of_the_results_names_the_log(self):
+        batch = self.file("t.json", tasks("say x", name="a"))
+        log = {"log": "logs/001_a.%d.jsonl", "log_stderr": "logs/001_a.%d.err"}
+        self.parallel("--json", "-q", "--log-dir", "logs", "--results", "r", "--output-dir", "logs", "-f", batch)
+        json_run = self.parallel("--json", "-q", "--log-dir", "logs", "-f", batch)
+        with open(self.path("r")) as results_file, open(self.path("logs", "001_a.json")) as kept:
+            found = [json.load(results_file), json.load(kept)["result"], json.loads(json_run.stdout)["results"][0]]
+        for result, number in zip(found, (1, 1, 2)):
+            self.assertEqual({name: result[name] for name in log}, {name: path % number for name, path in log.items()})
+        chain = self.clinvk("chain", "--json", "--log-dir", "logs", input=json.dumps({"steps": [{"backend": "echo", "prompt": "say a"}, {"backend": "echo", "prompt": "say b"}]}))
+        self.assertEqual([step["log"] for step in json.loads(chain.stdout)["results"]], ["logs/001_task-1.1.jsonl", "logs/002_task-2.1.jsonl"])
+        compared = self.clinvk("compare", "--backends", "claude,codex", "--json", "--log-dir", self.path("other"), "say x")
+        self.assertEqual([one["log"] for one in json.loads(compared.stdout)["results"]],
+                         [self.path("other", "%03d_task-%d.1.jsonl" % (number, number)) for number in (1, 2)])
+        self.assertFalse(self.parallel("-q", "--dry-run", "--log-dir", "none", "-f", batch).returncode or self.has("none"))
+
+    def test_each_attempt_and_each_run_has_a_log_of_its_own(self):
+        failing = "append log x;stderr connection refused;exit 1"
+        run = self.parallel("--jsonl", "-q", "--retries", "1", "--results", "r", "--log-dir", "logs", input=tasks(failing, "say fine"))
+        result = next(line for line in results(run) if not line["index"])
+        self.assertEqual([one["log"] for one in result["tries"]], ["logs/001_task-1.%d.jsonl" % number for number in (1, 2)])
+        self.assertEqual((result["log"], result["log_stderr"]), ("logs/001_task-1.2.jsonl", "logs/001_task-1.2.err"))
+        before = self.kept()
+        self.assertEqual((len(before), before["001_task-1.1.err"], before["001_task-1.2.err"]), (6, b"connection refused\n", b"connection refused\n"))
+        run = self.parallel("--jsonl", "-q", "--results", "r", "--resume", "--retries", "0", "--log-dir", "logs", input=tasks(failing, "say fine"))
+        self.assertEqual({line["index"]: line["log"] for line in results(run)}, {0: "logs/001_task-1.3.jsonl", 1: "logs/002_task-2.1.jsonl"})
+        self.assertEqual(dict(self.kept(), **before), self.kept())
+        os.unlink(self.path("logs", "002_task-2.1.jsonl"))  # .err is still there
+        run = self.parallel("--jsonl", "-q", "--log-dir", "logs", input=tasks("exit 1", "say fine"))
+        self.assertEqual({line["index"]: line["log"] for line in results(run)}, {0: "logs/001_task-1.4.jsonl", 1: "logs/002_task-2.2.jsonl"})
+
+    def test_closed_log_is_cut_and_has_no_secrets(self):
+        run = self.parallel("--jsonl", "-q", "--log-dir", "logs", "--log-max", "1K", env=self.SECRET, input=tasks(
+            "env FAKE_API_KEY;" + "say 01234567890123456789;" * 100 + "say end", "env FAKE_API_KEY;stderr sk-very-secret-0123456789"))
+        self.assertEqual([line["status"] for line in results(run)], ["ok", "ok"])
+        kept = self.kept()
+        lines = kept["001_task-1.1.jsonl"].splitlines()
+        self.assertEqual((lines[0], lines[-1]), (b"[FAKE_API_KEY]", b"end"))
+        missing, = (json.loads(line)["missing_bytes"] for line in lines if line.startswith(b"{"))
+        self.assertEqual(missing + 21 * (len(lines) - 3) + 26 + 4, 26 + 2100 + 4)
+        self.assertLess(len(kept["001_task-1.1.jsonl"]), 1024)
+        self.assertEqual([kept["002_task-2.1" + suffix] for suffix in (".jsonl", ".err")], [b"[FAKE_API_KEY]\n"] * 2)
+
+    @only_linux
+    def test_log_of_a_worker_that_is_killed_is_closed_all_the_same(self):
+        for method in support.PROCESS_METHODS:
+            with self.subTest(method=method):
+                process = self.start_parallel("--jsonl", "-q", "--retries", "0", "--log-dir", "logs/" + method, "-f", self.file(
+                    "t", tasks("env FAKE_API_KEY;stderr sk-very-secret-0123456789;ids ids;wait-for never", backend="echo")),
+                    env=dict(self.SECRET, CLINVK_START_METHOD=method))
+                pid = self.pid_in(self.path("ids"))
+                os.kill(support.life_of(pid)[0], signal.SIGKILL)
+                result, = self.lines_of(process.finish())
+                self.assertEqual((result["status"], result["log"]), ("lost", "logs/%s/001_task-1.1.jsonl" % method))
+                self.assertEqual(self.kept(*("%s/001_task-1.1%s" % (method, suffix) for suffix in (".jsonl", ".err"))),
+                                 {"%s/001_task-1.1%s" % (method, suffix): b"[FAKE_API_KEY]\n" for suffix in (".jsonl", ".err")})
+                os.unlink(self.path("ids"))
+
+    def test_stopped_run_closes_the_logs_of_what_ran(self):
+        process = self.start_parallel("--jsonl", "-q", "-j", "1", "--log-dir", "logs", "-f", self.file(
+            "t", tasks("env FAKE_API_KEY;touch ready;wait-for never", "say x", "say y")), env=self.SECRET)
+        self.wait_for_file(self.path("ready"))
+        process.send_signal(signal.SIGTERM)
+        lines = self.lines_of(process.finish())
+        self.assertEqual({line["index"]: line.get("log") for line in lines}, {0: "logs/001_task-1.1.jsonl", 1: None, 2: None})
+        self.assertEqual(self.kept(), {"001_task-1.1.jsonl": b"[FAKE_API_KEY]\n", "001_task-1.1.err": b""})
+
+    def test_log_directory_that_cannot_be_used_ends_the_run_before_it_starts(self):
+        self.file("file", "x")
+        for path, reason in (("file", "File exists"), ("file/below", "Not a directory")):
+            run = self.parallel("--log-dir", path, input=tasks("touch ran"))
+            self.assertEqual((run.returncode, run.stdout, run.stderr.decode()), (74, b"", "clinvk: error: cannot write to --log-dir %s: %s\n" % (path, reason)))
+        self.assertFalse(self.has("ran"))
+        run = self.parallel("--log-max", "1M", input=tasks("touch ran"))
+        self.assertEqual((run.returncode, run.stderr.decode()), (2, "clinvk: error: --log-max: there are no logs; give --log-dir DIR\n"))
+
+    def test_log_directory_that_goes_away_fails_the_tasks_after_that(self):
+        process = self.start_parallel("--jsonl", "-q", "-j", "1", "--log-dir", "logs", "-f", self.file(
+            "t", tasks("touch ready;wait-for go;say x", "say y", "say z")))
+        self.wait_for_file(self.path("ready"))
+        clinvk.remove_tree(self.path("logs"))
+        self.touch("go")
+        lines = {line["index"]: line for line in self.lines_of(process.finish())}
+        self.assertEqual([lines[index]["status"] for index in range(3)], ["ok", "failed", "failed"])
+        self.assertEqual(lines[2]["error"], "cannot write the output to %s: No such file or directory" % self.path("logs", "003_task-3.1.jsonl"))
 
 
 @support.only_in_full_runs

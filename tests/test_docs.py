@@ -21,7 +21,7 @@ WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.AP
 HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
 FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--html", "--status-file", "--items", "--tsv", "--prompt-file"}
-DIRECTORIES = {"--workdir", "--output-dir", "--root"}
+DIRECTORIES = {"--workdir", "--output-dir", "--root", "--log-dir"}
 CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 
 
@@ -235,7 +235,8 @@ class ManPageTest(unittest.TestCase):
     def test_man_page_result_fields_equal_the_output(self):
         task = clinvk.Task("echo", "p", id="i", name="n", tags=("t",), meta={"k": 1})
         full = clinvk.Result(0, "echo", "failed", 1, "o", "e", "backend", 1.0, ("w",), "m", "s", {"input_tokens": 1}, 0.1, 1, task=task,
-                             limits={"five_hour": {"utilization": 0.5}}, resumed=True, tries=({"status": "failed"},), retry_at=1.0, written="w")
+                             limits={"five_hour": {"utilization": 0.5}}, resumed=True, tries=({"status": "failed"},), retry_at=1.0, written="w",
+                             log="l", log_stderr="e")
         self.assertEqual(sorted(MAN.words("OUTPUT", "Result")), sorted(clinvk.result_fields(full)))
 
     def test_man_page_optional_result_fields_are_marked(self):

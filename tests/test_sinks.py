@@ -725,7 +725,7 @@ class Overviews(SinkCase):
             "resumed": 0, "running": [{
                 "index": 3, "id": "i-[A_KEY]", "name": "n ^[ [A_KEY]", "backend": "echo", "attempt": 2,
                 "started": "2026-11-24T15:58:54.500Z", "last_event_at": "2026-11-24T15:59:54.500Z",
-                "last_action": "Bash: echo [A_KEY]", "tokens": 7}],
+                "last_action": "Bash: echo [A_KEY]", "tokens": 7, "log": ""}],
             "gates": {"claude": "2096-10-02T07:06:40.000Z"}, "eta_seconds": 0.0, "ends_at": "2026-11-24T15:59:59.500Z",
             "cost_usd": 0.75, "cost_unknown": 1})
 

@@ -534,6 +534,133 @@ class Stopping(WorkerCase):
         self.leave(state)
 
 
+class Logs(WorkerCase):
+    """What a program prints, in files that others read: written as it comes, cut and without secrets at the end."""
+
+    SECRET = "sk-very-secret-0123456789"
+
+    def setUp(self):
+        super().setUp()
+        os.environ["FAKE_API_KEY"] = self.SECRET
+        clinvk._secrets.cache_clear()
+        self.addCleanup(clinvk._secrets.cache_clear)
+
+    def log(self, most=1 << 20):
+        return clinvk.Log(self.path("log"), "shown", most)
+
+    def content(self, suffix=".jsonl"):
+        with open(self.path("log" + suffix), "rb") as file:
+            return file.read()
+
+    def closed(self, content, most):
+        """The files of a log of that content after its end, and whether each is the file that it was."""
+        paths = [self.file(name, content) for name in ("log.jsonl", "log.err")]
+        before = [os.stat(path).st_ino for path in paths]
+        for _ in range(2):  # a second time changes nothing
+            job = support.job(0, "echo", "p", log=self.log(most))
+            result = clinvk.with_log(job, clinvk.Result(0, "echo", "lost", -1))
+            self.check(result, log="shown.jsonl", log_stderr="shown.err", warnings=())
+        return self.content(), self.content(".err"), [os.stat(path).st_ino for path in paths] == before
+
+    def test_log_that_is_too_large_keeps_the_whole_lines_at_both_ends(self):
+        lines = b"".join(b"%08d\n" % number for number in range(100))
+        for content, most, kept in (
+                (lines, 900, None), (lines[:-1], 899, None), (lines, 899, (44, 44)), (lines, 190, (5, 5)), (lines, 189, (4, 4)), (lines, 117, (0, 0)), (lines, 1, (0, 0)),
+                (lines[:-1], 198, (5, 5)), (b"x" * 500 + lines, 300, (0, 11)), (lines + b"x" * 500, 300, (11, 0)), (b"x" * 500, 300, (0, 0))):
+            with self.subTest(size=len(content), most=most):
+                out, errors, is_same = self.closed(content, most)
+                if kept is None:
+                    self.assertEqual((out, errors, is_same), (content, content, True))
+                    continue
+                whole = content.splitlines(keepends=True)
+                head, tail = b"".join(whole[:kept[0]]), b"".join(whole[len(whole) - kept[1]:])
+                missing = len(content) - len(head) - len(tail)
+                self.assertEqual(out, head + b'{"type":"clinvk.cut","missing_bytes":%d}\n' % missing + tail)
+                self.assertEqual(errors, head + b"[clinvk: %d bytes are missing here]\n" % missing + tail)
+
+    def test_secrets_in_a_log_of_any_size_are_hidden_and_all_else_stays(self):
+        secret, name = self.SECRET.encode(), b"[FAKE_API_KEY]"
+        other = b"\xff\xfe \xc3( \xed\xa0\x80 \0 \xe5\xae\xa1\r\n"
+        for content in (b"", b"\n", other, secret, b"a" + secret, secret + b"\n" + other + secret + secret, b'{"key":"%b"}\n' % secret, other * 20000 + secret + b"\n" + other * 9000):
+            with self.subTest(size=len(content)):
+                out, errors, is_same = self.closed(content, 1 << 30)
+                expected = content.replace(secret, name)
+                self.assertEqual((out, errors, is_same), (expected, expected, content == expected))
+
+    def test_secret_in_a_long_line_is_hidden_at_each_place(self):
+        secret, size = self.SECRET.encode(), clinvk.LONG_LINE
+        places = [place + shift for place in (clinvk.CHUNK, size - clinvk.CHUNK, size, 2 * size) for shift in (-25, -24, -9, -1, 0, 1, 9)]
+        line = bytearray(b"x" * (3 * size))
+        for place in places:
+            with self.subTest(place=place):
+                line[place:place + len(secret)] = secret
+                out, _, _ = self.closed(bytes(line), 1 << 30)
+                self.assertEqual(out, line.replace(secret, b"[FAKE_API_KEY]"))
+                line[place:place + len(secret)] = b"x" * len(secret)
+
+    def test_attempt_has_a_private_log_of_both_streams(self):
+        result = self.run_it("say hello;env FAKE_API_KEY;stderr noise;exit 3", log=self.log())
+        self.check(result, status="failed", exit_code=3, output="hello\n%s\n" % self.SECRET, log="shown.jsonl", log_stderr="shown.err")
+        self.assertEqual((self.content(), self.content(".err")), (b"hello\n[FAKE_API_KEY]\n", b"noise\n"))
+        self.assertEqual({os.stat(self.path("log" + suffix)).st_mode & 0o777 for suffix in (".jsonl", ".err")}, {0o600})
+        result = self.run_it("say hello", "claude", log=self.log()._replace(path=self.path("other")))
+        self.check(result, status="ok", output="hello")
+        with open(self.path("other.jsonl")) as file:
+            self.assertEqual([json.loads(line)["type"] for line in file][-1], "result")
+
+    def test_large_answer_shares_no_file_with_the_log(self):
+        state = self.state()
+        result = clinvk.run_job(support.job(0, "echo", "flood 300000", log=self.log()), state)
+        self.assertEqual(os.stat(self.path("log.jsonl")).st_nlink, 1)
+        with open(self.path("log.jsonl"), "r+b") as file:
+            file.truncate()
+        self.check(clinvk.with_answer(result), status="ok", output="x" * 300000)
+        self.leave(state)
+
+    def test_answer_is_whole_where_the_log_is_cut(self):
+        self.check(self.run_it("flood 300000", log=self.log(1000)), status="ok", output="x" * 300000)
+        self.assertEqual(json.loads(self.content())["missing_bytes"], 300000)
+
+    def test_job_that_is_not_started_has_no_log(self):
+        state = self.state()
+        state.cancel()
+        self.check(clinvk.run_job(support.job(0, "echo", "say x", log=self.log()), state), status="canceled", attempts=0, log="", log_stderr="")
+        self.leave(state)
+        self.assertFalse([name for name in os.listdir(self.directory) if name.startswith("log")])
+        self.check(self.run_it("say x", definition=clinvk.Definition(("no-such-program",)), log=self.log()), exit_code=127, log="shown.jsonl")
+
+    def test_log_that_cannot_be_opened_fails_the_task(self):
+        os.symlink(self.path("target"), self.path("log.jsonl"))
+        self.check(self.run_it("say x", log=self.log()), status="failed", attempts=1, output="",
+                   error="cannot write the output to %s: Too many levels of symbolic links" % self.path("log.jsonl"))
+        self.assertFalse(os.path.exists(self.path("target")))
+        gone = self.log()._replace(path=self.path("none", "log"))
+        self.check(self.run_it("say x", log=gone), status="failed", error="cannot write the output to %s.jsonl: No such file or directory" % gone.path)
+
+    def test_log_that_cannot_be_closed_is_a_warning(self):
+        os.mkdir(self.path("log.jsonl"))
+        self.file("log.err", self.SECRET)
+        result = clinvk.with_log(support.job(0, "echo", "p", log=self.log()), clinvk.Result(0, "echo", "ok", 0, warnings=("w",)))
+        self.check(result, warnings=("w", "cannot cut %s or hide its secrets: Is a directory" % self.path("log.jsonl")))
+        self.assertEqual(self.content(".err"), b"[FAKE_API_KEY]")
+        os.rmdir(self.path("log.jsonl"))
+        os.mkfifo(self.path("log.jsonl"))  # which nobody opens
+        self.check(clinvk.with_log(support.job(0, "echo", "p", log=self.log()), result), log="shown.jsonl")
+
+    def test_full_log_directory_is_named(self):
+        disk = self.path("disk")
+        os.mkdir(disk)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k,mode=700", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode:
+            self.skipTest("mounting is not permitted here")
+        self.addCleanup(subprocess.run, ["umount", "-l", disk], check=True)
+        for backend in ("echo", "claude"):
+            log = clinvk.Log(os.path.join(disk, backend), "shown", 1 << 20)
+            result = self.run_it("say x;flood 999999", backend, log=log)
+            self.check(result, status="failed", log="shown.jsonl")
+            self.assertEqual(result.error.partition(" (")[0], "cannot write the answer to %s: No space left on device" % disk)
+            os.unlink(log.path + ".jsonl")
+
+
 class Watching(WorkerCase):
     """What is seen of a process while it runs: idle, endless, or done and still there."""
 
