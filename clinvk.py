@@ -9999,10 +9999,11 @@ def markdown_texts(records: Records, statistics: Statistics, with_output: bool) 
 # - the page -
 
 MAX_PAGE_TEXT = 100000  # characters of a prompt or an answer
+LOG_TAIL = 4096  # bytes
 # What the page has of each task.  Times are in milliseconds.
 PAGE_COLUMNS = ("index", "name", "id", "tags", "backend", "model", "status", "attempts", "start",
                 "ms", "tokens", "cost", "run", "tries", "kind", "error", "warnings", "answer",
-                "prompt")
+                "prompt", "logs")
 PAGE_STYLE = r"""
 :root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --dim: #5f6873; --edge: #d5d9de;
   --mark: #f2f4f7; --link: #0a58b0; --ok: #4c9a6a; --failed: #c8372d; --timeout: #d9822b;
@@ -10299,6 +10300,7 @@ function open(task) {
       ...fact("Tags", task.tags.join(", "))),
     ...part("Error", task.error), ...part("Warnings", task.warnings.join("\n")),
     ...part("Answer", task.answer), ...(tries.length > 1 ? part("Tries", tries.join("\n")) : []),
+    ...task.logs.flatMap(([path, text]) => part("End of " + path, text)),
     ...part("Prompt", task.prompt));
   if (!box.open) box.showModal();
   box.scrollTop = 0;
@@ -10404,6 +10406,21 @@ def _page_text(texts: Iterable[str]) -> str:
     return visible(kept.replace("\r\n", "\n"))
 
 
+def _log_tail(path: str) -> str:
+    """Return the last lines of a log without secrets, or why it cannot be read."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            start = max(0, os.fstat(file).st_size - 2 * LOG_TAIL)  # a secret may be cut there
+            text = without_secrets(to_text(os.pread(file, 2 * LOG_TAIL, start)))
+        finally:
+            os.close(file)
+    except OSError as error:
+        return "[it cannot be read: %s]" % error.strerror
+    tail = text[-LOG_TAIL:]
+    return visible(tail if tail == text and not start else tail.partition("\n")[2] or tail)
+
+
 def _page_tries(result: Result) -> List[List[Any]]:
     """Return start, duration, status, error kind and error of each attempt that is known."""
     tries = []
@@ -10422,6 +10439,7 @@ def _page_row(record: Record, with_output: bool) -> List[Any]:
     start, length, run = (round(seconds * 1000) for seconds in (
         result.start_time, result.duration_seconds, record.fields.get("run", 0.0)))
     started = result.attempts > 0
+    logs = [path for path in (result.log, result.log_stderr) if path and with_output]
     return [
         result.index, task_title(record, with_output), visible(task.id),
         list(map(visible, task.tags)), visible(result.backend), visible(result.model),
@@ -10430,7 +10448,7 @@ def _page_row(record: Record, with_output: bool) -> List[Any]:
         visible(result.error_kind), visible(result.error)[:MAX_NOTE],
         [visible(warning)[:MAX_NOTE] for warning in result.warnings],
         *(_page_text(texts_of((text,))) if with_output else "" for text in (
-            result.answer, record.prompt))]
+            result.answer, record.prompt)), [[visible(path), _log_tail(path)] for path in logs]]
 
 
 def _script_rows(values: Iterable[Any]) -> Iterator[str]:

@@ -250,7 +250,7 @@ class PageTest(Case):
             escaped = "".join("\\x%02x" % byte for byte in text.encode())
             tasks.append({"backend": "claude", "prompt": "say %s\nexit 3" % escaped, "name": text})
             tasks.append({"backend": "claude", "prompt": "fail " + text.replace("\0", "").replace(";", ","), "name": text})
-        self.report(self.batch(*tasks, options=("-j", "4"), code=1))
+        self.report(self.batch(*tasks, options=("-j", "4", "--log-dir", self.path("logs")), code=1))
         self.browser.run("document.querySelector('#rows button').click()")
         for number in range(len(tasks)):
             with self.subTest(number=number):

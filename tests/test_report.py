@@ -670,10 +670,10 @@ class Page(ReportCase):
 
     HOSTILE = ("</script><script>x</script>", "<!--<script>", "-->", "<img src=x onerror=y>", "a\0\x1b]0;t\x07\u202e &amp; \u2028\u2029", "\udc80\ud800")
 
-    def page(self, content, *options):
+    def page(self, content, *options, **further):
         """The page of a results file, in bytes."""
         path = self.path("page.html")
-        run = self.clinvk("report", "--html", path, *options, self.file("results.jsonl", content))
+        run = self.clinvk("report", "--html", path, *options, self.file("results.jsonl", content), **further)
         self.assertEqual((run.returncode, run.stderr), (0, b""))
         with open(path, "rb") as file:
             return file.read()
@@ -726,6 +726,31 @@ class Page(ReportCase):
         self.assertEqual([task["prompt"] for task in self.tasks_in(self.page(content, *tasks_option))], ["do <b>\nthis"])
         for options in ((), (*tasks_option, "--without-output")):
             self.assertEqual([task["prompt"] for task in self.tasks_in(self.page(content, *options))], [""])
+
+    def test_the_end_of_the_logs_is_in_the_page(self):
+        results = self.path("results.jsonl")
+        run = self.clinvk("parallel", "--results", results, "--log-dir", "logs", "-q",
+                          input=tasks("stderr one\nstderr-flood 9000\nstderr \\n<b>\x1b\nsay answer", "say x"))
+        self.assertEqual(run.returncode, 0, run.stderr)
+        with open(results, "rb") as file:
+            content = file.read()
+        first, second = self.tasks_in(self.page(content))
+        (_, printed), (path, errors) = first["logs"]
+        self.assertEqual((path, printed, errors), ("logs/001_task-1.1.err", "answer\n", "<b>^[\n"))
+        self.assertEqual([text for _, text in second["logs"]], ["x\n", ""])
+        self.assertEqual([task["logs"] for task in self.tasks_in(self.page(content, "--without-output"))], [[], []])
+        self.assertEqual(self.tasks_in(self.page(lines(line(0))))[0]["logs"], [])
+
+    def test_secrets_are_hidden_in_the_end_of_a_log(self):
+        secret = "sk-abcdefghijklmnopqrstuv"
+        self.file("log", "x" * 3000 + "\n" + secret + "y" * 4086 + "\nthe last line " + secret)
+        os.mkfifo(self.path("fifo"))
+        content = lines(line(0, log="log", log_stderr="fifo"), line(1, log="none", log_stderr="."))
+        page = self.page(content, env={"OPENAI_API_KEY": secret})
+        self.assertNotIn(secret[-6:].encode(), page)
+        self.assertEqual([task["logs"] for task in self.tasks_in(page)], [
+            [["log", "the last line [OPENAI_API_KEY]"], ["fifo", "[it cannot be read: Illegal seek]"]],
+            [["none", "[it cannot be read: No such file or directory]"], [".", "[it cannot be read: Is a directory]"]]])
 
     def test_a_long_answer_is_cut(self):
         task, = self.tasks_in(self.page(lines(line(0, output="\u5ba1" * 3000000))))
