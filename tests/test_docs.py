@@ -773,7 +773,8 @@ class ManPageExamplesTest(ExampleCase):
                       b'echo \'{"type": "result", "status": "success"}\'\n')
         write_program(os.path.join(self.tools, "llm"), b"#!/bin/sh\nexec cat\n")
         for name, content in (("tasks.json", '{"tasks": [{"prompt": "one"}, {"prompt": "two"}]}'), ("prompts.txt", "one\ntwo\n"),
-                              ("results.jsonl", '{"index":1,"status":"ok"}\n'), ("plan.json", '[{"prompt": "one", "workdir": "src"}]'),
+                              ("results.jsonl", '{"index":1,"status":"ok"}\n'), ("nightly.jsonl", '{"index":0,"status":"ok"}\n'),
+                              ("plan.json", '[{"prompt": "one", "workdir": "src"}]'),
                               ("chain.json", '{"steps": [{"backend": "echo", "prompt": "[{\\"prompt\\": \\"one\\"}]"}, '
                                '{"backend": "echo", "prompt": "{{previous}}"}]}')):
             self.file(os.path.join("place", name), content)
