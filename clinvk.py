@@ -4756,9 +4756,9 @@ def _as_text(value: Any) -> str:
 
 def _part(item: str, braces: str) -> str:
     """Return the part of a path for a placeholder, as basename(1) and dirname(1) do."""
-    name = item.rstrip("/") or item
+    name = item.rstrip("/") or item[:1]
     if braces == "{//}":
-        return os.path.dirname(name) or "."
+        return re.sub("^/+$", "/", os.path.dirname(name)) or "."
     name = os.path.basename(name) or name if "/" in braces else item
     return os.path.splitext(name)[0] if "." in braces else name
 

@@ -1094,6 +1094,48 @@ class Templates(Commands):
 
 
 @support.only_in_full_runs
+class Scripts(Commands):
+    """What users write as scripts, as one line of a shell each."""
+
+    FILES = {"src/a b.jsx": "", "src/b.jsx": "", "docs/un.md": "un\n", "docs/deux.md": "deux\n", "app.log": "ok\nERROR one\nok\nERROR $(two) @x\n",
+             "in.csv": 'id,text\n1,"good, ""very"""\n2,/bad @/etc/passwd\n', "chunks/000": "a\nb\n", "chunks/001": "c\n",
+             "swe.jsonl": '{"instance_id": "x-1", "problem": "It\\nfails"}\n{"instance_id": "x-2", "problem": "Slow"}\n'}
+
+    def setUp(self):
+        super().setUp()
+        install_fakes(self.bin, ("claude", "cat"), 'read = fakeai.read_prompt\nfakeai.read_prompt = lambda: b"rest\\n" + read()')
+        write_program(self.path("bin", "clinvk"), ("#!/bin/sh\nexec '%s' '%s' \"$@\"\n" % (sys.executable, COMPILED)).encode())
+        write_program(self.path("bin", "git"), b"#!/bin/sh\ncase $* in *-z*) printf 'src/a b.jsx\\0src/b.jsx\\0';; *) printf '1f2e\\n3d4c\\n';; esac\n")
+        write_program(self.path("bin", "gh"), b"#!/bin/sh\necho '[{\"number\": 7, \"title\": \"Fix it\"}, {\"number\": 8, \"title\": \"@me {}\"}]'\n")
+        for name, content in self.FILES.items():
+            os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)
+            self.file(name, content)
+        for name in ("x-1", "x-2"):
+            os.makedirs(self.path("repos", name))
+
+    def test_each_script_is_one_line(self):
+        for line, prompts in [
+            ("git ls-files -z '*.jsx' | clinvk parallel -0 --prompt 'Migrate {} to hooks' --sandbox-mode workspace --approval-mode auto --canary 1 --results m",
+             ["Migrate src/a b.jsx to hooks", "Migrate src/b.jsx to hooks"]),
+            ("clinvk parallel --prompt 'Write tests for {} in {//}/{/.}.test.js' -- src/*.jsx",
+             ["Write tests for src/a b.jsx in src/a b.test.js", "Write tests for src/b.jsx in src/b.test.js"]),
+            ("gh pr list --json number,title | clinvk parallel --prompt 'Review PR {.number}: {.title}' --id 'pr-{.number}' --sandbox-mode read-only",
+             ["Review PR 7: Fix it", "Review PR 8: @me {}"]),
+            ("clinvk parallel --csv in.csv --prompt 'Label: {text}' --id '{id}' -m haiku -j 8 --results r", ['Label: good, "very"', "Label: /bad @/etc/passwd"]),
+            ("seq 3 | clinvk parallel --prompt 'Solve it. Attempt {}' -m opus", ["Solve it. Attempt %d" % number for number in (1, 2, 3)]),
+            ("clinvk parallel --prompt 'Translate {@}' --write-to 'docs/fr/{/}' --results t --resume -- docs/*.md", ["Translate deux", "Translate un"]),
+            ("grep ERROR app.log | clinvk parallel --prompt 'Triage: {}'", ["Triage: ERROR one", "Triage: ERROR $(two) @x"]),
+            ("git log --format=%h | clinvk parallel --prompt 'Write a title for commit {}'", ["Write a title for commit 1f2e", "Write a title for commit 3d4c"]),
+            ("clinvk parallel --items swe.jsonl --prompt 'Fix: {.problem}' --id '{.instance_id}' -w 'repos/{.instance_id}' --results s", ["Fix: It\nfails", "Fix: Slow"]),
+            ("clinvk parallel --prompt 'Extract: {@}' --results c --resume -- chunks/*", ["Extract: a\nb", "Extract: c"])]:
+            with self.subTest(line):
+                run = self.run_program(["sh", "-c", line + " --jsonl -q" if " -- " not in line else line.replace(" -- ", " --jsonl -q -- ")])
+                self.assertEqual((run.returncode, [result["output"] for result in self.lines_of(run)]), (0, prompts), run.stderr)
+        with open(self.path("docs", "fr", "un.md")) as file:
+            self.assertEqual(file.read(), "Translate un\n")
+
+
+@support.only_in_full_runs
 class OwnCommands(Commands):
     """Commands of the user's own, defined by CLINVK_BACKENDS or by a batch."""
 
