@@ -8646,11 +8646,12 @@ class Directory:
 class Answers:
     """`--write-to`: write the answer of each task that ended well to the file of the task.
 
-    Files appear whole, inside of `root`.  A file that exists is replaced only with `overwrite`.
+    Files appear whole, inside of `root`.  A file that exists is replaced only with `overwrite`,
+    and `others`, which the run reads or writes, never are.
     """
 
-    def __init__(self, root: str, overwrite: bool) -> None:
-        self._root, self._overwrite = root, overwrite
+    def __init__(self, root: str, overwrite: bool, others: Sequence[str] = ()) -> None:
+        self._root, self._overwrite, self._others = root, overwrite, others
         self.error: Optional[OutputError] = None  # about the first file that was not written
 
     def put(self, result: Result) -> Result:
@@ -8662,14 +8663,17 @@ class Answers:
         try:
             self._write(path, result)
         except OSError as error:
-            hint = "; --overwrite replaces it" if os.path.lexists(path) else ""
-            problem = "cannot write %s: %s%s" % (visible(path), error.strerror, hint)
+            is_taken = isinstance(error, FileExistsError) and os.path.lexists(path)
+            problem = "cannot write %s: %s%s" % (visible(path), error.strerror,
+                                                 "; --overwrite replaces it" * is_taken)
             self.error = self.error or OutputError(problem)
             return result._replace(written="", warnings=(*result.warnings, problem))
         return result._replace(written=path)
 
     def _write(self, path: str, result: Result) -> None:
         parent, name = os.path.split(path)
+        if any(is_same(other, path) for other in self._others):
+            raise PermissionError(0, "it is another file of this run")
         outside = outside_of(path, self._root)  # it was inside when the task was made
         if not outside:
             os.makedirs(parent or ".", exist_ok=True)
@@ -11228,7 +11232,7 @@ def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool
     path = path or run.get("output_dir", "")
     answers = None
     if rules.template and "write_to" in rules.template.fields and not settings.dry_run:
-        answers = Answers(rules.root or ".", overwrite)
+        answers = Answers(rules.root or ".", overwrite, (file or "", results, settings.status_file))
     elif overwrite and not path:
         raise UserError("--overwrite: there is no output directory; give --output-dir")
     directory = None

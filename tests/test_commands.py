@@ -1071,6 +1071,21 @@ class Templates(Commands):
         with open(self.path("fr", "three.txt")) as file:
             self.assertEqual(file.read(), "trois\n")
 
+    def test_no_answer_replaces_another_file_of_the_run(self):
+        names = ("items", "r.jsonl", "status.json", "answer")
+        self.file("items", "".join("./%s\n" % name for name in names))
+        self.file("answer", "old")
+        run = self.parallel("-b", "echo", "-q", "-j", "1", "--prompt", "{}", "--write-to", "{}", "--overwrite", "--items", "items", "--results", "r.jsonl",
+                            "--status-file", "status.json", cwd=self.directory)
+        self.assertEqual((run.returncode, run.stderr), (74, b"clinvk: error: cannot write ./items: it is another file of this run\n"))
+        for name, count in zip(names, (4, 4, 1, 1)):
+            with open(self.path(name)) as file:
+                self.assertEqual(len(file.readlines()), count)
+        with open(self.path("r.jsonl")) as file:
+            self.assertEqual(sorted(json.loads(line).get("written", "") for line in file), ["", "", "", "./answer"])
+        with open(self.path("answer")) as file:
+            self.assertEqual(file.read(), "./answer\n")
+
     def test_items_and_templates_that_do_not_fit_are_refused_before_anything_starts(self):
         path = self.file("items", b"x\n")
         for arguments, message in [
