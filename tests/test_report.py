@@ -400,6 +400,16 @@ class Tasks(ReportCase):
                          [{"index": 1, "label": "say new"}, {"index": 3, "label": "say newer"}])
         self.assertIn(b"2 tasks have no result: 2, 4", self.clinvk("report", "--csv", "--tasks", path, results).stderr)
 
+    def test_long_lists_are_cut_in_the_text_alone(self):
+        path = self.file("tasks.jsonl", tasks(*["say %d" % index for index in range(60)]))
+        given = lines(*[line(index, attempts=2, label="say %d" % index) for index in range(30)])
+        printed = self.report(given, options=["--tasks", path])[0]
+        self.assertIn("\nFlaky: 30 tasks, ok after a failure: %s, ...\n" % ", ".join(map(str, range(1, 21))), printed)
+        self.assertIn("\n  31 say 30\n", printed)
+        self.assertIn("\n  50 say 49\n  ...\n\n", printed)
+        value = json.loads(self.report(given, options=["--tasks", path, "--json"])[0])
+        self.assertEqual((len(value["flaky"]), len(value["unanswered"])), (30, 30))
+
     def test_a_file_of_tasks_must_be_regular_and_valid(self):
         results = self.file("results.jsonl", lines(line(0)))
         for content, message in ((None, "--tasks %s: expected a regular file" % self.path("tasks.json")), ("[1]", "tasks.json:1: ")):
