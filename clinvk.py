@@ -6188,7 +6188,8 @@ def with_log(job: Job, result: Result) -> Result:
             warnings.append("cannot cut %s or hide its secrets: %s" % (path, error.strerror))
     if not result.attempts:
         return result
-    stdout, stderr = log_files(job.log.name)
+    stdout, stderr = (name if os.path.lexists(path) else "" for name, path in zip(
+        log_files(job.log.name), log_files(job.log.path)))
     return result._replace(log=stdout, log_stderr=stderr, warnings=(*result.warnings, *warnings))
 
 

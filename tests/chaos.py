@@ -4,7 +4,7 @@
 N rounds, each a real `clinvk parallel` whose backends start grandchildren, in their group and out of it, deaf to SIGTERM,
 holding stdout, with an empty environment.  At a random moment one event hits it: a worker, several, a backend, the
 parent, or the parent and all workers are killed; a signal comes, to it, to its group, to all, or twice; the reader of its
-stdout goes away; its directory is removed; or nothing.  In a nested round the backends start runs of their own.  Whatever
+stdout goes away; its directory is removed; or nothing.  Every other round keeps logs.  In a nested round the backends start runs of their own.  Whatever
 happens, every task is answered exactly once (of a killed parent: every line is whole), the exit status and the totals are
 true, nothing hangs, no process is left running and no file in TMPDIR.  A failure prints the seed and the round, which replay it with the same --events.
 
@@ -191,6 +191,7 @@ class Round:
         self.quiet = chance.random() < 0.2
         self.fail_fast = chance.random() < 0.1
         self.keeps_directory = chance.random() < 0.15
+        self.keeps_logs = number % 2 == 0
         self.source = chance.choice(("batch file", "lines file", "stdin file", "slow pipe", "slow pipe"))
         # Who ignores SIGTERM costs the grace of five seconds, but for a second signal.
         self.polite = self.event in ("two SIGTERMs", "SIGTERM to all")
@@ -254,7 +255,7 @@ class Round:
     def describe(self):
         return "%s %.3f s after %s (gap %.3f), %d tasks, -j %d, %s, %s%s%s%s%s" % (
             self.event, self.moment, "the start" if self.at_start else "there were workers", self.gap, len(self.plans), self.jobs, self.form, self.source, ", --fail-fast" * self.fail_fast,
-            ", --output-dir" * self.keeps_directory, ", stubborn" * self.stubborn, ", -q" * self.quiet)
+            ", --output-dir" * self.keeps_directory + ", --log-dir" * self.keeps_logs, ", stubborn" * self.stubborn, ", -q" * self.quiet)
 
     # -- running ---------------------------------------------------------------
 
@@ -283,7 +284,8 @@ class Round:
 
     def tasks(self):
         for index, plan in enumerate(self.plans):
-            task = {"prompt": plan.prompt, "backend": plan.backend, "id": "t%d" % index}
+            prompt = 'echo "$CHAOS_API_KEY" >&2\n' * self.keeps_logs + plan.prompt
+            task = {"prompt": prompt, "backend": plan.backend, "id": "t%d" % index}
             if plan.timeout:
                 task["timeout"] = plan.timeout
             yield task
@@ -302,10 +304,11 @@ class Round:
         argv += ["-f", path] if self.source in ("batch file", "lines file") else []
         argv += ["-q"] * self.quiet + ["--fail-fast"] * self.fail_fast
         argv += ["--output-dir", os.path.join(self.directory, "kept")] * self.keeps_directory
+        argv += ["--log-dir", os.path.join(self.directory, "logs")] * self.keeps_logs
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CLINVK_")}
         environment.update(PATH=self.programs + os.pathsep + os.environ["PATH"], TMPDIR=self.tmp, CLINVK_TEST_MARK=self.mark,
                            CLINVK_START_METHOD=self.start_method, CHAOS_DIRECTORY=self.directory, PYTHONFAULTHANDLER="1",
-                           CHAOS_PYTHON=sys.executable, CHAOS_PROGRAMS=self.programs)
+                           CHAOS_PYTHON=sys.executable, CHAOS_PROGRAMS=self.programs, CHAOS_API_KEY=self.mark)
         stdin = open(path) if self.source == "stdin file" else subprocess.PIPE if self.source == "slow pipe" else subprocess.DEVNULL
         self.stderr_path = os.path.join(self.directory, "stderr")
         with open(self.stderr_path, "wb") as stderr:
@@ -457,6 +460,23 @@ class Round:
         self.judge_totals(results)
         if self.keeps_directory:
             self.judge_directory(len(results))
+        if self.keeps_logs:
+            self.judge_logs(results)
+
+    def judge_logs(self, results):
+        """Every attempt has a log without secrets, and every file there belongs to an attempt."""
+        named = set()
+        for result in results:
+            for attempt in [result] + result.get("tries", []):
+                if "log" in attempt:
+                    named.update((attempt["log"], attempt["log"][:-len("jsonl")] + "err"))
+            require(bool(result["attempts"]) == ("log" in result), "task %d: %d attempts, log %s", result["index"],
+                    result["attempts"], result.get("log"))
+        kept = os.path.join(self.directory, "logs")
+        for path in (os.path.join(kept, name) for name in os.listdir(kept)):
+            with open(path, "rb") as file:
+                require(self.mark.encode() not in file.read(), "a secret is left in %s", path)
+            require(path in named or self.killed and path.endswith(".tmp"), "%s belongs to no result", path)
 
     def judge_lines(self, data, torn=False):
         """Whole lines of JSON; with `torn` what comes after the last newline does not count.  In order of their end."""

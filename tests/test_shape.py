@@ -353,7 +353,7 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 138, "Types": 226, "Text and JSON": 459, "Platform": 837, "Configuration": 875,
-    "Backends": 1358, "Input": 1314, "Plans": 202, "Worker": 843, "Pool": 960, "Scheduler": 568,
+    "Backends": 1358, "Input": 1314, "Plans": 202, "Worker": 844, "Pool": 960, "Scheduler": 568,
     "Journal": 447, "Sinks": 801, "Summary": 190, "Report": 1266, "Sessions": 327, "Commands": 1079,
     "Command line": 679}
 LONG_FUNCTIONS = {}
