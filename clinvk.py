@@ -7987,8 +7987,12 @@ def result_of_line(index: int, fields: Dict[str, Any], capture: Capture) -> Resu
     output = fields.get("output", "")
     answer = _LineText(capture, output) if capture.has_names(output) else output
     start, end = kept.pop("start_time", 0.0), kept.pop("end_time", 0.0)
+    seconds = fields.get("duration_seconds", end - start)
+    if abs(end - start - seconds) > 0.01:  # the clock was set meanwhile, or a time is missing
+        start = start or max(0.0, end - seconds)
+        end = min(start + seconds, MAX_TIME)
     # Times and duration were rounded.  This makes all three what they are in the line.
-    shift = 0.4 * (end - start - fields.get("duration_seconds", end - start))
+    shift = 0.4 * (end - start - seconds)
     return Result(index, kept.pop("backend", ""), kept.pop("status"), kept.pop("exit_code", 0),
                   answer=answer, warnings=tuple(map(whole, fields.get("warnings", ()))),
                   start_time=start + shift, end_time=end - shift, **kept)

@@ -90,6 +90,13 @@ class Reading(ReportCase):
         record, = self.records(lines(line(0, task_id="i", task_name="n", tags=["a", "b"], meta={"k": [1]})))
         self.assertEqual(record.result.task, clinvk.Task("claude", "label 0", id="i", name="n", tags=("a", "b"), meta={"k": [1]}))
 
+    def test_the_duration_counts_where_the_times_contradict_it(self):
+        for fields, start in (({"end_time": clinvk.utc(START - 3600)}, START), ({"end_time": clinvk.utc(START + 3600)}, START),
+                              ({"start_time": None}, START - 3.5), ({"end_time": None}, START), ({"start_time": None, "end_time": None}, 0.0)):
+            given = line(0, **{"end_time": clinvk.utc(START), "duration_seconds": 3.5, **fields})
+            result, = (record.result for record in self.records(lines(given)))
+            self.assertEqual((result.start_time, result.duration_seconds), (start, 3.5), fields)
+
     def test_large_answers_stay_in_the_file(self):
         answer = "x" * 3000000 + "\u5ba1\\\"" * 3
         records = self.records(lines(line(0, output=answer)))
