@@ -577,6 +577,13 @@ class BoundsOfARun(PolicyCase):
         self.assertEqual(sorted(result.index for result in scheduler.results()), [0, 1, 2])
         self.assertEqual((pool.starts, [item.index for item in started]), ([(0, 1)], [1]))
 
+    def test_job_is_started_as_on_start_returns_it(self):
+        pool, handed = FakePool(), []
+        start, pool.start = pool.start, lambda item: handed.append(item) or start(item)
+        scheduler = clinvk.Scheduler(FakeSupply(0, 1), pool, 1, on_start=lambda item: item._replace(follow=True) if item.index else None)
+        self.assertEqual([result.index for result in scheduler.results()], [0, 1])
+        self.assertEqual([(item.index, item.follow) for item in handed], [(0, False), (1, True)])
+
     def test_resumed_jobs_of_a_stopped_run_keep_their_results(self):
         control = clinvk.Control()
         control.cancel()
