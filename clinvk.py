@@ -494,10 +494,14 @@ def utc(seconds: float) -> str:
 
 
 def local_time(seconds: float) -> str:
-    """Return the time of day in local time, `14:05`; with the date where it is not today."""
-    there = time.localtime(seconds)
-    is_today = there[:3] == time.localtime()[:3]
-    return time.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M", there)
+    """Return the time of day in local time, `14:05`.
+
+    It has the seconds where it is less than a minute away, and the date where it is not today.
+    """
+    there, now = time.localtime(seconds), time.time()
+    is_today = there[:3] == time.localtime(now)[:3]
+    form = "%H:%M" if is_today else "%Y-%m-%d %H:%M"
+    return time.strftime(form + ":%S" * (abs(seconds - now) < 60), there)
 
 
 _DURATION = ("(?:N ?(?:h|hrs?|hours?))? ?(?:N ?(?:m|mins?|minutes?))? ?"
@@ -1722,6 +1726,13 @@ def _path(value: Any) -> str:
             "%s begins with a home directory that is not known; write the path in full, "
             "or ./%s for a name in the current directory" % (quoted(path), visible(path)))
     return expanded
+
+
+def _written_path(value: Any) -> str:
+    """Return the path of a file that an option has written; `-` is none."""
+    if value == "-":
+        raise ValueError('expected the name of a file, got "-"')
+    return _path(value)
 
 
 MAX_JOBS = 1000  # each is a process, with a backend process
@@ -4025,8 +4036,12 @@ class TaskPolicy(NamedTuple):
 def unknown_backend(name: str, definitions: Iterable[str] = ()) -> str:
     """Return the message about a backend that is not known."""
     known = [*BACKENDS, *definitions]
-    return "unknown backend %s%s; known are %s" % (
-        quoted(name), nearest(name, known), ", ".join(known))
+    hint = ""
+    if find_program(name)[0]:
+        hint = ("; to make this program a backend, define it in CLINVK_BACKENDS or in the "
+                "configuration")
+    return "unknown backend %s%s; known are %s%s" % (
+        quoted(name), nearest(name, known), ", ".join(known), hint)
 
 
 def _merged(own: Dict[str, Any], defaults: Dict[str, Any], policy: TaskPolicy) -> Task:
@@ -4709,8 +4724,9 @@ class Template(NamedTuple):
                                 % (braces, because))
             name = re.fullmatch(r"\{([^\W\d][\w-]*)\}", braces)
             if name and not columns:
-                raise UserError("%s in a template is no placeholder; a field of JSON values is "
-                                "{.%s, and the text itself is {%s" % (braces, braces[1:], braces))
+                raise UserError("%s in a template is no placeholder; a column needs --csv or "
+                                "--tsv, a field of JSON values is {.%s, and the text itself is {%s"
+                                % (braces, braces[1:], braces))
             if name and name.group(1) not in columns:
                 raise UserError("%s in a template: there is no such column%s; the text itself is "
                                 "{%s" % (braces, nearest(name.group(1), columns), braces))
@@ -9298,7 +9314,8 @@ class Records:
 
     def __init__(self, paths: Sequence[str], warn: Callable[[str], None]) -> None:
         from array import array
-        self._paths, self._files = paths, array("i")
+        self._names = ["stdin" if path == "-" else path for path in paths]
+        self._files = array("i")
         self._identities, self._starts, self._places = array("q"), array("q"), array("i")
         self._statuses = bytearray()  # "f" for a failure, else the first letter
         self._last = array("q")  # of the lines of each task
@@ -9307,9 +9324,9 @@ class Records:
         self.unanswered: Optional[Spool] = None
         self.repeated, self.shared = array("q"), array("q")
         self.gaps: List[Tuple[int, int]] = []
-        for place, path in enumerate(paths):
-            self._files.append(self._open(path))
-            for start, _, fields in whole_lines(self._files[-1], path, warn, record_fields):
+        for place, name in enumerate(self._names):
+            self._files.append(self._open(paths[place]))
+            for start, _, fields in whole_lines(self._files[-1], name, warn, record_fields):
                 if fields is not None:
                     self._identities.append(task_identity(fields))
                     self._starts.append(start)
@@ -9386,7 +9403,7 @@ class Records:
             return record_of(self._capture(line))
         except ValueError:
             raise UserError("%s: it was changed while it was read"
-                            % visible(self._paths[self._places[line]])) from None
+                            % visible(self._names[self._places[line]])) from None
 
     def _record(self, place: int, line: int) -> Record:
         record = self._record_in(line)._replace(failed_before=bool(self._failed_before[place]))
@@ -9423,7 +9440,7 @@ class Records:
     def problems(self) -> Iterator[str]:
         """Yield a warning for each kind of what is unusual; tasks are numbered as in the table."""
         if not self:
-            yield "there are no results in %s" % visible(" or ".join(self._paths))
+            yield "there are no results in %s" % visible(" or ".join(self._names))
         missing = (index for first, last in self.gaps for index in range(first, last + 1))
         unanswered = sum(last + 1 - first for first, last in self.gaps)
         if self.unanswered is not None:
@@ -12003,11 +12020,13 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("--tasks", "name the tasks in FILE that have no result", "FILE", _path),
         _option("--fail-on", "exit with 1 if any task did not succeed, or so many percent; flaky: "
                 "also if one needed more than one attempt", "any|flaky|N%", parse_fail_on),
-        _option("--junit", "write JUnit XML, a test case for each task, to FILE", "FILE", _path),
-        _option("--markdown", "write a table in Markdown, failures first, to FILE", "FILE", _path),
+        _option("--junit", "write JUnit XML, a test case for each task, to FILE", "FILE",
+                _written_path),
+        _option("--markdown", "write a table in Markdown, failures first, to FILE", "FILE",
+                _written_path),
         _option("--with-output", "have prompts and answers in these files, too"),
         _option("--html", "write one self-contained page, with prompts and answers, to FILE",
-                "FILE", _path),
+                "FILE", _written_path),
         _option("--without-output", "leave prompts and answers out of the page")],
     "trust": [
         _option("--ceiling", "refuse tasks that ask for more: sandbox=workspace,approval=auto",
@@ -12035,7 +12054,7 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
     "color": [_option("--color", "colored output (default: auto)", choices=_WHEN)],
     "watch": [
         _option("--status-file", "keep one JSON object about the run in FILE, for monitors", "FILE",
-                _path),
+                _written_path),
         _option("--quiet-after", "mark tasks that print nothing for so long (default: 2m)",
                 "DURATION", _seconds),
         _option("--log-dir", "keep in DIR, while it comes, what the program of each task prints",
@@ -12169,7 +12188,8 @@ def _template(options: argparse.Namespace) -> Optional[Template]:
             ("--null", "--" + "".join(forms), options.null and forms not in ([], ["items"])),
             ("--write-to", "--emit-tasks", options.write_to and options.form == "tasks")):
         if both:
-            raise UserError("%s and %s exclude each other" % (one, other))
+            hint = "; --items FILE reads items" if one == "--file" else ""
+            raise UserError("%s and %s exclude each other%s" % (one, other, hint))
     prompt = options.prompt
     if prompt is None:
         if options.prompt_file == "-" and not words and file == "-":

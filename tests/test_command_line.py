@@ -204,6 +204,8 @@ class Usage(CommandLine):
         table = [("--backend=ecko", '--backend: unknown backend "ecko" (did you mean "echo"?); ' + support.KNOWN),
                  ("--backend=Claude", '--backend: unknown backend "Claude" (did you mean "claude"?); ' + support.KNOWN),
                  ("--backend=echo ", '--backend: unknown backend "echo " (did you mean "echo"?); ' + support.KNOWN),
+                 ("--backend=cat", '--backend: unknown backend "cat"; ' + support.KNOWN
+                  + "; to make this program a backend, define it in CLINVK_BACKENDS or in the configuration"),
                  ("--root=nowhere", "--root: nowhere is not a directory"), ("--root=" + one, "--root: %s is not a directory" % one)]
         for (_, message), answer in zip(table, self.main(*[["parallel", "-f", one, option] for option, _ in table])):
             self.assertEqual(answer, (2, "", "clinvk: error: %s\n" % message))

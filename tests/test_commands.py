@@ -1089,7 +1089,7 @@ class Templates(Commands):
     def test_items_and_templates_that_do_not_fit_are_refused_before_anything_starts(self):
         path = self.file("items", b"x\n")
         for arguments, message in [
-            (("--prompt", "Hello", "--", "a", "b"), "does not use the items"), (("--prompt", "{}", "-f", path), "--file and a template for items exclude"),
+            (("--prompt", "Hello", "--", "a", "b"), "does not use the items"), (("--prompt", "{}", "-f", path), "--file and a template for items exclude each other; --items FILE reads items"),
             (("--prompt", "{}", "--items", path, "a"), "--items and items that are arguments exclude"), (("--prompt", "{}", "-0", "a"), "--null and items that are arguments"),
             (("--items", path), "--items: there is no template"), (("--name", "n"), "--name: there is no template"), (("-0",), "--null: there is no template"),
             (("--prompt", "{}"), "stdin: no tasks: the input is empty"), (("--prompt", "{}", ""), "arguments: no tasks: the input is empty"),
@@ -1102,6 +1102,7 @@ class Templates(Commands):
             (("--prompt-file", "-", "--csv", "-"), "--prompt-file -: the items are read from stdin"), (("--prompt", "{@}", self.path("nowhere")), "No such file"),
             (("--prompt", "{title}", "a"), "no placeholder"), (("--prompt", "{}", "--items", path, "--results", path), "it is the file of the tasks"),
             (("--prompt", "{}", "--items", path, "--status-file", path), "it is the file of the tasks"),
+            (("--status-file", "-"), '--status-file: expected the name of a file, got "-"'),
             (("--prompt", "{}", "-b", "codx", "a"), 'unknown backend "codx"')]:
             with self.subTest(arguments=arguments):
                 self.assert_refused(self.parallel(*arguments), message)

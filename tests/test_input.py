@@ -1382,7 +1382,7 @@ class Items(ItemCase):
     def test_template_that_does_not_fit_the_items_is_refused(self):
         for prompt, options, message in [
             ("Hello", {}, "does not use the items"), ("{{}", {}, "does not use the items"), ('{"a": 1}', {}, "does not use the items"),
-            ("{title}", {}, r"\{title\} in a template is no placeholder; a field of JSON values is \{.title\}, and the text itself is \{\{title\}$"),
+            ("{title}", {}, r"\{title\} in a template is no placeholder; a column needs --csv or --tsv, a field of JSON values is \{.title\}, and the text itself is \{\{title\}$"),
             ("{.a}", {"form": "null"}, "the items are texts that NUL bytes separate"), ("{.a}", {"form": "null", "words": ("x",)}, "the items are arguments"),
             ("{.a} {/.}", {}, r"^\{/.\} in a template needs items that are paths, but they are JSON values \(because of \{.a\}\)$"),
             ("{.a}", {"name": "{//}"}, "needs items that are paths")]:

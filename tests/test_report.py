@@ -667,6 +667,15 @@ class Command(ReportCase):
         printed, warnings, status = self.report(b"")
         self.assertEqual((printed.splitlines()[-1], warnings, status), (
             "Total: 0 tasks, 0 completed, 0 failed (0.00s)", "clinvk: warning: there are no results in %s\n" % self.path("results-0.jsonl"), 0))
+        self.assertEqual(self.clinvk("report", input=b"").stderr, b"clinvk: warning: there are no results in stdin\n")
+        self.assertIn(b"error: stdin:1: not a result", self.clinvk("report", "-", input=b"damaged\n").stderr)
+
+    def test_a_dash_is_no_file_to_write(self):
+        for option in ("--html", "--junit", "--markdown"):
+            run = self.clinvk("report", option, "-", self.file("results.jsonl", lines(line(0))), cwd=self.directory)
+            self.assertEqual((run.returncode, run.stdout), (2, b""))
+            self.assertIn(b'argument %s: expected the name of a file, got "-"' % option.encode(), run.stderr)
+            self.assertFalse(os.path.exists(self.path("-")))
 
     def test_no_field_of_a_line_reaches_the_terminal_as_it_is(self):
         hostile = "a\x1b]0;t\x07\nb\r"

@@ -11,9 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import types
 import unicodedata
 import unittest
+import unittest.mock
 import urllib.parse
 
 import support
@@ -281,6 +283,12 @@ class Durations(unittest.TestCase):
     def test_clock_shows_hours_from_one_hour_on(self):
         for seconds, text in ((0, "00:00"), (0.99, "00:00"), (42, "00:42"), (60, "01:00"), (3599.9, "59:59"), (3600, "1:00:00"), (3723, "1:02:03"), (360000, "100:00:00")):
             self.assertEqual(clinvk.clock(seconds), text)
+
+    def test_local_time_has_what_is_needed_to_tell_it_from_now(self):
+        now = time.mktime((2026, 11, 24, 12, 30, 10, 0, 0, -1))
+        with unittest.mock.patch.object(time, "time", lambda: now):
+            for seconds, text in ((0, "12:30:10"), (59, "12:31:09"), (-59, "12:29:11"), (60, "12:31"), (3600, "13:30"), (86400, "2026-11-25 12:30")):
+                self.assertEqual(clinvk.local_time(now + seconds), text)
 
     def test_utc_is_rfc_3339_with_milliseconds(self):
         for seconds, text in ((0, "1970-01-01T00:00:00.000Z"), (0.0004, "1970-01-01T00:00:00.000Z"), (0.9996, "1970-01-01T00:00:01.000Z"),
