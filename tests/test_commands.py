@@ -1102,7 +1102,6 @@ class Templates(Commands):
             (("--prompt-file", "-", "--csv", "-"), "--prompt-file -: the items are read from stdin"), (("--prompt", "{@}", self.path("nowhere")), "No such file"),
             (("--prompt", "{title}", "a"), "no placeholder"), (("--prompt", "{}", "--items", path, "--results", path), "it is the file of the tasks"),
             (("--prompt", "{}", "--items", path, "--status-file", path), "it is the file of the tasks"),
-            (("--status-file", "-"), '--status-file: expected the name of a file, got "-"'),
             (("--prompt", "{}", "-b", "codx", "a"), 'unknown backend "codx"')]:
             with self.subTest(arguments=arguments):
                 self.assert_refused(self.parallel(*arguments), message)
@@ -2377,6 +2376,9 @@ class StatusFiles(Commands):
 
     def test_status_file_that_something_else_is_written_to_is_refused(self):
         batch = self.file("t.json", tasks("touch ran"))
+        completed = self.parallel("--status-file", "-", "-f", batch, cwd=self.directory)
+        self.assertEqual((completed.returncode, completed.stdout, os.path.exists(self.path("-"))), (2, b"", False))
+        self.assertIn(b'argument --status-file: expected the name of a file, got "-"', completed.stderr)
         for arguments, input, error in ((["--status-file", "t.json", "-f", batch], b"", "t.json: it is the file of the tasks"),
                                         (["--status-file", "s", "--results", "./s"], tasks("touch ran"), "s: it is the file of the results"),
                                         (["--status-file", "bin"], tasks("touch ran"), "bin: expected a regular file")):
