@@ -271,8 +271,8 @@ class ManPageTest(unittest.TestCase):
 
     @needs("jq")
     def test_man_page_monitor_prints_what_runs(self):
-        line, = (line for line in MAN.part("OUTPUT", "Status file") if line.startswith(".Dl "))
-        words = shlex.split(line[len(".Dl $ "):].replace(r"\(dq", '"').replace(r"\e", "\\"))
+        line, = (line for line in MAN.part("OUTPUT", "Status file") if line.startswith("$ "))
+        words = shlex.split(line[len("$ "):].replace(r"\(dq", '"').replace(r"\e", "\\"))
         self.assertEqual((words[:3], words[-1]), (["watch", "-x", "jq"], "status.json"))
         status = {"done": 3, "total_tasks": 9, "failed": 1, "running": [
             {"id": "a", "name": "one", "last_event_at": "14:05", "last_action": "thinking"}]}
