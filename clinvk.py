@@ -9325,8 +9325,12 @@ class Records:
         self.repeated, self.shared = array("q"), array("q")
         self.gaps: List[Tuple[int, int]] = []
         for place, name in enumerate(self._names):
-            self._files.append(self._open(paths[place]))
-            for start, _, fields in whole_lines(self._files[-1], name, warn, record_fields):
+            file = self._open(paths[place])
+            self._files.append(file)
+            if os.pread(file, 15, 0) == b'{"total_tasks":':
+                raise UserError("%s: is the output of --json; give that of --jsonl, or the file "
+                                "of --results" % visible(name))
+            for start, _, fields in whole_lines(file, name, warn, record_fields):
                 if fields is not None:
                     self._identities.append(task_identity(fields))
                     self._starts.append(start)
@@ -9348,6 +9352,8 @@ class Records:
             raise UserError("cannot read %s" % visible(reason_of(error))) from None
         if _is_regular(file):
             return file
+        if is_endless(file):
+            raise UserError(NOT_A_DEVICE % visible(path))
         with writing("results"):
             copy = nameless_file(temporary_directory())
             write_pieces(copy, iter(functools.partial(read_some, file), b""))

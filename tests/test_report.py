@@ -656,12 +656,21 @@ class Command(ReportCase):
 
     def test_files_that_cannot_be_read_are_errors(self):
         for arguments, message in (((self.path("none"),), "cannot read %s: No such file or directory" % self.path("none")),
-                                   ((self.directory,), "cannot read %s: Is a directory" % self.directory)):
+                                   ((self.directory,), "cannot read %s: Is a directory" % self.directory),
+                                   (("/dev/zero",), "/dev/zero: is a device; expected a regular file, a pipe or a terminal")):
             run = self.clinvk("report", *arguments)
             self.assertEqual((run.stdout, run.stderr.decode(), run.returncode), (b"", "clinvk: error: %s\n" % message, 2))
+        run = self.clinvk("report", "-", input=lines(line(0), b"damaged", line(1)))
+        self.assertTrue(run.stderr.startswith(b"clinvk: error: stdin:2: not a result: "), run.stderr)
         printed, errors, status = self.report(lines(line(0), b"damaged", line(1)))
         self.assertEqual((printed, status), ("", 2))
         self.assertIn("results-0.jsonl:2: not a result: ", errors)
+
+    def test_the_output_of_json_is_refused_with_advice(self):
+        run = self.clinvk("parallel", "--json", input=tasks("say one"))
+        refused = self.clinvk("report", input=run.stdout)
+        self.assertEqual((refused.stderr, refused.returncode),
+                         (b"clinvk: error: stdin: is the output of --json; give that of --jsonl, or the file of --results\n", 2))
 
     def test_an_empty_file_has_no_tasks_which_is_a_warning(self):
         printed, warnings, status = self.report(b"")
