@@ -1826,6 +1826,11 @@ def _failures(value: Any) -> Union[int, float]:
     return int(match.group(1)) / 100 if match.group(2) else int(match.group(1))
 
 
+def share_of(share: float, count: int) -> float:
+    """Return a share of a number; 7 % of 100 are 7, which 0.07 * 100 is not."""
+    return round(share * count, 6)
+
+
 def _limits(value: Any) -> Dict[str, int]:
     """Check an object of backends and how many of their tasks may run at once."""
     if not isinstance(value, dict):
@@ -7342,7 +7347,8 @@ class Bounds:
         self._ended += 1
         self._failures += failed
         if isinstance(most, float):  # a share
-            most = max(most * self._ended, FEW_FAILURES) if total is None else most * total
+            most = (share_of(most, total) if total is not None
+                    else max(share_of(most, self._ended), FEW_FAILURES))
         if failed and most and self._failures >= most and not self.failed:
             self.failed = "fail-fast" if str(self._policy.max_failures) == "1" else (
                 "max_failures: " + counted(self._failures, "task") + " failed")
@@ -9817,7 +9823,7 @@ class Statistics:
         counts = self.totals.counts
         bad = counts["failed"] + counts["canceled"] + unanswered
         if isinstance(fail_on, float):
-            return bad > 0 and bad >= fail_on * (self.totals.total + unanswered)
+            return bad > 0 and bad >= share_of(fail_on, self.totals.total + unanswered)
         return bool(fail_on and bad or fail_on == "flaky" and self.flaky)
 
 

@@ -439,6 +439,14 @@ class Failing(ReportCase):
         self.assertEqual(self.statuses(), [0, 0, 0, 0, 0])
         self.assertEqual(self.report(lines(line(0, "failed")))[2], 0)
 
+    def test_a_share_is_exact(self):
+        for percent in range(1, 101):
+            statistics = clinvk.Statistics()
+            statistics.totals.counts.update(failed=percent, completed=100 - percent)
+            self.assertTrue(statistics.is_failure(clinvk.parse_fail_on("%d%%" % percent), 0), percent)
+            if percent < 100:
+                self.assertFalse(statistics.is_failure(clinvk.parse_fail_on("%d%%" % (percent + 1)), 0), percent)
+
     def test_flaky_tasks_are_ok_after_a_failure(self):
         for given in ([line(0, attempts=2)], [line(0, "failed"), line(0)], [line(0, "timeout"), line(0, "canceled"), line(0)]):
             self.assertEqual(self.statuses(*given), [0, 1, 0, 0, 0])

@@ -507,6 +507,14 @@ class BoundsOfARun(PolicyCase):
         self.play("10 0 auth", supply=FakeSupply(0, bad(1), bad(2), 3), max_failures=1.0)
         self.assertEqual(self.results[3].error, "canceled before it started (max_failures: 3 tasks failed)")
 
+    def test_max_failures_is_an_exact_share(self):
+        for percent in range(1, 101):
+            bounds = clinvk.Bounds(clinvk.RunPolicy(max_failures=percent / 100), 0.0, 1, self.fail)
+            for count in range(percent):
+                self.assertFalse(bounds.failed)
+                bounds.note(clinvk.Result(count, "claude", "failed", 1), 100)
+            self.assertTrue(bounds.failed, percent)
+
     def test_max_failures_stop_the_run_at_that_number_or_share(self):
         for most, total, expected in ((2, None, 2), (0.5, 4, 2), (0.5, None, 3), (1, None, 1), (0, None, 6)):
             with self.subTest(most=most, total=total):
