@@ -6051,8 +6051,8 @@ def _not_started(job: Job, program: str, error: OSError) -> Result:
         text, code, kind = "%s: %s" % (error.filename, reason), 1, "backend"
     elif error.errno in (errno.ENOENT, errno.EACCES) and not any(
             map(os.path.exists, candidates(program))):
-        text = ("%s: not found: it is not installed, or not on the PATH; `clinvk doctor` shows "
-                "what can be used" % program)
+        hint = "--wrap names it" if job.wrap else "`clinvk doctor` shows what can be used"
+        text = "%s: not found: it is not installed, or not on the PATH; %s" % (program, hint)
         code, kind = 127, "not_found"
     elif error.errno == errno.ENOENT:
         text = "%s: cannot be executed: the interpreter it names does not exist" % program

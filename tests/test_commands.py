@@ -2662,7 +2662,7 @@ class Wrap(Commands):
     def test_wrapper_that_is_not_there_is_named(self):
         result = results(self.parallel("--jsonl", "-q", "--wrap", "no-such-wrapper -x", input=tasks("say a")))[0]
         self.assertEqual((result["exit_code"], result["error_kind"]), (127, "not_found"))
-        self.assertIn("no-such-wrapper: not found", result["error"])
+        self.assertEqual(result["error"], "no-such-wrapper: not found: it is not installed, or not on the PATH; --wrap names it")
 
     def test_words_are_checked(self):
         for words, problem in (("", 'expected a command line, got ""'), ("sh 'a", "expected a command line (no closing quotation), got")):
