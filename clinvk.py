@@ -4600,6 +4600,8 @@ class JobReader:
         except OSError as error:
             problem = UserError("%s: %s" % (self._name, error.strerror))
             yield self._bad_value(problem, is_lenient)
+        except UserError as error:  # about the columns, which were changed since the first reading
+            yield self._bad_value(error, is_lenient)
 
     def _bad_value(self, error: UserError, is_lenient: bool) -> _Value:
         if not is_lenient:
@@ -4722,24 +4724,36 @@ class Template(NamedTuple):
             kind = "rows" if columns else "texts that NUL bytes separate"
             raise UserError("%s in a template is a field of JSON values, but the items are %s" % (
                 fields[0], "arguments" if self.words else kind))
-        for braces in used:
+        for braces in dict.fromkeys(used):
             if (fields or columns) and braces in _ITEM_PARTS[1:]:
                 because = "rows" if columns else "JSON values (because of %s)" % fields[0]
                 raise UserError("%s in a template needs items that are paths, but they are %s"
                                 % (braces, because))
-            name = re.fullmatch(r"\{([^\W\d][\w-]*)\}", braces)
-            if name and not columns:
-                raise UserError("%s in a template is no placeholder; a column needs --csv or "
-                                "--tsv, a field of JSON values is {.%s, and the text itself is {%s"
-                                % (braces, braces[1:], braces))
-            if name and name.group(1) not in columns:
-                raise UserError("%s in a template: there is no such column%s; the text itself is "
-                                "{%s" % (braces, nearest(name.group(1), columns), braces))
+            problem = self._problem(braces, columns)
+            if problem:
+                raise UserError("%s in a template %s; the text itself is {%s"
+                                % (braces, problem, braces))
         if not fields and not {"{#}", *_ITEM_PARTS, *map("{%s}".__mod__, columns)}.intersection(
                 used):
             raise UserError("the template does not use the items; write %s where an item belongs"
                             % ("{COLUMN}" if columns else "{}"))
         return self._replace(form="json") if fields else self
+
+    @staticmethod
+    def _problem(braces: str, columns: Sequence[str]) -> str:
+        """Return why a text in braces looks like a placeholder and is none, else ""."""
+        is_name = re.fullmatch(r"\{[^\W\d][\w-]*\}", braces)
+        if braces[1:-1] in columns or not re.match(r"\{\s*\.?[^\W\d]", braces):
+            return ""
+        if columns:
+            near = nearest(braces[1:-1].strip(), columns) if len(braces) < 100 else ""
+            return "names no column" + near if is_name or near else ""
+        if is_name:
+            return ("is no placeholder; a column needs --csv or --tsv, a field of JSON values is {."
+                    + braces[1:])
+        if braces.startswith("{.") and not re.fullmatch(_ITEM_FIELD, braces):
+            return "is no path in a JSON value, as {.title} and {.labels[0].name} are"
+        return ""
 
     def task(self, item: Any, number: int, root: str = "") -> Dict[str, Any]:
         """Return the fields of the task for an item.  Raise InvalidValue.
@@ -4779,7 +4793,7 @@ def _part(item: str, braces: str) -> str:
     """Return the part of a path for a placeholder, as basename(1) and dirname(1) do."""
     name = item.rstrip("/") or item[:1]
     if braces == "{//}":
-        return re.sub("^/+$", "/", os.path.dirname(name)) or "."
+        return re.sub(r"\A/+\Z", "/", os.path.dirname(name)) or "."
     name = os.path.basename(name) or name if "/" in braces else item
     return os.path.splitext(name)[0] if "." in braces else name
 

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,7 @@ def stem(item):
     return item if "." not in name else item[:len(item) - len(name) + name.rindex(".")]
 
 
+PATH = re.compile(r"\.[\w-]+")
 PARTS = {"{}": str, "{/}": base_name, "{//}": directory, "{.}": stem, "{/.}": lambda item: stem(base_name(item))}
 
 
@@ -61,6 +63,11 @@ def in_braces(template, place):
 def is_name(text):
     return bool(text) and (text[0].isalpha() or text[0] == "_" or text[0].isalnum() and not text[0].isdecimal()) and all(
         c.isalnum() or c in "_-" for c in text)
+
+
+def is_no_path(text):
+    """Of what is no path: whether it looks like one."""
+    return text[:1] == "." and is_name(text[1:2])
 
 
 def filled(template, value_of):
@@ -121,7 +128,7 @@ class Templates(unittest.TestCase):
     @given(templates("{x}", "{.}x", "{{}}"), some.lists(PATHS, min_size=1, max_size=4), some.integers(1, 9))
     def test_lines_and_what_nul_bytes_separate(self, template, items, size):
         def value_of(name, item, number):
-            if is_name(name):
+            if is_name(name) or is_no_path(name):
                 raise Refused
             if name == "#":
                 return str(number)
@@ -150,6 +157,8 @@ class Templates(unittest.TestCase):
                 raise Refused
             if name == "#":
                 return str(number)
+            if name not in paths and is_no_path(name):
+                raise Refused
             if name not in paths and name != "":
                 return None
             if item is None:  # to count the placeholders
@@ -168,12 +177,12 @@ class Templates(unittest.TestCase):
         data = json.dumps(items) if as_array else "\n".join(map(json.dumps, items))
         self.assertEqual(prompts(template, "lines", data.encode(), size), expected(template, items, value_of))
 
-    @given(templates("{x}", "{y z}", "{@}", "{nope}", "{/x}"), some.lists(some.tuples(*[some.text(
+    @given(templates("{x}", "{y z}", "{@}", "{nope}", "{/x}", "{ x}", "{x }", "{y  z}", "{.x}"), some.lists(some.tuples(*[some.text(
         some.one_of(some.sampled_from('",\n\r {}'), some.characters(blacklist_categories=["Cs"], blacklist_characters="\0")), max_size=6)] * 2),
         min_size=1, max_size=4), some.integers(1, 9))
     def test_rows(self, template, rows, size):
         def value_of(name, item, number):
-            if name in ("/", "//", ".", "/.", "@") or is_name(name) and name not in ("x", "y z"):
+            if name in ("/", "//", ".", "/.", "@", " x", "x ", "y  z") or is_name(name) and name != "x" or PATH.fullmatch(name):
                 raise Refused
             row = item or ("x", "x")
             return {"#": str(number), "": json.dumps({"x": row[0], "y z": row[1]}, ensure_ascii=False, separators=(",", ":")),

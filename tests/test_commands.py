@@ -1098,7 +1098,7 @@ class Templates(Commands):
             (("--prompt", "{a}", "--csv", path, "a"), "--csv and items that are arguments exclude"), (("--prompt", "{a}", "--tsv", path, "-0"), "--null and --tsv exclude"),
             (("--write-to", "x"), "--write-to: there is no template"), (("--prompt", "{}", "--write-to", "x{}", "--emit-tasks", "a"), "--write-to and --emit-tasks exclude"),
             (("--prompt", "{}", "--write-to", "x", "a", "b"), 'another task of this run has the file "x"'), (("--prompt", "{}", "--write-to", "/{}", "a"), "outside of the current directory"),
-            (("--csv", path), "--csv: there is no template"), (("--prompt", "{title}", "--csv", path), "there is no such column"),
+            (("--csv", path), "--csv: there is no template"), (("--prompt", "{title}", "--csv", path), "names no column"),
             (("--prompt-file", "-", "--csv", "-"), "--prompt-file -: the items are read from stdin"), (("--prompt", "{@}", self.path("nowhere")), "No such file"),
             (("--prompt", "{title}", "a"), "no placeholder"), (("--prompt", "{}", "--items", path, "--results", path), "it is the file of the tasks"),
             (("--prompt", "{}", "--items", path, "--status-file", path), "it is the file of the tasks"),

@@ -1382,7 +1382,8 @@ class Items(ItemCase):
     def test_template_that_does_not_fit_the_items_is_refused(self):
         for prompt, options, message in [
             ("Hello", {}, "does not use the items"), ("{{}", {}, "does not use the items"), ('{"a": 1}', {}, "does not use the items"),
-            ("{title}", {}, r"\{title\} in a template is no placeholder; a column needs --csv or --tsv, a field of JSON values is \{.title\}, and the text itself is \{\{title\}$"),
+            ("{title}", {}, r"\{title\} in a template is no placeholder; a column needs --csv or --tsv, a field of JSON values is \{.title\}; the text itself is \{\{title\}$"),
+            ("{.labels[].name} {.a}", {}, r"^\{.labels\[\].name\} in a template is no path in a JSON value, as .* are; the text itself is"), ("{.a b}", {}, "is no path"),
             ("{.a}", {"form": "null"}, "the items are texts that NUL bytes separate"), ("{.a}", {"form": "null", "words": ("x",)}, "the items are arguments"),
             ("{.a} {/.}", {}, r"^\{/.\} in a template needs items that are paths, but they are JSON values \(because of \{.a\}\)$"),
             ("{.a}", {"name": "{//}"}, "needs items that are paths")]:
@@ -1421,6 +1422,13 @@ class Rows(ItemCase):
         self.assertEqual(self.prompts(data, "{#} {n}"), expected)
         self.assertEqual(self.refused(data + b"\n1,2,3", template=self.template("{n}")), "tasks.json:402: the row has 3 fields, but there are 2 columns")
 
+    def test_columns_that_change_between_two_readings_are_one_bad_input(self):
+        path = self.file("t.csv", "n,text\n" + "1,%s\n" % ("x" * 2000) * 600)
+        stream = clinvk.open_tasks(path, clinvk.TaskPolicy(template=self.template("{n}")), self.fail)
+        self.file("t.csv", "m,text\n1,2\n")
+        self.assertEqual([item.error for item in support.jobs_of(stream)],
+                         ["{n} in a template names no column; the text itself is {{n}"])
+
     def test_row_that_cannot_be_read_is_bad_input(self):
         data = b'a,b\n1,2\n3\n4,"5"x\n\xe9,6\n\0,7\n8,9\n10,"11\n12,13\n'
         found = self.prompts(data, "{a}")
@@ -1436,8 +1444,10 @@ class Rows(ItemCase):
 
     def test_template_that_does_not_fit_the_columns_is_refused(self):
         for data, prompt, message in [
-            (b"text,id\n1,2\n", "{txet}", r'^\{txet\} in a template: there is no such column \(did you mean "text"\?\); the text itself is \{\{txet\}$'),
-            (b"a\n1\n", "Hello { a }", "does not use the items; write {COLUMN}"), (b"a\n1\n", "{a}{/}", "needs items that are paths, but they are rows"),
+            (b"text,id\n1,2\n", "{txet}", r'^\{txet\} in a template names no column \(did you mean "text"\?\); the text itself is \{\{txet\}$'),
+            (b"First name,x\n1,2\n", "{Frist name} {x}", r'^\{Frist name\} in a template names no column \(did you mean "First name"\?\)'),
+            (b"text\n1\n", "{ text }", r'^\{ text \} in a template names no column \(did you mean "text"'), (b"a\n1\n", "{a} {zzz}", "names no column; the text itself"),
+            (b"a\n1\n", "Hello { b c }", "does not use the items; write {COLUMN}"), (b"a\n1\n", "{a}{/}", "needs items that are paths, but they are rows"),
             (b"a\n1\n", "{a}{@}", "but they are rows"), (b"a\n1\n", "{.a}", "a field of JSON values, but the items are rows"), (b"", "{a}", "^stdin:1: there is no row with"),
             (b"a\n\n", "{a}", "no tasks: the input is empty"), (b"\na,b,a\n1,2,3\n", "{a}", '^stdin:2: two columns have the name "a"$'), (b"a\n1,2", "{a}", "^stdin:2: the row")]:
             with self.subTest(prompt), self.assertRaisesRegex(clinvk.UserError, message):

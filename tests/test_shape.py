@@ -353,7 +353,7 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {"": 138, "Types": 226, "Text and JSON": 463, "Platform": 837, "Configuration": 887,
-    "Backends": 1358, "Input": 1319, "Plans": 202, "Worker": 844, "Pool": 960, "Scheduler": 569,
+    "Backends": 1358, "Input": 1333, "Plans": 202, "Worker": 844, "Pool": 960, "Scheduler": 569,
     "Journal": 451, "Sinks": 801, "Summary": 190, "Report": 1273, "Sessions": 327, "Commands": 1079,
     "Command line": 682}
 LONG_FUNCTIONS = {}
