@@ -9873,7 +9873,7 @@ def csv_cell(value: Any) -> str:
     is_number = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII)
     if text.startswith(FORMULA_STARTS) and not is_number:
         text = "'" + text
-    return text.replace("\0", "\ufffd")  # which readers of CSV refuse
+    return re.sub("[\0\ud800-\udfff]", "\ufffd", text)  # which readers of CSV refuse
 
 
 class _Line:

@@ -334,6 +334,10 @@ class Forms(ReportCase):
         content = lines(line(0, output="=1+1", label="@x"))
         self.assertEqual(self.rows(content, ".output,.label"), [["output", "label"], ["'=1+1", "'@x"]])
 
+    def test_csv_is_utf_8_whatever_the_texts_are(self):
+        content = lines(line(0, output="a\ud800x\udcffb\U0001f389\0", tags=["\udcff"]))
+        self.assertEqual(self.rows(content, ".output,.tags[0]"), [["output", "tags[0]"], ["a\ufffdx\ufffdb\U0001f389\ufffd", "\ufffd"]])
+
     def test_csv_has_long_strings_whole(self):
         long = "y" * 3000000
         self.assertEqual(self.rows(lines(line(0, data={"a": [long]}, output=long)), ".data.a[0],.index"), [["data.a[0]", "index"], [long, "0"]])
