@@ -1913,6 +1913,11 @@ def _free_object(value: Any) -> Dict[str, Any]:
     raise RecursionError("nested too deep")  # as the JSON module raises; orjson has another limit
 
 
+def _free_value(value: Any) -> Any:
+    """Check any JSON value.  Raises RecursionError for too many levels."""
+    return _free_object({"": value})[""]
+
+
 @contextlib.contextmanager
 def path_context(*steps: Union[str, int]) -> Iterator[None]:
     """Put steps in front of the path of a ValueError that leaves the block."""
@@ -9275,7 +9280,7 @@ def _index(value: Any) -> int:
 RECORD_FIELDS: Dict[str, Callable[[Any], Any]] = dict(
     LINE_FIELDS, index=_index, status=_one_of(STATUSES, "status"), task_id=_known_string,
     task_name=_known_string, tags=_list_of(_known_string), meta=_free_object, resumed=_truth,
-    label=_known_string, run=parse_utc, cell=lambda value: value)
+    label=_known_string, run=parse_utc, cell=_free_value)
 RECORD_NAMES = ("index", "status")
 
 
@@ -9891,8 +9896,13 @@ def csv_lines(records: Iterable[Record], columns: Sequence[Tuple[str, _Path]]) -
     yield str(writer.writerow([csv_cell(name) for name, _ in columns]))
     for record in records:
         line = loads(b"".join(record.capture.short_pieces(bool)))
-        yield str(writer.writerow([csv_cell(_whole(value_at(line, path), record.capture, path))
-                                   for _, path in columns]))
+        try:
+            values = [_free_value(value_at(line, path)) for _, path in columns]
+        except RecursionError:
+            raise UserError("the line of task %d: nested too deep for CSV"
+                            % (record.result.index + 1)) from None
+        yield str(writer.writerow([csv_cell(_whole(value, record.capture, path))
+                                   for value, (_, path) in zip(values, columns)]))
 
 
 def _whole(value: Any, capture: Capture, path: _Path) -> Any:

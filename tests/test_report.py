@@ -338,6 +338,13 @@ class Forms(ReportCase):
         content = lines(line(0, output="a\ud800x\udcffb\U0001f389\0", tags=["\udcff"]))
         self.assertEqual(self.rows(content, ".output,.tags[0]"), [["output", "tags[0]"], ["a\ufffdx\ufffdb\U0001f389\ufffd", "\ufffd"]])
 
+    def test_values_that_are_nested_too_deep_are_errors(self):
+        for name, options in (("x", ["--csv", ".index,.x"]), ("cell", ["--by", "cell"]), ("cell", ["--json"])):
+            content = lines(line(0).replace(b"{", b'{"%s":%s,' % (name.encode(), b"[" * 3000 + b"]" * 3000), 1))
+            _, errors, status = self.report(content, options=options)
+            self.assertRegex(errors, r"\Aclinvk: error: .*: nested too deep[^\n]*\n\Z")
+            self.assertEqual(status, 2)
+
     def test_csv_has_long_strings_whole(self):
         long = "y" * 3000000
         self.assertEqual(self.rows(lines(line(0, data={"a": [long]}, output=long)), ".data.a[0],.index"), [["data.a[0]", "index"], [long, "0"]])
