@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import textwrap
 import unittest
 import zipapp
 
@@ -72,10 +71,10 @@ class OneFileTest(Case):
 
     def test_launcher_of_the_readme_runs_and_keeps_the_byte_code(self):
         with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-            block = re.search(r"```python\n(.*?)```", file.read(), re.S).group(1)
+            sentence = re.search(r"an executable `clinvk` with\s+the lines (.*?`)[.]\n", file.read(), re.S).group(1)
         launcher = os.path.join(self.place, "clinvk")
         with open(launcher, "w") as file:
-            file.write(textwrap.dedent(block).strip() + "\n")
+            file.write("".join(line + "\n" for line in re.findall("`(.*?)`", sentence)))
         os.chmod(launcher, 0o755)
         os.symlink(sys.executable, os.path.join(self.bin, "python3"))
         shutil.copy(PROGRAM, self.place)
