@@ -8295,10 +8295,12 @@ class Output:
     def __init__(self, file: int) -> None:
         self.file, self.terminal = file, is_terminal(file)
         self.cursor = self.terminal and os.environ.get("TERM") != "dumb"  # obeys control sequences
+        self.prepare: Callable[[], None] = do_nothing  # called before each write
         self._writing_since = 0.0
 
     def write(self, pieces: Iterable[bytes]) -> None:
         """Write bytes as they are, each piece in one write."""
+        self.prepare()
         try:
             self._writing_since = time.monotonic()
             write_pieces(self.file, pieces)
@@ -11132,6 +11134,8 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         run = plan.journal.run if plan.journal else utc(totals.start_time)
         status_file = StatusFile(settings.status_file, overview, run, console.warn)
     console.progress = progress_of(plan, settings, console, overview)
+    if console.progress and console.stdout.terminal:
+        console.stdout.prepare = console.progress.hide
     sinks = form, plan.directory, plan.table, totals, overview, console.progress
     feed = Fanout([sink for sink in sinks if sink is not None], control, plan.journal)
     stop = _Stop(control, console)
@@ -11192,8 +11196,6 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
             start_method=settings.start_method, **hooks)
         try:
             for result in results:
-                if progress:
-                    progress.hide()
                 result = redacted(result)
                 if plan.arrived:
                     result = plan.arrived(result)

@@ -169,7 +169,7 @@ class Table(TerminalCase):
                     os.unlink(self.path("go-%d" % index))
 
     def test_terminal_in_which_no_table_fits_has_a_line(self):
-        self.open(80, 3)
+        self.open(80, 2)
         self.run_batch(3, "-j", "2", "--progress", "table")
         self.wait_for(lambda screen: "".join(screen[-1:]).startswith("[0/3] 2 running, 00:02"), "the line")
         self.assertEqual([line for line in self.history() if re.search("BACKEND|more", line)], [])

@@ -501,6 +501,26 @@ Results
 Total: 3 tasks, 2 completed, 1 failed (0.00s)
 """)
 
+    def test_what_is_shown_stays_where_a_result_writes_nothing_to_the_terminal(self):
+        script = self.file("counting.py", textwrap.dedent("""
+            import sys
+            sys.path.insert(0, %r)
+            import clinvk
+            if __name__ == "__main__":
+                hide, calls = clinvk.Progress.hide, []
+                clinvk.Progress.hide = lambda progress: (calls.append(1), hide(progress))
+                status = clinvk.main(["parallel", "-f", sys.argv[1], *sys.argv[2:]])
+                print("hidden", len(calls), status)
+            """ % os.path.dirname(PROGRAM)))
+        file = self.file("input", tasks(*["say x"] * 12))
+        for options, at_least, at_most in (((), 12, 99), (("-q",), 1, 3), (("--json",), 1, 3)):
+            terminal = self.terminal()
+            self.start_program([sys.executable, script, file, *options], stdout=terminal.slave, stderr=terminal.slave)
+            terminal.detach()
+            hidden, status = re.search(rb"hidden (\d+) (\d+)", terminal.rest()).groups()
+            self.assertEqual(status, b"0")
+            self.assertTrue(at_least <= int(hidden) <= at_most, (options, hidden))
+
     def test_the_status_line_goes_to_stderr_and_leaves_a_piped_stdout_clean(self):
         terminal = self.terminal()
         process = self.start_on(terminal, "--jsonl", "-f", self.file("t", tasks("wait-for go; say x")), stdout=subprocess.PIPE)
