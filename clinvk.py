@@ -5639,10 +5639,10 @@ def execute(execution: Execution, state: WorkerState, index: int) -> Optional[En
         if state.canceled:
             return None
         state.told_to_end = False
+        started = time.monotonic()  # before the start: no process lives longer than is measured
         pid = start_session(execution.argv, execution.environment, execution.workdir,
                             execution.files)
         process = state.running = _Process(pid, execution, state)
-    started = time.monotonic()
     state.note(index, pid)
     try:
         code = process.wait_until_timeout()
