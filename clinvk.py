@@ -83,7 +83,6 @@ def _refuse(reason: str) -> None:
 if sys.version_info < (3, 8):
     _refuse("clinvk needs Python 3.8 or newer; this is %d.%d.%d" % sys.version_info[:3])
 try:
-    import calendar
     import codecs
     import contextlib
     import errno
@@ -1781,10 +1780,11 @@ def _amount(value: Any) -> float:
 
 def parse_utc(value: Any) -> float:
     """Return the seconds since the epoch of a time as utc() writes it.  Raises ValueError."""
+    from calendar import timegm  # which also loads locale and datetime
     text = _known_string(value)
     numbers = re.findall("[0-9]+", text)  # time.strptime takes three times as long
     try:
-        seconds = calendar.timegm(tuple(map(int, numbers[:6]))) + int(numbers[6]) / 1000
+        seconds = timegm(tuple(map(int, numbers[:6]))) + int(numbers[6]) / 1000
         if 0 <= seconds < MAX_TIME and utc(seconds) == text:
             return seconds
     except (ValueError, IndexError, OverflowError):
