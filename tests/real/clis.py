@@ -97,6 +97,8 @@ def furnish(home, base, own_retries=False, gemini=None):
     if not own_retries:
         provider.update(request_max_retries=0, stream_max_retries=0)
     config = 'model = "%s"\nmodel_provider = "mock"\ncheck_for_update_on_startup = false\n[analytics]\nenabled = false\n' % CODEX_MODEL
+    # The shells that read the user's environment outlive a codex that ends at once.
+    config += "[features]\nshell_snapshot = false\n"
     config += "[model_providers.mock]\n" + "".join("%s = %s\n" % (key, json.dumps(value)) for key, value in provider.items())
     for path, content in ((".codex/config.toml", config), (".gemini/settings.json", json.dumps(settings))):
         path = os.path.join(home, path)
