@@ -876,6 +876,13 @@ def lock_file(file: int) -> bool:
     return True
 
 
+def refuse_irregular(option: str, path: str) -> None:
+    """Raise UserError where the path of an option leads to something else than a regular file."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError("%s %s: expected a regular file, or a name that does not exist"
+                        % (option, visible(path)))
+
+
 def is_same(file: Union[int, str], path: str) -> bool:
     """Return whether a path leads to a file, which is open or has another path.
 
@@ -5656,7 +5663,7 @@ def execute(execution: Execution, state: WorkerState, index: int) -> Optional[En
 
 
 class _Activity:
-    """What a program did last and the tokens it used, read from its events while they come."""
+    """Read from the events of a program, while they come, its last action and its tokens."""
 
     def __init__(self, doing: Optional[Callable[[bytes], _Doing]]) -> None:
         self._doing = doing
@@ -8098,9 +8105,7 @@ class Journal:
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT if self._writes else os.O_RDONLY
-        if os.path.exists(self._path) and not os.path.isfile(self._path):
-            raise UserError("--results %s: expected a regular file, or a name that does not exist"
-                            % self._path)
+        refuse_irregular("--results", self._path)
         try:
             self._file = os.open(self._path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         except FileNotFoundError as error:
@@ -8800,9 +8805,9 @@ def _task_and_result(result: Result) -> Iterator[bytes]:
 
 
 class Overview:
-    """What a run has done, what it does, and when it ends: for what shows it.  A sink.
+    """Count what a run has done, and estimate when it ends, for the table and the status file.
 
-    `jobs` is how many tasks run at once.
+    A sink.  `jobs` is how many tasks run at once.
     """
 
     def __init__(self, totals: Totals, control: Control, supply: Supply, jobs: int) -> None:
@@ -8890,9 +8895,7 @@ class StatusFile:
     @classmethod
     def check(cls, path: str) -> None:
         """Raise UserError where the path leads to something else than a status file."""
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError("--status-file %s: expected a regular file, or a name that does not "
-                            "exist" % visible(path))
+        refuse_irregular("--status-file", path)
         with contextlib.suppress(OSError), open(path, "rb") as file:
             if file.read(len(cls.HEAD)) not in (b"", cls.HEAD):
                 raise UserError("--status-file %s: clinvk did not write this file, and does not "
@@ -11768,7 +11771,7 @@ def _print_deleted(ids: List[str], console: Console, as_json: bool) -> int:
 
 
 class ReportOptions(NamedTuple):
-    """What `clinvk report` shows.  The columns are those of CSV."""
+    """Hold the options of `clinvk report`.  The columns are those of CSV."""
 
     form: str = "text"  # or json, jsonl, csv
     color: str = "auto"
@@ -12338,9 +12341,7 @@ def _report_files(options: argparse.Namespace, read: Sequence[str]) -> Dict[str,
         if any(is_same(other, path) for other in others):
             raise UserError("--%s %s: it is another file of this command; give another name"
                             % (name, visible(path)))
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError("--%s %s: expected a regular file, or a name that does not exist"
-                            % (name, visible(path)))
+        refuse_irregular("--" + name, path)
     return files
 
 
