@@ -2551,6 +2551,12 @@ def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Co
         raise ConfigError("%s:%d: not valid UTF-8" % (path, line)) from None
 
 
+def all_definitions(configuration: Configuration,
+                    environment: Dict[str, str]) -> Dict[str, Definition]:
+    """Return the user's own commands; those of CLINVK_BACKENDS count first.  Raise UserError."""
+    return dict(configuration.definitions, **environment_definitions(environment))
+
+
 def merge_layers(layers: Sequence[Tuple[str, Dict[str, Any]]],
             names: Container[str]) -> Dict[str, Tuple[Any, str]]:
     """Return, for each of the names, the value and the source of the first layer that sets it.
@@ -11887,8 +11893,7 @@ def command_doctor(as_json: bool) -> int:
     reset_sigchld()
     environment = dict(os.environ)
     method = start_method_of(environment) or default_start_method()
-    definitions = dict(load_configuration(None, environment).definitions,
-                       **environment_definitions(environment))
+    definitions = all_definitions(load_configuration(None, environment), environment)
     backends: List[Dict[str, Any]] = []
     probes: List[Job] = []
     for row in [*BACKENDS.values(), *(custom_backend(*item) for item in definitions.items())]:
@@ -12144,7 +12149,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
               if name.startswith("task_")}
     environment = dict(os.environ)
     configuration = load_configuration(options.config, environment)
-    definitions = dict(configuration.definitions, **environment_definitions(environment))
+    definitions = all_definitions(configuration, environment)
     default = configuration.own("default_backend")
     if default and default not in BACKENDS and default not in definitions:
         raise ConfigError("%s: default_backend: %s" % (
@@ -12317,7 +12322,7 @@ def run_report(options: argparse.Namespace) -> int:
     rules, environment = TaskPolicy(), dict(os.environ)
     if options.tasks:
         configuration = load_configuration(options.config, environment)
-        definitions = dict(configuration.definitions, **environment_definitions(environment))
+        definitions = all_definitions(configuration, environment)
         rules = TaskPolicy({}, environment, definitions, True, configuration=configuration)
     paths = options.words or ["-"]
     with_output = [name for name in REPORT_FILES
