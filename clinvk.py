@@ -29,16 +29,17 @@ Data flows down the file: a section uses only what stands above it.
      5. Backends       a row each: how to ask a program, how to read its answer
      6. Input          JSON or items, from a file or a pipe -> Supply of validated Jobs
      7. Plans          chain and compare: jobs made from earlier results
-     8. Worker         execute: one process; run_job: one Job to its Result
-     9. Pool           jobs in, exactly one Result for each out
-    10. Scheduler      which job is next and when, also after a limit; run_pool
-    11. Journal        results as JSON; the results file, from which a run continues
-    12. Sinks          text, JSON Lines, JSON, directory, progress
-    13. Summary        the ordered table, the totals, the verdict
-    14. Report         results files -> table, totals, timeline; runs nothing
-    15. Sessions       conversations that can be resumed, a file each
-    16. Commands       options -> jobs -> scheduler -> sinks -> verdict
-    17. Command line   the table of options, build_parser, main
+     8. Processes      execute: one process, from its files to its end
+     9. Worker         run_job: one Job to its Result; logs
+    10. Pool           jobs in, exactly one Result for each out
+    11. Scheduler      which job is next and when, also after a limit; run_pool
+    12. Journal        results as JSON; the results file, from which a run continues
+    13. Sinks          text, JSON Lines, JSON, directory, progress
+    14. Summary        the ordered table, the totals, the verdict
+    15. Report         results files -> table, totals, timeline; runs nothing
+    16. Sessions       conversations that can be resumed, a file each
+    17. Commands       options -> jobs -> scheduler -> sinks -> verdict
+    18. Command line   the table of options, build_parser, main
 
 What holds everywhere:
 
@@ -55,15 +56,18 @@ import os
 import sys
 
 
-def let_sigint_kill() -> None:
-    """Let SIGINT kill the process: KeyboardInterrupt could be raised after all is written."""
+def set_first_signals() -> None:
+    """Let SIGINT kill the process, and let SIGUSR1 do nothing, until a command says otherwise."""
     import _signal  # type: ignore[import-not-found]  # which costs nothing, unlike `signal`
+    # KeyboardInterrupt could be raised at the end, after all is written.
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    if _signal.getsignal(_signal.SIGUSR1) == _signal.SIG_DFL:
+        _signal.signal(_signal.SIGUSR1, lambda *_: None)  # SIG_IGN would be inherited
 
 
 if __name__ == "__main__" or os.path.basename("".join(sys.argv[:1])) == "clinvk":  # pip's script
-    let_sigint_kill()
+    set_first_signals()
 
 
 def lacking(error: ModuleNotFoundError) -> str:
@@ -95,7 +99,7 @@ try:
     import signal
     import stat
     import time
-    from collections import Counter, deque, namedtuple
+    from collections import Counter, defaultdict, deque, namedtuple
 except ModuleNotFoundError as _error:
     _refuse(lacking(_error))
 
@@ -108,7 +112,7 @@ if TYPE_CHECKING:
     import argparse
     from types import FrameType
     from typing import (Any, Callable, Container, Deque, Dict, FrozenSet, Generator, Iterable,
-                        Iterator, List, Match, NamedTuple, NoReturn, Optional, Pattern, Sequence,
+                        Iterator, List, Match, NamedTuple, NoReturn, Optional, Sequence,
                         Set, Tuple, Type, TypeVar, Union)
 
     _T = TypeVar("_T")
@@ -117,7 +121,6 @@ if TYPE_CHECKING:
     _Doing = Tuple[str, str, int]  # the key of a message; its action, "" for no news; its tokens
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
     _Item = Union["Job", "Result"]  # of the input: a job, or the Result of what is no task
-    _Value = Tuple[int, Iterator[_Item]]  # of the input: the number of its items, and the items
     _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or a file with it and its digest
 else:
     class _RecordType(type):
@@ -141,11 +144,12 @@ else:
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 FAILED_STATUSES = ("failed", "timeout", "lost")  # that count as failed
 
-# Assigned by error_kind, the readers of the backends, _judge, _not_started, Pool and Scheduler.
+# Assigned by error_kind, the readers of the backends, _judge, _not_started,
+# Pool and Scheduler.
 ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid",
                "context_length", "max_turns", "budget", "timeout", "stalled", "signal",
-               "not_found", "no_output", "max_output", "damaged_output", "backend", "worker_lost",
-               "canceled")
+               "not_found", "no_output", "max_output", "damaged_output", "backend",
+               "worker_lost", "canceled")
 
 # The exit statuses of clinvk.  A test compares them with EXIT STATUS in the man page.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION = 0, 1, 2, 3, 4
@@ -175,7 +179,10 @@ class OutputError(Exception):
 
 
 class Interrupted(BaseException):
-    """A second or later signal arrived during a write that may never end.  For `main`."""
+    """A second or later signal arrived during a write that may never end.
+
+    For `main` and, after SIGTERM, command_parallel.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -183,7 +190,7 @@ class Interrupted(BaseException):
 
 
 class Definition(NamedTuple):
-    """A command that the user defined as a backend.
+    """A command that is a backend: one of the user's own.
 
     A path consists of keys and positions and leads into the JSON that the command prints.
     """
@@ -201,12 +208,26 @@ def do_nothing(*_: Any) -> None:
     """Do nothing, in the place of a function that a caller may give."""
 
 
+class Sample(NamedTuple):
+    """The place of a job among those of one task.
+
+    `index` is the position of the task in the input, from 0; `sample` counts from 1.  `cell` has
+    the fields in which such jobs differ; `slug` is its form in names of files.
+    """
+
+    index: int  # type: ignore[assignment]
+    sample: int = 1
+    samples: int = 1
+    cell: Dict[str, str] = {}
+    slug: str = ""
+
+
 class Task(NamedTuple):
     """One prompt for one backend, as its user states it: complete, validated, defaults merged.
 
     `timeout` and `idle_timeout` are in seconds, `max_output` is in bytes.  `literal` makes the Job
-    literal.  `write_to` is the file for the answer; only an option can set it, not the input.  0,
-    "", () and None mean "not given".
+    literal.  `write_to` is the file for the answer; only an option can set it, not the input.
+    `sample` is that of the job, and the input cannot set it.  0, "", () and None mean "not given".
     """
 
     backend: str
@@ -230,32 +251,33 @@ class Task(NamedTuple):
     meta: Optional[Dict[str, Any]] = None
     literal: bool = False
     write_to: str = ""
+    sample: Optional[Sample] = None  # None where the task is one job
 
 
 class Log(NamedTuple):
     """Where an attempt leaves what its program prints, in `path`.jsonl and `path`.err.
 
-    `name` is the path as results state it.  A log that has ended is cut to `most` bytes.
+    A log that has ended is cut to `most` bytes.
     """
 
     path: str
-    name: str
     most: int
 
 
 class Job(NamedTuple):
     """A task and whatever else a worker needs to run it.
 
-    `index` is the position of the task in its run, from 0.  `definition` is that of a backend which
-    is not built in.  `root` is a directory that the task's workdir must not leave.  `literal`: the
-    prompt is not trusted; the program must not add a file to it, nor carry out its first word.
-    `parts` are those of a prompt that is too large for memory, and `task.prompt` is then its
-    beginning; a worker gets one part.  `keep`: the backend keeps its session.  `resume` is a
-    session of the backend to continue.  `follow`: the output can be read while it is written
-    (followed_path).  `attempt` counts the starts of the task, from 1.  `retried`: clinvk starts the
-    task again after a transient failure, so the program should not retry by itself.  `budget_usd`
-    is the most that the program may spend; 0: no limit.  `wrap` are words to put before the
-    command, with the placeholders of command_of.  `log` belongs to this attempt.
+    `index` is unique in a run; that of a task without a Sample is its position in the input, from
+    0.  `definition` is that of a backend of the user's own.  `root` is a directory that the task's
+    workdir must not leave.  `literal`: the prompt is not trusted; the program must not add a file
+    to it, nor carry out its first word.  `parts` are those of a prompt with answers that are files
+    (Steps), and `task.prompt` is then its beginning; the pool writes them to one file for the
+    worker.  `keep`: the backend keeps its session.  `resume` is a session of the backend to
+    continue.  `follow`: the output can be read while it is written (followed_path).  `attempt`
+    counts the starts of the task, from 1.  `retried`: clinvk starts the task again after a
+    transient failure, so the program should not retry by itself.  `budget_usd` is the most that the
+    program may spend; 0: no limit.  `wrap` are words to put before the command, with the
+    placeholders of command_of.  `log` belongs to this attempt.
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -331,7 +353,8 @@ class Result(NamedTuple):
     attempts: int = 1
     start_time: float = 0.0
     end_time: float = 0.0
-    task: Optional[Task] = None  # None where the input holds no task; not sent back by a worker
+    # None where the input holds no task; not sent back by a worker
+    task: Optional[Task] = None
     resumed: bool = False  # an earlier run got it, and the results file kept it
     usage_is_cumulative: bool = False
     limits: Optional[Dict[str, Dict[str, Any]]] = None
@@ -350,6 +373,18 @@ class Result(NamedTuple):
     @property
     def duration_seconds(self) -> float:
         return max(0.0, self.end_time - self.start_time)
+
+
+def sample_of(one: Union[Job, Result]) -> Sample:
+    """Return the Sample of a job or a result; that of an only sample where the task has none."""
+    return one.task and one.task.sample or Sample(one.index)
+
+
+def number_of(one: Union[Job, Result]) -> str:
+    """Return the number of a task, from 1, for its user: `3`, or `3.2` for its second sample."""
+    sample = sample_of(one)
+    more = ".%d" % sample.sample if sample.sample > 1 else ""
+    return "%d%s" % (sample.index + 1, more)
 
 
 def unfinished(job: Job, status: str, error: str, error_kind: str, *, exit_code: int = -1,
@@ -445,10 +480,17 @@ def dumps(value: Any, exact: bool = False) -> bytes:
         return re.sub(surrogates, escaped, text).encode("utf-8")
 
 
+MAX_BRACKETS = 2000  # in JSON for orjson, of which old versions crash at too many levels
+
+
 def loads(data: bytes) -> Any:
-    """Return the JSON value in `data` (UTF-8).  Raises ValueError, mostly JSONDecodeError."""
+    """Return the JSON value in `data` (UTF-8).
+
+    Raises ValueError, mostly JSONDecodeError, and RecursionError for too many levels.
+    """
     # orjson rounds integers past 64 bits to floats.  Its errors name no line.
-    if faster_json() and not re.search(rb"[0-9]{16}|[0-9][eE]", data):
+    if faster_json() and data.count(b"[") + data.count(b"{") <= MAX_BRACKETS and (
+            not re.search(rb"[0-9]{16}|[0-9][eE]", data)):
         try:
             return faster_json().loads(data)
         except ValueError:
@@ -486,10 +528,15 @@ def objects_in(data: bytes) -> Tuple[List[Any], str, int]:
 MAX_SECONDS = 1e9  # seconds; what timers can take ends at some 9e9
 
 
+@functools.lru_cache(maxsize=100)
+def _utc_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
 def utc(seconds: float) -> str:
     """Return a time by RFC 3339: UTC, with milliseconds."""
     whole, milliseconds = divmod(int(round(seconds * 1000)), 1000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + ".%03dZ" % milliseconds
+    return "%s.%03dZ" % (_utc_second(whole), milliseconds)
 
 
 def local_time(seconds: float) -> str:
@@ -576,6 +623,17 @@ def counted(number: int, noun: str) -> str:
     return "%d %s%s" % (number, noun, "" if number == 1 else "s")
 
 
+MAX_NAMED = 5  # names or numbers in a message
+
+
+def first_of(names: Sequence[_T], name_of: Callable[[_T], str] = str, *,
+             separator: str = ", ") -> str:
+    """Return MAX_NAMED names for a message, and how many more there are."""
+    more = len(names) - MAX_NAMED
+    first = separator.join(map(name_of, names[:MAX_NAMED]))
+    return first + (" and %d more" % more if more > 0 else "")
+
+
 def quoted(value: Any) -> str:
     """Return a value as JSON for a message: without secrets, visible, of a readable length."""
     text = without_secrets(dumps(value).decode("utf-8"))
@@ -637,6 +695,12 @@ def one_line(text: str) -> str:
         if line.strip():
             return visible(" ".join(line.split()))
     return ""
+
+
+def plain_name(text: str) -> str:
+    """Return a text as a part of file names that is valid everywhere and is no path; maybe ""."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text[:64])
+    return plain.strip("_")
 
 
 def columns_of(character: str) -> int:
@@ -788,7 +852,7 @@ class _Secrets(NamedTuple):
 
     names: List[str]       # of the variables
     words: List[str]       # one of each secret that is the same in all encodings
-    pattern: Pattern[str]  # with a group for each
+    pattern: str           # with a group for each; most runs need not compile it
 
 
 @run_once
@@ -802,17 +866,17 @@ def _secrets() -> _Secrets:
     forms = sorted((form for form in names if len(form) >= MIN_SECRET), key=len, reverse=True)
     return _Secrets([names[form] for form in forms],
                     [max(re.findall("[A-Za-z0-9]+", form), key=len, default="") for form in forms],
-                    re.compile("|".join("(%s)" % _any_encoding(form) for form in forms)))
+                    "|".join("(%s)" % _any_encoding(form) for form in forms))
 
 
 def secret_pieces(text: str) -> List[Tuple[str, str]]:
     """Return a text in pieces: (text, "") or (secret, the name of its variable)."""
     secrets = _secrets()
-    if not any(word in text for word in secrets.words):
+    if not any(map(text.__contains__, secrets.words)):
         return [(text, "")]
     pieces: List[Tuple[str, str]] = []
     end = 0
-    for match in secrets.pattern.finditer(text):
+    for match in re.finditer(secrets.pattern, text):
         pieces += [(text[end:match.start()], ""),
                    (match.group(), secrets.names[(match.lastindex or 1) - 1])]
         end = match.end()
@@ -821,7 +885,143 @@ def secret_pieces(text: str) -> List[Tuple[str, str]]:
 
 def without_secrets(text: str) -> str:
     """Return the text with the names of variables for the secrets in them; call before a cut."""
-    return "".join("[%s]" % name if name else piece for piece, name in secret_pieces(text))
+    return text and "".join("[%s]" % name if name else piece for piece, name in secret_pieces(text))
+
+
+def redacted(result: Result) -> Result:
+    """Return a result without secrets in its error and warnings.  The answer stays as it is.
+
+    A worker does so because messages are also kept in files, run_plan before anything has a result.
+    """
+    if not (result.error or result.warnings):
+        return result
+    return result._replace(error=without_secrets(result.error),
+                           warnings=tuple(map(without_secrets, result.warnings)))
+
+
+class InvalidValue(ValueError):
+    """An invalid value, with the path to the value (`("tasks", 3, "max_turns")`)."""
+
+    def __init__(self, message: str, path: _Path = ()) -> None:
+        super().__init__(message)
+        self.message, self.path = message, path
+
+    def __str__(self) -> str:
+        return (path_text(self.path) + ": " if self.path else "") + self.message
+
+
+def expected(what: str, value: Any, path: _Path = ()) -> InvalidValue:
+    """Return the error for a value that is not `what`."""
+    return InvalidValue("expected %s, got %s" % (what, quoted(value)), path)
+
+
+MAX_DEPTH = 200  # levels of free data, because every JSON program can read so many
+
+
+def items_of(value: Any) -> Iterable[Tuple[Union[str, int], Any]]:
+    """Return the keys or the positions in an object or a list, each with its value."""
+    if isinstance(value, dict):
+        return value.items()
+    if isinstance(value, list):
+        return enumerate(value)
+    return ()
+
+
+def _free_object(value: Any) -> Dict[str, Any]:
+    """Check an object of any JSON values.  Raises RecursionError for too many levels."""
+    if not isinstance(value, dict):
+        raise expected("an object", value)
+    level: List[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for owner in level for _, item in items_of(owner)]
+        if not level:
+            return value
+    raise RecursionError("nested too deep")  # as the JSON module raises; orjson has another limit
+
+
+def _free_value(value: Any) -> Any:
+    """Check any JSON value.  Raises RecursionError for too many levels."""
+    return _free_object({"": value})[""]
+
+
+class Instead:
+    """A block from which the error that `error_of` returns is raised instead of some kinds."""
+
+    __enter__ = do_nothing
+
+    def __init__(self, kinds: Any, error_of: Callable[[Any], Exception]) -> None:
+        self._kinds, self._error_of = kinds, error_of
+
+    def __exit__(self, _: Any, error: Optional[BaseException], __: Any) -> None:
+        if isinstance(error, self._kinds):
+            raise self._error_of(error) from None
+
+
+def path_context(*steps: Union[str, int]) -> Instead:
+    """Put steps in front of the path of a ValueError that leaves the block."""
+    return Instead(ValueError, lambda error: InvalidValue(
+        getattr(error, "message", str(error)), steps + getattr(error, "path", ())))
+
+
+def path_text(path: _Path) -> str:
+    """Return `tasks[3].max_turns`; a name that could be taken for other text is quoted."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += "[%d]" % step
+        elif step.replace("-", "_").replace(".", "_").isidentifier() and len(step) <= 60:
+            text += ("." if text else "") + step
+        else:
+            text += "[%s]" % quoted(step)
+    return text
+
+
+
+
+def result_fields(result: Result) -> Dict[str, Any]:
+    """Return the JSON fields of a result; empty ones are left out.  `output` is a placeholder."""
+    task = result.task
+    sample = sample_of(result)
+    fields: Dict[str, Any] = {"index": sample.index}
+    if task:
+        if sample.samples > 1:
+            fields.update(sample=sample.sample, samples=sample.samples)
+        fields.update(cell=sample.cell, task_id=task.id, task_name=task.name, tags=task.tags,
+                      meta=task.meta)
+    fields.update(
+        backend=result.backend, model=result.model, status=result.status,
+        exit_code=result.exit_code, output="", error=result.error,
+        error_kind=result.error_kind,
+        retry_after_seconds=result.retry_after_seconds,
+        retry_at=utc(result.retry_at) if result.retry_at else "", warnings=result.warnings,
+        session_id=result.session_id, usage=result.usage, cost_usd=result.cost_usd,
+        num_turns=result.num_turns, limits=result.limits, attempts=result.attempts,
+        tries=result.tries,
+        start_time=utc(result.start_time), end_time=utc(result.end_time),
+        duration_seconds=round(result.duration_seconds, 3), written=result.written,
+        resumed=result.resumed or None, log=result.log, log_stderr=result.log_stderr)
+    return {name: value for name, value in fields.items()
+            if value or value == 0 or name in ("backend", "output")
+            or name == "data" and value is not None}
+
+
+def encoded(result: Result, fields_of: _Fields = result_fields) -> Iterator[bytes]:
+    """Yield a result as one JSON object, in pieces of bounded size."""
+    fields, answer = fields_of(result), result.answer
+    if isinstance(answer, str):
+        fields["output"] = answer
+        whole = dumps(fields)
+        if b"\\ud" not in whole:  # there is no lone surrogate
+            yield whole
+            return
+    names = list(fields)
+    start, end = names.index("backend"), names.index("output")
+    # The user's own words, which come before the backend, are given back exactly.
+    yield dumps({name: fields[name] for name in names[:start]}, exact=True)[:-1] + b","
+    yield dumps({name: fields[name] for name in names[start:end]})[1:-1] + b',"output":"'
+    for chunk in [answer] if isinstance(answer, str) else answer:
+        yield dumps(chunk)[1:-1]
+    yield b'",' + dumps({name: fields[name] for name in names[end + 1:]})[1:]
 
 
 # --- 3. Platform -------------------------------------------------------------
@@ -909,7 +1109,8 @@ def work_tree(path: str) -> str:
 def deleted_directory(path: str = "") -> str:
     """Return the message that the current directory was deleted; "" where `path` needs none."""
     try:
-        os.path.abspath(path)
+        if not path.startswith("/"):
+            os.getcwd()
         return ""
     except FileNotFoundError:
         return "the current directory does not exist any more"
@@ -1051,7 +1252,7 @@ def finds_strays() -> bool:
     return sys.platform.startswith("linux") and bool(entries("/proc"))
 
 
-def _kill_all(pids: Iterable[int], ended: Dict[int, str]) -> bool:
+def _kill_all(pids: Iterable[int], ended: Optional[Dict[int, str]]) -> bool:
     """SIGKILL the processes and note their names, as ps(1) shows them.
 
     Return whether one could be killed.
@@ -1062,7 +1263,8 @@ def _kill_all(pids: Iterable[int], ended: Dict[int, str]) -> bool:
         with contextlib.suppress(OSError):  # it has ended, or it is another user's, as of sudo
             os.kill(pid, signal.SIGKILL)
             killed = True
-            ended.setdefault(pid, name)
+            if ended is not None:
+                ended.setdefault(pid, name)
     return killed
 
 
@@ -1071,9 +1273,8 @@ def sweep(mark: str, ended: Optional[Dict[int, str]] = None) -> None:
 
     Note the names of the processes in `ended`.
     """
-    noted: Dict[int, str] = {} if ended is None else ended
     for _ in range(100):
-        if not _kill_all(marked_processes(mark), noted):
+        if not _kill_all(marked_processes(mark), ended):
             return
         time.sleep(0.002)  # a killed process keeps its environment until it is torn down
 
@@ -1138,14 +1339,13 @@ def end_children(ended: Optional[Dict[int, str]] = None) -> bool:
     Note the names of those that had not ended by themselves in `ended`.  Return whether none is
     left.
     """
-    noted: Dict[int, str] = {} if ended is None else ended
     for _ in range(1000):
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
             return True
-        if not _kill_all(_children(), noted):
+        if not _kill_all(_children(), ended):
             return False
         time.sleep(0.001)
     return False
@@ -1171,14 +1371,10 @@ class KernelLock:
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, self._position)
         return True
 
-    def release(self) -> None:
+    def release(self, *_: object) -> None:
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, self._position)
 
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+    __enter__, __exit__ = acquire, release
 
 
 def _ready(file: int, events: int, seconds: Optional[float] = 0.0) -> int:
@@ -1232,6 +1428,16 @@ def _is_regular(file: int) -> bool:
     return stat.S_ISREG(os.fstat(file).st_mode)
 
 
+@contextlib.contextmanager
+def opened(path: str, flags: int = 0, directory: Optional[int] = None) -> Iterator[int]:
+    """Open a file for reading, and close it after the block.  Never wait.  Raise OSError."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags, dir_fd=directory)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
 def nameless_file(directory: str) -> int:
     """Open a new private file that has no name, so that nothing is left to remove."""
     flag = getattr(os, "O_TMPFILE", 0)
@@ -1247,6 +1453,25 @@ def nameless_file(directory: str) -> int:
     return file
 
 
+def existing_part(path: str) -> str:
+    """Return the longest part of a path that exists, "" where the first name does not."""
+    while path and not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def refuse_unwritable(what: str, path: str, can_be_made: bool = False) -> None:
+    """Raise OutputError where no file can be made in a directory.  Leaves nothing there.
+
+    `can_be_made`: the directory, and those above it, may be missing.  `what` is for the message.
+    """
+    place = absolute(path)
+    try:
+        os.close(nameless_file(existing_part(place) if can_be_made else place))
+    except OSError as error:
+        raise OutputError("cannot write %s: %s" % (what, error.strerror)) from None
+
+
 def read_some(file: int) -> bytes:
     """Wait for bytes and return them; b"" at the end."""
     while True:
@@ -1259,6 +1484,11 @@ def read_some(file: int) -> bytes:
 def can_be_read(file: int, patience_seconds: float = 0.0) -> bool:
     """Return whether, after that time at most, a read returns at once: bytes, or the end."""
     return bool(_ready(file, select.POLLIN, patience_seconds))
+
+
+def can_be_written(file: int) -> bool:
+    """Return whether a short write returns at once."""
+    return bool(_ready(file, select.POLLOUT))
 
 
 def unread(pipe: int) -> int:
@@ -1335,8 +1565,8 @@ def last_line(file: int, most: int) -> bytes:
 class TextFile:
     """A text on disk, the first `size` bytes of a file, read in chunks of str.
 
-    It travels between processes by its path.  Call take() to own the file: it is unlinked, and
-    closed with this object.
+    It travels between processes by its path.  Call open() before reading: the file is closed with
+    this object.  Call take() to own the file: it is unlinked, too.
     """
 
     def __init__(self, path: str, size: int) -> None:
@@ -1346,12 +1576,17 @@ class TextFile:
         return TextFile, (self._path, self._size)
 
     def take(self) -> TextFile:
-        """Raises OSError, also where the file has become smaller than the text."""
-        self.file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        """Open the file and unlink it.  Raises OSError, also where it is smaller than the text."""
+        self.open()
         os.unlink(self._path)
         if os.fstat(self.file).st_size < self._size:
             raise OSError("%s was cut by another process" % self._path)
         return self
+
+    def open(self) -> None:
+        """Open the file, if it is not open.  Raises OSError."""
+        if self.file < 0:
+            self.file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __len__(self) -> int:
         return self._size
@@ -1390,13 +1625,12 @@ def write_text(path: str, pieces: Iterable[bytes]) -> TextFile:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a directory and all in it, as far as possible.  Of a symbolic link remove the link."""
-    with contextlib.suppress(OSError):
-        if os.path.islink(path):  # a task has put a link in the place of the directory
-            os.unlink(path)
-        else:
-            os.rmdir(path)
-    if not os.path.isdir(path):
+    """Remove a file, or a directory and all in it, as far as possible.  Follow no link."""
+    for remove in (os.unlink, os.rmdir):
+        with contextlib.suppress(OSError):
+            remove(path)
+            return
+    if os.path.islink(path) or not os.path.isdir(path):
         return
     import shutil
     shutil.rmtree(path, ignore_errors=True)
@@ -1408,14 +1642,6 @@ def remove_tree(path: str) -> None:
                 if not os.path.islink(inner):
                     os.chmod(inner, 0o700)
     shutil.rmtree(path, ignore_errors=True)
-
-
-def remove_path(path: str) -> None:
-    """Remove a file, or a directory and all in it, as far as possible."""
-    try:
-        os.unlink(path)
-    except OSError:
-        remove_tree(path)
 
 
 def temporary_directory() -> str:
@@ -1435,14 +1661,11 @@ def reason_of(error: OSError) -> str:
     return "%s: %s" % (error.filename, reason) if error.filename else reason
 
 
-@contextlib.contextmanager
-def writing(what: str) -> Iterator[None]:
+@functools.lru_cache(maxsize=100)  # entered often, and without a state
+def writing(what: str, path: str = "") -> Instead:
     """Turn an OSError of the block into an OutputError that names `what` and the file."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError("cannot write %s to %s: %s" % (
-            what, error.filename or temporary_directory(), error.strerror or error)) from None
+    return Instead(OSError, lambda error: OutputError("cannot write %s to %s: %s" % (
+        what, error.filename or path or temporary_directory(), error.strerror or error)))
 
 
 def make_private_directory() -> str:
@@ -1459,6 +1682,14 @@ def make_private_directory() -> str:
                               % (temporary_directory(), error.strerror)) from None
 
 
+def make_directories(path: str, mode: int = 0o700) -> None:
+    """Make a directory and those above it that are missing.  Raise OSError."""
+    try:
+        os.makedirs(path, mode, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+
+
 def renew_directory(path: str) -> None:
     """Make a private directory again, or its mode, where a task changed that.  Raises OSError."""
     try:
@@ -1472,17 +1703,30 @@ def renew_directory(path: str) -> None:
         os.chmod(path, 0o700)
 
 
+_drafts: Set[Tuple[str, Optional[int]]] = set()  # paths and their directories
+
+
+def remove_drafts(*drafts: Tuple[str, Optional[int]]) -> None:
+    """Remove drafts, as far as possible: paths, with the open directories that contain them."""
+    for path, directory in drafts:
+        with contextlib.suppress(OSError):
+            os.unlink(path, dir_fd=directory)
+
+
 def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False,
                 directory: Optional[int] = None, replace: bool = True, mode: int = 0o600) -> int:
     """Put a file in place, whole or not at all.  Return its size.  Raises OSError.
 
     `durable`: the file survives a crash of the machine.  `directory`: an open one that contains
-    `path`.  Without `replace`, raise FileExistsError where `path` exists.
+    `path`.  Without `replace`, raise FileExistsError where `path` exists.  die_at_once removes the
+    draft, too.
     """
-    draft = "%s.%s.tmp" % (path, os.urandom(6).hex())  # unknown to who might put a link there
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode,
-                   dir_fd=directory)
+    # The name is unknown to who might put a link there; drafts_in knows its form.
+    draft = "%s.%s.tmp" % (path, os.urandom(6).hex())
+    _drafts.add((draft, directory))
     try:
+        file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode,
+                       dir_fd=directory)
         try:
             size = write_pieces(file, pieces)
             if durable:
@@ -1492,11 +1736,25 @@ def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False,
         if replace or not _link_new(draft, path, directory):
             os.replace(draft, path, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
-        os.unlink(draft, dir_fd=directory)
+        remove_drafts((draft, directory))
         raise
+    finally:
+        _drafts.discard((draft, directory))
     if durable:
         sync_directory(os.path.dirname(path) or ".")
     return size
+
+
+def drafts_in(directory: OpenDirectory) -> List[Tuple[str, str]]:
+    """Return the drafts of write_whole in a directory, each after the name of its file.
+
+    Return none where the directory cannot be listed.
+    """
+    names: List[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir(directory.path())
+    found = (re.fullmatch(r"(?s)(.+)[.][0-9a-f]{12}[.]tmp", name) for name in names)
+    return [(match.group(1), match.group()) for match in found if match]
 
 
 def _link_new(draft: str, path: str, directory: Optional[int]) -> bool:
@@ -1518,14 +1776,20 @@ def _link_new(draft: str, path: str, directory: Optional[int]) -> bool:
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
 
+CHECKSUM_BYTES = 16
+
+
+def checksum(data: bytes) -> bytes:
+    """Return a digest of `data`."""
+    import hashlib
+    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
+
+
 def sync_directory(path: str) -> None:
     """Put the names in a directory on the disk, where the file system and its mode allow that."""
     with contextlib.suppress(OSError):  # the file is in place all the same
-        file = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened(path, os.O_DIRECTORY) as file:
             os.fsync(file)
-        finally:
-            os.close(file)
 
 
 def is_full(file: int) -> bool:
@@ -1600,6 +1864,9 @@ def reader_is_gone(file: int) -> bool:
     return bool(_ready(file, 0) & (select.POLLERR | select.POLLHUP))
 
 
+NOT_A_DEVICE = "%s: is a device; expected a regular file, a pipe or a terminal"
+
+
 def is_endless(file: int) -> bool:
     """Return whether `file` is a device such as /dev/zero, and not a terminal or /dev/null."""
     mode = os.fstat(file).st_mode
@@ -1662,32 +1929,21 @@ def die_of(signal_number: int) -> None:
     os.kill(os.getpid(), signal_number)
 
 
-def die_at_once(signal_number: int) -> None:
-    """End this process where there is nothing to stop; an exception could strike anywhere."""
-    die_of(signal_number)
-    os._exit(128 + signal_number)
+def die_at_once(signal_number: int, exit_status: int = 0) -> None:
+    """End this process where there is nothing to stop; an exception could strike anywhere.
+
+    Without an `exit_status` it dies of the signal.
+    """
+    remove_drafts(*_drafts)
+    if not exit_status:
+        die_of(signal_number)
+    os._exit(exit_status or 128 + signal_number)
 
 
 # --- 4. Configuration --------------------------------------------------------
 #
 # Three parts: checks of values, the subset of YAML, and the configuration file with its settings.
 # A check takes a value, returns it in the form that the program uses, and raises ValueError.
-
-
-class InvalidValue(ValueError):
-    """An invalid value, with the path to the value (`("tasks", 3, "max_turns")`)."""
-
-    def __init__(self, message: str, path: _Path = ()) -> None:
-        super().__init__(message)
-        self.message, self.path = message, path
-
-    def __str__(self) -> str:
-        return (_path_text(self.path) + ": " if self.path else "") + self.message
-
-
-def expected(what: str, value: Any, path: _Path = ()) -> InvalidValue:
-    """Return the error for a value that is not `what`."""
-    return InvalidValue("expected %s, got %s" % (what, quoted(value)), path)
 
 
 def _of_type(kind: Type[_T], what: str) -> Callable[[Any], _T]:
@@ -1734,26 +1990,27 @@ def _path(value: Any) -> str:
     return expanded
 
 
-def _written_path(value: Any) -> str:
-    """Return the path of a file that an option has written; `-` is none."""
+def _plain_path(value: Any) -> str:
+    """Return the path of a file where `-` is none, because stdin and stdout have another use."""
     if value == "-":
         raise ValueError('expected the name of a file, got "-"')
     return _path(value)
 
 
 MAX_JOBS = 1000  # each is a process, with a backend process
+MAX_SAMPLES = 1000  # of a task
 
 
-def _whole_number(value: Any, least: int = 1) -> int:
+def _whole_number(value: Any, least: int = 1, most: Optional[int] = None) -> int:
     if _of_type(int, "a whole number")(value) < least:
         raise expected("a whole number from %d on" % least, value)
+    if most is not None and value > most:
+        raise expected("at most %d" % most, value)
     return int(value)
 
 
-def _jobs(value: Any) -> int:
-    if _whole_number(value) > MAX_JOBS:
-        raise expected("at most %d" % MAX_JOBS, value)
-    return int(value)
+_jobs = functools.partial(_whole_number, most=MAX_JOBS)
+_samples = functools.partial(_whole_number, most=MAX_SAMPLES)
 
 
 def _seconds(value: Any) -> float:
@@ -1769,14 +2026,7 @@ MAX_COUNT, MAX_DOLLARS = 1 << 60, 1e15
 MAX_TIME = 253370764800.0  # the end of the year 9998, with room for any time zone
 
 
-def _token_count(value: Any) -> int:
-    if _whole_number(value, 0) >= MAX_COUNT:
-        raise expected("a whole number below %d" % MAX_COUNT, value)
-    return int(value)
-
-
-def _token_counts(value: Any) -> Dict[str, int]:
-    return {name: _token_count(number) for name, number in _free_object(value).items()}
+_token_count = functools.partial(_whole_number, least=0, most=MAX_COUNT)
 
 
 def _amount(value: Any) -> float:
@@ -1787,15 +2037,12 @@ def _amount(value: Any) -> float:
 
 def parse_utc(value: Any) -> float:
     """Return the seconds since the epoch of a time as utc() writes it.  Raises ValueError."""
-    from calendar import timegm  # which also loads locale and datetime
+    from datetime import datetime
     text = _known_string(value)
-    numbers = re.findall("[0-9]+", text)  # time.strptime takes three times as long
-    try:
-        seconds = timegm(tuple(map(int, numbers[:6]))) + int(numbers[6]) / 1000
+    with contextlib.suppress(ValueError, OverflowError):
+        seconds = datetime.fromisoformat(text[:-1] + "+00:00").timestamp()
         if 0 <= seconds < MAX_TIME and utc(seconds) == text:
             return seconds
-    except (ValueError, IndexError, OverflowError):
-        pass
     raise expected("a time such as 2025-01-31T12:00:00.000Z", value)
 
 
@@ -1808,12 +2055,9 @@ def _bytes(value: Any) -> int:
 
 
 def _wait_seconds(value: Any) -> float:
-    is_duration = type(value) in (int, float, str)
-    if is_duration and re.fullmatch(r"0+(\.0+)? ?[smh]?", str(value), re.ASCII):
-        return 0.0
-    if type(value) in (int, float) and not value > 0:
+    if type(value) in (int, float) and value < 0:
         raise expected("seconds from 0 on or a duration such as \"15m\"", value)
-    return _seconds(value)
+    return 0.0 if value in (0, "0", "0s") and value is not False else _seconds(value)
 
 
 def _usd(value: Any) -> float:
@@ -1836,16 +2080,6 @@ def _failures(value: Any) -> Union[int, float]:
 def share_of(share: float, count: int) -> float:
     """Return a share of a number; 7 % of 100 are 7, which 0.07 * 100 is not."""
     return round(share * count, 6)
-
-
-def _limits(value: Any) -> Dict[str, int]:
-    """Check an object of backends and how many of their tasks may run at once."""
-    if not isinstance(value, dict):
-        raise expected("an object such as {\"claude\": 2}", value)
-    for name, limit in value.items():
-        with path_context(name):
-            _jobs(limit)
-    return value
 
 
 def _limit(text: str) -> Tuple[str, int]:
@@ -1885,73 +2119,42 @@ def _shell_words(text: str) -> Tuple[str, ...]:
     return words
 
 
-def _list_of(element: Callable[[Any], str]) -> Callable[[Any], Tuple[str, ...]]:
-    def check(value: Any) -> Tuple[str, ...]:
-        if not isinstance(value, list):
-            raise expected("a list of strings", value)
-        for position, item in enumerate(value):
-            with path_context(position):
-                element(item)
-        return tuple(value)
+def _each(element: Callable[[Any], Any], what: str,
+          kind: Type[Any] = list) -> Callable[[Any], Any]:
+    """Return a check of the elements of a list, which it returns as a tuple, or of an object."""
+    def check(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise expected(what, value)
+        checked = {}
+        for step, item in items_of(value):
+            try:
+                checked[step] = element(item)
+            except ValueError:
+                with path_context(step):  # entered for each element it would cost more
+                    raise
+        return checked if kind is dict else tuple(checked.values())
     return check
 
 
-MAX_DEPTH = 200  # levels of free data, because every JSON program can read so many
+_list_of = functools.partial(_each, what="a list of strings")
+_limits = _each(_jobs, "an object such as {\"claude\": 2}", dict)
+_token_counts = _each(_token_count, "an object", dict)
 
 
-def _items(value: Any) -> Iterable[Tuple[Union[str, int], Any]]:
-    """Return the keys or the positions in an object or a list, each with its value."""
-    if isinstance(value, dict):
-        return value.items()
-    if isinstance(value, list):
-        return enumerate(value)
-    return ()
+def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str,
+             hint: Callable[[str], Optional[str]] = do_nothing) -> Dict[str, Any]:
+    """Check the fields of an object and return those that are not null.  Raises InvalidValue.
 
-
-def _free_object(value: Any) -> Dict[str, Any]:
-    """Check an object of any JSON values.  Raises RecursionError for too many levels."""
-    if not isinstance(value, dict):
-        raise expected("an object", value)
-    level: List[Any] = [value]
-    for _ in range(MAX_DEPTH):
-        level = [item for owner in level for _, item in _items(owner)]
-        if not level:
-            return value
-    raise RecursionError("nested too deep")  # as the JSON module raises; orjson has another limit
-
-
-def _free_value(value: Any) -> Any:
-    """Check any JSON value.  Raises RecursionError for too many levels."""
-    return _free_object({"": value})[""]
-
-
-@contextlib.contextmanager
-def path_context(*steps: Union[str, int]) -> Iterator[None]:
-    """Put steps in front of the path of a ValueError that leaves the block."""
-    try:
-        yield
-    except InvalidValue as error:
-        raise InvalidValue(error.message, steps + error.path) from None
-    except ValueError as error:
-        raise InvalidValue(str(error), steps) from None
-
-
-# What to do instead of giving a field that a task or a batch does not have.
-FIELD_HINTS = {"files": "; name the files in the prompt, and their directory in \"workdir\"",
-               "results": "; give the option --results", "resume": "; give the option --resume"}
-
-
-def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> Dict[str, Any]:
-    """Check the fields of an object and return those that are not null.  Raises InvalidValue."""
+    `hint` returns, for the message, what to do instead of giving a field that is unknown here.
+    """
     if not isinstance(value, dict):
         raise expected(what, value)
     checked = {}
     for name, item in value.items():
         try:
             if name not in fields:
-                hint = FIELD_HINTS.get(name) if "prompt" in fields or "tasks" in fields else None
                 meta = '; free data goes into "meta"' if "meta" in fields else ""
-                raise InvalidValue("unknown field" + (hint or known_as(name, fields) + meta))
+                raise InvalidValue("unknown field" + (hint(name) or known_as(name, fields) + meta))
             if item is not None:
                 checked[name] = fields[name](item)
         except ValueError:
@@ -1960,7 +2163,8 @@ def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str) -> 
     return checked
 
 
-PLACEHOLDERS = ("model", "workdir", "system_prompt", "max_turns", "max_tokens", "prompt_file")
+PLACEHOLDERS = ("model", "workdir", "system_prompt", "max_turns", "max_tokens",
+                "prompt_file")
 OUTPUT_FORMS = ("text", "json", "jsonl")
 
 
@@ -1972,9 +2176,7 @@ def placeholders(element: str) -> List[str]:
 def _element(value: Any) -> str:
     """Check an element of a command, with or without placeholders."""
     for name in placeholders(_argument(value)):
-        if name not in PLACEHOLDERS:
-            raise ValueError("unknown placeholder {%s}%s; known are %s" % (
-                name, nearest(name, PLACEHOLDERS), ", ".join(map("{%s}".__mod__, PLACEHOLDERS))))
+        _one_of(PLACEHOLDERS, "placeholder")(name)
     return str(value)
 
 
@@ -1986,7 +2188,7 @@ def _value_path(value: Any) -> _Path:
                  for key, position in re.findall(r"\.([\w-]+)|\[(-?\d+)\]", value))
 
 
-# The fields in the definition of a command of the user's own.
+# The fields in the definition of a command.
 DEFINITION_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "command": _list_of(_element), "output": _one_of(OUTPUT_FORMS, "form of output"),
     "answer": _value_path, "error": _value_path, "session_id": _value_path, "usage": _value_path,
@@ -2018,30 +2220,19 @@ def _definitions(value: Any) -> Dict[str, Definition]:
     for name, item in value.items():
         with path_context(name):
             if name in BUILT_IN:
-                raise InvalidValue("%s is built in and cannot be redefined" % name)
+                keys = tuple(key for key, _ in items_of(item) if key in DEFINITION_FIELDS)
+                raise InvalidValue("%s is built in and cannot be redefined" % name, keys[:1])
             if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
                 raise InvalidValue("a name may have lower-case letters, digits, '.', '_' and '-'")
             found[name] = _definition(item)
     return found
 
 
-def _path_text(path: _Path) -> str:
-    """Return `tasks[3].max_turns`; a name that could be taken for other text is quoted."""
-    text = ""
-    for step in path:
-        if isinstance(step, int):
-            text += "[%d]" % step
-        elif step.replace("-", "_").replace(".", "_").isidentifier() and len(step) <= 60:
-            text += ("." if text else "") + step
-        else:
-            text += "[%s]" % quoted(step)
-    return text
-
-
-def loads_unique(data: Union[bytes, bytearray]) -> Any:
+def loads_unique(data: Union[bytes, bytearray], strict: bool = True) -> Any:
     """Return the JSON value in `data` (UTF-8); raise InvalidValue where an object has a key twice.
 
-    orjson would drop the first of the two.  For small tasks the JSON module is not slower.
+    orjson would drop the first of the two.  For small tasks the JSON module is not slower.  Unless
+    `strict`, strings may have control characters.
     """
     repeated: List[Tuple[Any, str]] = []
 
@@ -2052,14 +2243,14 @@ def loads_unique(data: Union[bytes, bytearray]) -> Any:
         return value
 
     value = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite,
-                             object_pairs_hook=as_dict).decode(data.decode("utf-8"))
+                             object_pairs_hook=as_dict, strict=strict).decode(data.decode("utf-8"))
     if repeated:
         owner, key = repeated[-1]  # an object inside of an earlier one may be dropped
         paths: List[Tuple[Any, _Path]] = [(value, ())]
         for item, path in paths:
             if item is owner:
                 raise InvalidValue("the key is given twice in one object", path + (key,))
-            paths += [(inner, path + (step,)) for step, inner in _items(item)]
+            paths += [(inner, path + (step,)) for step, inner in items_of(item)]
     return value
 
 
@@ -2323,7 +2514,7 @@ class YamlDocument:
 
 def model_variable(backend: str) -> str:
     """Return the environment variable that names the model for a backend."""
-    return "CLINVK_%s_MODEL" % "".join(c if c.isalnum() else "_" for c in backend.upper())
+    return "CLINVK_%s_MODEL" % backend.upper().replace(".", "_").replace("-", "_")
 
 
 def _or_nothing(check: Callable[[Any], Any], *nothing: str) -> Callable[[Any], Any]:
@@ -2341,6 +2532,8 @@ def _color(value: Any) -> str:
 
 
 PROMPT_FORMS = ("text", "json", "stream-json")
+
+
 _MODES = {"approval_mode": _or_nothing(_one_of(APPROVAL_MODES, "approval mode")),
           "sandbox_mode": _or_nothing(_one_of(SANDBOX_MODES, "sandbox mode"))}
 
@@ -2377,7 +2570,11 @@ SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
        for name, check in POLICY_FIELDS.items()},
     "parallel.retries": (POLICY_FIELDS["retries"], 2),
 }
-_UNIFIED_FLAGS = [name for name in SETTINGS if name.startswith("unified_flags.")]
+# The task fields that the file can set for all backends, with their settings, and for one.
+_FOR_ALL = {key.partition(".")[2].replace("command_timeout_secs", "timeout"): key
+            for key in SETTINGS if key.startswith(
+                ("unified_flags.", "parallel.idle_timeout", "parallel.max_output"))}
+_FOR_ONE = ("model", "approval_mode", "sandbox_mode", "system_prompt")
 # The settings below `backends.NAME`; those of DEFINITION_FIELDS define a command of the user's own.
 BACKEND_SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "model": (_or_nothing(_argument), ""),
@@ -2433,12 +2630,9 @@ class Configuration(NamedTuple):
 
     def task_fields(self, backend: str) -> Dict[str, Any]:
         """Return the task fields that the file sets for a backend, except `extra`."""
-        fields = {name[len("unified_flags."):]: self.own(name) for name in _UNIFIED_FLAGS}
-        fields["timeout"] = fields.pop("command_timeout_secs")
-        for name in ("idle_timeout", "max_output"):
-            fields[name] = self.own("parallel." + name)
-        for name in ("model", "approval_mode", "sandbox_mode", "system_prompt"):
-            fields[name] = self.own("backends.%s.%s" % (backend, name)) or fields.get(name)
+        start, values = "backends.%s." % backend, self.values
+        fields = {name: values[key] for name, key in _FOR_ALL.items() if key in values}
+        fields.update((name, values[start + name]) for name in _FOR_ONE if start + name in values)
         return fields
 
     def extra(self, backend: str, sandbox: str) -> Tuple[str, ...]:
@@ -2482,7 +2676,7 @@ def _settings_in(value: Any, path: _Path) -> Iterator[Tuple[_Path, Any]]:
         raise InvalidValue("unknown setting%s" % nearest(str(path[0]), sections), path)
     if not isinstance(value, (dict, type(None))):
         raise expected("a mapping", value, path)
-    for name, inner in _items(value):
+    for name, inner in items_of(value):
         yield from _settings_in(inner, path + (name,))
 
 
@@ -2493,8 +2687,6 @@ def _configured_definitions(value: Dict[str, Any]) -> Dict[str, Definition]:
         own = {key: item for key, item in (fields or {}).items()
                if key in DEFINITION_FIELDS and item is not None}
         with path_context("backends", name):
-            if name in BUILT_IN and own:
-                raise InvalidValue("%s is built in and cannot be redefined" % name, (min(own),))
             if name not in BUILT_IN and not own:
                 raise InvalidValue("unknown backend%s; a backend of your own needs a command"
                                    % nearest(name, BUILT_IN))
@@ -2525,9 +2717,6 @@ def configuration_path(option: Optional[str], environment: Dict[str, str]) -> Tu
     return os.path.join(home_directory(environment), "config.yaml"), False
 
 
-MAX_CONFIGURATION_BYTES = 4 << 20
-
-
 def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Configuration:
     """Read the configuration file; only a file that the user named must exist.
 
@@ -2536,14 +2725,13 @@ def load_configuration(option: Optional[str], environment: Dict[str, str]) -> Co
     path, named = configuration_path(option, environment)
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_CONFIGURATION_BYTES + 1)
+            if is_endless(file.fileno()):
+                raise ConfigError(NOT_A_DEVICE % path)
+            data = file.read()
     except OSError as error:
         if not named and isinstance(error, (FileNotFoundError, NotADirectoryError)):
             return Configuration(path)
         raise ConfigError("%s: %s" % (path, error.strerror)) from None
-    if len(data) > MAX_CONFIGURATION_BYTES:
-        raise ConfigError("%s: larger than %d MB, which no configuration is"
-                          % (path, MAX_CONFIGURATION_BYTES >> 20))
     try:
         return read_configuration(data.decode("utf-8"), path)
     except UnicodeDecodeError as error:
@@ -2573,6 +2761,8 @@ def merge_layers(layers: Sequence[Tuple[str, Dict[str, Any]]],
 # Codex 0.171.0 and Gemini CLI 0.61.0; tests/real/ runs them.
 
 SCRATCH = "\0scratch\0"  # in an argument or a variable: the directory of the command's files
+OPTIONAL_FIELDS = ("model", "system_prompt", "max_turns", "max_tokens", "extra",
+                   "verbose")  # that a backend may be unable to honour
 MAX_LINE_BYTES = 1 << 26  # of a line of output that is read; the answers of programs are smaller
 LONG_LINE = 1 << 20  # bytes of a line of events after which the rest of a string is left on disk
 # Matches an event whose type is whole, and its second type if that event can be part of an answer.
@@ -2582,13 +2772,16 @@ _WHOLE_TYPE = (rb'\{"type":"(?:(?!item\.completed"|message")[\w.]+"'
 
 
 class Command(NamedTuple):
-    """How to give a job to a program: the prompt by stdin or in a file, never in an argument."""
+    """How to give a job to a program.
+
+    The prompt goes by stdin or in a file, and into an argument only where a definition says so.
+    """
 
     argv: Tuple[str, ...]
     environment: Dict[str, str] = {}
     preset: Dict[str, str] = {}  # is set where the user's environment lacks the variable
     files: Dict[str, str] = {}   # texts by name, written into SCRATCH; "prompt" is the prompt
-    by_stdin: bool = True        # False: a file has the prompt, and stdin is empty
+    by_stdin: bool = True        # False: the prompt is elsewhere, and stdin is empty
     problem: str = ""            # why the sandbox mode cannot be kept: the program is not started
 
 
@@ -2604,22 +2797,20 @@ class Lines:
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """Yield the lines that end in this piece."""
-        for number, part in enumerate(piece.split(b"\n")):
-            if number:
-                yield from self.rest()
-            self._parts.append(part)
-            self._size += len(part)
-            if self._size > MAX_LINE_BYTES:
-                del self._parts[9:]
+        *ends, begun = piece.split(b"\n")
+        for end in ends:
+            yield from self.rest(end)
+        self._parts.append(begun)
+        self._size += len(begun)
+        if self._size > MAX_LINE_BYTES:
+            del self._parts[9:]
 
-    def rest(self) -> Iterator[bytes]:
-        """Yield the line that has no end yet."""
-        line = b"".join(self._parts)[:CHUNK if self._size > MAX_LINE_BYTES else None]
-        self._parts.clear()
-        self._size = 0
-        self.number += 1
-        if line.strip():
-            yield line
+    def rest(self, end: bytes = b"") -> List[bytes]:
+        """Return the line that ends with these bytes, unless it is blank."""
+        most = CHUNK if self._size + len(end) > MAX_LINE_BYTES else None
+        line = b"".join((*self._parts, end))[:most]
+        self._parts, self._size, self.number = [], 0, self.number + 1
+        return [line] * bool(line.strip())
 
 
 def string_pieces(file: int, start: int, size: int) -> Iterator[Tuple[str, int]]:
@@ -2680,10 +2871,6 @@ class Capture:
 
     def short_pieces(self, is_marked: Callable[[bytes], Any]) -> Iterator[bytes]:
         """Yield the output with names for the ends of strings that make a marked line long."""
-        outside = re.compile(rb'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*', re.S)
-        # a place that is not inside of a character, an escape or a surrogate pair
-        undivided = re.compile(rb'[^"\\]{12}(?=[^"\\\x80-\xbf])'
-                               rb'|(?<=[^\\])\\(?:[^u]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})')
         offset = begin = self._start  # begin: a place in the line that is not inside a string
         while offset < self._end:
             piece = self.read(offset, offset + CHUNK)
@@ -2693,6 +2880,10 @@ class Capture:
             offset = offset + len(piece) if piece else self._end
             if offset - begin < LONG_LINE:
                 continue
+            outside = re.compile(rb'[^"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"]*)*', re.S)
+            # a place that is not inside of a character, an escape or a surrogate pair
+            undivided = re.compile(rb'[^"\\]{12}(?=[^"\\\x80-\xbf])'
+                                   rb'|(?<=[^\\])\\(?:[^u]|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})')
             line = self.read(begin, offset + CHUNK).partition(b"\n")[0]
             closed = begin + outside.match(line).end()  # type: ignore[union-attr]
             place = undivided.search(line, offset - begin)
@@ -2708,6 +2899,16 @@ class Capture:
 
     def has_names(self, text: str) -> bool:
         return self._name in text
+
+    def whole(self, value: Any) -> Any:
+        """Return a value in a line, with the strings in the place of their names."""
+        if isinstance(value, str) and self.has_names(value):
+            return "".join(self.text_of(value))
+        if isinstance(value, list):
+            return list(map(self.whole, value))
+        if isinstance(value, dict):
+            return {self.whole(name): self.whole(item) for name, item in value.items()}
+        return value
 
     def text_of(self, text: str) -> Iterator[str]:
         """Yield a text from a line in pieces, with the strings in the place of their names."""
@@ -2785,7 +2986,7 @@ class Reply(NamedTuple):
     acted: bool = False
 
 
-def _no_leftovers(job: Job, reply: Reply) -> List[str]:
+def _no_files(*_: Any) -> List[Any]:
     return []
 
 
@@ -2793,9 +2994,9 @@ def _plain_prompt(job: Job) -> str:
     return job.task.prompt
 
 
-def _prompt_without_command(job: Job) -> str:
-    """Return the prompt; a literal one does not begin with `/`, which would make it a command."""
-    return "\n" * (job.literal and job.task.prompt.startswith("/")) + job.task.prompt
+def _prompt_without_command(job: Job, signs: Tuple[str, ...] = ("/",)) -> str:
+    """Return the prompt; a literal one does not begin with a sign that makes it a command."""
+    return "\n" * (job.literal and job.task.prompt.startswith(signs)) + _plain_prompt(job)
 
 
 class Backend(NamedTuple):
@@ -2804,13 +3005,13 @@ class Backend(NamedTuple):
     name: str
     command: Callable[[Job], Command]
     read: Callable[[Capture, str, int], Reply]  # of stdout, the end of stderr, the exit code
-    honours: FrozenSet[str]  # optional fields with an effect; option_warnings has the others
+    honours: FrozenSet[str]  # the OPTIONAL_FIELDS with an effect; option_warnings has the others
     # pairs of a sandbox and an approval mode that cannot be kept, each with the reason
     impossible_modes: Dict[Tuple[str, str], str] = {}
     stop_signal: str = "SIGTERM"
     max_prompt: int = 0  # the size of the largest prompt; 0: no limit
     max_prompt_unit: str = "bytes"
-    leftovers: Callable[[Job, Reply], List[str]] = _no_leftovers  # files of an unwanted session
+    leftovers: Callable[[Job, Reply], List[str]] = _no_files  # files of an unwanted session
     install: str = ""  # the command that installs the program
     cautions: Tuple[Tuple[str, str], ...] = ()  # words in `extra` and the warnings that they cause
     ours: Tuple[str, ...] = ()  # options refused in `extra`: they decide what the program prints
@@ -2823,24 +3024,20 @@ class Backend(NamedTuple):
     # Whether stdout ends with the event after which the program has no more to do; None: no events.
     is_over: Optional[Callable[[int], bool]] = None
     states_cost: bool = False
-
-    @property
-    def is_agent(self) -> bool:
-        """Whether the program runs tools, which can change files."""
-        return bool(self.install)
+    is_agent: bool = False  # the program runs tools, which can change files
 
 
-def prompt_too_large(backend: Backend, *parts: Union[str, TextFile]) -> str:
+def refused_prompt(backend: Backend, *parts: Union[str, TextFile]) -> str:
     """Return why the program cannot take the whole prompt; "" if it can."""
     size = 0
     if backend.max_prompt_unit == "characters":
         size = sum(map(len, texts_of(parts)))
     elif backend.max_prompt:
         size = sum(len(to_bytes(part)) if isinstance(part, str) else len(part) for part in parts)
-    if size <= backend.max_prompt:
-        return ""
-    return "the prompt has {:,} {}; {} takes {:,} at most".format(
-        size, backend.max_prompt_unit, backend.name, backend.max_prompt)
+    if size > backend.max_prompt:
+        return "the prompt has {:,} {}; {} takes {:,} at most".format(
+            size, backend.max_prompt_unit, backend.name, backend.max_prompt)
+    return ""
 
 
 def refused_extra(backend: Backend, extra: Iterable[str]) -> str:
@@ -2858,13 +3055,18 @@ def _options(*pairs: Tuple[str, str]) -> List[str]:
     return [word for option, value in pairs if value for word in (option, value)]
 
 
+def _has_option(job: Job, names: Container[str]) -> bool:
+    return any(word.split("=")[0] in names for word in job.task.extra)
+
+
 def option_warnings(job: Job) -> Tuple[str, ...]:
     """Return a warning for each option of the task that its backend cannot apply."""
     backend, task = backend_of(job), job.task
-    fields = ("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")
-    ignored = tuple("%s has no %s; it was not applied" % (backend.name, field) for field in fields
-                    if getattr(task, field) and field not in backend.honours)
-    return ignored + tuple(text for word, text in backend.cautions if word in task.extra)
+    warnings = ["%s has no %s; it was not applied" % (backend.name, field)
+                for field in OPTIONAL_FIELDS
+                if field not in backend.honours and getattr(task, field)]
+    cautions = [text for word, text in backend.cautions if word in task.extra]
+    return (*warnings, *cautions)
 
 
 def _last_type(stdout: int) -> Any:
@@ -2933,6 +3135,12 @@ _RETRIED = r"(?i:.*(?:\bretry|reconnecting|trying again|\battempt \d))"
 # The beginnings of a line with the reason, the surest first, and which of several lines counts.
 _REASONS = ((r"(?:\S+: |PHP )?(?i:fatal(?: error)?|panic): |thread .* panicked at ", -1),
             (_CAUSE, -1), ("%s(?!%s)" % (_ERROR, _RETRIED), 0), (_ERROR, -1))
+# In a paragraph without such a line: the first line with a word of failure.
+_FAILURE = (r"(?m)^(?!%s).*(?i:\b(?:failed|failure|cannot|can't|could not|unable to|not found"
+            r"|no such|denied|refused|invalid|unknown)\b|\b\w*error\b(?!\())" % _RETRIED)
+_SENTENCE = r"(?m)(?:[^.][.!?:]|[\u3002\uff01\uff1f\uff1a])[\"')\]]?$"  # also full-width
+_LINE_OF_WORDS = r"(?m)^(?![ \t]).*\w"
+SHORT_REASON = 3  # lines, of which the first may say why and the others more
 
 
 def error_kind(text: str, status: Any = None) -> str:
@@ -2945,9 +3153,19 @@ def error_kind(text: str, status: Any = None) -> str:
         if re.search(pattern, lowered):
             # gemini calls its limit per minute a quota, too
             is_short = kind == "quota" and (
-                "per minute" in lowered or 0 < (retry_after(text) or 0) < SHORT_WAIT_SECONDS)
+                "per minute" in lowered or 0 < (_stated_wait(text) or 0) < SHORT_WAIT_SECONDS)
             return "rate_limit" if is_short else kind
     return by_status or "backend"
+
+
+def _stated_wait(text: str) -> Optional[float]:
+    """Return the seconds that an error states as a duration, not as a time of day, if any."""
+    wait = next(filter(None, (re.search(pattern, text[:MAX_REASON], re.I) for pattern in _WAITS)),
+                None)
+    if not wait:
+        return None
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?) *([dhms]?)", wait.group(1).lower())
+    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
 
 
 def retry_after(text: str, now: Optional[float] = None) -> Optional[float]:
@@ -2958,16 +3176,12 @@ def retry_after(text: str, now: Optional[float] = None) -> Optional[float]:
     `try again at 1:21 PM` (local time).
     """
     text, now = text[:MAX_REASON], time.time() if now is None else now
-    seconds: Optional[float] = None
-    wait = next(filter(None, (re.search(pattern, text, re.I) for pattern in _WAITS)), None)
+    seconds = _stated_wait(text)
     moment = re.search(_MOMENT, text, re.I)
     time_of_day = re.search(_TIME_OF_DAY, text, re.I)
-    if wait:
-        parts = re.findall(r"([0-9]+(?:\.[0-9]+)?) *([dhms]?)", wait.group(1).lower())
-        seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
-    elif moment:
+    if seconds is None and moment:
         seconds = max(0.0, float(moment.group(1)) - now)
-    elif time_of_day:
+    elif seconds is None and time_of_day:
         seconds = _until(time_of_day.groups(""), now)
     return seconds if seconds is not None and seconds < MAX_SECONDS else None
 
@@ -3051,9 +3265,8 @@ def _mapping(value: Any) -> Dict[str, Any]:
 
 
 def _listed(value: Any) -> Iterator[Any]:
-    """Yield the items of a list, and nothing for any other value."""
-    if isinstance(value, list):
-        yield from value
+    """Return the items of a list, and nothing for any other value."""
+    return iter(value) if isinstance(value, list) else iter(())
 
 
 def _string(value: Any) -> str:
@@ -3086,10 +3299,26 @@ def last_words(stderr: str) -> str:
     return visible(paragraphs[-1][-2000:]) if paragraphs else ""
 
 
+def _reason_start(paragraph: str) -> int:
+    """Return where the reason begins in a paragraph of stderr.
+
+    A line with a word of failure comes first, then the beginning of a text that is short or has
+    sentences.  Other lines are progress but for the last one, with what is indented below it.
+    """
+    found = re.search(_FAILURE, paragraph)
+    if found:
+        return found.start()
+    starts = [line.start() for line in re.finditer(_LINE_OF_WORDS, paragraph)] or [0]
+    is_text = len(starts) <= SHORT_REASON or re.search(_SENTENCE, paragraph)
+    return 0 if is_text else starts[-1]
+
+
 def _reason(stderr: str) -> str:
     """Return why a program failed, from stderr, without noise, usage text and stack traces."""
     text = stderr.replace("\r\n", "\n").replace("\n\nCaused by:\n", "\nCaused by:\n")
+    text = re.sub(r"(?m)^.*\r(?=.)", "", text)  # progress, which the rest of the line replaced
     text = re.sub(_ROOT_TRACEBACK, "Caused by: ", text)
+    text = re.sub(r"( panicked at \S+:)\n", r"\1 ", text)  # the first line is shown alone
     lines = [line for line in text.split("\n") if not re.match(_NOISE, line)]
     starts = [[number for number, line in enumerate(lines) if re.match(pattern, line)][which:][:1]
               for pattern, which in _REASONS]
@@ -3097,7 +3326,9 @@ def _reason(stderr: str) -> str:
     rest = "\n".join(itertools.takewhile(lambda line: not re.match(_AFTERMATH, line),
                                          lines[start:]))
     if not any(starts):
-        return last_words(rest) or last_words("\n".join(lines))
+        words = last_words(rest) or last_words("\n".join(lines))
+        start = _reason_start(words)  # nothing is to be said before it
+        return words[start:].strip() if error_kind(words[:start]) == "backend" else words
     return visible(re.sub(_CAUSE, "", rest.partition("\n\n")[0], count=1)[:2000].strip())
 
 
@@ -3113,22 +3344,18 @@ def _no_result(reply: Reply, program: str, stdout: Capture, stderr: str, exit_co
 def with_damage(reply: Reply, capture: Capture, program: str, exit_code: int) -> Reply:
     """Return the reply with a warning of damaged lines; failed if a part of it may be missing."""
     def message(numbers: List[int]) -> str:
-        shown = ", ".join(map(str, numbers[:5]))
-        if len(numbers) > 5:
-            shown += " and %d more" % (len(numbers) - 5)
         return "line%s %s of what %s printed cannot be read" % (
-            "s" if len(numbers) > 1 else "", shown, program)
+            "s" if len(numbers) > 1 else "", first_of(numbers), program)
 
-    warnings = reply.warnings
     if capture.damaged:
-        warnings += (message(capture.damaged),)
+        reply = reply._replace(warnings=(*reply.warnings, message(capture.damaged)))
     if not capture.lost_lines:
-        return reply._replace(warnings=warnings)
+        return reply
     lost = message(capture.lost_lines) + "; a part of the answer may be missing"
     if exit_code or reply.error_kind not in ("", "backend"):
-        return reply._replace(warnings=warnings + (lost,))
+        return reply._replace(warnings=(*reply.warnings, lost))
     error = "; ".join(filter(None, (reply.error, lost)))
-    return reply._replace(error=error, error_kind="damaged_output", warnings=warnings)
+    return reply._replace(error=error, error_kind="damaged_output")
 
 
 def _toml(text: str) -> str:
@@ -3139,6 +3366,7 @@ def _toml(text: str) -> str:
 
 # - claude -
 
+SESSION_ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _CLAUDE_READING = "Read,Glob,Grep,WebFetch,WebSearch"
 _CLAUDE_RESUMES = ("--resume", "-r", "--continue", "-c", "--session-id", "--fork-session",
                    "--from-pr")
@@ -3170,7 +3398,7 @@ def _claude_modes(sandbox: str, approval: str) -> List[str]:
 def _claude_command(job: Job) -> Command:
     task = job.task
     argv = ["claude", "-p", "--output-format", "stream-json", "--verbose"]
-    if not job.keep and not any(word.split("=")[0] in _CLAUDE_RESUMES for word in task.extra):
+    if not (job.keep or _has_option(job, _CLAUDE_RESUMES)):
         argv.append("--no-session-persistence")
     argv += _options(("--resume", job.resume))
     argv += _claude_modes(task.sandbox_mode, task.approval_mode)
@@ -3219,15 +3447,14 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
             retry = event
         elif kind == "rate_limit_event":  # also of good turns
             limit = _mapping(event.get("rate_limit_info"))
-    known: Dict[str, Any] = {
+    rest: Dict[str, Any] = {
         "session_id": session, "acted": acted, "limits": _claude_limits(limit)}
     if not results:
         waiting = _string(retry.get("error"))
         if _count(retry.get("error_status")):
             waiting += ", HTTP status %d" % retry["error_status"]
-        return _no_result(Reply(text, waiting=waiting)._replace(**known), "claude", stdout,
-                          stderr, exit_code)
-    result, reply = results[-1], _claude_totals(results)._replace(**known)
+        return _no_result(Reply(text, waiting=waiting, **rest), "claude", stdout, stderr, exit_code)
+    result, reply = results[-1], _claude_totals(results, rest)
     subtype, output = _string(result.get("subtype")), _string(result.get("result"))
     failed = result.get("is_error") or subtype.startswith("error")  # older versions: only subtype
     if not failed and text and not output.strip():
@@ -3262,9 +3489,9 @@ def _claude_is_over(stdout: int) -> bool:
     return not running
 
 
-def _claude_totals(results: List[Dict[str, Any]]) -> Reply:
-    """Return the counts of all results, and the model and the denials of the last."""
-    result, counts = results[-1], Counter()  # type: Dict[str, Any], Counter[str]
+def _claude_totals(results: List[Dict[str, Any]], rest: Dict[str, Any]) -> Reply:
+    """Return the counts of all results, the model and the denials of the last, and the rest."""
+    result, counts = results[-1], defaultdict(int)  # type: Dict[str, Any], Dict[str, int]
     for one in results:
         usage = _mapping(one.get("usage"))
         for name, value in usage.items():
@@ -3286,7 +3513,7 @@ def _claude_totals(results: List[Dict[str, Any]]) -> Reply:
         usage=_usage(counts["input_tokens"] + cached + written, cached, counts["output_tokens"],
                      counts["thoughts"], written),
         cost_usd=_dollars(cost), num_turns=counts["turns"] or None,
-        model=_busiest(models, "outputTokens"), warnings=tuple(map(_denial, denials)))
+        model=_busiest(models, "outputTokens"), warnings=tuple(map(_denial, denials)), **rest)
 
 
 def _claude_parts(event: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
@@ -3298,27 +3525,19 @@ def _claude_text(event: Dict[str, Any]) -> str:
 
 
 def _claude_acts(event: Dict[str, Any]) -> bool:
-    """Return whether a message uses a tool other than that for an answer by a schema."""
-    return any(part.get("type") == "tool_use" and part.get("name") != "StructuredOutput"
-               for part in _claude_parts(event))
+    """Return whether a message uses a tool."""
+    return any(part.get("type") == "tool_use" for part in _claude_parts(event))
 
 
 def _claude_limits(limit: Dict[str, Any]) -> Optional[Dict[str, Dict[str, Any]]]:
     """Return the limits of the account, by name, with what is a number; None if there are none."""
-    limits = {}
+    limits: Dict[str, Dict[str, Any]] = {}
     for name, window in _mapping(limit.get("unifiedWindows")).items():
-        fields = (("utilization", "utilization"), ("resets_at", "resetsAt"))
-        values = {ours: _mapping(window).get(theirs) for ours, theirs in fields}
-        numbers = {field: value for field, value in values.items()
-                   if value is not None and type(value) in (int, float) and 0 <= value < 1e12}
-        if numbers:
-            limits[one_line(name)] = numbers
+        for ours, theirs in ("utilization", "utilization"), ("resets_at", "resetsAt"):
+            value: Any = _mapping(window).get(theirs)
+            if type(value) in (int, float) and 0 <= value < 1e12:
+                limits.setdefault(one_line(name), {})[ours] = value
     return limits or None
-
-
-def _whole_message(text: str) -> _Saying:
-    """Return what to show of a message, which is nothing if it is blank."""
-    return text if text.strip() else "", True
 
 
 def _claude_saying(line: bytes) -> _Saying:
@@ -3326,7 +3545,7 @@ def _claude_saying(line: bytes) -> _Saying:
     is_own = event.get("type") == "assistant" and not event.get("parent_tool_use_id")
     # The result has the texts of a synthetic message, too.
     is_synthetic = _mapping(event.get("message")).get("model") == "<synthetic>"
-    return _whole_message(_claude_text(event) if is_own and not is_synthetic else "")
+    return _claude_text(event) if is_own and not is_synthetic else "", True
 
 
 def _claude_doing(line: bytes) -> _Doing:
@@ -3393,6 +3612,10 @@ _CODEX_ANSWER = (r'"type"\s*:\s*"agent_message"'
                  r'|"item\.completed"(?![^{]*\{[^{}]*"type"\s*:\s*"\w+")|' + _CUT_TYPE)
 
 
+def _codex_home() -> str:
+    return os.environ.get("CODEX_HOME") or os.path.expanduser("~/.codex")
+
+
 def _codex_command(job: Job) -> Command:
     task, sandbox = job.task, job.task.sandbox_mode
     argv = ["codex", "exec", "--json", "--skip-git-repo-check"]
@@ -3411,7 +3634,7 @@ def _codex_saying(line: bytes) -> _Saying:
     event = _mapping(_parsed(line)) if b'"agent_message"' in line else {}
     item = _mapping(event.get("item"))
     is_text = event.get("type") == "item.completed" and item.get("type") == "agent_message"
-    return _whole_message(_string(item.get("text")) if is_text else "")
+    return _string(item.get("text")) if is_text else "", True
 
 
 def _codex_doing(line: bytes) -> _Doing:
@@ -3562,7 +3785,8 @@ def _gemini_text(job: Job) -> str:
     text = _prompt_without_command(job)
     if not job.literal or "@" not in text:
         return text
-    could_lead_elsewhere = re.compile("" if _gemini_sees_more(job) else r'[/\\"]').search
+    sees_more = _gemini_sees_more(job)
+    could_lead_elsewhere = re.compile("" if sees_more else r'[/\\"]').search
 
     def escaped(match: Match[str]) -> str:
         word = match.group()
@@ -3572,26 +3796,28 @@ def _gemini_text(job: Job) -> str:
 
 
 def _gemini_command(job: Job) -> Command:
-    task = job.task
-    argv = ["gemini", "--skip-trust", "-o", "stream-json"]
-    files, problem = {}, ""
+    task, command = job.task, Command(())
     if task.sandbox_mode in ("read-only", "workspace"):
         writes = task.sandbox_mode == "workspace" and task.approval_mode == "auto"
-        argv += ["--approval-mode", "auto_edit" if writes else "default",
-                 "--policy", SCRATCH + "/policy.toml"]
-        files["policy.toml"] = _gemini_policy(writes, task.workdir)
-        problem = _gemini_unkept(task)
+        command = Command(
+            ("--approval-mode", "auto_edit" if writes else "default",
+             "--policy", SCRATCH + "/policy.toml"), problem=_gemini_unkept(task),
+            files={"policy.toml": _gemini_policy(writes, task.workdir)})
     elif task.approval_mode != "default":
         modes = {"auto": "auto_edit", "none": "yolo", "always": "default"}
-        argv += ["--approval-mode", modes[task.approval_mode]]
-        if task.sandbox_mode == "full" and task.approval_mode in ("auto", "none"):
-            argv += ["--include-directories", "/"]
-    argv += _options(("-m", task.model), ("--resume", job.resume))
-    environment = {"GEMINI_CLI_NO_RELAUNCH": "1"}  # the process that relaunches ignores signals
+        is_everywhere = task.sandbox_mode == "full" and task.approval_mode in ("auto", "none")
+        command = Command(("--approval-mode", modes[task.approval_mode],
+                           *_options(("--include-directories", "/" * is_everywhere))))
+    # the process that relaunches ignores signals
+    environment = dict(command.environment, GEMINI_CLI_NO_RELAUNCH="1")
+    files = command.files
     if task.system_prompt:
-        files["system.md"] = task.system_prompt
+        files = {**files, "system.md": task.system_prompt}
         environment["GEMINI_SYSTEM_MD"] = SCRATCH + "/system.md"
-    return Command(tuple(argv) + task.extra, environment, files=files, problem=problem)
+    options = _options(("-m", task.model), ("--resume", job.resume))
+    return command._replace(
+        argv=("gemini", "--skip-trust", "-o", "stream-json", *command.argv, *options, *task.extra),
+        environment=environment, files=files)
 
 
 def _gemini_saying(line: bytes) -> _Saying:
@@ -3711,10 +3937,9 @@ def _last_object(stderr: str) -> Dict[str, Any]:
 def _gemini_leftovers(job: Job, reply: Reply) -> List[str]:
     """Return the records of the conversation, which gemini has no option to prevent."""
     import glob
-    resumes = ("--resume", "-r", "--session-id", "--session-file")
     session = reply.session_id
-    is_id = re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", session)
-    if job.keep or not is_id or any(word.split("=")[0] in resumes for word in job.task.extra):
+    if job.keep or not re.fullmatch(SESSION_ID, session) or _has_option(
+            job, ("--resume", "-r", "--session-id", "--session-file")):
         return []
     base = glob.escape(os.path.join(_gemini_home(), "tmp"))
     chats = glob.glob("%s/*/chats/session-*%s*" % (base, session[:8]))
@@ -3742,8 +3967,8 @@ _USAGE_NAMES = {  # in the order of the parameters of _usage
                   "thoughtsTokenCount"),
     "written": ("cache_write_input_tokens", "cache_creation_input_tokens", "cache_write_tokens"),
 }
-_NO_SANDBOX = 'nothing keeps a command of your own in sandbox_mode "%s"; only "full" is possible'
-_NO_APPROVAL = 'a command of your own knows no approval_mode "%s"; only "none" is possible'
+_NO_SANDBOX = 'clinvk cannot keep this program in sandbox_mode "%s"; only "full" is possible'
+_NO_APPROVAL = 'clinvk cannot give this program the approval_mode "%s"; only "none" is possible'
 _CUSTOM_REFUSALS = dict(
     [((sandbox, approval), _NO_SANDBOX % sandbox)
      for sandbox in ("read-only", "workspace") for approval in APPROVAL_MODES]
@@ -3751,8 +3976,9 @@ _CUSTOM_REFUSALS = dict(
        for sandbox in ("default", "full") for approval in ("auto", "always")])
 
 
-def _custom_command(definition: Definition, task: Task) -> Command:
+def _custom_command(definition: Definition, job: Job) -> Command:
     """Return the command; an argument without a value is left out, as is the option before it."""
+    task = job.task
     values = {name: str(getattr(task, name, "") or "") for name in PLACEHOLDERS}
     values["workdir"] = task.workdir and absolute(task.workdir)  # the program runs in it
     values["prompt_file"] = SCRATCH + "/prompt"
@@ -3774,20 +4000,28 @@ def _custom_command(definition: Definition, task: Task) -> Command:
         option_is_last = not names and len(element) > 1 and is_option and element != "--"
     if "/" in argv[0]:
         argv[0] = absolute(argv[0])  # relative to the directory of clinvk, not to the workdir
-    by_file = any("prompt_file" in placeholders(element) for element in definition.argv)
+    used = {name for element in definition.argv for name in placeholders(element)}
+    by_file = "prompt_file" in used
     files = {"prompt": task.prompt} if by_file else {}
     return Command(tuple(argv) + task.extra, files=files, by_stdin=not by_file)
 
 
 def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code: int) -> Reply:
-    """Read what is at the paths of the definition, in JSON Lines the last value that is there."""
+    """Read the answer as the definition says."""
     if definition.output == "text":
         return _read_text(stdout, stderr, exit_code)
+    return _read_paths(definition, stdout, stderr, exit_code)
+
+
+def _read_paths(definition: Definition, stdout: Capture, stderr: str, exit_code: int) -> Reply:
+    """Read what is at the paths of the definition, in JSON Lines the last value that is there."""
     if definition.output == "json" and len(stdout) > MAX_LINE_BYTES:
         return _failed(Reply(), "it printed {:,} bytes; an answer may have {:,}".format(
             len(stdout), MAX_LINE_BYTES), "backend")
-    answers, usage, session = [], {}, ""  # type: List[str], Dict[str, Any], str
-    error: Any = None
+    answers: List[str] = []
+    paths = {name: getattr(definition, name) for name in ("error", "session_id", "usage")}
+    kinds: Dict[str, Type[Any]] = {"session_id": str, "usage": dict}
+    stated: Dict[str, Any] = dict.fromkeys(paths)
     some = blank = False
     keys = "|".join(re.escape(key) for key in definition.answer if isinstance(key, str))
     pattern = r'"(?:%s)"\s*:' % keys if keys else r'\[\s*["{\[]'
@@ -3803,13 +4037,15 @@ def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code
                 stdout.spare_damaged()
             if not (blank and answers):
                 answers.append(text)
-        error = definition.error and value_at(value, definition.error) or error
-        session = (definition.session_id and _string(value_at(value, definition.session_id))
-                   or session)
-        usage = definition.usage and _mapping(value_at(value, definition.usage)) or usage
+        for name, path in paths.items():
+            item = value_at(value, path) if path else None
+            if item and isinstance(item, kinds.get(name, object)):
+                stated[name] = item
+    error, usage = stated["error"], stated["usage"] or {}
     counts = (next(filter(None, (_count(usage.get(name)) for name in names)), 0)
               for names in _USAGE_NAMES.values())
-    reply = Reply("".join(answers), session_id=session, usage=_usage(*counts))
+    reply = Reply("".join(answers), session_id=stated["session_id"] or "",
+                  usage=_usage(*counts))
     if blank and (reply.output or "").strip():
         reply = reply._replace(warnings=(_BLANK_END % "it",))
     if error or exit_code:
@@ -3827,18 +4063,18 @@ def custom_backend(name: str, definition: Definition) -> Backend:
     """Return the row of a command that the user defined."""
     def saying(line: bytes) -> _Saying:
         event = _parsed(line) if definition.output == "jsonl" else None
-        text = _string(value_at(event, definition.answer))
-        return (text, False) if definition.join else _whole_message(text)
+        return _string(value_at(event, definition.answer)), not definition.join
 
-    names = {name for element in definition.argv for name in placeholders(element)}
-    return Backend(name, lambda job: _custom_command(definition, job.task),
-                   functools.partial(_read_custom, definition), frozenset(names | {"extra"}),
+    names = {name for element in definition.argv for name in placeholders(element)} | {"extra"}
+    return Backend(name, functools.partial(_custom_command, definition),
+                   functools.partial(_read_custom, definition), frozenset(names),
                    _CUSTOM_REFUSALS, saying=None if definition.output == "text" else saying)
 
 
 # - the rows -
 
 def _exit_reason(stderr: str, exit_code: int) -> str:
+    stderr = re.sub(r"\x1b\[[0-9;]*m", "", stderr)  # colors, which some programs never leave out
     return _reason(stderr) or last_words(stderr) or "exit status %d" % exit_code
 
 
@@ -3849,25 +4085,27 @@ def _read_text(stdout: Capture, stderr: str, exit_code: int) -> Reply:
 
 
 BACKENDS = {backend.name: backend for backend in (
-    Backend("claude", _claude_command, _read_claude,
-            frozenset(("model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose")),
-            _UNCONFINED, max_prompt=10 * 1000 * 1000, ours=("--output-format",),
-            install="npm install -g @anthropic-ai/claude-code", resuming=("workdir",),
+    Backend("claude", _claude_command, _read_claude, frozenset(OPTIONAL_FIELDS), _UNCONFINED,
+            max_prompt=10 * 1000 * 1000, ours=("--output-format",), resuming=("workdir",),
+            install="npm install -g @anthropic-ai/claude-code",
             saying=_claude_saying, doing=_claude_doing, text=_prompt_without_command,
-            is_over=_claude_is_over, states_cost=True),
-    Backend("codex", _codex_command, _read_codex, frozenset(("model", "system_prompt", "extra")),
+            is_over=_claude_is_over, states_cost=True, is_agent=True),
+    Backend("codex", _codex_command, _read_codex,
+            frozenset(("model", "system_prompt", "extra")),
             _CODEX_REFUSALS, stop_signal="SIGINT", max_prompt=1 << 20, max_prompt_unit="characters",
             install="npm install -g @openai/codex", cautions=(("resume", CODEX_COUNTS),),
             resuming=("workdir",), saying=_codex_saying, doing=_codex_doing,
             helpers=("git", "git-remote-http"),  # these look for plugins as long as they may
-            is_over=lambda stdout: _last_type(stdout) in ("turn.completed", "turn.failed")),
-    Backend("gemini", _gemini_command, _read_gemini, frozenset(("model", "system_prompt", "extra")),
+            is_over=lambda stdout: _last_type(stdout) in ("turn.completed", "turn.failed"),
+            is_agent=True),
+    Backend("gemini", _gemini_command, _read_gemini,
+            frozenset(("model", "system_prompt", "extra")),
             _UNCONFINED, max_prompt=8 << 20, leftovers=_gemini_leftovers,
             install="npm install -g @google/gemini-cli",
             ours=("-o", "--output-format", "--outputFormat"),
             resuming=("system_prompt",), saying=_gemini_saying, doing=_gemini_doing,
             rejection=b"Policy file error in policy.toml", text=_gemini_text,
-            is_over=lambda stdout: _last_type(stdout) == "result"),
+            is_over=lambda stdout: _last_type(stdout) == "result", is_agent=True),
     # For trying and testing pipelines without an AI program: a process that answers its prompt.
     Backend("echo", lambda job: Command(("cat",)), _read_text, frozenset()),
 )}
@@ -3878,9 +4116,10 @@ NESTING_VARIABLES = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSIO
 
 def backend_of(job: Job) -> Backend:
     """Return the row of the job's backend."""
+    name = job.task.backend
     if job.definition is None:
-        return BACKENDS[job.task.backend]
-    return custom_backend(job.task.backend, job.definition)
+        return BACKENDS[name]
+    return custom_backend(name, job.definition)
 
 
 def command_of(job: Job) -> Command:
@@ -3888,8 +4127,8 @@ def command_of(job: Job) -> Command:
     command = backend_of(job).command(job)
     if not job.wrap:
         return command
-    values = {"{workdir}": absolute(job.task.workdir or "."), "{scratch}": SCRATCH,
-              "{task}": str(job.index)}
+    workdir = absolute(job.task.workdir or ".")
+    values = {"{workdir}": workdir, "{scratch}": SCRATCH, "{task}": str(job.index)}
     words = ("".join(fill(word, values.get)) for word in job.wrap)
     return command._replace(argv=(*words, *command.argv))
 
@@ -3929,7 +4168,8 @@ def command_line(job: Job) -> str:
 
 # The fields of a task, of the defaults in a batch, of a run and of a batch, with their checks.
 TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
-    "backend": _argument, "prompt": _some_text, "model": _argument, "workdir": _path,
+    "backend": _argument, "prompt": _some_text, "model": _argument,
+    "workdir": _path,
     "approval_mode": _one_of(APPROVAL_MODES, "approval mode"),
     "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"), "output_format": _known_string,
     "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
@@ -3943,13 +4183,19 @@ RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "max_parallel": _jobs, "fail_fast": _truth, "output_dir": _path, "limits": _limits,
     **POLICY_FIELDS}
 
+_TASK_HINTS = {name: "; it is for one task: put it into the task" + (
+    " or into \"defaults\"" if name in DEFAULTS_FIELDS else "") for name in TASK_FIELDS}
+# What to do instead of giving a field that a task, the defaults or a batch do not have.
+FIELD_HINTS = {
+    "files": "; name the files in the prompt, and their directory in \"workdir\"",
+    "results": "; give the option --results", "resume": "; give the option --resume", **_TASK_HINTS,
+    **dict.fromkeys(RUN_FIELDS, "; it is for the whole run: give the option, or the field of a "
+                    "batch")}
+
 BATCH_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "tasks": _of_type(list, "a list of tasks"), "backends": _definitions, **RUN_FIELDS,
-    "defaults": functools.partial(_checked, fields=DEFAULTS_FIELDS, what="an object")}
-FIELD_HINTS.update(dict.fromkeys(
-    RUN_FIELDS, "; it is for the whole run: give the option, or the field of a batch"))
-FIELD_HINTS.update(dict.fromkeys(
-    DEFAULTS_FIELDS, "; it is for one task: put it into the task or into \"defaults\""))
+    "defaults": functools.partial(_checked, fields=DEFAULTS_FIELDS, what="an object",
+                                  hint=FIELD_HINTS.get)}
 
 
 class Ceiling(NamedTuple):
@@ -4057,8 +4303,10 @@ class TaskPolicy(NamedTuple):
 
 
 def unknown_backend(name: str, definitions: Iterable[str] = ()) -> str:
-    """Return the message about a backend that is not known."""
-    known = [*BACKENDS, *definitions]
+    """Return the message about a backend that nobody has defined, "" for any other."""
+    known = dict.fromkeys([*BACKENDS, *definitions])
+    if name in known:
+        return ""
     hint = ""
     if find_program(name)[0]:
         hint = ("; to make this program a backend, define it in CLINVK_BACKENDS or in the "
@@ -4074,19 +4322,21 @@ def _merged(own: Dict[str, Any], defaults: Dict[str, Any], policy: TaskPolicy) -
     its batch, the environment, the configuration.
     """
     file, variables = policy.configuration, policy.environment
-    layers = [("task", own), ("command line", policy.overrides), ("batch", defaults)]
-    name = str(merge_layers([*layers, ("environment", {"backend": variables.get("CLINVK_BACKEND")}),
-                             ("configuration", {"backend": file.own("default_backend")}),
-                             ("built-in", {"backend": "claude"})], ("backend",))["backend"][0])
-    path = tuple(field for field in own if field == "backend")
-    if name not in BACKENDS and name not in policy.definitions:
-        raise InvalidValue(unknown_backend(name, policy.definitions), path)
+    stated = merge_layers([("task", own), ("command line", policy.overrides), ("batch", defaults),
+                           ("environment", {"backend": variables.get("CLINVK_BACKEND")}),
+                           ("configuration", {"backend": file.own("default_backend")}),
+                           ("built-in", {"backend": "claude"})], Task._fields)
+    name = str(stated["backend"][0])
+    path = ("backend",) * ("backend" in own)
+    problem = unknown_backend(name, policy.definitions)
+    if problem:
+        raise InvalidValue(problem, path)
     enabled = "backends.%s.enabled" % name
     if file.own(enabled) is False:
         raise InvalidValue("%s is disabled by %s" % (name, file.origin(enabled)), path)
-    layers += [("environment", {"model": variables.get(model_variable(name))}),
-               ("configuration", file.task_fields(name))]
-    fields = {field: value for field, (value, _) in merge_layers(layers, Task._fields).items()}
+    others = merge_layers([("environment", {"model": variables.get(model_variable(name))}),
+                           ("configuration", file.task_fields(name))], Task._fields)
+    fields = {field: value for field, (value, _) in {**others, **stated}.items()}
     if policy.overrides.get("dry_run"):  # starts nothing, even if a task has `"dry_run": false`
         fields["dry_run"] = True
     return Task(**dict(fields, backend=name))
@@ -4096,27 +4346,25 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
     """Return the job of a task that the policy and its backend permit.  Raise InvalidValue."""
     if task.model.startswith("-"):  # the program would take it for an option
         raise InvalidValue("no model begins with -, as %s does" % quoted(task.model), ("model",))
+    job = Job(-1, task, policy.definitions.get(task.backend), wrap=policy.wrap)
     task = _under_ceiling(task, policy.ceiling)
-    extra = policy.configuration.extra(task.backend, task.sandbox_mode) + task.extra
-    task = task._replace(extra=extra)
+    extra = policy.configuration.extra(task.backend, job.task.sandbox_mode)
+    task = task._replace(extra=extra + task.extra) if extra else task
     if policy.root and not is_inside(task.workdir or ".", policy.root):
-        outside = "is outside of " + quoted(policy.root)
-        if not task.workdir:
-            raise InvalidValue("the current directory, in which a task without a workdir runs, "
-                               + outside)
-        raise InvalidValue("%s %s" % (quoted(task.workdir), outside), ("workdir",))
+        where = quoted(task.workdir) if task.workdir else "the current directory"
+        raise InvalidValue("%s is outside of %s" % (where, quoted(policy.root)), ("workdir",))
     is_literal = any(policy.ceiling) or bool(policy.root) or task.literal
-    job = Job(-1, task, policy.definitions.get(task.backend),
-              os.path.realpath(policy.root) if policy.root else "",
-              literal=is_literal, wrap=policy.wrap)
+    job = job._replace(task=task, literal=is_literal,
+                       root=os.path.realpath(policy.root) if policy.root else "")
     backend = backend_of(job)
-    refused = backend.impossible_modes.get((task.sandbox_mode, task.approval_mode))
+    modes = (task.sandbox_mode, task.approval_mode)
+    refused = backend.impossible_modes.get(modes)
     for field, problem in (("sandbox_mode", refused and "%s: %s" % (backend.name, refused)),
                            ("extra", refused_extra(backend, task.extra)),
                            ("backend", policy.needs_cost and not backend.states_cost
                             and "%s states no cost, so max_cost cannot be kept; "
                                 "--allow-unknown-cost runs its tasks all the same" % backend.name),
-                           ("prompt", prompt_too_large(backend, backend.text(job)))):
+                           ("prompt", refused_prompt(backend, backend.text(job)))):
         if problem:
             raise InvalidValue(problem, (field,))
     return job
@@ -4124,7 +4372,7 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
 
 def _job(value: Any, defaults: Dict[str, Any], policy: TaskPolicy) -> Job:
     """Return the job of a task in the input, without its index.  Raise InvalidValue."""
-    own = _checked(value, TASK_FIELDS, "a task (an object)")
+    own = _checked(value, TASK_FIELDS, "a task (an object)", FIELD_HINTS.get)
     if "prompt" not in own:
         raise InvalidValue("a task needs a prompt")
     task = _merged(own, defaults, policy)
@@ -4136,11 +4384,16 @@ def _job(value: Any, defaults: Dict[str, Any], policy: TaskPolicy) -> Job:
         raise
 
 
+def _refuse_commands(policy: TaskPolicy, fields: Dict[str, Any], name: str, what: str) -> None:
+    """Raise InvalidValue for commands in the input, unless the user allows them."""
+    if name in fields and not policy.allow_commands:
+        raise InvalidValue("commands that %s defines are only run with --allow-commands" % what,
+                           (name,))
+
+
 def _with_commands(policy: TaskPolicy, fields: Dict[str, Any], what: str) -> TaskPolicy:
     """Return the policy with the commands that a batch or a chain defines.  Raise InvalidValue."""
-    if "backends" in fields and not policy.allow_commands:
-        raise InvalidValue("commands that %s defines are only run with --allow-commands" % what,
-                           ("backends",))
+    _refuse_commands(policy, fields, "backends", what)
     return policy._replace(definitions={**policy.definitions, **fields.get("backends", {})})
 
 
@@ -4173,7 +4426,7 @@ def _batch(value: Any, policy: TaskPolicy) -> _Batch:
     if not isinstance(value, dict) or "tasks" not in value:
         _refuse_no_task(value)
         return _Batch([value], policy, is_task=True)
-    fields = _checked(value, BATCH_FIELDS, "a batch")
+    fields = _checked(value, BATCH_FIELDS, "a batch", FIELD_HINTS.get)
     if "tasks" not in fields:
         raise expected("a list of tasks", None, ("tasks",))
     run = {name: fields[name] for name in RUN_FIELDS if name in fields}
@@ -4184,8 +4437,9 @@ def _batch(value: Any, policy: TaskPolicy) -> _Batch:
                                % (quoted(run["output_dir"]), outside), ("output_dir",))
     policy = _with_costs(_with_commands(policy, fields, "a batch"), run)
     for name in run.get("limits", ()):
-        if name not in BACKENDS and name not in policy.definitions:
-            raise InvalidValue(unknown_backend(name, policy.definitions), ("limits",))
+        problem = unknown_backend(name, policy.definitions)
+        if problem:
+            raise InvalidValue(problem, ("limits",))
     return _Batch(fields["tasks"], policy, ("tasks",), fields.get("defaults", {}), run)
 
 
@@ -4247,15 +4501,11 @@ _REPAIRS = (
     ("^between", '"', "`jq '{prompt: .}'` makes a task of a string"),
     ("", r"(?<=,)[\]}]|,\s*[\]}]", "remove the comma before the closing bracket"),
     ("", r"#|//|/\*", "remove the comment; JSON has none"),
-    ("", "'", "write \" around a string, not '"),
-    ("", "[\xab\xbb\u2018-\u201f\u2039\u203a\uff02]",
-     "write \" around a string, not %(character)s (%(code)s)"),
-    ("", r"True\b|False\b", "write %(lower)s, not %(word)s"),
-    ("", r"(None|undefined|NaN)\b", "write null, not %(word)s"),
+    ("", "['\xab\xbb\u2018-\u201f\u2039\u203a\uff02]", "JSON has no quotes but \""),
+    ("", r"(True|False|None|undefined|NaN)\b", "JSON has true, false and null"),
     ("unprintable$", "", "remove %(code)s (%(name)s), which is not white space in JSON"),
     ("^Expecting ','", "",
      "a comma is missing here, or a backslash before a \" inside of a string"),
-    ("Expecting property name", r"[^\W\d]", 'write " around a name'),
     ("^between", r"[^\]}]", "leave only the JSON; `jq -R '{prompt: .}'` makes a task of each line"))
 
 
@@ -4271,9 +4521,8 @@ def _repair(data: Union[bytes, bytearray], message: str, before: str, text: str)
         match = re.compile(start_of_text).match(text, 1)
         if match and re.search(error, message):
             return ": " + repair % {
-                "character": character, "code": "U+%04X" % ord(character),
-                "name": unicodedata.name(character, "a control character"), "word": match.group(),
-                "lower": match.group().lower(), "escape": json.dumps(character)[1:-1]}
+                "code": "U+%04X" % ord(character), "escape": json.dumps(character)[1:-1],
+                "name": unicodedata.name(character, "a control character")}
     return ""
 
 
@@ -4329,7 +4578,7 @@ class InputPiece(NamedTuple):
             yield start, data[start:end_of_element]
             start = end_of_element
 
-    def explain(self, error: Exception, path: _Path, start: int) -> str:
+    def explain(self, error: Exception, path: _Path, start: int = 0) -> str:
         """Return the line and the message of an error in the value at `path`, or at `start`."""
         line = 0
         if isinstance(error, InvalidValue):
@@ -4353,16 +4602,10 @@ class InputPiece(NamedTuple):
         return "%d: %s" % (self.line + line, message)
 
 
-@contextlib.contextmanager
-def piece_context(name: str, piece: InputPiece, path: _Path = (), start: int = 0) -> Iterator[None]:
-    """Turn an error in a piece of the input into a UserError with file, line and path.
-
-    `path` and `start` are those of a value inside of the piece.
-    """
-    try:
-        yield
-    except (ValueError, RecursionError) as error:
-        raise UserError("%s:%s" % (name, piece.explain(error, path, start))) from None
+def piece_context(name: str, piece: InputPiece, path: _Path = ()) -> Instead:
+    """Turn an error in a piece of the input into a UserError with file, line and path."""
+    return Instead((ValueError, RecursionError), lambda error: UserError(
+        "%s:%s" % (name, piece.explain(error, path))))
 
 
 # - values in a stream -
@@ -4457,14 +4700,14 @@ class ValueSplitter:
         self._buffer += chunk or b""
         return chunk is not None
 
-    def _take(self, count: int) -> InputPiece:
+    def _take(self, count: int, value: Any = None) -> InputPiece:
         """Take bytes from the buffer, all of them for -1.  A large value is not copied."""
         line, data = self._line, self._buffer
         count = len(data) if count < 0 else count
         self._line += data.count(b"\n", 0, count)
         self._buffer = data[count:]
         del data[count:]
-        return InputPiece(line, data)
+        return InputPiece(line, data, value=value)
 
     def _begins_piece(self) -> bool:
         """Drop what may be between values.  Return whether something is left."""
@@ -4488,16 +4731,17 @@ class ValueSplitter:
 
     def _value(self) -> Iterator[InputPiece]:
         """Yield the value at the start of the buffer, or why it is refused."""
-        line_end, value = self._buffer.find(b"\n", 0, LARGE_BYTES), None
-        if line_end > 0:  # JSON Lines at the speed of the JSON module
-            with contextlib.suppress(ValueError, RecursionError):
+        line_end = self._buffer.find(b"\n", 0, LARGE_BYTES)
+        with contextlib.suppress(ValueError, RecursionError):
+            if line_end > 0:  # JSON Lines at the speed of the JSON module
                 value = loads_unique(self._buffer[:line_end])
-        if value is not None:
-            yield self._take(line_end)._replace(value=value)
-            return
+                yield self._take(line_end, value)
+                return
         scanner, is_refused = ValueScanner(), False
-        end, is_whole = scanner.end(self._buffer)
-        while end < 0:
+        while True:
+            end, is_whole = scanner.end(self._buffer)
+            if end >= 0:
+                break
             is_deep = len(scanner.open) > _DEEPEST_OPEN
             if not is_refused and (is_deep or len(self._buffer) > MAX_VALUE_BYTES):
                 is_refused = True
@@ -4512,7 +4756,6 @@ class ValueSplitter:
                 self._take(kept)
             if not self._more():
                 break
-            end, is_whole = scanner.end(self._buffer)
         piece = self._take(end)
         if end < 0 and len(piece.data) > SMALL_FILE_BYTES:  # parsing would double the memory
             piece = InputPiece(piece.line, b"",
@@ -4532,20 +4775,23 @@ class Supply:
     """The source of a run's jobs.  The scheduler asks for them, in one thread.
 
     `total` is the number of jobs, None where it is not known.  `reads_ahead`: a job may be asked
-    for before the one before it has ended.  `on_ready` is set by the scheduler, and may be called
-    from another thread, after NOT_READY, when there is a job.
+    for before the one before it has ended.  `at_end`: no input is left that was not read.
+    `on_ready` is set by the scheduler, and may be called from another thread, after NOT_READY, when
+    there is a job.
     """
 
     total: Optional[int] = None
+    at_end = True
     reads_ahead = True
     on_ready: Callable[[], None] = do_nothing
+    _jobs: Iterator[Union[Job, Result, str]] = iter(())
 
     def next_job(self) -> Union[Job, Result, str]:
         """Return the next Job, a Result for input that is no task, NOT_READY or END.
 
         Indexes count from 0, in the order of the input.
         """
-        raise NotImplementedError
+        return next(self._jobs, END)
 
     def stop(self) -> None:
         """Read no more: from now on only the jobs that were read are asked for."""
@@ -4562,13 +4808,13 @@ class JobList(Supply):
         if isinstance(items, (list, tuple)):
             self.total = len(items)
         self.reads_ahead = self.total is not None  # a generator may look at results first
-        self._items = enumerate(items)
+        self._jobs = self._all(items)
 
-    def next_job(self) -> Union[Job, Result, str]:
-        for index, item in self._items:
-            return item._replace(index=index) if isinstance(item, Job) else Job(
-                index, item, literal=item.literal)
-        return END
+    @staticmethod
+    def _all(items: Iterable[Union[Task, Job]]) -> Iterator[Job]:
+        for index, item in enumerate(items):
+            job = item if isinstance(item, Job) else Job(index, item, literal=item.literal)
+            yield job._replace(index=index)
 
 
 class JobReader:
@@ -4576,19 +4822,18 @@ class JobReader:
 
     `run` is what the values state about the run (RUN_FIELDS); the first to set a field counts.
     Once tasks have `started`, values cannot set more.  `has_ids`: every task so far has an id.
-    `again`: the input was validated before.  `reads_files`: tasks have the contents of files, so
-    they may be much larger than the input.  `shard` is that of the tasks that will run.
+    `again`: the input was validated before.  `tasks` is the number of tasks so far, `size` of
+    those of the shard.
     """
 
-    reads_files = False
-    shard: Optional[Shard] = None
-
-    def __init__(self, name: str, policy: TaskPolicy, warn: Callable[[str], None]) -> None:
+    def __init__(self, name: str, policy: TaskPolicy, warn: Callable[[str], None],
+                 shard: Shard) -> None:
         self.run: Dict[str, Any] = {}
         self.started, self.again, self.has_ids = False, False, True
-        self._name, self._policy, self._warn = name, policy, warn
+        self.tasks = self.size = 0
+        self._name, self._policy, self._warn, self._shard = name, policy, warn, shard
+        self._grows = False  # the jobs may be much larger than the input
         self._ids: Set[Tuple[str, str]] = set()  # (field, what no other task may have in it)
-        self._count = 0  # of the tasks so far
 
     def _pieces(self, chunks: Iterable[bytes]) -> Iterable[InputPiece]:
         return ValueSplitter(chunks)
@@ -4596,17 +4841,21 @@ class JobReader:
     def _batch(self, value: Any) -> _Batch:
         return _batch(value, self._policy)
 
-    def _job(self, value: Any, number: int, batch: _Batch) -> Job:
-        """Return the job of a task, the `number`-th of the run.  Raise InvalidValue."""
-        return _job(value, batch.defaults, batch.policy)
+    def _job_of(self, value: Any, position: int, batch: _Batch) -> Job:
+        """Return the job of the task at a position of the run.  Raise InvalidValue."""
+        return _job(value, batch.defaults, batch.policy)._replace(index=position)
 
-    def values(self, chunks: Iterable[bytes], *, is_strict: bool) -> Iterator[_Value]:
-        """Yield the number of tasks in each value, and the tasks.
+    def has(self, item: _Item) -> bool:
+        """Return whether the task of an item is in the shard."""
+        return self._shard.has(item.index)
+
+    def values(self, chunks: Iterable[bytes], *, is_strict: bool) -> Iterator[Iterator[_Item]]:
+        """Yield the tasks of each value as jobs.
 
         The first value that is bad, or each with `is_strict`, raises UserError.  Another bad value
         becomes a failed Result.
         """
-        is_lenient, self._count = self.again, 0
+        is_lenient, self.tasks = self.again, 0
         try:
             for piece in self._pieces(chunks):
                 try:
@@ -4621,39 +4870,48 @@ class JobReader:
         except UserError as error:  # about the columns, which were changed since the first reading
             yield self._bad_value(error, is_lenient)
 
-    def _bad_value(self, error: UserError, is_lenient: bool) -> _Value:
+    def _bad_value(self, error: UserError, is_lenient: bool) -> Iterator[_Item]:
         if not is_lenient:
             raise error from None
         self.has_ids = False
-        self._count += 1
-        return 1, iter([_invalid(error)])
+        item = self._bad_task(error, self.tasks)
+        self.tasks += 1
+        self.size += self.has(item)
+        return iter([item])
 
-    def _value(self, piece: InputPiece) -> _Value:
-        """Return the number of tasks in a piece of the input, and the tasks.  Raise UserError.
+    def _bad_task(self, error: UserError, position: int) -> _Item:
+        return _invalid(error)._replace(index=position)
 
-        The tasks of a large value, and those with contents of files, are made one by one: once to
-        validate all, then to run them.
+    def _value(self, piece: InputPiece) -> Iterator[_Item]:
+        """Return the tasks in a piece of the input as jobs.  Raise UserError.
+
+        Jobs that may be much larger than the input, and those of a large value, are made one by
+        one: once to validate all, then to run them.
         """
         is_large = piece.value is None and piece.array[1] - piece.array[0] > LARGE_BYTES
         outline = piece.without_array() if is_large else piece
         with piece_context(self._name, outline):
-            batch = self._batch(outline.parsed())._replace(first=self._count)
+            batch = self._batch(outline.parsed())._replace(first=self.tasks)
         if is_large and batch.items:  # the array is not that of the tasks
             return self._value(piece._replace(array=(0, 0)))
         if self.again:
-            return 0, self._jobs(piece, batch, is_large)
+            return self._jobs(piece, batch, is_large)
         ids: Set[Tuple[str, str]] = set()
-        jobs = self._jobs(piece, batch, is_large, ids)
-        is_made_again = is_large or self.reads_files
-        kept = [] if is_made_again else list(jobs)
-        count = len(kept) + sum(1 for _ in jobs)
-        with piece_context(self._name, outline, batch.path):
-            if not count:
+        kept: List[_Item] = []
+        size, tasks, is_made_again = 0, batch.first, is_large or self._grows
+        for item in self._jobs(piece, batch, is_large, ids):
+            size += self.has(item)
+            tasks = item.index + 1
+            if not is_made_again:
+                kept.append(item)
+        if tasks == batch.first:
+            with piece_context(self._name, outline, batch.path):
                 raise InvalidValue("no tasks: the list is empty")
         self._ids.update(ids)
-        self._count += count
+        self.tasks = tasks
+        self.size += size
         self._note_run(piece, batch.run)
-        return count, self._jobs(piece, batch, is_large) if is_made_again else iter(kept)
+        return self._jobs(piece, batch, is_large) if is_made_again else iter(kept)
 
     def _jobs(self, piece: InputPiece, batch: _Batch, is_large: bool,
               ids: Optional[Set[Tuple[str, str]]] = None) -> Iterator[_Item]:
@@ -4664,33 +4922,48 @@ class JobReader:
         """
         elements = piece.elements() if is_large else ((0, item) for item in batch.items)
         with piece_context(self._name, piece, batch.path):
-            for position, (start, item) in enumerate(elements):
-                path = batch.path if batch.is_task else (*batch.path, position)
+            for place, (start, item) in enumerate(elements):
+                path = batch.path if batch.is_task else (*batch.path, place)
+                position = batch.first + place
                 try:
-                    with piece_context(self._name, piece, path, start):
-                        value = loads_unique(item) if is_large else item
-                        job: _Item = self._claimed(
-                            self._job(value, batch.first + position + 1, batch), ids)
-                except UserError as error:
+                    value = loads_unique(item) if is_large else item
+                    made = self._job_of(value, position, batch)
+                    self._claim(made.task, ids)
+                    job: _Item = made
+                except (ValueError, RecursionError) as error:
+                    bad = UserError("%s:%s" % (self._name, piece.explain(error, path, start)))
                     if ids is not None:
-                        raise
-                    job = _invalid(error)  # a symbolic link was changed, or a file
-                self._count += self.again
+                        raise bad from None
+                    job = self._bad_task(bad, position)  # a link was changed, or a file
+                if self.again:
+                    self.tasks = position + 1
                 yield job
 
-    def _claimed(self, job: Job, ids: Optional[Set[Tuple[str, str]]]) -> Job:
+    def _claim(self, task: Task, ids: Optional[Set[Tuple[str, str]]]) -> None:
         """Add the task's id and file to those of its value.  Raise InvalidValue for a double."""
-        task = job.task
         self.has_ids = self.has_ids and bool(task.id)
-        if ids is not None and (task.id or task.write_to):
-            file = task.write_to and os.path.realpath(task.write_to)
-            for field, value in (("id", task.id), ("write_to", file)):
-                if (field, value) in self._ids or (field, value) in ids:
-                    raise InvalidValue("another task of this run has the %s %s" % (
-                        field.replace("write_to", "file"), quoted(getattr(task, field))), (field,))
-                if value:
-                    ids.add((field, value))
-        return job
+        if ids is None or not (task.id or task.write_to):
+            return
+        taken = ids
+
+        def is_taken(*one: str) -> bool:
+            return one in self._ids or one in taken
+
+        file = task.write_to and os.path.realpath(task.write_to)
+        for field, value in (("id", task.id), ("write_to", file)):
+            if is_taken(field, value):
+                raise InvalidValue("another task of this run has the %s %s" % (
+                    field.replace("write_to", "file"), quoted(getattr(task, field))), (field,))
+            if value:
+                taken.add((field, value))
+        problem = "%s has to be a directory for the file of another task" * is_taken("above", file)
+        place = os.path.dirname(file)
+        while place.strip("/") and not (problem or is_taken("above", place)):
+            problem = "%s is below the file of another task" * is_taken("write_to", place)
+            taken.add(("above", place))
+            place = os.path.dirname(place)
+        if problem:
+            raise InvalidValue(problem % quoted(task.write_to), ("write_to",))
 
     def _note_run(self, piece: InputPiece, run: Dict[str, Any]) -> None:
         for name, value in run.items():
@@ -4712,7 +4985,8 @@ def _invalid(error: UserError) -> Result:
 
 # - items and templates -
 
-_ITEM_PARTS = ("{}", "{/}", "{//}", "{.}", "{/.}", "{@}")
+ITEM_PARTS = ("{}", "{/}", "{//}", "{.}", "{/.}", "{@}")
+_LIKE_PLACEHOLDER = r"\{[^\W\d][\w-]*\}|\{\.[^\W\d]"
 _ITEM_FIELD = r"\{(\.[\w-]+(?:\.[\w-]+|\[-?\d{1,9}\])*)\}"
 
 
@@ -4742,36 +5016,22 @@ class Template(NamedTuple):
             kind = "rows" if columns else "texts that NUL bytes separate"
             raise UserError("%s in a template is a field of JSON values, but the items are %s" % (
                 fields[0], "arguments" if self.words else kind))
+        known = ["{}", "{#}", *map("{%s}".__mod__, columns)]
+        kind = "rows" if columns else "JSON values"
+        if not fields and not columns:
+            known += ITEM_PARTS
+            kind = "texts: a column needs --csv or --tsv, a field of JSON values is {.NAME}"
         for braces in dict.fromkeys(used):
-            if (fields or columns) and braces in _ITEM_PARTS[1:]:
-                because = "rows" if columns else "JSON values (because of %s)" % fields[0]
-                raise UserError("%s in a template needs items that are paths, but they are %s"
-                                % (braces, because))
-            problem = self._problem(braces, columns)
-            if problem:
-                raise UserError("%s in a template %s; the text itself is {%s"
-                                % (braces, problem, braces))
-        if not fields and not {"{#}", *_ITEM_PARTS, *map("{%s}".__mod__, columns)}.intersection(
-                used):
+            is_word = len(braces) < 100 and re.match(r"\{\s*\.?[^\W\d]", braces)
+            near = nearest(braces[1:-1].strip(), columns) if is_word else ""
+            if braces not in known + fields and (
+                    near or braces in ITEM_PARTS or re.match(_LIKE_PLACEHOLDER, braces)):
+                raise UserError("%s in a template is no placeholder%s; the items are %s; the text "
+                                "itself is {%s" % (braces, near, kind, braces))
+        if not fields and not set(known).intersection(used):
             raise UserError("the template does not use the items; write %s where an item belongs"
                             % ("{COLUMN}" if columns else "{}"))
         return self._replace(form="json") if fields else self
-
-    @staticmethod
-    def _problem(braces: str, columns: Sequence[str]) -> str:
-        """Return why a text in braces looks like a placeholder and is none, else ""."""
-        is_name = re.fullmatch(r"\{[^\W\d][\w-]*\}", braces)
-        if braces[1:-1] in columns or not re.match(r"\{\s*\.?[^\W\d]", braces):
-            return ""
-        if columns:
-            near = nearest(braces[1:-1].strip(), columns) if len(braces) < 100 else ""
-            return "names no column" + near if is_name or near else ""
-        if is_name:
-            return ("is no placeholder; a column needs --csv or --tsv, a field of JSON values is {."
-                    + braces[1:])
-        if braces.startswith("{.") and not re.fullmatch(_ITEM_FIELD, braces):
-            return "is no path in a JSON value, as {.title} and {.labels[0].name} are"
-        return ""
 
     def task(self, item: Any, number: int, root: str = "") -> Dict[str, Any]:
         """Return the fields of the task for an item.  Raise InvalidValue.
@@ -4783,7 +5043,7 @@ class Template(NamedTuple):
                 return "{" if braces == "{{" else str(number)
             if braces == "{@}":
                 return _content(item, root)
-            if braces in _ITEM_PARTS:
+            if braces in ITEM_PARTS:
                 return _part(item, braces) if isinstance(item, str) else _as_text(item)
             if self.form in ("csv", "tsv"):
                 column: Optional[str] = item.get(braces[1:-1])
@@ -4821,18 +5081,17 @@ MAX_CONTENT_BYTES = 1 << 20  # of a file that becomes a part of a prompt
 
 def _content(path: str, root: str) -> str:
     """Return the text in a file.  Raise InvalidValue."""
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)  # a pipe does not block
+
     try:
-        real, file = os.path.realpath(path), os.open(  # a pipe does not block
-            path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            if root and not (is_inside(real, root) and is_same(file, real)):
+        real = os.path.realpath(path)
+        with open(path, "rb", opener=opener) as file:
+            if root and not (is_inside(real, root) and is_same(file.fileno(), real)):
                 raise InvalidValue("%s is outside of %s" % (quoted(path), quoted(root)))
-            if not _is_regular(file):
-                raise InvalidValue("%s is not a regular file%s" % (
-                    quoted(path), ", but a directory" if os.path.isdir(path) else ""))
-            data = b"".join(file_chunks(file, 0, MAX_CONTENT_BYTES + 1))
-        finally:
-            os.close(file)
+            if not _is_regular(file.fileno()):
+                raise InvalidValue("%s is not a regular file" % quoted(path))
+            data = file.read(MAX_CONTENT_BYTES + 1)
     except OSError as error:
         raise InvalidValue("%s: %s" % (quoted(path), error.strerror)) from None
     if len(data) > MAX_CONTENT_BYTES:
@@ -4913,10 +5172,10 @@ class ItemReader(JobReader):
     """Turns the items of an input into jobs, by the template of the policy."""
 
     def __init__(self, name: str, policy: TaskPolicy, warn: Callable[[str], None],
-                 template: Template) -> None:
-        super().__init__(name, policy, warn)
-        self._template = template
-        self.reads_files = "{@}" in "".join(template.fields.values())
+                 shard: Shard) -> None:
+        super().__init__(name, policy, warn, shard)
+        self._template: Template = policy.template or Template({})
+        self._grows = "{@}" in "".join(self._template.fields.values())
 
     def _pieces(self, chunks: Iterable[bytes]) -> Iterable[InputPiece]:
         form = self._template.form
@@ -4946,16 +5205,17 @@ class ItemReader(JobReader):
             return _Batch(value, self._policy)
         return _Batch([value], self._policy, is_task=True)
 
-    def _job(self, value: Any, number: int, batch: _Batch) -> Job:
-        fields = self._template.task(value, number, self._policy.root)
+    def _job_of(self, value: Any, position: int, batch: _Batch) -> Job:
+        fields = self._template.task(value, position + 1, self._policy.root)
         path = fields.pop("write_to", None)
-        job = super()._job(fields, number, batch)
-        if path is not None:
-            with path_context("write_to"):
-                path = self._checked_file(path, number)
-        return job._replace(task=job.task._replace(write_to=path or ""))
+        job = super()._job_of(fields, position, batch)
+        if path is None:
+            return job
+        with path_context("write_to"):
+            path = self._checked_file(path, position)
+        return job._replace(task=job.task._replace(write_to=path))
 
-    def _checked_file(self, path: str, number: int) -> str:
+    def _checked_file(self, path: str, position: int) -> str:
         """Return the path of a file for an answer.  Raise ValueError."""
         path, root = _path(path), self._policy.root
         outside = outside_of(path, root or ".")
@@ -4964,8 +5224,10 @@ class ItemReader(JobReader):
                 quoted(path), outside, "" if root else "; --root names another directory"))
         if os.path.basename(path) in ("", ".", "..") or os.path.isdir(path):
             raise ValueError("%s is a directory; expected the name of a file" % quoted(path))
-        is_ours = not self.shard or (number - 1) % self.shard.shards == self.shard.position
-        if is_ours and not self._template.may_exist and os.path.lexists(path):
+        above = existing_part(os.path.dirname(path))
+        if above and not os.path.isdir(above):
+            raise ValueError("%s is not a directory" % quoted(above))
+        if self._shard.has(position) and not self._template.may_exist and os.path.lexists(path):
             raise ValueError("%s exists; --overwrite replaces it" % quoted(path))
         return path
 
@@ -4980,9 +5242,11 @@ class Shard(NamedTuple):
     shards: int = 1
     source: str = ""  # the environment variable that stated the position
 
-    def size(self, tasks: int) -> int:
-        """Return how many of so many tasks belong to the shard."""
-        return len(range(self.position, tasks, self.shards))
+    def has(self, position: int) -> bool:
+        return position % self.shards == self.position
+
+    def __str__(self) -> str:
+        return "%d/%d" % (self.position + 1, self.shards)
 
 
 WHOLE = Shard()
@@ -5046,8 +5310,8 @@ def shard_of_environment(environment: Dict[str, str]) -> Shard:
     for other in found[1:]:
         if other[:2] != found[0][:2]:
             raise UserError("--shard auto: " + " and ".join(
-                "%s states %d/%d" % (shard.source, shard.position + 1, shard.shards)
-                for shard in (found[0], other)) + "; give --shard K/N")
+                "%s states %s" % (shard.source, shard) for shard in (found[0], other))
+                + "; give --shard K/N")
     return found[0]
 
 
@@ -5087,66 +5351,70 @@ class TaskStream(Supply):
 
     A regular file is validated as a whole; a large file is then read again, one value at a time, so
     that memory does not grow with the number of values.  `total` is known of a file, and of a pipe
-    whose writer has finished.  From another pipe tasks come as their values arrive.  Of all tasks,
-    which keep their indexes, only those of the `shard` are asked for and counted.
+    whose writer has finished.  From another pipe tasks come as their values arrive.  Of all tasks
+    only those of the `shard` are asked for and counted.
     """
 
     def __init__(self, file: int, name: str, policy: TaskPolicy, warn: Callable[[str], None],
                  shard: Shard = WHOLE) -> None:
-        self._items: Iterator[Union[Job, Result, str]] = iter(())
-        self._index = 0  # of the next task
         self._stopped = False
-        self._shard = shard
-        reader = JobReader(name, policy, warn)
-        if policy.template:
-            reader = ItemReader(name, policy, warn, policy.template)
-            reader.shard = shard
+        self._all: Iterator[Union[Job, Result, str]] = iter(())
+        reader = (ItemReader if policy.template else JobReader)(name, policy, warn, shard)
         if policy.template and policy.template.words:
             words = b"\0".join(map(to_bytes, policy.template.words))
-            self._keep(reader.values([words], is_strict=True))
+            self._keep(reader.values([words], is_strict=True), reader)
         elif _is_regular(file):
             self._open_regular(file, reader)
         else:
             self._open_pipe(file, reader)
+        self._jobs = self._of_shard(reader)
         self.run, self.has_ids = reader.run, reader.has_ids
-        if self.total == 0:
+        if not reader.tasks:
             raise UserError("%s: no tasks: the input is empty" % name)
-        if self.total:
-            self.total = shard.size(self.total)
 
     def _open_regular(self, file: int, reader: JobReader) -> None:
         start = os.lseek(file, 0, os.SEEK_CUR)
         values = reader.values(file_chunks(file, start), is_strict=True)
         if os.fstat(file).st_size - start <= SMALL_FILE_BYTES:
-            self._keep(values)
+            self._keep(values, reader)
         else:
-            self.total = sum(count for count, _ in values)
-            reader.again = True
+            for _ in values:
+                pass
+            self.total, reader.again = reader.size, True
             values = reader.values(file_chunks(file, start), is_strict=False)
-            self._items = (item for _, items in values for item in items)
+            self._all = itertools.chain.from_iterable(values)
 
     def _open_pipe(self, file: int, reader: JobReader) -> None:
         ready: List[bytes] = []  # what was read before it was needed
         values = reader.values(iter(lambda: ready.pop(0) if ready else read_some(file), b""),
                                is_strict=False)
-        first = next(values, (0, iter(())))
+        first = list(itertools.islice(values, 1))
         reader.started = True
         size = 0
         with contextlib.suppress(OSError):  # the next read raises it again
             while b"" not in ready[-1:] and size <= SMALL_FILE_BYTES and can_be_read(file):
                 ready.append(read_some(file))
                 size += len(ready[-1])
-        if b"" in ready[-1:] or not first[0]:  # the writer has finished
-            self._keep(itertools.chain([first], values))
+        if b"" in ready[-1:] or not first:  # the writer has finished
+            self._keep(itertools.chain(first, values), reader)
         else:
-            self._items = itertools.chain(first[1], self._arriving(values))
+            self.at_end = False
+            self._all = itertools.chain(*first, self._arriving(values))
 
-    def _keep(self, values: Iterable[_Value]) -> None:
+    def _keep(self, values: Iterable[Iterator[_Item]], reader: JobReader) -> None:
         kept = list(values)
-        self.total = sum(count for count, _ in kept)
-        self._items = itertools.chain.from_iterable(items for _, items in kept)
+        self.total = reader.size
+        self._all = itertools.chain.from_iterable(kept)
 
-    def _arriving(self, values: Iterator[_Value]) -> Iterator[Union[Job, Result, str]]:
+    def _of_shard(self, reader: JobReader) -> Iterator[Union[Job, Result, str]]:
+        total = 0
+        for item in self._all:
+            if isinstance(item, str) or reader.has(item):
+                total += not isinstance(item, str)
+                yield item
+        self.total = total
+
+    def _arriving(self, values: Iterator[Iterator[_Item]]) -> Iterator[Union[Job, Result, str]]:
         """Yield the items of values that another thread reads, NOT_READY while there are none.
 
         The thread starts with the first call of next, because workers should be forked before.
@@ -5157,11 +5425,14 @@ class TaskStream(Supply):
 
         def read() -> None:
             try:
-                for _, items in values:
+                for items in values:
                     arrived.put(items)
                     self.on_ready()
                     if self._stopped:
+                        self.at_end = next(values, None) is None
                         break
+                else:
+                    self.at_end = True
                 arrived.put(None)
             except BaseException as error:  # for the thread that asks for tasks
                 arrived.put(error)
@@ -5179,32 +5450,18 @@ class TaskStream(Supply):
     def stop(self) -> None:
         self._stopped = True
 
-    def next_job(self) -> Union[Job, Result, str]:
-        for item in self._items:
-            if isinstance(item, str):
-                return item
-            index = self._index
-            self._index += 1
-            if index % self._shard.shards == self._shard.position:
-                return item._replace(index=index)
-        self.total = self._shard.size(self._index)
-        return END
-
 
 def _check_policy(policy: TaskPolicy) -> None:
     """Raise UserError for an unknown backend or a bad root that is not from the input."""
     for source, backend in (("CLINVK_BACKEND", policy.environment.get("CLINVK_BACKEND")),
                             ("--backend", policy.overrides.get("backend"))):
-        if backend and not policy.allow_commands and backend not in {
-                *BACKENDS, *policy.definitions}:
-            raise UserError("%s: %s" % (source, unknown_backend(backend, policy.definitions)))
+        problem = backend and unknown_backend(backend, policy.definitions)
+        if problem and not policy.allow_commands:
+            raise UserError("%s: %s" % (source, problem))
     if policy.root and deleted_directory(policy.root):
         raise UserError("--root: " + deleted_directory(policy.root))
     if policy.root and not os.path.isdir(policy.root):
         raise UserError("--root: %s is not a directory" % policy.root)
-
-
-NOT_A_DEVICE = "%s: is a device; expected a regular file, a pipe or a terminal"
 
 
 def _open_input(path: Optional[str], policy: TaskPolicy, advice: str) -> Tuple[int, str]:
@@ -5265,6 +5522,9 @@ def open_tasks(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], No
 CHAIN_FIELDS = {
     "steps": _of_type(list, "a list of steps"), "stop_on_failure": _truth,
     "pass_working_dir": _truth, **{name: BATCH_FIELDS[name] for name in ("defaults", "backends")}}
+_CHAIN_HINTS = {**_TASK_HINTS, **dict.fromkeys(
+    ("retries", "retry_on", "retry_acted", "max_wait"),
+    "; it is for the whole chain: give the option of that name")}
 _REFERENCE = r"\{\{(?:previous|steps\.([^{}\n]+)\.output)\}\}"
 
 
@@ -5294,11 +5554,8 @@ def _parts(prompt: str, index: int, names: Dict[str, int]) -> Tuple[Union[str, i
         if 0 <= source < index:
             return source
         earlier = [known for known in names if names[known] < index]
-        problem = "that step does not come before this step"
-        if source < 0:
-            problem = "no step has that name" + nearest(name, earlier) if name else (
-                "no step comes before the first")
-        raise ValueError("%s cannot be replaced: %s" % (placeholder, problem))
+        raise ValueError("%s cannot be replaced: no earlier step %s" % (
+            placeholder, "has that name" + nearest(name, earlier) if name else "exists"))
 
     return tuple(fill(prompt, source_of))
 
@@ -5317,7 +5574,7 @@ def _chain(value: Any, policy: TaskPolicy) -> Chain:
     """Return the chain of a JSON value.  Raise InvalidValue."""
     if isinstance(value, list) or "tasks" in value:
         raise InvalidValue("this is a batch: run it with `clinvk parallel`")
-    fields = _checked(value, CHAIN_FIELDS, "a chain")
+    fields = _checked(value, CHAIN_FIELDS, "a chain", _CHAIN_HINTS.get)
     policy = _with_commands(policy, fields, "a chain")
     if not fields.get("steps"):
         raise InvalidValue("a chain needs a list of steps that is not empty", ("steps",))
@@ -5417,14 +5674,16 @@ class Steps(Supply):
             if self._last_use[source] == step.index:
                 del self._results[source]
         backend, beginning = backend_of(step), beginning_of(texts)
-        problem = prompt_too_large(backend, *texts)
+        problem = refused_prompt(backend, *texts)
         if not beginning:
             problem = "the prompt is blank once its placeholders are replaced"
-        elif not problem and (backend.max_prompt or all(isinstance(text, str) for text in texts)):
+        elif not problem and (backend.max_prompt or backend.text is not _plain_prompt
+                              or all(isinstance(text, str) for text in texts)):
             step = step._replace(task=step.task._replace(prompt="".join(texts_of(texts))))
-            problem = prompt_too_large(backend, backend.text(step))
+            problem = refused_prompt(backend, backend.text(step))
         elif not problem:
-            step = step._replace(task=step.task._replace(prompt=beginning), parts=texts)
+            step = step._replace(task=step.task._replace(prompt=beginning),
+                                 parts=tuple(texts))
         return unfinished(step, "failed", problem, "invalid", exit_code=1) if problem else step
 
     def arrived(self, result: Result) -> Result:
@@ -5446,8 +5705,9 @@ def comparison(prompt: str, backends: Iterable[str], policy: TaskPolicy) -> List
     """Return a job of one prompt for each of several backends.  Raise UserError."""
     jobs: List[Job] = []
     for name in backends:
-        if name not in BACKENDS and name not in policy.definitions:
-            raise UserError("--backends: " + unknown_backend(name, policy.definitions))
+        problem = unknown_backend(name, policy.definitions)
+        if problem:
+            raise UserError("--backends: " + problem)
         if any(job.task.backend == name for job in jobs):
             raise UserError("--backends: %s is named twice" % quoted(name))
         chosen = {**policy.overrides, "backend": name}
@@ -5460,18 +5720,15 @@ def not_installed(job: Job) -> bool:
     return not find_program(command_of(job).argv[0])[0]
 
 
-# --- 8. Worker ---------------------------------------------------------------
+# --- 8. Processes ------------------------------------------------------------
 #
 # Everything here runs in a worker: a process of Pool's, or a thread where processes cannot be used.
 
-GRACE_SECONDS = 5.0     # between asking a process to end and killing it; the commands use it
+GRACE_SECONDS = 5.0     # between asking a process to end and killing it; no option sets it
 WATCH_SECONDS = 0.5     # between two looks at the output of a process
 ACTION_COLUMNS = 60     # of what a program does, as it is shown
 LINGER_SECONDS = 10.0   # for a program to end by itself after its last event
 HANDOVER_SECONDS = 0.5  # for which a message between two processes may be on its way
-# An answer up to here travels in the Result, a larger one as a file; with_answer reads the file
-# back up to CHUNK.
-INLINE_BYTES = 1024
 # Processes that a shorter task left behind are ended at the end of the run: a sweep takes
 # milliseconds, which is much for a task of `cat` and nothing for a task of an agent.
 SWEEP_AFTER_SECONDS = 1.0
@@ -5498,6 +5755,7 @@ class WorkerState:
                  note_output: Callable[[int, float, str, int], None] = do_nothing,
                  grace: float = GRACE_SECONDS, adopts: bool = False) -> None:
         from _thread import allocate_lock
+        _secrets()  # imports, for which no file may be free when an error has to be redacted
         self.run_id, self.directory, self.note = run_id, directory, note
         self.grace, self.adopts, self.note_output = grace, adopts, note_output
         self.canceled = False
@@ -5609,6 +5867,7 @@ class Execution(NamedTuple):
     `files` are open files for its stdin, stdout and stderr.  `timeout` is in seconds, 0 for none.
     `workdir` is None for the current directory.  `idle_timeout` (seconds without output),
     `max_output` (bytes of stdout), `is_over` and `doing` (as in Backend) are for _Process.look.
+    `action` is what it does, as it is shown, until an event says more.
     """
 
     argv: Tuple[str, ...]
@@ -5622,6 +5881,7 @@ class Execution(NamedTuple):
     max_output: int = 0
     is_over: Optional[Callable[[int], bool]] = None
     doing: Optional[Callable[[bytes], _Doing]] = None
+    action: str = ""
 
 
 class Ended(NamedTuple):
@@ -5655,7 +5915,9 @@ def execute(execution: Execution, state: WorkerState, index: int) -> Optional[En
         started = time.monotonic()  # before the start: no process lives longer than is measured
         pid = start_session(execution.argv, execution.environment, execution.workdir,
                             execution.files)
-        process = state.running = _Process(pid, execution, state)
+        process = _Process(pid, execution, state)
+        process.note_start()
+        state.running = process
     state.note(index, pid)
     try:
         code = process.wait_until_timeout()
@@ -5671,10 +5933,11 @@ def execute(execution: Execution, state: WorkerState, index: int) -> Optional[En
 class _Activity:
     """Read from the events of a program, while they come, its last action and its tokens."""
 
-    def __init__(self, doing: Optional[Callable[[bytes], _Doing]]) -> None:
+    def __init__(self, doing: Optional[Callable[[bytes], _Doing]], action: str) -> None:
         self._doing = doing
         self._offset = 0  # of the first line that is not read
-        self._last = self.action = ""  # the action as it was stated, and as it can be shown
+        self._last = ""  # the action as it was stated
+        self.action = action and cut(one_line(action), ACTION_COLUMNS)  # as it can be shown
         self._tokens: Dict[str, int] = {}  # by message
 
     @property
@@ -5714,8 +5977,11 @@ class _Process:
         self._sizes = [0, 0]  # of stdout and stderr at the last look
         self._quiet = [0.0, 0.0]  # for how many seconds each did not grow
         self._looked = time.monotonic()
-        self._activity = _Activity(execution.doing)
-        self._kill_at = float("inf")
+        self._activity = _Activity(execution.doing, execution.action)
+
+    def note_start(self) -> None:
+        """Note what the process does, in the place of what the one before it did last."""
+        self._state.note_output(0, 0.0, self._activity.action, 0)
 
     def has_ended(self, seconds: float) -> bool:
         """Wait up to `seconds` for the end of the process, and return whether it has ended."""
@@ -5733,29 +5999,27 @@ class _Process:
             with self._lock:
                 if not self._alive.locked():
                     return
-                self._signal(name, verdict)
+                self.verdict = self.verdict or verdict
+                send_signal(self.pid, getattr(signal, name))
+                send_signal(self.pid, signal.SIGCONT)
             self.has_ended(seconds)
 
-    def _signal(self, name: str, verdict: str) -> None:
-        self.verdict = self.verdict or verdict
-        send_signal(self.pid, getattr(signal, name))
-        send_signal(self.pid, signal.SIGCONT)
-
     def look(self) -> None:
-        """Note what the process has printed, and stop it where its limits say so.
-
-        Return at once: a later look kills a process that does not end within the grace.
-        """
+        """Note what the process has printed, and have it stopped where its limits say so."""
         with self._lock:
-            if not self._alive.locked():
-                return
-            now = time.monotonic()
-            if now >= self._kill_at:
-                self._signal("SIGKILL", "")
-            verdict = self._exceeded(now)
-            if verdict and not self.verdict:
-                self._kill_at = now + self._state.grace
-                self._signal(self._execution.stop_signal, verdict)
+            verdict = self._exceeded(time.monotonic()) if self._alive.locked() else ""
+        if verdict and not self.verdict:
+            import threading
+            try:
+                threading.Thread(target=self.stop, args=(verdict,), daemon=True).start()
+            except RuntimeError:  # no more threads: nobody could wait for the grace
+                self._kill(verdict)
+
+    def _kill(self, verdict: str) -> None:
+        with self._lock:
+            if self._alive.locked():
+                self.verdict = self.verdict or verdict
+                self.end_group()
 
     def _exceeded(self, now: float) -> str:
         """Note what was printed.  Return which limit the process has reached, "" for none."""
@@ -5820,7 +6084,6 @@ class _Process:
             timer.cancel()
 
 
-OVERSTAYED = "%s did not end by itself and was ended %s after its last event"
 FILES_SECONDS = 30.0  # for a program to read its files, after it has begun to read its prompt
 
 
@@ -5874,7 +6137,45 @@ class _PromptGate:
             self.close()
 
 
-# - one job -
+def _environment(job: Job, state: WorkerState, scratch: str,
+                 workdir: Optional[OpenDirectory]) -> Dict[str, str]:
+    """Return what a process of a job inherits: that of clinvk, with the marks of the run.
+
+    Programs get it.
+    """
+    environment = dict(state.environment, TMPDIR=scratch, CLINVK_TASK=str(job.index))
+    environment[RUN_MARK % state.run_id] = str(job.index)
+    if workdir:
+        environment["PWD"] = workdir.real if job.root else absolute(job.task.workdir)
+    return environment
+
+
+def canceled(result: Result, error: str = CANCELED_LATE) -> Result:
+    return result._replace(status="canceled", exit_code=-1, error=error, error_kind="canceled")
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"
+
+
+def left_running(owner: str, names: Sequence[str]) -> Tuple[str, ...]:
+    """Return a warning about processes that were killed because they outlived their owner."""
+    if not names:
+        return ()
+    return ("%s left processes running, which were killed: %s" % (owner, first_of(names)),)
+
+
+# --- 9. Worker ---------------------------------------------------------------
+#
+# A job in a worker: its files, its verdict, its log.
+
+# An answer up to here travels in the Result, a larger one as a file; with_answer reads the file
+# back up to CHUNK.
+INLINE_BYTES = 1024
+OVERSTAYED = "%s did not end by itself and was ended %s after its last event"
 
 
 def planned(job: Job) -> Result:
@@ -5882,7 +6183,8 @@ def planned(job: Job) -> Result:
     problem = deleted_directory(job.task.workdir)
     if problem:
         return unfinished(job, "failed", problem, "invalid", exit_code=1)
-    return unfinished(job, "skipped", "", "", exit_code=0)._replace(answer=command_line(job))
+    return unfinished(job, "skipped", "", "", exit_code=0)._replace(
+        answer=command_line(job), warnings=option_warnings(job))
 
 
 def run_job(job: Job, state: Optional[WorkerState] = None) -> Result:
@@ -5901,8 +6203,7 @@ def run_job(job: Job, state: Optional[WorkerState] = None) -> Result:
         import traceback
         error = "clinvk failed: " + traceback.format_exc().strip()
         result = unfinished(job, "failed", error, "backend", exit_code=1, attempts=1)
-    return with_log(job, result._replace(
-        error=without_secrets(result.error), warnings=tuple(map(without_secrets, result.warnings)),
+    return with_log(job, redacted(result)._replace(
         # by the clock that nobody sets back
         start_time=started, end_time=started + time.monotonic() - clock_started, task=job.task,
         attempts=result.attempts and job.attempt))
@@ -5971,7 +6272,11 @@ def _run(job: Job, state: WorkerState) -> Result:
             with writing("the answer"):
                 result = _judge(job, ended, execution, functools.partial(
                     _store, state, job.index, ended.none_left and not job.log))
-            return result._replace(warnings=result.warnings + left_running(job, ended.killed))
+            names = [name for name in ended.killed if name not in backend_of(job).helpers]
+            if names:
+                warnings = left_running(result.backend, names)
+                result = result._replace(warnings=result.warnings + warnings)
+            return result
         except OutputError as error:
             return unfinished(job, "failed", str(error), "backend", exit_code=1, attempts=1)
         except OSError as error:
@@ -5997,7 +6302,7 @@ def _open_workdir(job: Job, cleanup: contextlib.ExitStack) -> Optional[OpenDirec
 
 
 def _large_prompt(job: Job) -> Optional[TextFile]:
-    """Return the file of a prompt that is too large for memory, else None.  Raise OSError."""
+    """Return the file that Pool._message wrote for `parts`, else None.  Raise OSError."""
     return next((part.take() for part in job.parts if isinstance(part, TextFile)), None)
 
 
@@ -6008,13 +6313,10 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
     with writing("temporary files"):
         scratch, files = state.prepare()
     files = _named_outputs(job, state.directory, files, cleanup)
-    for name, text in command.files.items():
-        with writing("the prompt" if name == "prompt" else "the file " + name):
-            large = _large_prompt(job) if name == "prompt" else None
-            pieces = large.pieces() if large else [to_bytes(text)]
-            write_whole(os.path.join(scratch, name), pieces)
-    if command.by_stdin and command.files:
-        paths = [os.path.join(scratch, name) for name in command.files]
+    if command.files:
+        _write_files(job, command, scratch)
+    paths = [os.path.join(scratch, name) for name in command.files]
+    if command.by_stdin and paths:
         gate = _PromptGate(backend.text(job), paths)
         cleanup.callback(gate.close_unless_given)
         files = [gate.source, *files[1:]]
@@ -6036,40 +6338,28 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
         task.idle_timeout, task.max_output or DEFAULT_MAX_OUTPUT, backend.is_over, backend.doing)
 
 
+def _write_files(job: Job, command: Command, scratch: str) -> None:
+    """Write the files of a command.  Raise OutputError."""
+    for name, text in command.files.items():
+        with writing("the prompt" if name == "prompt" else "the file " + name):
+            large = _large_prompt(job) if name == "prompt" else None
+            pieces = large.pieces() if large else [to_bytes(text)]
+            write_whole(os.path.join(scratch, name), pieces)
+
+
 def _named_outputs(job: Job, directory: str, files: List[int],
                    cleanup: contextlib.ExitStack) -> List[int]:
     """Return the files of a process, with those that others can read while it writes them."""
-    paths = [followed_path(directory, job.index)] * job.follow
-    if job.log:
-        paths = log_files(job.log.path)
-    opened = []
+    if not (job.log or job.follow):
+        return files
+    paths = log_files(job.log.path) if job.log else [followed_path(directory, job.index)]
+    outputs = []
     for path in paths:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         with writing("the output"):
-            opened.append(os.open(path, flags, 0o600))
-        cleanup.callback(os.close, opened[-1])
-    return [files[0], *opened, *files[1 + len(opened):]]
-
-
-def _environment(job: Job, state: WorkerState, scratch: str,
-                 workdir: Optional[OpenDirectory]) -> Dict[str, str]:
-    """Return the environment of a process of a job, with the marks by which it is found."""
-    environment = dict(state.environment, TMPDIR=scratch, CLINVK_TASK=str(job.index))
-    environment[RUN_MARK % state.run_id] = str(job.index)
-    if workdir:
-        environment["PWD"] = workdir.real if job.root else absolute(job.task.workdir)
-    return environment
-
-
-def left_running(job: Job, names: Sequence[str]) -> Tuple[str, ...]:
-    """Return a warning about processes that were killed because they outlived their task."""
-    backend = backend_of(job)
-    names = [name for name in names if name not in backend.helpers]
-    if not names:
-        return ()
-    more = " and %d more" % (len(names) - 5) if len(names) > 5 else ""
-    return ("%s left processes running, which were killed: %s%s"
-            % (backend.name, ", ".join(names[:5]), more),)
+            outputs.append(os.open(path, flags, 0o600))
+        cleanup.callback(os.close, outputs[-1])
+    return [files[0], *outputs, *files[1 + len(outputs):]]
 
 
 def _not_started(job: Job, program: str, error: OSError) -> Result:
@@ -6127,7 +6417,7 @@ def _judge(job: Job, ended: Ended, execution: Execution,
     if code >= 0 and not stopped:  # else the end of the output is damaged by that
         reply = with_damage(reply, capture, backend.name, code)
     for leftover in backend.leftovers(job, reply):
-        remove_path(leftover)
+        remove_tree(leftover)
     exit_code = 128 - code if code < 0 else code
     error, kind = "".join(capture.text_of(reply.error))[:CHUNK], reply.error_kind
     blank = capture.is_blank() if reply.output is None else not reply.output.strip()
@@ -6162,11 +6452,11 @@ def _judge(job: Job, ended: Ended, execution: Execution,
         status = "ok"
     return Result(
         job.index, backend.name, status, exit_code, store(reply.output, capture), error, kind,
-        retry_after_seconds=None if stopped else reply.retry_after_seconds,
+        retry_after_seconds=None if stopped else reply.retry_after_seconds, limits=reply.limits,
         warnings=warnings + reply.warnings, model=reply.model or job.task.model,
         session_id=reply.session_id, usage=reply.usage, cost_usd=reply.cost_usd,
         num_turns=reply.num_turns, usage_is_cumulative=reply.usage_is_cumulative,
-        limits=reply.limits, acted=reply.acted)
+        acted=reply.acted)
 
 
 def _overdue(task: Task, stopped: str, waiting: str) -> str:
@@ -6175,13 +6465,6 @@ def _overdue(task: Task, stopped: str, waiting: str) -> str:
     if stopped == "stalled":
         error = "stalled: no output for " + duration(task.idle_timeout)
     return error + (" (it was waiting: %s)" % one_line(waiting) if waiting else "")
-
-
-def signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"
 
 
 def _store(state: WorkerState, index: int, none_left: bool, output: Optional[str],
@@ -6202,11 +6485,9 @@ def _store(state: WorkerState, index: int, none_left: bool, output: Optional[str
                                  for start in range(0, len(text), CHUNK)))
     # A file that filled the disk is copied, too, which fails: the other jobs need the room.
     if none_left and not is_full(capture.file):
-        try:
+        with contextlib.suppress(OSError):
             give_name(capture.file, path)
             return TextFile(path, size)
-        except OSError:
-            pass
     return write_text(path, capture.pieces())
 
 
@@ -6241,8 +6522,7 @@ def with_log(job: Job, result: Result) -> Result:
             warnings.append("cannot cut %s or hide its secrets: %s" % (path, error.strerror))
     if not result.attempts:
         return result
-    stdout, stderr = (name if os.path.lexists(path) else "" for name, path in zip(
-        log_files(job.log.name), log_files(job.log.path)))
+    stdout, stderr = (path if os.path.lexists(path) else "" for path in log_files(job.log.path))
     return result._replace(log=stdout, log_stderr=stderr, warnings=(*result.warnings, *warnings))
 
 
@@ -6251,16 +6531,13 @@ def _close_log(path: str, most: int, cut_line: str) -> None:
 
     A file without secrets that is small enough stays the same file.  Raise OSError.
     """
-    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
+    with opened(path, os.O_NOFOLLOW) as file:
         size = os.fstat(file).st_size
         head, tail = _kept_of(file, size, most)
         if head < tail or any(block != without_secrets(block) for block in _blocks(file, 0, size)):
             cut_lines = [cut_line % (tail - head)] * (head < tail)
             blocks = itertools.chain(_blocks(file, 0, head), cut_lines, _blocks(file, tail, size))
             write_whole(path, (to_bytes(without_secrets(block)) for block in blocks))
-    finally:
-        os.close(file)
 
 
 def _kept_of(file: int, size: int, most: int) -> Tuple[int, int]:
@@ -6304,7 +6581,7 @@ def _blocks(file: int, start: int, end: int) -> Iterator[str]:
     yield rest
 
 
-# --- 9. Pool -----------------------------------------------------------------
+# --- 10. Pool ----------------------------------------------------------------
 #
 # multiprocessing.Pool gives the workers and carries the messages.  Its user has to add:
 #
@@ -6341,8 +6618,8 @@ class Ledger:
     """
 
     _HEAD = 3   # retired; canceled; how many workers have started
-    # pid; 1 + index of the job held last; its process group while that runs, and of this process:
-    # when it started, how many bytes it has printed, when it last printed some (milliseconds); the
+    # pid; 1 + index of the job held last; the process group that runs for it; when the job began,
+    # how many bytes this process has printed, when it last printed some (milliseconds); the
     # attempt at the job; the tokens that it used, a number that is odd during a change of what
     # it did last, the size of that in bytes, and the bytes
     _WIDTH = 10 + 16
@@ -6382,16 +6659,16 @@ class Ledger:
             if pid:
                 yield slot, pid, index - 1, group
 
-    def running(self) -> Iterator[Tuple[int, float, int, float, str, int]]:
-        """Yield for each process: job index, seconds, bytes printed, seconds since then; what it
-        did last, "" where that changes right now, and tokens."""
+    def running(self) -> Iterator[Tuple[int, int, float, int, float, str, int]]:
+        """Yield for each job held last: its index, attempt and seconds, bytes printed, seconds
+        since then; what was done last, "" where that changes right now, and tokens."""
         now = time.monotonic()
-        for slot, _, index, group in self:
-            started, size, printed, _, tokens, number, length = self._words[slot + 3:slot + 10]
+        for slot, _, index, _ in self:
+            begun, size, printed, attempt, tokens, number, length = self._words[slot + 3:slot + 10]
             action = bytes(self._words[slot + 10:slot + self._WIDTH])[:length]
             is_whole = not number % 2 and self._words[slot + 8] == number
-            if group and self._words[slot + 2] == group:
-                yield (index, now - started / 1000, size, now - printed / 1000,
+            if self._words[slot + 1] == index + 1 and self._words[slot + 6] == attempt:
+                yield (index, attempt, now - begun / 1000, size, now - printed / 1000,
                        action.decode("utf-8", "replace") if is_whole else "", tokens)
 
     @property
@@ -6425,8 +6702,10 @@ class Ledger:
         raise OSError("no free slot")
 
     def claim(self, slot: int, job: Job) -> None:
-        self._words[slot + 6] = job.attempt
-        self.note_output(slot, 0, 0.0, "", 0)
+        words = self._words
+        words[slot + 4] = words[slot + 7] = words[slot + 9] = 0  # no bytes, tokens and action
+        words[slot + 6] = job.attempt
+        words[slot + 3] = words[slot + 5] = int(time.monotonic() * 1000)
         self.note(slot, job.index, 0)
 
     def attempt(self, slot: int) -> int:
@@ -6435,14 +6714,14 @@ class Ledger:
     def note(self, slot: int, index: int, group: int) -> None:
         self._words[slot + 1] = index + 1
         if group:
-            self._words[slot + 3] = self._words[slot + 5] = int(time.monotonic() * 1000)
+            self._words[slot + 5] = int(time.monotonic() * 1000)
             self._words[slot + 4] = 0
         self._words[slot + 2] = group
 
     def note_output(self, slot: int, size: int, quiet: float, action: str, tokens: int) -> None:
         self._words[slot + 4] = size
         self._words[slot + 5] = int((time.monotonic() - quiet) * 1000)
-        self._words[slot + 7] = tokens
+        self._words[slot + 7] = tokens or self._words[slot + 7]
         space = self._words[slot + 10:slot + self._WIDTH].cast("B")
         data = action.encode("utf-8", "replace")[:len(space)].decode("utf-8", "ignore").encode()
         self._words[slot + 8] |= 1
@@ -6465,23 +6744,19 @@ def semaphores_work() -> bool:
         return False
 
 
-def _pack(value: Any, path: str, renew: Callable[[], None]) -> _Message:
+def _pack(value: Any, directory: str, name: str, renew: Callable[[], None]) -> _Message:
     """Return `value` as a message of at most MESSAGE_BYTES.
 
-    A larger value goes to the file `path`, in a directory that `renew` makes again.
+    A larger value goes to a file of that name, in the directory, which `renew` makes again.
     """
     import pickle
     data = pickle.dumps(value, 4)
     if len(data) <= MESSAGE_BYTES:
         return data
     renew()
+    path = os.path.join(directory, name)
     write_whole(path, [data])
-    return path, _digest(data)
-
-
-def _digest(data: bytes) -> bytes:
-    import hashlib
-    return hashlib.blake2b(data, digest_size=16).digest()
+    return path, checksum(data)
 
 
 def _unpack(message: _Message) -> Any:
@@ -6496,7 +6771,7 @@ def _unpack(message: _Message) -> Any:
     with open(path, "rb") as file:
         os.unlink(path)
         data = file.read()
-    if _digest(data) != digest:
+    if checksum(data) != digest:
         raise OSError("%s was changed by another process" % path)
     return pickle.loads(data)
 
@@ -6509,12 +6784,12 @@ class _WorkerSettings(NamedTuple):
 
     run_id: str
     directory: str
-    ledger: Ledger
-    lock: Any
     lifeline: Any
     guard_line: Any  # held open, not used
     parent: int
     grace: float
+    ledger: Any = None  # and its lock, of the pool of the worker
+    lock: Any = None
 
 
 class _Worker(NamedTuple):
@@ -6565,7 +6840,8 @@ def _enter_process(settings: _WorkerSettings) -> None:
     try:
         holder.start()
     except RuntimeError:  # no more threads: the parent notices that it has too few workers
-        os._exit(1)
+        time.sleep(TICK_SECONDS)  # Pool replaces this worker at once, and the parent frees slots
+        os._exit(1)               # only once a tick
     lifeline = select.poll()
     lifeline.register(settings.lifeline.fileno(), select.POLLIN)
 
@@ -6622,7 +6898,7 @@ def _serve(message: _Message) -> Union[_Message, int]:
     result = run_job(job, state)._replace(task=None)
     block_if_orphaned()
     with writing("the result"):
-        return _pack(result, os.path.join(state.directory, "%d.result" % job.index), state.renew)
+        return _pack(result, state.directory, "%d.result" % job.index, state.renew)
 
 
 # - parent side: one multiprocessing.Pool -
@@ -6667,7 +6943,6 @@ class _SafeSpawn:
         return cls._former(path, args, files)
 
 
-@run_once
 def _popen_or_end_thread(process: Any) -> Any:
     """Start a process; where it cannot be started, end the calling thread without a traceback."""
     try:
@@ -6676,6 +6951,7 @@ def _popen_or_end_thread(process: Any) -> Any:
         raise SystemExit from None
 
 
+@run_once
 def _process_pool_type() -> Any:
     """Return a Pool whose workers ignore SIGTERM, and which a dead worker cannot block.
 
@@ -6695,29 +6971,19 @@ def _process_pool_type() -> Any:
                     handler._state = multiprocessing.pool.TERMINATE
                     self._change_notifier.put(None)  # type: ignore[attr-defined]
                     handler.join()
-                self._kill_all()
+                for process in self._pool:  # type: ignore[attr-defined]
+                    process.kill()
+                    process.join()
                 raise
 
         def Process(  # type: ignore[override]  # of a static method
                 self, context: Any, *arguments: Any, **named: Any) -> Any:
             process = context.Process(*arguments, **named)
+            process.terminate = process.kill  # workers ignore SIGTERM
             if "_worker_handler" in vars(self):  # the thread that replaces workers calls this
                 process._Popen = _popen_or_end_thread
             self.processes.append(process)
             return process
-
-        def _repopulate_pool(self) -> None:
-            """Start the workers.  Kill all where not all can be started."""
-            try:
-                super()._repopulate_pool()  # type: ignore[misc]
-            except BaseException:
-                self._kill_all()
-                raise
-
-        def _kill_all(self) -> None:
-            for process in self._pool:  # type: ignore[attr-defined]
-                process.kill()
-                process.join()
 
         def _get_sentinels(self) -> List[Any]:
             """Return what wakes the thread that replaces workers.
@@ -6738,16 +7004,14 @@ def _process_pool_type() -> Any:
     return ProcessPool
 
 
-def _new_process_pool(jobs: int, method: str, ledger: Ledger,
-                      settings_of: Callable[[Any], _WorkerSettings]) -> Any:
+def _new_process_pool(jobs: int, method: str, settings: _WorkerSettings) -> Any:
     """Return a multiprocessing.Pool of `jobs` workers.
 
-    `settings_of` makes the workers' settings from their lock.  Raise ImportError, OSError or
-    RuntimeError where the processes, locks or threads cannot be made.
+    Raise ImportError, OSError or RuntimeError where the processes, locks or threads cannot be made.
     """
     import multiprocessing
     import warnings
-    positions = itertools.count()
+    ledger, positions = settings.ledger, itertools.count()
     lock = KernelLock(ledger, next(positions))
     with lock:  # not every file system has locks; better to learn it here than in each worker
         pass
@@ -6773,7 +7037,8 @@ def _new_process_pool(jobs: int, method: str, ledger: Ledger,
         signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1,
                            signal.SIGTSTP))
     try:
-        return _process_pool_type()(jobs, _enter_process, (settings_of(lock),), context=Context())
+        return _process_pool_type()(
+            jobs, _enter_process, (settings._replace(lock=lock),), context=Context())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
@@ -6781,21 +7046,20 @@ def _new_process_pool(jobs: int, method: str, ledger: Ledger,
 class _WorkerPool:
     """One multiprocessing.Pool with its ledger.  Parent side."""
 
-    def __init__(self, directory: str, jobs: int, method: str,
-                 settings_of: Callable[[Ledger, Any], _WorkerSettings]) -> None:
+    def __init__(self, jobs: int, method: str, settings: _WorkerSettings) -> None:
         self.jobs = jobs
         self.lost_a_worker = False
         self.looks_unclaimed: Dict[int, int] = {}  # job index: for how many looks no worker had it
-        self.ledger = Ledger.create(directory, 2 * jobs + 16)
+        self.ledger = Ledger.create(settings.directory, 2 * jobs + 16)
+        settings = settings._replace(ledger=self.ledger)
         try:
             if method == "thread":
                 import multiprocessing.pool
                 from _thread import allocate_lock
-                settings = settings_of(self.ledger, allocate_lock())
+                settings = settings._replace(lock=allocate_lock())
                 self.pool: Any = multiprocessing.pool.ThreadPool(jobs, _take_slot, (settings,))
             else:
-                self.pool = _new_process_pool(jobs, method, self.ledger,
-                                              functools.partial(settings_of, self.ledger))
+                self.pool = _new_process_pool(jobs, method, settings)
         except BaseException:
             self.ledger.close()
             raise
@@ -6859,7 +7123,8 @@ class _WorkerPool:
 class Running(NamedTuple):
     """A job that runs, for how many seconds, how much it has printed, and for how long nothing.
 
-    `action` is what its program did last, as far as its events say; `tokens` is what it used.
+    `action` is what its program did last, as far as its events say;
+    `tokens` is what it used.
     """
 
     job: Job
@@ -6927,8 +7192,8 @@ class Pool:
         try:
             self._add_pool()
         except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: no more threads
-            number = errno.EAGAIN if isinstance(error, RuntimeError) else getattr(error, "errno", 0)
-            if number in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+            number = _shortage(error)
+            if number:
                 raise _too_few(self.jobs, number) from None
             self.method = "thread"
             with writing("temporary files"):
@@ -6938,15 +7203,14 @@ class Pool:
                          % reason)
 
     def _add_pool(self) -> None:
-        faster_json()  # imports; a worker forked during an import would wait for its lock
+        # Both import; a worker forked during an import would wait for its lock.
+        faster_json()
+        _secrets()
         self._renew()
         allow_descriptors(100 + 3 * self.jobs * (len(self._pools) + 1))  # 3 for each worker
-
-        def settings_of(ledger: Ledger, lock: Any) -> _WorkerSettings:
-            return _WorkerSettings(self.run_id, self.directory, ledger, lock, self._reader,
-                                   self._guard_line, os.getpid(), self.grace)
-
-        self._pools.append(_WorkerPool(self.directory, self.jobs, self.method, settings_of))
+        settings = _WorkerSettings(self.run_id, self.directory, self._reader, self._guard_line,
+                                   os.getpid(), self.grace)
+        self._pools.append(_WorkerPool(self.jobs, self.method, settings))
 
     def _renew(self) -> None:
         """Make the run's directory again where a task removed it.
@@ -6978,13 +7242,15 @@ class Pool:
             error_callback=functools.partial(self._fail, pool, job))
 
     def _message(self, job: Job) -> _Message:
-        """Return the message with a job, without the fields that only describe its task."""
-        job = job._replace(task=job.task._replace(name="", id="", tags=(), meta=None))
+        """Return the message with a job, without the fields that a worker does not need."""
+        task = job.task
+        if task.name or task.tags or task.meta:
+            job = job._replace(task=job.task._replace(name="", tags=(), meta=None))
         if job.parts:
             path = os.path.join(self.directory, "%d.prompt" % self._messages)
             large = write_text(path, map(to_bytes, texts_of(job.parts)))
             job = job._replace(task=job.task._replace(prompt=""), parts=(large,))
-        return _pack(job, os.path.join(self.directory, "%d.task" % self._messages), self._renew)
+        return _pack(job, self.directory, "%d.task" % self._messages, self._renew)
 
     def _fail(self, pool: _WorkerPool, job: Job, error: BaseException) -> None:
         if isinstance(error, OSError) and job.index not in self._sent_again:
@@ -7027,10 +7293,12 @@ class Pool:
 
     def running(self) -> List[Running]:
         """Return the jobs that run, each with its `attempt`, in the order of their indexes."""
-        found = {index: Running(self._in_flight[index][0], seconds, size, quiet, action, tokens)
-                 for pool in self._pools
-                 for index, seconds, size, quiet, action, tokens in pool.ledger.running()
-                 if index in self._in_flight}
+        found = {}
+        for pool in self._pools:
+            for facts in pool.ledger.running():
+                job, its_pool, _ = self._in_flight.get(facts[0], (None, None, 0))
+                if job and its_pool is pool and job.attempt == facts[1]:
+                    found[job.index] = Running(job, *facts[2:])
         return [found[index] for index in sorted(found)]
 
     def kill(self) -> None:
@@ -7046,16 +7314,15 @@ class Pool:
     def wait(self, seconds: float = TICK_SECONDS) -> List[Result]:
         """Return the next results, none after `seconds`.
 
-        Raise UserError where the main module of the program starts clinvk without a guard.
+        Raise UserError where the main module of the program starts clinvk without a guard, and
+        where the workers cannot start.
         """
         import queue
         results: List[Result] = []
-        try:
+        with contextlib.suppress(queue.Empty):
             event = self._events.get(timeout=seconds)
             if event:
                 self._take(event[0], event[1], results)
-        except queue.Empty:
-            pass
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + TICK_SECONDS
@@ -7111,8 +7378,7 @@ class Pool:
         self._awaiting_result.pop(result.index, None)
         was_killed = result.error_kind == "signal" and result.exit_code == 137
         if was_killed and self._killed_at < float("inf"):  # the worker cannot know who killed it
-            result = result._replace(status="canceled", exit_code=-1, error=CANCELED_LATE,
-                                     error_kind="canceled")
+            result = canceled(result)
         if result.error == CANCELED_EARLY and self._cancel_reason:
             result = result._replace(error="%s (%s)" % (CANCELED_EARLY, self._cancel_reason))
         if not result.log:  # no worker has closed it
@@ -7168,6 +7434,10 @@ class Pool:
                     self.method = "thread"
                 self._add_pool()
         except (OSError, OutputError, RuntimeError) as error:  # RuntimeError: no more threads
+            number = _shortage(error)
+            if number and len(waiting) == len(self._in_flight) == self._messages:  # none has begun
+                self._in_flight.clear()
+                raise _too_few(self.jobs, number) from None
             self.failure = self.failure or "cannot start workers again: %s" % error
         for index in sorted(waiting):  # as if a worker had returned it
             self._events.put((pool, index))
@@ -7178,7 +7448,7 @@ class Pool:
         started = time.time() - (time.monotonic() - since)
         if not self._canceled:
             lost = unfinished(job, "lost", why, "worker_lost", attempts=1, start_time=started)
-            return lost._replace(acted=backend_of(job).is_over is not None)
+            return lost._replace(acted=backend_of(job).is_agent)
         if index not in pool.claimed(self._in_flight) and index not in self._awaiting_result:
             return self._unstarted(job)
         return unfinished(job, "canceled", CANCELED_LATE, "canceled", attempts=1,
@@ -7208,17 +7478,20 @@ class Pool:
             _SafeSpawn.leave()
 
     def _dismiss_guard(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the guard was killed
             write_all(self._guard_line.fileno(), b"\n")
-        except OSError:  # the guard was killed
-            pass
         self._guard_line.close()
         if self._guard:
             send_signal(self._guard, signal.SIGCONT)  # a stopped guard could not end
-            try:
+            with contextlib.suppress(ChildProcessError):  # the caller of this module reaped it
                 os.waitpid(self._guard, 0)
-            except ChildProcessError:  # the caller of this module has reaped it
-                pass
+
+
+def _shortage(error: BaseException) -> int:
+    """Return the number of an error that means too few processes, files or memory; else 0."""
+    number = errno.EAGAIN if isinstance(error, RuntimeError) else getattr(error, "errno", 0)
+    shortages = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+    return number if number in shortages else 0
 
 
 def _too_few(jobs: int, number: int) -> UserError:
@@ -7246,14 +7519,11 @@ class DryPool:
 
     def wait(self, seconds: float = TICK_SECONDS) -> List[Result]:
         import queue
-        try:
-            result = self._events.get(timeout=seconds)
-        except queue.Empty:
-            return []
-        if result is None:
-            return []
-        self._in_flight -= 1
-        return [result]
+        results: List[Result] = []
+        with contextlib.suppress(queue.Empty):
+            results = list(filter(None, (self._events.get(timeout=seconds),)))
+        self._in_flight -= len(results)
+        return results
 
     def wake(self) -> None:
         self._events.put(None)
@@ -7264,7 +7534,7 @@ class DryPool:
     cancel = kill = close = do_nothing
 
 
-# --- 10. Scheduler -----------------------------------------------------------
+# --- 11. Scheduler -----------------------------------------------------------
 #
 # Which job starts next and when: order, retries, limits, bounds, the end of a run.  Pure logic over
 # a supply, a pool and two clocks.  Each attempt is a job of the pool.  _again decides whether there
@@ -7293,6 +7563,7 @@ class Control:
         self.directory = ""  # of the run's files, while it is under way
         self.failure = ""  # why the run could not continue
         self.left = ""  # why a later run can do the rest (EXIT_LEFT): rate_limit or budget
+        self.unread = False  # whether the run ended before its input
         self.limited: Dict[str, float] = {}  # backend: until when (epoch) its starts pause
         self.wake: Callable[[], None] = do_nothing
         self.running: Callable[[], List[Running]] = list  # of the pool, while the run is under way
@@ -7361,7 +7632,10 @@ class Bounds:
         return max(0.01, self._policy.max_cost - self._spent - running * self._mean)
 
     def affords(self, running: int) -> bool:
-        """Return whether one more job, at the mean cost so far, stays within `max_cost`."""
+        """Return whether one more job, at the mean cost so far, stays within `max_cost`.
+
+        Where it does not and none runs, the bound is `reached`.
+        """
         most = self._policy.max_cost
         more = max(self._mean * (running + 1), 1e-6)  # each task costs something
         if not most or self._spent + more <= most + 1e-9:  # sums are rounded
@@ -7375,7 +7649,8 @@ class Bounds:
 
     def note(self, result: Result, total: Optional[int]) -> None:
         """Take note of the final result of a task."""
-        most, failed = self._policy.max_failures, result.status in FAILED_STATUSES
+        most = self._policy.max_failures
+        failed = result.status in FAILED_STATUSES and not result.resumed
         self._ended += 1
         self._failures += failed
         if isinstance(most, float):  # a share
@@ -7390,7 +7665,7 @@ class Bounds:
     def _note_canary(self, result: Result, total: Optional[int]) -> None:
         if result.status != "ok":
             if not self.reached:
-                self.reached = "canary: task %d did not succeed" % (result.index + 1)
+                self.reached = "canary: task %s did not succeed" % number_of(result)
                 self._notice(self.reached + ": the other tasks are canceled")
             return
         self._canaries.append(result.duration_seconds)
@@ -7464,13 +7739,16 @@ class Gate:
 class _Entry(NamedTuple):
     """A job on its way to its final result.
 
-    `ready` is when it may start, by the clock.  `tries` are the results of its attempts so far.
-    `used` is how many of them count against `retries`; `waited` is the sum of its waits for limits.
+    `ready` is when it may start, by the clock.  `gate` and `directory` are what it waits for.
+    `tries` are the results of its attempts so far.  `used` is how many of them count against
+    `retries`; `waited` is the sum of its waits for limits.
     """
 
     ready: float
     index: int  # type: ignore[assignment]  # of tuple.index
     job: Job
+    gate: Gate
+    directory: str  # in which it must be alone, "" for none
     tries: Tuple[Result, ...] = ()
     used: int = 0
     waited: float = 0.0
@@ -7482,9 +7760,13 @@ class _Entry(NamedTuple):
         tries = (*self.tries, result) if result.attempts else self.tries
         if len(tries) > 1:
             result = result._replace(tries=tuple(map(try_fields, tries[-MAX_TRIES:])))
+        usages: Dict[Any, Dict[str, int]] = {}  # of one session the last is that of all its runs
+        for number, one in enumerate(tries):
+            is_sum = one.usage_is_cumulative and one.session_id
+            usages[one.session_id if is_sum else number] = one.usage or {}
         usage: Counter[str] = Counter()
-        for one in tries:
-            usage.update(one.usage or {})
+        for one_usage in usages.values():
+            usage.update(one_usage)
         costs = [one.cost_usd for one in tries if one.cost_usd is not None]
         return result._replace(
             attempts=len(tries), usage=dict(usage) or None, cost_usd=sum(costs) if costs else None)
@@ -7500,9 +7782,8 @@ def try_fields(result: Result) -> Dict[str, Any]:
 
 
 def may_write(job: Job) -> bool:
-    """Return whether a job is that of an agent that may change files."""
-    is_agent = not job.definition and backend_of(job).is_agent
-    return is_agent and job.task.sandbox_mode != "read-only"
+    """Return whether a job may change files."""
+    return backend_of(job).is_agent and job.task.sandbox_mode != "read-only"
 
 
 class Scheduler:
@@ -7540,9 +7821,10 @@ class Scheduler:
         self._waiting: List[_Entry] = []  # what waits for its time
         # jobs that wait for room, by what they wait for: their gate and their directory
         self._held: Dict[Tuple[Gate, str], List[_Entry]] = {}
-        self._directories: Set[str] = set()  # of running jobs, with one_per_workdir
+        self._directories: Dict[str, int] = {}  # in which a job is alone now, and its index
         self._bounds = Bounds(policy, spent, jobs, notice)
-        self._trees: Optional[Dict[str, str]] = {}  # by workdir; None: the warning was given
+        self._trees: Dict[str, str] = {}  # the git work trees, by workdir
+        self._has_warned = False  # of jobs that write in one of them
         self._exhausted = self._killed = False
 
     def results(self) -> Iterator[Result]:
@@ -7566,7 +7848,9 @@ class Scheduler:
             while results:  # no variable holds a result that was yielded: it may be a large file
                 yield from self._ended(results.pop(0))
         yield from self._cancel_rest()
-        if self._bounds.kind and (self._control.left or not self._exhausted):
+        if not (self._exhausted and self._supply.at_end):
+            self._control.unread = True
+        if self._bounds.kind and (self._control.left or self._control.unread):
             self._control.left = "budget"
             self._notice(self._bounds.reached + ": the other tasks are canceled")
 
@@ -7597,90 +7881,114 @@ class Scheduler:
             self._waiting.remove(entry)
             self._hold(entry)
         for key, entries in self._held.items():
-            if (key[0].given_up or self._has_room(*key)) and (
+            if (key[0].given_up or self._has_room(*key, entries[0].index)) and (
                     entries[0].tries or not self._bounds.awaits_canary):
                 entry = entries.pop(0)
                 if not entries:
                     del self._held[key]
-                return self._unbegun(entry) if key[0].given_up else entry
+                if key[0].given_up:
+                    self._leave(entry)
+                    return self._unbegun(entry)
+                return entry
         while not (self._exhausted or self._bounds.awaits_canary) and self._may_read():
-            item = self._supply.next_job()
+            item = self._read()
             if item == END:
                 self._exhausted = True
             if not isinstance(item, Job):
                 return item
-            entry = _Entry(0.0, item.index, item)
-            gate, directory = self._key(item)
+            entry = self._entry(item)
             earlier = self._resume(item)
-            if earlier or gate.given_up:
+            if earlier or entry.gate.given_up:
                 return earlier or self._unbegun(entry)
-            if self._has_room(gate, directory):
+            if self._has_room(entry.gate, entry.directory, entry.index):
                 return entry
             self._hold(entry)
         return NOT_READY
 
     def _may_read(self) -> bool:
         waiting = len(self._waiting) + sum(map(len, self._held.values()))
-        return waiting < (MAX_HELD if self._supply.reads_ahead else
-                          self._jobs - len(self._pool))
+        return waiting < (MAX_HELD if self._supply.reads_ahead else self._jobs - len(self._pool))
 
-    def _key(self, job: Job) -> Tuple[Gate, str]:
-        """Return what a job waits for: its gate, and with `one_per_workdir` its directory.
+    def _entry(self, job: Job) -> _Entry:
+        """Return the entry of a job, with its gate and the directory in which it must be alone.
 
-        One environment serves a whole run, so a name and a command have one account.
+        The directory stays what it was when the job was read, whatever a task does with a link.
+        With `one_per_workdir` a job must be alone in its workdir.  One environment serves a whole
+        run, so a name and a command have one account.
         """
         backend = job.task.backend
         gate = self._gates.get((backend, job.definition))
         if gate is None:
             most = min(self._policy.limits.get(backend, MAX_JOBS + 1), self._jobs + self._ahead)
             gate = self._gates[backend, job.definition] = Gate(most)
-        alone = self._policy.one_per_workdir and not deleted_directory(job.task.workdir)
-        return gate, os.path.realpath(job.task.workdir or ".") if alone else ""
+        workdir = job.task.workdir
+        directory = ""
+        if self._policy.one_per_workdir and not deleted_directory(workdir):
+            directory = os.path.realpath(workdir or ".")
+        return _Entry(0.0, job.index, job, gate, directory)
 
-    def _has_room(self, gate: Gate, directory: str) -> bool:
-        return gate.may_start(self._clock(), self._wall()) and directory not in self._directories
+    def _tree(self, workdir: str) -> str:
+        if workdir not in self._trees:
+            self._trees[workdir] = work_tree(workdir)
+        return self._trees[workdir]
+
+    def _has_room(self, gate: Gate, directory: str, index: int) -> bool:
+        return (gate.may_start(self._clock(), self._wall())
+                and self._directories.get(directory, index) == index)
+
+    def _leave(self, entry: _Entry) -> None:
+        if self._directories.get(entry.directory) == entry.index:
+            del self._directories[entry.directory]
+
+    def _read(self) -> Union[Job, Result, str]:
+        """Return what comes next; END where the input cannot be kept: then nothing more starts."""
+        try:
+            return self._supply.next_job()
+        except OutputError as error:
+            self._pool.failure = self._pool.failure or str(error)
+            self._control.unread = True
+            return END
 
     def _hold(self, entry: _Entry) -> None:
         """Let a job wait for room; one that was tried before goes first."""
-        entries = self._held.setdefault(self._key(entry.job), [])
-        entries.insert(0 if entry.tries else len(entries), entry)
+        entries = self._held.setdefault((entry.gate, entry.directory), [])
+        place = len(entries)
+        if entry.tries:  # but after the one that has the directory
+            owner = self._directories.get(entry.directory)
+            place = int(bool(entries) and owner == entries[0].index)
+        entries.insert(place, entry)
 
     def _start(self, entry: _Entry) -> None:
         job = entry.job
-        gate, directory = self._key(job)
-        if directory:
-            self._directories.add(directory)
+        if entry.directory:
+            self._directories[entry.directory] = entry.index
         self._warn_of_writers(job)
-        if self._policy.retries or self._policy.max_cost:
+        if entry.tries or self._policy.retries or self._policy.max_cost:
             job = job._replace(attempt=len(entry.tries) + 1, retried=self._policy.retries > 0,
                                budget_usd=self._bounds.remainder(len(self._pool)))
-        gate.started(job.index)
+        entry.gate.started(job.index)
         self._bounds.started(job.index)
         self._running[job.index] = entry
         self._pool.start(self._on_start(job) or job)
 
     def _warn_of_writers(self, job: Job) -> None:
         """Warn, once, of two jobs that may write in one git work tree at the same time."""
-        workdir = job.task.workdir
-        if self._trees is None or not may_write(job):
+        if self._has_warned or not may_write(job):
             return
-        if workdir not in self._trees:
-            self._trees[workdir] = work_tree(workdir)
-        tree = self._trees[workdir]
+        tree = self._tree(job.task.workdir)
         if tree and any(tree == self._trees.get(other.job.task.workdir) and may_write(other.job)
                         for other in self._running.values()):
-            self._trees = None
+            self._has_warned = True
             self._notice("warning: tasks that may write run at once in the git work tree %s; give "
                          "each a work tree of its own, or --one-per-workdir" % quoted(tree))
 
     def _ended(self, result: Result) -> Iterator[Result]:
         """Take the result of an attempt.  Yield it unless the job is tried again."""
         entry = self._running.pop(result.index)
-        gate, directory = self._key(entry.job)
-        self._directories.discard(directory)
         self._bounds.spend(result)
         self._last_seconds = result.duration_seconds
-        again = self._again(entry, gate, result)
+        again = self._again(entry, result)
+        self._leave(entry)
         if isinstance(again, Result):
             yield self._noted(entry.final(again))
         elif again.ready:
@@ -7688,10 +7996,10 @@ class Scheduler:
         else:  # its gate knows until when
             self._hold(again)
 
-    def _again(self, entry: _Entry, gate: Gate, result: Result) -> Union[_Entry, Result]:
+    def _again(self, entry: _Entry, result: Result) -> Union[_Entry, Result]:
         """Return the entry of the next attempt, or the result that stays."""
         policy, now, stated = self._policy, self._clock(), result.retry_after_seconds
-        kind = result.error_kind
+        gate, kind = entry.gate, result.error_kind
         only_a_person = kind == "quota" and needs_person(result)
         if kind == "quota" and not only_a_person:
             kind = "rate_limit"
@@ -7757,7 +8065,7 @@ class Scheduler:
 
     def _unbegun(self, entry: _Entry) -> Result:
         """Return the result of a job that is not started, or not again: canceled, and why."""
-        gate = self._key(entry.job)[0]
+        gate = entry.gate
         kind, why = self._bounds.kind or "canceled", self._stop_reason()
         if gate.given_up:
             kind, why = gate.kind, gate.given_up
@@ -7766,7 +8074,8 @@ class Scheduler:
         result = unfinished(entry.job, "canceled", "%s (%s)" % (CANCELED_EARLY, why), kind)
         if entry.tries:
             *tries, last = entry.tries
-            result = entry._replace(tries=tuple(tries)).final(last._replace(task=entry.job.task))
+            entry = entry._replace(tries=tuple(tries))
+            result = entry.final(last._replace(task=entry.job.task))
         return result._replace(retry_at=gate.retry_at if kind == "rate_limit" else 0.0)
 
     def _cancel_rest(self) -> Iterator[Result]:
@@ -7778,7 +8087,7 @@ class Scheduler:
         while not self._exhausted:
             item = self._supply.next_job()
             if isinstance(item, Job):
-                item = self._resume(item) or self._unbegun(_Entry(0.0, item.index, item))
+                item = self._resume(item) or self._unbegun(self._entry(item))
             if isinstance(item, Result):
                 yield self._supply.arrived(item)
             elif item == END or self._clock() >= deadline:
@@ -7833,7 +8142,7 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
         control.wake, supply.on_ready, control.running = do_nothing, do_nothing, list
 
 
-# --- 11. Journal -------------------------------------------------------------
+# --- 12. Journal -------------------------------------------------------------
 #
 # The JSON object of a result, and the results file: from its lines a later run knows what is done.
 
@@ -7852,46 +8161,19 @@ def in_one_write(pieces: Iterable[bytes]) -> Iterator[bytes]:
         yield bytes(joined)
 
 
-def result_fields(result: Result) -> Dict[str, Any]:
-    """Return the JSON fields of a result; empty ones are left out.  `output` is a placeholder."""
-    task = result.task
-    fields: Dict[str, Any] = {"index": result.index}
-    if task:
-        fields.update(task_id=task.id, task_name=task.name, tags=task.tags, meta=task.meta)
-    fields.update(
-        backend=result.backend, model=result.model, status=result.status,
-        exit_code=result.exit_code, output="", error=result.error, error_kind=result.error_kind,
-        retry_after_seconds=result.retry_after_seconds,
-        retry_at=utc(result.retry_at) if result.retry_at else "", warnings=result.warnings,
-        session_id=result.session_id, usage=result.usage, cost_usd=result.cost_usd,
-        num_turns=result.num_turns, limits=result.limits, attempts=result.attempts,
-        tries=result.tries, start_time=utc(result.start_time), end_time=utc(result.end_time),
-        duration_seconds=round(result.duration_seconds, 3), written=result.written,
-        resumed=result.resumed or None, log=result.log, log_stderr=result.log_stderr)
-    return {name: value for name, value in fields.items()
-            if value or value == 0 or name in ("backend", "output")}
-
-
 def task_label(task: Optional[Task], otherwise: str = "") -> str:
-    """Return what the table and the results file show for a task, or for input that is none."""
+    """Return what the results file shows for a task, or for input that is none."""
     return one_line((task and (task.name or task.prompt)) or otherwise)[:400]
 
 
-def encoded(result: Result, fields_of: _Fields = result_fields) -> Iterator[bytes]:
-    """Yield a result as one JSON object, in pieces of bounded size."""
-    fields = fields_of(result)
-    names = list(fields)
-    start, end = names.index("backend"), names.index("output")
-    # The user's own words, which come before the backend, are given back exactly.
-    yield dumps({name: fields[name] for name in names[:start]}, exact=True)[:-1] + b","
-    if isinstance(result.answer, str):
-        fields["output"] = result.answer
-        yield dumps({name: fields[name] for name in names[start:]})[1:]
-        return
-    yield dumps({name: fields[name] for name in names[start:end]})[1:-1] + b',"output":"'
-    for chunk in result.answer:
-        yield dumps(chunk)[1:-1]
-    yield b'",' + dumps({name: fields[name] for name in names[end + 1:]})[1:]
+def job_label(task: Optional[Task], otherwise: str = "") -> str:
+    """Return what the table shows for a job, such as `[opus] 2/3 review auth`."""
+    sample, label = task and task.sample or Sample(0), task_label(task, otherwise)
+    if sample.samples > 1:
+        label = "%d/%d %s" % (sample.sample, sample.samples, label)
+    if sample.cell:
+        label = "[%s] %s" % (one_line(",".join(sample.cell.values())), label)
+    return label
 
 
 def never_started(result: Result) -> bool:
@@ -7899,8 +8181,8 @@ def never_started(result: Result) -> bool:
 
 
 # The fields of a task that determine its answer, and so its key.  A test names the others.
-KEY_FIELDS = ("backend", "prompt", "model", "system_prompt", "workdir", "approval_mode",
-              "sandbox_mode", "max_turns", "max_tokens", "extra")
+KEY_FIELDS = ("backend", "prompt", "model", "system_prompt", "workdir",
+              "approval_mode", "sandbox_mode", "max_turns", "max_tokens", "extra")
 
 
 def job_key(job: Job) -> str:
@@ -7920,6 +8202,8 @@ def job_key(job: Job) -> str:
         fields["definition"] = given(job.definition, Definition._fields)
     if job.literal:
         fields["literal"] = True
+    if sample_of(job).sample > 1:  # the first is that of a run without samples
+        fields["sample"] = sample_of(job).sample
     return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -7931,32 +8215,66 @@ def program_words() -> List[str]:
     return [path] if os.sep in path and os.access(path, os.X_OK) else ["python3", path]
 
 
-def continuing_command(arguments: Sequence[str], from_stdin: bool) -> str:
-    """Return, for a message, how to continue the run of a command line."""
+def continuing_command(arguments: Sequence[str], needs_input: bool) -> str:
+    """Return, for a message, how to continue the run of a command line.
+
+    `needs_input`: the command does not find its input where it was, as in a pipe.
+    """
     words = list(arguments)
     if "--resume" not in words:
         words.insert(words.index("--") if "--" in words else len(words), "--resume")
     command = " ".join(map(shell_quoted, [*program_words(), *words]))
-    return "the same input with: " + command if from_stdin else command
-
-
-def _objects(value: Any) -> Tuple[Dict[str, Any], ...]:
-    return tuple(map(_free_object, _of_type(list, "a list of objects")(value)))
+    return "the same input with: " + command if needs_input else command
 
 
 # The fields that a later run reads from a line of the results file, with their checks.
 LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
+    "index": _free_value, "task_id": _free_value,
     "key": _known_string, "backend": _known_string, "model": _known_string,
     "status": _known_string, "exit_code": _of_type(int, "a whole number"),
     "output": _known_string, "error": _known_string, "error_kind": _known_string,
     "retry_after_seconds": _amount, "retry_at": parse_utc, "warnings": _list_of(_known_string),
     "session_id": _known_string, "usage": _token_counts, "cost_usd": _amount,
     "num_turns": _token_count, "limits": _free_object, "attempts": _token_count,
-    "tries": _objects, "start_time": parse_utc, "end_time": parse_utc, "duration_seconds": _amount,
-    "written": _known_string, "log": _known_string, "log_stderr": _known_string,
+    "tries": _each(_free_object, "a list of objects"), "start_time": parse_utc,
+    "end_time": parse_utc, "duration_seconds": _amount, "written": _known_string,
+    "log": _known_string, "log_stderr": _known_string,
+    "samples": _token_count, "cell": _free_object,
 }
 WORKERS_END_SECONDS = 15.0  # after their parent was killed; they lock the results file until then
 MAX_LABELS = 5  # in a message
+
+
+class _EqualLines:
+    """The lines of several tasks with one key, each of which answers one task."""
+
+    def __init__(self) -> None:
+        self._owners: Dict[int, Sequence[Tuple[str, Any]]] = {}  # by start, of lines not taken yet
+        self._starts: Dict[Tuple[str, Any], int] = {}  # by owner; of several lines the last
+
+    def add(self, start: int, fields: Dict[str, Any]) -> None:
+        """Add the line that begins there; the file, the id and the index of its task own it."""
+        owners = [(name, fields[name]) for name in ("written", "task_id", "index")
+                  if type(fields.get(name)) in (str, int)]
+        self._owners[start] = owners
+        self._starts.update(dict.fromkeys(owners, start))
+
+    def take(self, job: Job) -> Optional[int]:
+        """Return where the line of a job begins, else that of another; None if there is none.
+
+        A line with a file, which another task may need, is not taken for a job with another file.
+        """
+        task = job.task
+        own = [self._starts.get(owner) for owner in (
+            ("written", task.write_to), ("task_id", task.id), ("index", sample_of(job).index))]
+        others = (start for start in reversed(self._owners)
+                  if not (task.write_to and "written" in dict(self._owners[start])))
+        starts: Iterator[Optional[int]] = itertools.chain(own, others)
+        for start in starts:
+            if start is not None and start in self._owners:
+                del self._owners[start]
+                return start
+        return None
 
 
 class _LineText(TextFile):
@@ -7990,15 +8308,11 @@ def line_spans(file: int, start: int, end: Optional[int] = None) -> Iterator[Tup
         yield start, position
 
 
-def line_fields(capture: Capture, checks: Dict[str, Callable[[Any], Any]] = LINE_FIELDS,
-                required: Sequence[str] = ("key", "status")) -> Dict[str, Any]:
-    """Return the fields of a line that have a check, with names for long strings.
-
-    Raises ValueError.
-    """
-    line = b"".join(capture.short_pieces(bool))
+def known_fields(text: bytes, checks: Dict[str, Callable[[Any], Any]],
+                 required: Sequence[str]) -> Dict[str, Any]:
+    """Return the fields of a JSON object that have a check.  Raises ValueError."""
     try:
-        value = _of_type(dict, "an object")(loads(line))
+        value = _of_type(dict, "an object")(loads(text))
         known = {name: item for name, item in value.items() if name in checks}
         fields = _checked(known, checks, "an object")
     except RecursionError:
@@ -8007,6 +8321,12 @@ def line_fields(capture: Capture, checks: Dict[str, Callable[[Any], Any]] = LINE
         if name not in fields:
             raise ValueError("%s is missing" % name)
     return fields
+
+
+def line_fields(capture: Capture, checks: Dict[str, Callable[[Any], Any]] = LINE_FIELDS,
+                required: Sequence[str] = ("key", "status")) -> Dict[str, Any]:
+    """Return the known_fields of a line, with names for long strings.  Raises ValueError."""
+    return known_fields(b"".join(capture.short_pieces(bool)), checks, required)
 
 
 def whole_lines(file: int, path: str, warn: Callable[[str], None],
@@ -8033,10 +8353,7 @@ def whole_lines(file: int, path: str, warn: Callable[[str], None],
 
 def result_of_line(index: int, fields: Dict[str, Any], capture: Capture) -> Result:
     """Return the Result in a line; `fields` are its line_fields."""
-    def whole(value: Any) -> Any:
-        return "".join(capture.text_of(value)) if isinstance(value, str) else value
-
-    kept = {name: whole(value) for name, value in fields.items()
+    kept = {name: capture.whole(value) for name, value in fields.items()
             if name in Result._fields and name not in ("index", "warnings")}
     output = fields.get("output", "")
     answer = _LineText(capture, output) if capture.has_names(output) else output
@@ -8048,35 +8365,40 @@ def result_of_line(index: int, fields: Dict[str, Any], capture: Capture) -> Resu
     # Times and duration were rounded.  This makes all three what they are in the line.
     shift = 0.4 * (end - start - seconds)
     return Result(index, kept.pop("backend", ""), kept.pop("status"), kept.pop("exit_code", 0),
-                  answer=answer, warnings=tuple(map(whole, fields.get("warnings", ()))),
+                  answer=answer, warnings=tuple(map(capture.whole, fields.get("warnings", ()))),
                   start_time=start + shift, end_time=end - shift, **kept)
+
+
+def notes_path(results: str) -> str:
+    """Return the file beside a results file with the tasks that run; "" where there is none."""
+    return results and results + ".running"
 
 
 class Journal:
     """The results file of a run: a line for each result, on the disk before anything shows it.
 
     The file is locked while the run lasts.  With `resume` it may contain the results of earlier
-    runs.  Those that are `ok` answer the jobs with their keys, each line one job.  `spent` is what
+    runs.  Those that are final answer the jobs with their keys, each line one job.  `spent` is what
     all of them cost.  `run`, the time of the start, is in each line.  PATH.running contains the
     tasks that were started, and is removed at an orderly end (close).  `continuing` is the end of
-    the message that the file has results.  With `dry_run` nothing is written, made or locked.
+    the message that the file has results, unless they are not those of the `shard`.  With `dry_run`
+    nothing is written, made or locked.
 
     Raises UserError where the file must not be used, OutputError where it cannot be written.
     """
 
     def __init__(self, path: str, *, resume: bool, continuing: str, warn: Callable[[str], None],
-                 dry_run: bool = False) -> None:
-        self._path, self._notes_path, self._warn = path, path + ".running", warn
+                 shard: Shard = WHOLE, dry_run: bool = False) -> None:
+        self._path, self._notes_path, self._warn = path, notes_path(path), warn
         self.spent, self.run = 0.0, utc(time.time())
-        self._writes = not dry_run
+        self._writes, self._shard = not dry_run, shard
         self._file = self._notes_file = -1
         self._keys: Dict[int, str] = {}  # of the jobs without a result, by index
         self._started: Set[int] = set()  # the jobs whose results are not in the file yet
-        # Where the last line begins that is ok and not used yet, by the hash of its key: a hash
-        # takes a third of the memory.  And the line of the same key before that.
-        self._ok: Dict[int, int] = {}
-        self._ok_before: Dict[int, int] = {}
-        self._strangers = 0  # tasks without an ok line, before the first that has one
+        # Where the line begins that is final and not used yet, by the hash of its key: a hash takes
+        # a third of the memory.  Several lines may have one key.
+        self._ok: Dict[int, Union[int, _EqualLines]] = {}
+        self._strangers = 0  # tasks without a final line, before the first that has one
         self._left: Dict[str, int] = Counter()  # keys of tasks that a killed run left unanswered
         try:
             self._open()
@@ -8086,40 +8408,57 @@ class Journal:
             self._release()
             raise
 
+    @staticmethod
+    def check(path: str, output_dir: str = "") -> None:
+        """Raise UserError or OutputError where results cannot be written.  Makes nothing.
+
+        The `output_dir`, and the directories above it, are made before the file.
+        """
+        refuse_irregular("--results", path)
+        parent = os.path.dirname(path)
+        is_made = bool(output_dir) and is_inside(absolute(output_dir), absolute(parent))
+        refuse_unwritable("results to " + visible(path), parent, can_be_made=is_made)
+
     def _continue(self, resume: bool, continuing: str) -> None:
         """Take over what earlier runs left in the file."""
         if self._writes:
             self._lock()
         size = os.fstat(self._file).st_size
         if size and not resume:
-            raise UserError("--results %s: it contains results of an earlier run; to continue: %s"
-                            % (self._path, continuing))
+            raise UserError("--results %s: it contains results of %s" % (
+                self._path, self._other_shard() or "an earlier run; for other tasks give another "
+                "name; to continue: " + continuing))
         since = next(self._notes(), {}).get("size")
         end, answered = self._read(size, since if isinstance(since, int) else size)
         if self._writes:
             left = self._left_running(answered)
             self._left.update(note["key"] for note in left)
-            try:
+            with writing("results", self._path):
                 self._repair(size, end)
                 self._begin_notes(end, left)
-            except OSError as error:
-                raise self._cannot_write(error) from None
 
-    def _cannot_write(self, error: OSError) -> OutputError:
-        return OutputError("cannot write results to %s: %s"
-                           % (error.filename or self._path, error.strerror))
+    def _other_shard(self) -> str:
+        """Return the end of a message where the file has results, and none of this shard."""
+        if self._shard.shards == 1:
+            return ""
+        fields_of = functools.partial(line_fields, checks={"index": _token_count}, required=())
+        lines = whole_lines(self._file, self._path, do_nothing, fields_of)
+        indexes = {fields["index"] for _, _, fields in lines if fields}
+        if not indexes or any(map(self._shard.has, indexes)):
+            return ""
+        return "task %d, which is not in shard %s; give each shard a file of its own" % (
+            min(indexes) + 1, self._shard)
 
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT if self._writes else os.O_RDONLY
         refuse_irregular("--results", self._path)
-        try:
-            self._file = os.open(self._path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError as error:
-            if self._writes:
-                raise self._cannot_write(error) from None
-            return
-        except OSError as error:
-            raise self._cannot_write(error) from None
+        with writing("results"):
+            try:
+                self._file = os.open(self._path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                if self._writes:
+                    raise
+                return
         for stream, name in ((1, "stdout"), (2, "stderr")):
             if is_same(stream, self._path):
                 raise UserError("--results %s: %s is this file; choose another one"
@@ -8135,8 +8474,9 @@ class Journal:
             if not is_dead or time.monotonic() > deadline:
                 who = " (pid %s on %s, since %s)" % (
                     pid, host, holder.get("start_time")) if holder else ""
-                raise UserError("--results %s: another run writes to it%s"
-                                % (self._path, visible(who)))
+                raise UserError("--results %s: another run writes to it%s%s" % (
+                    self._path, visible(who),
+                    "; give each shard a file of its own" * (self._shard.shards > 1)))
             time.sleep(0.05)
 
     def _read(self, size: int, since: int) -> Tuple[int, Dict[str, int]]:
@@ -8150,11 +8490,19 @@ class Journal:
                 answered[key] += 1
             self.spent += fields.get("cost_usd", 0.0)
             if fields["status"] == "ok":
-                before = self._ok.get(hash(key))
-                if before is not None:
-                    self._ok_before[start] = before
-                self._ok[hash(key)] = start
+                same = self._ok.setdefault(hash(key), start)
+                if same != start:
+                    if isinstance(same, int):
+                        first, same = same, _EqualLines()
+                        self._ok[hash(key)] = same
+                        same.add(first, self._fields_at(first)[0])
+                    same.add(start, fields)
         return size, answered
+
+    def _fields_at(self, start: int) -> Tuple[Dict[str, Any], Capture]:
+        """Return the fields of the line that begins there.  Raise OSError or ValueError."""
+        capture = Capture(self._file, *next(line_spans(self._file, start), (start, start)))
+        return line_fields(capture), capture
 
     def _repair(self, size: int, end: int) -> None:
         """Remove an incomplete last line; end a whole last line that has no newline."""
@@ -8167,15 +8515,9 @@ class Journal:
 
     def _notes(self) -> Iterator[Dict[str, Any]]:
         """Yield the head of PATH.running, if there is such a file, and the tasks in it."""
-        def opener(path: str, flags: int) -> int:
-            return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-        try:
-            with open(self._notes_path, "rb", opener=opener) as file:
-                if _is_regular(file.fileno()):
-                    yield from (_mapping(_parsed(line)) for line in file)
-        except OSError:
-            return
+        with contextlib.suppress(OSError), opened(self._notes_path, os.O_NOFOLLOW) as file:
+            if _is_regular(file):
+                yield from (_mapping(_parsed(line)) for line in open(file, "rb", closefd=False))
 
     def _left_running(self, answered: Dict[str, int]) -> List[Dict[str, Any]]:
         """Return the tasks that a killed run had started and not answered; tell the user."""
@@ -8187,11 +8529,10 @@ class Journal:
             elif key == note.get("key"):
                 left.append(note)
         if left:
-            labels = [cut(one_line(str(note.get("label"))), 60) for note in left[:MAX_LABELS]]
-            self._warn("%s %s running when the last run ended; %s again: %s%s" % (
+            self._warn("%s %s running when the last run ended; %s again: %s" % (
                 counted(len(left), "task"), "was" if len(left) == 1 else "were",
-                "it runs" if len(left) == 1 else "they run", ", ".join(labels),
-                ", ..." if len(left) > MAX_LABELS else ""))
+                "it runs" if len(left) == 1 else "they run",
+                first_of(left, lambda note: cut(one_line(str(note.get("label"))), 60))))
         return left
 
     def _begin_notes(self, size: int, left: List[Dict[str, Any]]) -> None:
@@ -8207,22 +8548,22 @@ class Journal:
         """Return the result that an earlier run got for a job, None where the job has to run."""
         key = self._keys[job.index] = job_key(job)
         start = self._ok.pop(hash(key), None)
+        if isinstance(start, _EqualLines):
+            self._ok[hash(key)] = start
+            start = start.take(job)
         if start is None:
             self._strangers += 1
             if self._strangers == MAX_LABELS and self._ok:
                 self._warn("%s has results, but none of the first %d tasks: is it the file of "
-                           "these tasks, with the same backend, model and other options?"
+                           "these tasks, with the same shard, backend, model and other options?"
                            % (self._path, MAX_LABELS))
             return None
         self._strangers = -sys.maxsize
-        if start in self._ok_before:
-            self._ok[hash(key)] = self._ok_before.pop(start)
         try:
-            capture = Capture(self._file, *next(line_spans(self._file, start)))
-            fields = line_fields(capture)
-        except (OSError, ValueError, StopIteration):
+            fields, capture = self._fields_at(start)
+        except (OSError, ValueError):
             return None
-        if (fields["key"], fields["status"]) != (key, "ok"):  # somebody has changed the file
+        if fields["key"] != key or fields["status"] != "ok":  # somebody has changed the file
             return None
         result = result_of_line(job.index, fields, capture)
         return result._replace(backend=job.task.backend, task=job.task, resumed=True)
@@ -8236,7 +8577,7 @@ class Journal:
         if self._left[key]:  # there is a note of it
             self._left[key] -= 1
         else:
-            note = {"index": job.index, "key": key, "label": task_label(job.task)}
+            note = {"index": sample_of(job).index, "key": key, "label": job_label(job.task)}
             with contextlib.suppress(OSError):
                 write_all(self._notes_file, dumps(note) + b"\n")
 
@@ -8250,7 +8591,7 @@ class Journal:
             return dict(result_fields(result), key=key, run=self.run,
                         label=task_label(result.task, result.error))
 
-        try:
+        with writing("results", self._path):
             status = os.fstat(self._file)
             if not status.st_nlink:
                 raise FileNotFoundError(errno.ENOENT, "somebody has removed it")
@@ -8262,8 +8603,6 @@ class Journal:
             except OSError:
                 os.ftruncate(self._file, status.st_size)
                 raise
-        except OSError as error:
-            raise self._cannot_write(error) from None
         self._started.discard(result.index)
 
     def close(self) -> None:
@@ -8282,7 +8621,7 @@ class Journal:
     __del__ = _release
 
 
-# --- 12. Sinks ---------------------------------------------------------------
+# --- 13. Sinks ---------------------------------------------------------------
 #
 # A sink takes one Result at a time, in the order in which tasks end: `write(result)`.  form_of
 # chooses the sink for stdout.  A sink raises OutputError when it cannot write.
@@ -8341,16 +8680,6 @@ class Output:
             escapes = {code: "\\u%04x" % code for code in _controls() if code >= 0x7F}
             pieces = (text.translate(escapes).encode("utf-8") for text in text_chunks(pieces))
         self.write(in_one_write(pieces))
-
-
-def redacted(result: Result) -> Result:
-    """Return a result without secrets in its error and warnings.  The answer stays as it is.
-
-    run_plan passes every result through here before anything shows or keeps the result.  Workers
-    redact theirs before (run_job), because messages are also kept in files.
-    """
-    return result._replace(error=without_secrets(result.error),
-                           warnings=tuple(map(without_secrets, result.warnings)))
 
 
 class Spool:
@@ -8423,7 +8752,7 @@ def one_object(fields: Dict[str, Any], results: Iterable[Iterable[bytes]]) -> It
     yield b"\n]}\n"
 
 
-class Report:
+class JsonReport:
     """`--json` and summary.json: one object at the end."""
 
     def __init__(self, fields_of: _Fields = result_fields) -> None:
@@ -8455,10 +8784,12 @@ class Text:
             head = "%s%s\n" % (self._gap, self._title(result))
             self._gap = "\n"
         else:
-            name = one_line(result.task.name or result.task.id) if result.task else ""
-            head = "[%d] " % (result.index + 1)
-            if name:
-                head = "[%d %s] " % (result.index + 1, cut(name, MAX_NAME_COLUMNS))
+            words = [number_of(result)]
+            if result.task:
+                name = one_line(result.task.name or result.task.id)
+                words += [cut(name, MAX_NAME_COLUMNS)] * bool(name)
+                words += map(one_line, sample_of(result).cell.values())
+            head = "[%s] " % " ".join(words)
         answer = result.answer
         failed = result.status not in ("ok", "skipped")
         if failed:
@@ -8493,12 +8824,12 @@ class LiveText:
 
     `live_text` returns the text in a line of the backend's output; None: the output is the text.
     Where nothing was shown until the end, the answer is shown then.  `copy`: show all lines of the
-    output as they are.  `prepare` is called before each text.
+    output as they are.
     """
 
     def __init__(self, output: Output, live_text: Optional[Callable[[bytes], _Saying]],
-                 prepare: Callable[[], None], copy: bool = False) -> None:
-        self._output, self._prepare, self._copy = output, prepare, copy
+                 copy: bool = False) -> None:
+        self._output, self._copy = output, copy
         self._live_text = None if copy else live_text
         self._lines = Lines()
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
@@ -8547,13 +8878,12 @@ class LiveText:
             self._show(*self._live_text(line))  # type: ignore[misc]
 
     def _show(self, text: str, is_whole: bool = False) -> None:
-        """Show text; a whole message starts and ends a line."""
-        if is_whole and self._line_is_open:
-            text = "\n" + text
+        """Show text; a whole message starts and ends a line, and is not blank."""
+        if is_whole:
+            text = "\n" * self._line_is_open + (text if text.strip() else "")
         if is_whole and text and not text.endswith("\n"):
             text += "\n"
         if text:
-            self._prepare()
             self._output.text(text)
             self._shown, self._line_is_open = True, not text.endswith("\n")
 
@@ -8565,15 +8895,23 @@ class Silence:
         pass
 
 
-class CommandLines:
-    """`--dry-run`: show the command lines."""
+MAX_WARNED = 20  # distinct warnings that a dry run prints
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+
+class CommandLines:
+    """`--dry-run`: show the command lines, and with `warn` each warning about options once."""
+
+    def __init__(self, output: Output, warn: Callable[[str], None] = do_nothing) -> None:
+        self._output, self._warn = output, warn
+        self._warned: Set[str] = set()
 
     def write(self, result: Result) -> None:
         if result.status == "skipped":
             self._output.text(result.output + "\n")
+        for warning in result.warnings:
+            if warning not in self._warned and len(self._warned) < MAX_WARNED:
+                self._warned.add(warning)
+                self._warn(warning)
 
 
 class TaskLines:
@@ -8591,49 +8929,63 @@ class TaskLines:
             self._output.json([dumps(_task_fields(task), exact=True), b"\n"])
 
 
-_TASK_HEADS = (b'{"task":{', b'{"result":{')
+def refuse_outside(path: str, *roots: str) -> None:
+    """Raise PermissionError where a path leads out of one of the roots."""
+    outside = outside_of(path, *roots)
+    if outside:
+        raise PermissionError(0, "it is outside of " + outside)
+
+
+_TASK_HEADS = (b'{"task":{', b'{"result":{', b'{"sample":')
 _SUMMARY_HEADS = (b'{"total_tasks":',)
 
 
 class Directory:
     """`output_dir`: write NNN_NAME.json as each task ends, and summary.json at the end.
 
+    Behind NAME come the slug of the cell and the number of the sample, if that is not 1.
+
     Files have mode 0600 and appear whole.  The directory is opened once, so that a task cannot put
     a link in its place.  It must be inside of all `roots`, and is locked against other runs.  Only
-    a file that clinvk wrote is replaced: for the same id, or for any task with `overwrite`.  Where
-    a name is taken, the file gets another name, and `warn` is called.
+    a file that clinvk wrote is replaced: for the same id, sample and cell, or for any task with
+    `overwrite`.  Where a name is taken, the file gets another name, and `warn` is called.
     """
 
     def __init__(self, path: str, *, warn: Callable[[str], None], roots: Sequence[str] = (),
                  overwrite: bool = False, has_ids: bool = False) -> None:
         self._path, self._overwrite, self._warn = path, overwrite, warn
         self._directory = OpenDirectory(-1, "")
-        self._report = Report()
-        self._earlier: Dict[str, List[str]] = {}  # files of earlier runs, by NAME
+        self._report = JsonReport()
+        self._earlier: Dict[str, List[str]] = {}  # files of earlier runs, by what follows NNN_
         try:
-            os.makedirs(path, 0o700, exist_ok=True)
+            make_directories(path)
             self._directory = open_directory(path, os.O_RDONLY)
             names = self._checked_names(roots)
         except OSError as error:
             raise OutputError("cannot write to output_dir %s: %s"
                               % (path, error.strerror)) from None
         for name in names:
-            parts = re.fullmatch(r"\d{3,}_([\w-]+)(\.\d+)?\.json", name)
+            parts = re.fullmatch(r"\d{3,}_(([\w-]+(?:\.[\w-]+)*?)(?:\.\d+)?)\.json", name)
             if parts:
-                self._earlier.setdefault(parts.group(1), []).append(name)
+                for stem in set(parts.groups()):
+                    self._earlier.setdefault(stem, []).append(name)
         heads = _TASK_HEADS + _SUMMARY_HEADS
         if not (overwrite or has_ids) and any(self._begins(name, heads) for name in names):
             raise UserError("output_dir %s: it contains results of an earlier run: "
                             "choose another directory, or replace them with --overwrite" % path)
+        # The directory is locked: no other process writes these files now.
+        remove_drafts(*((draft, self._directory.file) for name, draft in drafts_in(self._directory)
+                        if re.fullmatch(r"(\d{3,}_[\w.-]+|summary)\.json", name)))
 
     def write(self, result: Result) -> None:
-        name = _safe_name(result.task, result.index)
+        name = _file_name(result)
         own_heads: Tuple[bytes, ...] = ()
         if result.task and result.task.id:
-            own_heads = (b'{"task":{"id":%b,' % dumps(result.task.id, exact=True),)
-        path = self._put("%03d_%s" % (result.index + 1, name), lambda: _task_and_result(result),
+            own_heads = (_head_of(result)
+                         + b'"task":{"id":%b,' % dumps(result.task.id, exact=True),)
+        path = self._put(name, lambda: _task_and_result(result),
                          _TASK_HEADS if self._overwrite else own_heads)
-        for other in self._earlier.get(name, ()):
+        for other in self._earlier.get(name.partition("_")[2], ()):
             # The task may have had another number in an earlier run.
             if other != path and self._begins(other, own_heads):
                 try:
@@ -8652,9 +9004,7 @@ class Directory:
 
     def _checked_names(self, roots: Sequence[str]) -> List[str]:
         """Return the JSON files.  Raises OSError where the directory must not be used."""
-        outside = outside_of(self._directory.real, *roots)
-        if outside:  # it was inside when the batch was read
-            raise PermissionError(0, "it is outside of " + outside)
+        refuse_outside(self._directory.real, *roots)  # it was inside when the batch was read
         if not os.access(self._directory.path(), os.W_OK | os.X_OK):
             raise PermissionError(0, "Permission denied")
         if not lock_file(self._directory.file):
@@ -8667,16 +9017,12 @@ class Directory:
 
     def _begins(self, name: str, heads: Tuple[bytes, ...]) -> bool:
         """Return whether a regular file in the directory begins with one of `heads`."""
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            file = os.open(name, flags, dir_fd=self._directory.file)
+            with opened(name, os.O_NOFOLLOW, self._directory.file) as file:
+                longest = max(map(len, heads), default=0)
+                return _is_regular(file) and os.pread(file, longest, 0).startswith(heads)
         except OSError:
             return False
-        try:
-            longest = max(map(len, heads), default=0)
-            return _is_regular(file) and os.pread(file, longest, 0).startswith(heads)
-        finally:
-            os.close(file)
 
     def _put(self, name: str, pieces: Callable[[], Iterable[bytes]],
              replaceable: Tuple[bytes, ...]) -> str:
@@ -8706,54 +9052,108 @@ class Answers:
     """`--write-to`: write the answer of each task that ended well to the file of the task.
 
     Files appear whole, inside of `root`.  A file that exists is replaced only with `overwrite`,
-    and `others`, which the run reads or writes, never are.
+    and `others`, which the run reads or writes, never are.  Between `checked` and `put` the result
+    gets into the results file: a file that a killed run has written is thus known there, and one
+    that it has not is written with --resume.
     """
 
     def __init__(self, root: str, overwrite: bool, others: Sequence[str] = ()) -> None:
         self._root, self._overwrite, self._others = root, overwrite, others
         self.error: Optional[OutputError] = None  # about the first file that was not written
+        self._is_due = False  # of the result that was checked last
+        self._left: Dict[str, List[Tuple[str, str]]] = {}  # drafts of a killed run, by directory
+
+    def checked(self, result: Result) -> Result:
+        """Return a result with the file into which `put` is to write its answer, if any."""
+        path = result.task.write_to if result.task and result.status == "ok" else ""
+        is_there = result.resumed and self._has(path, result)
+        self._is_due = bool(path) and not is_there
+        if path:
+            result = result._replace(written=path)
+        return self._tried(self._check, result) if self._is_due else result
+
+    def _has(self, path: str, result: Result) -> bool:
+        """Return whether an earlier run has written the file, as the result or its content says.
+
+        With `overwrite`, a file that is older than the answer is to be replaced.
+        """
+        try:
+            if result.written == path:
+                return os.lstat(path).st_mtime >= (result.end_time if self._overwrite else 0)
+            with opened(path, os.O_NOFOLLOW) as file:
+                return _is_regular(file) and _contains_only(file, _answer_pieces(result))
+        except OSError:
+            return False
 
     def put(self, result: Result) -> Result:
-        """Write the answer of a result, if it belongs into a file.  Return the result with that."""
-        path = result.task.write_to if result.task else ""
-        is_there = result.resumed and result.written == path and os.path.lexists(path)
-        if result.status != "ok" or not path or is_there:
+        """Write the answer of the result that was checked.  Return the result with its file."""
+        if not (self._is_due and result.written):
             return result
+        if result.status != "ok":  # the results file could not be written
+            return result._replace(written="")
+        return self._tried(self._write, result)
+
+    def _tried(self, action: Callable[[str, Result], None], result: Result) -> Result:
+        path = result.written
         try:
-            self._write(path, result)
+            action(path, result)
         except OSError as error:
             is_taken = isinstance(error, FileExistsError) and os.path.lexists(path)
             problem = "cannot write %s: %s%s" % (visible(path), error.strerror,
                                                  "; --overwrite replaces it" * is_taken)
             self.error = self.error or OutputError(problem)
             return result._replace(written="", warnings=(*result.warnings, problem))
-        return result._replace(written=path)
+        return result
+
+    def _remove_left(self, name: str, directory: OpenDirectory) -> None:
+        """Remove what a killed run has left of a file; each directory is listed once."""
+        if directory.real not in self._left:
+            self._left[directory.real] = drafts_in(directory)
+        remove_drafts(*((draft, directory.file) for own, draft in self._left[directory.real]
+                        if own == name))
+
+    def _check(self, path: str, result: Result) -> None:
+        if any(is_same(other, path) for other in self._others):
+            raise PermissionError(0, "it is another file of this run")
+        if os.path.lexists(path) and not self._overwrite:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def _write(self, path: str, result: Result) -> None:
         parent, name = os.path.split(path)
-        if any(is_same(other, path) for other in self._others):
-            raise PermissionError(0, "it is another file of this run")
-        outside = outside_of(path, self._root)  # it was inside when the task was made
-        if not outside:
-            os.makedirs(parent or ".", exist_ok=True)
-            directory = open_directory(parent or ".")
-            try:
-                outside = outside_of(directory.real, self._root)
-                if not outside:
-                    pieces = map(to_bytes, with_newline(texts_of((result.answer,))))
-                    write_whole(name, in_one_write(pieces), directory=directory.file,
-                                replace=self._overwrite, mode=0o666)
-            finally:
-                os.close(directory.file)
-        if outside:
-            raise PermissionError(0, "it is outside of " + outside)
+        refuse_outside(path, self._root)  # it was inside when the task was made
+        make_directories(parent or ".", 0o777)
+        directory = open_directory(parent or ".")
+        try:
+            refuse_outside(directory.real, self._root)
+            if result.resumed:
+                self._remove_left(name, directory)
+            write_whole(name, in_one_write(_answer_pieces(result)), directory=directory.file,
+                        replace=self._overwrite, mode=0o666)
+        finally:
+            os.close(directory.file)
 
 
-def _safe_name(task: Optional[Task], index: int) -> str:
-    """Return a file name made of the task's id or name that is valid everywhere and is no path."""
-    word = (task.id or task.name) if task else ""
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in word[:64])
-    return plain.strip("_") or "task-%d" % (index + 1)
+def _answer_pieces(result: Result) -> Iterator[bytes]:
+    """Return the content of the file for an answer."""
+    return map(to_bytes, with_newline(texts_of((result.answer,))))
+
+
+def _contains_only(file: int, pieces: Iterable[bytes]) -> bool:
+    """Return whether these pieces are the whole content of a file."""
+    place = 0
+    for piece in pieces:
+        if os.pread(file, len(piece), place) != piece:
+            return False
+        place += len(piece)
+    return os.fstat(file).st_size == place
+
+
+def _file_name(one: Union[Job, Result]) -> str:
+    """Return the name, without its end, of the files of a job."""
+    task, sample = one.task, sample_of(one)
+    name = plain_name((task.id or task.name) if task else "") or "task-%d" % (sample.index + 1)
+    number = str(sample.sample) if sample.sample > 1 else ""
+    return "%03d_%s" % (sample.index + 1, ".".join(filter(None, (name, sample.slug, number))))
 
 
 DEFAULT_LOG_MAX = 64 << 20
@@ -8762,25 +9162,25 @@ DEFAULT_LOG_MAX = 64 << 20
 class Logs:
     """`--log-dir`: give each attempt a log NNN_NAME.A, which its worker writes and closes.
 
-    A is the number of the attempt, or the next one without a file.
+    NNN_NAME is as in Directory.  A is the number of the attempt, or the next one without a file.
     """
 
     def __init__(self, path: str, most: int) -> None:
         self._path, self._most = path, most
-        try:
-            os.makedirs(path, 0o700, exist_ok=True)
-            if not os.access(path, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as error:
-            raise OutputError("cannot write to --log-dir %s: %s"
-                              % (visible(path), error.strerror)) from None
+        self.check(path)
+        with writing("logs"):
+            make_directories(path)
+
+    @staticmethod
+    def check(path: str) -> None:
+        """Raise OutputError where logs cannot be written.  Makes nothing."""
+        refuse_unwritable("to --log-dir " + visible(path), path, can_be_made=True)
 
     def started(self, job: Job) -> Job:
         """Return the job with its log, which other runs leave alone from now on."""
-        base = "%03d_%s" % (job.index + 1, _safe_name(job.task, job.index))
+        base = _file_name(job)
         for number in itertools.count(job.attempt):
-            name = os.path.join(self._path, "%s.%d" % (base, number))
-            log = Log(absolute(name), name, self._most)
+            log = Log(os.path.join(self._path, "%s.%d" % (base, number)), self._most)
             stdout, stderr = log_files(log.path)
             try:
                 if not os.path.lexists(stderr):
@@ -8801,9 +9201,18 @@ def _task_fields(task: Task) -> Dict[str, Any]:
             if value != Task._field_defaults.get(name, "")}
 
 
+def _head_of(result: Result) -> bytes:
+    """Return how the file of a result begins: with the sample and the cell, where it has them."""
+    _, number, _, cell, _ = sample_of(result)
+    if number == 1 and not cell:
+        return b"{"
+    fields = {"sample": number, "cell": cell} if cell else {"sample": number}
+    return dumps(fields, exact=True)[:-1] + b","
+
+
 def _task_and_result(result: Result) -> Iterator[bytes]:
-    yield b"{"
-    if result.task:
+    yield _head_of(result)
+    if result.task and result.task.prompt:
         yield b'"task":' + dumps(_task_fields(result.task), exact=True) + b",\n"
     yield b'"result":'
     yield from encoded(result)
@@ -8835,15 +9244,14 @@ class Overview:
     def running(self) -> List[Running]:
         return self.control.running()
 
-    def seconds_left(self) -> Optional[float]:
+    def seconds_left(self, running: Sequence[Running]) -> Optional[float]:
         """Return the seconds until the end, None where nothing is known about it.
 
         Each task that is left takes the median of its backend.  Their backends are assumed to be
         mixed as those of the tasks that have ended.  Where nothing runs, the end of a limit comes
         first.
         """
-        running, now = self.running(), time.time()
-        ended = sum(self._ended.values())
+        now, ended = time.time(), sum(self._ended.values())
         if self.total is None or not ended or self.control.level:
             return None
         left = self.total - self.totals.total
@@ -8858,13 +9266,14 @@ class Overview:
 
     def fields(self) -> Dict[str, Any]:
         """Return the JSON fields of the status file that change during a run."""
-        now, left = time.time(), self.seconds_left()
+        now, running = time.time(), self.running()
+        left = self.seconds_left(running)
         gates = {backend: utc(until) for backend, until in self.control.limited.items()
                  if until > now}
         return {
             "updated_at": utc(now), "total_tasks": self.total, "done": self.totals.total,
             **self.totals.counts, "resumed": self.totals.resumed,
-            "running": [_running_fields(one, now) for one in self.running()], "gates": gates,
+            "running": [_running_fields(one, now) for one in running], "gates": gates,
             "eta_seconds": None if left is None else round(left, 1),
             "ends_at": None if left is None else utc(now + left),
             "cost_usd": None if self.totals.cost_usd is None else round(self.totals.cost_usd, 6),
@@ -8874,11 +9283,11 @@ class Overview:
 def _running_fields(one: Running, now: float) -> Dict[str, Any]:
     """Return the JSON fields of a running task; times are `now`, since the epoch, and before."""
     task = one.job.task
-    return {"index": one.job.index, "id": without_secrets(task.id), "name": task_label(task),
-            "backend": task.backend, "attempt": one.job.attempt,
+    return {"index": sample_of(one.job).index, "id": without_secrets(task.id),
+            "name": job_label(task), "backend": task.backend, "attempt": one.job.attempt,
             "started": utc(now - one.seconds), "last_event_at": utc(now - one.quiet),
             "last_action": one_line(one.action), "tokens": one.tokens,
-            "log": log_files(one.job.log.name)[0] if one.job.log else ""}
+            "log": log_files(one.job.log.path)[0] if one.job.log else ""}
 
 
 class StatusFile:
@@ -8916,7 +9325,8 @@ class StatusFile:
         state = "stopping" if self._overview.control.level else "running"
         fields = self._overview.fields()
         changing = (state, fields["done"], fields["gates"], [
-            (one["index"], one["attempt"], one["last_action"]) for one in fields["running"]])
+            (one["index"], one["name"], one["attempt"], one["last_action"])
+            for one in fields["running"]])
         if changing != self._changing or now >= self._due:
             self._changing, self._due = changing, now + QUIET_STATUS_SECONDS
             self._write(state, fields, None)
@@ -8952,42 +9362,40 @@ class Progress:
         from _thread import RLock
         self._output, self._overview, self._least = output, overview, least
         self._quiet_after, self._color = quiet_after, color
-        self._running = 0
         self._began = time.monotonic()
         self._shown: List[str] = []  # lines, without colors
         self._shown_at = 0.0
         self._next = 0.0  # when to draw or write again
-        self.over = False  # the terminal belongs to the answer now
+        self._over = False  # nothing more is shown
         self._lock = RLock()  # the thread that reads the input may have a message
         self._is_drawing = self._stops_later = False
 
     def write(self, result: Result) -> None:
-        self._running = max(0, self._running - 1)
         if not self._output.cursor:
             self._write_line()
 
-    def show(self, running: int) -> None:
-        """Show the state, if it is time.  `running` is the number of tasks that run."""
-        self._running = running
+    def show(self) -> None:
+        """Show the state, if it is time."""
         now = time.monotonic()
-        if self.over or now < self._next:
+        if self._over or now < self._next:
             return
         if not self._output.cursor:
             if self._next:
                 self._write_line()
             self._next = now + LINE_SECONDS
         elif not is_in_background(self._output.file):  # where the shell writes to the terminal
-            (columns, lines), line = terminal_size(self._output.file), self._line()
-            block = []
+            (columns, lines), running = terminal_size(self._output.file), self._overview.running()
+            line, block = self._line(running), []
             if columns >= self._least[0] and lines >= self._least[1]:
-                block = self._rows(columns, lines // 2 - 2) + wrapped(line, columns - 1)
+                block = self._rows(running, columns, lines // 2 - 2) + wrapped(line, columns - 1)
             fits = 0 < len(block) <= lines
             self._next = now + (DRAW_SECONDS if fits else MIN_DRAW_SECONDS)
             self._draw(block if fits else [cut(line, columns - 1)])
 
-    def hide(self) -> None:
+    def hide(self, for_good: bool = False) -> None:
         """Remove what is shown, because something else is written to the terminal."""
         with self._lock:
+            self._over |= for_good
             if self._shown and not self._is_drawing:  # a write that was broken off has shown a part
                 is_table = len(self._shown) > 1
                 self._draw([])
@@ -9028,9 +9436,8 @@ class Progress:
         """Return a line with the idle time of a quiet task in yellow."""
         return re.sub(_QUIET, "\\1\033[33m\\2\033[m", line) if self._color else line
 
-    def _rows(self, columns: int, most: int) -> List[str]:
+    def _rows(self, running: Sequence[Running], columns: int, most: int) -> List[str]:
         """Return the table of the running tasks without the last line: titles and `most` rows."""
-        running = self._overview.running()
         hidden = max(0, len(running) - most)
         if hidden:
             hidden = len(running) - max(1, most - 1)
@@ -9050,20 +9457,20 @@ class Progress:
 
     def _cells(self, one: Running) -> List[str]:
         quiet = "quiet " if one.quiet > self._quiet_after else ""
-        return [str(one.job.index + 1), one_line(one.job.task.backend), clock(one.seconds),
+        return [number_of(one.job), one_line(one.job.task.backend), clock(one.seconds),
                 quiet + age(one.quiet), str(one.job.attempt) if one.job.attempt > 1 else "",
                 "{:,}".format(one.tokens) if one.tokens else "",
-                _separate(task_label(one.job.task)), _separate(one_line(one.action))]
+                _separate(job_label(one.job.task)), _separate(one_line(one.action))]
 
     def _write_line(self) -> None:
-        self._output.text(self._line() + "\n")
+        self._output.text(self._line(self._overview.running()) + "\n")
         self._next = time.monotonic() + LINE_SECONDS
 
-    def _line(self) -> str:
+    def _line(self, running: Sequence[Running]) -> str:
         overview, totals = self._overview, self._overview.totals
-        done, failed, left = totals.total, totals.counts["failed"], overview.seconds_left()
+        done, failed, left = totals.total, totals.counts["failed"], overview.seconds_left(running)
         parts = ["[%d%s] %d running" % (
-            done, "" if overview.total is None else "/%d" % overview.total, self._running)]
+            done, "" if overview.total is None else "/%d" % overview.total, len(running))]
         if failed:
             parts.append("%d failed" % failed)
         parts.append(clock(time.monotonic() - self._began))
@@ -9075,7 +9482,7 @@ class Progress:
         return visible(without_secrets(", ".join(parts)))
 
 
-_QUIET = r"^(\d+ +\S+ +[\d:]+ +)(quiet \d+\w)"  # in a row of the table
+_QUIET = r"^([\d.]+ +\S+ +[\d:]+ +)(quiet \d+\w)"  # in a row of the table
 
 
 def _separate(text: str) -> str:
@@ -9083,10 +9490,14 @@ def _separate(text: str) -> str:
     return re.sub("[\u200d\ufe0f]", "", text)
 
 
-# --- 13. Summary -------------------------------------------------------------
+# --- 14. Summary -------------------------------------------------------------
 
 MAX_REASONS = 20  # distinct errors that are listed
 MAX_NOTE = 2000  # characters of an error or a warning in the table
+
+
+def _why_canceled(result: Result) -> str:
+    return result.error.replace(CANCELED_EARLY, "never started")
 
 
 class Totals:
@@ -9114,13 +9525,12 @@ class Totals:
     def write(self, result: Result) -> None:
         failed = result.status in FAILED_STATUSES
         self.counts["failed" if failed else result.status.replace("ok", "completed")] += 1
-        self.resumed += result.resumed
+        self.resumed += result.resumed and not failed
         if failed:
             self.last_failure = result.status, result.exit_code
-        if failed or never_started(result):
-            reason = "failed: " if failed else "canceled: "
-            reason += visible(
-                " ".join(result.error.replace(CANCELED_EARLY, "never started").split()))
+        if failed or result.status == "canceled":
+            why = _why_canceled(result).replace(CANCELED_LATE, "while it ran")
+            reason = "%s: %s" % ("failed" if failed else "canceled", visible(" ".join(why.split())))
             if reason in self._reasons or len(self._reasons) < MAX_REASONS or not failed:
                 self._reasons[reason] = self._reasons.get(reason, 0) + 1
             else:
@@ -9168,7 +9578,7 @@ class Totals:
         return "Total: %s (%.2fs)" % (", ".join(parts), self.duration_seconds)
 
     def reasons(self) -> str:
-        """Return a line for each reason for which tasks failed or never started."""
+        """Return a line for each reason for which tasks failed or were canceled."""
         lines = ["%d %s\n" % (count, reason) for reason, count in self._reasons.items()]
         if self._unlisted:
             lines.append("%d failed for other reasons\n" % self._unlisted)
@@ -9181,7 +9591,7 @@ def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_numbe
 
     `error`: the output could not be written.  `signal_number`: that of the signal that stopped the
     run.  `single`: a single prompt, whose exit status also tells a timeout and a missing program.
-    `left`: a later run can do the rest, as run_plan finds; SIGTERM is then not a failure.
+    `left`: a later run can do the rest, as _conclude finds; SIGTERM is then not a failure.
     """
     status, exit_code = totals.last_failure
     if error and not error.broken_pipe:
@@ -9202,7 +9612,7 @@ def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_numbe
 class Table:
     """Print the results in the order of their tasks, with errors and warnings.
 
-    All tasks that never started are one line.
+    The tasks that never started are one line for each reason.
     """
 
     TITLES: Sequence[str] = ("#", "BACKEND", "STATUS", "DURATION", "TASK")
@@ -9212,22 +9622,21 @@ class Table:
 
     def __init__(self) -> None:
         self._rows = Spool()
-        self._never_started = 0
-        self._why = ""
+        self._never_started: Counter[str] = Counter()  # by the reason
 
     def cells(self, result: Result, status: str) -> List[str]:
         """Return the text in each column."""
-        return [str(result.index + 1), one_line(result.backend), status,
-                "%.2fs" % result.duration_seconds, task_label(result.task, result.error)]
+        return [number_of(result), one_line(result.backend), status,
+                "%.2fs" % result.duration_seconds, job_label(result.task, result.error)]
 
     def write(self, result: Result) -> None:
         if never_started(result):
-            self._never_started += 1
-            self._why = result.error.replace(CANCELED_EARLY, "never started")
+            self._never_started[_why_canceled(result)] += 1
             return
         notes = [("warning", one_line(warning)[:MAX_NOTE]) for warning in result.warnings]
         if result.error and result.status != "canceled":
-            notes.insert(0, ("error", one_line(result.error)[:MAX_NOTE]))
+            error = re.sub(r"(?i)^\s*error:\s+(?=\S)", "", result.error)  # the note has it
+            notes.insert(0, ("error", one_line(error)[:MAX_NOTE]))
         status = result.status.upper()
         if result.attempts > 1:
             status += " (%d)" % result.attempts
@@ -9256,9 +9665,8 @@ class Table:
                 head = "     %s: " % kind
                 indent = "\n" + " " * len(head)
                 output.text(head + indent.join(wrapped(text, columns - len(head))) + "\n")
-        if self._never_started:
-            text = "%s %s" % (counted(self._never_started, "task"), self._why)
-            line([""] * status + ["CANCELED", text])
+        for why, count in self._never_started.items():
+            line([""] * status + ["CANCELED", "%s %s" % (counted(count, "task"), why)])
         output.text("-" * 60 + "\n" + totals.line() + "\n")
 
 
@@ -9273,7 +9681,7 @@ class ComparisonTable(Table):
                 one_line(result.model)]
 
 
-# --- 14. Report --------------------------------------------------------------
+# --- 15. Report --------------------------------------------------------------
 #
 # `clinvk report` reads results files twice: first to find the line that counts for each task, then
 # to read these lines in the order of the tasks.  In between a task takes a few numbers of memory.
@@ -9287,36 +9695,51 @@ def _index(value: Any) -> int:
     return int(value)
 
 
-# The fields that a report reads from a line, with their checks.  Only RECORD_NAMES are required.
+# The fields that a report reads from a line of a results file, or of --jsonl, with their checks.
 RECORD_FIELDS: Dict[str, Callable[[Any], Any]] = dict(
     LINE_FIELDS, index=_index, status=_one_of(STATUSES, "status"), task_id=_known_string,
     task_name=_known_string, tags=_list_of(_known_string), meta=_free_object, resumed=_truth,
-    label=_known_string, run=parse_utc, cell=_free_value)
-RECORD_NAMES = ("index", "status")
+    label=_known_string, run=parse_utc, sample=_samples, samples=_samples, cell=_free_value)
+record_fields = functools.partial(line_fields, checks=RECORD_FIELDS, required=("index", "status"))
+
+_CELL_BITS, _SAMPLE_BITS = 29, 10  # of an identity
 
 
-def record_fields(capture: Capture) -> Dict[str, Any]:
-    """Return the fields of a line of a results file, or of --jsonl.  Raises ValueError."""
-    return line_fields(capture, RECORD_FIELDS, RECORD_NAMES)
+def task_identity(fields: Dict[str, Any], cells: Dict[str, int]) -> int:
+    """Return the number that all lines of one sample of a task have in common.
+
+    Such numbers are in the order of the tasks.  `cells` has a number for each cell so far.
+    """
+    index, sample = int(fields["index"]), int(fields.get("sample", 1))
+    cell = cells.setdefault(cell_text(fields.get("cell", "")), len(cells))
+    return (index << _CELL_BITS | cell) << _SAMPLE_BITS | sample - 1
 
 
-def task_identity(fields: Dict[str, Any]) -> int:
-    """Return the number that all lines of one task have in common."""
-    return int(fields["index"])
+def cell_text(cell: Any) -> str:
+    """Return a cell as `model=opus,sandbox_mode=full`."""
+    if isinstance(cell, dict):
+        return ",".join("%s=%s" % item for item in cell.items())
+    return cell if isinstance(cell, str) else dumps(cell).decode()
+
+
+def index_of(identity: int) -> int:
+    """Return the index of the task with an identity."""
+    return identity >> _CELL_BITS + _SAMPLE_BITS
 
 
 class Record(NamedTuple):
     """A line of a results file.
 
     Of the task only what the line has is known, and its prompt where a file of tasks was given.
-    `failed_before`: an earlier line of the task is that of a failure.  Long strings in `fields` are
-    names of text in `capture`.  Large answers and such strings are in the file, and can be read
-    while the Records exist.
+    `identity` is its task_identity.  `failed_before`: an earlier line of it is that of a failure.
+    Long strings in `fields` are names of text in `capture`.  Large answers and such strings are in
+    the file, and can be read while the Records exist.
     """
 
     result: Result
     fields: Dict[str, Any]
     capture: Capture
+    identity: int = 0
     failed_before: bool = False
     prompt: str = ""  # where it is known
 
@@ -9332,18 +9755,22 @@ def record_of(capture: Capture) -> Record:
 
     fields = record_fields(capture)
     result = result_of_line(fields["index"], fields, capture)
-    label = text("label") or text("task_id")
+    label, cell = text("label") or text("task_id"), fields.get("cell")
+    if not isinstance(cell, dict):
+        cell = {"": str(cell)} if cell else {}
+    sample = Sample(result.index, fields.get("sample", 1), fields.get("samples", 1),
+                    {name: str(value) for name, value in cell.items()})
     task = Task(result.backend, label, id=text("task_id"), name=text("task_name"),
-                tags=fields.get("tags", ()), meta=fields.get("meta"))
+                tags=fields.get("tags", ()), meta=fields.get("meta"), sample=sample)
     return Record(result._replace(task=task), fields, capture)
 
 
 class Records:
-    """The records in results files, one for each task, in the order of the tasks.
+    """The records in results files, one for each sample of each task, in the order of the tasks.
 
-    Of several lines of a task the last counts, and later files come after earlier ones.
-    `repeated` are the indexes of tasks with several `ok` lines, `shared` those of tasks with lines
-    in several files.  `gaps` are the first and the last of indexes without a line, below the
+    Of several lines of a sample the last counts, and later files come after earlier ones.
+    `repeated` are the identities of those with several `ok` lines, `shared` of those with lines in
+    several files.  `gaps` are the first and the last of indexes without a line, below the
     highest.  `unanswered` are the tasks of a file of tasks (find_tasks) without a line.  `-` is
     stdin.  Raises UserError.
     """
@@ -9353,6 +9780,8 @@ class Records:
         self._names = ["stdin" if path == "-" else path for path in paths]
         self._files = array("i")
         self._identities, self._starts, self._places = array("q"), array("q"), array("i")
+        self._samples = array("h")  # how many samples the task of each line has
+        self._missing: Dict[int, int] = Counter()  # of these, by the index of the task
         self._statuses = bytearray()  # "f" for a failure, else the first letter
         self._last = array("q")  # of the lines of each task
         self._failed_before = bytearray()  # for each of these
@@ -9360,6 +9789,7 @@ class Records:
         self.unanswered: Optional[Spool] = None
         self.repeated, self.shared = array("q"), array("q")
         self.gaps: List[Tuple[int, int]] = []
+        cells: Dict[str, int] = {}
         for place, name in enumerate(self._names):
             file = self._open(paths[place])
             self._files.append(file)
@@ -9368,9 +9798,10 @@ class Records:
                                 "of --results" % visible(name))
             for start, _, fields in whole_lines(file, name, warn, record_fields):
                 if fields is not None:
-                    self._identities.append(task_identity(fields))
+                    self._identities.append(task_identity(fields, cells))
                     self._starts.append(start)
                     self._places.append(place)
+                    self._samples.append(fields.get("samples", 1))
                     failed = fields["status"] in FAILED_STATUSES
                     self._statuses += b"f" if failed else fields["status"][:1].encode()
         self._choose()
@@ -9400,18 +9831,30 @@ class Records:
         """Find the last line of each task, and what the user should know of the others."""
         in_order = sorted(range(len(self._identities)), key=self._identities.__getitem__)
         expected_next = 0
-        for index, group in itertools.groupby(in_order, self._identities.__getitem__):
+        for identity, group in itertools.groupby(in_order, self._identities.__getitem__):
             lines = list(group)
             self._last.append(lines[-1])
             statuses = bytes(self._statuses[line] for line in lines)
             self._failed_before.append(b"f" in statuses[:-1])
             if statuses.count(b"o") > 1:
-                self.repeated.append(index)
+                self.repeated.append(identity)
             if len({self._places[line] for line in lines}) > 1:
-                self.shared.append(index)
+                self.shared.append(identity)
+            index = index_of(identity)
             if index > expected_next:
                 self.gaps.append((expected_next, index - 1))
             expected_next = index + 1
+        self._find_missing()
+
+    def _find_missing(self) -> None:
+        """Count the samples without a line, by the index of their task."""
+        def cell_of(line: int) -> int:
+            return self._identities[line] >> _SAMPLE_BITS
+
+        for cell, group in itertools.groupby(self._last, cell_of):
+            samples = [self._samples[line] for line in group]
+            if len(samples) < max(samples):
+                self._missing[cell >> _CELL_BITS] += max(samples) - len(samples)
 
     def __len__(self) -> int:
         return len(self._last)
@@ -9442,7 +9885,7 @@ class Records:
 
     def _record_in(self, line: int) -> Record:
         try:
-            return record_of(self._capture(line))
+            return record_of(self._capture(line))._replace(identity=self._identities[line])
         except ValueError:
             raise UserError("%s: it was changed while it was read"
                             % visible(self._names[self._places[line]])) from None
@@ -9467,13 +9910,25 @@ class Records:
             if isinstance(job, Job):
                 place = answers.take(job)
                 if place is not None:
-                    prompts.add(place, [to_bytes(job.task.prompt)])
+                    for one in self._same_task(place):
+                        prompts.add(one, [to_bytes(job.task.prompt)])
                     continue
-                fields = {"index": job.index, "task_id": job.task.id,
+                fields = {"index": sample_of(job).index, "task_id": job.task.id,
                           "task_name": job.task.name, "label": task_label(job.task)}
                 self.unanswered.add(count, [dumps({name: value for name, value in fields.items()
                                                    if value != ""})])
         self._prompts = prompts
+
+    def _same_task(self, place: int) -> Iterator[int]:
+        """Yield the places of all samples of the task that has a place."""
+        def index(place: int) -> int:
+            return index_of(self._identities[self._last[place]])
+
+        first = place
+        while first and index(first - 1) == index(place):
+            first -= 1
+        return itertools.takewhile(lambda one: index(one) == index(place),
+                                   range(first, len(self._last)))
 
     def unanswered_tasks(self) -> Iterator[Dict[str, Any]]:
         """Yield the index, the id, the name and the label of each task without a record."""
@@ -9488,14 +9943,18 @@ class Records:
         if self.unanswered is not None:
             missing = (task["index"] for task in self.unanswered_tasks())
             unanswered = sum(1 for _ in self.unanswered)
-        for count, indexes, what in (
-                (len(self.repeated), self.repeated, "more than one ok result; the last counts"),
-                (len(self.shared), self.shared, "results in several files; the last counts"),
-                (unanswered, missing, "no result")):
+        for count, noun, indexes, what in (
+                (len(self.repeated), "task", map(index_of, self.repeated),
+                 "more than one ok result; the last counts"),
+                (len(self.shared), "task", map(index_of, self.shared),
+                 "results in several files; the last counts"),
+                (unanswered, "task", missing, "no result"),
+                (sum(self._missing.values()), "sample", self._missing, "no result, of task")):
             if count:
-                numbers = ", ".join(str(index + 1) for index in itertools.islice(indexes, 5))
-                yield "%s %s %s: %s%s" % (counted(count, "task"), "has" if count == 1 else "have",
-                                          what, numbers, ", ..." if count > MAX_LABELS else "")
+                numbers = [str(index + 1) for index in itertools.islice(indexes, MAX_LABELS + 1)]
+                numbers[MAX_LABELS:] = ["..."] * (len(numbers) > MAX_LABELS)
+                yield "%s %s %s: %s" % (counted(count, noun), "has" if count == 1 else "have",
+                                        what, ", ".join(numbers))
 
     def __del__(self) -> None:
         for file in self._files:
@@ -9503,72 +9962,71 @@ class Records:
 
 
 class _Answers:
-    """The places of records, by what they have in common with tasks.  A record answers one task."""
+    """Find the records of tasks by what they have in common.  A record answers one task."""
 
     def __init__(self, records: Records) -> None:
         from array import array
-        self._keys = array("q")  # the hashes of the keys; a record without a key has no label
-        self._by_key: Dict[int, List[int]] = {}
-        self._by_id: Dict[int, int] = {}
-        self._by_index: Dict[int, Tuple[int, Optional[int]]] = {}  # with the hash of the label
+        self._last: Dict[int, int] = {}  # the last place with a name, by the hash of that
+        self._before = array("q")  # for each of the four names of a place: the place before
         self._taken = bytearray(len(records))
         for place, record in enumerate(records):
-            fields = record.fields
-            self._keys.append(hash(fields.get("key")))
-            self._by_key.setdefault(self._keys[place], []).append(place)
-            self._by_id[hash(fields.get("task_id"))] = place
-            label = hash(fields["label"]) if "label" in fields else None
-            self._by_index[record.result.index] = place, label
+            for name in self._names(record.fields.get):
+                self._before.append(self._last.get(hash(name), -1))
+                self._last[hash(name)] = place
+
+    @staticmethod
+    def _names(field: Callable[..., Any]) -> Iterator[Tuple[Any, ...]]:
+        """Yield the names of a record or a task, the best first.  A line of --jsonl has no key."""
+        sample = field("sample", 1)
+        yield field("key"), field("index"), sample
+        yield field("key"),
+        yield field("task_id"), sample
+        yield field("index"), sample, field("label")
 
     def take(self, job: Job) -> Optional[int]:
         """Return the place of the record of a job that is not taken yet, None if there is none."""
-        key = hash(job_key(job))
-        place, label = self._by_index.get(job.index, (-1, None))
-        same_key = self._by_key.get(key, [])
-        while same_key and self._taken[same_key[-1]]:
-            same_key.pop()
-        candidates = [place] * (place >= 0 and self._keys[place] == key) + same_key[-1:]
-        if job.task.id:
-            candidates.append(self._by_id.get(hash(job.task.id), -1))
-        if label in (None, hash(task_label(job.task))):
-            candidates.append(place)
-        for one in candidates:
-            if one >= 0 and not self._taken[one]:
-                self._taken[one] = True
-                return one
+        index, sample = sample_of(job)[:2]
+        fields = {"key": job_key(job), "index": index, "sample": sample, "task_id": job.task.id,
+                  "label": task_label(job.task)}
+        for number, name in enumerate((*self._names(fields.get), (index, sample, None))):
+            place = self._last.get(hash(name), -1)
+            while place >= 0 and self._taken[place]:
+                place = self._last[hash(name)] = self._before[4 * place + min(number, 3)]
+            if place >= 0:
+                self._taken[place] = True
+                return place
         return None
 
 
 class Attempt(NamedTuple):
-    """One start of a task.  `waited_until`: the next start, where a limit was between them."""
+    """One start of a task, and how it ended."""
 
     start: float
     end: float
-    kind: str  # ok; failed; again: the task was tried again
-    waited_until: float = 0.0
+    status: str
+    error_kind: str
+    error: str
 
 
 def attempts_of(result: Result) -> List[Attempt]:
-    """Return the attempts of a task that are known: the last, and those in `tries`."""
-    tries = []
+    """Return the attempts of a task that are known: those in `tries`, else the last."""
+    attempts = []
     for one in result.tries:
         with contextlib.suppress(ValueError):
             start = parse_utc(one.get("start_time"))
             end = start + _amount(one.get("duration_seconds", 0.0))
-            tries.append((start, end, one.get("error_kind") == "rate_limit"))
-    if not tries and result.attempts and result.start_time:
-        tries = [(result.start_time, result.end_time, False)]
-    last = "ok" if result.status == "ok" else "failed"
-    return [Attempt(start, end, "again", after[0] if limited else 0.0)
-            for (start, end, limited), after in zip(tries, tries[1:])] + [
-                Attempt(start, end, last) for start, end, _ in tries[-1:]]
+            attempts.append(Attempt(start, end, *(
+                _string(one.get(name)) for name in ("status", "error_kind", "error"))))
+    if not attempts and result.attempts and result.start_time:
+        attempts = [Attempt(result.start_time, result.end_time, result.status, result.error_kind,
+                            result.error)]
+    return attempts
 
 
 class Timeline:
     """Who ran when, in text: a lane for each attempt that ran at the same time as others."""
 
     MOST_LANES = 20
-    MARKS = {"ok": "#", "failed": "x", "again": "r"}
     WEIGHTS = " ~.#rx"  # of two marks in one place the later one is shown
     LEGEND = ("# ok", "x failed", "r tried again", ". waiting for a limit",
               "~ a long pause, shortened", "| a run begins")
@@ -9577,18 +10035,19 @@ class Timeline:
 
     def __init__(self) -> None:
         from array import array
-        self._indexes = array("q")
+        self._identities = array("q")
         self._starts, self._ends, self._waits = array("d"), array("d"), array("d")
         self._marks = bytearray()
         self._runs: Set[float] = set()
 
     def write(self, record: Record) -> None:
-        for one in attempts_of(record.result):
-            self._indexes.append(record.result.index)
+        attempts, last = attempts_of(record.result), b"#" if record.result.status == "ok" else b"x"
+        for one, after in itertools.zip_longest(attempts, attempts[1:]):
+            self._identities.append(record.identity)
             self._starts.append(one.start)
             self._ends.append(one.end)
-            self._waits.append(one.waited_until)
-            self._marks += self.MARKS[one.kind].encode()
+            self._waits.append(after.start if after and one.error_kind == "rate_limit" else 0.0)
+            self._marks += b"r" if after else last
         if "run" in record.fields:
             self._runs.add(record.fields["run"])
 
@@ -9597,7 +10056,7 @@ class Timeline:
         start_of = self._starts.__getitem__
         in_order = sorted(range(len(self._starts)), key=start_of)
         for _, together in itertools.groupby(in_order, start_of):
-            yield from {self._indexes[place]: place for place in together}.values()
+            yield from {self._identities[place]: place for place in together}.values()
 
     def _lanes(self) -> Iterator[Tuple[int, int]]:
         """Yield each attempt by its place in the arrays, with its lane: the first that is free."""
@@ -9678,11 +10137,13 @@ def aligned(rows: Sequence[Sequence[str]], columns: int) -> str:
         for row, head, size in zip(rows, heads, sizes))
 
 
-class Measures:
-    """The sum and the percentiles of the time, the tokens and the cost of the tasks that ran.
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """Return the smallest value that is not below that share of all values (nearest rank)."""
+    return ordered[(percent * len(ordered) + 99) // 100 - 1]
 
-    A percentile is the smallest value that is not below that share of all values (nearest rank).
-    """
+
+class Measures:
+    """The sum and the percentiles of the time, the tokens and the cost of the tasks that ran."""
 
     PERCENTILES = (50, 90, 95, 100)
     NAMES = ("tasks", "sum", "p50", "p90", "p95", "max")
@@ -9706,8 +10167,7 @@ class Measures:
             ordered = sorted(values)
             if ordered:
                 yield name, len(ordered), [sum(ordered)] + [
-                    ordered[(percent * len(ordered) + 99) // 100 - 1]
-                    for percent in self.PERCENTILES]
+                    percentile(ordered, percent) for percent in self.PERCENTILES]
 
     def text(self, columns: int) -> str:
         def shown(name: str, value: float) -> str:
@@ -9727,21 +10187,31 @@ class Measures:
 
 
 class Group(Totals):
-    """The totals of some tasks, and the sum of their times."""
+    """The totals of some tasks, and the times of those that ran."""
 
-    seconds = 0.0
+    def __init__(self) -> None:
+        from array import array
+        super().__init__()
+        self._seconds = array("d")
 
     def write(self, result: Result) -> None:
         super().write(result)
-        self.seconds += result.duration_seconds
+        if result.attempts:
+            self._seconds.append(result.duration_seconds)
+
+    @property
+    def median_seconds(self) -> Optional[float]:
+        return percentile(sorted(self._seconds), 50) if self._seconds else None
 
     def fields(self) -> Dict[str, Any]:
-        fields = dict(super().fields(), task_seconds=round(self.seconds, 3))
-        return {name: value for name, value in fields.items()
+        fields = dict(super().fields(),
+                      median_seconds=self.median_seconds, task_seconds=sum(self._seconds))
+        return {name: round(value, 6) if isinstance(value, float) else value
+                for name, value in fields.items()
                 if name not in ("start_time", "end_time", "total_duration_seconds")}
 
 
-GROUP_FIELDS = ("backend", "model", "cell", "tags", "error_kind")
+GROUP_FIELDS = ("backend", "model", "label", "cell", "tags", "error_kind")
 
 
 def groups_of(record: Record, field: str) -> Iterable[str]:
@@ -9749,8 +10219,9 @@ def groups_of(record: Record, field: str) -> Iterable[str]:
     if field == "tags":
         return dict.fromkeys(record.fields.get("tags", ()))
     if field == "cell":
-        cell = record.fields.get("cell", "")
-        return [cell if isinstance(cell, str) else dumps(cell).decode()]
+        return [cell_text(record.fields.get("cell", ""))]
+    if field == "label":
+        return [task_label(record.result.task)]
     value = str(getattr(record.result, field))
     return [value] * (value != "" or field != "error_kind")
 
@@ -9760,7 +10231,7 @@ class Groups:
 
     MOST = 1000
     OTHERS = "(others)"
-    TITLES = ("TASKS", "OK", "FAILED", "SECONDS", "TOKENS", "COST")
+    TITLES = ("TASKS", "OK", "FAILED", "MEDIAN", "TOKENS", "COST")
 
     def __init__(self, field: str) -> None:
         self._field = field
@@ -9775,9 +10246,11 @@ class Groups:
     def text(self, columns: int) -> str:
         """Return a table, the largest group first; "" where there is none."""
         def cells(name: str, group: Group) -> List[str]:
-            tokens, cost = group.usage.get("total_tokens"), group.cost_usd
+            median, cost = group.median_seconds, group.cost_usd
+            tokens = group.usage.get("total_tokens")
             return [one_line(name) or "-", str(group.total), str(group.counts["completed"]),
-                    str(group.counts["failed"]), "%.2f" % group.seconds,
+                    str(group.counts["failed"]),
+                    "-" if median is None else "%.2fs" % median,
                     "{:,}".format(tokens) if tokens else "-",
                     "-" if cost is None else "$%.4f" % cost]
 
@@ -9793,7 +10266,8 @@ class Statistics:
     def __init__(self, group_by: Sequence[str] = ("backend", "model", "error_kind")) -> None:
         self.totals, self.measures, self.timeline = Totals(), Measures(), Timeline()
         self.groups = {field: Groups(field) for field in group_by}
-        self.flaky: List[int] = []
+        self.flaky: List[int] = []  # indexes
+        self._numbers: List[str] = []  # of some of these, as the table has them
         self._first, self._last = MAX_TIME, 0.0
 
     def write(self, record: Record) -> None:
@@ -9802,32 +10276,32 @@ class Statistics:
         self.measures.write(result)
         for groups in self.groups.values():
             groups.write(record)
-        self.flaky += [result.index] * record.is_flaky
+        if record.is_flaky:
+            self.flaky.append(result.index)
+            self._numbers += [number_of(result)][:MAX_REASONS - len(self._numbers)]
         self.timeline.write(record)
         starts = [one.start for one in attempts_of(result)] or [result.start_time or MAX_TIME]
         self._first, self._last = min(self._first, *starts), max(self._last, result.end_time)
 
     def watch(self, records: Records) -> Iterator[Record]:
-        """Yield all records, and take note of them."""
+        """Yield all records, and take note of them.
+
+        The time of the totals is from the first start to the last end.
+        """
         for record in records:
             self.write(record)
             yield record
         for record in records.replaced():
             self.timeline.write(record)
-        self._finish()
-
-    def _finish(self) -> None:
-        """Set the time of the totals: from the first start to the last end."""
         self.totals.start_time = min(self._first, self._last)
         self.totals.duration_seconds = max(0.0, self._last - self._first)
 
     def text(self, records: Records, columns: int) -> Iterator[str]:
         """Yield what follows the table and the totals."""
         if self.flaky:
-            numbers = [str(index + 1) for index in self.flaky[:MAX_REASONS + 1]]
-            numbers[MAX_REASONS:] = ["..."] * (len(numbers) > MAX_REASONS)
-            yield "Flaky: %s, ok after a failure: %s\n" % (
-                counted(len(self.flaky), "task"), ", ".join(numbers))
+            more = ", ..." if len(self.flaky) > MAX_REASONS else ""
+            yield "Flaky: %s, ok after a failure: %s%s\n" % (
+                counted(len(self.flaky), "task"), ", ".join(self._numbers), more)
         for count, task in enumerate(records.unanswered_tasks()):
             if count == MAX_REASONS:
                 yield "  ...\n"
@@ -9845,7 +10319,8 @@ class Statistics:
             self.totals.fields(), percentiles=self.measures.fields(), groups={
                 field: {name: group.fields() for name, group in groups.of.items()}
                 for field, groups in self.groups.items()},
-            duplicates={"ok": list(records.repeated), "files": list(records.shared)},
+            duplicates={"ok": list(map(index_of, records.repeated)),
+                        "files": list(map(index_of, records.shared))},
             gaps=records.gaps, flaky=self.flaky, unanswered=list(records.unanswered_tasks()))
 
     def is_failure(self, fail_on: Union[str, float], unanswered: int) -> bool:
@@ -9892,28 +10367,59 @@ def csv_cell(value: Any) -> str:
     return re.sub("[\0\ud800-\udfff]", "\ufffd", text)  # which readers of CSV refuse
 
 
-class _Line:
-    """A file whose `write` returns the text."""
+class PathNames:
+    """The names at the places to which paths lead, for the warning about a path of no record."""
 
-    @staticmethod
-    def write(text: str) -> str:
-        return text
+    MOST = 1000  # at a place
+
+    def __init__(self) -> None:
+        self._at: Dict[_Path, Set[Any]] = {(): set(RECORD_FIELDS)}
+
+    def note(self, line: Any, path: _Path) -> None:
+        for place, step in enumerate(path):
+            value = value_at(line, path[:place])
+            if value is not None:
+                names = self._at.setdefault(path[:place], set())
+                if isinstance(value, list) and isinstance(step, int):
+                    names.add(step)  # a list can be too short
+                elif len(names) < self.MOST:
+                    names.update(_mapping(value))
+
+    def problem(self, path: _Path) -> str:
+        """Return which step of a path no record has; "" if a field there was always empty."""
+        for place, step in enumerate(path):
+            names = self._at.get(path[:place])
+            if names is not None and step not in names:
+                return quoted(step) + nearest(str(step), sorted(filter(_string, names)))
+        return ""
 
 
-def csv_lines(records: Iterable[Record], columns: Sequence[Tuple[str, _Path]]) -> Iterator[str]:
+def csv_lines(records: Iterable[Record], columns: Sequence[Tuple[str, _Path]],
+              warn: Callable[[str], None]) -> Iterator[str]:
     """Yield a line with the names of the columns, and one for each record."""
     import csv
-    writer = csv.writer(_Line(), lineterminator="\n")
+    from types import SimpleNamespace
+    writer = csv.writer(SimpleNamespace(write=str), lineterminator="\n")  # returns the line
+    names, empty = PathNames(), dict(columns)
     yield str(writer.writerow([csv_cell(name) for name, _ in columns]))
     for record in records:
         line = loads(b"".join(record.capture.short_pieces(bool)))
         try:
             values = [_free_value(value_at(line, path)) for _, path in columns]
         except RecursionError:
-            raise UserError("the line of task %d: nested too deep for CSV"
-                            % (record.result.index + 1)) from None
+            raise UserError("the line of task %s: nested too deep for CSV"
+                            % number_of(record.result)) from None
+        for value, (name, path) in zip(values, columns):
+            if value is not None:
+                empty.pop(name, None)
+            elif name in empty:
+                names.note(line, path)
         yield str(writer.writerow([csv_cell(_whole(value, record.capture, path))
                                    for value, (_, path) in zip(values, columns)]))
+    for name, path in empty.items():
+        problem = names.problem(path)
+        if problem:
+            warn("--csv .%s: no result has %s" % (name, problem))
 
 
 def _whole(value: Any, capture: Capture, path: _Path) -> Any:
@@ -9929,8 +10435,10 @@ def _whole(value: Any, capture: Capture, path: _Path) -> Any:
 def task_title(record: Record, with_output: bool) -> str:
     """Return the name or the id of a task; its label, which can be of the prompt, `with_output`."""
     task = record.result.task
-    title = task.name or task.id if task else ""
-    return one_line(title) or (task_label(task) if with_output else "")
+    title = one_line(task.name or task.id) if task else ""
+    if title or not with_output:
+        task = Task("", title, sample=task and task.sample)
+    return job_label(task).rstrip()
 
 
 def unanswered_title(task: Dict[str, Any], with_output: bool) -> str:
@@ -9975,7 +10483,7 @@ def junit_texts(records: Records, statistics: Statistics, with_output: bool) -> 
 
 def _test_case(record: Record, with_output: bool) -> Iterator[str]:
     result = record.result
-    name = "%d %s" % (result.index + 1, task_title(record, with_output))
+    name = "%s %s" % (number_of(result), task_title(record, with_output))
     yield "<testcase%s>\n" % _xml_attributes(
         name=name.strip(), classname=one_line(result.backend) or "clinvk",
         time="%.3f" % result.duration_seconds)
@@ -10007,7 +10515,7 @@ def _markdown_row(record: Record, with_output: bool) -> Tuple[Any, ...]:
     result = record.result
     tokens, cost = (result.usage or {}).get("total_tokens"), result.cost_usd
     attempts = " (%d)" % result.attempts if result.attempts > 1 else ""
-    return (result.index + 1, result.status.upper() + attempts,
+    return (number_of(result), result.status.upper() + attempts,
             _markdown(one_line(result.backend)), "%.2fs" % result.duration_seconds,
             "{:,}".format(tokens) if tokens else "", "" if cost is None else "$%.4f" % cost,
             _markdown(task_title(record, with_output)),
@@ -10016,7 +10524,7 @@ def _markdown_row(record: Record, with_output: bool) -> Tuple[Any, ...]:
 
 def _markdown_rows(records: Records, with_output: bool) -> Iterator[str]:
     """Yield a row of the table for each task, failures first."""
-    row = "| %d | %s | %s | %s | %s | %s | %s | %s |\n"
+    row = "| %s | %s | %s | %s | %s | %s | %s | %s |\n"
     for record in records.having(b"f"):
         yield row % _markdown_row(record, with_output)
     for task in records.unanswered_tasks():
@@ -10039,8 +10547,8 @@ def _markdown_details(records: Records) -> Iterator[str]:
 
     for record in itertools.chain(*map(records.having, (b"f", b"c", b"os"))):
         texts = shown([record.prompt]) + shown(texts_of((record.result.answer,)))
-        yield "<details><summary>%d %s</summary>\n\n%s</details>\n\n" % (
-            record.result.index + 1, _xml(task_title(record, True)), texts)
+        yield "<details><summary>%s %s</summary>\n\n%s</details>\n\n" % (
+            number_of(record.result), _xml(task_title(record, True)), texts)
 
 
 def markdown_texts(records: Records, statistics: Statistics, with_output: bool) -> Iterator[str]:
@@ -10074,16 +10582,16 @@ def markdown_texts(records: Records, statistics: Statistics, with_output: bool) 
 MAX_PAGE_TEXT = 100000  # characters of a prompt or an answer
 LOG_TAIL = 4096  # bytes
 # What the page has of each task.  Times are in milliseconds.
-PAGE_COLUMNS = ("index", "name", "id", "tags", "backend", "model", "status", "attempts", "start",
-                "ms", "tokens", "cost", "run", "tries", "kind", "error", "warnings", "answer",
-                "prompt", "logs")
+PAGE_COLUMNS = ("identity", "index", "name", "id", "tags", "backend", "model", "status",
+                "attempts", "start", "ms", "tokens", "cost", "run", "tries", "kind", "error",
+                "warnings", "answer", "prompt", "logs")
 PAGE_STYLE = r"""
 :root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --dim: #5f6873; --edge: #d5d9de;
-  --mark: #f2f4f7; --link: #0a58b0; --ok: #4c9a6a; --failed: #c8372d; --timeout: #d9822b;
-  --lost: #8a4fb0; --other: #9aa1ab; --wait: #e3b341; }
+  --mark: #f2f4f7; --link: #0a58b0; --ok: #2f9e67; --failed: #b0301e; --timeout: #c48426;
+  --lost: #cc50d2; --other: #484654; --wait: #17498c; }
 @media (prefers-color-scheme: dark) { :root { --back: #15181c; --text: #dde1e6; --dim: #9aa1ab;
-  --edge: #343a42; --mark: #20252b; --link: #7db5f5; --ok: #4f9b6c; --failed: #e5645b;
-  --timeout: #e0954a; --lost: #b283d4; --other: #707882; --wait: #b98f2b; } }
+  --edge: #343a42; --mark: #20252b; --link: #7db5f5; --ok: #72d489; --failed: #c85650;
+  --timeout: #b38b1b; --lost: #8b49d4; --other: #69717f; --wait: #a9bfdf; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem 1.5rem; max-width: 100rem; background: var(--back);
   color: var(--text); font: 14px/1.45 system-ui, sans-serif; }
@@ -10166,9 +10674,7 @@ function length(ms) {  // 0.5s, 30s, 4m10s or 2h03m
   return minutes < 60 ? minutes + "m" + two(s % 60) + "s"
     : Math.floor(minutes / 60) + "h" + two(minutes % 60) + "m";
 }
-const clock = at => [at.getHours(), at.getMinutes(), at.getSeconds()].map(two).join(":");
-const moment = ms => (at => at.getFullYear() + "-" + two(at.getMonth() + 1) + "-"
-  + two(at.getDate()) + " " + clock(at))(new Date(ms));
+const moment = ms => new Date(ms).toLocaleString("sv");  // 2026-01-31 23:59:59
 const FORMS = { index: value => String(value + 1), start: moment, ms: length, tokens: grouped,
                 cost: value => "$" + value.toFixed(4) };
 const shown = (task, name) => task[name] == null ? "" : (FORMS[name] || String)(task[name]);
@@ -10195,9 +10701,9 @@ function addTries(task, tries) {
   });
 }
 for (const task of tasks) addTries(task, task.tries);
-const ofIndex = new Map(tasks.map(task => [task.index, task]));
-for (const [index, run, tries] of data.replaced) {  // of lines that do not count
-  const task = ofIndex.get(index), known = new Set(task.tries.map(([start]) => start));
+const ofIdentity = new Map(tasks.map(task => [task.identity, task]));
+for (const [identity, run, tries] of data.replaced) {  // of lines that do not count
+  const task = ofIdentity.get(identity), known = new Set(task.tries.map(([start]) => start));
   if (tries.some(([start]) => known.has(start))) continue;  // the line is in two files
   addTries(task, tries);
   task.tries = [...tries, ...task.tries];
@@ -10247,7 +10753,7 @@ function drawTimeline() {
     lanes.forEach((_, lane) => nodes.push(make("rect", { class: "lane", x: at(start),
       y: row(lane), width: at(end) - at(start), height: thick })));
     for (let ms = Math.ceil((start - zone) / step) * step + zone; ms <= end; ms += step) {
-      const text = clock(new Date(ms)).slice(0, step < 60000 ? 8 : 5);
+      const text = moment(ms).slice(11, step < 60000 ? 19 : 16);
       nodes.push(make("line", { x1: at(ms), x2: at(ms), y1: top - 14, y2: height }));
       if (at(ms) < box.clientWidth - 50) nodes.push(make("text", { x: at(ms) + 3, y: top - 5 },
                       step < 1000 ? text + "." + ms % 1000 / 100 : text));
@@ -10482,12 +10988,9 @@ def _page_text(texts: Iterable[str]) -> str:
 def _log_tail(path: str) -> str:
     """Return the last lines of a log without secrets, or why it cannot be read."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
+        with opened(path) as file:
             start = max(0, os.fstat(file).st_size - 2 * LOG_TAIL)  # a secret may be cut there
             text = without_secrets(to_text(os.pread(file, 2 * LOG_TAIL, start)))
-        finally:
-            os.close(file)
     except OSError as error:
         return "[it cannot be read: %s]" % error.strerror
     tail = text[-LOG_TAIL:]
@@ -10496,14 +10999,8 @@ def _log_tail(path: str) -> str:
 
 def _page_tries(result: Result) -> List[List[Any]]:
     """Return start, duration, status, error kind and error of each attempt that is known."""
-    tries = []
-    for one in result.tries or [try_fields(result)] * bool(result.attempts):
-        with contextlib.suppress(ValueError):
-            tries.append([round(parse_utc(one.get("start_time")) * 1000),
-                          round(_amount(one.get("duration_seconds", 0)) * 1000),
-                          *(visible(_string(one.get(name)))[:MAX_NOTE]
-                            for name in ("status", "error_kind", "error"))])
-    return tries
+    return [[round(one.start * 1000), round((one.end - one.start) * 1000),
+             *(visible(text)[:MAX_NOTE] for text in one[2:])] for one in attempts_of(result)]
 
 
 def _page_row(record: Record, with_output: bool) -> List[Any]:
@@ -10514,7 +11011,7 @@ def _page_row(record: Record, with_output: bool) -> List[Any]:
     started = result.attempts > 0
     logs = [path for path in (result.log, result.log_stderr) if path and with_output]
     return [
-        result.index, task_title(record, with_output), visible(task.id),
+        str(record.identity), result.index, task_title(record, with_output), visible(task.id),
         list(map(visible, task.tags)), visible(result.backend), visible(result.model),
         result.status, result.attempts, start if started else None, length if started else None,
         (result.usage or {}).get("total_tokens"), result.cost_usd, run, _page_tries(result),
@@ -10541,7 +11038,7 @@ def page_texts(records: Records, statistics: Statistics, with_output: bool) -> I
     yield from _script_rows(_page_row(record, with_output) for record in records)
     yield ',"replaced":'
     yield from _script_rows(
-        [record.result.index, round(record.fields.get("run", 0.0) * 1000),
+        [str(record.identity), round(record.fields.get("run", 0.0) * 1000),
          _page_tries(record.result)] for record in records.replaced())
     yield "}" + PAGE_END % PAGE_SCRIPT
 
@@ -10551,7 +11048,7 @@ REPORT_FILES: Dict[str, Callable[[Records, Statistics, bool], Iterator[str]]] = 
     "junit": junit_texts, "markdown": markdown_texts, "html": page_texts}
 
 
-# --- 15. Sessions ------------------------------------------------------------
+# --- 16. Sessions ------------------------------------------------------------
 #
 # A session is a JSON file of its own, ID.json.  A file appears whole, by a rename, so that readers
 # need no lock.  A process that runs a prompt in a session, or deletes a session, holds its lock:
@@ -10598,7 +11095,6 @@ SESSION_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "token_usage": _token_counts, "cumulative_usage": _token_counts, "cost_usd": _amount,
     "tags": _list_of(_known_string), "error": _known_string,
 }
-REQUIRED_SESSION_FIELDS = Session._fields[:5]
 
 
 def session_fields(session: Session) -> Dict[str, Any]:
@@ -10611,15 +11107,7 @@ def session_fields(session: Session) -> Dict[str, Any]:
 
 def parse_session(data: bytes, id: str) -> Session:
     """Return the session in a file.  Unknown fields are ignored.  Raises ValueError."""
-    try:
-        value = _free_object(loads(data))
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-    known = {name: item for name, item in value.items() if name in SESSION_FIELDS}
-    fields = _checked(known, SESSION_FIELDS, "an object")
-    for name in REQUIRED_SESSION_FIELDS:
-        if name not in fields:
-            raise ValueError("%s is missing" % name)
+    fields = known_fields(data, SESSION_FIELDS, Session._fields[:5])
     if fields["id"] != id:
         raise ValueError("the id in the file is %s" % quoted(fields["id"]))
     return Session(**fields)
@@ -10642,7 +11130,6 @@ def parse_age(text: str) -> float:
 ID_DIGITS = 32
 SHORT_ID_DIGITS = 8  # of an id in a message or table, or more where 8 are ambiguous
 LOCK_WAIT_SECONDS = 0.2  # a process that lists sessions holds each lock for a moment
-MAX_NAMED_SESSIONS = 5  # in an error message
 
 
 def _is_session_id(text: str) -> bool:
@@ -10679,8 +11166,8 @@ class SessionStore:
     def create(self, backend: str, *, working_dir: str = "", model: str = "",
                initial_prompt: str = "", tags: Iterable[str] = ()) -> Session:
         """Write a new active session and take its lock.  `working_dir` "": the current one."""
-        os.makedirs(os.path.dirname(self._directory), 0o700, exist_ok=True)
-        os.makedirs(self._directory, 0o700, exist_ok=True)
+        make_directories(os.path.dirname(self._directory))
+        make_directories(self._directory)
         now = parse_utc(utc(time.time()))
         session = Session(os.urandom(ID_DIGITS // 2).hex(), backend, now, now,
                           os.path.realpath(working_dir or "."), model=model,
@@ -10726,21 +11213,16 @@ class SessionStore:
         if not ids:
             raise SessionError("no session id starts with %s" % quoted(text))
         if len(ids) > 1:
-            names, more = self._described(ids), len(ids) - MAX_NAMED_SESSIONS
-            if more > 0:
-                names += " and %d more" % more
+            names = first_of(ids, functools.partial(self._described, distinct_digits(ids)))
             raise SessionError("%d session ids start with %s: %s" % (len(ids), quoted(text), names))
         return ids[0]
 
-    def _described(self, ids: List[str]) -> str:
-        """Return the first sessions for a message: start of the id, backend, prompt."""
-        digits, names = distinct_digits(ids), []
-        for id in ids[:MAX_NAMED_SESSIONS]:
-            session, about = self._read_or_warn(id), "?"
-            if session:
-                about = "%s: %s" % (session.backend, cut(one_line(session.initial_prompt), 40))
-            names.append("%s (%s)" % (id[:digits], about))
-        return ", ".join(names)
+    def _described(self, digits: int, id: str) -> str:
+        """Return a session for a message: the start of the id, the backend, the prompt."""
+        session, about = self._read_or_warn(id), "?"
+        if session:
+            about = "%s: %s" % (session.backend, cut(one_line(session.initial_prompt), 40))
+        return "%s (%s)" % (id[:digits], about)
 
     def all(self, backend: str = "", status: str = "", tag: str = "",
             working_dir: str = "") -> List[Session]:
@@ -10769,22 +11251,25 @@ class SessionStore:
             for id in taken:
                 self._release(id)
 
-    def clean(self, older_than_seconds: float) -> List[str]:
+    def clean(self, older_than_seconds: float, dry_run: bool = False) -> List[str]:
         """Delete unused sessions of that age, and drafts of killed writers.  Return the ids."""
         limit, removed = parse_utc(utc(time.time())) - older_than_seconds, []
         for name in sorted(self._names()):
             id = name[:ID_DIGITS]
-            if id in self._held or not self._try_lock(id):
+            if id in self._held or not (dry_run or self._try_lock(id)):
                 continue
             try:
                 session = self._read_or_warn(id) if name == id + ".json" else None
-                if session and session.last_used <= limit:
-                    os.unlink(self._path(id))
+                if session and session.last_used <= limit and not (
+                        dry_run and session.status == "active"):
                     removed.append(id)
-                elif name.endswith(".tmp"):
-                    remove_path(os.path.join(self._directory, name))
+                    if not dry_run:
+                        os.unlink(self._path(id))
+                elif name.endswith(".tmp") and not dry_run:
+                    remove_tree(os.path.join(self._directory, name))
             finally:
-                self._release(id)
+                if not dry_run:
+                    self._release(id)
         return removed
 
     def _take(self, id: str) -> None:
@@ -10836,19 +11321,13 @@ class SessionStore:
 
         Raises OSError, or ValueError where the file is damaged.
         """
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # not blocked by a FIFO
-        file = os.open(self._path(id), flags)
-        try:
+        with opened(self._path(id)) as file:
             session = parse_session(b"".join(file_chunks(file)), id)
-        finally:
-            os.close(file)
         if session.status == "active" and id not in self._held:
-            try:
+            with contextlib.suppress(OSError):  # the lock cannot be tried in a read-only directory
                 if self._try_lock(id):
                     self._release(id)
                     return session._replace(status="error", error=INTERRUPTED_RUN)
-            except OSError:  # the directory cannot be written, so the lock cannot be tried
-                pass
         return session
 
     def _read_or_warn(self, id: str) -> Optional[Session]:
@@ -10878,7 +11357,7 @@ class SessionStore:
         return [name[:ID_DIGITS] for name in self._names() if name[ID_DIGITS:] == ".json"]
 
 
-# --- 16. Commands ------------------------------------------------------------
+# --- 17. Commands ------------------------------------------------------------
 
 
 class Settings(NamedTuple):
@@ -10891,7 +11370,6 @@ class Settings(NamedTuple):
     progress: str = "auto"
     color: str = "auto"
     start_method: str = ""
-    arguments: Tuple[str, ...] = ()  # of main, for the command that continues a run
     status_file: str = ""
     quiet_after: float = DEFAULT_QUIET_SECONDS
     log_dir: str = ""
@@ -10899,6 +11377,59 @@ class Settings(NamedTuple):
 
 
 DEFAULT_JOBS = int(SETTINGS["parallel.max_workers"][1])
+
+
+def settings_from(options: argparse.Namespace) -> Settings:
+    """Return the settings of a command that runs tasks.  Raise UserError or ConfigError."""
+    given = {name: value for name, value in vars(options).items()
+             if value is not None and value is not False and value != []}
+    fields = {name[len("task_"):]: tuple(value) if isinstance(value, list) else value
+              for name, value in given.items() if name.startswith("task_")}
+    environment = dict(os.environ)
+    configuration = load_configuration(options.config, environment)
+    definitions = all_definitions(configuration, environment)
+    default = configuration.own("default_backend")
+    problem = default and unknown_backend(default, definitions)
+    if problem:
+        raise ConfigError("%s: default_backend: %s" % (
+            configuration.origin("default_backend"), problem))
+    ceiling = given.get("ceiling", Ceiling())
+    if "ceiling" not in given and environment.get("CLINVK_CEILING"):
+        try:
+            ceiling = parse_ceiling(environment["CLINVK_CEILING"])
+        except ValueError as error:
+            raise UserError("CLINVK_CEILING: %s" % error) from None
+    if "log_max" in given and "log_dir" not in given:
+        raise UserError("--log-max: there are no logs; give --log-dir DIR")
+    run = {name: given[name] for name in RUN_FIELDS if name in given}
+    if "limits" in run:
+        run["limits"] = dict(run["limits"])
+        for name in run["limits"]:
+            problem = unknown_backend(name, definitions)
+            if problem:
+                raise UserError("--limit: " + problem)
+    rules = TaskPolicy(fields, environment, definitions, "allow_commands" in given, ceiling,
+                       given.get("root", ""), run, configuration, wrap=given.get("wrap", ()))
+    return Settings(rules, options.task_dry_run, given.get("form", "text"), "quiet" in given,
+                    options.progress or "auto", options.color or configuration.get("output.color"),
+                    start_method_of(environment), _status_file(given),
+                    given.get("quiet_after", DEFAULT_QUIET_SECONDS), given.get("log_dir", ""),
+                    given.get("log_max", DEFAULT_LOG_MAX))
+
+
+def _status_file(given: Dict[str, Any]) -> str:
+    """Return the path of the status file, "" where there is none.  Raise UserError."""
+    path = str(given.get("status_file", ""))
+    items = [given[name] for name in ("items", "csv", "tsv") if name in given]
+    tasks, results = (given.get("file") or items or ["-"])[0], given.get("results", "")
+    others = (("the file of the tasks", 0 if tasks == "-" else tasks),
+              ("the file of the results", results), ("stdout", 1), ("stderr", 2),
+              ("the file of the tasks that run", notes_path(results)))
+    for name, file in others:
+        if path and is_same(file, path):
+            raise UserError("--status-file %s: it is %s; give another name" % (visible(path), name))
+    StatusFile.check(path)
+    return path
 
 
 LOOK_SECONDS = 0.1  # between two looks whether stdout still has a reader
@@ -10912,17 +11443,21 @@ class Fanout:
     """
 
     def __init__(self, sinks: Sequence[Any], control: Control,
-                 journal: Optional[Journal] = None) -> None:
+                 journal: Optional[Journal] = None, answers: Optional[Answers] = None) -> None:
         self._first, self._working, self._control = sinks[0], list(sinks), control
-        self._journal = journal
-        self.error: Optional[OutputError] = None
+        self._journal, self._answers = journal, answers
+        self.error: Optional[OutputError] = None  # the first, of any sink or the journal
         self.unwritten = 0
         self._unkept = ""  # why the results file cannot be written any more
         self._next_look = 0.0  # when look_for_reader looks again
 
     def write(self, result: Result) -> None:
+        if self._answers:
+            result = self._answers.checked(result)
         if self._journal:
             result = self._kept(self._journal, result)
+        if self._answers:
+            result = self._answers.put(result)
         for sink in list(self._working):
             self.attempt(sink, sink.write, result)
         self.unwritten += self._first not in self._working
@@ -10938,8 +11473,7 @@ class Fanout:
                 self._fail(journal, error)
         if result.status != "ok" or result.resumed:
             return result
-        return result._replace(status="canceled", exit_code=-1, error_kind="canceled",
-                               error="it ended well, but " + self._unkept)
+        return canceled(result, "it ended well, but " + self._unkept)
 
     def attempt(self, sink: Any, write: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -10977,8 +11511,8 @@ class _Stop:
 
     The same signal within ONE_SIGNAL_SECONDS counts once.  The first: Control.cancel,
     Scheduler.results, Pool.cancel, the end of the lifeline, WorkerState.cancel, _Process.stop.  The
-    second: Control.kill, Scheduler.results, Pool.kill.  Then run_pool closes the pool, and the exit
-    status is 128 + the number of the first signal (verdict).
+    second: Control.kill, Scheduler.results, Pool.kill.  Then run_pool closes the pool, and
+    `verdict` says what the exit status is.
     """
 
     def __init__(self, control: Control, console: Console) -> None:
@@ -11034,10 +11568,10 @@ class _Inquiry:
             running = self._control.running()
             limited = self._control.limits()
             lines = ["%d running%s" % (len(running), ":" if running or limited else "")]
-            lines += ["  %d %s %s, %s,%s quiet %s  %s" % (
-                one.job.index + 1, one.job.task.backend, duration(int(one.seconds)),
+            lines += ["  %s %s %s, %s,%s quiet %s  %s" % (
+                number_of(one.job), one.job.task.backend, duration(int(one.seconds)),
                 size_text(one.size), " {:,} tokens,".format(one.tokens) if one.tokens else "",
-                duration(int(one.quiet)), cut(task_label(one.job.task), 60) + (
+                duration(int(one.quiet)), cut(job_label(one.job.task), 60) + (
                     "  (%s)" % one.action if one.action else "")) for one in running]
             lines += ["  " + text for text in limited]
             self._console.say("\n".join(lines))
@@ -11050,12 +11584,6 @@ class Console:
         self.stdout, self.stderr = Output(1), Output(2)
         self.progress: Optional[Progress] = None
 
-    def make_way(self) -> None:
-        """Remove the status line before something is written to stdout, if both use a terminal."""
-        if self.progress:
-            self.progress.hide()
-            self.progress.over = self.stdout.terminal
-
     def say(self, text: str) -> None:
         """Write a message to stderr."""
         write = self.progress.above if self.progress else self.stderr.text
@@ -11063,6 +11591,12 @@ class Console:
 
     def warn(self, text: str) -> None:
         self.say("warning: " + text)
+
+
+def say_idle(_: int) -> None:
+    """Answer SIGUSR1 before and after a run."""
+    with contextlib.suppress(OutputError):
+        Console().say("0 running")
 
 
 class Form(NamedTuple):
@@ -11103,7 +11637,7 @@ def form_of(settings: Settings, console: Console, heading: str,
     """
     stdout = console.stdout
     if settings.form == "json":
-        report = Report(fields_of)
+        report = JsonReport(fields_of)
         return Form(report, lambda totals: stdout.json(report.pieces(all_fields(totals))))
     if settings.form == "tasks":
         return Form(TaskLines(stdout, settings.rules.configuration))
@@ -11111,7 +11645,7 @@ def form_of(settings: Settings, console: Console, heading: str,
     if settings.form == "jsonl":
         return Form(JsonLines(stdout, fields_of), summary=None if is_short else console.stderr)
     if settings.dry_run:
-        return Form(CommandLines(stdout))
+        return Form(CommandLines(stdout, console.warn))
     if settings.quiet:
         return Form(Silence(), summary=stdout)
     return Form(text(stdout), heading=heading + "\n\n", summary=stdout)
@@ -11144,9 +11678,11 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         status_file = StatusFile(settings.status_file, overview, run, console.warn)
     console.progress = progress_of(plan, settings, console, overview)
     if console.progress and console.stdout.terminal:
-        console.stdout.prepare = console.progress.hide
+        # The answer to a single prompt stays the last thing on the terminal.
+        console.stdout.prepare = functools.partial(console.progress.hide, plan.single)
     sinks = form, plan.directory, plan.table, totals, overview, console.progress
-    feed = Fanout([sink for sink in sinks if sink is not None], control, plan.journal)
+    feed = Fanout([sink for sink in sinks if sink is not None], control, plan.journal,
+                  plan.answers)
     stop = _Stop(control, console)
     if plan.form.heading:
         feed.attempt(form, console.stdout.text, plan.form.heading)
@@ -11160,7 +11696,9 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
                 console.progress.hide()
             if not plan.single:
                 _summarize(plan, settings, feed, totals, console)
-        exit_status = _conclude(plan, settings, console, overview=overview, feed=feed, stop=stop)
+        with stop_signals(die_at_once):  # all results are written
+            exit_status = _conclude(plan, settings, console, overview=overview, feed=feed,
+                                    stop=stop)
         return exit_status
     finally:
         if console.progress:
@@ -11193,7 +11731,7 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
         if status_file:
             status_file.show()
         if progress:
-            progress.show(running)
+            progress.show()
 
     with contextlib.ExitStack() as handlers:
         handlers.enter_context(stop_signals(inquiry, (signal.SIGUSR1,)))
@@ -11208,8 +11746,6 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
                 result = redacted(result)
                 if plan.arrived:
                     result = plan.arrived(result)
-                if plan.answers:
-                    result = plan.answers.put(result)
                 feed.write(result)
                 if settings.dry_run and result.status in FAILED_STATUSES:
                     console.say("error: " + result.error)
@@ -11225,19 +11761,22 @@ def _conclude(plan: Plan, settings: Settings, console: Console, *, overview: Ove
     """Tell the user why a run has ended early and how it can continue.  Return the exit status."""
     control, totals = overview.control, overview.totals
     error, signal_number = feed.error, stop.signal_number
+    say = console.say if not signal_number or can_be_written(2) else do_nothing
     if plan.answers:
         error = error or plan.answers.error
     if error and not error.broken_pipe:
         unwritten = "; %d of %s not written" % (feed.unwritten, counted(totals.total, "result"))
-        console.say("error: %s%s" % (error, unwritten if feed.unwritten else ""))
+        say("error: %s%s" % (error, unwritten if feed.unwritten else ""))
     elif control.failure:
         error = OutputError(control.failure)
-        console.say("error: " + control.failure)
-    canceled = totals.counts["canceled"]
-    left = bool(control.left if not signal_number else plan.journal and canceled)
-    missing = left or plan.journal and (canceled or totals.counts["failed"])
+        say("error: " + control.failure)
+    unfinished = totals.counts["canceled"] or control.unread
+    left = bool(control.left if not signal_number else plan.journal and unfinished)
+    missing = left or plan.journal and (unfinished or totals.counts["failed"])
+    if control.unread and not settings.dry_run:
+        say("the input was not read to its end: the tasks in the rest have no result")
     if plan.continuing and not settings.dry_run and missing:
-        console.say(_how_to_continue(plan, control.left, left or canceled))
+        say(_how_to_continue(plan, control.left, left or unfinished))
     return verdict(totals, error=error, signal_number=signal_number, single=plan.single, left=left)
 
 
@@ -11286,11 +11825,39 @@ def run_policy(fields: Dict[str, Any]) -> RunPolicy:
     return RunPolicy(**{name: fields[name] for name in RunPolicy._fields})
 
 
-def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool, results: str,
-                     resume: bool, shard: Optional[Shard] = WHOLE) -> int:
-    """Run a batch, or a shard of one; None: that of the environment.  Return the exit status."""
+def command_parallel(options: argparse.Namespace) -> int:
+    """Run a batch, or a shard of one.  Return the exit status."""
+    template, file = _template(options), _file(options)
+    if template:
+        file = options.items or options.csv or options.tsv or "-" * (not template.words)
+    settings = _batch_settings(options, template, file)
     reset_sigchld()
-    console, rules = Console(), settings.rules
+    console = Console()
+    inputs = filter(None, (file, options.prompt_file))
+    passes = any(name == "-" or not os.path.isfile(name) or is_same(0, name) for name in inputs)
+    continuing = continuing_command(options.arguments, passes)
+
+    def leave(number: int) -> None:
+        if can_be_written(2):  # else nobody reads it, and a signal handler must not wait
+            console.say("to continue: " + continuing)
+        die_at_once(number, EXIT_LEFT)
+
+    # SIGTERM has the exit status that it has during the run.
+    is_kept = options.results and not settings.dry_run
+    with stop_signals(leave if is_kept else die_at_once, (signal.SIGTERM,)):
+        try:
+            plan = _batch_plan(options, settings, console, file, continuing)
+            return run_plan(plan, settings, console)
+        except Interrupted as interruption:
+            if is_kept and interruption.signal_number == signal.SIGTERM:
+                leave(signal.SIGTERM)
+            raise
+
+
+def _batch_plan(options: argparse.Namespace, settings: Settings, console: Console, file: str,
+                continuing: str) -> Plan:
+    """Read the beginning of a batch, and open the places of its results."""
+    rules, shard = settings.rules, options.shard
     if shard is None:
         shard = shard_of_environment(dict(os.environ))
         console.say("shard %d of %d, by %s" % (shard.position + 1, shard.shards, shard.source))
@@ -11299,27 +11866,90 @@ def command_parallel(settings: Settings, file: Optional[str], *, overwrite: bool
     policy, jobs = run_policy(run), run["max_parallel"]
     roots = () if path else (".", rules.root)
     path = path or run.get("output_dir", "")
-    answers = None
-    if rules.template and "write_to" in rules.template.fields and not settings.dry_run:
-        answers = Answers(rules.root or ".", overwrite, (file or "", results, settings.status_file))
-    elif overwrite and not path:
+    answers = directory = journal = None
+    results = options.results or ""
+    if options.write_to and not settings.dry_run:
+        answers = Answers(rules.root or ".", options.overwrite,
+                          (file, results, notes_path(results), settings.status_file))
+    elif options.overwrite and not path:
         raise UserError("--overwrite: there is no output directory; give --output-dir")
-    directory = None
+    if not settings.dry_run:  # nothing is made where another place cannot be written
+        if results:
+            Journal.check(results, path)
+        if settings.log_dir:
+            Logs.check(settings.log_dir)
     if path and not settings.dry_run:
-        directory = Directory(path, roots=roots, overwrite=overwrite or resume,
+        directory = Directory(path, roots=roots, overwrite=options.overwrite or options.resume,
                               has_ids=stream.has_ids, warn=console.warn)
     heading = "Running %s (max %d parallel%s)..." % (
         "tasks" if stream.total is None else counted(stream.total, "task"), jobs,
         ", fail-fast" if str(policy.max_failures) == "1" else "")  # 1.0 is 100%
     with_table = rules.configuration.get("parallel.aggregate_output")
-    table, journal = new_table(settings) if with_table else None, None
-    continuing = continuing_command(settings.arguments, file in (None, "-"))
+    form = form_of(settings, console, heading)
+    table = new_table(settings) if with_table else None  # before a file is made
     if results:
-        journal = Journal(results, resume=resume, continuing=continuing, warn=console.warn,
-                          dry_run=settings.dry_run)
-    return run_plan(Plan(stream, jobs, form_of(settings, console, heading), policy, directory,
-                         table, journal=journal, continuing=continuing, answers=answers),
-                    settings, console)
+        journal = Journal(results, resume=options.resume, continuing=continuing,
+                          warn=console.warn, shard=shard, dry_run=settings.dry_run)
+    return Plan(stream, jobs, form, policy, directory, table, journal=journal,
+                continuing=continuing, answers=answers)
+
+
+def _batch_settings(options: argparse.Namespace, template: Optional[Template],
+                    file: str) -> Settings:
+    """Return the settings of a batch that is read from a file.  Raise UserError."""
+    if options.resume and not options.results:
+        raise UserError("--resume: there is no results file to continue from; give --results FILE")
+    if options.results == "-":
+        raise UserError("--results -: expected the name of a file; --jsonl prints the results")
+    if options.results and is_same(0 if file == "-" else file, options.results):
+        raise UserError("--results %s: it is the file of the tasks; give another name"
+                        % visible(options.results))
+    settings = settings_from(options)
+    rules = settings.rules._replace(template=template)
+    if template:
+        rules = rules._replace(overrides={name: value for name, value in rules.overrides.items()
+                                          if name not in template.fields})
+    return settings._replace(rules=rules, dry_run=settings.dry_run or settings.form == "tasks")
+
+
+def _template(options: argparse.Namespace) -> Optional[Template]:
+    """Return the template of the tasks; None where the input has tasks.  Raise UserError."""
+    words = tuple(options.words)
+    if options.prompt is None and options.prompt_file is None:
+        for name in ("items", "csv", "tsv", "null", "name", "id", "write-to"):
+            if getattr(options, name.replace("-", "_")):
+                raise UserError("--%s: there is no template for items; give --prompt" % name)
+        return None
+    forms = [name for name in ("items", "csv", "tsv") if getattr(options, name)]
+    file = getattr(options, forms[0]) if forms else "-"
+    for one, other, both in (
+            ("--file", "a template for items", options.file),
+            ("--" + "".join(forms), "items that are arguments", words and forms),
+            ("--null", "items that are arguments", words and options.null),
+            ("--null", "--" + "".join(forms), options.null and forms not in ([], ["items"])),
+            ("--write-to", "--emit-tasks", options.write_to and options.form == "tasks")):
+        if both:
+            hint = "; --items FILE reads items" if one == "--file" else ""
+            raise UserError("%s and %s exclude each other%s" % (one, other, hint))
+    prompt = options.prompt
+    if prompt is None:
+        if options.prompt_file == "-" and not words and file == "-":
+            raise UserError("--prompt-file -: the items are read from stdin; give --items FILE")
+        prompt = read_prompt(options.prompt_file, "--prompt-file")
+    fields = {"prompt": prompt, "name": options.name, "id": options.id,
+              "workdir": options.task_workdir, "write_to": options.write_to}
+    template = Template({name: text for name, text in fields.items() if text is not None},
+                        "null" if words or options.null else "lines", words,
+                        options.overwrite or options.resume)
+    if options.csv or options.tsv:
+        return template._replace(form=forms[0])  # ItemReader checks it, by the names of columns
+    return template.checked()
+
+
+def _file(options: argparse.Namespace) -> str:
+    if len(options.file) > 1:
+        raise UserError("--file: given twice; only one file is read")
+    return str((options.file or ["-"])[0])
 
 
 def step_fields(result: Result) -> Dict[str, Any]:
@@ -11338,11 +11968,11 @@ def chain_fields(totals: Totals, failed_step: int) -> Dict[str, Any]:
     return dict(fields, **totals.fields())
 
 
-def command_chain(settings: Settings, file: Optional[str]) -> int:
+def command_chain(options: argparse.Namespace) -> int:
     """Run a chain, each step with the answers of earlier steps.  Return the exit status."""
+    settings, console = settings_from(options), Console()
     reset_sigchld()
-    console = Console()
-    chain = read_chain(file, settings.rules, console.warn)
+    chain = read_chain(_file(options), settings.rules, console.warn)
     steps = Steps(chain, console.warn)
 
     def head(result: Result) -> str:
@@ -11368,15 +11998,16 @@ def comparison_fields(totals: Totals, prompt: str, backends: List[str],
     return dict(fields, **totals.fields())
 
 
-def command_compare(settings: Settings, names: Optional[Iterable[str]], sequential: bool,
-                    argument: str) -> int:
+def command_compare(options: argparse.Namespace) -> int:
     """Send a prompt to the named backends, or to all except echo.  Return the exit status."""
+    settings, console = settings_from(options), Console()
     reset_sigchld()
-    console, rules = Console(), settings.rules
-    if names is None:
+    rules = settings.rules
+    names = _words(options.backends or "")
+    if options.all_backends:
         names = [name for name in [*BACKENDS, *rules.definitions] if name != "echo" and
                  rules.configuration.own("backends.%s.enabled" % name) is not False]
-    prompt = prompt_text(argument)
+    prompt = prompt_text(_prompt(options))
     jobs = comparison(prompt, names, rules)
     missing = [job.task.backend for job in jobs if not settings.dry_run and not_installed(job)]
     jobs = [job for job in jobs if job.task.backend not in missing]
@@ -11399,23 +12030,10 @@ def command_compare(settings: Settings, names: Optional[Iterable[str]], sequenti
                    all_fields=lambda totals: comparison_fields(totals, prompt, present, missing))
     if form.sink is answers:
         form = form._replace(finish=show_answers)
-    status = run_plan(Plan(JobList(jobs), 1 if sequential else len(jobs), form,
+    status = run_plan(Plan(JobList(jobs), 1 if options.sequential else len(jobs), form,
                            table=new_table(settings, ComparisonTable)), settings, console)
-    warn_of_unread_stdin(argument, console)
+    warn_of_unread_stdin(options, console)
     return status
-
-
-class PromptOptions(NamedTuple):
-    """The options of a single prompt that are not fields of its task."""
-
-    prompt: str
-    form: str = ""           # of PROMPT_FORMS
-    go_on: bool = False      # continue the last session
-    ephemeral: bool = False
-    session: str = ""        # to resume: the id or its start
-    last: bool = False
-    backend: str = ""        # of the last session
-    here: bool = False
 
 
 def usage_of_run(result: Result, session: Optional[Session]) -> Result:
@@ -11460,60 +12078,76 @@ def _short(session: Session) -> str:
     return "%s (%s)" % (session.id[:SHORT_ID_DIGITS], session.backend)
 
 
-def command_prompt(settings: Settings, asked: PromptOptions) -> int:
+def command_prompt(options: argparse.Namespace) -> int:
     """Ask one backend.  Return the exit status."""
-    console, rules = Console(), settings.rules
-    job = single_job(prompt_text(asked.prompt), rules)
+    settings, console = settings_from(options), Console()
+    rules = settings.rules
+    job = single_job(prompt_text(_prompt(options)), rules)
     task = job.task
     store, session = session_store(rules.environment, console), None
-    if asked.go_on or rules.configuration.get("session.auto_resume") and not asked.ephemeral:
+    no_session = options.ephemeral
+    if options.go_on or rules.configuration.get("session.auto_resume") and not no_session:
         session = store.last(task.backend, task.workdir or ".")
-    if session is None and asked.go_on:
+    if session is None and options.go_on:
         if not backend_of(job).resuming:
             raise SessionError("%s keeps no sessions that could be continued" % task.backend)
         raise SessionError("there is no session of %s in %s to continue"
                            % (task.backend, task.workdir or "the current directory"))
-    if session and not asked.go_on:
+    if session and not options.go_on:
         if session.status == "active":
             console.say("session %s is in use: this is a new one" % _short(session))
             session = None
         else:
             console.say("continuing session %s" % _short(session))
-    kept = _KeptSession(None if asked.ephemeral else store, session, console)
-    return _ask(job, kept, settings, asked, console)
+    kept = _KeptSession(None if no_session else store, session, console)
+    return _ask(job, kept, settings, options, console)
 
 
-def command_resume(settings: Settings, asked: PromptOptions) -> int:
+def command_resume(options: argparse.Namespace) -> int:
     """Continue a session.  Return the exit status."""
-    console, rules = Console(), settings.rules
+    if options.backend and not options.last:
+        raise UserError("--backend goes with --last: a session that is named has its backend")
+    if options.last and len(options.words) > 1:
+        raise UserError("unknown argument %s%s, and with --last there is no id" % (
+            options.words[1], QUOTES_HINT))
+    if not options.words and not options.last:
+        raise UserError("which session? Give its id (`clinvk sessions list` shows them), or --last")
+    id = "" if options.last else options.words.pop(0)
+    prompt = _prompt(options, id and " for the session %s" % quoted(id))
+    settings, console = settings_from(options), Console()
+    rules = settings.rules
     store = session_store(rules.environment, console)
-    if asked.last:
-        last = store.last(asked.backend)
+    if options.last:
+        last = store.last(options.backend or "")
         if last is None:
-            of_backend = " of " + asked.backend if asked.backend else ""
+            of_backend = " of " + options.backend if options.backend else ""
             raise SessionError("there is no session%s to resume" % of_backend)
         session = last
     else:
-        session = store.load(store.match(asked.session))
-    if session.backend not in BACKENDS and session.backend not in rules.definitions:
-        raise SessionError("session %s: %s" % (
-            _short(session), unknown_backend(session.backend, rules.definitions)))
-    workdir = "" if asked.here else session.working_dir
+        session = store.load(store.match(id))
+    problem = unknown_backend(session.backend, rules.definitions)
+    if problem:
+        raise SessionError("session %s: %s" % (_short(session), problem))
+    workdir = "" if options.here else session.working_dir
     if workdir and not os.path.isdir(workdir):
         raise SessionError("session %s was in %s, which no longer exists; "
                            "--here continues the session in the current directory"
                            % (_short(session), workdir))
     overrides = dict(rules.overrides, backend=session.backend, workdir=workdir)
-    job = single_job(prompt_text(asked.prompt), rules._replace(overrides=overrides))
-    return _ask(job, _KeptSession(store, session, console), settings, asked, console)
+    job = single_job(prompt_text(prompt), rules._replace(overrides=overrides))
+    return _ask(job, _KeptSession(store, session, console), settings, options, console)
 
 
+QUOTES_HINT = "; a prompt of several words needs quotes around it"
 STDIN_SECONDS = 0.2  # a pipe on stdin that stays silent for longer has no writer
 
 
-def read_prompt(path: str) -> str:
-    """Return the prompt in a file, or on stdin where `path` is `-`.  Raise UserError."""
-    name, data = "stdin" if path == "-" else path, bytearray()
+def read_prompt(path: str, option: str = "") -> str:
+    """Return the prompt in a file, or on stdin where `path` is `-`.  Raise UserError.
+
+    Its message begins with the `option` that names the file.
+    """
+    name, data = " ".join(filter(None, (option, "stdin" if path == "-" else path))), bytearray()
     try:
         file = 0 if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         if is_endless(file):
@@ -11526,6 +12160,12 @@ def read_prompt(path: str) -> str:
     except OSError as error:
         raise UserError("%s: %s" % (name, error.strerror)) from None
     return to_text(bytes(data))
+
+
+def _prompt(options: argparse.Namespace, session: str = "") -> str:
+    if not options.words:
+        raise UserError("no prompt%s: give it as an argument, or - to read it from stdin" % session)
+    return str(options.words[-1])
 
 
 def prompt_text(text: str) -> str:
@@ -11544,9 +12184,9 @@ def prompt_text(text: str) -> str:
     return text
 
 
-def warn_of_unread_stdin(argument: str, console: Console) -> None:
+def warn_of_unread_stdin(options: argparse.Namespace, console: Console) -> None:
     """Warn of content on stdin that came while a prompt ran that did not read stdin."""
-    if argument != "-" and has_content(0):
+    if _prompt(options) != "-" and has_content(0):
         console.warn("stdin had content, which was not read; the prompt - reads it")
 
 
@@ -11581,7 +12221,7 @@ class _KeptSession:
     def __init__(self, store: Optional[SessionStore], session: Optional[Session],
                  console: Console) -> None:
         self.store, self.session, self._console = store, session, console
-        self._is_new = session is None
+        self._former = session
 
     def begin(self, job: Job, tags: Sequence[str]) -> Job:
         """Lock the session, or create one.  Return the job that runs in the session."""
@@ -11612,12 +12252,23 @@ class _KeptSession:
 
     def finish(self, result: Optional[Result], with_usage: bool) -> None:
         """Write the session after the run.  `result` None: the run was interrupted."""
+        if self.session:
+            is_gone = self._former is None and result and result.error_kind == "not_found"
+            self._keep(None if is_gone else session_after(self.session, result, with_usage))
+
+    def withdraw(self) -> None:
+        """Leave the session as it was before a run that could not begin."""
+        self._keep(self._former)
+        self.store = None
+
+    def _keep(self, session: Optional[Session]) -> None:
+        """Write the session, or delete it."""
         if self.store and self.session:
             try:
-                if self._is_new and result and result.error_kind == "not_found":
-                    self.store.delete(self.session.id)
+                if session:
+                    self.store.finish(session)
                 else:
-                    self.store.finish(session_after(self.session, result, with_usage))
+                    self.store.delete(self.session.id)
             except (SessionError, ValueError, OSError) as error:  # deleted; a count is too large
                 self._warn(error)
 
@@ -11626,7 +12277,7 @@ class _KeptSession:
         self._console.warn("the session is not updated: %s" % reason)
 
 
-def _ask(job: Job, kept: _KeptSession, settings: Settings, asked: PromptOptions,
+def _ask(job: Job, kept: _KeptSession, settings: Settings, options: argparse.Namespace,
          console: Console) -> int:
     """Run the task of a single prompt.  Return the exit status."""
     reset_sigchld()
@@ -11641,7 +12292,7 @@ def _ask(job: Job, kept: _KeptSession, settings: Settings, asked: PromptOptions,
         kept.store = None
     if kept.store or kept.session:
         job = kept.begin(job, configuration.get("session.default_tags"))
-    form = asked.form or configuration.get("output.format")
+    form = options.output_format or configuration.get("output.format")
     sink = _prompt_sink(form, job, settings, kept.session, console)
     follow = getattr(sink, "follow", None)
     result: Optional[Result] = None
@@ -11658,12 +12309,16 @@ def _ask(job: Job, kept: _KeptSession, settings: Settings, asked: PromptOptions,
         jobs = JobList([job._replace(follow=follow is not None)])
         status = run_plan(Plan(jobs, 1, Form(sink), single=True, arrived=arrived,
                                follow=follow), settings, console)
+    except (UserError, OutputError):
+        if result is None:
+            kept.withdraw()
+        raise
     finally:
         if result is None:
             kept.finish(None, with_usage)
     if result is not None and status != EXIT_PIPE:
         _report_to_stderr(result, form, configuration, console)
-        warn_of_unread_stdin(asked.prompt, console)
+        warn_of_unread_stdin(options, console)
     return status
 
 
@@ -11680,8 +12335,7 @@ def _prompt_sink(form: str, job: Job, settings: Settings, session: Optional[Sess
         return JsonLines(console.stdout, fields_of)
     if settings.dry_run:
         return CommandLines(console.stdout)
-    return LiveText(console.stdout, backend_of(job).saying, console.make_way,
-                    copy=form == "stream-json")
+    return LiveText(console.stdout, backend_of(job).saying, form == "stream-json")
 
 
 def _report_to_stderr(result: Result, form: str, configuration: Configuration,
@@ -11705,16 +12359,29 @@ def _print_json(value: Any, console: Console) -> int:
     return EXIT_OK
 
 
-def command_sessions_list(store: SessionStore, console: Console, *, as_json: bool, backend: str,
-                          status: str, tag: str, resumable: bool, limit: int) -> int:
+def command_sessions(options: argparse.Namespace) -> int:
+    """List, show or delete sessions.  Return the exit status."""
+    action = {"list": _list_sessions, "show": _show_session, "delete": _delete_sessions,
+              "clean": _clean_sessions}[options.command.partition(" ")[2]]
+    if action in (_show_session, _delete_sessions) and not options.words:
+        raise UserError("which session? `clinvk sessions list` shows them")
+    console = Console()
+    try:
+        return action(options, session_store(dict(os.environ), console), console)
+    except OSError as error:
+        raise SessionError(reason_of(error)) from None
+
+
+def _list_sessions(options: argparse.Namespace, store: SessionStore, console: Console) -> int:
     """Print the sessions, the last used first."""
-    sessions = [session for session in store.all(backend, status, tag)
-                if not resumable or is_resumable(session)][:limit or None]
-    if as_json:
+    wanted = options.backend or "", options.status or "", options.tag or ""
+    sessions = [session for session in store.all(*wanted)
+                if not options.resumable or is_resumable(session)][:options.limit]
+    if options.json:
         return _print_json([*map(session_fields, sessions)], console)
     if not sessions:
-        such = "such " if backend or status or tag or resumable else ""
-        hint = "" if backend in BACKENDS else nearest(backend, BACKENDS)
+        such = "such " if any(wanted) or options.resumable else ""
+        hint = "" if options.backend in BACKENDS else nearest(wanted[0], BACKENDS)
         console.say("there are no %ssessions%s" % (such, hint))
         return EXIT_OK
     digits = distinct_digits([session.id for session in sessions])
@@ -11730,10 +12397,10 @@ def command_sessions_list(store: SessionStore, console: Console, *, as_json: boo
     return EXIT_OK
 
 
-def command_sessions_show(store: SessionStore, console: Console, as_json: bool, text: str) -> int:
+def _show_session(options: argparse.Namespace, store: SessionStore, console: Console) -> int:
     """Print all that is known of a session."""
-    session = store.load(store.match(text))
-    if as_json:
+    session = store.load(store.match(options.words[0]))
+    if options.json:
         return _print_json(session_fields(session), console)
     now = time.time()
     lines = [("id", session.id), ("backend", session.backend), ("status", session.status),
@@ -11751,93 +12418,106 @@ def command_sessions_show(store: SessionStore, console: Console, as_json: bool, 
     return EXIT_OK
 
 
-def command_sessions_delete(store: SessionStore, console: Console, as_json: bool,
-                            texts: Sequence[str]) -> int:
+def _delete_sessions(options: argparse.Namespace, store: SessionStore, console: Console) -> int:
     """Delete all named sessions, or none where one is unknown or in use."""
-    ids = list(dict.fromkeys(map(store.match, texts)))
+    ids = list(dict.fromkeys(map(store.match, options.words)))
     store.delete(*ids)
-    return _print_deleted(ids, console, as_json)
+    return _print_deleted(ids, options.json, console)
 
 
-def command_sessions_clean(store: SessionStore, console: Console, as_json: bool,
-                           older_than: float, dry_run: bool) -> int:
-    """Delete the sessions that were not used for so many seconds."""
-    if not dry_run:
-        return _print_deleted(store.clean(older_than), console, as_json)
-    limit = time.time() - older_than
-    return _print_deleted([session.id for session in store.all() if session.last_used <= limit
-                           and session.status != "active"], console, as_json)
+def _clean_sessions(options: argparse.Namespace, store: SessionStore, console: Console) -> int:
+    """Delete the sessions that were not used for long."""
+    seconds, ids = options.older_than, []
+    if seconds is None:
+        configuration = load_configuration(options.config, dict(os.environ))
+        seconds = configuration.get("session.retention_days") * 86400.0 or None
+    if seconds is None:
+        console.say("session.retention_days is 0: sessions are never deleted; --older-than "
+                    "deletes some")
+    else:
+        ids = store.clean(seconds, options.dry_run)
+    return _print_deleted(ids, options.json, console)
 
 
-def _print_deleted(ids: List[str], console: Console, as_json: bool) -> int:
+def _print_deleted(ids: List[str], as_json: bool, console: Console) -> int:
     if as_json:
         return _print_json({"deleted": ids}, console)
     console.stdout.text("".join(id + "\n" for id in ids))
     return EXIT_OK
 
 
-class ReportOptions(NamedTuple):
-    """Hold the options of `clinvk report`.  The columns are those of CSV."""
-
-    form: str = "text"  # or json, jsonl, csv
-    color: str = "auto"
-    columns: Sequence[Tuple[str, _Path]] = ()
-    by: Sequence[str] = ()
-    fail_on: Union[str, float] = ""
-    tasks: str = ""  # a file
-    files: Dict[str, str] = {}  # to be written, by the names in REPORT_FILES
-    with_output: Container[str] = ()  # of these names: those that have prompts and answers
-
-
-def command_report(paths: Sequence[str], asked: ReportOptions, rules: TaskPolicy) -> int:
-    """Print what results files contain.  Return the exit status.  `rules` are for the tasks."""
-    console = Console()
+def command_report(options: argparse.Namespace) -> int:
+    """Print what results files contain.  Return the exit status."""
+    console, paths, environment = Console(), options.words or ["-"], dict(os.environ)
+    files = _report_files(options, paths)
     records = Records(paths, console.warn)
-    if asked.tasks:
-        if not os.path.isfile(asked.tasks):
-            raise UserError("--tasks %s: expected a regular file" % visible(asked.tasks))
-        records.find_tasks(open_tasks(asked.tasks, rules, console.warn))
+    if options.tasks:
+        if not os.path.isfile(options.tasks):
+            raise UserError("--tasks %s: expected a regular file" % visible(options.tasks))
+        configuration = load_configuration(options.config, environment)
+        rules = TaskPolicy({}, environment, all_definitions(configuration, environment), True,
+                           configuration=configuration)
+        records.find_tasks(open_tasks(options.tasks, rules, console.warn))
     for text in records.problems():
         console.warn(text)
-    if asked.files:
-        _write_reports(records, asked)
-    statistics = Statistics(asked.by) if asked.by else Statistics()
-    _print_report(records, statistics, asked, console.stdout)
+    if files:
+        statistics = Statistics()
+        for _ in statistics.watch(records):
+            pass
+        for name, path in files.items():
+            is_whole = not options.without_output if name == "html" else options.with_output
+            texts = REPORT_FILES[name](records, statistics, is_whole)
+            try:
+                write_whole(os.path.realpath(path), in_one_write(map(to_bytes, texts)))
+            except OSError as error:
+                raise OutputError("cannot write %s: %s"
+                                  % (visible(path), error.strerror)) from None
+    statistics = Statistics(options.by) if options.by else Statistics()
+    _print_report(records, statistics, options, console)
     unanswered = sum(1 for _ in records.unanswered_tasks())
-    return EXIT_FAILED if statistics.is_failure(asked.fail_on, unanswered) else EXIT_OK
+    return EXIT_FAILED if statistics.is_failure(options.fail_on, unanswered) else EXIT_OK
 
 
-def _write_reports(records: Records, asked: ReportOptions) -> None:
-    """Write the files of a report, each whole.  Raises OutputError."""
-    statistics = Statistics()
-    for _ in statistics.watch(records):
-        pass
-    for name, path in asked.files.items():
-        texts = REPORT_FILES[name](records, statistics, name in asked.with_output)
-        try:
-            write_whole(os.path.realpath(path), in_one_write(map(to_bytes, texts)))
-        except OSError as error:
-            raise OutputError("cannot write %s: %s" % (visible(path), error.strerror)) from None
+def _report_files(options: argparse.Namespace, read: Sequence[str]) -> Dict[str, str]:
+    """Return the files that a report writes, by option; `read` are those that it reads."""
+    files = {name: getattr(options, name) for name in REPORT_FILES if getattr(options, name)}
+    if options.with_output and not files:
+        raise UserError("--with-output: there is no file for it; give --"
+                        + " or --".join(REPORT_FILES))
+    if options.without_output and not options.html:
+        raise UserError("--without-output: there is no page for it; give --html")
+    for name, path in files.items():
+        others = [1, 2, *(0 if other == "-" else other for other in read), options.tasks or "",
+                  *(files[other] for other in files if other != name)]
+        if any(is_same(other, path) for other in others):
+            raise UserError("--%s %s: it is another file of this command; give another name"
+                            % (name, visible(path)))
+        refuse_irregular("--" + name, path)
+    return files
 
 
-def _print_report(records: Records, statistics: Statistics, asked: ReportOptions,
-                  stdout: Output) -> None:
-    watched = statistics.watch(records)
-    if asked.form == "csv":
-        stdout.texts(csv_lines(watched, asked.columns))
-    elif asked.form == "jsonl":
+def _print_report(records: Records, statistics: Statistics, options: argparse.Namespace,
+                  console: Console) -> None:
+    watched, stdout = statistics.watch(records), console.stdout
+    if options.csv:
+        stdout.texts(csv_lines(watched, options.csv, console.warn))
+    elif options.form == "jsonl":
         stdout.json(piece for record in watched
                     for piece in itertools.chain(record.capture.pieces(), (b"\n",)))
-    elif asked.form == "json":
+    elif options.form == "json":
         for _ in watched:
             pass
         stdout.json(one_object(statistics.fields(records),
                                (capture.pieces() for capture in records.captures())))
+    elif options.quiet:
+        for _ in watched:
+            pass
+        stdout.text(statistics.totals.line() + "\n" + statistics.totals.reasons())
     else:
         table = Table()
-        for record in watched:
-            table.write(record.result)
-        table.print(stdout, statistics.totals, is_colored(stdout, asked.color))
+        for place, record in enumerate(watched):
+            table.write(record.result._replace(index=place))
+        table.print(stdout, statistics.totals, is_colored(stdout, options.color or "auto"))
         stdout.texts(statistics.text(records, max(terminal_columns(stdout.file), 60)))
 
 
@@ -11847,7 +12527,7 @@ def shown_settings(configuration: Configuration,
     names = dict.fromkeys([*BUILT_IN, *configuration.definitions])
     keys = list(SETTINGS) + [
         "backends.%s.%s" % (name, field) for name in names for field in BACKEND_SETTINGS
-        if name not in BUILT_IN or field not in DEFINITION_FIELDS]
+        if name in configuration.definitions or field not in DEFINITION_FIELDS]
     variables = {"default_backend": "CLINVK_BACKEND"}
     variables.update(("backends.%s.model" % name, model_variable(name)) for name in names)
     layers = [("environment: " + variable, {key: environment.get(variable)})
@@ -11858,16 +12538,25 @@ def shown_settings(configuration: Configuration,
     return settings
 
 
-def command_config_show(configuration: Configuration, as_json: bool) -> int:
-    """Print each setting and where its value comes from."""
+def command_config(options: argparse.Namespace) -> int:
+    """Print each setting and where its value comes from, or the path of the configuration."""
+    environment = dict(os.environ)
+    if options.command == "config path":
+        path = configuration_path(options.config, environment)[0]
+        if path.startswith(NO_HOME):
+            raise ConfigError(NO_HOME_REASON)
+        Output(1).text(path + "\n")
+        return EXIT_OK
+
     def shown(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return list(map(shown, value))
         return without_secrets(value) if isinstance(value, str) else value
 
     settings = {key: {"value": shown(value), "origin": origin} for key, (value, origin)
-                in shown_settings(configuration, dict(os.environ)).items()}
-    if as_json:
+                in shown_settings(load_configuration(options.config, environment),
+                                   environment).items()}
+    if options.json:
         Output(1).json([dumps(settings), b"\n"])
     else:
         Output(1).text("".join(
@@ -11885,7 +12574,7 @@ def start_method_of(environment: Dict[str, str]) -> str:
     return method
 
 
-def command_doctor(as_json: bool) -> int:
+def command_doctor(options: argparse.Namespace) -> int:
     """Print which backends can be used, and facts about the machine.
 
     Return EXIT_FAILED where none but echo can be used.
@@ -11893,7 +12582,8 @@ def command_doctor(as_json: bool) -> int:
     reset_sigchld()
     environment = dict(os.environ)
     method = start_method_of(environment) or default_start_method()
-    definitions = all_definitions(load_configuration(None, environment), environment)
+    configuration = load_configuration(options.config, environment)
+    definitions = all_definitions(configuration, environment)
     backends: List[Dict[str, Any]] = []
     probes: List[Job] = []
     for row in [*BACKENDS.values(), *(custom_backend(*item) for item in definitions.items())]:
@@ -11915,7 +12605,7 @@ def command_doctor(as_json: bool) -> int:
         for entry in backends:
             entry.update(usable=False, problem=entry["problem"] or str(error))
     machine = machine_fields(method)
-    if as_json:
+    if options.json:
         Output(1).json([dumps({"clinvk": __version__, "backends": backends, "machine": machine}),
                         b"\n"])
     else:
@@ -11956,7 +12646,7 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
     }
 
 
-# --- 17. Command line --------------------------------------------------------
+# --- 18. Command line --------------------------------------------------------
 
 
 def _argument_type(check: Callable[[Any], Any], number: bool) -> Callable[[str], Any]:
@@ -11981,13 +12671,11 @@ def _option(flags: str, help: str, metavar: str = "", check: Callable[[Any], Any
     return flags, dict(details, help=help)
 
 
-def _field(flags: str, metavar: str, help: str) -> Tuple[str, Dict[str, Any]]:
+def _field(flags: str, metavar: str, help: str, **details: Any) -> Tuple[str, Dict[str, Any]]:
     """Return the row of an option that sets a field of tasks."""
     field = flags.partition("--")[2].replace("-", "_")
-    return _option(flags, help, metavar, TASK_FIELDS[field], dest="task_" + field)
+    return _option(flags, help, metavar, TASK_FIELDS[field], dest="task_" + field, **details)
 
-
-_WHEN = ("auto", "always", "never")
 
 # The option table: sets of options, which the rows of COMMANDS name.
 OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
@@ -12061,18 +12749,19 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 group="form", dest="form", action="store_const", const="jsonl"),
         _option("--csv", "print CSV; PATHS are the columns, as in .data.label,.cost_usd,.tags[0]",
                 "PATHS", parse_columns, nargs="?", group="form"),
+        _option("-q --quiet", "print only the totals and the distinct errors"),
         _option("--by", "group the totals by FIELD; may be given for each: "
                 + ", ".join(GROUP_FIELDS), "FIELD", action="append", choices=GROUP_FIELDS),
         _option("--tasks", "name the tasks in FILE that have no result", "FILE", _path),
         _option("--fail-on", "exit with 1 if any task did not succeed, or so many percent; flaky: "
                 "also if one needed more than one attempt", "any|flaky|N%", parse_fail_on),
         _option("--junit", "write JUnit XML, a test case for each task, to FILE", "FILE",
-                _written_path),
+                _plain_path),
         _option("--markdown", "write a table in Markdown, failures first, to FILE", "FILE",
-                _written_path),
+                _plain_path),
         _option("--with-output", "have prompts and answers in these files, too"),
         _option("--html", "write one self-contained page, with prompts and answers, to FILE",
-                "FILE", _written_path),
+                "FILE", _plain_path),
         _option("--without-output", "leave prompts and answers out of the page")],
     "trust": [
         _option("--ceiling", "refuse tasks that ask for more: sandbox=workspace,approval=auto",
@@ -12097,10 +12786,11 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 _shell_words),
         _option("--progress", "table of the running tasks, or a line, on stderr (default: auto)",
                 choices=("auto", "table", "always", "never"))],
-    "color": [_option("--color", "colored output (default: auto)", choices=_WHEN)],
+    "color": [_option("--color", "colored output (default: auto)",
+                      choices=("auto", "always", "never"))],
     "watch": [
         _option("--status-file", "keep one JSON object about the run in FILE, for monitors", "FILE",
-                _written_path),
+                _plain_path),
         _option("--quiet-after", "mark tasks that print nothing for so long (default: 2m)",
                 "DURATION", _seconds),
         _option("--log-dir", "keep in DIR, while it comes, what the program of each task prints",
@@ -12121,12 +12811,14 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("--older-than", "those not used for 12h, 30d, 2w "
                 "(default: session.retention_days of the configuration)", "AGE", parse_age),
         _option("--dry-run", "print what would be deleted")],
-    "backend": [_field("-b --backend", "NAME", "%s, or your own command" % ", ".join(BACKENDS))],
+    "backend": [_field("-b --backend", "NAME", "%s, or your own command" % ", ".join(
+        BACKENDS))],
     "workdir": [_field("-w --workdir", "DIR", "working directory")],
     "task": [
         _field("-m --model", "MODEL", "model"),
         _field("--approval-mode", "MODE", ", ".join(APPROVAL_MODES)),
         _field("--sandbox-mode", "MODE", ", ".join(SANDBOX_MODES)),
+        _option("--literal", "leave @path and /word in prompts as text", dest="task_literal"),
         _field("--system-prompt", "TEXT", "system prompt"),
         _field("--max-turns", "N", "maximum number of turns"),
         _field("--max-tokens", "N", "maximum number of tokens of an answer"),
@@ -12136,228 +12828,8 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
 }
 
 
-def print_version() -> int:
+def print_version(_: Optional[argparse.Namespace] = None) -> int:
     Output(1).text("clinvk %s\n" % __version__)
-    return EXIT_OK
-
-
-def settings_from(options: argparse.Namespace) -> Settings:
-    """Return the settings of a command that runs tasks.  Raise UserError or ConfigError."""
-    given = {name: value for name, value in vars(options).items()
-             if value is not None and value is not False and value != []}
-    fields = {name[len("task_"):]: value for name, value in given.items()
-              if name.startswith("task_")}
-    environment = dict(os.environ)
-    configuration = load_configuration(options.config, environment)
-    definitions = all_definitions(configuration, environment)
-    default = configuration.own("default_backend")
-    if default and default not in BACKENDS and default not in definitions:
-        raise ConfigError("%s: default_backend: %s" % (
-            configuration.origin("default_backend"), unknown_backend(default, definitions)))
-    ceiling = given.get("ceiling", Ceiling())
-    if "ceiling" not in given and environment.get("CLINVK_CEILING"):
-        try:
-            ceiling = parse_ceiling(environment["CLINVK_CEILING"])
-        except ValueError as error:
-            raise UserError("CLINVK_CEILING: %s" % error) from None
-    if "log_max" in given and "log_dir" not in given:
-        raise UserError("--log-max: there are no logs; give --log-dir DIR")
-    run = {name: given[name] for name in RUN_FIELDS if name in given}
-    if "limits" in run:
-        run["limits"] = dict(run["limits"])
-        for name in run["limits"]:
-            if name not in BACKENDS and name not in definitions:
-                raise UserError("--limit: " + unknown_backend(name, definitions))
-    rules = TaskPolicy(fields, environment, definitions, "allow_commands" in given, ceiling,
-                       given.get("root", ""), run, configuration, wrap=given.get("wrap", ()))
-    return Settings(rules, options.task_dry_run, given.get("form", "text"), "quiet" in given,
-                    options.progress or "auto", options.color or configuration.get("output.color"),
-                    start_method_of(environment), options.arguments, _status_file(given),
-                    given.get("quiet_after", DEFAULT_QUIET_SECONDS), given.get("log_dir", ""),
-                    given.get("log_max", DEFAULT_LOG_MAX))
-
-
-def _status_file(given: Dict[str, Any]) -> str:
-    """Return the path of the status file, "" where there is none.  Raise UserError."""
-    path = str(given.get("status_file", ""))
-    items = [given[name] for name in ("items", "csv", "tsv") if name in given]
-    tasks, results = (given.get("file") or items or ["-"])[0], given.get("results", "")
-    others = (("the file of the tasks", 0 if tasks == "-" else tasks),
-              ("the file of the results", results), ("stdout", 1), ("stderr", 2))
-    for name, file in others:
-        if path and is_same(file, path):
-            raise UserError("--status-file %s: it is %s; give another name" % (visible(path), name))
-    StatusFile.check(path)
-    return path
-
-
-def run_parallel(options: argparse.Namespace) -> int:
-    if options.resume and not options.results:
-        raise UserError("--resume: there is no results file to continue from; give --results FILE")
-    if options.results == "-":
-        raise UserError("--results -: expected the name of a file; --jsonl prints the results")
-    template = _template(options)
-    file = _file(options)
-    if template:
-        file = options.items or options.csv or options.tsv or "-" * (not template.words)
-    if options.results and is_same(0 if file == "-" else file, options.results):
-        raise UserError("--results %s: it is the file of the tasks; give another name"
-                        % visible(options.results))
-    settings = settings_from(options)
-    settings = settings._replace(dry_run=settings.dry_run or settings.form == "tasks")
-    if template:
-        overrides = {name: value for name, value in settings.rules.overrides.items()
-                     if name not in template.fields}
-        settings = settings._replace(
-            rules=settings.rules._replace(overrides=overrides, template=template))
-    return command_parallel(settings, file, overwrite=options.overwrite,
-                            results=options.results or "", resume=options.resume,
-                            shard=options.shard)
-
-
-def _template(options: argparse.Namespace) -> Optional[Template]:
-    """Return the template of the tasks; None where the input has tasks.  Raise UserError."""
-    words = tuple(options.words)
-    if options.prompt is None and options.prompt_file is None:
-        if words:
-            build_parser("parallel").error("unknown argument %s%s" % (words[0], _FILE_HINT))
-        for name in ("items", "csv", "tsv", "null", "name", "id", "write-to"):
-            if getattr(options, name.replace("-", "_")):
-                raise UserError("--%s: there is no template for items; give --prompt" % name)
-        return None
-    forms = [name for name in ("items", "csv", "tsv") if getattr(options, name)]
-    file = getattr(options, forms[0]) if forms else "-"
-    for one, other, both in (
-            ("--file", "a template for items", options.file),
-            ("--" + "".join(forms), "items that are arguments", words and forms),
-            ("--null", "items that are arguments", words and options.null),
-            ("--null", "--" + "".join(forms), options.null and forms not in ([], ["items"])),
-            ("--write-to", "--emit-tasks", options.write_to and options.form == "tasks")):
-        if both:
-            hint = "; --items FILE reads items" if one == "--file" else ""
-            raise UserError("%s and %s exclude each other%s" % (one, other, hint))
-    prompt = options.prompt
-    if prompt is None:
-        if options.prompt_file == "-" and not words and file == "-":
-            raise UserError("--prompt-file -: the items are read from stdin; give --items FILE")
-        prompt = read_prompt(options.prompt_file)
-    fields = {"prompt": prompt, "name": options.name, "id": options.id,
-              "workdir": options.task_workdir, "write_to": options.write_to}
-    template = Template({name: text for name, text in fields.items() if text is not None},
-                        "null" if words or options.null else "lines", words,
-                        options.overwrite or options.resume)
-    if options.csv or options.tsv:
-        return template._replace(form=forms[0])  # ItemReader checks it, by the names of columns
-    return template.checked()
-
-
-def _file(options: argparse.Namespace) -> str:
-    if len(options.file) > 1:
-        raise UserError("--file: given twice; only one file is read")
-    return str((options.file or ["-"])[0])
-
-
-def run_compare(options: argparse.Namespace) -> int:
-    names = None if options.all_backends else _words(options.backends)
-    return command_compare(settings_from(options), names, options.sequential, _prompt(options))
-
-
-def run_prompt(options: argparse.Namespace) -> int:
-    return command_prompt(settings_from(options), PromptOptions(
-        _prompt(options), options.output_format or "", options.go_on, options.ephemeral))
-
-
-def _prompt(options: argparse.Namespace, session: str = "") -> str:
-    if not options.words:
-        raise UserError("no prompt%s: give it as an argument, or - to read it from stdin" % session)
-    return str(options.words[-1])
-
-
-def run_resume(options: argparse.Namespace) -> int:
-    if options.backend and not options.last:
-        raise UserError("--backend goes with --last: a session that is named has its backend")
-    if options.last and len(options.words) > 1:
-        raise UserError("unknown argument %s%s, and with --last there is no id" % (
-            options.words[1], _QUOTES_HINT))
-    if not options.words and not options.last:
-        raise UserError("which session? Give its id (`clinvk sessions list` shows them), or --last")
-    session = "" if options.last else options.words.pop(0)
-    prompt = _prompt(options, session and " for the session %s" % quoted(session))
-    return command_resume(settings_from(options), PromptOptions(
-        prompt, options.output_format or "", session=session, last=options.last,
-        backend=options.backend or "", here=options.here))
-
-
-def run_sessions(options: argparse.Namespace) -> int:
-    action, words = options.command.partition(" ")[2], options.words
-    if action in ("show", "delete") and not words:
-        raise UserError("which session? `clinvk sessions list` shows them")
-    environment, console = dict(os.environ), Console()
-    store = session_store(environment, console)
-    try:
-        if action == "list":
-            return command_sessions_list(
-                store, console, as_json=options.json, backend=options.backend or "",
-                status=options.status or "", tag=options.tag or "", resumable=options.resumable,
-                limit=options.limit or 0)
-        if action == "show":
-            return command_sessions_show(store, console, options.json, words[0])
-        if action == "delete":
-            return command_sessions_delete(store, console, options.json, words)
-        seconds = options.older_than
-        if seconds is None:
-            days = load_configuration(options.config, environment).get("session.retention_days")
-            if not days:
-                console.say("session.retention_days is 0: sessions are never deleted; "
-                            "--older-than deletes some")
-                return _print_deleted([], console, options.json)
-            seconds = days * 86400.0
-        return command_sessions_clean(store, console, options.json, seconds, options.dry_run)
-    except OSError as error:
-        raise SessionError(reason_of(error)) from None
-
-
-def run_report(options: argparse.Namespace) -> int:
-    form = "csv" if options.csv else options.form or "text"
-    rules, environment = TaskPolicy(), dict(os.environ)
-    if options.tasks:
-        configuration = load_configuration(options.config, environment)
-        definitions = all_definitions(configuration, environment)
-        rules = TaskPolicy({}, environment, definitions, True, configuration=configuration)
-    paths = options.words or ["-"]
-    with_output = [name for name in REPORT_FILES
-                   if (not options.without_output if name == "html" else options.with_output)]
-    return command_report(paths, ReportOptions(
-        form, options.color or "auto", options.csv or (), options.by or (), options.fail_on or "",
-        options.tasks or "", _report_files(options, paths), with_output), rules)
-
-
-def _report_files(options: argparse.Namespace, read: Sequence[str]) -> Dict[str, str]:
-    """Return the files that a report writes, by option; `read` are those that it reads."""
-    files = {name: getattr(options, name) for name in REPORT_FILES if getattr(options, name)}
-    if options.with_output and not files:
-        raise UserError("--with-output: there is no file for it; give --"
-                        + " or --".join(REPORT_FILES))
-    if options.without_output and not options.html:
-        raise UserError("--without-output: there is no page for it; give --html")
-    for name, path in files.items():
-        others = [1, 2, *(0 if other == "-" else other for other in read), options.tasks or "",
-                  *(files[other] for other in files if other != name)]
-        if any(is_same(other, path) for other in others):
-            raise UserError("--%s %s: it is another file of this command; give another name"
-                            % (name, visible(path)))
-        refuse_irregular("--" + name, path)
-    return files
-
-
-def run_config(options: argparse.Namespace) -> int:
-    if options.command == "config show":
-        return command_config_show(load_configuration(options.config, dict(os.environ)),
-                                   options.json)
-    path = configuration_path(options.config, dict(os.environ))[0]
-    if path.startswith(NO_HOME):
-        raise ConfigError(NO_HOME_REASON)
-    Output(1).text(path + "\n")
     return EXIT_OK
 
 
@@ -12373,33 +12845,33 @@ class Subcommand(NamedTuple):
     hint: str = ""         # follows the message about one word too many
 
 
-_QUOTES_HINT = "; a prompt of several words needs quotes around it"
 _FILE_HINT = "; a file is named with --file"
 COMMANDS = {
     "": Subcommand(
-        lambda options: print_version(), "general",
+        print_version, "general",
         "run many prompts through AI command-line programs, several at a time",
         "[-h] [--version] COMMAND ...\n       clinvk [OPTIONS OF prompt] TEXT",
         "`clinvk COMMAND --help` describes a command; see also clinvk(1)."),
     "parallel": Subcommand(
-        run_parallel,
-        "file template parallel retry form trust run watch color config backend workdir task",
+        command_parallel,
+        "file template parallel retry form trust run watch color config "
+        "backend workdir task",
         "run a batch of tasks", "[OPTIONS] [-- WORD...]", """\
 The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks, or tasks.
 Options set the fields that tasks do not set. Examples:
   clinvk parallel --file tasks.json
   echo '{"backend": "echo", "prompt": "hello"}' | clinvk parallel
   clinvk parallel --backend claude --jsonl --prompt 'Write tests for {}' -- src/*.py""",
-        sys.maxsize),
+        sys.maxsize, _FILE_HINT),
     "prompt": Subcommand(
-        run_prompt, "answer prompt run color config backend workdir task",
+        command_prompt, "answer prompt run color config backend workdir task",
         "ask one backend (`clinvk TEXT` means the same)", "[OPTIONS] TEXT", """\
 The answer is shown while it comes. `-` as TEXT reads the prompt from stdin. Examples:
   clinvk 'What does this repository do?'
   git diff | clinvk -b codex --sandbox-mode read-only -
-  clinvk -c 'And in one sentence?'""", 1, _QUOTES_HINT),
+  clinvk -c 'And in one sentence?'""", 1, QUOTES_HINT),
     "chain": Subcommand(
-        lambda options: command_chain(settings_from(options), _file(options)),
+        command_chain,
         "file retry form trust run watch color config backend workdir task",
         "run steps, each with the answers of those before it", details="""\
 The input is one JSON object, {"steps": [...]}. Each step is a task. In prompts, {{previous}} is
@@ -12407,45 +12879,46 @@ replaced by the answer of the step before, and {{steps.NAME.output}} by that of 
 Options set the fields that steps do not set. Example:
   clinvk chain --file chain.json --json | jq -r '.results[-1].output'""", hint=_FILE_HINT),
     "compare": Subcommand(
-        run_compare, "compare form run watch color config workdir task",
+        command_compare, "compare form run watch color config workdir task",
         "send one prompt to several backends and show the answers side by side",
         "[OPTIONS] --backends LIST PROMPT\n       clinvk compare [OPTIONS] --all-backends PROMPT",
         "`-` as PROMPT reads the prompt from stdin.", 1,
         "; commas separate the backends, and a prompt of several words needs quotes around it"),
     "resume": Subcommand(
-        run_resume, "resume answer run color config task", "continue a session, in its directory",
+        command_resume, "resume answer run color config task",
+        "continue a session, in its directory",
         "[OPTIONS] ID TEXT\n       clinvk resume [OPTIONS] --last TEXT", """\
 ID is the id of a session, the beginning of one, or the backend's own. `-` as TEXT reads the
-prompt from stdin. Options of earlier runs of the session do not apply.""", 2, _QUOTES_HINT),
+prompt from stdin. Options of earlier runs of the session do not apply.""", 2, QUOTES_HINT),
     "sessions": Subcommand(
-        run_sessions, "", "list, show and delete sessions", "ACTION ...", """\
+        command_sessions, "", "list, show and delete sessions", "ACTION ...", """\
 ID is the id of a session, the beginning of one, or the backend's own.
 `clinvk sessions ACTION --help` describes an action."""),
-    "sessions list": Subcommand(run_sessions, "json sessions",
+    "sessions list": Subcommand(command_sessions, "json sessions",
                                 "list sessions, the last used first"),
-    "sessions show": Subcommand(run_sessions, "json", "show all that is known of a session",
+    "sessions show": Subcommand(command_sessions, "json", "show all that is known of a session",
                                 "[OPTIONS] ID", max_words=1),
     "sessions delete": Subcommand(
-        run_sessions, "json", "delete sessions and print their ids", "[OPTIONS] ID...",
+        command_sessions, "json", "delete sessions and print their ids", "[OPTIONS] ID...",
         "If a session is unknown or in use, none is deleted.", sys.maxsize),
     "sessions clean": Subcommand(
-        run_sessions, "json clean config",
+        command_sessions, "json clean config",
         "delete sessions that were not used for long and are not in use, and print their ids"),
     "report": Subcommand(
-        run_report, "report color config", "show what results files contain",
+        command_report, "report color config", "show what results files contain",
         "[OPTIONS] [FILE...]", """\
 FILE is the file of `parallel --results`, or the output of --jsonl. `-`, or no FILE, reads stdin.
 If a task has several lines, the last counts. Example:
   clinvk report results.jsonl""", sys.maxsize),
-    "config": Subcommand(run_config, "", "show the configuration", "ACTION ...",
+    "config": Subcommand(command_config, "", "show the configuration", "ACTION ...",
                          "`clinvk config ACTION --help` describes an action."),
-    "config show": Subcommand(run_config, "config json",
+    "config show": Subcommand(command_config, "config json",
                               "show each setting and the origin of its value"),
-    "config path": Subcommand(run_config, "config", "show the path of the configuration file"),
-    "doctor": Subcommand(lambda options: command_doctor(options.json), "json",
+    "config path": Subcommand(command_config, "config", "show the path of the configuration file"),
+    "doctor": Subcommand(command_doctor, "config json",
                          "show which backends can be used, and facts about this machine",
                          details="Logins are not tried."),
-    "version": Subcommand(lambda options: print_version(), "", "show the version"),
+    "version": Subcommand(print_version, "", "show the version"),
 }
 
 
@@ -12511,7 +12984,8 @@ OPTION_HINTS = dict(
 def _option_hint(command: str, word: str) -> str:
     """Return the end of the message about an option that a command does not have."""
     flag = word.partition("=")[0] if word.startswith("--") else word[:2]
-    family = command.partition(" ")[0] + " " if command != "prompt" else "parallel"
+    family = command.partition(" ")[0]
+    family = family + " " if actions_of(family) else "parallel"
     owners = [name for name in COMMANDS if name.startswith(family)
               and any(flag in flags.split() for flags in options_of(name))]
     if owners and flag not in OPTION_HINTS:
@@ -12583,7 +13057,10 @@ def parse_command_line(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("unknown argument %s%s" % (word, _option_hint(command, word)))
     options.command, options.words = command, unparsed + after_dashes
     options.arguments = tuple(arguments)
-    for word in options.words[COMMANDS[command].max_words:]:
+    most = COMMANDS[command].max_words
+    if command == "parallel" and options.prompt is None and options.prompt_file is None:
+        most = 0  # words are items of a template
+    for word in options.words[most:]:
         parser.error("unknown argument %s%s" % (word, COMMANDS[command].hint))
     return options
 
@@ -12600,8 +13077,9 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
         if arguments in (["--version"], ["version"]):  # before argparse is imported
             return print_version()
         if whole_process:
-            let_sigint_kill()
-        with stop_signals(die_at_once):
+            set_first_signals()
+        asked = (signal.SIGUSR1,) * whole_process
+        with stop_signals(say_idle, asked), stop_signals(die_at_once):
             options = parse_command_line(arguments)
             return COMMANDS[options.command].run(options)
     except SystemExit as leaving:  # of argparse: after help or a usage error

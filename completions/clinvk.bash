@@ -30,7 +30,7 @@ _clinvk_value()
         --color)
             values='auto always never' ;;
         --by)
-            values='backend model cell tags error_kind' ;;
+            values='backend model label cell tags error_kind' ;;
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
@@ -42,7 +42,7 @@ _clinvk_value()
 
 _clinvk()
 {
-    local options values word=${COMP_WORDS[COMP_CWORD]} before=$((COMP_CWORD - 1)) command='' i IFS=$' \t\n'
+    local options values rest word=${COMP_WORDS[COMP_CWORD]} before=$((COMP_CWORD - 1)) command='' i IFS=$' \t\n'
 
     # `--color=al` arrives as three words, because `=` is in COMP_WORDBREAKS
     if [[ $word == '=' ]]; then
@@ -67,17 +67,18 @@ _clinvk()
         esac
     done
 
+    rest=" ${COMP_WORDS[*]:i + 1:COMP_CWORD - i - 1} "  # the words behind the command, with its action
     COMPREPLY=()
     case $command in
         prompt)
             options='-h --help -o --output-format -c --continue --ephemeral --dry-run --wrap --progress --color --config -b --backend
-                -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                -m --model -w --workdir --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         resume)
             options='-h --help --last -b --backend --here -o --output-format --dry-run --wrap --progress --color --config -m --model
-                --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             if [[ $word != -* ]]; then
                 values=$(_clinvk_sessions --resumable)
@@ -87,25 +88,30 @@ _clinvk()
         sessions)
             options='-h --help --json -b --backend --status --tag --resumable -n --limit --older-than --dry-run --config'
             values=$options
-            if [[ $word != -* ]]; then
-                case ${COMP_WORDS[before]} in
-                    sessions)
-                        values='list show delete clean' ;;
-                    show)
-                        values=$(_clinvk_sessions) ;;
-                    *)
-                        if [[ " ${COMP_WORDS[*]} " == *' delete '* ]]; then
-                            values=$(_clinvk_sessions)
-                        fi ;;
-                esac
-            fi
+            case $rest in
+                *' list '*)
+                    values='-h --help --json -b --backend --status --tag --resumable -n --limit' ;;
+                *' clean '*)
+                    values='-h --help --json --older-than --dry-run --config' ;;
+                *' show '* | *' delete '*)
+                    values='-h --help --json'
+                    if [[ $word != -* ]]; then
+                        values=$(_clinvk_sessions)
+                    fi ;;
+                *)
+                    if [[ $word != -* ]]; then
+                        values='list show delete clean'
+                    fi ;;
+            esac
             _clinvk_value && return
             ;;
         parallel)
             options='-h --help -f --file --prompt --prompt-file --items --csv --tsv -0 --null --name --id --write-to --emit-tasks -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
-                --overwrite --results --resume --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
-                --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                --overwrite --results --resume --ceiling --root --allow-commands
+               
+                --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
+                --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             if [[ $values == "$options" && $word != -* ]]; then
@@ -113,19 +119,21 @@ _clinvk()
             fi
             ;;
         chain)
-            options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
-                -b --backend -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+            options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands
+               
+                --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
+                -b --backend -m --model -w --workdir --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         compare)
             options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
-                -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                -m --model -w --workdir --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         report)
-            options='-h --help --json --jsonl --csv --by --tasks --fail-on --junit --markdown --with-output --html --without-output --color --config'
+            options='-h --help --json --jsonl --csv -q --quiet --by --tasks --fail-on --junit --markdown --with-output --html --without-output --color --config'
             values=$options
             _clinvk_value && return
             if [[ $values == "$options" && $word != -* ]]; then
@@ -134,21 +142,22 @@ _clinvk()
             ;;
         config)
             options='-h --help --config --json'
-            case ${COMP_WORDS[before]} in
-                --config)
-                    return ;;
-                config)
-                    values="show path"
-                    if [[ $word == -* ]]; then
-                        values=$options
-                    fi ;;
+            values=$options
+            case $rest in
+                *' path '*)
+                    values='-h --help --config' ;;
+                *' show '*) ;;
                 *)
-                    values=$options ;;
+                    if [[ $word != -* ]]; then
+                        values='show path'
+                    fi ;;
             esac
+            _clinvk_value && return
             ;;
         doctor)
-            options='-h --help --json'
+            options='-h --help --config --json'
             values=$options
+            _clinvk_value && return
             ;;
         version)
             options='-h --help'
@@ -159,7 +168,7 @@ _clinvk()
             values="parallel prompt chain compare resume sessions report config doctor version $options"
             if ((COMP_CWORD > 1)); then  # the options of a prompt without the word `prompt`
                 values="-o --output-format -c --continue --ephemeral --dry-run --wrap --progress --color --config -b --backend
-                    -m --model -w --workdir --approval-mode --sandbox-mode --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output"
+                    -m --model -w --workdir --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output"
             fi
             _clinvk_value && return
             ;;

@@ -581,7 +581,8 @@ class Round:
 
     def judge_rest(self):
         if self.unattended:  # nobody is there who could clear away what it made
-            shutil.rmtree(self.tmp)
+            while os.path.lexists(self.tmp):  # a process that ends may remove a part of it at the same time
+                shutil.rmtree(self.tmp, ignore_errors=True)
             os.mkdir(self.tmp)
         deadline = time.monotonic() + CLEAN_SECONDS
         while self.left() or os.listdir(self.tmp):
@@ -723,7 +724,8 @@ class ResumeRound(Round):
             require(ok[name] <= count, "run %d: %s has %d ok lines for %d tasks", number, name, ok[name], count)
         if killed:
             noted = collections.Counter(line.get("label") for line in self.lines(self.results + ".running"))
-            missing = [name for name in started if started[name] > noted[name]]
+            done = collections.Counter(result["task_name"] for result in shown)  # the notes go when all is done, and the kill came after
+            missing = [name for name in started if started[name] > max(noted[name], done[name])]
             require(not missing, "run %d started %s without a note", number, missing)
         elif self.status >= 0:
             require(not os.path.exists(self.results + ".running"), "run %d ended and FILE.running is there", number)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures clinvk beside other programs: `python3 tests/measure.py [start] [pool] [journal] [memory] [million] [table] [report]`.
+"""Measures clinvk beside other programs: `python3 tests/measure.py [start] [pool] [events] [journal] [memory] [million] [stream] [table] [report]`.
 
 Prints the table of CONTRIBUTING.md.  Times are medians of whole processes, taken in turns, so that a machine that slows down
 slows down all of them; read the ratios.  It asserts nothing: a busy machine is no bug.  Needs Linux; for the pool
@@ -29,6 +29,13 @@ INSTANT = r"""
 #include <unistd.h>
 int main(void) { return write(1, "x", 1) != 1; }
 """
+
+EVENTS = INSTANT.replace('"x", 1) != 1', "events, sizeof events - 1) < 0").replace("int main", "static const char events[] =%s;\nint main" % "".join(
+    "\n    " + json.dumps(json.dumps(event) + "\n") for event in (
+        {"type": "system", "subtype": "init", "session_id": "866e6041-cf01-4597-99cd-a5f788e47d04", "model": "m", "tools": []},
+        {"type": "assistant", "message": {"id": "1", "model": "m", "content": [{"type": "text", "text": "done"}]}},
+        {"type": "result", "subtype": "success", "is_error": False, "num_turns": 1, "result": "done", "total_cost_usd": 0.001,
+         "session_id": "866e6041-cf01-4597-99cd-a5f788e47d04", "usage": {"input_tokens": 3, "output_tokens": 4}})))
 
 FLOOD = r"""
 #include <string.h>
@@ -63,10 +70,10 @@ class Bench:
     def path(self, *names):
         return os.path.join(self.directory, *names)
 
-    def compile(self, source, directory):
-        """Makes a static program of C and puts it there as `cat`, which the echo backend calls.  Its path."""
+    def compile(self, source, directory, name="cat"):
+        """Makes a static program of C and puts it there, as `cat`, which the echo backend calls, or another.  Its path."""
         os.makedirs(self.path(directory), exist_ok=True)
-        program = self.path(directory, "cat")
+        program = self.path(directory, name)
         subprocess.run(["gcc", "-O2", "-static", "-x", "c", "-o", program, "-"], input=source.encode(), check=True)
         return program
 
@@ -158,6 +165,18 @@ def measure_pool(bench, rounds=5):
         row(what, mine, "GNU parallel %.1f s (scaled from %d)" % (parallel[0], PARALLEL_TASKS), "%.2f" % (clinvk / parallel[0]), "0.25")
 
 
+def measure_events(bench, rounds=5):
+    """A task of claude: its events are read."""
+    program, count = bench.compile(EVENTS, "events", "claude"), 3000
+    tasks = bench.lines("claude.jsonl", count, lambda number: '{"backend": "claude", "sandbox_mode": "read-only", "prompt": "%d"}' % number)
+    numbers, environment = bench.lines("claude-numbers", count, str), bench.with_programs("events")
+    clinvk, xargs = bench.medians(
+        rounds, lambda: bench.time(bench.installed + ["parallel", "-j", str(JOBS), "--jsonl", "-q", "-f", tasks], environment),
+        lambda: bench.time(["xargs", "-P", str(JOBS), "-n", "1", program], stdin=numbers))
+    row("%d instant tasks of `claude`, `-j %d --jsonl`" % (count, JOBS), "%.2f s (%.2f ms a task)" % (clinvk, clinvk / count * 1000),
+        "`xargs -P %d` %.2f s" % (JOBS, xargs), "%.2f" % (clinvk / xargs), "1.6")
+
+
 def measure_journal(bench, rounds=5):
     bench.compile(INSTANT, "instant")
     tasks = bench.lines("tasks.jsonl", TASKS, lambda number: '{"backend": "echo", "prompt": "%d"}' % number)
@@ -233,6 +252,26 @@ def measure_million(bench):
             "1,000 tasks %.1f MB" % peaks[1000], "+%.1f MB" % (peaks[1000000] - peaks[1000]), "+30 MB")
 
 
+def measure_stream(bench):
+    """A pipe of tasks that run; for about half an hour."""
+    peaks = {}
+    for count in (1000, 1000000):
+        began = time.perf_counter()
+        source = subprocess.Popen(["seq", "-f", '{"backend":"echo","prompt":"task %.0f"}', str(count)], stdout=subprocess.PIPE)
+        run = subprocess.Popen(bench.installed + ["parallel", "--jsonl", "-q", "-j", "2"], env=bench.environment, stdin=source.stdout, stdout=subprocess.PIPE)
+        source.stdout.close()
+        lines, peaks[count] = 0, 0.0
+        for lines, _ in enumerate(run.stdout, 1):
+            if lines % 1000 == 0:
+                peaks[count] = max(peaks[count], megabytes(run.pid, "status", "VmHWM:"))
+        took = time.perf_counter() - began
+        source.wait()
+        if (run.wait(), lines) != (0, count):
+            raise SystemExit("%d tasks have %d results, exit status %d" % (count, lines, run.returncode))
+    row("1,000,000 tasks through `echo`, from a pipe, the parent (peak RSS)", "%.1f MB (%.0f s)" % (peaks[1000000], took),
+        "1,000 tasks %.1f MB" % peaks[1000], "+%.1f MB" % (peaks[1000000] - peaks[1000]), "+30 MB")
+
+
 def measure_report(bench):
     def line(number):  # 8 tasks at a time
         times = [time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(1795536000 + number // 8 * 3 + seconds)) for seconds in (0, 3)]
@@ -290,8 +329,8 @@ def read_or_end(file):
         return b""
 
 
-PARTS = {"start": measure_start, "pool": measure_pool, "journal": measure_journal, "memory": measure_memory, "million": measure_million,
-         "table": measure_table, "report": measure_report}
+PARTS = {"start": measure_start, "pool": measure_pool, "events": measure_events, "journal": measure_journal, "memory": measure_memory, "million": measure_million,
+         "stream": measure_stream, "table": measure_table, "report": measure_report}
 
 
 def main():

@@ -3,14 +3,16 @@ background, waiting for events, and the check that nothing is left behind.
 
 Every test that is a `Case` has its own directory, TMPDIR, HOME, programs (tests/bin/fakeai as cat, claude, codex and gemini)
 and a variable CLINVK_TEST_MARK in the environment of all that it starts.  At its end no process with that mark runs, and
-TMPDIR is empty.
+TMPDIR is empty.  The next test gets the same directory, unless something in it was changed that cannot just be removed.
+
+A test that would wait for a constant of clinvk gives it another value: a fork of the test (ForkingCase) has that, too.
 """
 import atexit
 import contextlib
+import gc
 import importlib.util
 import json
 import os
-import py_compile
 import select
 import signal
 import subprocess
@@ -18,6 +20,8 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
+import types
 import unittest
 import warnings
 import uuid
@@ -30,10 +34,25 @@ DATA = os.path.join(TESTS, "data")
 PROGRAMS = ("cat", "claude", "codex", "gemini")
 PATIENCE = 180.0  # after so many seconds something that should have happened never will
 
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
+# Python compiles a file that it is given by path, or may not write beside, each time anew, and each spawned worker does so again:
+# that took half the time of the tests.  So clinvk and the fake program are compiled here, once.  COMPILED runs as a program, and a
+# script whose sys.path begins with MODULES imports it.  Errors and measurements name clinvk.py all the same.
+# Another process compiles: what that takes of memory would be copied by each fork of this one.
+MODULES = os.path.realpath(tempfile.mkdtemp(prefix="test-clinvk-modules-"))
+COMPILED = os.path.join(MODULES, "clinvk.pyc")
+COMPILER = ("import sys\nfrom py_compile import *\nfor name in (1, 3):\n"
+            "    compile(*sys.argv[name:name + 2], doraise=True, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)")
+subprocess.run([sys.executable, "-c", COMPILER, PROGRAM, COMPILED, os.path.join(TESTS, "bin", "fakeai"), os.path.join(MODULES, "fakeai.pyc")],
+               check=True)
+sys.path[:0] = [MODULES] if ROOT in sys.path else [MODULES, ROOT]
 
 import clinvk  # noqa: E402  (found by the line above)
+
+# What clinvk imports late, so that a fork of this process (ForkingCase) need not.
+for _name in ("array", "ctypes", "datetime", "mmap", "multiprocessing.pool", "multiprocessing.popen_fork", "pickle", "queue", "resource",
+              "shlex", "zoneinfo"):
+    if importlib.util.find_spec(_name.partition(".")[0]):
+        importlib.import_module(_name)
 
 JOB_FIELDS = set(clinvk.Job._fields)
 
@@ -61,12 +80,6 @@ def jobs_of(supply):
 
 KNOWN = "known are " + ", ".join(clinvk.BACKENDS)  # as messages about an unknown backend end
 
-# Python compiles a file that it is given by path, or may not write beside, each time anew, and each spawned worker does so again:
-# that took half the time of the tests.  So clinvk and the fake program are compiled here, once.  COMPILED runs as a program, and a
-# script whose sys.path begins with MODULES imports it.  Errors and measurements name clinvk.py all the same.
-MODULES = os.path.realpath(tempfile.mkdtemp(prefix="test-clinvk-modules-"))
-COMPILED = os.path.join(MODULES, "clinvk.pyc")
-
 
 def _own_interpreter():
     """Return the path of this Python in an environment without packages, but orjson if it is there.
@@ -90,8 +103,6 @@ def _remove_modules(owner):
 
 atexit.register(_remove_modules, os.getpid())
 sys.executable = _own_interpreter()
-for _source, _compiled in ((PROGRAM, COMPILED), (os.path.join(TESTS, "bin", "fakeai"), os.path.join(MODULES, "fakeai.pyc"))):
-    py_compile.compile(_source, _compiled, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
 
 # A shell's `&` and nohup start programs with signals ignored; what the tests send must count all the same.
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -110,7 +121,7 @@ if os.environ.get("CLINVK_START_METHOD") in PROCESS_METHODS:
     START_METHODS = PROCESS_METHODS + (("thread",) if PROCESS_METHODS == ("fork",) else ())
 
 
-# CI makes a few full runs of the tests, and one with CLINVK_TESTS=brief for each other Python and start method.  Brief runs
+# CI makes a full run of the tests, and one with CLINVK_TESTS=brief for each other Python and start method.  Brief runs
 # leave out what looks neither at workers nor at what a Python's version changes.
 BRIEF = os.environ.get("CLINVK_TESTS") == "brief"
 only_in_full_runs = unittest.skipIf(BRIEF, "a full run of the tests has these")
@@ -145,24 +156,33 @@ def wait_until(predicate, message, seconds=PATIENCE):
         time.sleep(0.01)
 
 
+def timer_after(*paths):
+    """A threading.Timer that waits for files and not for its seconds."""
+    class Timer(threading.Timer):
+        def run(self):
+            wait_until(lambda: self.finished.is_set() or all(map(os.path.exists, paths)), paths)
+            if not self.finished.is_set():
+                self.function(*self.args, **self.kwargs)
+
+    return Timer
+
+
 def processes_with(mark):
     """The pids of living processes that started with `mark` (`NAME=value`) in their environment."""
-    wanted = b"\0" + mark.encode() + b"\0"
-    found = []
-    if not LINUX:
-        return found
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
+    wanted, found = b"\0" + mark.encode() + b"\0", []
+    own = str(os.getpid())
+    for entry in os.listdir("/proc") if LINUX else ():
+        if entry.isdigit() and entry != own:
             try:
-                with open("/proc/%s/environ" % entry, "rb", buffering=0) as file:
-                    environment = b""
-                    while True:
-                        piece = file.read(1 << 20)
-                        if not piece:
-                            break
-                        environment += piece
+                file = os.open("/proc/%s/environ" % entry, os.O_RDONLY)
             except OSError:
                 continue
+            try:
+                environment = b"".join(iter(lambda file=file: os.read(file, 1 << 16), b""))
+            except OSError:
+                continue
+            finally:
+                os.close(file)
             if wanted in b"\0" + environment + b"\0":
                 found.append(int(entry))
     return found
@@ -306,23 +326,73 @@ class Background(subprocess.Popen):
         return subprocess.CompletedProcess(self.args, self.returncode, self._pending, self.error_output())
 
 
+def _state_of(directory):
+    """What a test can change in its directory, apart from files that it makes and removes."""
+    state = []
+    for path in (directory, *(os.path.join(directory, name) for name in sorted(os.listdir(directory)))):
+        status = os.lstat(path)
+        state.append((path, status.st_ino, status.st_mode, status.st_uid))
+        if path != directory:
+            entries = [(entry.path, entry.stat(follow_symlinks=False)) for entry in os.scandir(path)]
+            state += sorted((path, status.st_ino, status.st_mode, status.st_uid, status.st_mtime_ns, status.st_size) for path, status in entries)
+    return state
+
+
 class Case(unittest.TestCase):
     """A test with an environment of its own, that leaves nothing behind."""
 
     maxDiff = 4000
 
+    _directory, _state = "", None  # which the next test of the class can have, and how it was made
+
+    @classmethod
+    def _take_directory(cls):
+        """A directory for a test: that of the test before it, if that test left it as it was made."""
+        directory, cls._directory = cls._directory, ""
+        if not directory:
+            directory = os.path.realpath(tempfile.mkdtemp(prefix="test-clinvk-"))
+            for name in ("tmp", "home", "bin"):
+                os.mkdir(os.path.join(directory, name), 0o700)
+            install_fakes(os.path.join(directory, "bin"))
+            cls._state = _state_of(directory)
+        return directory
+
+    @classmethod
+    def _return_directory(cls, directory):
+        try:
+            made = [path for path, *_ in cls._state]
+            for path in (directory, os.path.join(directory, "home")):
+                for entry in os.scandir(path):
+                    if not entry.is_dir(follow_symlinks=False):
+                        os.unlink(entry.path)
+                    elif entry.path not in made:
+                        clinvk.remove_tree(entry.path)
+            is_as_new = _state_of(directory) == cls._state
+        except OSError:
+            is_as_new = False
+        if not is_as_new:
+            clinvk.remove_tree(directory)
+        elif not cls._directory:
+            cls._directory = directory
+            cls.addClassCleanup(cls._remove_directory)
+
+    @classmethod
+    def _remove_directory(cls):
+        directory, cls._directory = cls._directory, ""
+        if directory:
+            clinvk.remove_tree(directory)
+
     def setUp(self):
         self.mark = "CLINVK_TEST_MARK=" + uuid.uuid4().hex
-        self.directory = os.path.realpath(tempfile.mkdtemp(prefix="test-clinvk-"))
-        self.addCleanup(clinvk.remove_tree, self.directory)
+        self.directory = self._take_directory()
+        self.addCleanup(self._return_directory, self.directory)
         self.tmp, self.home, self.bin = (os.path.join(self.directory, name) for name in ("tmp", "home", "bin"))
-        for path in (self.tmp, self.home, self.bin):
-            os.mkdir(path, 0o700)
-        install_fakes(self.bin)
         self.environment = {name: value for name, value in os.environ.items()
                             if not name.startswith("CLINVK_") and name not in ("NO_COLOR",) + clinvk.NESTING_VARIABLES}
         self.environment.update(PATH=self.bin + os.pathsep + os.environ.get("PATH", os.defpath), TMPDIR=self.tmp, HOME=self.home,
                                 TERM="xterm", CLINVK_TEST_MARK=self.mark.partition("=")[2])
+        # A newer git cleans up in the background after a commit, which can remove the directory of a work tree that is being added.
+        self.environment.update(GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="maintenance.auto", GIT_CONFIG_VALUE_0="false")
         if os.environ.get("CLINVK_START_METHOD"):
             self.environment["CLINVK_START_METHOD"] = os.environ["CLINVK_START_METHOD"]
         self._background = []
@@ -429,46 +499,129 @@ class Case(unittest.TestCase):
         tempfile.tempdir = None
 
 
+# The head of a script, given by `-c`, that may run in a fork.
+SCRIPT = "import sys\nsys.path.insert(0, %r)\nimport clinvk, os, signal, threading, time\n" % MODULES
+
+
+def run_script(text, name):
+    """Run a script to its end in this process, which was forked for it."""
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    if os.path.isfile(name):
+        main.__file__ = name  # for the workers that it spawns
+    status = 1
+    try:
+        exec(compile(text, name, "exec"), vars(main))
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        if "multiprocessing.util" in sys.modules:  # as at the end of Python: Python 3.14 warns of semaphores that are left
+            sys.modules["multiprocessing.util"]._run_finalizers()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 class ForkingCase(Case):
     """A test that runs the program in forks of its own process: without the start of Python a run takes half the time."""
+
+    def forked(self, argv):
+        """Return the arguments of a program, with its name, and what does in a fork what it does; None if a fork cannot."""
+        heads = [sys.executable, COMPILED], [sys.executable, "-W", "error", COMPILED]
+        args = next((argv[len(head):] for head in heads if list(argv[:len(head)]) == head), None)
+        if args is not None:
+            return ["clinvk", *args], clinvk.console
+        if list(argv[:2]) == [sys.executable, "-c"] and argv[2].startswith(SCRIPT):
+            return ["-c", *argv[3:]], lambda: run_script(argv[2], "-c")
+        return None
 
     def run_program(self, argv, input=b"", env=None, **options):
         """As Case.run_program; in a fork, unless the program, an option or a start method needs a process of its own."""
         if isinstance(input, str):
             input = input.encode("utf-8", "surrogateescape")
-        heads = [sys.executable, COMPILED], [sys.executable, "-W", "error", COMPILED]
-        args = next((argv[len(head):] for head in heads if list(argv[:len(head)]) == head), None)
+        args, act = self.forked(argv) or (argv, None)
         environment = self.environment_with(env)
-        if (args is None or set(options) - {"cwd"} or len(input) > 4096 or os.environ.get("CLINVK_START_METHOD", "fork") != "fork"
+        files = [options.get(name) for name in ("stdin", "stdout")]
+        if (not act or set(options) - {"cwd", "stdin", "stdout"} or {subprocess.PIPE, subprocess.DEVNULL}.intersection(files) or len(input) > 4096 or os.environ.get("CLINVK_START_METHOD", "fork") != "fork"
                 or any(name.startswith("PYTHON") and environment[name] != os.environ.get(name) for name in environment)):
             return super().run_program(argv, input, env, **options)
         reader, writer = os.pipe()
         os.write(writer, input)
+        os.close(writer)  # before the program can look whether more may come
         with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
             pid = os.fork()
             if pid == 0:
                 try:
-                    os.close(writer)
-                    for number, file in enumerate((reader, output.fileno(), errors.fileno())):
+                    files = [file if own is None else own for own, file in zip(files, (reader, output))] + [errors]
+                    for number, file in enumerate([file if isinstance(file, int) else file.fileno() for file in files]):
                         os.dup2(file, number)
                     os.chdir(options.get("cwd", self.directory))
                     os.environ.clear()
                     os.environ.update(environment)
-                    tempfile.tempdir, sys.argv = None, ["clinvk", *args]
+                    tempfile.tempdir, sys.argv = None, args
                     warnings.simplefilter("error")
+                    gc.freeze()  # what this process has made is no garbage of the fork
                     for value in vars(clinvk).values():  # what was found out in another environment
                         getattr(value, "cache_clear", int)()
                     signal.alarm(int(PATIENCE * 2))
-                    clinvk.console()
+                    act()
                 finally:
                     os._exit(99)
             os.close(reader)
-            os.close(writer)
             status = os.waitpid(pid, 0)[1]
             for file in (output, errors):
                 file.seek(0)
             code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
             return subprocess.CompletedProcess(args, code, output.read(), errors.read())
+
+
+class WorkerCase(Case):
+    """A test that runs jobs in this process."""
+
+    def setUp(self):
+        super().setUp()
+        self.enter_environment()
+
+    def run_it(self, prompt, backend="echo", **fields):
+        return clinvk.run_job(job(0, backend, prompt, **fields))
+
+    def check(self, result, **expected):
+        for field, value in expected.items():
+            self.assertEqual(getattr(result, field), value, (field, result))
+
+    def state(self, grace=5.0, **options):
+        """A state of the test's own; what its tasks left running is ended with the test."""
+        directory = clinvk.make_private_directory()
+        state = clinvk.WorkerState(clinvk.new_run_id(), directory, grace=grace, **options)
+        self.addCleanup(clinvk.remove_tree, directory)  # for a test that fails before it leaves the state
+        return state
+
+    def leave(self, state):
+        state.drop_files()
+        clinvk.sweep(clinvk.RUN_MARK % state.run_id)
+        clinvk.remove_tree(state.directory)
+
+    def timeouts_come_after(self, *paths):
+        """From now on a timeout comes when these files are there, whatever its seconds."""
+        timer = timer_after(*paths)
+        former, threading.Timer = threading.Timer, timer
+        self.addCleanup(setattr, threading, "Timer", former)
+
+    def in_background(self, task, state):
+        """Runs a task in a thread.  What it gives when called is the Result."""
+        results = []
+        thread = threading.Thread(target=lambda: results.append(clinvk.run_job(task, state)))
+        thread.start()
+
+        def result():
+            thread.join(PATIENCE)
+            self.assertFalse(thread.is_alive(), "the task does not end")
+            return results[0]
+
+        return result
 
 
 def tasks(*prompts, **fields):

@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 import unittest
+from unittest import mock
 from unittest.mock import ANY
 
 import support
@@ -245,7 +246,7 @@ class Commands(Environment):
             self.assert_argv("codex", words, **{field: value})
         self.assert_argv("codex", ["-s", "read-only", "--ignore-rules", "-m", "m", "-c", 'developer_instructions="s"', "resume", ID],
                          model="m", system_prompt="s", extra=("resume", ID), sandbox_mode="read-only")
-        self.assertEqual(command("codex", model="m", system_prompt="s")[1:], ({}, {}, {}, True, ""))
+        self.assertEqual(command("codex", model="m", system_prompt="s")[1:6], ({}, {}, {}, True, ""))
 
     def test_codex_system_prompt_is_a_toml_string(self):
         text = "it's \"x\" \\ \t\x7f\x00 審 \U0001f600\n$HOME?"
@@ -265,8 +266,8 @@ class Commands(Environment):
                 ("max_turns", 7, []), ("max_tokens", 7, []), ("verbose", True, [])):
             self.assert_argv("gemini", words, **{field: value})
         alone = {"GEMINI_CLI_NO_RELAUNCH": "1"}
-        self.assertEqual(command("gemini")[1:], (alone, {}, {}, True, ""))
-        self.assertEqual(command("gemini", system_prompt="be brief\n")[1:], (
+        self.assertEqual(command("gemini")[1:6], (alone, {}, {}, True, ""))
+        self.assertEqual(command("gemini", system_prompt="be brief\n")[1:6], (
             dict(alone, GEMINI_SYSTEM_MD=SCRATCH + "/system.md"), {}, {"system.md": "be brief\n"}, True, ""))
 
     GEMINI_READS = '"list_directory","read_file","read_many_files","grep_search","search_file_content","glob","google_web_search"'
@@ -364,10 +365,10 @@ class Commands(Environment):
         for backend, unit, most, character in (("claude", "bytes", 10000000, "x"), ("claude", "bytes", 10000000, "审"),
                                                ("codex", "characters", 1048576, "审"), ("gemini", "bytes", 8388608, "é")):
             row, width = clinvk.BACKENDS[backend], len(character.encode()) if unit == "bytes" else 1
-            self.assertEqual(clinvk.prompt_too_large(row, character * (most // width)), "")
-            too_large = clinvk.prompt_too_large(row, character * (most // width + 1))
+            self.assertEqual(clinvk.refused_prompt(row, character * (most // width)), "")
+            too_large = clinvk.refused_prompt(row, character * (most // width + 1))
             self.assertEqual(too_large, "the prompt has {:,} {}; {} takes {:,} at most".format((most // width + 1) * width, unit, backend, most))
-        self.assertEqual(clinvk.prompt_too_large(clinvk.BACKENDS["echo"], "x" * 20000000), "")
+        self.assertEqual(clinvk.refused_prompt(clinvk.BACKENDS["echo"], "x" * 20000000), "")
 
     def test_stop_signal_is_sigint_for_codex_only(self):
         self.assertEqual({name: row.stop_signal for name, row in clinvk.BACKENDS.items()},
@@ -613,9 +614,12 @@ def session_in(text):
     return found.group(1) if found else ""
 
 
+
+
 class Readers(CaptureCase):
     def read(self, backend, stdout=b"", stderr="", code=0):
-        return clinvk.BACKENDS[backend].read(self.capture(stdout), stderr, code)
+        row = clinvk.backend_of(clinvk.Job(0, clinvk.Task(backend, "x")))
+        return row.read(self.capture(stdout), stderr, code)
 
     def check(self, reply, **expected):
         fields = dict(clinvk.Reply()._asdict(), waiting=ANY, usage_is_cumulative=ANY, acted=ANY, **expected)
@@ -641,7 +645,7 @@ class Readers(CaptureCase):
             return {"type": event, "item": {"type": kind}}
 
         for backend, event, acted in (
-                ("claude", use("Bash"), True), ("claude", dict(use("Bash"), parent_tool_use_id="t"), True), ("claude", use("StructuredOutput"), False),
+                ("claude", use("Bash"), True), ("claude", dict(use("Bash"), parent_tool_use_id="t"), True),
                 ("claude", {"type": "assistant", "message": {"content": "tool_use"}}, False),
                 ("codex", item("item.started", "command_execution"), True), ("codex", item("item.started", "file_change"), True),
                 ("codex", item("item.started", "mcp_tool_call"), True), ("codex", item("item.started", "some_new_tool"), True),
@@ -973,9 +977,9 @@ class Readers(CaptureCase):
                 ("fatal error: all goroutines are asleep - deadlock!\n\ngoroutine 1 [select]:\nmain.main()\n",
                  "fatal error: all goroutines are asleep - deadlock!"),
                 ("\nthread 'main' (7) panicked at p.rs:1:76:\nthe key is missing\nnote: run with `RUST_BACKTRACE=1`\n",
-                 "thread 'main' (7) panicked at p.rs:1:76:\nthe key is missing"),
+                 "thread 'main' (7) panicked at p.rs:1:76: the key is missing"),
                 ("\nthread 'main' panicked at p.rs:1:76:\nno key\nstack backtrace:\n   0: std::panicking\n             at /lib.rs:1\n",
-                 "thread 'main' panicked at p.rs:1:76:\nno key"),
+                 "thread 'main' panicked at p.rs:1:76: no key"),
                 ("Error: cannot load the settings\n\nCaused by:\n    No such file (os error 2)\n\nStack backtrace:\n   0: x\n",
                  "Error: cannot load the settings\nCaused by:\n    No such file (os error 2)"),
                 ("Exception in thread \"main\" java.lang.RuntimeException: no client\n\tat X.main(X.java:1)\n"
@@ -985,7 +989,19 @@ class Readers(CaptureCase):
                 ("note: no such thing\n", "note: no such thing"),
                 ("Error: connection lost, retrying\nError: gave up\n", "Error: gave up"),
                 ("Error: attempt 1 failed\nError: attempt 2 failed\n", "Error: attempt 2 failed"),
+                ("loading x\nmodel not found\n", "model not found"),
+                ("loading\n01:02 INFO a\n01:02 ERROR busy, retrying\n01:03 ERROR gave up\nbye\n", "01:03 ERROR gave up\nbye"),
+                ("+ fetch\ncurl: (6) Could not resolve host: x\n", "curl: (6) Could not resolve host: x"),
+                ("x.py:1: DeprecationWarning: x\nCannot load y:\n  no such file\n", "Cannot load y:\n  no such file"),
+                ("  + Exception Group Traceback (most recent call last):\n  |     raise ExceptionGroup('a', [ValueError(1)])\n    | ValueError: 1\n", "| ValueError: 1"),
+                ("Your credits are used up.\nBuy more at x.\n", "Your credits are used up.\nBuy more at x."),
+                ("Rate limit reached\nThe request failed\n", "Rate limit reached\nThe request failed"),
                 ("error: a is missing\nerror: b is missing\n", "error: a is missing\nerror: b is missing"),
+                ("loading x\nreading 10%\nreading...\nthe key is empty\n", "the key is empty"), ("loading x\n1 of 2\n2 of 2\nSegmentation fault\n", "Segmentation fault"),
+                ("loading x\n  part 1\nloading y\nloading z\nno key\n  in x.toml\n", "no key\n  in x.toml"), *((whole, whole) for whole in (
+                    "config.toml: line 3: expected '='\nsee config.md", "no space left on device\nbye", "something went wrong\ntrace id 5f", "a\nb\nc",
+                    "密钥为空。\n请设置\n变量\n然后重试", 'it said "no."\na\nb\nc')), ("usage limit reached\nbuy more at x\n", "usage limit reached\nbuy more at x"),
+                ("These are too large:\na\nb\n", "These are too large:\na\nb"), ("+----\nno key\n+----\n", "+----\nno key\n+----"), ("***\n  The key is old\nbye\n", "***\n  The key is old\nbye"), ("1%\r100%\nno space\n", "100%\nno space"),
                 ("Usage: tool FILE\n", "Usage: tool FILE"), ("Node.js v20\n", "Node.js v20"), ("one\n\ntwo: three\n", "two: three")):
             with self.subTest(stderr):
                 self.assertEqual(self.read("echo", b"", stderr, 1).error, reason)
@@ -1304,6 +1320,12 @@ class Verdicts(CaptureCase):
                              ("failed", 7, output, backend + " ended with exit status 7 after a complete answer", "backend"))
 
 
+class AnswerOnly(Environment):
+    def setUp(self):
+        super().setUp()
+        self.enter_environment(CODEX_HOME=self.directory, GEMINI_CLI_HOME=self.directory)
+
+
 class OwnCommands(CaptureCase):
     """Commands that the user defined."""
 
@@ -1316,6 +1338,10 @@ class OwnCommands(CaptureCase):
 
     def read(self, stdout, stderr="", code=0, **fields):
         return self.row("x", **fields).read(self.capture(stdout), stderr, code)
+
+    def test_own_command_last_value_of_the_right_type_counts(self):
+        reply = self.read(b'{"id":"abc","usage":{"input_tokens":5}}\n{"text":"hi","id":7,"usage":"none"}\n', output="jsonl", answer=("text",), session_id=("id",), usage=("usage",))
+        self.assertEqual((reply.output, reply.session_id, reply.usage["input_tokens"]), ("hi", "abc", 5))
 
     def test_own_command_placeholders_are_filled_in(self):
         full = dict(model="m {workdir}", workdir="/w", system_prompt="be\n'brief' {model}", max_turns=7, max_tokens=9)
@@ -1365,9 +1391,9 @@ class OwnCommands(CaptureCase):
             for approval in clinvk.APPROVAL_MODES:
                 expected = ""
                 if sandbox in ("read-only", "workspace"):
-                    expected = 'nothing keeps a command of your own in sandbox_mode "%s"; only "full" is possible' % sandbox
+                    expected = 'clinvk cannot keep this program in sandbox_mode "%s"; only "full" is possible' % sandbox
                 elif approval in ("auto", "always"):
-                    expected = 'a command of your own knows no approval_mode "%s"; only "none" is possible' % approval
+                    expected = 'clinvk cannot give this program the approval_mode "%s"; only "none" is possible' % approval
                 self.assertEqual(row.impossible_modes.get((sandbox, approval), ""), expected)
 
     def test_own_text_exit_code_decides(self):
@@ -1596,7 +1622,7 @@ class Captures(CaptureCase):
                         for shown in said:
                             assert "s3cr" not in shown and "cdef" not in shown, (filling, len(text), shown[-300:])
             """
-        done = self.run_program([sys.executable, "-c", body, support.ROOT, self.directory], env={"THE_API_KEY": secret})
+        done = self.run_program([sys.executable, "-c", body, support.MODULES, self.directory], env={"THE_API_KEY": secret})
         self.assertEqual((done.returncode, done.stderr.decode()[-2000:]), (0, ""))
 
     def test_is_blank_of_white_space_is_true(self):
@@ -1646,6 +1672,13 @@ class Errors(Environment):
                 ("exit status 4", "backend"), ("took 4290 ms", "backend"), ("port 4010", "backend")):
             with self.subTest(text):
                 self.assertEqual(clinvk.error_kind(text), kind)
+
+    def test_error_kind_of_a_subscription_does_not_depend_on_the_time_of_day(self):
+        self.local_zone("UTC0")
+        for seconds in (13 * 3600 - 5, 13 * 3600 - 300, 13 * 3600 + 5):  # of 1753056000, midnight
+            with mock.patch.object(clinvk.time, "time", return_value=1753056000 + seconds):
+                self.assertEqual(clinvk.error_kind("You've hit your limit · resets 1pm"), "quota")
+                self.assertEqual(clinvk.error_kind('Quota exceeded {"resets_at":1753102800}'), "quota")
 
     def test_error_kind_status_counts_more_than_words(self):
         for status, text, kind in (

@@ -13,7 +13,7 @@ import tty
 import unittest
 
 import support
-from support import COMPILED, MODULES, PATIENCE, ROOT, only_linux, results, tasks
+from support import COMPILED, MODULES, PATIENCE, only_linux, results, tasks
 
 import clinvk
 
@@ -155,7 +155,7 @@ class Usage(CommandLine):
 
     def test_option_of_another_command_names_that_command(self):
         table = ((["-f", "tasks.json"], "parallel"), (["-q", "x"], "parallel"),
-                 (["x", "--jsonl"], "parallel"), (["--output-dir=x", "x"], "parallel"),
+                 (["x", "--jsonl"], "parallel"), (["report", "--canary=1"], "parallel"), (["--output-dir=x", "x"], "parallel"),
                  (["sessions", "show", "--older-than", "1d", "x"], "sessions clean"),
                  (["config", "path", "--json"], "config show"))
         for (words, command), answer in zip(table, self.main(*[words for words, _ in table])):
@@ -189,15 +189,28 @@ class Usage(CommandLine):
                 "--root": ["/"], "--ceiling": ["sandbox=workspace,approval=auto", "approval=always", "sandbox=full"],
                 "--progress": ["auto", "table", "always", "never"], "--color": ["auto", "always", "never"]}
         for values, check in ((bad, lambda answer, option: self.assert_usage_error(answer, option.lstrip("-") + ":")),
-                              (good, lambda answer, option: self.assertEqual(answer, (0, "env NO_COLOR=1 cat <<< 'say x'\n", "")))):
+                              (good, lambda answer, option: self.assertEqual(
+                                  (*answer[:2], re.sub(r"clinvk: warning: echo has no \w+; it was not applied\n", "", answer[2])), (0, "env NO_COLOR=1 cat <<< 'say x'\n", "")))):
             calls = [(option, value) for option in values for value in values[option]]
-            answers = self.main(*[["parallel", "--dry-run", "-f", one, "%s%s%s" % (option, "=" if option.startswith("--") else "", value)]
+            answers = self.main(*[["parallel", "--dry-run", "--allow-commands", "-f", one, "%s%s%s" % (option, "=" if option.startswith("--") else "", value)]
                                   if value or option.startswith("--") else ["parallel", "-f", one, option, value] for option, value in calls])
             for (option, value), (status, stdout, stderr) in zip(calls, answers):
                 with self.subTest(option=option, value=value):
                     if option == "--workdir":
                         stdout = re.sub(r"\A\(cd -- / && (.*)\)\n\Z", r"\1\n", stdout)
                     check((status, stdout, stderr), option if option != "-j" else "max-parallel")
+
+    def test_literal_holds_for_each_command_that_runs_tasks(self):
+        """The newline keeps the prompt from being a command, the variable keeps its files out."""
+        batch = self.file("task.json", {"prompt": "/x @/y", "backend": "claude"})
+        chain = self.file("chain.json", {"steps": [{"prompt": "/x @/y", "backend": "claude"}]})
+        calls = [["parallel", "-f", batch], ["chain", "-f", chain], ["compare", "--backends", "claude", "/x @/y"],
+                 ["-b", "claude", "/x @/y"]]
+        for option in ([], ["--literal"]):
+            for status, stdout, stderr in self.main(*[[*call, "--dry-run", *option] for call in calls]):
+                self.assertEqual((status, stderr), (0, ""))
+                self.assertEqual("CLAUDE_CODE_DISABLE_FILE_MENTIONS=1" in stdout, bool(option), stdout)
+                self.assertIn("<<< " + (r"$'\n/x @/y'" if option else "'/x @/y'"), stdout)
 
     def test_unknown_backend_and_missing_root_are_refused(self):
         one = self.file("one.jsonl", b'{"prompt":"touch ran"}')
@@ -438,7 +451,7 @@ class AsAFunction(CommandLine):
             import clinvk
             status = clinvk.main()
             print("still here", status, flush=True)
-            """ % ROOT), "version"])
+            """ % MODULES), "version"])
         self.assertEqual((completed.returncode, completed.stdout.decode()), (0, "clinvk %s\nstill here 0\n" % clinvk.__version__))
 
 

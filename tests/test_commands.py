@@ -6,6 +6,7 @@ the user's own, and how far a task file is trusted.  `clinvk doctor`.
 """
 import ast
 import fcntl
+import functools
 import itertools
 import json
 import os
@@ -23,10 +24,12 @@ import subprocess
 import sys
 import termios
 import textwrap
+import threading
 import time
 import tty
 import unicodedata
 import unittest
+from unittest import mock
 
 import support
 from support import (COMPILED, PATIENCE, PROGRAM, PROGRAMS, Case, clinvk, install_fakes, is_running, only_linux, results, tasks,
@@ -41,7 +44,7 @@ REQUIRED = {"index": int, "backend": str, "status": str, "exit_code": int, "outp
 OPTIONAL = {"task_id": str, "task_name": str, "tags": list, "meta": dict, "model": str, "error": str, "error_kind": str,
             "retry_after_seconds": (int, float), "warnings": list, "session_id": str, "usage": dict, "cost_usd": (int, float),
             "num_turns": int, "limits": dict, "resumed": bool, "tries": list, "retry_at": str, "written": str, "log": str,
-            "log_stderr": str}
+            "log_stderr": str, "sample": int, "samples": int, "cell": dict}
 TOTALS = {"total_tasks": int, "completed": int, "failed": int, "canceled": int, "skipped": int,
           "total_duration_seconds": (int, float), "start_time": str, "end_time": str, "results": list}
 INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
@@ -61,6 +64,13 @@ def columns(text):
 
 
 class Commands(support.ForkingCase):
+    def set_in_forks(self, **constants):
+        """Set constants of clinvk to the end of the test; a process that is no fork keeps its own."""
+        for name, value in constants.items():
+            patch = mock.patch.object(clinvk, name, value)
+            patch.start()
+            self.addCleanup(patch.stop)
+
     def command(self, *arguments):
         return [sys.executable, "-W", "error", COMPILED, "parallel", *arguments]
 
@@ -264,9 +274,9 @@ Total: 151 tasks, 0 completed, 1 failed, 150 canceled (0.00s)
         self.assertEqual(normal(completed.stdout), "Total: 4 tasks, 1 completed, 1 failed, 1 canceled, 1 skipped (0.00s)\n1 failed: exit status 1\n1 canceled: never started (fail-fast)\n")
 
     def test_rows_do_not_break_whatever_names_and_errors_hold(self):
-        completed = self.parallel(input=tasks("fail a\\nb\x1b[31m\t c", name="one\ttwo\nthree\x1b]0;x\x07"))
-        self.assertIn("\n1    echo         FAILED     0.00s      one two\n     error: a\\nb^[[31m c\n---", normal(completed.stdout))
-        self.assertIn("\n[1 one two] FAILED: a\\nb^[[31m\t c\n", normal(completed.stdout))
+        completed = self.parallel(input=tasks("fail a\\nb\x1b[2J\t c", name="one\ttwo\nthree\x1b]0;x\x07"))
+        self.assertIn("\n1    echo         FAILED     0.00s      one two\n     error: a\\nb^[[2J c\n---", normal(completed.stdout))
+        self.assertIn("\n[1 one two] FAILED: a\\nb^[[2J\t c\n", normal(completed.stdout))
 
 
 class JsonForms(Commands):
@@ -320,6 +330,7 @@ Total: 1 task, 1 completed, 0 failed (0.00s)
         self.assertEqual([line.count(b"\n") for line in lines], [1] * 4)
 
     @only_linux
+    @support.only_in_full_runs
     def test_a_line_is_one_write_as_strace_sees_it(self):
         if not shutil.which("strace") or subprocess.run(["strace", "-o", os.devnull, "true"], stderr=subprocess.DEVNULL).returncode:
             self.skipTest("strace is not to be had here")
@@ -475,7 +486,7 @@ class Terminals(Commands):
         terminal = self.terminal()
         batch = self.file("t", tasks("say one", "wait-for go; say two", "exit 3"))
         process = self.start_on(terminal, "-f", batch, "-j", "2")
-        terminal.wait_for(rb"\[2/3\] 1 running, 1 failed, 00:0")
+        terminal.wait_for(rb"\[2/3\] 1 running, 1 failed, \d\d:\d\d")
         self.touch("go")
         data = terminal.rest()
         self.assertEqual(process.finish().returncode, 1)
@@ -508,10 +519,10 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
             import clinvk
             if __name__ == "__main__":
                 hide, calls = clinvk.Progress.hide, []
-                clinvk.Progress.hide = lambda progress: (calls.append(1), hide(progress))
+                clinvk.Progress.hide = lambda progress, *given: (calls.append(1), hide(progress, *given))
                 status = clinvk.main(["parallel", "-f", sys.argv[1], *sys.argv[2:]])
                 print("hidden", len(calls), status)
-            """ % os.path.dirname(PROGRAM)))
+            """ % support.MODULES))
         file = self.file("input", tasks(*["say x"] * 12))
         for options, at_least, at_most in (((), 12, 99), (("-q",), 1, 3), (("--json",), 1, 3)):
             terminal = self.terminal()
@@ -524,7 +535,7 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
     def test_the_status_line_goes_to_stderr_and_leaves_a_piped_stdout_clean(self):
         terminal = self.terminal()
         process = self.start_on(terminal, "--jsonl", "-f", self.file("t", tasks("wait-for go; say x")), stdout=subprocess.PIPE)
-        terminal.wait_for(rb"\[0/1\] 1 running, 00:0")
+        terminal.wait_for(rb"\[0/1\] 1 running, \d\d:\d\d")
         self.touch("go")
         completed = process.finish()
         self.assertEqual([result["output"] for result in self.lines_of(completed)], ["x\n"])
@@ -542,7 +553,7 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
         terminal = self.terminal()
         process = self.start_on(terminal, "--json", stdout=subprocess.PIPE, stdin=subprocess.PIPE)
         process.stdin.write(tasks("wait-for go; say x"))
-        terminal.wait_for(rb"\[0\] 1 running, 00:0")
+        terminal.wait_for(rb"\[0\] 1 running, \d\d:\d\d")
         process.stdin.close()
         self.touch("go")
         self.report_of(process.finish())
@@ -562,8 +573,8 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
         self.assertEqual(self.parallel("--json", "-f", batch).stderr, b"")
         lines = self.parallel("--json", "-f", batch, "-j", "1", "--progress", "always").stderr.decode().splitlines()
         self.assertEqual(len(lines), 2)
-        self.assertRegex(lines[0], r"\A\[1/2\] [01] running, 00:[0-9]{2}\Z")
-        self.assertRegex(lines[1], r"\A\[2/2\] [01] running, 1 failed, 00:[0-9]{2}\Z")
+        self.assertRegex(lines[0], r"\A\[1/2\] [01] running, \d\d:\d\d(, about \S+ left)?\Z")
+        self.assertRegex(lines[1], r"\A\[2/2\] [01] running, 1 failed, \d\d:\d\d\Z")
 
     def test_on_a_terminal_progress_can_be_switched_off(self):
         self.assertTrue(STATUS_LINE.search(self.on_terminal(input=tasks("say x"))))
@@ -579,10 +590,9 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
         colored = re.compile(rb"1    echo         \x1b\[32mOK        \x1b\[m 0\.[0-9]{2}s      say x\n"
                              rb"2    echo         \x1b\[31mFAILED    \x1b\[m 0\.[0-9]{2}s      exit 1\n")
         plain = re.compile(rb"1    echo         OK         [0-9.]+s      say x\n2    echo         FAILED     [0-9.]+s      exit 1\n")
-        for arguments, env, expected in (([], {}, colored), ([], {"NO_COLOR": "1"}, plain), ([], {"NO_COLOR": ""}, colored),
+        for arguments, env, expected in (([], {"NO_COLOR": "1"}, plain), (["--color=auto"], {"NO_COLOR": ""}, colored),
                                          ([], {"TERM": "dumb"}, plain), (["--color", "never"], {}, plain),
-                                         (["--color", "always"], {"NO_COLOR": "1", "TERM": "dumb"}, colored),
-                                         (["--color=auto"], {}, colored)):
+                                         (["--color", "always"], {"NO_COLOR": "1", "TERM": "dumb"}, colored)):
             with self.subTest(arguments=arguments, env=env):
                 self.assertRegex(self.on_terminal("-j", "1", "--progress", "never", *arguments, input=batch, env=env), expected)
         for arguments, expected in (([], plain), (["--color", "always"], colored)):
@@ -642,14 +652,17 @@ Total: 3 tasks, 2 completed, 1 failed (0.00s)
 
 # Writes down how it was called, in the next file of the directory that DUMPS names; a file among its temporary ones by its content.
 DUMP = r"""
-import os, re, sys
+import os, sys
 directory = os.environ["DUMPS"]
 
-def content(found):
-    with open(found.group(), "rb") as file:
-        return "<%s>" % file.read().decode("utf-8", "surrogateescape")
+def shown(word):
+    option, place, name = word.partition(os.environ["TMPDIR"] + "/")
+    if not place:
+        return word
+    with open(place + name, "rb") as file:
+        return "%s<%s>" % (option, file.read().decode("utf-8", "surrogateescape"))
 
-argv = [re.sub(re.escape(os.environ["TMPDIR"]) + "/.*", content, word) for word in sys.argv[1:]]
+argv = list(map(shown, sys.argv[1:]))
 record = {"program": os.path.basename(sys.argv[0]), "argv": argv, "cwd": os.getcwd(), "env": dict(os.environ)}
 if "GEMINI_SYSTEM_MD" in os.environ:  # before the prompt, as gemini does
     with open(os.environ["GEMINI_SYSTEM_MD"], "rb") as file:
@@ -741,7 +754,8 @@ class DryRun(Commands):
 
     def test_a_line_is_one_line_to_read(self):
         completed = self.parallel("--dry-run", input=json.dumps(self.batch()), env={"CLINVK_BACKENDS": json.dumps(self.DEFINITIONS)})
-        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+        self.assertEqual(completed.returncode, 0)
+        self.assertRegex(completed.stderr.decode(), r"\A(clinvk: warning: \w+ has no \w+; it was not applied\n)+\Z")
         lines = completed.stdout.decode("utf-8").split("\n")
         self.assertEqual(len(lines), len(self.batch()) + 1)
         self.assertEqual([line for line in lines[:-1] if not line.isprintable()], [])
@@ -932,6 +946,24 @@ class OutputDirectory(Commands):
                 self.assertRegex(completed.stderr.decode(), r"\Aclinvk: error: cannot write to output_dir %s: [^\n]+\n\Z" % re.escape(place))
                 self.assertFalse(self.has("ran"))
 
+    def test_nothing_is_made_where_one_of_the_places_cannot_be_written(self):
+        self.file("file", "")
+        places = {"--results": "results", "--log-dir": "logs/a", "--output-dir": "out/a"}
+        before = sorted(os.listdir(self.directory))
+        for option, bad, reason in (("--results", "file/x", "Not a directory"), ("--results", "no/x", "No such file or directory"),
+                                    ("--log-dir", "file/x", "Not a directory"), ("--output-dir", "file/x", "Not a directory")):
+            words = [word for pair in dict(places, **{option: bad}).items() for word in pair]
+            run = self.parallel(*words, input=tasks("touch ran"))
+            self.assertEqual((run.returncode, run.stdout), (74, b""))
+            self.assertRegex(run.stderr.decode(), r"^clinvk: error: cannot write \S.* %s: %s\n\Z" % (bad, reason))
+            self.assertEqual(sorted(os.listdir(self.directory)), before)
+
+    def test_results_may_be_in_an_output_directory_that_is_to_be_made(self):
+        for place in ("out", "above"):
+            run = self.parallel("--jsonl", "-q", "--output-dir", place + "/new" * (place == "above"), "--results", place + "/r.jsonl", input=tasks("say x"))
+            self.assertEqual((run.returncode, run.stderr), (0, b""))
+            self.assertTrue(self.has(place + "/r.jsonl"))
+
     def test_a_directory_that_fails_later_is_told_of_and_the_run_goes_on(self):
         process = self.start_parallel("-j", "1", "--jsonl", "-q", "--output-dir", "out", "-f",
                                       self.file("t", tasks("say one", "touch runs; wait-for go; say two", "say three")))
@@ -1091,18 +1123,63 @@ class Templates(Commands):
         with open(self.path("fr", "three.txt")) as file:
             self.assertEqual(file.read(), "trois\n")
 
+    def test_answers_of_a_run_without_files_are_written_by_the_next_run_and_known_to_those_after(self):
+        template = ("-b", "echo", "--jsonl", "-q", "--prompt", "{}", "--results", "r", "--resume", "--write-to")
+        self.parallel(*template, "old/{}", "one", "two", cwd=self.directory)
+        for number in range(3):
+            run = self.parallel(*template, "fr/{}", "one", "two", cwd=self.directory)
+            self.assertEqual((run.returncode, run.stderr), (0, b""), number)
+            self.assertEqual([(one["resumed"], one["written"], one.get("warnings")) for one in map(json.loads, run.stdout.splitlines())],
+                             [(True, "fr/one", None), (True, "fr/two", None)])
+        self.file("fr/two", "mine")
+        run = self.parallel(*template, "fr/{}", "one", "two", cwd=self.directory)
+        self.assertEqual((run.returncode, run.stderr), (74, b"clinvk: error: cannot write fr/two: File exists; --overwrite replaces it\n"))
+
+    def test_files_of_identical_prompts_are_known_to_the_next_run(self):
+        definition = {"CLINVK_BACKENDS": json.dumps({"count": {"command": ["sh", "-c", "echo x >> log; wc -l < log"]}})}
+        for number in range(2):
+            run = self.parallel("-b", "count", "-j", "1", "--jsonl", "-q", "--prompt", "p", "--write-to", "fr/{}", "--results", "r", "--resume", "--", "a", "b", "c",
+                                cwd=self.directory, env=definition)
+            self.assertEqual((run.returncode, run.stderr), (0, b""), number)
+            self.assertEqual([(one["written"], one["output"].strip()) for one in map(json.loads, run.stdout.splitlines())], [("fr/a", "1"), ("fr/b", "2"), ("fr/c", "3")])
+
+    def test_run_that_was_killed_while_it_wrote_an_answer_is_continued(self):
+        script = ("import os, sys, clinvk\n"
+                  "def die(*arguments, **named):\n"
+                  "    os.kill(os.getpid(), 9)\n"
+                  "%s = die\n"
+                  "sys.exit(clinvk.main(['parallel'] + sys.argv[1:]))\n")
+        for number, place in enumerate(("clinvk.Journal.write", "os.link", "clinvk.Silence.write")):
+            with self.subTest(place):
+                directory = self.path(str(number))
+                os.makedirs(os.path.join(directory, "fr"))
+                arguments = ["-b", "echo", "-j", "1", "-q", "--prompt", "{}", "--write-to", "fr/{}", "--results", "r", "--resume", "--output-dir", "out", "--", "one", "two"]
+                killed = self.run_program([sys.executable, "-c", script % place, *arguments], env={"PYTHONPATH": support.MODULES}, cwd=directory)
+                self.assertEqual(killed.returncode, -9)
+                self.file(os.path.join(directory, "fr", "two.0123456789ab.tmp"), "mine")
+                run = self.parallel(*arguments, cwd=directory)
+                self.assertEqual(run.returncode, 0, run.stderr)
+                self.assertNotIn(b"warning", run.stderr.replace(b"clinvk: warning: 1 task was running when the last run ended; it runs again: one\n", b""))
+                self.assertEqual(sorted(os.listdir(os.path.join(directory, "fr"))), ["one", "two", "two.0123456789ab.tmp"])
+                self.assertEqual(sorted(os.listdir(os.path.join(directory, "out"))), ["001_task-1.json", "002_task-2.json", "summary.json"])
+                for name in ("one", "two"):
+                    with open(os.path.join(directory, "fr", name)) as file:
+                        self.assertEqual(file.read(), name + "\n")
+                with open(os.path.join(directory, "r")) as file:
+                    self.assertEqual([json.loads(line)["written"] for line in file], ["fr/one", "fr/two"])
+
     def test_no_answer_replaces_another_file_of_the_run(self):
-        names = ("items", "r.jsonl", "status.json", "answer")
+        names = ("items", "r.jsonl", "r.jsonl.running", "status.json", "answer")
         self.file("items", "".join("./%s\n" % name for name in names))
         self.file("answer", "old")
         run = self.parallel("-b", "echo", "-q", "-j", "1", "--prompt", "{}", "--write-to", "{}", "--overwrite", "--items", "items", "--results", "r.jsonl",
                             "--status-file", "status.json", cwd=self.directory)
         self.assertEqual((run.returncode, run.stderr), (74, b"clinvk: error: cannot write ./items: it is another file of this run\n"))
-        for name, count in zip(names, (4, 4, 1, 1)):
+        for name, count in (("items", 5), ("r.jsonl", 5), ("status.json", 1), ("answer", 1)):
             with open(self.path(name)) as file:
                 self.assertEqual(len(file.readlines()), count)
         with open(self.path("r.jsonl")) as file:
-            self.assertEqual(sorted(json.loads(line).get("written", "") for line in file), ["", "", "", "./answer"])
+            self.assertEqual(sorted(json.loads(line).get("written", "") for line in file), ["", "", "", "", "./answer"])
         with open(self.path("answer")) as file:
             self.assertEqual(file.read(), "./answer\n")
 
@@ -1118,7 +1195,7 @@ class Templates(Commands):
             (("--prompt", "{a}", "--csv", path, "a"), "--csv and items that are arguments exclude"), (("--prompt", "{a}", "--tsv", path, "-0"), "--null and --tsv exclude"),
             (("--write-to", "x"), "--write-to: there is no template"), (("--prompt", "{}", "--write-to", "x{}", "--emit-tasks", "a"), "--write-to and --emit-tasks exclude"),
             (("--prompt", "{}", "--write-to", "x", "a", "b"), 'another task of this run has the file "x"'), (("--prompt", "{}", "--write-to", "/{}", "a"), "outside of the current directory"),
-            (("--csv", path), "--csv: there is no template"), (("--prompt", "{title}", "--csv", path), "names no column"),
+            (("--csv", path), "--csv: there is no template"), (("--prompt", "{title}", "--csv", path), "the items are rows"),
             (("--prompt-file", "-", "--csv", "-"), "--prompt-file -: the items are read from stdin"), (("--prompt", "{@}", self.path("nowhere")), "No such file"),
             (("--prompt", "{title}", "a"), "no placeholder"), (("--prompt", "{}", "--items", path, "--results", path), "it is the file of the tasks"),
             (("--prompt", "{}", "--items", path, "--status-file", path), "it is the file of the tasks"),
@@ -1168,6 +1245,57 @@ class Scripts(Commands):
                 self.assertEqual((run.returncode, [result["output"] for result in self.lines_of(run)]), (0, prompts), run.stderr)
         with open(self.path("docs", "fr", "un.md")) as file:
             self.assertEqual(file.read(), "Translate un\n")
+
+
+@support.only_in_full_runs
+class PretendedScripts(Commands):
+    """The same with programs that pretend."""
+
+    def setUp(self):
+        if not shutil.which("bash") or not shutil.which("jq"):
+            self.skipTest("bash or jq is not installed")
+        super().setUp()
+        os.unlink(os.path.join(self.bin, "cat"))  # the scripts use the real one
+        self.program("clinvk", "exec '%s' -W error '%s' \"$@\"" % (sys.executable, COMPILED))
+        # It notes its options and its prompt, and answers with the prompt
+        self.program("claude", """printf '%s ' "$@" >> options; prompt=$(cat); printf '%s\\n' "$prompt" >> prompts
+            if command -v act > /dev/null; then act "$prompt"; fi
+            jq -nc --arg answer "$prompt" '{type: "result", is_error: false, session_id: "s", total_cost_usd: 0.01,
+                result: $answer}'""")
+
+    def program(self, name, script):
+        write_program(os.path.join(self.bin, name), ("#!/bin/sh\n%s\n" % script).encode())
+
+    def script(self, line, status=0):
+        """The output of a line, in which C is `clinvk parallel`."""
+        completed = self.run_program(["bash", "-o", "pipefail", "-c", re.sub(r"(^|[|;] )C ", r"\1clinvk parallel ", line)])
+        self.assertEqual(completed.returncode, status, completed.stderr)
+        return completed.stdout.decode()
+
+    def content(self, *names):
+        with open(self.path(*names)) as file:
+            return file.read()
+
+    def repository(self, *names):
+        """Files of a git work tree, which claude changes as the program `act` does; the other files of the test are ignored."""
+        if not shutil.which("git"):
+            self.skipTest("git is not installed")
+        os.mkdir(self.path("src"))
+        for name in names:
+            self.file(os.path.join("src", name), "old\n")
+        self.file(".gitignore", "*\n!src\n!src/*\n")
+        self.script("git init -q . && git add src && git -c user.name=n -c user.email=e commit -qm first")
+
+    def test_translations_are_files_and_only_what_changed_is_translated_again(self):
+        os.mkdir(self.path("docs"))
+        self.file("docs/one.md", "one")
+        self.file("docs/two.md", "two")
+        line = "C --prompt 'Translate: {@}' --sandbox-mode read-only --write-to 'fr/{/}' --results t.jsonl --resume -q -- docs/*.md"
+        self.script(line)
+        self.file("docs/two.md", "changed")
+        self.script(line.replace(" -q", " --overwrite -q"))
+        self.assertEqual((self.content("fr", "one.md"), self.content("fr", "two.md")), ("Translate: one\n", "Translate: changed\n"))
+        self.assertEqual(sorted(self.content("prompts").splitlines()), ["Translate: changed", "Translate: one", "Translate: two"])
 
 
 @support.only_in_full_runs
@@ -1304,15 +1432,17 @@ class OwnCommands(Commands):
 
     def test_modes_that_it_cannot_keep_are_refused_and_those_that_promise_nothing_are_not(self):
         for fields, words in (
-                ({"sandbox_mode": "read-only"}, ['nothing keeps a command of your own in sandbox_mode "read-only"', 'only "full" is possible']),
-                ({"approval_mode": "auto"}, ['a command of your own knows no approval_mode "auto"', 'only "none" is possible'])):
+                ({"sandbox_mode": "read-only"}, ['clinvk cannot keep this program in sandbox_mode "read-only"', 'only "full" is possible']),
+                ({"approval_mode": "auto"}, ['clinvk cannot give this program the approval_mode "auto"', 'only "none" is possible'])):
             self.assert_refused(self.parallel(env=defined(mine={"command": COPY}), input=tasks("x", backend="mine", **fields)),
                                 "stdin:1: ", "mine: ", *words)
         result, = self.own(COPY, "x", fields={"sandbox_mode": "full", "approval_mode": "none"})
         self.assertEqual((result["status"], result["output"]), ("ok", "x"))
 
     def test_it_is_stopped_when_its_time_is_over(self):
-        result, = self.own(python("import os, signal, time; open('pid', 'w').write(str(os.getpid())); time.sleep(300)"), "x", fields={"timeout": 4})
+        with mock.patch.object(threading, "Timer", support.timer_after(self.path("pid"))):
+            result, = self.own(python("import os, time; open('new', 'w').write(str(os.getpid())); os.rename('new', 'pid'); time.sleep(300)"),
+                               "x", fields={"timeout": 4})
         self.assertEqual((result["status"], result["exit_code"], result["error"]), ("timeout", 124, "timed out after 4s"))
         self.assert_gone(self.pid_in(self.path("pid")))
 
@@ -1507,7 +1637,7 @@ class Strangers(Commands):
     def test_a_task_without_a_workdir_is_held_to_the_root_too(self):
         os.mkdir(self.path("root"))
         self.assert_refused(self.parallel("--root", "root", input=tasks("touch ran")),
-                            'stdin:1: the current directory, in which a task without a workdir runs, is outside of "root"')
+                            'stdin:1: workdir: the current directory is outside of "root"')
         self.assertFalse(self.has("ran"))
         self.assertEqual(self.parallel("-q", "--root", "root", "--workdir", "root", input=tasks("touch ran; say x")).returncode, 0)
         self.assertTrue(self.has("root/ran"))
@@ -1771,14 +1901,14 @@ class Secrets(Commands):
         self.assertEqual(result["error"], "[A_TOKEN] [B_TOKEN] [C_TOKEN][A_TOKEN] [D_TOKEN]")
 
 
-class DeletedDirectory(Case):
+class DeletedDirectory(support.ForkingCase):
     def test_deleted_current_directory_is_named(self):
         gone = "the current directory does not exist any more"
-
-        def clinvk_there(*arguments, input=b"", env=None):
-            script = "import os, sys; os.mkdir('deleted'); os.chdir('deleted'); os.rmdir('../deleted'); os.execv(sys.argv[1], sys.argv[1:])"
-            return self.run_program([sys.executable, "-c", script, sys.executable, COMPILED, *arguments], input, env)
-
+        self.addCleanup(os.chdir, os.getcwd())
+        os.mkdir(self.path("deleted"))
+        os.chdir(self.path("deleted"))
+        os.rmdir(self.path("deleted"))
+        clinvk_there = functools.partial(self.clinvk, cwd=".")
         batch = tasks("say x") + tasks("say x", workdir="sub") + tasks("say x", workdir=self.directory)
         for form in ([], ["--dry-run"]):
             run = clinvk_there("parallel", "--jsonl", "-q", "-j", "1", *form, input=batch)
@@ -1805,7 +1935,7 @@ class FewProcesses(Case):
         os.chmod(self.directory, 0o755)
         os.mkdir(place)
         os.chown(place, user, user)
-        program = shutil.copy(PROGRAM, place)
+        program = os.path.join(place, "clinvk.pyc")
 
         def run(python, arguments, limit, count=3):
             def become():
@@ -1824,14 +1954,16 @@ class FewProcesses(Case):
             except OSError:
                 return False
 
-        python = next(filter(runs, (sys.executable, "/usr/bin/python3")), None)
+        python = next(filter(runs, (os.path.realpath(sys.executable), "/usr/bin/python3")), None)
         if python is None:
             self.skipTest("no Python here that another user can run")
+        compiled = self.run_program([python, "-c", "import py_compile, sys; py_compile.compile(*sys.argv[1:], doraise=True)", PROGRAM, program])
+        self.assertEqual(compiled.returncode, 0, compiled.stderr)
         for limit, jobs in [(limit, 3) for limit in range(3, 8)] + [(12, 40), (30, 40)]:
             done = run(python, [program, "parallel", "-j", str(jobs), "--jsonl", "-q"], limit, jobs)
             self.assertEqual((done.returncode, done.stdout, done.stderr.decode()), (2, b"", (
                 "clinvk: error: cannot start %d workers: Resource temporarily unavailable; try a smaller --max-parallel\n" % jobs)), limit)
-            self.assertEqual(os.listdir(place), ["clinvk.py"])
+            self.assertEqual(os.listdir(place), ["clinvk.pyc"])
 
 
 @support.only_in_full_runs
@@ -1859,7 +1991,7 @@ class Doctor(Commands):
         self.assertEqual(sorted(report), ["backends", "clinvk", "machine"])
         self.assertEqual(report["clinvk"], clinvk.__version__)
         for entry in report["backends"]:
-            self.assertEqual(sorted(entry), ["name", "path", "problem", "program", "usable", "version"])
+            self.assertEqual(sorted(set(entry) - {"defined_for"}), ["name", "path", "problem", "program", "usable", "version"])
             self.assertEqual(entry["usable"], not entry["problem"], entry)
         return {entry["name"]: entry for entry in report["backends"]}, report["machine"]
 
@@ -1916,6 +2048,13 @@ class Doctor(Commands):
         self.assertEqual(set(said), set(self.report(0)[1]))
         self.assertEqual((said["temp"], said["home"], said["home_writable"], said["nested_in"]), (self.tmp, self.home, "yes", "none"))
         self.assertTrue(completed.stdout.endswith(b"\n"))
+
+    def test_configuration_can_be_chosen(self):
+        configuration = self.file("other.yaml", "backends:\n  mine:\n    command: [cat]\n")
+        backends = json.loads(self.doctor("--config", configuration, "--json").stdout.decode())["backends"]
+        self.assertEqual([entry["usable"] for entry in backends if entry["name"] == "mine"], [True])
+        completed = self.doctor("--config", self.path("nowhere"))
+        self.assertEqual((completed.returncode, completed.stdout), (3, b""))
 
     def test_what_matters_of_the_machine(self):
         method = self.environment.get("CLINVK_START_METHOD") or clinvk.default_start_method()
@@ -2184,8 +2323,10 @@ class Running(Commands):
 
     def test_a_task_is_stopped_when_its_time_is_over(self):
         batch = (tasks("ids one; sleep 300", timeout=3) + tasks("wait-for one; wait-for two; say x", timeout="15m")
-                 + tasks("ids two; say partly; sleep 300"))
-        completed = self.parallel("--jsonl", "-q", "--timeout", "5s", input=batch)
+                 + tasks("say partly; ids two; sleep 300"))
+        timer, soon = threading.Timer, support.timer_after(self.path("one"), self.path("two"))
+        with mock.patch.object(threading, "Timer", lambda seconds, *rest: (soon if seconds < 60 else timer)(seconds, *rest)):
+            completed = self.parallel("--jsonl", "-q", "--timeout", "5s", input=batch)
         lines = self.lines_of(completed)
         self.assertEqual([(result["status"], result["exit_code"], result.get("error_kind"), result.get("error")) for result in lines],
                          [("timeout", 124, "timeout", "timed out after 3s"), ("ok", 0, None, None),
@@ -2256,6 +2397,7 @@ class Logs(Commands):
                 for used in ("ready", "go"):
                     os.unlink(self.path(used))
 
+    @support.only_in_full_runs
     def test_each_form_of_the_results_names_the_log(self):
         batch = self.file("t.json", tasks("say x", name="a"))
         log = {"log": "logs/001_a.%d.jsonl", "log_stderr": "logs/001_a.%d.err"}
@@ -2273,6 +2415,7 @@ class Logs(Commands):
         self.assertFalse(self.parallel("-q", "--dry-run", "--log-dir", "none", "-f", batch).returncode or self.has("none"))
 
     def test_each_attempt_and_each_run_has_a_log_of_its_own(self):
+        self.set_in_forks(RETRY_SECONDS=0.01)
         failing = "append log x;stderr connection refused;exit 1"
         run = self.parallel("--jsonl", "-q", "--retries", "1", "--results", "r", "--log-dir", "logs", input=tasks(failing, "say fine"))
         result = next(line for line in results(run) if not line["index"])
@@ -2287,6 +2430,7 @@ class Logs(Commands):
         run = self.parallel("--jsonl", "-q", "--log-dir", "logs", input=tasks("exit 1", "say fine"))
         self.assertEqual({line["index"]: line["log"] for line in results(run)}, {0: "logs/001_task-1.4.jsonl", 1: "logs/002_task-2.2.jsonl"})
 
+    @support.only_in_full_runs
     def test_closed_log_is_cut_and_has_no_secrets(self):
         run = self.parallel("--jsonl", "-q", "--log-dir", "logs", "--log-max", "1K", env=self.SECRET, input=tasks(
             "env FAKE_API_KEY;" + "say 01234567890123456789;" * 100 + "say end", "env FAKE_API_KEY;stderr sk-very-secret-0123456789"))
@@ -2323,14 +2467,25 @@ class Logs(Commands):
         self.assertEqual({line["index"]: line.get("log") for line in lines}, {0: "logs/001_task-1.1.jsonl", 1: None, 2: None})
         self.assertEqual(self.kept(), {"001_task-1.1.jsonl": b"[FAKE_API_KEY]\n", "001_task-1.1.err": b""})
 
+    @support.only_in_full_runs
     def test_log_directory_that_cannot_be_used_ends_the_run_before_it_starts(self):
         self.file("file", "x")
-        for path, reason in (("file", "File exists"), ("file/below", "Not a directory")):
+        for path in ("file", "file/below"):
             run = self.parallel("--log-dir", path, input=tasks("touch ran"))
-            self.assertEqual((run.returncode, run.stdout, run.stderr.decode()), (74, b"", "clinvk: error: cannot write to --log-dir %s: %s\n" % (path, reason)))
+            self.assertEqual((run.returncode, run.stdout, run.stderr.decode()), (
+                74, b"", "clinvk: error: cannot write to --log-dir %s: Not a directory\n" % path))
         self.assertFalse(self.has("ran"))
         run = self.parallel("--log-max", "1M", input=tasks("touch ran"))
         self.assertEqual((run.returncode, run.stderr.decode()), (2, "clinvk: error: --log-max: there are no logs; give --log-dir DIR\n"))
+
+    @support.only_in_full_runs
+    def test_dry_run_names_the_fields_without_effect(self):
+        options = ("--max-turns", "3", "-b", "gemini", "--dry-run")
+        warning = "gemini has no max_turns; it was not applied"
+        for run in (self.parallel(*options, input=tasks("a", "b", backend="gemini")), self.clinvk(*options, "a")):
+            self.assertEqual((run.returncode, run.stderr.decode()), (0, "clinvk: warning: %s\n" % warning))
+        found = results(self.parallel(*options, "--jsonl", input=tasks("a", backend="gemini")))
+        self.assertEqual([(one["status"], one["warnings"]) for one in found], [("skipped", [warning])])
 
     def test_log_directory_that_goes_away_fails_the_tasks_after_that(self):
         process = self.start_parallel("--jsonl", "-q", "-j", "1", "--log-dir", "logs", "-f", self.file(
@@ -2340,7 +2495,7 @@ class Logs(Commands):
         self.touch("go")
         lines = {line["index"]: line for line in self.lines_of(process.finish())}
         self.assertEqual([lines[index]["status"] for index in range(3)], ["ok", "failed", "failed"])
-        self.assertEqual(lines[2]["error"], "cannot write the output to %s: No such file or directory" % self.path("logs", "003_task-3.1.jsonl"))
+        self.assertEqual(lines[2]["error"], "cannot write the output to logs/003_task-3.1.jsonl: No such file or directory")
 
 
 @support.only_in_full_runs
@@ -2401,6 +2556,7 @@ class StatusFiles(Commands):
         self.assertIn(b'argument --status-file: expected the name of a file, got "-"', completed.stderr)
         for arguments, input, error in ((["--status-file", "t.json", "-f", batch], b"", "t.json: it is the file of the tasks"),
                                         (["--status-file", "s", "--results", "./s"], tasks("touch ran"), "s: it is the file of the results"),
+                                        (["--status-file", "s.running", "--results", "s"], tasks("touch ran"), "s.running: it is the file of the tasks that run"),
                                         (["--status-file", "bin"], tasks("touch ran"), "bin: expected a regular file")):
             with self.subTest(arguments=arguments):
                 completed = self.parallel(*arguments, input=input, cwd=self.directory)
@@ -2432,8 +2588,8 @@ class Content(Commands):
     def test_whatever_a_backend_prints_each_line_is_json_in_utf_8(self):
         self.install_answerers("cat", "claude")
         # in an answer, too, a stray byte is the lone surrogate that Python has for it
-        answers = ["\udcff\udcfe\udc80 and \udcc3( and \udcf0\udc9f", "a\0b\n", "x" * 1000000, "\u2028 \x7f \x1b \" \\ \x00 \ufeff \uffff",
-                   "\U0001f642" * 70000, "\udce5\udcae" * 5000, "\u5be9\u67e5" * 400]
+        answers = ["\udcff\udcfe\udc80 and \udcc3( and \udcf0\udc9f", "a\0b\n", "x" * 200000, "\u2028 \x7f \x1b \" \\ \x00 \ufeff \uffff",
+                   "\U0001f642" * 20000, "\udce5\udcae" * 5000, "\u5be9\u67e5" * 400]
         batch = json.dumps([{"backend": "echo", "prompt": answer} for answer in answers])
         for form in ("--jsonl", "--json"):
             with self.subTest(form=form):
@@ -2466,12 +2622,13 @@ class Content(Commands):
         self.install_answerers(*PROGRAMS)
         self.file("file", "not this")
         prompts = ["-x", "--help", "--", "@file", "/quit", "$HOME `id` %s \\n", " leading and trailing \n", "a\0b", "\r\n\r\nx", "\ufeffx",
-                   "\u00e9\u5be9\U0001f642" * 25000, "z" * (3 << 20)]
+                   "\u00e9\u5be9\U0001f642" * 10000, "z" * (1 << 20)]
         completed = self.parallel("--jsonl", "-q", "-b", "echo", input=json.dumps([{"prompt": prompt} for prompt in prompts]))
         self.assertEqual([result["output"] for result in self.lines_of(completed)], prompts)
-        for backend, prompt in (("claude", "-x"), ("codex", "@file"), ("gemini", "--help"), ("claude", "\u5be9" * 70000)):
+        given = (("claude", "-x"), ("codex", "@file"), ("gemini", "--help"), ("claude", "\u5be9" * 70000))
+        completed = self.parallel("--jsonl", "-q", input=b"".join(tasks(prompt, backend=backend) for backend, prompt in given))
+        for (backend, prompt), result in zip(given, self.lines_of(completed)):
             with self.subTest(backend=backend):
-                result, = self.lines_of(self.parallel("--jsonl", "-q", "-j", "1", input=tasks(prompt, backend=backend)))
                 self.assertEqual((result["status"], result["output"] == prompt), ("ok", True), result.get("error"))
 
     @only_linux
@@ -2551,13 +2708,13 @@ class RetriesAndBounds(Commands):
         read -r kind times reason
         echo >> "starts.$CLINVK_TASK"
         [ "$(wc -l < "starts.$CLINVK_TASK")" -gt "$times" ] && exec echo "done"
-        sleep 0.2
         echo "$reason" >&2
         exit 1
         """
 
     def setUp(self):
         super().setUp()
+        self.set_in_forks(RETRY_SECONDS=0.01)
         write_program(self.path("flaky"), textwrap.dedent(self.FLAKY).lstrip().encode())
         self.environment.update(defined(flaky={"command": [self.path("flaky")]}, other={"command": [self.path("flaky")]}))
 
@@ -2579,7 +2736,7 @@ class RetriesAndBounds(Commands):
         self.assertIn("\n1    flaky        OK (2)     ", completed.stderr.decode())
 
     def test_stated_limit_pauses_its_backend_and_no_other(self):
-        batch = tasks("fail 1 429 rate limit, try again in 0.5s", "fail 0 x", backend="flaky") + tasks("fail 0 x", backend="other")
+        batch = tasks("fail 1 429 rate limit, try again in 0.2s", "fail 0 x", backend="flaky") + tasks("fail 0 x", backend="other")
         completed = self.parallel("--jsonl", "-q", "-j", "1", "--retries", "1", input=batch)
         order = [json.loads(line)["index"] for line in completed.stdout.splitlines()]
         self.assertEqual((completed.returncode, order[0], sorted(order)), (0, 2, [0, 1, 2]), completed.stderr)
@@ -2691,12 +2848,15 @@ class Wrap(Commands):
             self.assertIn("argument --wrap: " + problem, completed.stderr.decode())
 
     def test_timeout_ends_the_wrapper_and_what_runs_in_it(self):
-        result = results(self.parallel("--jsonl", "-q", "--timeout", "1", "--wrap", "sh -c '\"$@\"; exit 3' sh", input=tasks("ids ids; sleep 300")))[0]
+        with mock.patch.object(threading, "Timer", support.timer_after(self.path("ids"))):
+            completed = self.parallel("--jsonl", "-q", "--timeout", "4", "--wrap", "sh -c '\"$@\"; exit 3' sh", input=tasks("ids ids; sleep 300"))
+        result, = results(completed)
         self.assertEqual(result["status"], "timeout")
         with open(self.path("ids")) as file:
             self.assertFalse(is_running(int(file.read().split()[0])))
 
 
+@support.only_in_full_runs
 class Shards(Commands):
     def test_shards_share_a_batch_and_each_can_be_continued(self):
         file = self.file("tasks.json", json.dumps([{"backend": "echo", "prompt": "say %d" % number} for number in range(7)]))
@@ -2730,6 +2890,7 @@ class Shards(Commands):
         self.assertIn(b"Total: 0 tasks, 0 completed, 0 failed", completed.stdout)
 
 
+@support.only_in_full_runs
 class Guide(Commands):
     """The examples of the user's own guide to `parallel`, with fakes that answer with their prompt."""
 

@@ -159,7 +159,7 @@ class Prompts(CompareCase):
     def test_task_options_apply_to_all_backends(self):
         completed = self.compare("--dry-run", "--backends", "claude,codex,one", "-m", "m", "-w", "/", "x", env={"CLINVK_CLAUDE_MODEL": "other"})
         lines = completed.stdout.decode().splitlines()
-        self.assertEqual((completed.returncode, completed.stderr, len(lines)), (0, b"", 3))
+        self.assertEqual((completed.returncode, completed.stderr, len(lines)), (0, b"clinvk: warning: one has no model; it was not applied\n", 3))
         for line, part in zip(lines, ("--model m ", "-m m ", "cat ")):
             self.assertTrue(line.startswith("(cd -- / && env "), line)
             self.assertIn(part, line)

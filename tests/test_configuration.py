@@ -58,6 +58,8 @@ MISTAKES = [
     ("- a\n", "1: ", "expected a mapping"),
     ("backends:\n  claud:\n    model: x\n", "2: backends.claud: ", 'did you mean "claude"?'),
     ("backends:\n  claude:\n    command: [cat]\n", "3: backends.claude.command: ", "built in"),
+    ("backends:\n  claude:\n    model: x\n    output: text\n    command: [cat]\n",
+     "4: backends.claude.output: ", "built in"),
     ("backends:\n  own:\n    command: []\n", "3: backends.own.command: ",
      "expected a list that begins with the name of a program"),
     ("backends:\n  own:\n    command: [x, '{modle}']\n", "3: backends.own.command[1]: ",
@@ -170,7 +172,7 @@ class Precedence(ConfigurationCase):
                  "max_output": ("parallel.max_output", 1000, 2000, 0),
                  "verbose": ("unified_flags.verbose", True, False, False),
                  "dry_run": ("unified_flags.dry_run", True, False, False)}
-        self.assertEqual(set(table), set(clinvk.Configuration().task_fields("echo")))
+        self.assertEqual(set(table), set(clinvk._FOR_ALL).union(clinvk._FOR_ONE))
         for field, (key, own, other, built_in) in table.items():
             file = clinvk.Configuration("c.yaml", {key: own, "default_backend": "echo"})
             for source in ("file", "task", "command line", "batch", "environment"):
@@ -291,7 +293,7 @@ class Files(ConfigurationCase):
                 (self.path("none.yaml"), {}, "No such file or directory"),
                 (None, {"CLINVK_CONFIG": "/dev/null/x"}, "Not a directory"),
                 (None, {"CLINVK_HOME": self.path("own")}, "Is a directory"),
-                ("/dev/zero", {}, "larger than 4 MB, which no configuration is"),
+                ("/dev/zero", {}, "is a device; expected a regular file, a pipe or a terminal"),
                 (self.file("bytes.yaml", b"# fine\na: \xff\n"), {}, "bytes.yaml:2: not valid UTF-8")):
             with self.subTest(reason), self.assertRaises(clinvk.ConfigError) as caught:
                 clinvk.load_configuration(option, environment)
@@ -351,7 +353,7 @@ class Files(ConfigurationCase):
         self.assertFalse(os.path.exists(self.path("~")))
 
     def test_parallel_unknown_default_backend_is_an_error_of_the_file(self):
-        self.configure("\ndefault_backend: copilot\n")
+        self.configure("\ndefault_backend: ghost\n")
         done = self.clinvk("parallel", input=b'{"prompt": "p"}')
         self.assertEqual(done.returncode, 3)
         self.assertIn(b"config.yaml:2: default_backend: unknown backend", done.stderr)

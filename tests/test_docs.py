@@ -17,7 +17,8 @@ from support import COMPILED, ROOT, Case, clinvk, write_program
 
 support.left_to_full_runs()
 
-WORDS_OF_FIELDS = {"backend": tuple(clinvk.BACKENDS), "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
+NAMES = tuple(clinvk.BACKENDS)
+WORDS_OF_FIELDS = {"backend": NAMES, "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
 HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
 FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--html", "--status-file", "--items", "--tsv", "--prompt-file"}
@@ -62,11 +63,16 @@ def words_for(action):
     """The words that the value of an option is one of; () where it is free, None where it has none."""
     if action.nargs == 0:
         return None
-    return tuple(action.choices or dict(WORDS_OF_FIELDS, ceiling=CEILINGS, backends=tuple(clinvk.BACKENDS)).get(action.dest.replace("task_", ""), ()))
+    return tuple(action.choices or dict(WORDS_OF_FIELDS, ceiling=CEILINGS, backends=NAMES).get(action.dest.replace("task_", ""), ()))
 
 
 def commands():
     return set(parsers()) - {""}
+
+
+def commands_with_actions():
+    """Such as `sessions list`."""
+    return [name for name in clinvk.COMMANDS if " " in name]
 
 
 # Expressions that do not belong into texts for users, as patterns: translated idioms, verbs of
@@ -227,13 +233,13 @@ class ManPageTest(unittest.TestCase):
         self.assertEqual(set(MAN.words("OUTPUT", "Output of a report")), ours - set(clinvk.Totals().fields()))
 
     def test_man_page_field_values_equal_the_modes(self):
-        for field, words in WORDS_OF_FIELDS.items():
+        for field, words in dict(WORDS_OF_FIELDS, backend=tuple(clinvk.BACKENDS)).items():
             with self.subTest(field=field):
                 lines = next(lines for item, lines in MAN.items("INPUT", "Task fields") if item == "Va " + field)
                 self.assertEqual({line.split()[1] for line in lines if line.startswith(".Cm ")}, set(words))
 
     def test_man_page_result_fields_equal_the_output(self):
-        task = clinvk.Task("echo", "p", id="i", name="n", tags=("t",), meta={"k": 1})
+        task = clinvk.Task("echo", "p", id="i", name="n", tags=("t",), meta={"k": 1}, sample=clinvk.Sample(0, 2, 3, {"model": "m"}))
         full = clinvk.Result(0, "echo", "failed", 1, "o", "e", "backend", 1.0, ("w",), "m", "s", {"input_tokens": 1}, 0.1, 1, task=task,
                              limits={"five_hour": {"utilization": 0.5}}, resumed=True, tries=({"status": "failed"},), retry_at=1.0, written="w",
                              log="l", log_stderr="e")
@@ -354,7 +360,7 @@ class ManPageTest(unittest.TestCase):
     def test_man_page_definitions_of_commands_are_valid(self):
         text = "\n".join(MAN.part("BACKENDS", "Commands of your own"))
         example = re.search(r"^\.Bd [^\n]*\n(\{.*?)^\.Ed", text + "\n", re.M | re.S).group(1).replace(r"\(dq", '"')
-        self.assertEqual(list(clinvk.environment_definitions({"CLINVK_BACKENDS": example})), ["copy", "ollama", "llm", "opencode"])
+        self.assertEqual(list(clinvk.environment_definitions({"CLINVK_BACKENDS": example})), ["copy", "ask"])
         self.assertEqual([name for name in clinvk.DEFINITION_FIELDS if ".Va " + name not in text and name not in
                           " ".join(MAN.words("BACKENDS", "Commands of your own"))], [])
         self.assertEqual([name for name in clinvk.PLACEHOLDERS if "Ql {%s}" % name not in text], [])
@@ -423,6 +429,7 @@ class ManPageTest(unittest.TestCase):
                                stdout=subprocess.PIPE, check=True, timeout=60).stdout.decode()
         shown = re.sub(".\b", "", shown)
         self.assertEqual(re.findall("\u2018[^\u2019]*\u2018.*", shown), [])
+        self.assertEqual([line for line in text_of("man", "clinvk.1").splitlines() if re.match(r'\.(?!Bl|Os).* "', line) and line.count('"') > 1], [])
         for example in examples_of_the_man_page():
             for line in example.splitlines():
                 self.assertIn(line.strip() + "\n", shown)
@@ -458,7 +465,7 @@ class BashCompletionTest(unittest.TestCase):
 
     @needs("bash")
     def test_completion_of_a_prompt_without_its_word_offers_its_options(self):
-        self.assertEqual(self.complete("clinvk", "-b", "")[0], set(clinvk.BACKENDS))
+        self.assertEqual(self.complete("clinvk", "-b", "")[0], set(NAMES))
         for words in (("-b", "claude", "--s"), ("--backend", "=", "claude", "--s"), ("-c", "--s")):
             with self.subTest(words=words):
                 self.assertEqual(self.complete("clinvk", *words)[0],
@@ -518,6 +525,11 @@ class BashCompletionTest(unittest.TestCase):
             self.assertEqual(self.complete("clinvk", "sessions", "show", "", PATH="/nonexistent")[0], set())
 
     @needs("bash")
+    def test_bash_offers_the_options_of_an_action(self):
+        for action in commands_with_actions():
+            self.assertEqual(self.complete("clinvk", *action.split(), "-")[0], options_of(clinvk.build_parser(action)), action)
+
+    @needs("bash")
     def test_bash_offers_values_after_an_equals_sign(self):
         self.assertEqual(self.complete("clinvk", "parallel", "--color", "=", "a")[0], {"auto", "always"})
         self.assertEqual(self.complete("clinvk", "parallel", "--color", "=")[0], {"auto", "always", "never"})
@@ -530,7 +542,7 @@ class ZshCompletionTest(unittest.TestCase):
     def specs(self):
         """The specs of _arguments, by command: (options, values or None)."""
         text = text_of("completions", "_clinvk")
-        general, *parts = re.split(r"^ +([a-z]+)\)\n +_arguments ", text, flags=re.M)
+        general, *parts = re.split(r"^ +([a-z]+)\)\n +(?:_arguments|_clinvk_action) ", text, flags=re.M)
         found = {}
         for command, part in [("", general)] + list(zip(parts[::2], parts[1::2])):
             found[command] = []
@@ -567,6 +579,16 @@ class ZshCompletionTest(unittest.TestCase):
         self.assertEqual(set(re.findall(r"^ +'([a-z]+):[^']*'$", text_of("completions", "_clinvk"), re.M)), commands())
 
     @needs("zsh")
+    def test_zsh_offers_the_options_of_an_action(self):
+        script = ('_arguments() { [[ "$*" == *"->argument"* ]] && state=argument && return 1; printf "%s\\n" "$@" }; '
+                  'words=(${(s: :)2} -) CURRENT=2; source $1')
+        for action in commands_with_actions():
+            run = subprocess.run(["zsh", "-f", "-c", script, "zsh", self.path, action], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+            self.assertEqual((run.stderr, run.returncode), (b"", 0))
+            offered = re.findall(r"^(?:\([^)]*\))?(--?[\w-]+)[+=]?=?\[", run.stdout.decode(), re.M)
+            self.assertEqual(set(offered), options_of(clinvk.build_parser(action)), action)
+
+    @needs("zsh")
     def test_zsh_parses_the_completion(self):
         run = subprocess.run(["zsh", "-f", "-n", self.path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
         self.assertEqual((run.stdout, run.returncode), (b"", 0))
@@ -578,10 +600,11 @@ class FishCompletionTest(Case):
     def lines(self):
         """(command, the rest of the line) of each `complete`."""
         text = text_of("completions", "clinvk.fish")
-        text = text.replace("-n __clinvk_prompt", "-n '__fish_seen_subcommand_from prompt'")
-        found = re.findall(r"^complete -c clinvk -n (?:__fish_use_subcommand|'__fish_seen_subcommand_from (\w+)') (.*)$", text, re.M)
+        found = re.findall(r"^complete -c clinvk -n (?:__fish_use_subcommand|'__clinvk_in ([\w ]+)') (.*)$", text, re.M)
         self.assertEqual(len(found), len(re.findall(r"^complete .* -n ", text, re.M)))
-        return found
+        lines = [line for commands, line in found if commands]
+        self.assertEqual(len(lines), len(set(lines)), "options that several commands share are there once")
+        return [(command, line) for commands, line in found for command in commands.split() or [""]]
 
     @staticmethod
     def options_in(line):
@@ -628,7 +651,10 @@ class FishCompletionTest(Case):
         self.assertEqual(self.complete("clinvk -"), options_of(parsers()[""]))
         for command in commands():
             self.assertEqual(self.complete("clinvk %s -" % command), options_of(parsers()[command]))
-        self.assertEqual(self.complete("clinvk parallel --backend "), set(clinvk.BACKENDS))
+        for action in commands_with_actions():
+            self.assertEqual(self.complete("clinvk %s -" % action), options_of(clinvk.build_parser(action)), action)
+        self.assertEqual(self.complete("clinvk -c --ep"), {"--ephemeral"})
+        self.assertEqual(self.complete("clinvk parallel --backend "), set(NAMES))
         self.assertEqual(self.complete("clinvk parallel --color=a"), {"--color=auto", "--color=always"})
         self.assertEqual(self.complete("clinvk parallel --ceiling "), set(CEILINGS))
         self.assertEqual(self.complete("clinvk prompt -o "), set(clinvk.PROMPT_FORMS))
@@ -709,7 +735,7 @@ class ReadmeTest(ExampleCase):
         for name in ("clinvk.py", "man", "completions"):
             copy = shutil.copytree if os.path.isdir(os.path.join(ROOT, name)) else shutil.copy
             copy(os.path.join(ROOT, name), os.path.join(self.place, name))
-        os.unlink(os.path.join(self.tools, "clinvk"))
+        os.rename(os.path.join(self.tools, "clinvk"), os.path.join(self.tools, "compiled"))
         os.symlink(sys.executable, os.path.join(self.tools, "python3"))
         self.environment["PATH"] = os.pathsep.join(
             [os.path.join(self.home, ".local", "bin"), self.environment["PATH"]])
@@ -719,12 +745,18 @@ class ReadmeTest(ExampleCase):
         blocks = readme_blocks("console")
         self.assertIn("./clinvk.py", blocks[0][1])
         self.assertGreater(len(blocks), 5)
+        installed = os.path.join(self.home, ".local", "bin", "clinvk")
         for any_order, block in blocks:
             order = sorted if any_order else list
+            block = block.replace("480", "48").replace("500", "50")  # tasks, which show the same
             for command, printed in commands_in(block):
                 with self.subTest(command=command):
                     self.assertEqual(order(without_times(self.shell(command)[0]).splitlines()),
                                      order(without_times(printed).splitlines()))
+                if command.startswith("install "):
+                    with open(installed, "rb") as file:
+                        self.assertEqual(file.read(), text_of("clinvk.py").encode())
+                    shutil.copy(os.path.join(self.tools, "compiled"), installed)  # Python compiles a file that is called by path each time
 
     def test_readme_script_prints_what_its_comment_shows(self):
         script, = (text for _, text in readme_blocks("python") if "run_pool" in text)
@@ -745,7 +777,7 @@ class ReadmeTest(ExampleCase):
         known = {option for parser in parsers().values() for option in options_of(parser)}
         lines = [re.sub(r"'[^']*'|#.*", "''", command) for _, block in readme_blocks("console") + readme_blocks("sh")
                  for command in block.splitlines()]
-        self.assertGreater(sum("clinvk" in line for line in lines), 7)
+        self.assertGreater(sum("clinvk" in line for line in lines), 5)
         for line in lines:
             for call in re.findall(r"clinvk(?:\.py)?( [^|;)]*)", line):
                 with self.subTest(line=line):
@@ -765,16 +797,15 @@ class ManPageExamplesTest(ExampleCase):
             words = command.partition(" parallel ")[2].replace("${{ matrix.shard }}", "2").partition(" >")[0].split()
             clinvk.parse_command_line(["parallel", *words])
 
-    @needs("bash", "jq")
+    @needs("bash", "jq", "git")
     def test_man_page_examples_work(self):
         answer = b'#!/bin/sh\ncat > /dev/null\n'
         write_program(os.path.join(self.tools, "claude"), answer + b'echo \'{"type": "result", "is_error": false, "result": "fine", "session_id": "s"}\'\n')
         write_program(os.path.join(self.tools, "gemini"), answer + b'echo \'{"type": "message", "role": "assistant", "content": "fine"}\'\n'
                       b'echo \'{"type": "result", "status": "success"}\'\n')
-        write_program(os.path.join(self.tools, "llm"), b"#!/bin/sh\nexec cat\n")
         for name, content in (("tasks.json", '{"tasks": [{"prompt": "one"}, {"prompt": "two"}]}'), ("prompts.txt", "one\ntwo\n"),
                               ("results.jsonl", '{"index":1,"status":"ok"}\n'), ("nightly.jsonl", '{"index":0,"status":"ok"}\n'),
-                              ("plan.json", '[{"prompt": "one", "workdir": "src"}]'),
+                              ("plan.json", '[{"prompt": "one", "workdir": "src"}]'), ("cases.json", '[{"prompt": "one", "meta": {"want": "fine"}}]'),
                               ("chain.json", '{"steps": [{"backend": "echo", "prompt": "[{\\"prompt\\": \\"one\\"}]"}, '
                                '{"backend": "echo", "prompt": "{{previous}}"}]}')):
             self.file(os.path.join("place", name), content)
@@ -782,7 +813,8 @@ class ManPageExamplesTest(ExampleCase):
         self.file(os.path.join("place", "issues.json"), [{"number": 7, "title": "Slow", "body": "It takes an hour."}])
         os.mkdir(os.path.join(self.place, "src"))
         self.file(os.path.join("place", "src", "a.py"), "")
-        write_program(os.path.join(self.tools, "git"), b"#!/bin/sh\nprintf 'src/a.py\\0'\n")
+        subprocess.run("git init -q && git add src", shell=True, cwd=self.place, check=True, timeout=60)
+        write_program(os.path.join(self.tools, "pytest"), b'#!/bin/sh\n[ "$1" = tests/test_a.py ]\n')
         made = self.shell("""echo '{"prompt": "one", "workdir": "/no/such"}' | clinvk parallel -q --output-dir out; """
                           "sed -i.bak 's,/no/such,/,' out/001*.json; rm out/*.bak")
         self.assertEqual(made[1], 0, made[0])
@@ -792,6 +824,9 @@ class ManPageExamplesTest(ExampleCase):
             with self.subTest(example=example):
                 printed, status = self.shell("set -o pipefail; " + example)
                 self.assertEqual(status, 0, printed)
+                self.assertNotIn("failed: ", printed)
+                if "labels.jsonl" in example:
+                    self.assertIn("task_id,data.label,error\n1,bug,\n", printed)
                 if "results.jsonl" in example:
                     self.assertIn('{"index":0,', printed)
                     self.assertNotIn('"index":1', printed)

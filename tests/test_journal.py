@@ -16,7 +16,7 @@ from support import COMPILED, PROGRAM, Case, clinvk, job, only_linux, results, t
 
 # A new field of a task belongs either to clinvk.KEY_FIELDS or here: does it change the answer?
 NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "verbose", "dry_run",
-                  "literal", "write_to"}  # a literal Job has another key
+                  "literal", "write_to", "sample"}  # a literal Job and a further sample have another key
 
 HOLDER = """
 import os, sys
@@ -147,9 +147,9 @@ class ResumeTest(JournalCase):
         self.assertIsNone(journal.resume(again))  # one line answers one task
 
     def test_resume_needs_every_field_of_a_result_that_is_not_the_tasks(self):
-        of_this_run, not_in_json = {"index", "task", "resumed"}, {"acted", "usage_is_cumulative"}
+        of_this_run, not_in_json = {"task", "resumed"}, {"acted", "usage_is_cumulative"}
         self.assertEqual(set(clinvk.Result._fields) - set(clinvk.LINE_FIELDS), {"answer"} | of_this_run | not_in_json)
-        self.assertEqual(set(clinvk.LINE_FIELDS) - set(clinvk.Result._fields), {"key", "output", "duration_seconds"})
+        self.assertEqual(set(clinvk.LINE_FIELDS) - set(clinvk.Result._fields), {"key", "output", "duration_seconds", "samples", "cell", "task_id"})
 
     def test_resume_times_and_durations_are_those_of_the_line(self):
         numbers = random.Random(3)
@@ -195,6 +195,76 @@ class ResumeTest(JournalCase):
         self.assertEqual(self.run_jobs(*same), [3, 4])
         self.assertEqual(self.run_jobs(*same), [])
 
+    def test_resume_identical_tasks_get_their_own_lines(self):
+        for ids in (("a", "b", "c", "d"), ("",) * 4):
+            with self.subTest(ids):
+                same, journal = [job(index, "echo", "p", id=id) for index, id in enumerate(ids)], self.open()
+                for number in (2, 0, 3):  # as they end
+                    journal.resume(same[number])
+                    journal.write(answer_to(same[number], answer=str(number)))
+                journal.close()
+                journal = self.open()
+                self.assertEqual([journal.resume(same[number]).answer for number in (0, 2, 3)], ["0", "2", "3"])
+                self.assertIsNone(journal.resume(same[1]))
+                journal.close()
+                journal = self.open()  # a line of another is better than none
+                self.assertEqual(sorted(journal.resume(job(index, "echo", "p", id=id and "new" + id)).answer for index, id in zip((7, 8, 9), ids)), ["0", "2", "3"])
+                journal.close()
+                os.unlink(self.results)
+        self.run_jobs(same[0])
+        with open(self.results, "ab") as file:
+            file.write(self.content() * 2)
+        self.assertEqual(self.run_jobs(*same), [3])  # three lines of one task
+
+    def test_resume_last_of_several_lines_of_one_task_answers_it(self):
+        one, journal = job(0, "echo", "p"), self.open()
+        journal.resume(one)
+        journal.write(answer_to(one, answer="first"))
+        journal.close()
+        line = self.content()
+        for index, answers in ((b"0", ["last", "first"]), (b"0.0", ["first", "last"]), (b'"0"', ["first", "last"]), (b"-1", ["first", "last"]),
+                               (b"[]", ["first", "last"])):  # another program may have written the file
+            with self.subTest(index), open(self.results, "wb") as file:
+                file.write(line + line.replace(b'"first"', b'"last"').replace(b'"index":0', b'"index":' + index))
+                file.flush()
+                journal = self.open()
+                self.assertEqual([journal.resume(one).answer for _ in range(2)], answers)
+                journal.close()
+
+    def test_resume_identical_tasks_get_the_line_with_their_file_wherever_they_stand(self):
+        first, journal = [job(index, "echo", "p", write_to="fr/" + name) for index, name in enumerate("bc")], self.open()
+        for one in first:
+            journal.resume(one)
+            journal.write(answer_to(one, answer=one.task.write_to, written=one.task.write_to))
+        journal.close()
+        journal = self.open()
+        again = [journal.resume(job(index, "echo", "p", write_to="fr/" + name)) for index, name in enumerate("cb")]
+        self.assertEqual([result.answer for result in again], ["fr/c", "fr/b"])
+        journal.close()
+        for names, answers in (("axbc", [None, None, "fr/b", "fr/c"]), ("abc", [None, "fr/b", "fr/c"])):  # some have no line yet
+            journal = self.open()
+            again = [journal.resume(job(index + 5, "echo", "p", write_to="fr/" + name)) for index, name in enumerate(names)]
+            self.assertEqual([result and result.answer for result in again], answers)
+            journal.close()
+        for template in ("de/%s", ""):  # another one, or none any more
+            journal = self.open()
+            again = [journal.resume(job(index, "echo", "p", write_to=template and template % name)) for index, name in enumerate("bc")]
+            self.assertEqual([result.answer for result in again], ["fr/b", "fr/c"])
+            journal.close()
+
+    def test_resume_uses_each_of_several_equal_lines_once(self):
+        one, journal = job(0, "echo", "p"), self.open()
+        journal.resume(one)
+        journal.write(answer_to(one))
+        journal.close()
+        line = self.content()
+        for other in (line, line.replace(b'"index":0', b'"index":-1'), line.replace(b'"index":0,', b"")):
+            with open(self.results, "wb") as file:
+                file.write(line * 2 + other)
+            journal = self.open()
+            self.assertEqual([bool(journal.resume(job(index, "echo", "p"))) for index in range(4)], [True] * 3 + [False])
+            journal.close()
+
     def test_resume_only_ok_results_are_not_run_again(self):
         asked = job(0, "echo", "p")
         for status in clinvk.STATUSES:
@@ -208,7 +278,10 @@ class ResumeTest(JournalCase):
                 os.unlink(self.results)
 
     def test_resume_large_answers_are_read_in_pieces(self):
-        text = 'line \\ "quoted" 😀\udcff\n' * 60000
+        patch = unittest.mock.patch.object(clinvk, "LONG_LINE", 1 << 17)
+        patch.start()
+        self.addCleanup(patch.stop)
+        text = 'line \\ "quoted" 😀\udcff\n' * 10000
         first, other = job(0, "echo", "p"), job(1, "echo", "q")
         journal = self.open()
         for asked in (first, other):
@@ -244,7 +317,7 @@ class ResumeTest(JournalCase):
 @support.only_in_full_runs
 class KeyTest(unittest.TestCase):
     CHANGES = {"backend": "claude", "prompt": "q", "model": "m", "system_prompt": "s", "workdir": "w", "approval_mode": "none",
-               "sandbox_mode": "full", "max_turns": 1, "max_tokens": 1, "extra": ("e",)}
+               "sandbox_mode": "full", "max_turns": 1, "max_tokens": 1, "extra": ("e",),}
 
     def test_every_field_of_a_task_is_in_the_key_or_meant_not_to_be(self):
         self.assertEqual(set(clinvk.KEY_FIELDS) | NOT_IN_THE_KEY, set(clinvk.Task._fields))
@@ -327,10 +400,18 @@ class RepairTest(JournalCase):
     def test_results_without_resume_are_refused(self):
         for data in (self.whole, b"{"):
             self.put(data)
-            self.refused("%s: it contains results of an earlier run; to continue: clinvk --resume" % self.results, resume=False)
+            self.refused("%s: it contains results of an earlier run; for other tasks give another name; to continue: clinvk --resume" % self.results,
+                         resume=False)
             self.assertEqual(self.content(), data)
         self.put(b"")
         self.assertEqual(self.run_jobs(self.jobs[0], resume=False), [0])
+
+    def test_results_of_another_shard_are_refused_as_such(self):
+        for shard, own in ((clinvk.Shard(0, 2), True), (clinvk.Shard(1, 2), False)):
+            self.put(self.whole.splitlines(True)[0] + b"{")
+            self.refused("%s: it contains results of %s" % (
+                self.results, "an earlier run; " if own else "task 1, which is not in shard 2/2; give each shard a file of its own"),
+                resume=False, shard=shard)
 
     def test_dry_run_reads_and_changes_nothing(self):
         data = self.whole + b"{torn"
@@ -389,6 +470,7 @@ class LockTest(JournalCase):
         self.refused("%s: another run writes to it (pid %d on %s, since %s)" % (self.results, holder.pid, os.uname().nodename, start_time))
         os.unlink(self.results + ".running")
         self.refused("%s: another run writes to it" % self.results)
+        self.refused("; give each shard a file of its own", shard=clinvk.Shard(1, 2))
         holder.finish()
         self.open()
 
@@ -462,7 +544,7 @@ class RunningTest(JournalCase):
         self.assertEqual(self.warnings, ["1 task was running when the last run ended; it runs again: only"])
         self.kill_after(*[job(index, "echo", "p%d" % index) for index in range(7)])
         self.open()
-        self.assertEqual(self.warnings, ["8 tasks were running when the last run ended; they run again: only, p0, p1, p2, p3, ..."])
+        self.assertEqual(self.warnings, ["8 tasks were running when the last run ended; they run again: only, p0, p1, p2, p3 and 3 more"])
 
     def test_an_orderly_end_leaves_no_tasks(self):
         self.run_jobs(job(0, "echo", "p"))
@@ -583,10 +665,17 @@ class RunTest(support.ForkingCase):
         refused = self.run_it("-q", "-f", source)
         command = "clinvk parallel --results results.jsonl -q -f '%s' --resume" % source
         self.assertEqual((refused.returncode, refused.stdout, self.errors(refused)), (
-            2, b"", "clinvk: error: --results results.jsonl: it contains results of an earlier run; to continue: %s\n" % command))
+            2, b"", "clinvk: error: --results results.jsonl: it contains results of an earlier run; for other tasks give another name; to continue: %s\n" % command))
         self.assertIn("to continue: the same input with: clinvk parallel --results results.jsonl --resume\n",
                       self.errors(self.run_it(input=self.input("a"))))
         self.assertEqual(self.starts(), ["a"])
+        asked = self.run_it("--prompt-file", "-", "-q", "--", "a", input=b"say {}")
+        self.assertIn("to continue: the same input with: clinvk parallel --results results.jsonl --prompt-file - -q --resume -- a\n", self.errors(asked))
+        os.mkfifo(self.path("fifo"))
+        for words in (["-f", "fifo"], ["--prompt-file", "fifo", "--", "a"]):
+            feeder = self.start_program(["sh", "-c", 'printf %s "$1" > fifo', "sh", "say {}" if words[2:] else self.input("a").decode()])
+            self.assertIn("to continue: the same input with: clinvk parallel --results results.jsonl ", self.errors(self.run_it(*words)))
+            feeder.wait(support.PATIENCE)
 
     def test_file_of_the_tasks_is_refused_as_results_file(self):
         source = self.file("results.jsonl", self.input("a"))
@@ -646,6 +735,28 @@ class RunTest(support.ForkingCase):
         self.starts()
         again = self.run_it("--resume", "-f", source)
         self.assertEqual((again.returncode, again.stderr, self.starts()), (0, b"", ["b", "c"]))
+
+    @support.only_in_full_runs
+    def test_a_run_that_stops_before_the_end_of_a_pipe_says_so_and_continues(self):
+        for number, (options, first, sent, status) in enumerate((
+                (["--fail-fast"], "exit 3", 0, 1), (["--canary", "1"], "exit 3", 0, 1), (["--max-cost", "0.25"], "say a", 0, 75),
+                ([], "say a", signal.SIGTERM, 75), ([], "say a", signal.SIGINT, -signal.SIGINT))):
+            with self.subTest(options=options, sent=sent):
+                batch, results_file = tasks(first, "say b", "say c", backend="claude"), "results-%d.jsonl" % number
+                run = self.start("parallel", "--jsonl", "-q", "--results", results_file, *options, stdin=subprocess.PIPE)
+                run.stdin.write(batch.splitlines(True)[0])
+                run.line()
+                if sent:
+                    run.send_signal(sent)
+                run.wait(support.PATIENCE)
+                stopped = run.finish()
+                last = self.errors(stopped).splitlines()[-2:]
+                self.assertEqual((stopped.returncode, stopped.stdout, last[0]),
+                                 (status, b"", "clinvk: the input was not read to its end: the tasks in the rest have no result"))
+                self.assertRegex(last[1], "^clinvk: to continue.*: the same input with: clinvk parallel --jsonl -q --results %s" % results_file)
+                again = results(self.clinvk("parallel", "--jsonl", "-q", "--results", results_file, "--resume", input=batch))
+                self.assertEqual(sorted((one["index"], one["status"], one.get("resumed", False)) for one in again),
+                                 [(0, "ok" if first == "say a" else "failed", first == "say a"), (1, "ok", False), (2, "ok", False)])
 
     def test_a_run_without_the_budget_for_all_continues_with_a_larger_one(self):
         self.clinvk("parallel", "--results", "results.jsonl", "-q", input=tasks("say a", backend="claude"))

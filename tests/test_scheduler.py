@@ -1,10 +1,15 @@
-"""Section 10, Scheduler: tables of events with a fake pool and a fake clock.  Nothing here waits or starts a process."""
+"""Section 13, Scheduler: tables of events with a fake pool and a fake clock.  Nothing here waits or starts a process."""
 import collections
 import os
 import random
+import tempfile
 import unittest
+import unittest.mock
 
+import support
 from support import ROOT, clinvk, job
+
+support.left_to_fork()
 
 
 class FakePool:
@@ -124,6 +129,20 @@ class Order(SchedulerCase):
         self.assertEqual(pool.calls, ["start 0", "start 3"])
         self.assertEqual(sorted(supply.seen), [0, 1, 2, 3])
 
+    def test_one_per_workdir_frees_the_directory_that_a_job_began_in(self):
+        with tempfile.TemporaryDirectory() as directory:
+            link = os.path.join(directory, "current")
+            os.symlink("/", link)
+            items = [job(0, "echo", "p", workdir=link), job(1, "echo", "p", workdir="/")]
+
+            def swapped(pool):
+                os.unlink(link)
+                os.symlink("/usr", link)
+                return [pool.ended(0)]
+
+            with unittest.mock.patch("os.path.realpath", side_effect=os.path.realpath) as realpath:
+                found = self.run_it(FakeSupply(*items), FakePool(swapped, end(1)), policy=clinvk.RunPolicy(one_per_workdir=True))
+            self.assertEqual((found, realpath.call_count), ([(0, "ok"), (1, "ok")], 2))
 
     def test_dry_run_results_are_in_the_order_of_the_input(self):
         results = clinvk.run_pool(FakeSupply(0, 1, bad(2), 3), jobs=3, dry_run=True)
@@ -232,7 +251,7 @@ class Clocked(FakePool):
     def __init__(self, script="", seconds=1000):
         super().__init__()
         self.script, self.time, self.starts, self.seconds = [line.split() for line in script.strip().splitlines()], 0.0, [], seconds
-        self.costs, self.acted, self.jobs, self.begun = {}, False, {}, {}
+        self.costs, self.acted, self.jobs, self.begun, self.tokens = {}, False, {}, {}, {}
 
     def now(self):
         return self.time
@@ -259,7 +278,8 @@ class Clocked(FakePool):
         text = "your credit balance is too low" if kind == "quota" and stated is None else kind
         return clinvk.unfinished(item, status, "" if status == "ok" else text, "" if status == "ok" else kind, attempts=item.attempt,
                                  exit_code=0)._replace(cost_usd=self.costs.get(index), retry_after_seconds=stated, acted=self.acted,
-                                                       start_time=self.begun[index], end_time=self.time)
+                                                       start_time=self.begun[index], end_time=self.time,
+                                                       usage={"input_tokens": self.tokens[index]} if index in self.tokens else None)
 
 
 class PolicyCase(unittest.TestCase):
@@ -312,11 +332,11 @@ class Retries(PolicyCase):
         self.assertIn("--retry-acted", self.results[0].warnings[-1])
 
     def test_retry_of_a_read_only_task_that_acted_needs_none(self):
+        item = job(0, "echo", "p")
         pool = Clocked("10 0 network\n20 0 ok")
         pool.acted = True
-        item = job(0, "echo", "p")
-        item = item._replace(task=item.task._replace(sandbox_mode="read-only"))
-        self.assertEqual(self.play(pool=pool, supply=FakeSupply(item)), [(0, "ok", 2)])
+        held = item._replace(task=item.task._replace(sandbox_mode="read-only"))
+        self.assertEqual(self.play(pool=pool, supply=FakeSupply(held)), [(0, "ok", 2)])
 
     def test_retry_stated_time_counts_with_a_little_slack(self):
         self.play("10 0 overloaded 20\n50 0 ok", count=1)
@@ -702,6 +722,7 @@ class RandomRuns(unittest.TestCase):
         assert len(indexes) == count or clinvk.NOT_READY in items
         assert not pool.running
 
+    @support.only_in_full_runs
     def test_scheduler_random_runs_keep_all_bounds(self):
         first = int(os.environ.get("CLINVK_SEED", random.randrange(10 ** 9)))
         for seed in range(first, first + 1500):

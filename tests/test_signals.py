@@ -1,20 +1,22 @@
 """What signals, a vanished reader and a killed parent do to a run of the program: everything is answered, and nothing lives on."""
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import unittest
 from unittest import mock
 
-from support import COMPILED, MODULES, Case, children_of, clinvk, is_running, only_linux, process_words, processes_with, results, tasks, wait_until
+from support import COMPILED, MODULES, PATIENCE, SCRIPT, Case, ForkingCase, children_of, clinvk, is_running, only_linux, process_words, processes_with, results, tasks, wait_until
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LONG = "leave-group left; fork-child child; touch ready; sleep 300"
 
 
-class Signals(Case):
+class Signals(ForkingCase):
     def start_batch(self, *arguments, prompts=("say first", LONG, "touch other; sleep 300", "say never"), **options):
         """A batch of which the first task has ended, two run and the last cannot begin (-j 2)."""
         path = self.file("batch.jsonl", tasks(*prompts))
@@ -106,6 +108,10 @@ class Signals(Case):
         process = self.start_batch()
         process.send_signal(signal.SIGTERM)
         self.assertIn(b"Total: 4 tasks, 1 completed, 0 failed, 3 canceled (", process.finish().stdout)
+        self.again()
+        process = self.start_batch("--quiet")
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(process.finish().stdout.splitlines()[1:], [b"2 canceled: while it ran", b"1 canceled: never started (interrupted)"])
 
     def test_the_shell_sees_the_signal(self):
         path = self.file("batch.jsonl", tasks(LONG))
@@ -178,7 +184,10 @@ class Signals(Case):
         self.assertEqual(answers[1], ("canceled", "begun\n"))
 
     def test_a_backend_that_ignores_the_polite_signal_is_killed_after_the_grace(self):
-        process = self.start_batch("--jsonl", prompts=("ignore-term; touch ready; sleep 300",))
+        path = self.file("batch.jsonl", tasks("ignore-term; touch ready; sleep 300"))
+        script = SCRIPT + "clinvk.run_pool.__kwdefaults__.update(grace=0.2)\nclinvk.console()"
+        process = self.start_program([sys.executable, "-c", script, "parallel", "--jsonl", "-f", path])
+        self.wait_for_file(self.path("ready"))
         process.send_signal(signal.SIGTERM)
         completed = process.finish()
         self.assertEqual(self.statuses(completed), [(0, "canceled")])
@@ -223,17 +232,59 @@ class Signals(Case):
         self.assertEqual(process.finish().returncode, 141)
         self.assertNotIn(b"clinvk: ", process.error_output())
 
+    def test_messages_at_the_end_that_nobody_reads_do_not_keep_it_from_ending(self):
+        for number, status in ((signal.SIGTERM, 75), (signal.SIGINT, -signal.SIGINT)):
+            with self.subTest(number=number):
+                read, write = os.pipe()
+                self.addCleanup(os.close, read)
+                os.set_blocking(write, False)
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        os.write(write, bytes(4096))
+                os.set_blocking(write, True)
+                process = self.start("parallel", "--jsonl", "-q", "--results", "results-%d" % number, stdin=subprocess.PIPE, stderr=write)
+                os.close(write)
+                process.stdin.write(tasks("say a"))
+                process.stdin.flush()
+                self.assertEqual(json.loads(process.line())["output"], "a\n")
+                process.send_signal(number)
+                self.assertEqual(process.wait(PATIENCE), status)
+                process.stdin.close()
+
     def test_a_reader_that_does_not_read_does_not_keep_it_from_ending(self):
         path = self.file("batch.jsonl", tasks("flood 10000000", "touch ready; sleep 300"))
-        process = self.start("parallel", "-j", "2", "--jsonl", "-q", "-f", path)
-        self.wait_for_file(self.path("ready"))
-        os.read(process.stdout.fileno(), 1)  # the large line is on its way, and nobody reads on
+        for options, status in (((), -signal.SIGTERM), (("--results", "results"), 75)):
+            with self.subTest(options=options):
+                process = self.start("parallel", "-j", "2", "--jsonl", "-q", "-f", path, *options)
+                self.wait_for_file(self.path("ready"))
+                os.read(process.stdout.fileno(), 1)  # the large line is on its way, and nobody reads on
+                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGTERM)
+                wait_until(lambda: process.poll() is not None or process.send_signal(signal.SIGTERM), "it has ended")
+                self.assertEqual(process.returncode, status)
+                self.assertEqual(b"to continue: " in process.error_output(), bool(options))
+                os.unlink(self.path("ready"))
+
+    def test_a_full_pipe_on_stderr_does_not_keep_sigterm_from_ending_the_start(self):
+        read, write = os.pipe()
+        errors, full = os.pipe()
+        os.set_blocking(full, False)
+        with self.assertRaises(BlockingIOError):
+            while True:
+                os.write(full, bytes(1 << 12))
+        os.set_blocking(full, True)
+        process = subprocess.Popen([sys.executable, COMPILED, "parallel", "-q", "--results", "results"], stdin=read, stdout=subprocess.DEVNULL, stderr=full,
+                                   cwd=self.directory, env=self.environment_with({}))
+        self.addCleanup(process.kill)
+        os.write(write, b'{"backend": "echo", ')
+        wait_until(lambda: not clinvk.unread(read), "it has begun to read")
         process.send_signal(signal.SIGTERM)
-        process.send_signal(signal.SIGTERM)
-        wait_until(lambda: process.poll() is not None or process.send_signal(signal.SIGTERM), "it has ended")
-        self.assertEqual(process.returncode, -signal.SIGTERM)
+        self.assertEqual(process.wait(PATIENCE), 75)
+        for file in (read, write, errors, full):
+            os.close(file)
 
     def test_an_interrupt_while_its_lines_are_read_shows_no_traceback(self):
+        os.mkdir(self.path("asking"))
         head = """
 import os, signal, sys
 def interrupt(frame, event, argument):
@@ -247,6 +298,10 @@ sys.settrace(interrupt)
         for path in (by_path, of_pip):
             done = self.run_program([sys.executable, path, "parallel"], env={"PYTHONPATH": MODULES})
             self.assertEqual((done.returncode, done.stderr), (-signal.SIGINT, b""))
+            with open(path) as script:
+                asking = self.file("asking/clinvk" if path == of_pip else "asking/run.py", script.read().replace("SIGINT", "SIGUSR1"))
+            done = self.run_program([sys.executable, asking, "parallel", "--dry-run"], tasks("say a"), env={"PYTHONPATH": MODULES})
+            self.assertEqual((done.returncode, done.stderr), (0, b""))
 
     def test_an_interrupt_after_all_is_written_is_no_error(self):
         # os._exit, the last thing that console calls, is made the moment at which it comes
@@ -254,6 +309,26 @@ sys.settrace(interrupt)
         done = self.run_program([sys.executable, "-c", late, "parallel", "--quiet"], tasks("say hello"), {"PYTHONPATH": MODULES})
         self.assertEqual((done.returncode, done.stderr), (-signal.SIGINT, b""))
         self.assertIn(b"1 completed", done.stdout)
+
+    def test_a_signal_while_a_file_is_put_in_place_leaves_no_draft(self):
+        script = SCRIPT + textwrap.dedent("""
+            replace, number = os.replace, int(sys.argv.pop(1))
+            def interrupted(*arguments, **options):
+                os.kill(os.getpid(), number)
+                replace(*arguments, **options)
+            os.replace = interrupted
+            clinvk.console()
+            """)
+        lines = self.file("lines", self.clinvk("parallel", "--jsonl", "-q", input=tasks("say a")).stdout)
+        source, status = self.file("tasks", tasks("say a")), self.path("status")
+        for number in STOP_SIGNALS:
+            for words in (["report", "--html", "page", lines], ["report", "--junit", "page", lines], ["report", "--markdown", "page", lines],
+                          ["-b", "echo", "say a"], ["parallel", "-q", "--status-file", status, "-f", source]):
+                with self.subTest(signal=number, words=words):
+                    done = self.run_program([sys.executable, "-c", script, str(int(number)), *words])
+                    self.assertEqual(done.returncode, -number, done.stderr)
+                    self.assertEqual([name for _, _, names in os.walk(self.directory) for name in names if name.endswith(".tmp")], [])
+        self.assertFalse(os.path.exists(self.path("page")))
 
     def test_signals_that_were_ignored_from_the_start_stay_so(self):
         path = self.file("batch.jsonl", tasks("touch ready; wait-for go; say done"))
@@ -264,6 +339,40 @@ sys.settrace(interrupt)
         open(self.path("go"), "w").close()
         completed = process.finish()
         self.assertEqual((completed.returncode, self.statuses(completed)), (0, [(0, "ok")]))
+
+    def test_main_leaves_sigusr1_to_the_program_that_calls_it(self):
+        script = ("import faulthandler, os, signal, sys\nsys.path.insert(0, %r)\nimport clinvk\nfaulthandler.register(signal.SIGUSR1, open(os.devnull, 'w'))\n"
+                  "clinvk.main(['--version'])\nclinvk.main(['parallel', '--help'])\nos.kill(os.getpid(), signal.SIGUSR1)\nprint('alive')" % MODULES)
+        completed = self.run_program([sys.executable, "-c", script])
+        self.assertEqual((completed.returncode, completed.stdout.splitlines()[-1:]), (0, [b"alive"]), completed.stderr)
+
+    def test_before_the_first_task_sigusr1_is_answered_and_sigterm_leaves_a_run_that_can_be_continued(self):
+        for options, status in ((("--results", "results"), 75), ((), -signal.SIGTERM), (("--results", "results", "--dry-run"), -signal.SIGTERM)):
+            read, write = os.pipe()
+            process = self.start("parallel", "-q", *options, stdin=read)
+            try:
+                os.write(write, b'{"backend": "echo", ')
+                wait_until(lambda: not clinvk.unread(read), "it has begun to read")
+                process.send_signal(signal.SIGUSR1)
+                wait_until(lambda: process.error_output() == b"clinvk: 0 running\n", process.error_output)
+                process.send_signal(signal.SIGTERM)
+                completed = process.finish()
+            finally:
+                os.close(read)
+                os.close(write)
+            self.assertEqual((completed.returncode, completed.stdout), (status, b""))
+            words = b"to continue: the same input with: clinvk parallel -q --results results --resume\n" if status == 75 else b""
+            self.assertEqual(completed.stderr.partition(b"running\n")[2].replace(("python3 %s" % COMPILED).encode(), b"clinvk"), words and b"clinvk: " + words)
+        self.assertFalse(os.path.exists(self.path("results")))
+
+    def test_between_the_plan_and_the_run_sigterm_leaves_a_run_that_can_be_continued(self):
+        script = ("import os, sys, clinvk\nfirst = clinvk.%s\ndef stopped(*arguments, **named):\n    os.kill(os.getpid(), 15)\n    return first(*arguments, **named)\n"
+                  "clinvk.%s = stopped\nclinvk.console()\n")
+        for place, options, status in (("Overview", ("--results", "results"), 75), ("_Stop", ("--results", "results"), 75), ("Overview", (), -signal.SIGTERM),
+                                       ("_conclude", ("--results", "results"), -signal.SIGTERM)):
+            with self.subTest(place=place, options=options):
+                process = self.run_program([sys.executable, "-c", script % (place, place), "parallel", "-q", *options], tasks("say a"), {"PYTHONPATH": MODULES})
+                self.assertEqual((process.returncode, b"to continue" in process.stderr), (status, status == 75), process.stderr)
 
     def test_before_anything_was_started_a_signal_just_ends_it(self):
         read, write = os.pipe()

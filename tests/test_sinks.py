@@ -299,9 +299,10 @@ class Reports(SinkCase):
         super().setUp()
         self.enter_environment()
 
+    @support.only_in_full_runs
     def test_report_is_one_object_in_task_order(self):
         chance = random.Random(13)
-        report, totals = clinvk.Report(), clinvk.Totals()
+        report, totals = clinvk.JsonReport(), clinvk.Totals()
         order = chance.sample(range(50), 50)
         for index in order:
             each = result(index, self.text_file(b"\xff" * 100000, "a%d" % index) if index % 10 == 3 else "answer %d" % index)
@@ -319,7 +320,7 @@ class Reports(SinkCase):
         self.assertEqual(len(text.splitlines()), 52, "a result a line")
 
     def test_report_without_results_is_valid(self):
-        self.assertEqual(json.loads(b"".join(clinvk.Report().pieces({"total_tasks": 0})).decode()), {"total_tasks": 0, "results": []})
+        self.assertEqual(json.loads(b"".join(clinvk.JsonReport().pieces({"total_tasks": 0})).decode()), {"total_tasks": 0, "results": []})
 
 
 class Texts(SinkCase):
@@ -381,6 +382,16 @@ class Texts(SinkCase):
             sink.write(result(1, "", status="failed", error="bad"))
             sink.write(result(2, "x" * 100, status="skipped"))
         self.assertEqual(self.written(write), b"cat <<< hello\n" + b"x" * 100 + b"\n")
+
+    def test_command_lines_warn_once_of_each_option_without_effect(self):
+        warned = []
+
+        def write(output):
+            sink = clinvk.CommandLines(output, warned.append)
+            for index in range(30):
+                sink.write(result(index, "x", status="skipped", warnings=("a", "b", "%d" % (index // 2))))
+        self.assertEqual(self.written(write), b"x\n" * 30)
+        self.assertEqual(warned, ["a", "b", *map(str, range(15))])
 
 
 class Directories(SinkCase):
@@ -482,6 +493,19 @@ class Directories(SinkCase):
         self.assertEqual(self.output_in(name), "two")
         self.assertEqual(len(os.listdir(self.out)), 5)
 
+    def test_drafts_of_a_killed_run_are_removed_and_nothing_else(self):
+        self.one_run("one", id="a")
+        drafts = ["001_a.json.0123456789ab.tmp", "1234_b-c.opus.2.json.ffffffffffff.tmp", "summary.json.0a0a0a0a0a0a.tmp"]
+        others = ["001_a.json.tmp", "001_a.json.0123456789AB.tmp", "001_a.json.0123456789abc.tmp", "a.json.0123456789ab.tmp", "001_a.0123456789ab.tmp",
+                  "x001_a.json.0123456789ab.tmp", "001_a.json.0123456789ab.tmp~"]
+        for name in drafts + others:
+            self.file(os.path.join(self.out, name), b"{")
+        with self.assertRaises(clinvk.UserError):
+            self.opened()
+        self.assertEqual(set(drafts + others) - set(os.listdir(self.out)), set())
+        self.one_run("two", id="a", has_ids=True)
+        self.assertEqual(sorted(os.listdir(self.out)), sorted(others + ["001_a.json", "summary.json"]))
+
     def test_result_without_an_id_that_came_by_pipe_replaces_nothing(self):
         self.one_run("one")
         warning, = self.one_run("two", has_ids=True)
@@ -558,7 +582,7 @@ class Directories(SinkCase):
     def test_directory_that_cannot_be_used_is_named_in_the_error(self):
         path = self.file("a file", b"")
         for bad in (path, os.path.join(path, "below")):
-            with self.assertRaisesRegex(clinvk.OutputError, "^cannot write to output_dir %s: " % bad):
+            with self.assertRaisesRegex(clinvk.OutputError, "^cannot write to output_dir %s: Not a directory$" % bad):
                 self.opened(bad)
         directory = self.opened()
         os.rmdir(self.out)
@@ -587,7 +611,7 @@ class AnswerFiles(SinkCase):
     def put(self, name, overwrite=False, **fields):
         answers = clinvk.Answers(self.root, overwrite)
         task = TASK._replace(write_to=os.path.join(self.root, name))
-        return answers.put(result(task=task, **fields)), answers.error
+        return answers.put(answers.checked(result(task=task, **fields))), answers.error
 
     def content(self, name):
         with open(os.path.join(self.root, name), "rb") as file:
@@ -607,7 +631,8 @@ class AnswerFiles(SinkCase):
         for fields in ({"status": "failed", "exit_code": 1}, {"status": "skipped"}, {"status": "canceled"}):
             self.assertEqual(self.put("x", **fields)[0].written, "")
         plain = result()
-        self.assertIs(clinvk.Answers(self.root, True).put(plain), plain)
+        answers = clinvk.Answers(self.root, True)
+        self.assertIs(answers.put(answers.checked(plain)), plain)
         self.assertEqual(os.listdir(self.root), [])
 
     def test_file_that_exists_is_replaced_only_with_overwrite(self):
@@ -619,11 +644,38 @@ class AnswerFiles(SinkCase):
         self.assertEqual(self.put("x", overwrite=True)[1], None)
         self.assertEqual((self.content("x"), os.listdir(self.root)), (b"hello\n", ["x"]))
 
+    def test_file_with_exactly_the_answer_of_an_earlier_run_is_its_file(self):
+        written = os.path.join(self.root, "x")
+        for answer, content, is_it in (("a", b"a\n", True), ("a\n", b"a\n", True), ("审" * 100000, ("审" * 100000 + "\n").encode(), True),
+                                       ("a", b"a", False), ("a", b"a\n\n", False), ("a", b"b\n", False), ("a", b"", False)):
+            for earlier in ("", "elsewhere"):
+                with self.subTest(answer=answer[:9], content=content[:9], earlier=earlier):
+                    self.file("root/x", content)
+                    put, error = self.put("x", resumed=True, answer=answer, written=earlier)
+                    self.assertEqual((put.written, bool(put.warnings), bool(error)), (written if is_it else "", not is_it, not is_it))
+                    self.assertEqual(self.content("x"), content)
+        self.file("root/x", b"a\n")
+        self.assertEqual(self.put("x", answer="a")[0].written, "", "a task that was run again")
+        os.rename(written, written + "2")
+        os.symlink(written + "2", written)
+        self.assertEqual(self.put("x", resumed=True, answer="a")[0].written, "")
+        os.unlink(written)
+        os.mkfifo(written)
+        self.assertEqual(self.put("x", resumed=True, answer="a")[0].written, "")
+
     def test_resumed_answer_is_written_where_its_file_is_gone(self):
         written = os.path.join(self.root, "x")
         self.assertEqual(self.put("x", resumed=True, written=written)[0].written, written)
+        os.unlink(written)
+        with unittest.mock.patch("os.listdir", side_effect=PermissionError(13, "Permission denied")):  # a directory that can only be written
+            self.assertEqual(self.put("x", resumed=True, written=written)[1], None)
         self.file("root/x", b"edited")
         self.assertEqual(self.put("x", overwrite=True, resumed=True, written=written)[0].written, written)
+        self.assertEqual(self.content("x"), b"edited")
+        os.utime(written, (1, 1))  # the run was killed before the file was replaced
+        self.assertEqual(self.put("x", overwrite=True, resumed=True, written=written, end_time=2.0)[0].written, written)
+        self.assertEqual(self.content("x"), b"hello\n")
+        self.file("root/x", b"edited")
         self.assertEqual(self.content("x"), b"edited")
         self.assertEqual(self.put("x", resumed=True, written="other")[0].written, "")
 
@@ -635,7 +687,7 @@ class AnswerFiles(SinkCase):
             self.assertEqual((put.written, str(error)), ("", "cannot write %s/%s/new/x: it is outside of %s" % (self.root, link, clinvk.quoted(self.root))))
         self.assertFalse(os.path.exists(self.path("new")))
         self.file("root/file", b"")
-        self.assertEqual(str(self.put("file/x")[1]), "cannot write %s/file/x: File exists" % self.root)
+        self.assertEqual(str(self.put("file/x")[1]), "cannot write %s/file/x: Not a directory" % self.root)
 
 
 class FakeRun:
@@ -647,7 +699,12 @@ class FakeRun:
         self.supply.total = tasks if total else None
         self.overview = clinvk.Overview(self.totals, self.control, self.supply, jobs)
         self.running = []
-        self.control.running = lambda: self.running
+        self.reads = 0
+        self.control.running = self.read
+
+    def read(self):
+        self.reads += 1
+        return self.running
 
     def end(self, *results):
         for one in results:
@@ -679,7 +736,7 @@ class Overviews(SinkCase):
             with self.subTest(jobs=jobs, results=len(results), expected=expected):
                 run = FakeRun(jobs=jobs)
                 run.end(*results)
-                self.assertEqual(run.overview.seconds_left(), expected)
+                self.assertEqual(run.overview.seconds_left(run.running), expected)
 
     def test_seconds_left_count_what_running_tasks_have_done(self):
         run = FakeRun(jobs=2)
@@ -687,16 +744,16 @@ class Overviews(SinkCase):
         run.start(1, seconds=4.0)
         run.start(2, seconds=100.0)  # which takes longer than most: its rest is not known
         run.start(3, seconds=100.0, backend="codex")  # of which nothing is known
-        self.assertEqual(run.overview.seconds_left(), (90 - 4 - 10) / 2)
+        self.assertEqual(run.overview.seconds_left(run.running), (90 - 4 - 10) / 2)
 
     def test_seconds_left_begin_at_the_end_of_a_limit_where_nothing_runs(self):
         run = FakeRun(jobs=1)
         run.end(took(10))
         run.control.limited = {"claude": 1000.0 + 600, "codex": 1000.0 + 900, "gemini": 10.0}
         with unittest.mock.patch.object(clinvk.time, "time", lambda: 1000.0):
-            self.assertEqual(run.overview.seconds_left(), 600 + 90)
+            self.assertEqual(run.overview.seconds_left(run.running), 600 + 90)
             run.start(1, seconds=4.0)
-            self.assertEqual(run.overview.seconds_left(), 90 - 4)
+            self.assertEqual(run.overview.seconds_left(run.running), 90 - 4)
 
     def test_seconds_left_are_unknown_without_a_total_and_after_a_stop(self):
         for total, stopped in ((False, False), (True, True)):
@@ -704,13 +761,13 @@ class Overviews(SinkCase):
             run.end(took(10))
             if stopped:
                 run.control.cancel()
-            self.assertIsNone(run.overview.seconds_left())
+            self.assertIsNone(run.overview.seconds_left(run.running))
             self.assertIsNone(run.overview.fields()["ends_at"])
 
     def test_seconds_left_forget_what_was_long_ago(self):
         run = FakeRun(tasks=1000, jobs=1)
         run.end(*[took(1000)] * 200 + [took(10)] * 100)
-        self.assertEqual(run.overview.seconds_left(), 7000.0)
+        self.assertEqual(run.overview.seconds_left(run.running), 7000.0)
 
     def test_fields_are_those_of_the_run_without_secrets(self):
         self.hide_secret()
@@ -720,6 +777,7 @@ class Overviews(SinkCase):
         run.control.limited = {"claude": 4e9, "codex": 1.0}
         with unittest.mock.patch.object(clinvk.time, "time", lambda: 1795535999.5):
             fields = run.overview.fields()
+        self.assertEqual(run.reads, 1)
         self.assertEqual(fields, {
             "updated_at": "2026-11-24T15:59:59.500Z", "total_tasks": 4, "done": 3, "completed": 2, "failed": 1, "canceled": 0, "skipped": 0,
             "resumed": 0, "running": [{
@@ -823,20 +881,25 @@ class Statuses(SinkCase):
             self.now = 100.0
             progress = clinvk.Progress(output, run.overview, least, **options)
             self.now = now
-            progress.show(len(run.running))
+            run.reads = 0
+            progress.show()
+            self.assertLessEqual(run.reads, 1)
 
         return self.shown(write, 2, columns, lines).decode().split("\n")
 
     def test_progress_of_one_task_at_a_time_is_one_line_that_is_cleared(self):
         def write(output):
             run = FakeRun(20)
+            run.start(0)
+            run.start(1)
             progress = clinvk.Progress(output, run.overview, self.LINE)
-            progress.show(2)
+            progress.show()
             progress.hide()
+            run.start(2)
             for one in (took(0), took(0, status="failed"), took(0, status="timeout"), took(0, status="canceled")):
                 run.end(one)
                 progress.write(one)
-            progress.show(3)
+            progress.show()
             progress.hide()
             progress.hide()
 
@@ -867,7 +930,7 @@ class Statuses(SinkCase):
                 self.now = 0.0
                 progress = clinvk.Progress(output, FakeRun().overview, least)
                 for self.now in (5.0, 5.01, 5.05, 5.2, 5.21, 5.25, 5.4, 6.1):
-                    progress.show(1)
+                    progress.show()
                     if self.now == 5.2 and least == self.LINE:
                         self.now = 5.15
 
@@ -877,15 +940,16 @@ class Statuses(SinkCase):
     def test_progress_elsewhere_is_a_line_for_each_result_and_after_a_silence(self):
         def write(output):
             run = FakeRun(3)
+            run.start()
             progress = clinvk.Progress(output, run.overview, self.TABLE)
-            progress.show(2)
+            progress.show()
             for one, self.now in ((took(0), 101.0), (took(0, status="lost"), 120.0)):
                 run.end(one)
                 progress.write(one)
                 progress.hide()
-                progress.show(2)
+                progress.show()
             for self.now in (149.0, 150.5, 155.0, 181.0):
-                progress.show(1)
+                progress.show()
 
         self.assertEqual(self.written(write, 2).decode().splitlines(), [
             "[1/3] 1 running, 00:01", "[2/3] 1 running, 1 failed, 00:20", "[2/3] 1 running, 1 failed, 00:50",
@@ -901,9 +965,7 @@ class Statuses(SinkCase):
             "5 codex   1:01:40 quiet 2m 2          add logging thinking",
             "[0/20] 2 running, 00:42"])
 
-    def test_table_is_drawn_as_the_readme_and_the_man_page_show_it(self):
-        with open(os.path.join(support.ROOT, "README.md"), encoding="utf-8") as file:
-            block = file.read().split("```text\n")[1].split("```")[0].splitlines()
+    def test_table_is_drawn_as_the_man_page_shows_it(self):
         with open(os.path.join(support.ROOT, "man", "clinvk.1"), encoding="utf-8") as file:
             shown = file.read().split(".It Fl -progress Cm")[1].split(".Bd -literal -offset indent\n")[1].split(".Ed")[0].splitlines()
         run = FakeRun(20, jobs=2)
@@ -913,7 +975,8 @@ class Statuses(SinkCase):
         run.start(4, 280.0, 180.0, name="add logging", backend="codex", action="thinking")
         clinvk_now = 100.0 + 402
         with unittest.mock.patch.object(clinvk, "local_time", lambda moment: "14:05"):
-            self.assertEqual(self.drawn(run, 100, now=clinvk_now), block)
+            self.assertEqual(self.drawn(run, 100, now=clinvk_now)[-1], shown[-1].replace(
+                r"\(>=", "claude limited until 14:05, \u2265"))
         run.control.limited.clear()
         self.assertEqual(self.drawn(run, 100, now=clinvk_now), [line.replace(r"\(>=", "\u2265") for line in shown])
 
@@ -972,7 +1035,7 @@ class Statuses(SinkCase):
                 run = FakeRun()
                 run.start(0, name="n" * 100)
                 progress = clinvk.Progress(output, run.overview, self.TABLE)
-                progress.show(1)
+                progress.show()
                 with unittest.mock.patch.object(clinvk, "terminal_size", lambda file: (columns, 24)):
                     progress.hide()
 
@@ -983,7 +1046,7 @@ class Statuses(SinkCase):
         def write(output):
             progress = clinvk.Progress(output, run.overview, self.TABLE)
             for self.now in (100.0, 100.2, 100.21, 100.35):
-                progress.show(1)
+                progress.show()
                 progress.hide()
 
         run = FakeRun()
@@ -1005,8 +1068,8 @@ class Statuses(SinkCase):
 
             with unittest.mock.patch.object(output, "write", interrupted), \
                     unittest.mock.patch.object(clinvk, "stop_until_continued", lambda: stops.append(list(progress._shown))):
-                progress.show(1)
-                progress.show(1)
+                progress.show()
+                progress.show()
 
         run = FakeRun()
         run.start(0)
@@ -1020,7 +1083,7 @@ class Statuses(SinkCase):
             progress = clinvk.Progress(output, FakeRun().overview, self.TABLE)
             with unittest.mock.patch.object(output, "write", side_effect=clinvk.Interrupted(2)):
                 with self.assertRaises(clinvk.Interrupted):
-                    progress.show(1)
+                    progress.show()
             progress.hide()
 
         self.assertEqual(self.shown(write, 2), b"")

@@ -106,6 +106,11 @@ Total: 2 tasks, 1 completed, 1 failed (3.20s)
         self.assertEqual(len(self.row(result(0, "canceled", error="canceled while it ran"))), 1)
         self.assertEqual(self.row(result(0, "timeout", error="timed out after 2s"))[1:], ["     error: timed out after 2s"])
 
+    def test_table_does_not_repeat_the_prefix_of_an_error(self):
+        for error, shown in (("error: no model", "no model"), ("Error: Error code: 429", "Error code: 429"), ("error:\n  no model\n", "no model"),
+                             ("error:\n", "error:"), ("no error: x", "no error: x")):
+            self.assertEqual(self.row(result(0, "failed", error=error))[1:], ["     error: " + shown])
+
     def test_table_warnings_follow_the_error(self):
         lines = self.row(result(0, "failed", error="bad", warnings=("one " * 30, "two \x1b[1m\nthree")))
         self.assertEqual(lines[1], "     error: bad")
@@ -113,11 +118,13 @@ Total: 2 tasks, 1 completed, 1 failed (3.20s)
         self.assertEqual(lines[3], " " * 14 + ("one " * 14).strip())
         self.assertEqual(lines[4:], ["     warning: two ^[[1m"])
 
-    def test_table_tasks_that_never_started_are_one_line(self):
+    def test_table_tasks_that_never_started_are_one_line_for_each_reason(self):
         unstarted = [result(index, "canceled", attempts=0, error="canceled before it started (fail-fast)") for index in range(1, 999)]
         for count, text in ((1, "1 task never started (fail-fast)"), (998, "998 tasks never started (fail-fast)")):
             lines = self.table(*unstarted[:count // 2], result(999, name="last"), *unstarted[count // 2:count])
             self.assertEqual(lines[5:-3], ["1000 claude       OK         1.00s      last", " " * 18 + "CANCELED   " + text])
+        two = [result(0, "canceled", attempts=0, error="canceled before it started (%s)" % why) for why in ("claude is limited", "fail-fast")]
+        self.assertEqual(self.table(*two)[5:-3], [" " * 18 + "CANCELED   1 task never started (%s)" % why for why in ("claude is limited", "fail-fast")])
         line = self.table(result(0, "canceled", attempts=0, error="canceled before it started"), color=True)[5]
         self.assertEqual(line, " " * 18 + "\x1b[33mCANCELED  \x1b[m 1 task never started")
 
@@ -173,7 +180,7 @@ class Totals(unittest.TestCase):
     def test_totals_reasons_are_counted_and_limited(self):
         totals = totals_of([result(0), result(1, "failed", error="a\n b\x1b"), result(2, "timeout", error="late"), result(3, "lost", error="a b\x1b"),
                             result(4, "canceled", error="canceled while it ran")])
-        self.assertEqual(totals.reasons(), "2 failed: a b^[\n1 failed: late\n")
+        self.assertEqual(totals.reasons(), "2 failed: a b^[\n1 failed: late\n1 canceled: while it ran\n")
         early = [result(index, "canceled", error="canceled before it started (fail-fast)", attempts=0) for index in (1, 2)]
         self.assertEqual(totals_of([result(0, "failed", error="a"), *early]).reasons(), "1 failed: a\n2 canceled: never started (fail-fast)\n")
         many = totals_of([result(index, "failed", error="error %d" % (index % 50)) for index in range(100)])

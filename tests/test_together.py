@@ -1,6 +1,9 @@
-"""`python3 -m unittest discover -s tests` runs the classes of all modules in several processes: one for
-each processor, or as many as CLINVK_TESTS_AT_ONCE says.  What it reports is the same as in one process.
+"""`python3 -m unittest discover -s tests` runs the tests of all modules in several processes: one for each
+processor, or as many as CLINVK_TESTS_AT_ONCE says.  What it reports is the same as in one process.
+
+A process runs a class, or a part of a large class, so that no process has much to do when the others are done.
 """
+import gc
 import multiprocessing.connection
 import os
 import pickle
@@ -91,7 +94,7 @@ class Recorder(unittest.TestResult):
 
 
 class Running:
-    """A class of tests that runs in a process of its own."""
+    """Tests of a class that run in a process of their own."""
 
     class Part(unittest.case._SubTest):
         """A subtest that ran there."""
@@ -110,6 +113,7 @@ class Running:
 
     def _run(self, connection):
         try:
+            gc.freeze()  # all modules of tests, which the collector would look through again and again
             recorder = Recorder(connection, self._tests, self._result)
             unittest.TestSuite(self._tests).run(recorder)
             recorder.send_events()
@@ -166,8 +170,28 @@ class Running:
 
 
 def at_once():
-    """Return how many processes run tests."""
-    return int(os.environ.get("CLINVK_TESTS_AT_ONCE") or len(os.sched_getaffinity(0)))
+    """Return how many processes run tests.  A third of their time they wait for other processes."""
+    return int(os.environ.get("CLINVK_TESTS_AT_ONCE") or len(os.sched_getaffinity(0)) * 3 / 2)
+
+
+MOST_TESTS = 8  # of a class in one process
+
+
+def has_fixture(test):
+    """Return whether the class of a test prepares something for all of its tests."""
+    return any({"setUpClass", "tearDownClass"}.intersection(vars(one)) for one in type(test).__mro__ if one is not unittest.TestCase)
+
+
+def parts_of(suite):
+    """Return the tests of a suite in parts, each for one process: those of one class, in their order.
+
+    The last part should run first: what takes long to prepare, then the large ones.
+    """
+    parts = []
+    for tests in classes_in(suite):
+        size = len(tests) if has_fixture(tests[0]) else MOST_TESTS
+        parts += [tests[start:start + size] for start in range(0, len(tests), size)]
+    return sorted(parts, key=lambda tests: (has_fixture(tests[0]), len(tests)))
 
 
 def classes_in(suite):
@@ -183,14 +207,12 @@ def classes_in(suite):
 
 
 class Together(unittest.TestSuite):
-    """Runs its classes in several processes."""
+    """Runs its parts in several processes."""
 
     def run(self, result, debug=False):
-        waiting, running = classes_in(self), []
+        waiting, running = parts_of(self), []
         if debug or len(waiting) < 2 or at_once() < 2:
             return super().run(result, debug)
-        # The largest first, so that none is left over at the end.
-        waiting.sort(key=len)
         try:
             while (waiting or running) and not result.shouldStop:
                 while waiting and len(running) < at_once():
@@ -238,7 +260,7 @@ class Reports(support.Case):
     def discover(self, processes, *options):
         """Run the tests of the modules in so many processes.  Return the status and what is said."""
         done = self.run_program([support.sys.executable, "-m", "unittest", "discover", "-v", *options],
-                                env={"CLINVK_TESTS_AT_ONCE": str(processes), "PYTHONPATH": support.TESTS},
+                                env={"CLINVK_TESTS_AT_ONCE": str(processes)},
                                 cwd=self.path("suite"))
         self.assertEqual(done.stdout, b"")
         return done.returncode, done.stderr.decode()
@@ -248,6 +270,7 @@ class Reports(support.Case):
         for name, code in modules.items():
             self.file("suite/%s.py" % name, "import os, unittest\n" + textwrap.dedent(code))
         os.symlink(os.path.join(support.TESTS, "test_together.py"), self.path("suite", "together.py"))
+        self.file("suite/support.py", "from unittest import TestCase as Case\n")  # the real one takes long to import
 
     def test_several_processes_outcomes_are_those_of_one(self):
         self.modules(self.MODULES)
@@ -265,6 +288,21 @@ class Reports(support.Case):
                 self.assertEqual(alone, 1)
                 for reason in ("ValueError: broken", "KeyError: 'two'", "AssertionError: one"):
                     self.assertEqual(several.count("\n" + reason + "\n"), 1, several)
+
+    def test_large_class_is_divided_unless_it_prepares_something(self):
+        class Small(unittest.TestCase):
+            def runTest(self): pass
+
+        class Large(Small):
+            def runTest(self): pass
+
+        class Prepared(Small):
+            @classmethod
+            def setUpClass(cls): pass
+
+        small, large, prepared = ([one() for _ in range(count)] for one, count in ((Small, 3), (Large, 2 * MOST_TESTS + 1), (Prepared, 2 * MOST_TESTS)))
+        parts = parts_of(unittest.TestSuite([unittest.TestSuite(prepared), unittest.TestSuite(small + large)]))
+        self.assertEqual(parts, [large[2 * MOST_TESTS:], small, large[:MOST_TESTS], large[MOST_TESTS:2 * MOST_TESTS], prepared])
 
     def test_process_that_dies_is_an_error_of_its_test(self):
         self.modules({"test_a": """

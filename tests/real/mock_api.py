@@ -13,6 +13,8 @@ order of their lines, one a turn, and the rest of the directives hold for the tu
     write PATH      writes the file with the CLI's own tool for it     say TEXT      answers so
     shell COMMAND   runs the command with the CLI's shell tool         flood N       answers with N characters
     loop COMMAND    the same on every turn, for ever                   empty         answers with nothing
+    structured JSON answers so, with the tool for it where the CLI has one, as often as it is asked
+    again JSON      `structured` after a prompt that says that the answer was not valid by its schema, also in the same conversation
     insist          uses tools that were not offered, too              max-tokens    the answer ends at the limit of tokens
     status N [retry-after=S] [times=K]   answers with that HTTP error, K times where it is said
     reset S [times=K]   the limit of the account is used up, and is reset in S seconds
@@ -409,12 +411,19 @@ class Handler(BaseHTTPRequestHandler):
         """Does what the directives say."""
         lines = re.findall(r"(?m)^mock: (\S+) ?(.*?)\r?$", request.user)
         said = dict(lines)
+        again = self.server.mock.again
+        if "again" in said:
+            again[request.tag, request.api] = said["again"]
+        if "not valid by the JSON Schema" in request.user:
+            said["structured"] = again.get((request.tag, request.api), ANSWER)
         calls = [api.tool(line, request.tools) for line in lines if line[0] in ("write", "shell", "background")]
         if "insist" not in said:
             calls = [call for call in calls if call[0] in request.tools]
         call = calls[request.results] if request.results < len(calls) else None
         if "loop" in said:
             call = api.tool(("shell", said["loop"]), request.tools)
+        if "structured" in said and "StructuredOutput" in request.tools:
+            call = "StructuredOutput", json.loads(said["structured"])
         if call:
             return self._stream(api.frames(request, "", call, "")) if request.stream else self._send(200, api.whole(request, "", call, ""))
         if "hang" in said:
@@ -429,7 +438,7 @@ class Handler(BaseHTTPRequestHandler):
             elif name in said and name != "error-event":
                 value = int(said[name].split()[0])
                 return self._send(*api.used_up(request, value)) if name == "reset" else self._fail(api, request, value, options.get("retry-after"))
-        text = said.get("say", "" if "empty" in said else flood(int(said["flood"])) if "flood" in said else ANSWER)
+        text = said.get("say") or said.get("structured", "" if "empty" in said else flood(int(said["flood"])) if "flood" in said else ANSWER)
         end = next((name for name in ("max-tokens", "refuse", "error-event") if name in said), "")
         if request.stream:
             return self._stream(api.frames(request, text, None, end), next((name for name in ("cut", "hang-mid") if name in said), ""))
@@ -471,6 +480,7 @@ class MockAPI:
     """The server, as a context manager; it runs in threads of this process."""
 
     def __init__(self, on_request=lambda request: None):
+        self.again = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._server.mock = self
