@@ -158,6 +158,7 @@ EXIT_TIMEOUT, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 124, 126, 127  # of single p
 EXIT_HANGUP, EXIT_INTERRUPT, EXIT_PIPE, EXIT_TERMINATE = 129, 130, 141, 143
 
 BUILT_IN: List[str] = []  # the names of BACKENDS, which fills this list
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 APPROVAL_MODES = ("default", "auto", "none", "always")
 SANDBOX_MODES = ("default", "read-only", "workspace", "full")
 
@@ -192,7 +193,9 @@ class Interrupted(BaseException):
 class Definition(NamedTuple):
     """A command that is a backend: one of the user's own.
 
-    A path consists of keys and positions and leads into the JSON that the command prints.
+    A path consists of keys and positions and leads into the JSON that the command prints.  `ok` and
+    `done` are a path and the JSON of the value there that means success, or the end of the work.
+    `errors` are texts, each with the kind of the error that it shows.
     """
 
     argv: Tuple[str, ...]
@@ -202,6 +205,12 @@ class Definition(NamedTuple):
     session_id: _Path = ()
     usage: _Path = ()
     join: bool = False  # of JSON Lines: the answer is all texts, not the last
+    ok: Optional[Tuple[_Path, str]] = None
+    done: Optional[Tuple[_Path, str]] = None
+    errors: Tuple[Tuple[str, str], ...] = ()
+    stop_signal: str = "SIGTERM"
+    agent: bool = False  # it runs tools, which can change files
+    needs_model: bool = False  # it has no default model
 
 
 def do_nothing(*_: Any) -> None:
@@ -2164,7 +2173,7 @@ def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str,
 
 
 PLACEHOLDERS = ("model", "workdir", "system_prompt", "max_turns", "max_tokens",
-                "prompt_file")
+                "prompt_file", "prompt")
 OUTPUT_FORMS = ("text", "json", "jsonl")
 
 
@@ -2188,11 +2197,36 @@ def _value_path(value: Any) -> _Path:
                  for key, position in re.findall(r"\.([\w-]+)|\[(-?\d+)\]", value))
 
 
+def _expected_value(value: Any) -> Tuple[_Path, str]:
+    """Return a path and the JSON of the value that is expected there."""
+    def plain(item: Any) -> str:
+        if not isinstance(item, (str, int, float)):
+            raise expected("a text, a number, true or false", item)
+        return dumps(item).decode("utf-8")
+
+    what = 'an object such as {"path": ".status", "value": "SUCCESS"}'
+    fields = _checked(value, {"path": _value_path, "value": plain}, what)
+    if len(fields) < 2:
+        raise expected(what, value)
+    return fields["path"], fields["value"]
+
+
+def _kinds_by_text(value: Any) -> Tuple[Tuple[str, str], ...]:
+    """Return the pairs of an object of texts and error kinds."""
+    kinds = _each(_one_of(ERROR_KINDS, "error kind"), "an object of texts and error kinds", dict)
+    for text in kinds(value):
+        with path_context(text):
+            _some_text(text)
+    return tuple(value.items())
+
+
 # The fields in the definition of a command.
 DEFINITION_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "command": _list_of(_element), "output": _one_of(OUTPUT_FORMS, "form of output"),
     "answer": _value_path, "error": _value_path, "session_id": _value_path, "usage": _value_path,
-    "join": _truth,
+    "join": _truth, "ok": _expected_value, "done": _expected_value,
+    "errors": _kinds_by_text, "stop_signal": _one_of(STOP_SIGNALS, "signal"),
+    "agent": _truth, "needs_model": _truth,
 }
 
 
@@ -2206,9 +2240,13 @@ def _definition(value: Any) -> Definition:
     definition = Definition(argv, **fields)
     if definition.output != "text" and not definition.answer:
         raise InvalidValue('output "%s" needs the path of the answer: "answer"' % definition.output)
-    if definition.output == "text" and definition[2:] != Definition(argv)[2:]:
+    others = {name for name, item in fields.items() if item} - {
+        "output", "errors", "stop_signal", "agent", "needs_model"}
+    if definition.output == "text" and others:
         raise InvalidValue('with output "text" all output is the answer: '
                            'paths into JSON need the output "json" or "jsonl"')
+    if definition.done and definition.output != "jsonl":
+        raise InvalidValue('only a command with the output "jsonl" prints events', ("done",))
     return definition
 
 
@@ -3011,6 +3049,7 @@ class Backend(NamedTuple):
     stop_signal: str = "SIGTERM"
     max_prompt: int = 0  # the size of the largest prompt; 0: no limit
     max_prompt_unit: str = "bytes"
+    prompt_arguments: Tuple[str, ...] = ()  # of a command of its own, with the prompt; also "--"
     leftovers: Callable[[Job, Reply], List[str]] = _no_files  # files of an unwanted session
     install: str = ""  # the command that installs the program
     cautions: Tuple[Tuple[str, str], ...] = ()  # words in `extra` and the warnings that they cause
@@ -3025,6 +3064,7 @@ class Backend(NamedTuple):
     is_over: Optional[Callable[[int], bool]] = None
     states_cost: bool = False
     is_agent: bool = False  # the program runs tools, which can change files
+    needs_model: bool = False  # it has no default model
 
 
 def refused_prompt(backend: Backend, *parts: Union[str, TextFile]) -> str:
@@ -3037,6 +3077,18 @@ def refused_prompt(backend: Backend, *parts: Union[str, TextFile]) -> str:
     if size > backend.max_prompt:
         return "the prompt has {:,} {}; {} takes {:,} at most".format(
             size, backend.max_prompt_unit, backend.name, backend.max_prompt)
+    if not backend.prompt_arguments:
+        return ""
+    prompt = "".join(texts_of(parts))
+    if prompt.startswith("-") and any(
+            word.startswith("{prompt}") for word in
+            itertools.takewhile("--".__ne__, backend.prompt_arguments)):
+        return ("the prompt begins with -, so %s would take it for an option; a command of "
+                "your own can have -- before {prompt}" % backend.name)
+    try:
+        _argument(prompt)
+    except ValueError as error:
+        return "the prompt is an argument of %s: it %s" % (backend.name, error)
     return ""
 
 
@@ -3967,6 +4019,7 @@ _USAGE_NAMES = {  # in the order of the parameters of _usage
                   "thoughtsTokenCount"),
     "written": ("cache_write_input_tokens", "cache_creation_input_tokens", "cache_write_tokens"),
 }
+MAX_ARGUMENT_BYTES = (1 << 17) - 1  # the limit of Linux
 _NO_SANDBOX = 'clinvk cannot keep this program in sandbox_mode "%s"; only "full" is possible'
 _NO_APPROVAL = 'clinvk cannot give this program the approval_mode "%s"; only "none" is possible'
 _CUSTOM_REFUSALS = dict(
@@ -3976,12 +4029,16 @@ _CUSTOM_REFUSALS = dict(
        for sandbox in ("default", "full") for approval in ("auto", "always")])
 
 
+# aider runs what follows "!".
+_agent_text = functools.partial(_prompt_without_command, signs=("/", "!"))
+
+
 def _custom_command(definition: Definition, job: Job) -> Command:
     """Return the command; an argument without a value is left out, as is the option before it."""
-    task = job.task
+    task, prompt = job.task, (_agent_text if definition.agent else _plain_prompt)(job)
     values = {name: str(getattr(task, name, "") or "") for name in PLACEHOLDERS}
     values["workdir"] = task.workdir and absolute(task.workdir)  # the program runs in it
-    values["prompt_file"] = SCRATCH + "/prompt"
+    values.update(prompt=prompt, prompt_file=SCRATCH + "/prompt")
     argv: List[str] = []
     option_is_last = False
     for element in definition.argv:
@@ -4001,16 +4058,31 @@ def _custom_command(definition: Definition, job: Job) -> Command:
     if "/" in argv[0]:
         argv[0] = absolute(argv[0])  # relative to the directory of clinvk, not to the workdir
     used = {name for element in definition.argv for name in placeholders(element)}
-    by_file = "prompt_file" in used
-    files = {"prompt": task.prompt} if by_file else {}
-    return Command(tuple(argv) + task.extra, files=files, by_stdin=not by_file)
+    files = {"prompt": prompt} if "prompt_file" in used else {}
+    return Command(tuple(argv) + task.extra, files=files,
+                   by_stdin=used.isdisjoint(("prompt_file", "prompt")))
 
 
 def _read_custom(definition: Definition, stdout: Capture, stderr: str, exit_code: int) -> Reply:
-    """Read the answer as the definition says."""
-    if definition.output == "text":
-        return _read_text(stdout, stderr, exit_code)
-    return _read_paths(definition, stdout, stderr, exit_code)
+    """Read the answer, and find an error by the texts of the definition.
+
+    In a run that failed such a text may be anywhere; otherwise it is an error only where it begins
+    a line of the last paragraph.
+    """
+    reply = _read_text(stdout, stderr, exit_code)
+    if definition.output != "text":
+        reply = _read_paths(definition, stdout, stderr, exit_code)
+    reply = reply._replace(acted=definition.agent)  # nobody knows which tools ran
+    output = stdout.tail() if reply.output is None else reply.output[-CHUNK:]
+    ends = [text.rstrip().rpartition("\n\n")[2] for text in (output, stderr)]
+    for text, kind in definition.errors:
+        if reply.error and any(text in said for said in (reply.error, output, stderr)):
+            return reply._replace(error_kind=kind)
+        for end in ends:
+            start = ("\n" + end).rfind("\n" + text)
+            if start >= 0 and not reply.error:
+                return _failed(reply, end[start:], kind)
+    return reply
 
 
 def _read_paths(definition: Definition, stdout: Capture, stderr: str, exit_code: int) -> Reply:
@@ -4020,6 +4092,7 @@ def _read_paths(definition: Definition, stdout: Capture, stderr: str, exit_code:
             len(stdout), MAX_LINE_BYTES), "backend")
     answers: List[str] = []
     paths = {name: getattr(definition, name) for name in ("error", "session_id", "usage")}
+    paths["ok"] = definition.ok and definition.ok[0]
     kinds: Dict[str, Type[Any]] = {"session_id": str, "usage": dict}
     stated: Dict[str, Any] = dict.fromkeys(paths)
     some = blank = False
@@ -4039,7 +4112,8 @@ def _read_paths(definition: Definition, stdout: Capture, stderr: str, exit_code:
                 answers.append(text)
         for name, path in paths.items():
             item = value_at(value, path) if path else None
-            if item and isinstance(item, kinds.get(name, object)):
+            if isinstance(item, kinds.get(name, object)) and (
+                    item or item is not None and name == "ok"):
                 stated[name] = item
     error, usage = stated["error"], stated["usage"] or {}
     counts = (next(filter(None, (_count(usage.get(name)) for name in names)), 0)
@@ -4055,6 +4129,12 @@ def _read_paths(definition: Definition, stdout: Capture, stderr: str, exit_code:
         return _failed(reply, message or _exit_reason(stderr, exit_code))
     if not some:
         return _failed(Reply(output=None), "what it printed is not JSON", "backend")
+    state = dumps(stated["ok"]).decode("utf-8")
+    if definition.ok and state != definition.ok[1]:
+        place = path_text(definition.ok[0])
+        return _failed(reply, "expected %s at %s, got %s" % (
+            definition.ok[1], place if place.startswith("[") else "." + place,
+            one_line(state)[:200]), "backend")
     return reply
 
 
@@ -4065,10 +4145,24 @@ def custom_backend(name: str, definition: Definition) -> Backend:
         event = _parsed(line) if definition.output == "jsonl" else None
         return _string(value_at(event, definition.answer)), not definition.join
 
+    def is_over(stdout: int) -> bool:
+        path, value = definition.done or ((), "")
+        event = _parsed(last_line(stdout, LONG_LINE))
+        return dumps(value_at(event, path)).decode("utf-8") == value
+
     names = {name for element in definition.argv for name in placeholders(element)} | {"extra"}
+    with_prompt = tuple(word for word in definition.argv if "prompt" in placeholders(word))
+    others = max((len(to_bytes(word.replace("{prompt}", ""))) for word in with_prompt), default=0)
     return Backend(name, functools.partial(_custom_command, definition),
                    functools.partial(_read_custom, definition), frozenset(names),
-                   _CUSTOM_REFUSALS, saying=None if definition.output == "text" else saying)
+                   _CUSTOM_REFUSALS, definition.stop_signal,
+                   max_prompt=MAX_ARGUMENT_BYTES - others if with_prompt else 0,
+                   prompt_arguments=with_prompt and tuple(
+                       word for word in definition.argv if word in ("--", *with_prompt)),
+                   saying=None if definition.output == "text" else saying,
+                   text=_agent_text if definition.agent else _plain_prompt,
+                   is_over=is_over if definition.done else None, is_agent=definition.agent,
+                   needs_model=definition.needs_model)
 
 
 # - the rows -
@@ -4361,6 +4455,9 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
     refused = backend.impossible_modes.get(modes)
     for field, problem in (("sandbox_mode", refused and "%s: %s" % (backend.name, refused)),
                            ("extra", refused_extra(backend, task.extra)),
+                           ("backend", backend.needs_model and not (task.model or task.extra)
+                            and "%s needs a model: give --model, the field model or %s"
+                                % (backend.name, model_variable(backend.name))),
                            ("backend", policy.needs_cost and not backend.states_cost
                             and "%s states no cost, so max_cost cannot be kept; "
                                 "--allow-unknown-cost runs its tasks all the same" % backend.name),

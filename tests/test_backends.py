@@ -1507,6 +1507,79 @@ class OwnCommands(CaptureCase):
             with self.subTest(usage):
                 self.assertEqual(self.read(json.dumps({"usage": usage}).encode(), output="json", **self.PATHS).usage, expected)
 
+    def test_own_command_prompt_can_be_an_argument(self):
+        said = self.said(["p", "--ask={prompt}", "-m", "{model}"])
+        self.assertEqual(said, clinvk.Command(("p", "--ask=" + PROMPT), by_stdin=False))
+        most = clinvk.MAX_ARGUMENT_BYTES
+        for argument, prompt, refusal in (
+                ("{prompt}", "x" * most, ""), ("{prompt}", "x" * (most + 1), "the prompt has 131,072 bytes; own takes 131,071 at most"),
+                ("--ask={prompt}", "审" * (most // 3 - 2), ""), ("{prompt}!", "x" * most, "the prompt has 131,071 bytes; own takes 131,070 at most"),
+                ("{prompt}", "-v", "the prompt begins with -, so own would take it for an option; a command of your own can have -- before {prompt}"), ("--ask={prompt}", "-v", ""), ("{prompt}", " -v", ""),
+                ("{prompt}", "a\0b", "the prompt is an argument of own: it must not contain NUL"), ("{prompt_file}", "-\0" * most, ""),
+                ("{prompt}", "\ud800", "the prompt is an argument of own: it contains a character that cannot be passed to a program")):
+            self.assertEqual(clinvk.refused_prompt(self.row("p", argument), prompt), refusal, argument)
+        self.assertEqual(clinvk.refused_prompt(self.row("p", "{prompt}"), "a", "-", "b"), "")
+        self.assertIn("begins with -", clinvk.refused_prompt(self.row("p", "{prompt}"), "-", "b"))
+        self.assertEqual(clinvk.refused_prompt(self.row("p", "-x", "--", "{prompt}"), "-v"), "")
+        self.assertIn("begins with -", clinvk.refused_prompt(self.row("p", "{prompt}", "--", "{prompt}"), "-v"))
+        self.assertEqual(clinvk.refused_prompt(self.row("p", "--"), "a\0b"), "")
+
+    def test_own_command_gets_the_largest_prompt_as_an_argument(self):
+        write_program(os.path.join(self.bin, "own"), b'#!/bin/sh\nprintf %s "${#1}"; /bin/cat\n')
+        job = clinvk.Job(0, clinvk.Task("own", "x" * clinvk.MAX_ARGUMENT_BYTES), definition=clinvk.Definition(("own", "{prompt}")))
+        self.assertEqual(clinvk.run_job(job).output, str(clinvk.MAX_ARGUMENT_BYTES))
+
+    def test_own_json_ok_is_the_value_of_success(self):
+        for value, stated, error in (
+                ("SUCCESS", "SUCCESS", ""), ("SUCCESS", "ERROR", 'expected "SUCCESS" at .s[-1], got "ERROR"'), (True, True, ""),
+                (True, 1, "expected true at .s[-1], got 1"), (1, True, "expected 1 at .s[-1], got true"), (False, None, "expected false at .s[-1], got null"),
+                ("x", {"a": "y" * 999}, 'expected "x" at .s[-1], got {"a":"')):
+            fields = dict(self.PATHS, output="jsonl", ok=(("s", -1), clinvk.dumps(value).decode()))
+            stdout = clinvk.dumps({"message": {"content": "hi"}, "s": [stated]}) + b"\n{}\n"
+            reply = self.read(stdout, **fields)
+            self.assertEqual((reply.error[:len(error) or None], reply.error_kind, reply.output), (error, "backend" if error else "", "hi"))
+            self.assertLess(len(reply.error), 300)
+            self.assertEqual(self.read(stdout, code=3, **fields).error, "exit status 3")
+
+    def test_own_errors_are_found_by_their_texts(self):
+        errors = (("No key", "auth"), ("busy", "overloaded"))
+        for stdout, stderr, code, error, kind in (
+                (b"fine", "", 0, "", ""), (b"No key", "", 0, "No key", "auth"), (b"banner\n\nNo key\nfor x\n\n", "", 0, "No key\nfor x", "auth"),
+                (b"busy\nretry\nbusy, too", "", 0, "busy, too", "overloaded"), (b"x\n" * 30000, "", 0, "", ""),
+                (b"No key\n\nfine", "", 0, "", ""), (b"It says: No key", "", 0, "", ""), (b"fine", "noise\nbusy: x\n", 0, "busy: x", "overloaded"),
+                (b"x", "it has: No key", 3, "it has: No key", "auth"), (b"It says: busy", "", 3, "exit status 3", "overloaded"),
+                (b"x", "connection reset", 3, "connection reset", "network")):
+            with self.subTest(stdout=stdout, stderr=stderr):
+                reply = self.read(stdout, stderr, code, errors=errors)
+                self.assertEqual((reply.error, reply.error_kind, reply.output), (error, kind, None))
+        reply = self.read(b'{"message": {"content": "busy, try again in 9s"}}', output="json", errors=errors, **self.PATHS)
+        self.assertEqual((reply.error_kind, reply.retry_after_seconds, reply.output), ("overloaded", 9.0, "busy, try again in 9s"))
+        self.assertEqual(self.read(b'{"error": "Connection lost: busy"}', output="json", errors=errors, **self.PATHS).error_kind, "overloaded")
+
+    def test_own_done_is_the_event_after_which_it_is_over(self):
+        row = self.row("x", output="jsonl", answer=("t",), done=(("part", "reason"), '"stop"'), stop_signal="SIGINT")
+        for stdout, over in ((b"", False), (b'{"part":{"reason":"stop"}}\n', True), (b'{"part":{"reason":"stop"}}', True),
+                             (b'{"part":{"reason":"stop"}}\n{"part":{}}\n', False), (b'{"part":{"reason":"tool"}}\n', False), (b"[1]\n{", False)):
+            self.assertIs(row.is_over(self.capture(stdout).file), over, stdout)
+        self.assertEqual(row.stop_signal, "SIGINT")
+        self.assertIsNone(self.row("x").is_over)
+
+    def test_own_agent_gets_no_command_in_a_literal_prompt(self):
+        for argv in (("p", "{prompt}"), ("p", "{prompt_file}"), ("p",)):
+            for prompt, literal, agent, before in (
+                    ("/help", True, True, "\n"), ("!touch x", True, True, "\n"), (" /x", True, True, ""), ("/help", False, True, ""),
+                    ("!touch x", True, False, "")):
+                row = self.row(*argv, agent=agent)
+                job = clinvk.Job(0, clinvk.Task("own", prompt), literal=literal)
+                said = row.command(job)
+                given = row.text(job) if said.by_stdin else said.files["prompt"] if said.files else said.argv[1]
+                self.assertEqual(given, before + prompt)
+
+    def test_own_agent_may_have_acted(self):
+        for agent in (False, True):
+            self.assertIs(self.read(b"x", code=1, agent=agent).acted, agent)
+            self.assertIs(self.row("x", agent=agent).is_agent, agent)
+
     def test_own_command_runs_without_a_shell(self):
         write_program(os.path.join(self.bin, "own"), b'#!/bin/sh\nfor word; do printf "<%s>" "$word"; done\n[ -f "$2" ] && /bin/cat "$2"\n/bin/cat\n')
         for argv, output in ((("own", "$HOME; exit 3", "{model}", "{{model}}"), "<$HOME; exit 3><m><{model}>the prompt"),

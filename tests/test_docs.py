@@ -360,7 +360,7 @@ class ManPageTest(unittest.TestCase):
     def test_man_page_definitions_of_commands_are_valid(self):
         text = "\n".join(MAN.part("BACKENDS", "Commands of your own"))
         example = re.search(r"^\.Bd [^\n]*\n(\{.*?)^\.Ed", text + "\n", re.M | re.S).group(1).replace(r"\(dq", '"')
-        self.assertEqual(list(clinvk.environment_definitions({"CLINVK_BACKENDS": example})), ["copy", "ask"])
+        self.assertEqual(list(clinvk.environment_definitions({"CLINVK_BACKENDS": example})), ["copy", "say", "ask"])
         self.assertEqual([name for name in clinvk.DEFINITION_FIELDS if ".Va " + name not in text and name not in
                           " ".join(MAN.words("BACKENDS", "Commands of your own"))], [])
         self.assertEqual([name for name in clinvk.PLACEHOLDERS if "Ql {%s}" % name not in text], [])

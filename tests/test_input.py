@@ -893,7 +893,14 @@ DEFINITIONS = [
     (dict(JSON, answer=".a"), clinvk.Definition(("x",), "json", ("a",))),
     (dict(JSON, output="jsonl", answer=".choices[0].text", error=".e-1", session_id="[-1].x_y", usage=".审.u", join=True),
      clinvk.Definition(("x",), "jsonl", ("choices", 0, "text"), ("e-1",), (-1, "x_y"), ("审", "u"), True)),
+    (dict(JSON, output="jsonl", answer=".a", ok={"path": ".is_error", "value": False}, done={"path": ".e[0]", "value": "审"},
+          errors={"No key": "auth", "slow": "rate_limit"}, stop_signal="SIGINT", agent=True),
+     clinvk.Definition(("x",), "jsonl", ("a",), ok=(("is_error",), "false"), done=(("e", 0), '"审"'),
+                       errors=(("No key", "auth"), ("slow", "rate_limit")), stop_signal="SIGINT", agent=True)),
+    ({"command": ["x", "--ask={prompt}"], "errors": {"E": "quota"}, "stop_signal": "SIGQUIT", "agent": True, "answer": None, "join": False},
+     clinvk.Definition(("x", "--ask={prompt}"), errors=(("E", "quota"),), stop_signal="SIGQUIT", agent=True)),
 ]
+EXPECTED = ': expected an object such as {"path": ".status", "value": "SUCCESS"}, got '
 BAD_DEFINITIONS = [
     ("x", ": expected a definition (an object with a command), got \"x\""), ([], ": expected a definition"), (None, ": expected a definition"),
     ({}, ": " + NO_PROGRAM), ({"command": None}, ".command: " + NO_PROGRAM), ({"command": []}, ".command: " + NO_PROGRAM),
@@ -901,7 +908,7 @@ BAD_DEFINITIONS = [
     ({"command": "cat"}, '.command: expected a list of strings, got "cat"'), ({"command": ["cat", 3]}, ".command[1]: expected a string, got 3"),
     ({"command": ["cat", ""]}, ".command[1]: must not be blank"), ({"command": ["a\0b"]}, ".command[0]: must not contain NUL"),
     ({"command": ["x", "{modle}"]}, '.command[1]: unknown placeholder "modle" (did you mean "model"?); known are model, workdir, '
-     'system_prompt, max_turns, max_tokens, prompt_file'),
+     'system_prompt, max_turns, max_tokens, prompt_file, prompt'),
     ({"command": ["x", "a{model}b{zz}"]}, '.command[1]: unknown placeholder "zz"; known are '),
     ({"comand": ["x"]}, '.comand: unknown field (did you mean "command"?)'), ({"command": ["x"], "zebra": 1}, ".zebra: unknown field"),
     (dict(JSON, output="jsn"), '.output: unknown form of output "jsn" (did you mean "json"?); known are text, json, jsonl'),
@@ -910,7 +917,19 @@ BAD_DEFINITIONS = [
     ({"command": ["x"], "answer": ".a"}, ': with output "text" all output is the answer'),
     ({"command": ["x"], "output": "text", "join": True}, ': with output "text" all output is the answer'),
     ({"command": ["x"], "usage": ".u"}, ': with output "text" all output is the answer'),
-    (dict(JSON, answer=".a", join=1), ".join: expected true or false, got 1")]
+    (dict(JSON, answer=".a", join=1), ".join: expected true or false, got 1"),
+    (dict(JSON, answer=".a", ok=".s"), ".ok" + EXPECTED), (dict(JSON, answer=".a", ok={"path": ".s"}), ".ok" + EXPECTED),
+    (dict(JSON, answer=".a", ok={"path": ".s", "value": None}), ".ok" + EXPECTED),
+    (dict(JSON, answer=".a", ok={"path": "s", "value": 1}), '.ok.path: expected a path such as .message.content or .choices[0].text, got "s"'),
+    (dict(JSON, answer=".a", ok={"path": ".s", "value": []}), ".ok.value: expected a text, a number, true or false, got []"),
+    (dict(JSON, answer=".a", ok={"path": ".s", "valeu": 1}), '.ok.valeu: unknown field (did you mean "value"?)'),
+    (dict(JSON, answer=".a", done={"path": ".s", "value": 1}), '.done: only a command with the output "jsonl" prints events'),
+    ({"command": ["x"], "ok": {"path": ".s", "value": 1}}, ': with output "text" all output is the answer'),
+    ({"command": ["x"], "errors": ["E"]}, '.errors: expected an object of texts and error kinds, got ["E"]'),
+    ({"command": ["x"], "errors": {"E": "qota"}}, '.errors.E: unknown error kind "qota" (did you mean "quota"?); known are rate_limit, '),
+    ({"command": ["x"], "errors": {"E": 3}}, ".errors.E: unknown error kind 3"), ({"command": ["x"], "errors": {" ": "quota"}}, '.errors[" "]: must not be blank'),
+    ({"command": ["x"], "stop_signal": "SIGKILL"}, '.stop_signal: unknown signal "SIGKILL"; known are SIGTERM, SIGINT, SIGHUP, SIGQUIT'),
+    ({"command": ["x"], "agent": "yes"}, '.agent: expected true or false, got "yes"')]
 BAD_DEFINITIONS += [(dict(JSON, answer=path), ".answer: expected a path such as .message.content or .choices[0].text, got ")
                     for path in ("a", ".", "a.b", ".a.", ".a..b", ".a[]", ".a[x]", ".a[1", "[1.5]", ".a b", ".a\n", "$.a", ".a[9999999999]",
                     ".a[0]x")]
@@ -933,6 +952,15 @@ class Definitions(TaskCase):
         for value, message in BAD_DEFINITIONS:
             with self.subTest(value):
                 self.assert_bad({"mine": value}, "mine" + message)
+
+    def test_program_that_needs_a_model_is_refused_without_one(self):
+        needs = "tasks.json:1: backend: mine needs a model: give --model, the field model or CLINVK_MINE_MODEL"
+        definitions = {"mine": clinvk.Definition(("cat", "{model}"), needs_model=True), "other": clinvk.Definition(("cat",))}
+        asked = {"prompt": "p", "backend": "mine"}
+        self.assertEqual(self.refused(asked, definitions=definitions), needs)
+        for task, rules in ((dict(asked, model="m"), {}), (asked, {"environment": {"CLINVK_MINE_MODEL": "m"}}), (dict(asked, extra=["m"]), {}),
+                            (asked, {"overrides": {"model": "m"}}), (dict(asked, backend="other"), {})):
+            self.assertEqual(len(self.jobs(task, definitions=definitions, **rules)), 1)
 
     def assert_bad(self, backends, message):
         refused = self.refused(self.batch(backends), allow_commands=True)

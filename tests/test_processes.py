@@ -285,6 +285,15 @@ class Watching(support.WorkerCase):
                 with self.subTest(looks):
                     self.assertEqual(self.verdicts(looks, is_over, **limits)[0], expected)
 
+    def test_own_command_that_lingers_after_its_last_event_is_ended_by_its_signal(self):
+        script = """trap 'echo > "$0"; exit 3' INT; echo '{"t": "hi", "part": {"end": true}}'; while :; do sleep 0.05; done"""
+        got = os.path.join(self.directory, "got")
+        own = clinvk.Definition(("sh", "-c", script, got), "jsonl", ("t",), done=(("part", "end"), "true"), stop_signal="SIGINT")
+        result = clinvk.run_job(clinvk.Job(0, clinvk.Task("own", "x"), definition=own))
+        self.assertEqual((result.status, result.output, result.exit_code), ("ok", "hi", 0))
+        self.assertEqual(result.warnings, (clinvk.OVERSTAYED % ("own", "0.1s"),))
+        self.assertTrue(os.path.exists(got), "it got another signal")
+
     def test_process_that_prints_too_much_has_that_verdict(self):
         self.assertEqual(self.verdicts([(1, b"xxx", b"eeeeeeeeeee"), (2, b"xx", b""), (3, b"x", b"")], max_output=5)[0], ["", "", "max_output"])
 
