@@ -161,6 +161,7 @@ BUILT_IN: List[str] = []  # the names of BACKENDS, which fills this list
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 APPROVAL_MODES = ("default", "auto", "none", "always")
 SANDBOX_MODES = ("default", "read-only", "workspace", "full")
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 
 class UserError(Exception):
@@ -259,6 +260,7 @@ class Task(NamedTuple):
     tags: Tuple[str, ...] = ()
     meta: Optional[Dict[str, Any]] = None
     literal: bool = False
+    effort: str = ""
     write_to: str = ""
     sample: Optional[Sample] = None  # None where the task is one job
 
@@ -667,6 +669,7 @@ OTHER_NAMES = {other: name for name, others in {
     "backend": "agent provider tool", "sandbox_mode": "sandbox", "name": "title", "tags": "labels",
     "approval_mode": "approval permission_mode", "timeout": "timeout_seconds",
     "max_parallel": "workers max_workers concurrency threads", "--max-parallel": "--jobs -P -n",
+    "effort": "reasoning_effort thinking",
 }.items() for other in others.split()}
 
 
@@ -2172,7 +2175,7 @@ def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str,
     return checked
 
 
-PLACEHOLDERS = ("model", "workdir", "system_prompt", "max_turns", "max_tokens",
+PLACEHOLDERS = ("model", "effort", "workdir", "system_prompt", "max_turns", "max_tokens",
                 "prompt_file", "prompt")
 OUTPUT_FORMS = ("text", "json", "jsonl")
 
@@ -2570,6 +2573,7 @@ def _color(value: Any) -> str:
 
 
 PROMPT_FORMS = ("text", "json", "stream-json")
+_effort = _one_of(EFFORTS, "effort")
 
 
 _MODES = {"approval_mode": _or_nothing(_one_of(APPROVAL_MODES, "approval mode")),
@@ -2612,10 +2616,11 @@ SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
 _FOR_ALL = {key.partition(".")[2].replace("command_timeout_secs", "timeout"): key
             for key in SETTINGS if key.startswith(
                 ("unified_flags.", "parallel.idle_timeout", "parallel.max_output"))}
-_FOR_ONE = ("model", "approval_mode", "sandbox_mode", "system_prompt")
+_FOR_ONE = ("model", "effort", "approval_mode", "sandbox_mode", "system_prompt")
 # The settings below `backends.NAME`; those of DEFINITION_FIELDS define a command of the user's own.
 BACKEND_SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "model": (_or_nothing(_argument), ""),
+    "effort": (_or_nothing(_effort), ""),
     "approval_mode": (_MODES["approval_mode"], ""),
     "sandbox_mode": (_MODES["sandbox_mode"], ""),
     "system_prompt": (_or_nothing(_argument), ""),
@@ -2799,8 +2804,8 @@ def merge_layers(layers: Sequence[Tuple[str, Dict[str, Any]]],
 # Codex 0.171.0 and Gemini CLI 0.61.0; tests/real/ runs them.
 
 SCRATCH = "\0scratch\0"  # in an argument or a variable: the directory of the command's files
-OPTIONAL_FIELDS = ("model", "system_prompt", "max_turns", "max_tokens", "extra",
-                   "verbose")  # that a backend may be unable to honour
+OPTIONAL_FIELDS = ("model", "effort", "system_prompt", "max_turns", "max_tokens",
+                   "extra", "verbose")  # that a backend may be unable to honour
 MAX_LINE_BYTES = 1 << 26  # of a line of output that is read; the answers of programs are smaller
 LONG_LINE = 1 << 20  # bytes of a line of events after which the rest of a string is left on disk
 # Matches an event whose type is whole, and its second type if that event can be part of an answer.
@@ -3454,7 +3459,8 @@ def _claude_command(job: Job) -> Command:
         argv.append("--no-session-persistence")
     argv += _options(("--resume", job.resume))
     argv += _claude_modes(task.sandbox_mode, task.approval_mode)
-    argv += _options(("--model", task.model), ("--max-turns", str(task.max_turns or "")),
+    argv += _options(("--model", task.model), ("--effort", task.effort),
+                     ("--max-turns", str(task.max_turns or "")),
                      ("--append-system-prompt", task.system_prompt))
     if job.budget_usd:  # in cents, rounded down; claude refuses 0
         argv += ["--max-budget-usd", "%.2f" % (max(1, int(job.budget_usd * 100 + 1e-6)) / 100)]
@@ -3676,6 +3682,8 @@ def _codex_command(job: Job) -> Command:
     if sandbox == "default" and task.approval_mode == "always":
         sandbox = "read-only"
     argv += ["--color", "never", *_CODEX_SANDBOX.get(sandbox, ()), *_options(("-m", task.model))]
+    if task.effort:
+        argv += ["-c", "model_reasoning_effort=" + task.effort]
     if task.system_prompt:
         argv += ["-c", "developer_instructions=" + _toml(task.system_prompt)]
     resume = _options(("resume", job.resume))  # some options are refused after it
@@ -4185,7 +4193,7 @@ BACKENDS = {backend.name: backend for backend in (
             saying=_claude_saying, doing=_claude_doing, text=_prompt_without_command,
             is_over=_claude_is_over, states_cost=True, is_agent=True),
     Backend("codex", _codex_command, _read_codex,
-            frozenset(("model", "system_prompt", "extra")),
+            frozenset(("model", "effort", "system_prompt", "extra")),
             _CODEX_REFUSALS, stop_signal="SIGINT", max_prompt=1 << 20, max_prompt_unit="characters",
             install="npm install -g @openai/codex", cautions=(("resume", CODEX_COUNTS),),
             resuming=("workdir",), saying=_codex_saying, doing=_codex_doing,
@@ -4262,7 +4270,7 @@ def command_line(job: Job) -> str:
 
 # The fields of a task, of the defaults in a batch, of a run and of a batch, with their checks.
 TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
-    "backend": _argument, "prompt": _some_text, "model": _argument,
+    "backend": _argument, "prompt": _some_text, "model": _argument, "effort": _effort,
     "workdir": _path,
     "approval_mode": _one_of(APPROVAL_MODES, "approval mode"),
     "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"), "output_format": _known_string,
@@ -8278,7 +8286,7 @@ def never_started(result: Result) -> bool:
 
 
 # The fields of a task that determine its answer, and so its key.  A test names the others.
-KEY_FIELDS = ("backend", "prompt", "model", "system_prompt", "workdir",
+KEY_FIELDS = ("backend", "prompt", "model", "effort", "system_prompt", "workdir",
               "approval_mode", "sandbox_mode", "max_turns", "max_tokens", "extra")
 
 
@@ -9813,7 +9821,7 @@ def task_identity(fields: Dict[str, Any], cells: Dict[str, int]) -> int:
 
 
 def cell_text(cell: Any) -> str:
-    """Return a cell as `model=opus,sandbox_mode=full`."""
+    """Return a cell as `model=opus,effort=high`."""
     if isinstance(cell, dict):
         return ",".join("%s=%s" % item for item in cell.items())
     return cell if isinstance(cell, str) else dumps(cell).decode()
@@ -12913,6 +12921,7 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
     "workdir": [_field("-w --workdir", "DIR", "working directory")],
     "task": [
         _field("-m --model", "MODEL", "model"),
+        _field("--effort", "LEVEL", "how much to think: " + ", ".join(EFFORTS)),
         _field("--approval-mode", "MODE", ", ".join(APPROVAL_MODES)),
         _field("--sandbox-mode", "MODE", ", ".join(SANDBOX_MODES)),
         _option("--literal", "leave @path and /word in prompts as text", dest="task_literal"),

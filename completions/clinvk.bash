@@ -21,6 +21,8 @@ _clinvk_value()
             values='sandbox=read-only sandbox=workspace sandbox=full approval=always approval=auto approval=none' ;;
         -b | --backend | --backends)
             values='claude codex gemini echo' ;;
+        --effort)
+            values='low medium high xhigh max' ;;
         --approval-mode)
             values='default auto none always' ;;
         --sandbox-mode)
@@ -53,7 +55,7 @@ _clinvk()
 
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
-            -b | --backend | -m | --model | -w | --workdir | -o | --output-format | --approval-mode \
+            -b | --backend | -m | --model | -w | --workdir | -o | --output-format | --effort | --approval-mode \
                 | --sandbox-mode | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --config | --wrap \
                 | --progress | --color)
                 if [[ ${COMP_WORDS[i + 1]} == '=' ]]; then
@@ -72,13 +74,13 @@ _clinvk()
     case $command in
         prompt)
             options='-h --help -o --output-format -c --continue --ephemeral --dry-run --wrap --progress --color --config -b --backend
-                -m --model -w --workdir --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                -m --model -w --workdir --effort --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         resume)
             options='-h --help --last -b --backend --here -o --output-format --dry-run --wrap --progress --color --config -m --model
-                --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                --effort --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             if [[ $word != -* ]]; then
                 values=$(_clinvk_sessions --resumable)
@@ -110,7 +112,7 @@ _clinvk()
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
                 --overwrite --results --resume --ceiling --root --allow-commands
                
-                --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config -b --backend -m --model -w --workdir --approval-mode --sandbox-mode
+                --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config -b --backend -m --model -w --workdir --effort --approval-mode --sandbox-mode
                 --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
@@ -122,13 +124,13 @@ _clinvk()
             options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands
                
                 --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
-                -b --backend -m --model -w --workdir --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                -b --backend -m --model -w --workdir --effort --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         compare)
             options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
-                -m --model -w --workdir --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                -m --model -w --workdir --effort --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
@@ -168,7 +170,7 @@ _clinvk()
             values="parallel prompt chain compare resume sessions report config doctor version $options"
             if ((COMP_CWORD > 1)); then  # the options of a prompt without the word `prompt`
                 values="-o --output-format -c --continue --ephemeral --dry-run --wrap --progress --color --config -b --backend
-                    -m --model -w --workdir --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output"
+                    -m --model -w --workdir --effort --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output"
             fi
             _clinvk_value && return
             ;;

@@ -144,7 +144,7 @@ class Commands(Environment):
 
     def test_claude_options_become_arguments(self):
         for field, value, words in (
-                ("model", "opus", ["--model", "opus"]), ("max_turns", 7, ["--max-turns", "7"]), ("verbose", True, []),
+                ("model", "opus", ["--model", "opus"]), ("effort", "max", ["--effort", "max"]), ("max_turns", 7, ["--max-turns", "7"]), ("verbose", True, []),
                 ("system_prompt", "-be 审查\nbrief", ["--append-system-prompt", "-be 审查\nbrief"]),
                 ("extra", ("--add-dir", "/x y"), ["--add-dir", "/x y"]), ("max_tokens", 777, []), ("timeout", 5.0, []), ("tags", ("t",), [])):
             self.assert_argv("claude", words, **{field: value})
@@ -241,6 +241,7 @@ class Commands(Environment):
     def test_codex_options_become_arguments(self):
         for field, value, words in (
                 ("model", "gpt-x", ["-m", "gpt-x"]), ("system_prompt", 'say "审查"\n', ["-c", 'developer_instructions="say \\"审查\\"\\n"']),
+                ("effort", "xhigh", ["-c", "model_reasoning_effort=xhigh"]),
                 ("extra", ("--output-schema", "f"), ["--output-schema", "f"]), ("extra", ("resume", ID), ["resume", ID]),
                 ("max_turns", 7, []), ("max_tokens", 7, []), ("verbose", True, [])):
             self.assert_argv("codex", words, **{field: value})
@@ -337,9 +338,9 @@ class Commands(Environment):
             self.assertEqual(command("gemini", workdir=self.path(name)).problem, "")
 
     def test_option_warnings_field_without_effect_is_named(self):
-        everything = dict(model="m", system_prompt="s", max_turns=2, max_tokens=3, extra=("x",), verbose=True)
-        expected = {"claude": [], "codex": ["max_turns", "max_tokens", "verbose"], "gemini": ["max_turns", "max_tokens", "verbose"],
-                    "echo": ["model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose"]}
+        everything = dict(model="m", effort="low", system_prompt="s", max_turns=2, max_tokens=3, extra=("x",), verbose=True)
+        expected = {"claude": [], "codex": ["max_turns", "max_tokens", "verbose"], "gemini": ["effort", "max_turns", "max_tokens", "verbose"],
+                    "echo": ["model", "effort", "system_prompt", "max_turns", "max_tokens", "extra", "verbose"]}
         for backend, fields in expected.items():
             self.assertEqual(clinvk.option_warnings(task(backend, **everything)),
                              tuple("%s has no %s; it was not applied" % (backend, field) for field in fields))
@@ -354,7 +355,7 @@ class Commands(Environment):
             self.assertEqual(clinvk.option_warnings(task(backend, extra=extra)), ())
 
     def test_honours_fields_change_the_command(self):
-        values = dict(model="m", system_prompt="s", max_turns=2, max_tokens=3, extra=("x",), verbose=True)
+        values = dict(model="m", effort="low", system_prompt="s", max_turns=2, max_tokens=3, extra=("x",), verbose=True)
         for backend, row in clinvk.BACKENDS.items():
             for field, value in values.items():
                 changed = command(backend, **{field: value}) != command(backend)
@@ -1344,9 +1345,9 @@ class OwnCommands(CaptureCase):
         self.assertEqual((reply.output, reply.session_id, reply.usage["input_tokens"]), ("hi", "abc", 5))
 
     def test_own_command_placeholders_are_filled_in(self):
-        full = dict(model="m {workdir}", workdir="/w", system_prompt="be\n'brief' {model}", max_turns=7, max_tokens=9)
+        full = dict(model="m {workdir}", effort="max", workdir="/w", system_prompt="be\n'brief' {model}", max_turns=7, max_tokens=9)
         for argv, given in (
-                (["p"], ["p"]), (["p", "{model}"], ["p", "m {workdir}"]), (["p", "-m", "{model}", "x"], ["p", "-m", "m {workdir}", "x"]),
+                (["p"], ["p"]), (["p", "{model}"], ["p", "m {workdir}"]), (["p", "-e", "{effort}"], ["p", "-e", "max"]), (["p", "-m", "{model}", "x"], ["p", "-m", "m {workdir}", "x"]),
                 (["p", "--model={model}"], ["p", "--model=m {workdir}"]), (["p", "{system_prompt}"], ["p", "be\n'brief' {model}"]),
                 (["p", "{max_turns}/{max_tokens}", "{workdir}{workdir}"], ["p", "7/9", "/w/w"]), (["p", "{{model}}"], ["p", "{model}"]),
                 (["p", "{{model}} is {model}"], ["p", "{model} is m {workdir}"]), (["p", "{}", "{ model }", '{"model": 1}', "$HOME", ""],

@@ -2480,8 +2480,8 @@ class Logs(Commands):
 
     @support.only_in_full_runs
     def test_dry_run_names_the_fields_without_effect(self):
-        options = ("--max-turns", "3", "-b", "gemini", "--dry-run")
-        warning = "gemini has no max_turns; it was not applied"
+        options = ("--effort", "high", "-b", "gemini", "--dry-run")
+        warning = "gemini has no effort; it was not applied"
         for run in (self.parallel(*options, input=tasks("a", "b", backend="gemini")), self.clinvk(*options, "a")):
             self.assertEqual((run.returncode, run.stderr.decode()), (0, "clinvk: warning: %s\n" % warning))
         found = results(self.parallel(*options, "--jsonl", input=tasks("a", backend="gemini")))

@@ -20,6 +20,7 @@ unified_flags: {approval_mode: auto, sandbox_mode: workspace, verbose: true, dry
 backends:
   claude:
     model: opus
+    effort: max
     approval_mode: ""
     sandbox_mode: read-only
     system_prompt: "be brief"
@@ -135,6 +136,7 @@ class Precedence(ConfigurationCase):
     def test_parallel_each_task_field_is_that_of_the_first_source(self):
         # of each field the value in file, batch, option and task, and how claude gets it
         table = {"model": ("m1", "m2", "m3", "m4", "--model %s"),
+                 "effort": ("low", "high", "xhigh", "max", "--effort %s"),
                  "max_turns": (1, 2, 3, 4, "--max-turns %s"),
                  "max_tokens": (1, 2, 3, 4, "CLAUDE_CODE_MAX_OUTPUT_TOKENS=%s"),
                  "system_prompt": ("s1", "s2", "s3", "s4", "--append-system-prompt %s"),
@@ -147,7 +149,7 @@ class Precedence(ConfigurationCase):
         self.configure(json.dumps({
             "unified_flags": {name: table[name][0] for name in ("max_turns", "max_tokens")},
             "backends": {"claude": {name: table[name][0] for name in (
-                "model", "system_prompt", "approval_mode")}}}))
+                "model", "effort", "system_prompt", "approval_mode")}}}))
         options = ["--%s=%s" % (field.replace("_", "-"), row[2]) for field, row in table.items()]
         for batch, args in ((False, []), (True, []), (True, options)):
             text = json.dumps({"tasks": [{"prompt": "p"}, dict(values(3), prompt="p")],
@@ -162,6 +164,7 @@ class Precedence(ConfigurationCase):
     def test_task_fields_of_the_file_count_after_all_other_sources(self):
         # of each field the key in the file, its value, another source's value, the built-in one
         table = {"model": ("backends.echo.model", "m1", "m2", ""),
+                 "effort": ("backends.echo.effort", "low", "max", ""),
                  "approval_mode": ("unified_flags.approval_mode", "auto", "none", "default"),
                  "sandbox_mode": ("unified_flags.sandbox_mode", "workspace", "full", "default"),
                  "system_prompt": ("backends.echo.system_prompt", "s1", "s2", ""),

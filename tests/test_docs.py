@@ -18,7 +18,8 @@ from support import COMPILED, ROOT, Case, clinvk, write_program
 support.left_to_full_runs()
 
 NAMES = tuple(clinvk.BACKENDS)
-WORDS_OF_FIELDS = {"backend": NAMES, "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES}
+WORDS_OF_FIELDS = {"backend": NAMES, "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES,
+                   "effort": clinvk.EFFORTS}
 HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
 FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--html", "--status-file", "--items", "--tsv", "--prompt-file"}
@@ -366,7 +367,7 @@ class ManPageTest(unittest.TestCase):
         self.assertEqual([name for name in clinvk.PLACEHOLDERS if "Ql {%s}" % name not in text], [])
 
     def test_man_page_missing_fields_equal_the_backends(self):
-        optional = {"model", "system_prompt", "max_turns", "max_tokens", "extra", "verbose"}
+        optional = {"model", "effort", "system_prompt", "max_turns", "max_tokens", "extra", "verbose"}
         for name, backend in clinvk.BACKENDS.items():
             with self.subTest(backend=name):
                 text = "\n".join(MAN.body("BACKENDS", name, "The programs"))
@@ -653,7 +654,7 @@ class FishCompletionTest(Case):
             self.assertEqual(self.complete("clinvk %s -" % command), options_of(parsers()[command]))
         for action in commands_with_actions():
             self.assertEqual(self.complete("clinvk %s -" % action), options_of(clinvk.build_parser(action)), action)
-        self.assertEqual(self.complete("clinvk -c --ep"), {"--ephemeral"})
+        self.assertEqual(self.complete("clinvk -c --ef"), {"--effort"})
         self.assertEqual(self.complete("clinvk parallel --backend "), set(NAMES))
         self.assertEqual(self.complete("clinvk parallel --color=a"), {"--color=auto", "--color=always"})
         self.assertEqual(self.complete("clinvk parallel --ceiling "), set(CEILINGS))

@@ -690,6 +690,8 @@ FIELDS = {
                 ("soon", "expected a duration such as"), ("0s", "expected a duration above 0"), ([], "expected seconds above 0"),
                 ("", "expected a duration")]),
     "idle_timeout": ([(90, 90.0), ("1.5m", 90.0)], [(0, "expected seconds above 0"), ("soon", "expected a duration such as")]),
+    "effort": ([(effort, effort) for effort in ("low", "medium", "high", "xhigh", "max")],
+    [("extra", 'unknown effort "extra"; known are low, medium, high, xhigh, max'), ("hihg", 'unknown effort "hihg" (did you mean "high"?)'), (3, "unknown effort 3")]),
     "literal": ([(False, False), (True, True)], [(1, "expected true or false, got 1"), ("true", 'expected true or false, got "true"')]),
     "max_output": ([(1, 1), (5000, 5000), ("500K", 512000), ("64M", 64 << 20), ("1.5 GiB", 3 << 29)],
                    [(0, "expected a number of bytes above 0 or a size"), (1.5, "expected a number of bytes"), (True, "expected a number of bytes"),
@@ -781,6 +783,7 @@ class Fields(TaskCase):
 # per field: values for the task itself, the command line, the batch's defaults and the environment, and the built-in one
 PRECEDENCE = {
     "backend": ("echo", "codex", "gemini", "claude", "claude"), "model": ("own", "line", "defaults", "environment", ""),
+    "effort": ("low", "high", "max", None, ""),
     "workdir": ("/own", "/line", "/defaults", None, ""), "approval_mode": ("auto", "none", "always", None, "default"),
     "sandbox_mode": ("read-only", "full", "workspace", None, "default"), "max_tokens": (1, 2, 3, None, 0), "max_turns": (1, 2, 3, None, 0),
     "system_prompt": ("own", "line", "defaults", None, ""), "timeout": (1.0, 2.0, 3.0, None, 0.0),
@@ -907,7 +910,7 @@ BAD_DEFINITIONS = [
     ({"command": ["{model}"]}, ".command: " + NO_PROGRAM), ({"command": ["./{model}", "x"]}, ".command: " + NO_PROGRAM),
     ({"command": "cat"}, '.command: expected a list of strings, got "cat"'), ({"command": ["cat", 3]}, ".command[1]: expected a string, got 3"),
     ({"command": ["cat", ""]}, ".command[1]: must not be blank"), ({"command": ["a\0b"]}, ".command[0]: must not contain NUL"),
-    ({"command": ["x", "{modle}"]}, '.command[1]: unknown placeholder "modle" (did you mean "model"?); known are model, workdir, '
+    ({"command": ["x", "{modle}"]}, '.command[1]: unknown placeholder "modle" (did you mean "model"?); known are model, effort, workdir, '
      'system_prompt, max_turns, max_tokens, prompt_file, prompt'),
     ({"command": ["x", "a{model}b{zz}"]}, '.command[1]: unknown placeholder "zz"; known are '),
     ({"comand": ["x"]}, '.comand: unknown field (did you mean "command"?)'), ({"command": ["x"], "zebra": 1}, ".zebra: unknown field"),

@@ -316,7 +316,7 @@ class ResumeTest(JournalCase):
 
 @support.only_in_full_runs
 class KeyTest(unittest.TestCase):
-    CHANGES = {"backend": "claude", "prompt": "q", "model": "m", "system_prompt": "s", "workdir": "w", "approval_mode": "none",
+    CHANGES = {"backend": "claude", "prompt": "q", "model": "m", "effort": "low", "system_prompt": "s", "workdir": "w", "approval_mode": "none",
                "sandbox_mode": "full", "max_turns": 1, "max_tokens": 1, "extra": ("e",),}
 
     def test_every_field_of_a_task_is_in_the_key_or_meant_not_to_be(self):

@@ -363,10 +363,10 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {
-    "": 140, "Types": 267, "Text and JSON": 628, "Platform": 916, "Configuration": 844,
-    "Backends": 1465, "Input": 1354, "Plans": 205, "Processes": 448, "Worker": 413, "Pool": 953,
+    "": 140, "Types": 269, "Text and JSON": 629, "Platform": 916, "Configuration": 846,
+    "Backends": 1468, "Input": 1354, "Plans": 205, "Processes": 448, "Worker": 413, "Pool": 953,
     "Scheduler": 608, "Journal": 479, "Sinks": 869, "Summary": 191, "Report": 1367,
-    "Sessions": 309, "Commands": 1289, "Command line": 468
+    "Sessions": 309, "Commands": 1289, "Command line": 469
 }
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}

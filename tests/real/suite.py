@@ -507,7 +507,7 @@ class Options(RealCase):
             os.mkdir(self.path("dir of " + backend))
             tasks.append(task("given-" + backend, backend, "mock: shell pwd > here\nmock: say fine", model="any-model-" + backend,
                               workdir=self.path("dir of " + backend), system_prompt=text, extra=extra[backend], max_turns=5, max_tokens=888,
-                              timeout=100, verbose=True, **FULL))
+                              timeout=100, verbose=True, effort="max", **FULL))
             tasks.append(task("plain-" + backend, backend, "mock: shell pwd > here-%s\nmock: say fine" % backend, **FULL))
         answers = self.batch(tasks, jobs=6, status="ok")
         for backend in ALL:
@@ -523,10 +523,12 @@ class Options(RealCase):
                 else:
                     self.assertGreater(len(given.system), 5000, "its own system prompt stays")
                 said = " ".join(result.get("warnings", ()))
-                self.assertEqual([field for field in ("max_turns", "max_tokens") if field in said],
-                                 {"claude": [], "codex": ["max_turns", "max_tokens"]}.get(backend, ["max_turns", "max_tokens"]))
+                self.assertEqual([field for field in ("effort", "max_turns", "max_tokens") if field in said],
+                                 {"claude": [], "codex": ["max_turns", "max_tokens"]}.get(backend, ["effort", "max_turns", "max_tokens"]))
         self.assertEqual((self.asked("given-claude").max_tokens, self.asked("plain-claude").max_tokens), (888, 32000))
         self.assertEqual(["Agent" in self.asked(name).tools for name in ("given-claude", "plain-claude")], [False, True])
+        self.assertEqual(json.loads(self.asked("given-claude").body)["output_config"]["effort"], "max")
+        self.assertEqual(json.loads(self.asked("given-codex").body)["reasoning"]["effort"], "max")
         self.assertEqual(json.loads(self.asked("given-codex").body)["reasoning"]["summary"], "detailed")
         self.assertIn(self.path("more").encode(), self.asked("given-gemini").body)
 
