@@ -30,16 +30,17 @@ Data flows down the file: a section uses only what stands above it.
      6. Input          JSON or items, from a file or a pipe -> Supply of validated Jobs
      7. Plans          chain and compare: jobs made from earlier results
      8. Processes      execute: one process, from its files to its end
-     9. Worker         run_job: one Job to its Result; logs
-    10. Pool           jobs in, exactly one Result for each out
-    11. Scheduler      which job is next and when, also after a limit; run_pool
-    12. Journal        results as JSON; the results file, from which a run continues
-    13. Sinks          text, JSON Lines, JSON, directory, progress
-    14. Summary        the ordered table, the totals, the verdict
-    15. Report         results files -> table, totals, timeline; runs nothing
-    16. Sessions       conversations that can be resumed, a file each
-    17. Commands       options -> jobs -> scheduler -> sinks -> verdict
-    18. Command line   the table of options, build_parser, main
+     9. Checks         commands that judge what a program did
+    10. Worker         run_job: one Job to its Result; logs
+    11. Pool           jobs in, exactly one Result for each out
+    12. Scheduler      which job is next and when, also after a limit; run_pool
+    13. Journal        results as JSON; the results file, from which a run continues
+    14. Sinks          text, JSON Lines, JSON, directory, progress
+    15. Summary        the ordered table, the totals, the verdict
+    16. Report         results files -> table, totals, timeline; runs nothing
+    17. Sessions       conversations that can be resumed, a file each
+    18. Commands       options -> jobs -> scheduler -> sinks -> verdict
+    19. Command line   the table of options, build_parser, main
 
 What holds everywhere:
 
@@ -144,12 +145,12 @@ else:
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 FAILED_STATUSES = ("failed", "timeout", "lost")  # that count as failed
 
-# Assigned by error_kind, the readers of the backends, _judge, _not_started,
+# Assigned by error_kind, the readers of the backends, _judge, _not_started, with_checks,
 # Pool and Scheduler.
 ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid",
                "context_length", "max_turns", "budget", "timeout", "stalled", "signal",
-               "not_found", "no_output", "max_output", "damaged_output", "backend",
-               "worker_lost", "canceled")
+               "not_found", "no_output", "max_output", "damaged_output", "check", "check_error",
+               "backend", "worker_lost", "canceled")
 
 # The exit statuses of clinvk.  A test compares them with EXIT STATUS in the man page.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION = 0, 1, 2, 3, 4
@@ -237,7 +238,9 @@ class Task(NamedTuple):
 
     `timeout` and `idle_timeout` are in seconds, `max_output` is in bytes.  `literal` makes the Job
     literal.  `write_to` is the file for the answer; only an option can set it, not the input.
-    `sample` is that of the job, and the input cannot set it.  0, "", () and None mean "not given".
+    `check` are commands that must succeed, one after the other, for `check_timeout` seconds each at
+    most.  `sample` is that of the job, and the input cannot set it.  0, "", () and None mean "not
+    given".
     """
 
     backend: str
@@ -262,6 +265,8 @@ class Task(NamedTuple):
     literal: bool = False
     effort: str = ""
     write_to: str = ""
+    check: Tuple[Tuple[str, ...], ...] = ()
+    check_timeout: float = 0.0
     sample: Optional[Sample] = None  # None where the task is one job
 
 
@@ -344,7 +349,7 @@ class Result(NamedTuple):
     when a limit ends that took too long.  `usage_is_cumulative`: `usage` is that of all runs of its
     session.  `limits` are those of the account, by name, as the backend states them.  `acted`: a
     tool of the backend ran, or may have run where that cannot be known.  `log` and `log_stderr` are
-    the files of the log.
+    the files of the log.  `check` has the fields of the check that failed, else of the last.
     """
 
     index: int  # type: ignore[assignment]
@@ -375,6 +380,7 @@ class Result(NamedTuple):
     written: str = ""
     log: str = ""
     log_stderr: str = ""
+    check: Optional[Dict[str, Any]] = None
 
     @property
     def output(self) -> str:
@@ -669,7 +675,7 @@ OTHER_NAMES = {other: name for name, others in {
     "backend": "agent provider tool", "sandbox_mode": "sandbox", "name": "title", "tags": "labels",
     "approval_mode": "approval permission_mode", "timeout": "timeout_seconds",
     "max_parallel": "workers max_workers concurrency threads", "--max-parallel": "--jobs -P -n",
-    "effort": "reasoning_effort thinking",
+    "effort": "reasoning_effort thinking", "check": "test verify validate",
 }.items() for other in others.split()}
 
 
@@ -988,6 +994,15 @@ def path_text(path: _Path) -> str:
     return text
 
 
+SHOWN_CHECK_BYTES = 4096  # of the output of a check, in a result
+
+
+def last_bytes(text: str, size: int) -> str:
+    """Return the end of a text that has at most so many bytes, with whole characters."""
+    data = to_bytes(text)
+    if len(data) <= size:
+        return text
+    return to_text(re.sub(rb"\A[\x80-\xbf]+", b"", data[len(data) - size:]))
 
 
 def result_fields(result: Result) -> Dict[str, Any]:
@@ -1008,7 +1023,8 @@ def result_fields(result: Result) -> Dict[str, Any]:
         retry_at=utc(result.retry_at) if result.retry_at else "", warnings=result.warnings,
         session_id=result.session_id, usage=result.usage, cost_usd=result.cost_usd,
         num_turns=result.num_turns, limits=result.limits, attempts=result.attempts,
-        tries=result.tries,
+        tries=result.tries, check=result.check and dict(
+            result.check, output=last_bytes(result.check["output"], SHOWN_CHECK_BYTES)),
         start_time=utc(result.start_time), end_time=utc(result.end_time),
         duration_seconds=round(result.duration_seconds, 3), written=result.written,
         resumed=result.resumed or None, log=result.log, log_stderr=result.log_stderr)
@@ -2151,6 +2167,22 @@ def _each(element: Callable[[Any], Any], what: str,
 _list_of = functools.partial(_each, what="a list of strings")
 _limits = _each(_jobs, "an object such as {\"claude\": 2}", dict)
 _token_counts = _each(_token_count, "an object", dict)
+
+
+def _command(value: Any) -> Any:
+    """Return a list of arguments, or a text for `sh -c`, as a command."""
+    if isinstance(value, str):
+        return "sh", "-c", _argument(value)
+    if not value:
+        raise expected("a command: a text for sh -c, or a list of arguments", value)
+    return _list_of(_argument)(value)
+
+
+def _commands(value: Any) -> Any:
+    """Return one text for `sh -c`, or a list of commands, as commands."""
+    if isinstance(value, str):
+        return (_command(value),)
+    return _each(_command, "a command, or a list of commands")(value)
 
 
 def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str,
@@ -4277,6 +4309,7 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
     "timeout": _seconds, "idle_timeout": _seconds, "max_output": _bytes,
     "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "literal": _truth,
+    "check": _commands, "check_timeout": _seconds,
     "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
 }
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items()
@@ -4480,6 +4513,7 @@ def _job(value: Any, defaults: Dict[str, Any], policy: TaskPolicy) -> Job:
     own = _checked(value, TASK_FIELDS, "a task (an object)", FIELD_HINTS.get)
     if "prompt" not in own:
         raise InvalidValue("a task needs a prompt")
+    _refuse_commands(policy, own, "check", "a task")
     task = _merged(own, defaults, policy)
     try:
         return _permitted(task, policy)
@@ -4499,6 +4533,8 @@ def _refuse_commands(policy: TaskPolicy, fields: Dict[str, Any], name: str, what
 def _with_commands(policy: TaskPolicy, fields: Dict[str, Any], what: str) -> TaskPolicy:
     """Return the policy with the commands that a batch or a chain defines.  Raise InvalidValue."""
     _refuse_commands(policy, fields, "backends", what)
+    with path_context("defaults"):
+        _refuse_commands(policy, fields.get("defaults", {}), "check", what)
     return policy._replace(definitions={**policy.definitions, **fields.get("backends", {})})
 
 
@@ -5691,7 +5727,7 @@ def _chain(value: Any, policy: TaskPolicy) -> Chain:
                 item = dict(item, workdir=item.get("workdir") or steps[-1].task.workdir or None)
             job = _job(item, fields.get("defaults", {}), policy)._replace(index=index)
             steps.append(job)
-            for field in ("model", "workdir", "system_prompt", "extra"):
+            for field in ("model", "workdir", "system_prompt", "extra", "check"):
                 if re.search(_REFERENCE, str(getattr(job.task, field))):
                     raise InvalidValue("placeholders are replaced only in prompts", (field,))
             for field, label in (("name", job.task.name), ("id", job.task.id)):
@@ -6246,7 +6282,7 @@ def _environment(job: Job, state: WorkerState, scratch: str,
                  workdir: Optional[OpenDirectory]) -> Dict[str, str]:
     """Return what a process of a job inherits: that of clinvk, with the marks of the run.
 
-    Programs get it.
+    Programs, checks and git get it.
     """
     environment = dict(state.environment, TMPDIR=scratch, CLINVK_TASK=str(job.index))
     environment[RUN_MARK % state.run_id] = str(job.index)
@@ -6273,7 +6309,128 @@ def left_running(owner: str, names: Sequence[str]) -> Tuple[str, ...]:
     return ("%s left processes running, which were killed: %s" % (owner, first_of(names)),)
 
 
-# --- 9. Worker ---------------------------------------------------------------
+# --- 9. Checks ---------------------------------------------------------------
+#
+# Commands of the user that judge what a program did, after the program has succeeded.
+
+CHECK_SECONDS = 600.0
+CANNOT_TELL, MAX_REPEATS = 75, 3  # the exit status of a check that could not decide
+CHECK_BYTES = 16384  # of its output; result_fields shows SHOWN_CHECK_BYTES
+
+
+def with_checks(job: Job, result: Result, state: WorkerState,
+                workdir: Optional[OpenDirectory]) -> Result:
+    """Return the result of a task by its checks, if it is ok."""
+    try:
+        if result.status != "ok" or not job.task.check:
+            return result
+        environment = _check_environment(job, result, state, workdir)
+        for argv in job.task.check:
+            if result.status == "ok":
+                run = functools.partial(_run_check, argv, environment, job, state, workdir)
+                result = _with_check(argv, job.task, result, run)
+    except OSError as error:
+        return result._replace(status="failed", exit_code=1, error_kind="check_error",
+                               error="the check cannot be run: " + reason_of(error))
+    return result
+
+
+def _check_environment(job: Job, result: Result, state: WorkerState,
+                       workdir: Optional[OpenDirectory]) -> Dict[str, str]:
+    """Return the environment of the checks, the files that it names written.  Raise OSError."""
+    def fields_of(result: Result) -> Dict[str, Any]:
+        return {name: value for name, value in result_fields(result).items()
+                if name not in ("start_time", "end_time", "duration_seconds")}  # not known yet
+
+    scratch, _ = state.prepare()
+    if isinstance(result.answer, TextFile):
+        result.answer.open()
+    output, fields = (os.path.join(scratch, name) for name in ("check.output", "check.json"))
+    write_whole(output, map(to_bytes, texts_of([result.answer])))
+    write_whole(fields, encoded(result._replace(task=job.task, attempts=job.attempt), fields_of))
+    return dict(_environment(job, state, scratch, workdir), CLINVK_TASK_ID=job.task.id,
+                CLINVK_OUTPUT=output, CLINVK_RESULT=fields)
+
+
+def _new_files(count: int, state: WorkerState, cleanup: contextlib.ExitStack) -> List[int]:
+    """Return empty files, which nobody else has.  Raise OSError."""
+    files = []
+    for _ in range(count):
+        files.append(nameless_file(state.directory))
+        cleanup.callback(os.close, files[-1])
+    return files
+
+
+def _is_text(argv: Tuple[str, ...]) -> bool:
+    """Return whether the user gave a command as a text for the shell."""
+    return len(argv) == 3 and argv[:2] == ("sh", "-c")
+
+
+def _command_text(argv: Tuple[str, ...]) -> str:
+    return argv[2] if _is_text(argv) else " ".join(map(shell_quoted, argv))
+
+
+def _with_check(argv: Tuple[str, ...], task: Task, result: Result,
+                run: Callable[[], Tuple[Ended, str]]) -> Result:
+    """Return the result after one check, which is run again while it cannot tell."""
+    started, runs, warnings = time.monotonic(), 0, result.warnings
+    ended = Ended(CANNOT_TELL)
+    while ended[:2] == (CANNOT_TELL, "") and runs <= MAX_REPEATS:
+        ended, output = run()
+        warnings += left_running("the check", ended.killed)
+        runs += 1
+    if ended.verdict == "canceled":
+        return canceled(result)._replace(warnings=warnings)
+    status, error = _verdict_of(ended, task)
+    command = _command_text(argv)
+    code = EXIT_TIMEOUT if status == "timeout" else ended.code
+    facts = {"status": status, "command": without_secrets(command),
+             "exit_code": 128 - code if code < 0 else code,
+             "output": last_bytes(output, CHECK_BYTES),
+             "duration_seconds": round(time.monotonic() - started, 3), "runs": runs}
+    result = result._replace(check=facts, warnings=warnings)
+    if status == "passed":
+        return result
+    return result._replace(status="failed", exit_code=1,
+                           error="the check %s: %s" % (error, one_line(command)),
+                           error_kind="check" if status == "failed" else "check_error")
+
+
+def _run_check(argv: Tuple[str, ...], environment: Dict[str, str], job: Job, state: WorkerState,
+               workdir: Optional[OpenDirectory]) -> Tuple[Ended, str]:
+    """Run a check once.  Return its end, and the end of what it printed.  Raise OSError."""
+    task = job.task
+    with contextlib.ExitStack() as cleanup:
+        nothing, output = _new_files(2, state, cleanup)
+        # The shell finds a relative path in the workdir.
+        words = argv if _is_text(argv) else ("sh", "-c", 'exec "$@"', "sh", *argv)
+        execution = Execution(
+            words, environment, (nothing, output, output), workdir,
+            task.check_timeout or CHECK_SECONDS, max_output=task.max_output or DEFAULT_MAX_OUTPUT,
+            action="check: " + _command_text(argv))
+        ended = execute(execution, state, job.index) or Ended(-1, "canceled")
+        return ended, Capture(output).tail()
+
+
+def _verdict_of(ended: Ended, task: Task) -> Tuple[str, str]:
+    """Return the status of a check, and what is wrong with it, for a message."""
+    code = ended.code if ended.code >= 0 else 128 - ended.code
+    if ended.verdict == "timeout":
+        return "timeout", "timed out after " + duration(task.check_timeout or CHECK_SECONDS)
+    if ended.verdict:
+        most = size_text(task.max_output or DEFAULT_MAX_OUTPUT)
+        return "error", "printed more than " + most
+    if code == CANNOT_TELL:
+        return "error", "could not decide: exit status %d" % code
+    if code in (EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND):
+        return "error", "could not be run: exit status %d" % code
+    name = signal_name(code - 128)
+    if name != "unknown":  # also of a program that a shell has run
+        return "error", "was ended by signal %d (%s)" % (code - 128, name)
+    return ("failed", "failed: exit status %d" % code) if code else ("passed", "")
+
+
+# --- 10. Worker --------------------------------------------------------------
 #
 # A job in a worker: its files, its verdict, its log.
 
@@ -6381,7 +6538,7 @@ def _run(job: Job, state: WorkerState) -> Result:
             if names:
                 warnings = left_running(result.backend, names)
                 result = result._replace(warnings=result.warnings + warnings)
-            return result
+            return with_checks(job, result, state, workdir)
         except OutputError as error:
             return unfinished(job, "failed", str(error), "backend", exit_code=1, attempts=1)
         except OSError as error:
@@ -6686,7 +6843,7 @@ def _blocks(file: int, start: int, end: int) -> Iterator[str]:
     yield rest
 
 
-# --- 10. Pool ----------------------------------------------------------------
+# --- 11. Pool ----------------------------------------------------------------
 #
 # multiprocessing.Pool gives the workers and carries the messages.  Its user has to add:
 #
@@ -6826,7 +6983,7 @@ class Ledger:
     def note_output(self, slot: int, size: int, quiet: float, action: str, tokens: int) -> None:
         self._words[slot + 4] = size
         self._words[slot + 5] = int((time.monotonic() - quiet) * 1000)
-        self._words[slot + 7] = tokens or self._words[slot + 7]
+        self._words[slot + 7] = tokens or self._words[slot + 7]  # a check uses none
         space = self._words[slot + 10:slot + self._WIDTH].cast("B")
         data = action.encode("utf-8", "replace")[:len(space)].decode("utf-8", "ignore").encode()
         self._words[slot + 8] |= 1
@@ -7228,7 +7385,7 @@ class _WorkerPool:
 class Running(NamedTuple):
     """A job that runs, for how many seconds, how much it has printed, and for how long nothing.
 
-    `action` is what its program did last, as far as its events say;
+    `action` is what its program did last, as far as its events say, or the check that runs;
     `tokens` is what it used.
     """
 
@@ -7347,9 +7504,9 @@ class Pool:
             error_callback=functools.partial(self._fail, pool, job))
 
     def _message(self, job: Job) -> _Message:
-        """Return the message with a job, without the fields that a worker does not need."""
+        """Return the message with a job, without the fields that only a check can see."""
         task = job.task
-        if task.name or task.tags or task.meta:
+        if not task.check and (task.name or task.tags or task.meta):
             job = job._replace(task=job.task._replace(name="", tags=(), meta=None))
         if job.parts:
             path = os.path.join(self.directory, "%d.prompt" % self._messages)
@@ -7639,7 +7796,7 @@ class DryPool:
     cancel = kill = close = do_nothing
 
 
-# --- 11. Scheduler -----------------------------------------------------------
+# --- 12. Scheduler -----------------------------------------------------------
 #
 # Which job starts next and when: order, retries, limits, bounds, the end of a run.  Pure logic over
 # a supply, a pool and two clocks.  Each attempt is a job of the pool.  _again decides whether there
@@ -8247,7 +8404,7 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
         control.wake, supply.on_ready, control.running = do_nothing, do_nothing, list
 
 
-# --- 12. Journal -------------------------------------------------------------
+# --- 13. Journal -------------------------------------------------------------
 #
 # The JSON object of a result, and the results file: from its lines a later run knows what is done.
 
@@ -8285,9 +8442,21 @@ def never_started(result: Result) -> bool:
     return result.status == "canceled" and not result.attempts
 
 
+# The answer of the program was bad by what the task asks for: no accident, and so a measurement.
+JUDGED_KINDS = frozenset(("check",))
+
+
+def is_final(status: str, error_kind: str, is_sample: Any) -> bool:
+    """Return whether a result answers its task for good.  Other tasks run again with --resume.
+
+    A sample that was judged is not drawn again until it succeeds.
+    """
+    return status == "ok" or bool(is_sample) and error_kind in JUDGED_KINDS
+
+
 # The fields of a task that determine its answer, and so its key.  A test names the others.
 KEY_FIELDS = ("backend", "prompt", "model", "effort", "system_prompt", "workdir",
-              "approval_mode", "sandbox_mode", "max_turns", "max_tokens", "extra")
+              "approval_mode", "sandbox_mode", "max_turns", "max_tokens", "extra", "check")
 
 
 def job_key(job: Job) -> str:
@@ -8332,6 +8501,12 @@ def continuing_command(arguments: Sequence[str], needs_input: bool) -> str:
     return "the same input with: " + command if needs_input else command
 
 
+def _check_facts(value: Any) -> Dict[str, Any]:
+    facts = _free_object(value)
+    texts = {name: _known_string(facts.get(name, "")) for name in ("status", "output")}
+    return dict(facts, **texts)
+
+
 # The fields that a later run reads from a line of the results file, with their checks.
 LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "index": _free_value, "task_id": _free_value,
@@ -8344,10 +8519,15 @@ LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "tries": _each(_free_object, "a list of objects"), "start_time": parse_utc,
     "end_time": parse_utc, "duration_seconds": _amount, "written": _known_string,
     "log": _known_string, "log_stderr": _known_string,
-    "samples": _token_count, "cell": _free_object,
+    "check": _check_facts, "samples": _token_count, "cell": _free_object,
 }
 WORKERS_END_SECONDS = 15.0  # after their parent was killed; they lock the results file until then
 MAX_LABELS = 5  # in a message
+
+
+def is_final_line(fields: Dict[str, Any]) -> bool:
+    is_sample = fields.get("samples", 1) > 1 or fields.get("cell")
+    return is_final(fields["status"], fields.get("error_kind", ""), is_sample)
 
 
 class _EqualLines:
@@ -8594,7 +8774,7 @@ class Journal:
             if start >= since:
                 answered[key] += 1
             self.spent += fields.get("cost_usd", 0.0)
-            if fields["status"] == "ok":
+            if is_final_line(fields):
                 same = self._ok.setdefault(hash(key), start)
                 if same != start:
                     if isinstance(same, int):
@@ -8668,7 +8848,7 @@ class Journal:
             fields, capture = self._fields_at(start)
         except (OSError, ValueError):
             return None
-        if fields["key"] != key or fields["status"] != "ok":  # somebody has changed the file
+        if fields["key"] != key or not is_final_line(fields):  # somebody has changed the file
             return None
         result = result_of_line(job.index, fields, capture)
         return result._replace(backend=job.task.backend, task=job.task, resumed=True)
@@ -8726,7 +8906,7 @@ class Journal:
     __del__ = _release
 
 
-# --- 13. Sinks ---------------------------------------------------------------
+# --- 14. Sinks ---------------------------------------------------------------
 #
 # A sink takes one Result at a time, in the order in which tasks end: `write(result)`.  form_of
 # chooses the sink for stdout.  A sink raises OutputError when it cannot write.
@@ -9595,10 +9775,11 @@ def _separate(text: str) -> str:
     return re.sub("[\u200d\ufe0f]", "", text)
 
 
-# --- 14. Summary -------------------------------------------------------------
+# --- 15. Summary -------------------------------------------------------------
 
 MAX_REASONS = 20  # distinct errors that are listed
 MAX_NOTE = 2000  # characters of an error or a warning in the table
+CHECK_LINES = 5  # of the output of a check that did not pass
 
 
 def _why_canceled(result: Result) -> str:
@@ -9611,6 +9792,7 @@ class Totals:
     def __init__(self, costs: bool = False) -> None:
         self.counts = {"completed": 0, "failed": 0, "canceled": 0, "skipped": 0}
         self.resumed = 0  # of the completed ones
+        self.final = 0  # of the failed ones: a later run does not try them again
         self.usage: Dict[str, int] = {}
         # unknown, where no backend states it
         self.cost_usd: Optional[float] = 0.0 if costs else None
@@ -9632,6 +9814,8 @@ class Totals:
         self.counts["failed" if failed else result.status.replace("ok", "completed")] += 1
         self.resumed += result.resumed and not failed
         if failed:
+            sample = sample_of(result)
+            self.final += is_final("", result.error_kind, sample.samples > 1 or sample.cell)
             self.last_failure = result.status, result.exit_code
         if failed or result.status == "canceled":
             why = _why_canceled(result).replace(CANCELED_LATE, "while it ran")
@@ -9742,6 +9926,9 @@ class Table:
         if result.error and result.status != "canceled":
             error = re.sub(r"(?i)^\s*error:\s+(?=\S)", "", result.error)  # the note has it
             notes.insert(0, ("error", one_line(error)[:MAX_NOTE]))
+        if result.check and result.check["status"] != "passed":
+            lines = [line for line in result.check["output"].splitlines() if line.strip()]
+            notes += [("check", one_line(line)[:MAX_NOTE]) for line in lines[-CHECK_LINES:]]
         status = result.status.upper()
         if result.attempts > 1:
             status += " (%d)" % result.attempts
@@ -9786,7 +9973,7 @@ class ComparisonTable(Table):
                 one_line(result.model)]
 
 
-# --- 15. Report --------------------------------------------------------------
+# --- 16. Report --------------------------------------------------------------
 #
 # `clinvk report` reads results files twice: first to find the line that counts for each task, then
 # to read these lines in the order of the tasks.  In between a task takes a few numbers of memory.
@@ -10292,24 +10479,30 @@ class Measures:
 
 
 class Group(Totals):
-    """The totals of some tasks, and the times of those that ran."""
+    """The totals of some tasks, the times of those that ran, and how many were judged."""
 
     def __init__(self) -> None:
         from array import array
         super().__init__()
         self._seconds = array("d")
+        self._judged = 0  # ok, or bad by what the task asks for
 
     def write(self, result: Result) -> None:
         super().write(result)
+        self._judged += is_final(result.status, result.error_kind, True)
         if result.attempts:
             self._seconds.append(result.duration_seconds)
+
+    @property
+    def pass_rate(self) -> Optional[float]:
+        return self.counts["completed"] / self._judged if self._judged else None
 
     @property
     def median_seconds(self) -> Optional[float]:
         return percentile(sorted(self._seconds), 50) if self._seconds else None
 
     def fields(self) -> Dict[str, Any]:
-        fields = dict(super().fields(),
+        fields = dict(super().fields(), judged=self._judged, pass_rate=self.pass_rate,
                       median_seconds=self.median_seconds, task_seconds=sum(self._seconds))
         return {name: round(value, 6) if isinstance(value, float) else value
                 for name, value in fields.items()
@@ -10336,7 +10529,7 @@ class Groups:
 
     MOST = 1000
     OTHERS = "(others)"
-    TITLES = ("TASKS", "OK", "FAILED", "MEDIAN", "TOKENS", "COST")
+    TITLES = ("TASKS", "OK", "FAILED", "PASS", "MEDIAN", "TOKENS", "COST")
 
     def __init__(self, field: str) -> None:
         self._field = field
@@ -10351,10 +10544,10 @@ class Groups:
     def text(self, columns: int) -> str:
         """Return a table, the largest group first; "" where there is none."""
         def cells(name: str, group: Group) -> List[str]:
-            median, cost = group.median_seconds, group.cost_usd
+            rate, median, cost = group.pass_rate, group.median_seconds, group.cost_usd
             tokens = group.usage.get("total_tokens")
             return [one_line(name) or "-", str(group.total), str(group.counts["completed"]),
-                    str(group.counts["failed"]),
+                    str(group.counts["failed"]), "-" if rate is None else "%.1f%%" % (rate * 100),
                     "-" if median is None else "%.2fs" % median,
                     "{:,}".format(tokens) if tokens else "-",
                     "-" if cost is None else "$%.4f" % cost]
@@ -11153,7 +11346,7 @@ REPORT_FILES: Dict[str, Callable[[Records, Statistics, bool], Iterator[str]]] = 
     "junit": junit_texts, "markdown": markdown_texts, "html": page_texts}
 
 
-# --- 16. Sessions ------------------------------------------------------------
+# --- 17. Sessions ------------------------------------------------------------
 #
 # A session is a JSON file of its own, ID.json.  A file appears whole, by a rename, so that readers
 # need no lock.  A process that runs a prompt in a session, or deletes a session, holds its lock:
@@ -11462,7 +11655,7 @@ class SessionStore:
         return [name[:ID_DIGITS] for name in self._names() if name[ID_DIGITS:] == ".json"]
 
 
-# --- 17. Commands ------------------------------------------------------------
+# --- 18. Commands ------------------------------------------------------------
 
 
 class Settings(NamedTuple):
@@ -11506,6 +11699,9 @@ def settings_from(options: argparse.Namespace) -> Settings:
             raise UserError("CLINVK_CEILING: %s" % error) from None
     if "log_max" in given and "log_dir" not in given:
         raise UserError("--log-max: there are no logs; give --log-dir DIR")
+    if "task_check_timeout" in given and not ("task_check" in given or "allow_commands" in given):
+        raise UserError("--check-timeout: there is no check; give --check CMD, or --allow-commands "
+                        "for the checks of the tasks")
     run = {name: given[name] for name in RUN_FIELDS if name in given}
     if "limits" in run:
         run["limits"] = dict(run["limits"])
@@ -11877,7 +12073,7 @@ def _conclude(plan: Plan, settings: Settings, console: Console, *, overview: Ove
         say("error: " + control.failure)
     unfinished = totals.counts["canceled"] or control.unread
     left = bool(control.left if not signal_number else plan.journal and unfinished)
-    missing = left or plan.journal and (unfinished or totals.counts["failed"])
+    missing = left or plan.journal and (unfinished or totals.counts["failed"] > totals.final)
     if control.unread and not settings.dry_run:
         say("the input was not read to its end: the tasks in the rest have no result")
     if plan.continuing and not settings.dry_run and missing:
@@ -11967,6 +12163,11 @@ def _batch_plan(options: argparse.Namespace, settings: Settings, console: Consol
         shard = shard_of_environment(dict(os.environ))
         console.say("shard %d of %d, by %s" % (shard.position + 1, shard.shards, shard.source))
     stream = open_tasks(file, rules, console.warn, shard)
+    for part in ITEM_PARTS:
+        if rules.template and part in str(rules.overrides.get("check", "")):
+            console.warn("--check is no template, %s stays as it is; a check finds the id of its "
+                         "task, such as that of --id %s, in $CLINVK_TASK_ID" % (
+                             part, shell_quoted(part)))
     run, path = rules.of_run(stream.run), rules.run.get("output_dir")
     policy, jobs = run_policy(run), run["max_parallel"]
     roots = () if path else (".", rules.root)
@@ -12751,7 +12952,7 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
     }
 
 
-# --- 18. Command line --------------------------------------------------------
+# --- 19. Command line --------------------------------------------------------
 
 
 def _argument_type(check: Callable[[Any], Any], number: bool) -> Callable[[str], Any]:
@@ -12873,6 +13074,10 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 "LIST", parse_ceiling),
         _option("--root", "refuse tasks whose workdir is outside of DIR", "DIR", _path),
         _option("--allow-commands", "let the input define commands as backends")],
+    "check": [
+        _field("--check", "CMD", "run CMD when a task's program has succeeded; if CMD fails, the "
+               "task fails; may be given for each", action="extend"),
+        _field("--check-timeout", "DURATION", "stop a check after so long (default: 10m)")],
     "answer": [_option("-o --output-format", "text; json: one object at the end; stream-json: "
                        "what the backend prints (default: text)", choices=PROMPT_FORMS)],
     "prompt": [
@@ -12960,7 +13165,7 @@ COMMANDS = {
         "`clinvk COMMAND --help` describes a command; see also clinvk(1)."),
     "parallel": Subcommand(
         command_parallel,
-        "file template parallel retry form trust run watch color config "
+        "file template parallel retry form trust check run watch color config "
         "backend workdir task",
         "run a batch of tasks", "[OPTIONS] [-- WORD...]", """\
 The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks, or tasks.
@@ -12978,7 +13183,7 @@ The answer is shown while it comes. `-` as TEXT reads the prompt from stdin. Exa
   clinvk -c 'And in one sentence?'""", 1, QUOTES_HINT),
     "chain": Subcommand(
         command_chain,
-        "file retry form trust run watch color config backend workdir task",
+        "file retry form trust check run watch color config backend workdir task",
         "run steps, each with the answers of those before it", details="""\
 The input is one JSON object, {"steps": [...]}. Each step is a task. In prompts, {{previous}} is
 replaced by the answer of the step before, and {{steps.NAME.output}} by that of the step NAME.

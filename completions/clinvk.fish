@@ -68,6 +68,8 @@ complete -c clinvk -n '__clinvk_in parallel chain' -l retry-acted -d 'also tasks
 complete -c clinvk -n '__clinvk_in parallel chain' -l max-wait -x -d 'wait for limits at most that long'
 complete -c clinvk -n '__clinvk_in parallel chain' -l ceiling -xa 'sandbox=read-only sandbox=workspace sandbox=full approval=always approval=auto approval=none' -d 'refuse tasks that ask for more'
 complete -c clinvk -n '__clinvk_in parallel chain' -l root -xa '(__fish_complete_directories)' -d 'refuse a workdir outside of it'
+complete -c clinvk -n '__clinvk_in parallel chain' -l check -x -d 'the task fails if this command fails'
+complete -c clinvk -n '__clinvk_in parallel chain' -l check-timeout -x -d 'stop a check after so long (default: 10m)'
 
 complete -c clinvk -n '__clinvk_in prompt' -s c -l continue -d 'continue the last session of this directory and backend'
 complete -c clinvk -n '__clinvk_in prompt' -l ephemeral -d 'keep no session'

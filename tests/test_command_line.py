@@ -131,6 +131,7 @@ class Usage(CommandLine):
         parallel, near = ("--jobs=4", "--workers", "--max-workers", "--threads", "-P", "-P4", "-n"), '(did you mean "--max-parallel"?)'
         table = [(["parallel", option], near) for option in parallel] + [
             (["parallel", "--cwd", "x"], '(did you mean "--workdir"?)'), (["--system", "x", "why"], '(did you mean "--system-prompt"?)'),
+            (["parallel", "--test", "x"], '(did you mean "--check"?)'),
             (["-p", "why"], "unknown argument -p; a prompt needs no option: clinvk TEXT"), (["--prompt=why"], "a prompt needs no option: clinvk TEXT"),
             (["parallel", "--retry", "3"], "unknown argument --retry; tasks are tried again with --retries"), (["--retries=3", "why"], "it is an option of `clinvk parallel`"),
             (["run", "tasks.json"], 'unknown command "run"; to run a batch: clinvk parallel --file FILE; to ask it as a prompt: clinvk -- run'),
@@ -155,7 +156,7 @@ class Usage(CommandLine):
 
     def test_option_of_another_command_names_that_command(self):
         table = ((["-f", "tasks.json"], "parallel"), (["-q", "x"], "parallel"),
-                 (["x", "--jsonl"], "parallel"), (["report", "--canary=1"], "parallel"), (["--output-dir=x", "x"], "parallel"),
+                 (["x", "--jsonl"], "parallel"), (["compare", "--backends=echo", "--check=true", "x"], "parallel"), (["report", "--canary=1"], "parallel"), (["--output-dir=x", "x"], "parallel"),
                  (["sessions", "show", "--older-than", "1d", "x"], "sessions clean"),
                  (["config", "path", "--json"], "config show"))
         for (words, command), answer in zip(table, self.main(*[words for words, _ in table])):
@@ -178,12 +179,12 @@ class Usage(CommandLine):
         whole, text = ["0", "-1", "1.5", "", "x", "\u0663", "1e3", " 1", "+1", "0x10"], ["", " "]
         bad = {"-j": whole + ["1001"], "--max-parallel": whole + ["1" + "0" * 30], "--max-turns": whole, "--max-tokens": whole, "--model": text, "--workdir": text,
                "--system-prompt": text, "--output-dir": text, "--timeout": ["0", "0s", "-5", "x", "1d", "inf", "nan", "", "5  m", "m", "1.2.3", "1e3"],
-               "--idle-timeout": ["0", "x"], "--max-output": ["0", "x", "", "-1", "1e3", "5X"],
+               "--idle-timeout": ["0", "x"], "--max-output": ["0", "x", "", "-1", "1e3", "5X"], "--check": text, "--check-timeout": ["0", "x"],
                "--backend": text, "--root": text, "--ceiling": ["", "full", "sandbox=default", "sandbox=auto", "sandbox=full,", "sandbox=full,sandbox=full"], "--approval-mode": ["", "yes", "Auto"], "--sandbox-mode": ["", "readonly", "rw"],
                "--effort": ["", "none", "High"], "--progress": ["", "yes", "Always"], "--color": ["", "yes", "auto "]}
         good = {"-j": ["1", "64", "1000"], "--max-parallel": ["2"], "--max-turns": ["1"], "--max-tokens": ["100000"], "--model": ["m x"], "--workdir": ["/"],
                 "--system-prompt": ["two\nlines", "-x y"], "--timeout": ["90", "90s", "1.5m", "15m", "2h", "0.5"],
-                "--idle-timeout": ["10m"], "--max-output": ["500K", "64M", "1G", "4096"],
+                "--idle-timeout": ["10m"], "--max-output": ["500K", "64M", "1G", "4096"], "--check": ["make test"], "--check-timeout": ["90", "10m"],
                 "--backend": list(clinvk.BACKENDS), "--approval-mode": ["default", "auto", "none", "always"],
                 "--sandbox-mode": ["default", "read-only", "workspace", "full"], "--output-dir": ["out"],
                 "--root": ["/"], "--ceiling": ["sandbox=workspace,approval=auto", "approval=always", "sandbox=full"],

@@ -37,14 +37,14 @@ from support import (COMPILED, PATIENCE, PROGRAM, PROGRAMS, Case, clinvk, instal
 
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 ERROR_KINDS = ("rate_limit quota overloaded network auth permission invalid context_length max_turns budget timeout stalled signal "
-               "not_found no_output max_output backend worker_lost canceled").split()
+               "not_found no_output max_output check check_error backend worker_lost canceled").split()
 USAGE = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens", "total_tokens", "cache_write_input_tokens")
 REQUIRED = {"index": int, "backend": str, "status": str, "exit_code": int, "output": str, "attempts": int, "start_time": str,
             "end_time": str, "duration_seconds": (int, float)}
 OPTIONAL = {"task_id": str, "task_name": str, "tags": list, "meta": dict, "model": str, "error": str, "error_kind": str,
             "retry_after_seconds": (int, float), "warnings": list, "session_id": str, "usage": dict, "cost_usd": (int, float),
             "num_turns": int, "limits": dict, "resumed": bool, "tries": list, "retry_at": str, "written": str, "log": str,
-            "log_stderr": str, "sample": int, "samples": int, "cell": dict}
+            "log_stderr": str, "check": dict, "sample": int, "samples": int, "cell": dict}
 TOTALS = {"total_tasks": int, "completed": int, "failed": int, "canceled": int, "skipped": int,
           "total_duration_seconds": (int, float), "start_time": str, "end_time": str, "results": list}
 INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
@@ -1095,6 +1095,13 @@ class Templates(Commands):
                                  "extra": ["-x"], "tags": ["t"], "meta": {"k": [1]}})
         self.assertTrue(b'"literal":true' in self.parallel("--emit-tasks", "--prompt", "{}", "a").stdout)
 
+    def test_emitted_check_is_run_with_the_option_that_the_error_names(self):
+        emitted = self.parallel("--emit-tasks", "-b", "echo", "--prompt", "say {}", "--check", "exit 3", "a").stdout
+        refused = self.parallel(input=emitted)
+        self.assertEqual((refused.returncode, refused.stderr), (2, b"clinvk: error: stdin:1: check: commands that a task defines are only run with --allow-commands\n"))
+        result, = self.lines_of(self.parallel("--allow-commands", "--jsonl", "-q", input=emitted))
+        self.assertEqual((result["error_kind"], result["check"]["command"]), ("check", "exit 3"))
+
     def test_emitted_tasks_are_those_that_are_left_and_bad_input_is_told(self):
         self.parallel("-b", "echo", "-q", "--results", self.path("r"), input=b'{"prompt": "a"}')
         run = self.parallel("-b", "echo", "--emit-tasks", "--results", self.path("r"), "--resume", input=b'{"prompt": "a"}\n{"prompt": "b"}\n{"promt": "c"}\n')
@@ -1248,8 +1255,8 @@ class Scripts(Commands):
 
 
 @support.only_in_full_runs
-class PretendedScripts(Commands):
-    """The same with programs that pretend."""
+class CheckedScripts(Commands):
+    """The same with checks, and with programs that pretend."""
 
     def setUp(self):
         if not shutil.which("bash") or not shutil.which("jq"):
@@ -1285,6 +1292,28 @@ class PretendedScripts(Commands):
             self.file(os.path.join("src", name), "old\n")
         self.file(".gitignore", "*\n!src\n!src/*\n")
         self.script("git init -q . && git add src && git -c user.name=n -c user.email=e commit -qm first")
+
+    def test_migration_over_files_is_checked_and_starts_with_a_few(self):
+        self.repository("a.jsx", "two words.jsx", "x.jsx", "y.jsx", "z.jsx")
+        self.program("act", 'case $1 in *y.jsx*) ;; *) file=${1#Migrate }; echo new >> "${file% to hooks}" ;; esac')
+        self.program("npx", 'echo "$CLINVK_TASK: $*" >> checks; test "$CLINVK_TASK" != 4 || { echo "error TS2304"; exit 2; }')
+        line = ("git ls-files -z '*.jsx' | C -0 --prompt 'Migrate {} to hooks' --sandbox-mode workspace --approval-mode auto --one-per-workdir "
+                "--check 'npx tsc --noEmit' --canary 3 --results m.jsonl --jsonl -q")
+        found = [json.loads(line) for line in self.script(line, 1).splitlines()]
+        self.assertEqual(sorted((one["index"], one["status"], one.get("error_kind")) for one in found),
+                         [(0, "ok", None), (1, "ok", None), (2, "ok", None), (3, "ok", None), (4, "failed", "check")])
+        self.assertEqual(self.content("src", "two words.jsx"), "old\nnew\n")
+        self.assertEqual(sorted(self.content("checks").splitlines()), ["%d: tsc --noEmit" % number for number in range(5)])
+
+    def test_tests_are_generated_and_run(self):
+        self.repository("a.go", "b.go", "c.go", "go.mod")
+        self.program("act", 'case $1 in *c.go) echo new >> src/go.mod ;; esac')
+        self.program("go", 'grep -q "src/b.go" "$CLINVK_OUTPUT" && mkdir failed && { echo "FAIL b"; exit 1; }; echo ok')
+        printed = self.script("C --prompt 'Write tests for {}' --sandbox-mode workspace --check 'go test ./...' "
+                              "--one-per-workdir --json -q -- src/*.go", 1)
+        self.assertEqual([(one["status"], one.get("error_kind")) for one in json.loads(printed)["results"]],
+                         [("ok", None), ("failed", "check"), ("ok", None)])
+        self.assertIn("FAIL b", printed)
 
     def test_translations_are_files_and_only_what_changed_is_translated_again(self):
         os.mkdir(self.path("docs"))
@@ -2479,6 +2508,15 @@ class Logs(Commands):
         self.assertEqual((run.returncode, run.stderr.decode()), (2, "clinvk: error: --log-max: there are no logs; give --log-dir DIR\n"))
 
     @support.only_in_full_runs
+    def test_options_of_checks_without_a_check_are_refused(self):
+        for name, value in (("--check-timeout", "9"),):
+            run = self.parallel(name, value, input=tasks("say x"))
+            self.assertEqual((run.returncode, run.stdout, run.stderr.decode()), (2, b"", "clinvk: error: %s: there is no check; give --check CMD, "
+                                                                                 "or --allow-commands for the checks of the tasks\n" % name))
+            for more in (["--check", "true"], ["--allow-commands"]):
+                self.assertEqual(self.parallel(name, value, *more, input=tasks("say x")).returncode, 0)
+
+    @support.only_in_full_runs
     def test_dry_run_names_the_fields_without_effect(self):
         options = ("--effort", "high", "-b", "gemini", "--dry-run")
         warning = "gemini has no effort; it was not applied"
@@ -2486,6 +2524,13 @@ class Logs(Commands):
             self.assertEqual((run.returncode, run.stderr.decode()), (0, "clinvk: warning: %s\n" % warning))
         found = results(self.parallel(*options, "--jsonl", input=tasks("a", backend="gemini")))
         self.assertEqual([(one["status"], one["warnings"]) for one in found], [("skipped", [warning])])
+
+    @support.only_in_full_runs
+    def test_placeholders_in_a_check_are_named(self):
+        call = ["--jsonl", "-q", "--prompt", "say {}", "--check", "test {/.} = {/.}"]
+        self.assertEqual(self.parallel(*call, "--", "x").stderr.decode(),
+                         "clinvk: warning: --check is no template, {/.} stays as it is; a check finds the id of its task, such as that of --id '{/.}', in $CLINVK_TASK_ID\n")
+        self.assertEqual(self.parallel("--jsonl", "-q", "--check", "test {} = {}", input=tasks("say x")).stderr, b"")
 
     def test_log_directory_that_goes_away_fails_the_tasks_after_that(self):
         process = self.start_parallel("--jsonl", "-q", "-j", "1", "--log-dir", "logs", "-f", self.file(

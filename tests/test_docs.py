@@ -243,7 +243,7 @@ class ManPageTest(unittest.TestCase):
         task = clinvk.Task("echo", "p", id="i", name="n", tags=("t",), meta={"k": 1}, sample=clinvk.Sample(0, 2, 3, {"model": "m"}))
         full = clinvk.Result(0, "echo", "failed", 1, "o", "e", "backend", 1.0, ("w",), "m", "s", {"input_tokens": 1}, 0.1, 1, task=task,
                              limits={"five_hour": {"utilization": 0.5}}, resumed=True, tries=({"status": "failed"},), retry_at=1.0, written="w",
-                             log="l", log_stderr="e")
+                             log="l", log_stderr="e", check={"status": "passed", "output": ""})
         self.assertEqual(sorted(MAN.words("OUTPUT", "Result")), sorted(clinvk.result_fields(full)))
 
     def test_man_page_optional_result_fields_are_marked(self):

@@ -699,6 +699,10 @@ FIELDS = {
     "extra": ([([], ()), (["-x", "a b"], ("-x", "a b"))],
     [("-x", "expected a list of strings"), ([1], "expected a string, got 1"), ([""], "must not be blank"), (["a\0"], "must not contain NUL"),
     ({"a": 1}, "expected a list of strings")]),
+    "check": ([("make test", (("sh", "-c", "make test"),)), (["a b", ["grep", "-q", "x"]], (("sh", "-c", "a b"), ("grep", "-q", "x"))), ([], ())],
+              [(1, "expected a command, or a list of commands, got 1"), ([[]], "expected a command: a text for sh -c, or a list of arguments, got []"),
+               (" ", "must not be blank"), ([["a", 1]], "expected a string, got 1"), ([{}], "expected a command: a text"), (["a\0"], "must not contain NUL")]),
+    "check_timeout": ([(90, 90.0), ("10m", 600.0)], [(0, "expected seconds above 0"), ("soon", "expected a duration such as")]),
     "verbose": ([(True, True), (False, False)], [(1, "expected true or false, got 1"), ("yes", "expected true or false")]),
     "dry_run": ([(True, True), (False, False)], [(0, "expected true or false, got 0"), ("", "expected true or false")]),
     "id": ([("1", "1"), ("../../x", "../../x"), (LONG, LONG)], [("", "must not be blank"), (1, "expected a string, got 1")]),
@@ -729,7 +733,7 @@ class Fields(TaskCase):
             for value, message in bad:
                 with self.subTest(field=field, value=value):
                     refused = self.refused(dict({"prompt": "p"}, **{field: value}), allow_commands=True)
-                    step = r"(\[\d\])*" if isinstance(value, list) and field in ("extra", "tags") else ""
+                    step = r"(\[\d\])*" if isinstance(value, list) and field in ("extra", "tags", "check") else ""
                     self.assertRegex(refused, "^tasks.json:1: %s%s: %s" % (field, step, re.escape(message)))
 
     def test_path_with_a_tilde_is_expanded_or_refused(self):
@@ -788,6 +792,7 @@ PRECEDENCE = {
     "sandbox_mode": ("read-only", "full", "workspace", None, "default"), "max_tokens": (1, 2, 3, None, 0), "max_turns": (1, 2, 3, None, 0),
     "system_prompt": ("own", "line", "defaults", None, ""), "timeout": (1.0, 2.0, 3.0, None, 0.0),
     "idle_timeout": (1.0, 2.0, 3.0, None, 0.0), "max_output": (1, 2, 3, None, 0),
+    "check": ((("own",),), (("line",),), (("defaults",),), None, ()), "check_timeout": (1.0, 2.0, 3.0, None, 0.0),
     "extra": (("own",), ("line",), ("defaults",), None, ()),
     "literal": (False, True, False, None, False), "verbose": (False, True, False, None, False), "dry_run": (False, True, False, None, False),
     "tags": (("own",), ("line",), ("defaults",), None, ()),
@@ -1021,6 +1026,13 @@ class Definitions(TaskCase):
         for text in ("{", "nonsense", '{"a":NaN}', "[" * 100000, "\udcff{}"):
             with self.assertRaisesRegex(clinvk.UserError, "^CLINVK_BACKENDS: not valid JSON: "):
                 clinvk.environment_definitions({"CLINVK_BACKENDS": text})
+
+    def test_check_in_the_input_is_refused_unless_allowed(self):
+        for data, path, what in (({"prompt": "p", "check": "x"}, "check", "a task"),
+                                 ({"tasks": [{"prompt": "p", "check": ["x"]}]}, "tasks[0].check", "a task"),
+                                 ({"tasks": [{"prompt": "p"}], "defaults": {"check": "x"}}, "defaults.check", "a batch")):
+            self.assertEqual(self.refused(data), "tasks.json:1: %s: commands that %s defines are only run with --allow-commands" % (path, what))
+            self.assertEqual(self.tasks(data, allow_commands=True)[0].check, (("sh", "-c", "x"),))
 
     def test_definition_in_a_batch_is_refused_unless_allowed(self):
         batch = json.dumps({"tasks": [{"prompt": "p"}], "backends": {"mine": {"command": ["x"]}}}, indent=1)

@@ -15,7 +15,7 @@ import support
 from support import COMPILED, PROGRAM, Case, clinvk, job, only_linux, results, tasks
 
 # A new field of a task belongs either to clinvk.KEY_FIELDS or here: does it change the answer?
-NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "verbose", "dry_run",
+NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "check_timeout", "verbose", "dry_run",
                   "literal", "write_to", "sample"}  # a literal Job and a further sample have another key
 
 HOLDER = """
@@ -277,6 +277,20 @@ class ResumeTest(JournalCase):
                 self.assertEqual(self.run_jobs(asked), [] if status == "ok" else [0])
                 os.unlink(self.results)
 
+    def test_resume_judged_samples_are_not_run_again(self):
+        many, cell = clinvk.Sample(0, 1, 2), clinvk.Sample(0, cell={"model": "x"})
+        for sample, kind, runs in ((many, "check", []), (cell, "check", []), (None, "check", [0]),
+                                   (many, "check_error", [0]), (many, "network", [0]), (clinvk.Sample(0), "check", [0])):
+            with self.subTest(sample=sample, kind=kind):
+                asked = job(0, "echo", "p", sample=sample)
+                journal = self.open()
+                self.assertIsNone(journal.resume(asked))
+                journal.write(answer_to(asked, status="failed", error_kind=kind))
+                journal.close()
+                del journal
+                self.assertEqual(self.run_jobs(asked), runs)
+                os.unlink(self.results)
+
     def test_resume_large_answers_are_read_in_pieces(self):
         patch = unittest.mock.patch.object(clinvk, "LONG_LINE", 1 << 17)
         patch.start()
@@ -317,7 +331,7 @@ class ResumeTest(JournalCase):
 @support.only_in_full_runs
 class KeyTest(unittest.TestCase):
     CHANGES = {"backend": "claude", "prompt": "q", "model": "m", "effort": "low", "system_prompt": "s", "workdir": "w", "approval_mode": "none",
-               "sandbox_mode": "full", "max_turns": 1, "max_tokens": 1, "extra": ("e",),}
+               "sandbox_mode": "full", "max_turns": 1, "max_tokens": 1, "extra": ("e",), "check": (("true",),)}
 
     def test_every_field_of_a_task_is_in_the_key_or_meant_not_to_be(self):
         self.assertEqual(set(clinvk.KEY_FIELDS) | NOT_IN_THE_KEY, set(clinvk.Task._fields))

@@ -149,6 +149,31 @@ class Contract(Pool):
             """ % prompt):
             self.assertEqual(lines, [["looking; \u5ba1" * 5 + "lo...", 41000], ["done", 41007], [["", 0]]])
 
+    def test_pool_shows_the_check_that_runs_as_a_part_of_its_task(self):
+        events = {"type": "assistant", "message": {"id": "a", "content": [], "usage": {"output_tokens": 7}}}, {
+            "type": "result", "subtype": "success", "is_error": False, "result": "done"}
+        prompt = "".join("raw %s\\n;wait-for go;" % json.dumps(event) for event in events)
+        for _, lines in self.each(START_METHODS, """
+            pool = Pool(1, METHOD)
+            check = "until [ -e over ]; do sleep 0.01; done", "exit 0"
+            pool.start(Job(0, Task("claude", %r, check=tuple(("sh", "-c", one) for one in check))))
+            seen = before = []
+            while len(pool) and not [one for one in seen if one.action]:
+                if not os.path.exists("go") and [one for one in seen if one.tokens]:
+                    before = seen
+                    open("go", "w").close()
+                pool.wait()
+                seen = pool.running()
+            say(json.dumps([[one.action, one.tokens, one.seconds >= before[0].seconds] for one in seen]))
+            open("over", "w").close()
+            while len(pool):
+                pool.wait()
+            pool.close()
+            os.unlink("go")
+            os.unlink("over")
+            """ % prompt):
+            self.assertEqual(lines, [[["check: until [ -e over ]; do sleep 0.01; done", 7, True]]])
+
     def test_ledger_shows_a_job_that_has_no_process_yet(self):
         ledger = clinvk.Ledger.create(self.tmp, 2)
         self.addCleanup(ledger.close)

@@ -310,14 +310,26 @@ class Numbers(ReportCase):
         statistics = self.statistics(line(0, backend="gemini", model="\u5ba1\u67e5"), line(1, model="m\x1b"), line(2, "timeout", error_kind="timeout", model="m\x1b"))
         text = "".join(group.text(80) for group in statistics.groups.values())
         self.assertEqual(text, "\n"
-                         "BACKEND  TASKS  OK  FAILED  MEDIAN  TOKENS  COST\n"
-                         "claude       2   1       1   1.00s       -     -\n"
-                         "gemini       1   1       0   1.00s       -     -\n\n"
-                         "MODEL  TASKS  OK  FAILED  MEDIAN  TOKENS  COST\n"
-                         "m^[        2   1       1   1.00s       -     -\n"
-                         "\u5ba1\u67e5       1   1       0   1.00s       -     -\n\n"
-                         "ERROR KIND  TASKS  OK  FAILED  MEDIAN  TOKENS  COST\n"
-                         "timeout         1   0       1   1.00s       -     -\n")
+                         "BACKEND  TASKS  OK  FAILED    PASS  MEDIAN  TOKENS  COST\n"
+                         "claude       2   1       1  100.0%   1.00s       -     -\n"
+                         "gemini       1   1       0  100.0%   1.00s       -     -\n\n"
+                         "MODEL  TASKS  OK  FAILED    PASS  MEDIAN  TOKENS  COST\n"
+                         "m^[        2   1       1  100.0%   1.00s       -     -\n"
+                         "\u5ba1\u67e5       1   1       0  100.0%   1.00s       -     -\n\n"
+                         "ERROR KIND  TASKS  OK  FAILED  PASS  MEDIAN  TOKENS  COST\n"
+                         "timeout         1   0       1     -   1.00s       -     -\n")
+
+    def test_the_pass_rate_is_of_the_tasks_that_were_judged(self):
+        ends = (("ok", ""), ("failed", "check"), ("failed", "check"), ("failed", "check_error"), ("timeout", "timeout"), ("canceled", "canceled"))
+        content = lines(*(line(index, status, model="m", error_kind=kind, seconds=index + 1.0, attempts=int(kind != "canceled"), label="a" if index < 2 else "b")
+                          for index, (status, kind) in enumerate(ends)))
+        groups = json.loads(self.report(content, options=["--json", "--by", "model", "--by", "label"])[0])["groups"]
+        names = "judged", "pass_rate", "median_seconds"
+        self.assertEqual({name: [group[one] for one in names] for of in groups.values() for name, group in of.items()},
+                         {"m": [3, 0.333333, 3.0], "a": [2, 0.5, 1.0], "b": [1, 0.0, 4.0]})
+        printed = self.report(content, options=["--by", "label"])[0]
+        self.assertIn("\nLABEL  TASKS  OK  FAILED   PASS  MEDIAN  TOKENS  COST\nb          4   0       3   0.0%   4.00s       -     -\n"
+                      "a          2   1       1  50.0%   1.00s       -     -\n", printed)
 
     def test_groups_are_bounded(self):
         groups = clinvk.Groups("model")
@@ -353,14 +365,14 @@ class Forms(ReportCase):
             "percentiles": {"seconds": {"tasks": 3, "sum": 3.0, "p50": 1.0, "p90": 1.0, "p95": 1.0, "max": 1.0},
                             "tokens": {"tasks": 1, "sum": 5.0, "p50": 5.0, "p90": 5.0, "p95": 5.0, "max": 5.0},
                             "cost_usd": {"tasks": 1, "sum": 0.25, "p50": 0.25, "p90": 0.25, "p95": 0.25, "max": 0.25}},
-            "groups": {"backend": {"claude": dict(self.GROUP, total_tasks=3, completed=2, failed=1, task_seconds=3.0,
+            "groups": {"backend": {"claude": dict(self.GROUP, total_tasks=3, completed=2, failed=1, judged=2, pass_rate=1.0, task_seconds=3.0,
                                                   usage={"total_tokens": 5}, cost_usd=0.25)},
-                       "model": {"": dict(self.GROUP, total_tasks=3, completed=2, failed=1, task_seconds=3.0,
+                       "model": {"": dict(self.GROUP, total_tasks=3, completed=2, failed=1, judged=2, pass_rate=1.0, task_seconds=3.0,
                                           usage={"total_tokens": 5}, cost_usd=0.25)},
                        "error_kind": {"backend": dict(self.GROUP, failed=1, cost_usd=0.25)}},
             "duplicates": {"ok": [3], "files": []}, "gaps": [[2, 2]], "flaky": [], "unanswered": []}))
 
-    GROUP = {"total_tasks": 1, "completed": 0, "failed": 0, "canceled": 0, "skipped": 0,
+    GROUP = {"total_tasks": 1, "completed": 0, "failed": 0, "canceled": 0, "skipped": 0, "judged": 0, "pass_rate": None,
              "median_seconds": 1.0, "task_seconds": 1.0}
 
     def test_jsonl_has_the_lines_that_count_as_they_are(self):
@@ -385,7 +397,7 @@ class Forms(ReportCase):
             self.assertEqual((printed.splitlines()[1:], errors, status),
                              (["0,", "1,"], "clinvk: warning: --csv %s: no result has %s\n" % (column, problem), 0))
         # empty in all results, or in none
-        self.rows(content, ".data.label,.data.score,.error,.usage.total_tokens,.cost_usd,.tags[1],.more")
+        self.rows(content, ".data.label,.data.score,.error,.usage.total_tokens,.cost_usd,.check.output,.tags[1],.more")
 
     def test_csv_cells_are_no_formulas(self):
         for text in ("=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "=", "-", "-1x",
@@ -430,7 +442,7 @@ class Forms(ReportCase):
         self.assertEqual({field: {name: group["total_tasks"] for name, group in of.items()} for field, of in groups.items()},
                          {"tags": {"a": 1, "b": 2}, "cell": {"x=1": 1, "k=1": 1, "": 1}})
         printed = self.report(content, options=["--by", "tags"])[0]
-        self.assertIn("\nTAGS  TASKS  OK  FAILED  MEDIAN  TOKENS  COST\nb         2 ", printed)
+        self.assertIn("\nTAGS  TASKS  OK  FAILED    PASS  MEDIAN  TOKENS  COST\nb         2 ", printed)
         self.assertNotIn("BACKEND  TASKS", printed)
 
 

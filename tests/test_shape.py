@@ -363,10 +363,10 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {
-    "": 140, "Types": 269, "Text and JSON": 629, "Platform": 916, "Configuration": 846,
-    "Backends": 1468, "Input": 1354, "Plans": 205, "Processes": 448, "Worker": 413, "Pool": 953,
-    "Scheduler": 608, "Journal": 479, "Sinks": 869, "Summary": 191, "Report": 1367,
-    "Sessions": 309, "Commands": 1289, "Command line": 469
+    "": 141, "Types": 274, "Text and JSON": 639, "Platform": 916, "Configuration": 862,
+    "Backends": 1468, "Input": 1358, "Plans": 205, "Processes": 448, "Checks": 121,
+    "Worker": 413, "Pool": 953, "Scheduler": 608, "Journal": 502, "Sinks": 869, "Summary": 198,
+    "Report": 1373, "Sessions": 309, "Commands": 1297, "Command line": 473
 }
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}

@@ -1,0 +1,188 @@
+"""Section 10, Checks: a command judges what a program did.  It runs as a program does: bounded, in the directory of the task, and
+leaving nothing running."""
+import json
+import os
+import tracemalloc
+import unittest
+from unittest import mock
+
+import support
+from support import clinvk, results, tasks
+
+
+def shell(*texts):
+    return tuple(("sh", "-c", text) for text in texts)
+
+
+class Verdicts(support.WorkerCase):
+    def test_exit_status_of_the_check_decides(self):
+        for text, kind, status, code, error in (
+                ("exit 0", "", "passed", 0, ""), ("exit 1", "check", "failed", 1, "failed: exit status 1"),
+                ("exit 124", "check", "failed", 124, "failed: exit status 124"), ("exit 255", "check", "failed", 255, "failed: exit status 255"),
+                ("exit 126", "check_error", "error", 126, "could not be run: exit status 126"),
+                ("no-such-program-here", "check_error", "error", 127, "could not be run: exit status 127"),
+                ("exit 75", "check_error", "error", 75, "could not decide: exit status 75"),
+                ("kill -KILL $$", "check_error", "error", 137, "was ended by signal 9 (SIGKILL)"),
+                ("sh -c 'kill -TERM $$'; exit $?", "check_error", "error", 143, "was ended by signal 15 (SIGTERM)")):
+            with self.subTest(text):
+                result = self.run_it("say x", check=shell(text))
+                self.check(result, status="failed" if kind else "ok", exit_code=bool(kind), error_kind=kind, output="x\n",
+                           error=kind and "the check %s: %s" % (error, text))
+                facts = result.check
+                self.assertEqual((facts["status"], facts["command"], facts["exit_code"], facts["runs"]), (status, text, code, 4 if code == 75 else 1))
+
+    def test_check_that_cannot_tell_is_run_again_and_the_program_is_not(self):
+        result = self.run_it("append %s asked;say x" % self.path("asked"), check=shell("echo $0 >> runs; [ $(wc -l < runs) -ge 3 ] || exit 75"),
+                             workdir=self.directory)
+        self.check(result, status="ok", error="")
+        self.assertEqual((result.check["status"], result.check["runs"]), ("passed", 3))
+        with open(self.path("asked")) as file:
+            self.assertEqual(file.read(), "asked\n")
+
+    def test_checks_run_in_their_order_until_one_fails(self):
+        result = self.run_it("say x", check=(*shell("echo 1 >> order"), ("sh", "-c", "echo $0 >> order; exit 9", "two words"), *shell("echo 3 >> order")),
+                             workdir=self.directory)
+        self.check(result, error="the check failed: exit status 9: sh -c 'echo $0 >> order; exit 9' 'two words'")
+        with open(self.path("order")) as file:
+            self.assertEqual(file.read(), "1\ntwo words\n")
+
+    def test_program_that_fails_is_not_checked(self):
+        for prompt, fields in (("exit 3", {}), ("say too much", {"max_output": 1}), ("sleep 300", {"timeout": 1.0})):
+            result = self.run_it(prompt, check=shell("touch checked"), workdir=self.directory, **fields)
+            self.assertNotEqual(result.status, "ok")
+            self.assertIsNone(result.check)
+        self.assertFalse(os.path.exists(self.path("checked")))
+
+    def test_command_that_is_none_is_an_error_of_the_check(self):
+        self.file("no-program", "text")
+        for argv, code, reason in ((("no-such-program",), 127, "not found"), (("./no-program",), 126, "ermission denied")):
+            result = self.run_it("say x", check=(argv,), workdir=self.directory)
+            self.check(result, status="failed", error_kind="check_error", error="the check could not be run: exit status %d: %s" % (code, argv[0]))
+            self.assertIn(reason, result.check["output"])
+
+    def test_output_of_the_check_is_its_end_in_order_without_secrets(self):
+        os.environ["MY_TOKEN"] = "hidden-word-1234"
+        clinvk._secrets.cache_clear()
+        self.addCleanup(clinvk._secrets.cache_clear)
+        result = self.run_it("say x", check=shell("seq 20000; echo out; echo error >&2; echo $MY_TOKEN; exit 1 # hidden-word-1234"))
+        self.assertLessEqual(len(result.check["output"]), clinvk.CHECK_BYTES)
+        self.assertTrue(result.check["output"].endswith("\n20000\nout\nerror\n[MY_TOKEN]\n"), result.check["output"][-99:])
+        self.assertNotIn("hidden", str(clinvk.result_fields(result)))
+        shown = clinvk.result_fields(result)["check"]
+        self.assertEqual((len(shown["output"]), shown["output"]), (4096, result.check["output"][-4096:]))
+
+    def test_end_of_a_text_has_whole_characters(self):
+        self.assertEqual([clinvk.last_bytes("a审b", size) for size in range(6)], ["", "b", "b", "b", "审b", "a审b"])
+
+
+class Surroundings(support.WorkerCase):
+    def test_check_runs_in_the_directory_with_the_answer_and_the_result(self):
+        os.mkdir(self.path("here"))
+        for prompt, answer in (("say x", "x\n"), ("flood 300000", "x" * 300000)):
+            text = 'pwd > where; /bin/cat > stdin; cp "$CLINVK_OUTPUT" answer; cp "$CLINVK_RESULT" result; echo $CLINVK_TASK $CLINVK_TASK_ID > names; env > env'
+            result = clinvk.run_job(support.job(3, "echo", prompt, id="an id", workdir=self.path("here"), check=shell(text)))
+            self.check(result, status="ok", output=answer)
+            found = {}
+            for name in ("where", "stdin", "answer", "result", "names", "env"):
+                with open(self.path("here", name)) as file:
+                    found[name] = file.read()
+            self.assertEqual((found["where"], found["stdin"], found["names"]), (self.path("here") + "\n", "", "3 an id\n"))
+            self.assertEqual(found["answer"], answer)
+            self.assertEqual(json.loads(found["result"]), {"index": 3, "task_id": "an id", "backend": "echo", "status": "ok", "exit_code": 0,
+                                                           "output": answer, "attempts": 1})
+            self.assertIn("PWD=%s\n" % self.path("here"), found["env"])
+
+    def test_files_of_the_check_are_gone_and_the_next_task_has_none(self):
+        state = self.state()
+        for index in range(3):
+            result = clinvk.run_job(support.job(index, "echo", "list-tmp", check=shell("touch $TMPDIR/left; [ -s $CLINVK_OUTPUT ]")), state)
+            self.check(result, status="ok", output="700 []\n")
+        self.assertEqual(os.listdir(state.directory), [])
+        self.leave(state)
+
+    def test_task_that_removed_its_directory_is_checked(self):
+        self.check(self.run_it("say x;remove-tmp", check=shell("grep x $CLINVK_OUTPUT")), status="ok")
+
+
+class Ends(support.WorkerCase):
+    """Whatever a check does, it ends."""
+
+    def test_check_that_hangs_is_stopped_though_it_ignores_what_it_is_asked(self):
+        state = self.state(grace=0.2)
+        text = "trap '' TERM; echo working; echo $$ > new; mv new pid; while :; do sleep 0.05; done"
+        self.timeouts_come_after(self.path("pid"))
+        result = clinvk.run_job(support.job(0, "echo", "say x", check=shell(text), check_timeout=2.0, workdir=self.directory), state)
+        self.check(result, status="failed", exit_code=1, error_kind="check_error", error="the check timed out after 2s: " + text)
+        self.assertEqual((result.check["status"], result.check["exit_code"], result.check["output"]), ("timeout", 124, "working\n"))
+        self.assert_gone(self.pid_in(self.path("pid")))
+        self.leave(state)
+
+    def test_what_the_check_left_running_is_killed(self):
+        for code in (0, 1):
+            result = self.run_it("say x", check=shell("sleep 300 & echo $! > pid; setsid sleep 300 & exit %d" % code), workdir=self.directory)
+            self.check(result, error_kind="check" * code)
+            self.assert_gone(self.pid_in(self.path("pid")))
+        self.assertEqual(support.processes_with(self.mark), [])
+
+    @support.only_linux
+    def test_a_worker_that_adopts_orphans_names_them(self):
+        completed = self.clinvk("parallel", "--jsonl", "-q", "--check", "setsid sleep 300 & exit 1", input=tasks("say x"))
+        warning, = results(completed)[0]["warnings"]
+        self.assertRegex(warning, "^the check left processes running, which were killed: (sh|setsid|sleep)$")
+
+    def test_check_that_prints_much_needs_little_memory(self):
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        result = self.run_it("say x", check=shell("head -c 30000000 /dev/zero | tr '\\0' y; exit 4"))
+        self.assertLess(tracemalloc.get_traced_memory()[1], 10000000)
+        self.check(result, error_kind="check")
+        self.assertEqual(result.check["output"], "y" * clinvk.CHECK_BYTES)
+
+    def test_check_that_prints_without_end_is_stopped(self):
+        result = self.run_it("say x", check=shell("yes"), max_output=1 << 20)
+        self.check(result, status="failed", error_kind="check_error", error="the check printed more than 1 MB: yes")
+
+    def test_canceled_run_stops_the_check(self):
+        state = self.state()
+        result = self.in_background(support.job(0, "echo", "say x", check=shell("echo $$ > pid.new; mv pid.new pid; exec sleep 300"), workdir=self.directory), state)
+        self.wait_for_file(self.path("pid"))
+        state.cancel()
+        self.check(result(), status="canceled", exit_code=-1, error_kind="canceled", output="x\n", check=None)
+        self.leave(state)
+
+    def test_full_disk_is_an_error_of_the_check(self):
+        with mock.patch.object(clinvk, "_check_environment", side_effect=OSError(28, "No space left on device", "/tmp/x")):
+            self.check(self.run_it("say x", check=shell("true")), status="failed", error_kind="check_error", output="x\n",
+                       error="the check cannot be run: /tmp/x: No space left on device")
+
+
+class Shown(support.ForkingCase):
+    def test_option_may_be_given_for_each_check_and_the_table_shows_the_end_of_the_output(self):
+        os.mkdir(self.path("two"))
+        completed = self.clinvk("parallel", "--check", "echo one", "--check", r"seq 9; printf '\033[1m\n\n'; test -d two", "--color", "never",
+                                input=tasks("say x") + tasks("say y", workdir=self.path("two")))
+        self.assertEqual(completed.returncode, 1)
+        table = completed.stdout.decode().partition("\nResults\n")[2]
+        lines = [line.split(None, 1) for line in table.splitlines() if line.startswith("     ")]
+        self.assertEqual([line[1] for line in lines if line[0] == "check:"], ["6", "7", "8", "9", "^[[1m"])
+        self.assertIn("     error: the check failed: exit status 1: seq 9", table)
+        self.assertIn("2 tasks, 1 completed, 1 failed", table)
+
+    def test_results_file_has_the_check_and_only_the_same_check_counts(self):
+        arguments = ["parallel", "--jsonl", "-q", "--results", "r", "--resume", "--check"]
+        first, again, other = (results(self.clinvk(*arguments, check, input=tasks("say x"))) for check in ("echo fine", "echo fine", "echo other"))
+        self.assertEqual((first[0]["check"]["output"], again[0]["resumed"]), ("fine\n", True))
+        self.assertEqual(again[0]["check"], first[0]["check"])
+        self.assertNotIn("resumed", other[0])
+
+    def test_steps_of_a_chain_are_checked(self):
+        chain = {"steps": [{"prompt": "say a", "backend": "echo"}, {"prompt": "say {{previous}}", "backend": "echo"}]}
+        completed = self.clinvk("chain", "--json", "--check", "[ $CLINVK_TASK = 0 ] || exit 3", input=json.dumps(chain), env={"PATH": os.environ["PATH"]})
+        first, second = json.loads(completed.stdout)["results"]
+        self.assertEqual([first["check"]["status"], second["check"]["status"], second["check"]["exit_code"]], ["passed", "failed", 3])
+        refused = self.clinvk("chain", input=json.dumps(dict(chain, defaults={"check": "true"})))
+        self.assertIn(b"defaults.check: commands that a chain defines are only run with --allow-commands", refused.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
