@@ -239,8 +239,8 @@ class Task(NamedTuple):
     `timeout` and `idle_timeout` are in seconds, `max_output` is in bytes.  `literal` makes the Job
     literal.  `write_to` is the file for the answer; only an option can set it, not the input.
     `check` are commands that must succeed, one after the other, for `check_timeout` seconds each at
-    most.  `sample` is that of the job, and the input cannot set it.  0, "", () and None mean "not
-    given".
+    most; `attempts` is how often the task may be tried in all.  `sample` is that of the job, and
+    the input cannot set it.  0, "", () and None mean "not given".
     """
 
     backend: str
@@ -268,6 +268,7 @@ class Task(NamedTuple):
     check: Tuple[Tuple[str, ...], ...] = ()
     check_timeout: float = 0.0
     sample: Optional[Sample] = None  # None where the task is one job
+    attempts: int = 0
 
 
 class Log(NamedTuple):
@@ -293,7 +294,9 @@ class Job(NamedTuple):
     counts the starts of the task, from 1.  `retried`: clinvk starts the task again after a
     transient failure, so the program should not retry by itself.  `budget_usd` is the most that the
     program may spend; 0: no limit.  `wrap` are words to put before the command, with the
-    placeholders of command_of.  `log` belongs to this attempt.
+    placeholders of command_of.  `log` belongs to this attempt.  `repair` is what the program is
+    asked after a judgement that failed: in the conversation `resume` in place of the prompt, else
+    after it.  `repair_prompt` is the user's template for that.
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -310,6 +313,8 @@ class Job(NamedTuple):
     budget_usd: float = 0.0
     wrap: Tuple[str, ...] = ()
     log: Optional[Log] = None
+    repair: str = ""
+    repair_prompt: str = ""
 
 
 class RunPolicy(NamedTuple):
@@ -3102,6 +3107,9 @@ class Backend(NamedTuple):
     states_cost: bool = False
     is_agent: bool = False  # the program runs tools, which can change files
     needs_model: bool = False  # it has no default model
+    # Directories with files of sessions, each with a pattern for each level below it; [] where a
+    # next attempt cannot continue the session.
+    sessions: Callable[[Job], List[Tuple[str, ...]]] = _no_files
 
 
 def refused_prompt(backend: Backend, *parts: Union[str, TextFile]) -> str:
@@ -3484,6 +3492,14 @@ def _claude_modes(sandbox: str, approval: str) -> List[str]:
     return _options(("--permission-mode", mode), ("--add-dir", reach))
 
 
+def _claude_sessions(job: Job) -> List[Tuple[str, ...]]:
+    """Return where the files of sessions are, [] where `extra` chooses the session."""
+    if _has_option(job, _CLAUDE_RESUMES):
+        return []
+    home = os.environ.get("CLAUDE_CONFIG_DIR") or os.path.expanduser("~/.claude")
+    return [(home, "*"), (home, "*", "*")]
+
+
 def _claude_command(job: Job) -> Command:
     task = job.task
     argv = ["claude", "-p", "--output-format", "stream-json", "--verbose"]
@@ -3704,6 +3720,12 @@ _CODEX_ANSWER = (r'"type"\s*:\s*"agent_message"'
 
 def _codex_home() -> str:
     return os.environ.get("CODEX_HOME") or os.path.expanduser("~/.codex")
+
+
+def _codex_sessions(job: Job) -> List[Tuple[str, ...]]:
+    """Return where the files of sessions are, [] where `extra` chooses the session."""
+    is_chosen = {"resume", "fork"}.intersection(job.task.extra)
+    return [(_codex_home(), "*", "*", "*", "*")] * (not is_chosen)
 
 
 def _codex_command(job: Job) -> Command:
@@ -4223,7 +4245,8 @@ BACKENDS = {backend.name: backend for backend in (
             max_prompt=10 * 1000 * 1000, ours=("--output-format",), resuming=("workdir",),
             install="npm install -g @anthropic-ai/claude-code",
             saying=_claude_saying, doing=_claude_doing, text=_prompt_without_command,
-            is_over=_claude_is_over, states_cost=True, is_agent=True),
+            is_over=_claude_is_over, states_cost=True, is_agent=True,
+            sessions=_claude_sessions),
     Backend("codex", _codex_command, _read_codex,
             frozenset(("model", "effort", "system_prompt", "extra")),
             _CODEX_REFUSALS, stop_signal="SIGINT", max_prompt=1 << 20, max_prompt_unit="characters",
@@ -4231,7 +4254,7 @@ BACKENDS = {backend.name: backend for backend in (
             resuming=("workdir",), saying=_codex_saying, doing=_codex_doing,
             helpers=("git", "git-remote-http"),  # these look for plugins as long as they may
             is_over=lambda stdout: _last_type(stdout) in ("turn.completed", "turn.failed"),
-            is_agent=True),
+            is_agent=True, sessions=_codex_sessions),
     Backend("gemini", _gemini_command, _read_gemini,
             frozenset(("model", "system_prompt", "extra")),
             _UNCONFINED, max_prompt=8 << 20, leftovers=_gemini_leftovers,
@@ -4309,7 +4332,7 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
     "timeout": _seconds, "idle_timeout": _seconds, "max_output": _bytes,
     "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "literal": _truth,
-    "check": _commands, "check_timeout": _seconds,
+    "check": _commands, "check_timeout": _seconds, "attempts": _whole_number,
     "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
 }
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items()
@@ -4401,7 +4424,8 @@ class TaskPolicy(NamedTuple):
     `overrides` are task fields and `run` are RUN_FIELDS from the command line.  `environment`
     contains CLINVK_BACKEND and CLINVK_*_MODEL.  `definitions` are the user's own commands; with
     `allow_commands` a batch may add some.  No workdir may leave the directory `root`.
-    `needs_cost`: each backend has to state the cost of its tasks.  `wrap` is that of each Job.
+    `needs_cost`: each backend has to state the cost of its tasks.  `wrap` and `repair_prompt` are
+    those of each Job.
     `template`: the input has items, of which it makes tasks.
     """
 
@@ -4416,6 +4440,7 @@ class TaskPolicy(NamedTuple):
     needs_cost: bool = False
     wrap: Tuple[str, ...] = ()
     template: Optional[Template] = None
+    repair_prompt: str = ""
 
     def of_run(self, batch: Dict[str, Any]) -> Dict[str, Any]:
         """Return the RUN_FIELDS of a run; `batch` are those that its input sets."""
@@ -4481,7 +4506,8 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
     """Return the job of a task that the policy and its backend permit.  Raise InvalidValue."""
     if task.model.startswith("-"):  # the program would take it for an option
         raise InvalidValue("no model begins with -, as %s does" % quoted(task.model), ("model",))
-    job = Job(-1, task, policy.definitions.get(task.backend), wrap=policy.wrap)
+    job = Job(-1, task, policy.definitions.get(task.backend), wrap=policy.wrap,
+              repair_prompt=policy.repair_prompt)
     task = _under_ceiling(task, policy.ceiling)
     extra = policy.configuration.extra(task.backend, job.task.sandbox_mode)
     task = task._replace(extra=extra + task.extra) if extra else task
@@ -6315,7 +6341,7 @@ def left_running(owner: str, names: Sequence[str]) -> Tuple[str, ...]:
 
 CHECK_SECONDS = 600.0
 CANNOT_TELL, MAX_REPEATS = 75, 3  # the exit status of a check that could not decide
-CHECK_BYTES = 16384  # of its output; result_fields shows SHOWN_CHECK_BYTES
+CHECK_BYTES = 16384  # of its output, for a repair; result_fields shows SHOWN_CHECK_BYTES
 
 
 def with_checks(job: Job, result: Result, state: WorkerState,
@@ -6428,6 +6454,107 @@ def _verdict_of(ended: Ended, task: Task) -> Tuple[str, str]:
     if name != "unknown":  # also of a program that a shell has run
         return "error", "was ended by signal %d (%s)" % (code - 128, name)
     return ("failed", "failed: exit status %d" % code) if code else ("passed", "")
+
+
+# - another attempt -
+
+ANSWER_BYTES = 32768  # of an answer, for a new conversation
+_BEFORE = """
+
+This task was tried before. The answer was:
+
+%s
+
+"""
+_CHECK_PROMPT = """\
+The check of this task failed with exit status {{check.exit_code}}: {{check.command}}
+The end of its output:
+
+{{check.output}}
+
+Correct the cause so that the check passes. Do not change the check."""
+REPAIR_PLACEHOLDERS = ("{{check.exit_code}}", "{{check.command}}", "{{check.output}}")
+
+
+class Repair(NamedTuple):
+    """A way to ask a task again after a judgement that failed.
+
+    `most` returns how often at most.  `prompt` has REPAIR_PLACEHOLDERS.
+    """
+
+    most: Callable[[Task], int]
+    prompt: str
+
+
+# By error_kind.
+REPAIRS = {"check": Repair(lambda task: task.attempts - 1 if task.check else 0, _CHECK_PROMPT)}
+
+
+def may_repair(job: Job) -> bool:
+    """Return whether a job may be asked again in its session, which therefore has to be kept."""
+    is_wanted = any(repair.most(job.task) > 0 for repair in REPAIRS.values())
+    return is_wanted and bool(backend_of(job).sessions(job))
+
+
+def can_repair(task: Task, tries: Sequence[Result], result: Result) -> bool:
+    """Return whether a task may be asked again after its last result."""
+    return (result.status == "failed" and result.error_kind in REPAIRS
+            and sum(one.error_kind == result.error_kind for one in tries)
+            < REPAIRS[result.error_kind].most(task))
+
+
+def fails_again(tries: Sequence[Result], result: Result) -> bool:
+    """Return whether a check has failed just as it did before."""
+    def essence(one: Result) -> Any:
+        facts = one.check or {}
+        return (facts.get("command"), facts.get("exit_code"),
+                re.sub("[0-9]+", "", facts.get("output", "")))
+
+    before = [one for one in tries if one.error_kind == result.error_kind == "check"]
+    return bool(before) and essence(before[-1]) == essence(result)
+
+
+def repaired_job(job: Job, result: Result) -> Job:
+    """Return the job of the attempt after a judgement that failed.
+
+    It continues the conversation where the backend can, else a new one has the answer.  What it
+    adds to the prompt is not trusted.
+    """
+    facts = result.check or {}
+    values = {"{{check.%s}}" % name: str(value) for name, value in facts.items()}
+    prompt = job.repair_prompt or REPAIRS[result.error_kind].prompt
+    text = "".join(fill(prompt, values.get))
+    if re.fullmatch(SESSION_ID, result.session_id) and backend_of(job).sessions(job):
+        return job._replace(repair=text, resume=result.session_id, literal=True)
+    answer = ""
+    for piece in texts_of([result.answer]):
+        answer = last_bytes(answer + piece, ANSWER_BYTES)
+    return job._replace(repair=_BEFORE % answer + text, literal=True)
+
+
+def asked_job(job: Job) -> Job:
+    """Return a job with the prompt of its attempt."""
+    if not job.repair:
+        return job
+    if job.resume:
+        return job._replace(task=job.task._replace(prompt=job.repair), parts=(), repair="")
+    task = job.task._replace(prompt=job.task.prompt + job.repair)
+    return job._replace(task=task, parts=job.parts and (*job.parts, job.repair), repair="")
+
+
+def refused_repair(job: Job) -> str:
+    """Return why the program cannot take the prompt of a further attempt; "" if it can."""
+    job, backend = asked_job(job), backend_of(job)
+    return refused_prompt(backend, *(job.parts or [backend.text(job)]))
+
+
+def session_files(places: Iterable[Tuple[str, ...]], sessions: Container[str]) -> List[str]:
+    """Return the files of these sessions in such places as Backend.sessions has."""
+    import glob
+    return [path for home, *levels in places
+            for path in glob.iglob(os.path.join(glob.escape(home), *levels, "*"))
+            if any(id.group() in sessions
+                   for id in re.finditer(SESSION_ID, os.path.basename(path)))]
 
 
 # --- 10. Worker --------------------------------------------------------------
@@ -6868,6 +6995,7 @@ TICK_SECONDS = 0.25     # between two looks at the workers, and between two call
 STALL_TICKS = 20        # looks at an unclaimed job, after a worker's death, that condemn its pool
 START_TICKS = 240       # the same where no worker has started; a stopped process counts no looks
 KILLED_SECONDS = 2.0    # for workers to answer after their programs were killed
+SEARCH_SHARE = 0.05     # of the time, at most, is for the search of sessions to remove
 MESSAGE_BYTES = 3500    # with Pool's own bytes below 4096, which a pipe takes in one piece
 
 START_METHODS = ("fork", "spawn", "thread")
@@ -7422,6 +7550,8 @@ class Pool:
         # job index: until when its result may come, and why it may not
         self._awaiting_result: Dict[int, Tuple[float, str]] = {}
         self._pools: List[_WorkerPool] = []
+        self._kept: Dict[Tuple[Tuple[str, ...], ...], Set[str]] = {}  # sessions, by place
+        self._next_search = 0.0  # for them
         self._messages = 0
         self._sent_again: Set[int] = set()
         self._canceled, self._cancel_reason = False, ""
@@ -7505,7 +7635,7 @@ class Pool:
 
     def _message(self, job: Job) -> _Message:
         """Return the message with a job, without the fields that only a check can see."""
-        task = job.task
+        job, task = asked_job(job), job.task
         if not task.check and (task.name or task.tags or task.meta):
             job = job._replace(task=job.task._replace(name="", tags=(), meta=None))
         if job.parts:
@@ -7524,6 +7654,24 @@ class Pool:
             reason = reason_of(error) if isinstance(error, OSError) else error
             text = "cannot pass the task to a worker: %s" % reason
         self._events.put((pool, unfinished(job, "failed", text, "backend", exit_code=1)))
+
+    def forget(self, job: Job, sessions: Iterable[str]) -> None:
+        """Remove the sessions that were kept for the attempts of a job.
+
+        The sessions of several jobs are removed together, because the search for them takes long
+        in the home of a user with many projects.
+        """
+        if any(sessions):
+            places = tuple(backend_of(job).sessions(job))
+            self._kept.setdefault(places, set()).update(sessions)
+
+    def _remove_sessions(self) -> None:
+        started = time.monotonic()
+        for places, sessions in self._kept.items():
+            for path in session_files(places, sessions):
+                remove_tree(path)
+        self._kept.clear()
+        self._next_search = started + (time.monotonic() - started) / SEARCH_SHARE
 
     def wake(self) -> None:
         """Make `wait` return, from another thread or a signal handler."""
@@ -7588,6 +7736,8 @@ class Pool:
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + TICK_SECONDS
+            if self._kept and now >= self._next_search:
+                self._remove_sessions()
             for state in self._states():
                 state.look()
             if self.method != "thread":
@@ -7726,6 +7876,7 @@ class Pool:
             self.wait()
         if self._in_flight:
             self.kill()
+        self._remove_sessions()
         remove_tree(self.directory)  # while workers live: they do it if the parent is killed now
         for pool in self._pools:
             pool.close()
@@ -7793,7 +7944,7 @@ class DryPool:
     def running(self) -> List[Running]:
         return []
 
-    cancel = kill = close = do_nothing
+    cancel = kill = close = forget = do_nothing
 
 
 # --- 12. Scheduler -----------------------------------------------------------
@@ -8228,6 +8379,7 @@ class Scheduler:
         if entry.tries or self._policy.retries or self._policy.max_cost:
             job = job._replace(attempt=len(entry.tries) + 1, retried=self._policy.retries > 0,
                                budget_usd=self._bounds.remainder(len(self._pool)))
+        job = job._replace(keep=True) if may_repair(job) else job
         entry.gate.started(job.index)
         self._bounds.started(job.index)
         self._running[job.index] = entry
@@ -8252,11 +8404,18 @@ class Scheduler:
         again = self._again(entry, result)
         self._leave(entry)
         if isinstance(again, Result):
-            yield self._noted(entry.final(again))
+            yield self._noted(self._final(entry, again))
         elif again.ready:
             self._waiting.append(again)
         else:  # its gate knows until when
             self._hold(again)
+
+    def _final(self, entry: _Entry, result: Result) -> Result:
+        """Return the result of a task, of which nothing is left but that."""
+        if not entry.job.keep and may_repair(entry.job):
+            sessions = dict.fromkeys(one.session_id for one in (*entry.tries, result))
+            self._pool.forget(entry.job, sessions)
+        return entry.final(result)
 
     def _again(self, entry: _Entry, result: Result) -> Union[_Entry, Result]:
         """Return the entry of the next attempt, or the result that stays."""
@@ -8276,6 +8435,15 @@ class Scheduler:
         if only_a_person and policy.retries:
             reason = cut(one_line(result.error), MAX_REASON_COLUMNS)
             self._give_up(gate, "quota", "%s: %s" % (result.backend, reason))
+        if can_repair(entry.job.task, entry.tries, result) and not self._stop_reason():
+            job = repaired_job(entry.job, result)
+            problem = ("the check failed twice with the same output"
+                       if fails_again(entry.tries, result) else refused_repair(job))
+            if not problem:
+                return entry._replace(job=job, ready=0.0, tries=(
+                    *entry.tries, result._replace(answer="", task=None)))
+            result = result._replace(
+                warnings=(*result.warnings, "not tried again, because " + problem))
         if (result.status not in FAILED_STATUSES or kind not in policy.retry_on
                 or self._stop_reason() or entry.used >= policy.retries and not is_limit):
             return result
@@ -8337,7 +8505,7 @@ class Scheduler:
         if entry.tries:
             *tries, last = entry.tries
             entry = entry._replace(tries=tuple(tries))
-            result = entry.final(last._replace(task=entry.job.task))
+            result = self._final(entry, last._replace(task=entry.job.task))
         return result._replace(retry_at=gate.retry_at if kind == "rate_limit" else 0.0)
 
     def _cancel_rest(self) -> Iterator[Result]:
@@ -11699,9 +11867,10 @@ def settings_from(options: argparse.Namespace) -> Settings:
             raise UserError("CLINVK_CEILING: %s" % error) from None
     if "log_max" in given and "log_dir" not in given:
         raise UserError("--log-max: there are no logs; give --log-dir DIR")
-    if "task_check_timeout" in given and not ("task_check" in given or "allow_commands" in given):
-        raise UserError("--check-timeout: there is no check; give --check CMD, or --allow-commands "
-                        "for the checks of the tasks")
+    for name in ("task_attempts", "task_check_timeout", "repair_prompt"):
+        if name in given and not ("task_check" in given or "allow_commands" in given):
+            raise UserError("--%s: there is no check; give --check CMD, or --allow-commands for "
+                            "the checks of the tasks" % name.replace("task_", "").replace("_", "-"))
     run = {name: given[name] for name in RUN_FIELDS if name in given}
     if "limits" in run:
         run["limits"] = dict(run["limits"])
@@ -11710,12 +11879,25 @@ def settings_from(options: argparse.Namespace) -> Settings:
             if problem:
                 raise UserError("--limit: " + problem)
     rules = TaskPolicy(fields, environment, definitions, "allow_commands" in given, ceiling,
-                       given.get("root", ""), run, configuration, wrap=given.get("wrap", ()))
+                       given.get("root", ""), run, configuration, wrap=given.get("wrap", ()),
+                       repair_prompt=_repair_prompt(given.get("repair_prompt")))
     return Settings(rules, options.task_dry_run, given.get("form", "text"), "quiet" in given,
                     options.progress or "auto", options.color or configuration.get("output.color"),
                     start_method_of(environment), _status_file(given),
                     given.get("quiet_after", DEFAULT_QUIET_SECONDS), given.get("log_dir", ""),
                     given.get("log_max", DEFAULT_LOG_MAX))
+
+
+def _repair_prompt(path: Optional[str]) -> str:
+    """Return the template of a prompt after a check that failed.  Raise UserError."""
+    text = read_prompt(path, "--repair-prompt") if path else ""
+    if path and not text.strip():
+        raise UserError("--repair-prompt %s: the file is blank" % path)
+    for name in re.findall(r"\{\{[^{}\n]+\}\}", text):
+        if name not in REPAIR_PLACEHOLDERS:
+            raise UserError("--repair-prompt: %s cannot be replaced; known are %s" % (
+                quoted(name), ", ".join(REPAIR_PLACEHOLDERS)))
+    return text
 
 
 def _status_file(given: Dict[str, Any]) -> str:
@@ -13077,7 +13259,11 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
     "check": [
         _field("--check", "CMD", "run CMD when a task's program has succeeded; if CMD fails, the "
                "task fails; may be given for each", action="extend"),
-        _field("--check-timeout", "DURATION", "stop a check after so long (default: 10m)")],
+        _field("--check-timeout", "DURATION", "stop a check after so long (default: 10m)"),
+        _field("--attempts", "N", "try a task up to N times in all until its checks pass, with the "
+               "output of the failed check (default: 1)"),
+        _option("--repair-prompt", "with --attempts: read the prompt of these tries from FILE",
+                "FILE", _plain_path)],
     "answer": [_option("-o --output-format", "text; json: one object at the end; stream-json: "
                        "what the backend prints (default: text)", choices=PROMPT_FORMS)],
     "prompt": [

@@ -10,7 +10,7 @@ _clinvk_sessions()  # [OPTION]
 _clinvk_value()
 {
     case ${COMP_WORDS[before]} in
-        -f | --file | --config | --results | --csv | --tasks | --junit | --markdown | --html | --status-file | --items | --tsv | --prompt-file)
+        -f | --file | --config | --results | --csv | --tasks | --junit | --markdown | --html | --status-file | --items | --tsv | --prompt-file | --repair-prompt)
             return 0 ;;  # readline knows how to quote the name of a file
         -w | --workdir | --output-dir | --root | --log-dir)
             compopt +o default -o dirnames 2>/dev/null
@@ -36,7 +36,7 @@ _clinvk_value()
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
-            | --older-than | --prompt | --name | --id | --write-to | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --check | --check-timeout | --quiet-after | --log-max)
+            | --older-than | --prompt | --name | --id | --write-to | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --check | --check-timeout | --attempts | --quiet-after | --log-max)
             values='' ;;
     esac
     return 1
@@ -111,7 +111,7 @@ _clinvk()
             options='-h --help -f --file --prompt --prompt-file --items --csv --tsv -0 --null --name --id --write-to --emit-tasks -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
                 --overwrite --results --resume --ceiling --root --allow-commands
-                --check --check-timeout
+                --check --check-timeout --attempts --repair-prompt
                 --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config -b --backend -m --model -w --workdir --effort --approval-mode --sandbox-mode
                 --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
@@ -122,7 +122,7 @@ _clinvk()
             ;;
         chain)
             options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands
-                --check --check-timeout
+                --check --check-timeout --attempts --repair-prompt
                 --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
                 -b --backend -m --model -w --workdir --effort --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options

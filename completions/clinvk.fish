@@ -70,6 +70,8 @@ complete -c clinvk -n '__clinvk_in parallel chain' -l ceiling -xa 'sandbox=read-
 complete -c clinvk -n '__clinvk_in parallel chain' -l root -xa '(__fish_complete_directories)' -d 'refuse a workdir outside of it'
 complete -c clinvk -n '__clinvk_in parallel chain' -l check -x -d 'the task fails if this command fails'
 complete -c clinvk -n '__clinvk_in parallel chain' -l check-timeout -x -d 'stop a check after so long (default: 10m)'
+complete -c clinvk -n '__clinvk_in parallel chain' -l attempts -x -d 'try a task up to N times until its checks pass'
+complete -c clinvk -n '__clinvk_in parallel chain' -l repair-prompt -rF -d 'read the prompt after a failed check from FILE'
 
 complete -c clinvk -n '__clinvk_in prompt' -s c -l continue -d 'continue the last session of this directory and backend'
 complete -c clinvk -n '__clinvk_in prompt' -l ephemeral -d 'keep no session'

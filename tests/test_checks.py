@@ -156,6 +156,123 @@ class Ends(support.WorkerCase):
                        error="the check cannot be run: /tmp/x: No space left on device")
 
 
+class Repairs(unittest.TestCase):
+    SESSION = "5e551000-0000-4000-8000-000000000001"
+    CHECK = {"status": "failed", "command": "make test", "exit_code": 2, "output": "{{check.command}} failed\n"}
+
+    def repaired(self, backend, prompt="do it", answer="the answer", session=SESSION, **fields):
+        """The job after a failed check, as the program gets it."""
+        first = support.job(0, backend, prompt, check=shell("make test"), attempts=2, **fields)
+        result = clinvk.unfinished(first, "failed", "e", "check")._replace(session_id=session, check=self.CHECK, answer=answer)
+        job = clinvk.repaired_job(first, result)
+        self.assertEqual(job.task, first.task)
+        return clinvk.asked_job(job)
+
+    def test_program_is_asked_in_its_session_where_it_can_be_continued(self):
+        for backend, fields, resume in (
+                ("claude", {}, self.SESSION), ("codex", {}, self.SESSION), ("gemini", {}, ""), ("echo", {}, ""),
+                ("claude", {"session": ""}, ""), ("codex", {"session": "--last"}, ""), ("claude", {"extra": ("--continue",)}, ""),
+                ("claude", {"extra": ("--resume=x",)}, ""), ("codex", {"extra": ("resume", "x")}, ""), ("claude", {"resume": "of-the-user", "session": ""}, "of-the-user"),
+                ("claude", {"resume": "of-the-user"}, self.SESSION)):
+            with self.subTest(backend=backend, fields=fields):
+                job = self.repaired(backend, **fields)
+                self.assertEqual((job.resume, job.literal), (resume, True))
+                self.assertEqual("do it" in job.task.prompt, not resume)
+                self.assertIn("exit status 2: make test\n", job.task.prompt)
+                self.assertIn("\n\n{{check.command}} failed\n", job.task.prompt)
+
+    def test_new_conversation_has_the_end_of_the_answer(self):
+        answer = self.repaired("gemini", answer="x" * 99 + "y" * clinvk.ANSWER_BYTES).task.prompt
+        self.assertNotIn("x" * 9 + "y", answer)
+        self.assertIn("do it\n\nThis task was tried before. The answer was:\n\n" + "y" * clinvk.ANSWER_BYTES + "\n\n", answer)
+
+    def test_large_prompt_gets_the_text_behind_it_or_is_replaced(self):
+        for session, expected in (("", 3), (self.SESSION, 0)):
+            parts = self.repaired("claude", parts=("large", "prompt"), session=session).parts
+            self.assertEqual((len(parts), parts[:2]), (expected, ("large", "prompt")[:expected]))
+
+    def test_prompt_of_the_user_replaces_that_of_clinvk(self):
+        job = self.repaired("claude", repair_prompt="Status {{check.exit_code}} of {{check.command}}:\n{{check.output}}end")
+        self.assertEqual(job.task.prompt, "Status 2 of make test:\n{{check.command}} failed\nend")
+
+    def test_job_without_a_repair_is_asked_its_prompt(self):
+        job = support.job(0, "claude", "do it", resume="s")
+        self.assertIs(clinvk.asked_job(job), job)
+
+
+class Sessions(support.ForkingCase):
+    def test_session_is_gone_after_the_last_attempt(self):
+        """A claude that keeps its session as the real one does."""
+        support.write_program(os.path.join(self.bin, "claude"), b"""#!/bin/sh
+            id=5e551000-0000-4000-8000-000000000001
+            case "$*" in *--no-session-persistence*) ;; *)
+                mkdir -p ~/.claude/projects/-x ~/.claude/todos
+                /bin/cat >> ~/.claude/projects/-x/$id.jsonl
+                echo "$*" >> ~/.claude/todos/$id-agent.json
+                touch ~/.claude/projects/-x/another.jsonl ;;
+            esac
+            [ -d ~/.claude ] && mkdir -p "$SEEN" && cp -R ~/.claude/. "$SEEN"
+            echo '{"type":"result","subtype":"success","is_error":false,"session_id":"'$id'","result":"done"}'
+            """)
+        for attempts, status in (("1", 1), ("2", 1), ("3", 0)):
+            seen, count = self.path("seen" + attempts), self.path("count" + attempts)
+            completed = self.clinvk("parallel", "--jsonl", "-q", "--check", "echo x >> %s; /bin/cat %s; [ $(wc -l < %s) -ge 3 ]" % (count, count, count),
+                                    "--attempts", attempts, input=json.dumps({"prompt": "do it"}), env={"SEEN": seen})
+            self.assertEqual(completed.returncode, status, completed.stderr)
+            self.assertEqual(results(completed)[0]["attempts"], int(attempts))
+            kept = ["another.jsonl"] * (attempts > "1")
+            self.assertEqual(sorted(name for _, _, names in os.walk(os.path.join(self.home, ".claude")) for name in names), kept)
+            self.assertEqual(len([name for _, _, names in os.walk(seen) for name in names]), 3 * len(kept))
+
+    def test_session_is_found_in_a_directory_of_any_name(self):
+        id = "5e551000-0000-4000-8000-000000000001"
+        home = self.path("100% [mine] %s *")
+        for backend, variable, path in (("claude", "CLAUDE_CONFIG_DIR", "projects/-x/%s.jsonl"), ("codex", "CODEX_HOME", "sessions/2026/11/29/rollout-%s.jsonl")):
+            file = os.path.join(home, path % id)
+            os.makedirs(os.path.dirname(file))
+            open(file, "w").close()
+            with mock.patch.dict(os.environ, {variable: home}):
+                places = clinvk.BACKENDS[backend].sessions(support.job(0, backend, "p"))
+                self.assertEqual(clinvk.session_files(places, {id}), [file])
+                self.assertEqual(clinvk.session_files(places, {""}), [])
+
+    def test_sessions_of_many_tasks_are_removed_by_few_searches(self):
+        ids = ["5e551000-0000-4000-8000-%012d" % number for number in range(100)]
+        for number, id in enumerate(ids):
+            os.makedirs(self.path("claude", "projects", "-%d" % number, id))
+            self.file("claude/projects/-%d/%s.jsonl" % (number, id), "")
+        self.file("claude/projects/-0/mine", "")
+        scandir = os.scandir
+        with mock.patch.dict(os.environ, {"CLAUDE_CONFIG_DIR": self.path("claude"), "TMPDIR": self.directory}), mock.patch.object(os, "scandir", side_effect=scandir) as scans:
+            pool = clinvk.Pool(1, "thread")
+            try:
+                pool.forget(support.job(0, "claude", "p"), [ids[0], ""])
+                support.wait_until(lambda: pool.wait(0.01) or not os.path.exists(self.path("claude", "projects", "-0", ids[0])), "the session is there")
+                for id in ids[1:]:
+                    pool.forget(support.job(0, "claude", "p"), [id, ""])
+            finally:
+                pool.close()
+        self.assertEqual([name for _, inner, names in os.walk(self.path("claude", "projects")) for name in names + inner if not name.startswith("-")], ["mine"])
+        self.assertLess(scans.call_count, 2000)  # 10,000 where each task searches
+
+    def test_task_is_not_tried_again_with_a_prompt_that_its_program_cannot_take(self):
+        own = json.dumps({"own": {"command": ["echo", "{prompt}"]}})
+        for check, prompt in (("printf 'a\\0b'; exit 1", "x"), ("exit 1", "x" * 131000)):
+            completed = self.clinvk("parallel", "--jsonl", "-q", "--check", check, "--attempts", "2", input=tasks(prompt, backend="own"), env={"CLINVK_BACKENDS": own})
+            (result,) = results(completed)
+            self.assertEqual((result["error_kind"], result["attempts"], result["output"]), ("check", 1, prompt + "\n"))
+            self.assertRegex(result["warnings"][-1], "^not tried again, because the prompt .* own")
+
+    def test_prompt_of_a_repair_is_read_from_its_file_and_checked(self):
+        arguments = ["parallel", "--jsonl", "-q", "--check", "[ -e there ] || { touch there; exit 3; }", "--attempts", "2", "--repair-prompt"]
+        good = self.clinvk(*arguments, self.file("good", "say status {{check.exit_code}}"), input=tasks("say first", backend="claude", workdir=self.directory))
+        self.assertEqual(results(good)[0]["output"], "status 3")
+        for text, message in ((" \n", b": the file is blank"), ("{{check.status}}", b'"{{check.status}}" cannot be replaced; known are {{check.exit_code}}, ')):
+            bad = self.clinvk(*arguments, self.file("bad", text), input=tasks("say x"))
+            self.assertEqual((bad.returncode, bad.stdout), (2, b""))
+            self.assertIn(message, bad.stderr)
+
+
 class Shown(support.ForkingCase):
     def test_option_may_be_given_for_each_check_and_the_table_shows_the_end_of_the_output(self):
         os.mkdir(self.path("two"))
@@ -177,9 +294,11 @@ class Shown(support.ForkingCase):
 
     def test_steps_of_a_chain_are_checked(self):
         chain = {"steps": [{"prompt": "say a", "backend": "echo"}, {"prompt": "say {{previous}}", "backend": "echo"}]}
-        completed = self.clinvk("chain", "--json", "--check", "[ $CLINVK_TASK = 0 ] || exit 3", input=json.dumps(chain), env={"PATH": os.environ["PATH"]})
+        completed = self.clinvk("chain", "--json", "--attempts", "2", "--check", "[ $CLINVK_TASK = 0 ] || [ -e there ] || { touch there; exit 1; }",
+                                "--repair-prompt", self.file("repair", "\nsay {{check.exit_code}}"), input=json.dumps(chain), env={"PATH": os.environ["PATH"]})
         first, second = json.loads(completed.stdout)["results"]
-        self.assertEqual([first["check"]["status"], second["check"]["status"], second["check"]["exit_code"]], ["passed", "failed", 3])
+        self.assertEqual([first["check"]["status"], second["check"]["status"], first["attempts"], second["attempts"]], ["passed", "passed", 1, 2])
+        self.assertIn("This task was tried before. The answer was:\n\nsay say a\n\n\nsay 1", second["output"])
         refused = self.clinvk("chain", input=json.dumps(dict(chain, defaults={"check": "true"})))
         self.assertIn(b"defaults.check: commands that a chain defines are only run with --allow-commands", refused.stderr)
 

@@ -1309,11 +1309,11 @@ class CheckedScripts(Commands):
         self.repository("a.go", "b.go", "c.go", "go.mod")
         self.program("act", 'case $1 in *c.go) echo new >> src/go.mod ;; esac')
         self.program("go", 'grep -q "src/b.go" "$CLINVK_OUTPUT" && mkdir failed && { echo "FAIL b"; exit 1; }; echo ok')
-        printed = self.script("C --prompt 'Write tests for {}' --sandbox-mode workspace --check 'go test ./...' "
-                              "--one-per-workdir --json -q -- src/*.go", 1)
-        self.assertEqual([(one["status"], one.get("error_kind")) for one in json.loads(printed)["results"]],
-                         [("ok", None), ("failed", "check"), ("ok", None)])
-        self.assertIn("FAIL b", printed)
+        printed = self.script("C --prompt 'Write tests for {}' --sandbox-mode workspace --check 'go test ./...' --attempts 3 "
+                              "--one-per-workdir --json -q -- src/*.go")
+        self.assertEqual([(one["status"], one.get("error_kind"), one["attempts"]) for one in json.loads(printed)["results"]],
+                         [("ok", None, 1), ("ok", None, 2), ("ok", None, 1)])
+        self.assertIn("FAIL b", self.content("prompts"))
 
     def test_translations_are_files_and_only_what_changed_is_translated_again(self):
         os.mkdir(self.path("docs"))
@@ -2509,7 +2509,7 @@ class Logs(Commands):
 
     @support.only_in_full_runs
     def test_options_of_checks_without_a_check_are_refused(self):
-        for name, value in (("--check-timeout", "9"),):
+        for name, value in (("--attempts", "3"), ("--check-timeout", "9"), ("--repair-prompt", self.file("repair", "Again."))):
             run = self.parallel(name, value, input=tasks("say x"))
             self.assertEqual((run.returncode, run.stdout, run.stderr.decode()), (2, b"", "clinvk: error: %s: there is no check; give --check CMD, "
                                                                                  "or --allow-commands for the checks of the tasks\n" % name))

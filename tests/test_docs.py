@@ -22,7 +22,7 @@ WORDS_OF_FIELDS = {"backend": NAMES, "approval_mode": clinvk.APPROVAL_MODES, "sa
                    "effort": clinvk.EFFORTS}
 HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
-FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--html", "--status-file", "--items", "--tsv", "--prompt-file"}
+FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--html", "--status-file", "--items", "--tsv", "--prompt-file", "--repair-prompt"}
 DIRECTORIES = {"--workdir", "--output-dir", "--root", "--log-dir"}
 CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 

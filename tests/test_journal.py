@@ -15,7 +15,7 @@ import support
 from support import COMPILED, PROGRAM, Case, clinvk, job, only_linux, results, tasks
 
 # A new field of a task belongs either to clinvk.KEY_FIELDS or here: does it change the answer?
-NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "check_timeout", "verbose", "dry_run",
+NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "check_timeout", "attempts", "verbose", "dry_run",
                   "literal", "write_to", "sample"}  # a literal Job and a further sample have another key
 
 HOLDER = """

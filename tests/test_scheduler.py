@@ -39,6 +39,9 @@ class FakePool:
     def kill(self):
         self.calls.append("kill")
 
+    def forget(self, item, sessions):
+        self.calls.append("forget %s" % " ".join(sessions))
+
     def wait(self, seconds=0.25):
         if self.events:
             return self.events.pop(0)(self)
@@ -730,6 +733,98 @@ class RandomRuns(unittest.TestCase):
                 self.one(seed)
             except Exception as error:
                 raise AssertionError("CLINVK_SEED=%d repeats this: %r" % (seed, error)) from error
+
+
+class Repairs(SchedulerCase):
+    """After a check that failed the program is asked again, in its session where there can be one."""
+
+    SESSION = "5e551000-0000-4000-8000-00000000000%d"
+
+    def play(self, *ends, backend="claude", attempts=3, policy=clinvk.NO_POLICY, control=None, **fields):
+        """Run one task, whose attempts end so: (status, kind, output of the check).  Return (its result, the jobs that were started)."""
+        started, ends = [], list(ends)
+
+        class Player(FakePool):
+            def start(pool, item):
+                started.append(item)
+                super().start(item)
+
+            def wait(pool, seconds=0.25):
+                if not pool.running:
+                    return []
+                (item,) = pool.running.values()
+                pool.running.clear()
+                status, kind, output, *more = ends.pop(0)
+                check = {"status": "failed", "command": "make test", "exit_code": 2, "output": output} if kind == "check" else None
+                result = clinvk.unfinished(item, status, "error %s" % kind if kind else "", kind, exit_code=bool(kind), attempts=item.attempt)
+                result = result._replace(check=check, answer="the answer", session_id=self.SESSION % 1, cost_usd=0.5, usage={"total_tokens": 10 * len(started)},
+                                         usage_is_cumulative=backend == "codex", acted=True)
+                return [result._replace(**dict(*more))]
+
+        self.pool = Player()
+        item = job(0, backend, "do it", check=(("sh", "-c", "make test"),), attempts=attempts, **fields)
+        supply = FakeSupply(item)
+        scheduler = clinvk.Scheduler(supply, self.pool, 1, policy, clock=lambda: self.now(), control=control, jitter=lambda: 0.0)
+        (result,) = scheduler.results()
+        self.assertEqual(ends, [])
+        self.assertEqual(result.task, item.task)
+        return result, started
+
+    FAILED, OK = ("failed", "check", "1 of 9 failed"), ("ok", "", "")
+
+    def test_task_is_tried_until_its_check_passes_or_its_attempts_are_used_up(self):
+        other, third = ("failed", "check", "something else"), ("failed", "check", "again something else")
+        for ends, attempts, status in (
+                ((self.OK,), 3, "ok"), ((self.FAILED, self.OK), 3, "ok"), ((self.FAILED, other, self.OK), 3, "ok"), ((self.FAILED,), 1, "failed"),
+                ((self.FAILED,), 0, "failed"), ((self.FAILED, other), 2, "failed"), ((self.FAILED, other, third), 3, "failed")):
+            with self.subTest(ends=len(ends), attempts=attempts):
+                result, started = self.play(*ends, attempts=attempts)
+                self.assertEqual((result.status, result.attempts, len(result.tries)), (status, len(ends), len(ends) if len(ends) > 1 else 0))
+                self.assertEqual((result.cost_usd, [item.attempt for item in started]), (0.5 * len(ends), list(range(1, len(ends) + 1))))
+
+    def test_two_equal_failures_end_it(self):
+        result, _ = self.play(self.FAILED, ("failed", "check", "12 of 9 failed"), attempts=9)
+        self.assertEqual((result.status, result.error_kind, result.attempts), ("failed", "check", 2))
+        self.assertEqual(result.warnings, ("not tried again, because the check failed twice with the same output",))
+        last, _ = self.play(self.FAILED, ("failed", "check", "12 of 9 failed"), attempts=2)
+        self.assertEqual((last.attempts, last.warnings), (2, ()))
+        code = {"check": {"status": "failed", "command": "make test", "exit_code": 3, "output": "1 of 9 failed"}}
+        result, _ = self.play(self.FAILED, (*self.FAILED, code), self.OK, attempts=9)
+        self.assertEqual((result.status, result.attempts), ("ok", 3))
+
+    def test_other_errors_are_not_repaired(self):
+        for status, kind in (("failed", "check_error"), ("failed", "max_turns"), ("failed", "quota"), ("timeout", "timeout"), ("canceled", "canceled"), ("failed", "backend")):
+            result, _ = self.play((status, kind, ""))
+            self.assertEqual((result.error_kind, result.attempts), (kind, 1))
+
+    def test_transient_error_of_a_repair_is_retried_with_the_same_prompt_and_counts_by_itself(self):
+        policy = clinvk.RunPolicy(retries=1, retry_acted=True)
+        result, started = self.play(self.FAILED, ("failed", "network", ""), self.OK, attempts=2, policy=policy)
+        self.assertEqual((result.status, result.attempts), ("ok", 3))
+        self.assertEqual(started[1][:3] + (started[1].repair, started[1].resume), started[2][:3] + (started[2].repair, started[2].resume))
+
+    def test_session_is_kept_for_the_attempts_and_removed_at_the_end(self):
+        for ends, attempts in (((self.FAILED, self.OK), 2), ((self.OK,), 2), ((self.FAILED,), 1)):
+            _, started = self.play(*ends, attempts=attempts)
+            self.assertEqual([item.keep for item in started], [attempts > 1] * len(ends))
+            self.assertEqual([call for call in self.pool.calls if "forget" in call], ["forget " + self.SESSION % 1] * (attempts > 1))
+        _, started = self.play(self.FAILED, self.OK, keep=True)
+        self.assertEqual([call for call in self.pool.calls if "forget" in call], [])
+
+    def test_usage_of_codex_is_that_of_its_session(self):
+        self.assertEqual(self.play(self.FAILED, self.OK)[0].usage, {"total_tokens": 30})
+        self.assertEqual(self.play(self.FAILED, self.OK, backend="codex")[0].usage, {"total_tokens": 20})
+        new_session = self.OK + ({"session_id": self.SESSION % 2},)
+        self.assertEqual(self.play(self.FAILED, new_session, backend="codex")[0].usage, {"total_tokens": 30})
+
+    def test_stopped_run_repairs_nothing(self):
+        control = clinvk.Control()
+        control.level, control.reason = 1, "interrupted"
+        scheduler = clinvk.Scheduler(FakeSupply(), FakePool(), 1, control=control)
+        entry = scheduler._entry(job(0, "claude", "p", check=(("true",),), attempts=3))
+        result = clinvk.unfinished(entry.job, "failed", "e", "check")
+        entry.gate.started(0)
+        self.assertIs(scheduler._again(entry, result), result)
 
 
 if __name__ == "__main__":

@@ -1006,6 +1006,34 @@ class Lapses(RealCase):
         self.assertEqual([path for _, files in attempts + [(cut, files)] for path in files if os.path.exists(path)], [])
 
 
+class Repairs(RealCase):
+    """A program that is asked again after a check that failed."""
+
+    def test_check_that_passes_at_the_third_attempt(self):
+        """claude and codex continue their conversation, of which nothing is left; gemini has a new one each time."""
+        tasks = []
+        for backend in ALL:
+            os.mkdir(self.path(backend))
+            tasks.append(task("checked-" + backend, backend, "mock: say done by " + backend, workdir=self.path(backend)))
+        answers = self.batch(tasks, "--attempts", "3", "--check", "echo x >> count; cat count; [ $(wc -l < count) -ge 3 ]", status="ok")
+        for backend in ALL:
+            with self.subTest(backend):
+                result = answers["checked-" + backend]
+                self.assertEqual((result["attempts"], result["check"]["status"], result["check"]["output"]), (3, "passed", "x\nx\nx\n"))
+                self.assertEqual([one.get("error_kind") for one in result["tries"]], ["check", "check", None])
+                self.assertEqual(result["usage"]["total_tokens"], 3 * USAGE["total_tokens"])
+                name = b"checked-" + backend.encode()
+                asked = [request for request in self.requests() if request.call and name in request.body]
+                self.assertEqual([request.body.count(b"of this task failed with exit status 1") for request in asked],
+                                 [0, 1, 1] if backend == "gemini" else [0, 1, 2])
+                self.assertTrue(all(b"done by " + backend.encode() in request.body for request in asked[1:]), "it knows its answer")
+                for request in asked[1:]:
+                    self.assertEqual(request.user.startswith("checked-"), backend == "gemini", request.user)
+                found = [os.path.join(place, path) for place, directories, files in os.walk(self.home) for path in directories + files
+                         if result["session_id"] in path]
+                self.assertEqual(found, [])
+
+
 class Plans(RealCase):
     """Chains, comparisons, single prompts and sessions."""
 
