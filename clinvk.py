@@ -24,23 +24,24 @@ Data flows down the file: a section uses only what stands above it.
 
      1. Types          what travels: Task, Job, Result; statuses, exit codes, errors
      2. Text and JSON  dumps, loads, display width, durations, fill, secrets
-     3. Platform       processes, files, locks, terminals; every platform difference
-     4. Configuration  values and their checks, YAML, the file, what counts first
-     5. Backends       a row each: how to ask a program, how to read its answer
-     6. Input          JSON or items, from a file or a pipe -> Supply of validated Jobs
-     7. Plans          chain and compare: jobs made from earlier results
-     8. Processes      execute: one process, from its files to its end
-     9. Checks         commands that judge what a program did
-    10. Worker         run_job: one Job to its Result; logs
-    11. Pool           jobs in, exactly one Result for each out
-    12. Scheduler      which job is next and when, also after a limit; run_pool
-    13. Journal        results as JSON; the results file, from which a run continues
-    14. Sinks          text, JSON Lines, JSON, directory, progress
-    15. Summary        the ordered table, the totals, the verdict
-    16. Report         results files -> table, totals, timeline; runs nothing
-    17. Sessions       conversations that can be resumed, a file each
-    18. Commands       options -> jobs -> scheduler -> sinks -> verdict
-    19. Command line   the table of options, build_parser, main
+     3. Schema         check_schema, validate: the JSON Schema subset
+     4. Platform       processes, files, locks, terminals; every platform difference
+     5. Configuration  values and their checks, YAML, the file, what counts first
+     6. Backends       a row each: how to ask a program, how to read its answer
+     7. Input          JSON or items, from a file or a pipe -> Supply of validated Jobs
+     8. Plans          chain and compare: jobs made from earlier results
+     9. Processes      execute: one process, from its files to its end
+    10. Checks         commands that judge what a program did
+    11. Worker         run_job: one Job to its Result; logs
+    12. Pool           jobs in, exactly one Result for each out
+    13. Scheduler      which job is next and when, also after a limit; run_pool
+    14. Journal        results as JSON; the results file, from which a run continues
+    15. Sinks          text, JSON Lines, JSON, directory, progress
+    16. Summary        the ordered table, the totals, the verdict
+    17. Report         results files -> table, totals, timeline; runs nothing
+    18. Sessions       conversations that can be resumed, a file each
+    19. Commands       options -> jobs -> scheduler -> sinks -> verdict
+    20. Command line   the table of options, build_parser, main
 
 What holds everywhere:
 
@@ -95,6 +96,7 @@ try:
     import functools
     import itertools
     import json
+    import operator
     import re
     import select
     import signal
@@ -105,8 +107,8 @@ except ModuleNotFoundError as _error:
     _refuse(lacking(_error))
 
 __version__ = "0.1.0"
-__all__ = ["Control", "Job", "Result", "RunPolicy", "Task", "UserError", "main", "run_job",
-           "run_pool"]
+__all__ = ["Control", "Job", "Result", "RunPolicy", "Task", "UserError", "check_schema", "main",
+           "run_job", "run_pool", "validate"]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,6 +124,7 @@ if TYPE_CHECKING:
     _Doing = Tuple[str, str, int]  # the key of a message; its action, "" for no news; its tokens
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
     _Item = Union["Job", "Result"]  # of the input: a job, or the Result of what is no task
+    _Fault = Tuple[_Path, str, Any]  # of a value: where, what a schema expects there, what is there
     _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or a file with it and its digest
 else:
     class _RecordType(type):
@@ -1057,7 +1060,336 @@ def encoded(result: Result, fields_of: _Fields = result_fields) -> Iterator[byte
     yield b'",' + dumps({name: fields[name] for name in names[end + 1:]})[1:]
 
 
-# --- 3. Platform -------------------------------------------------------------
+# --- 3. Schema ---------------------------------------------------------------
+#
+# A subset of JSON Schema 2020-12.  A keyword outside of it is an error, so that nothing which a
+# schema states stays unchecked.  Verdicts are those of the Python library jsonschema.
+
+MAX_SCHEMA_BYTES = 100 << 10  # the schema can be an argument of a program
+MAX_FAULTS = 100  # that validate returns
+MAX_SCHEMA_STEPS = 10_000_000  # rules and values that one validation looks at
+MAX_FAULT_TEXT = 1000  # characters
+MAX_SHOWN_VALUES = 20  # of an enum, in a message
+
+_TYPES = {"object": "an object", "array": "an array", "string": "a string", "number": "a number",
+          "integer": "a whole number", "boolean": "true or false", "null": "null"}
+_CLASSES = {"object": (dict,), "array": (list,), "string": (str,), "number": (int, float),
+            "integer": (int,), "boolean": (bool,), "null": (type(None),)}
+# Of a number, of the length of a string and of that of an array.
+_BOUNDS = {"minimum": (operator.ge, "at least", ""), "maximum": (operator.le, "at most", ""),
+           "exclusiveMinimum": (operator.gt, "more than", ""),
+           "exclusiveMaximum": (operator.lt, "less than", ""),
+           "minLength": (operator.ge, "at least", "character"),
+           "maxLength": (operator.le, "at most", "character"),
+           "minItems": (operator.ge, "at least", "item"),
+           "maxItems": (operator.le, "at most", "item")}
+_NUMBERS = tuple(keyword for keyword, (_, _, noun) in _BOUNDS.items() if not noun)
+_LENGTHS = tuple(keyword for keyword, (_, _, noun) in _BOUNDS.items() if noun)
+_ANNOTATIONS = ("title", "description", "default", "examples", "deprecated", "readOnly",
+                "writeOnly", "format", "$comment", "$schema", "contentEncoding",
+                "contentMediaType", "contentSchema")
+
+
+def _has_type(value: Any, name: str) -> bool:
+    if name == "integer" and isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, _CLASSES[name]) and (name == "boolean" or not isinstance(value, bool))
+
+
+def _shown(values: Any) -> str:
+    """Return the first of the values in a list or an object for a message."""
+    shown = ", ".join(map(quoted, itertools.islice(values, MAX_SHOWN_VALUES)))
+    return shown + ", ..." * (len(values) > MAX_SHOWN_VALUES)
+
+
+def _rule(what: str, fits: Callable[[Any], bool]) -> Callable[[Any], None]:
+    """Return a check of the value of a keyword."""
+    def check(rule: Any) -> None:
+        if not fits(rule):
+            raise expected(what, rule)
+    return check
+
+
+def _is_pattern(rule: Any) -> bool:
+    try:
+        return bool(re.compile(rule)) and isinstance(rule, str)
+    except (re.error, OverflowError, RecursionError, TypeError):
+        return False
+
+
+def _is_names(rule: Any) -> bool:
+    """Return whether a value is a list of names, each once."""
+    return (isinstance(rule, list) and all(isinstance(name, str) for name in rule)
+            and len(set(rule)) == len(rule))
+
+
+def _is_type(rule: Any) -> bool:
+    names = rule if isinstance(rule, list) else [rule]
+    return names != [] and _is_names(names) and set(names) <= set(_TYPES)
+
+
+_ONE_SCHEMA = ("additionalProperties", "items", "not")
+_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")
+_OBJECTS = ("properties", "$defs", "definitions")
+# The keywords with the checks of their values.  Schemas in them and "$ref" are checked elsewhere.
+_KEYWORDS = {
+    "type": _rule("one of %s, or a list of them" % ", ".join(_TYPES), _is_type),
+    "required": _rule("a list of names, each once", _is_names),
+    "multipleOf": _rule("a number above 0", lambda rule: _has_type(rule, "number") and rule > 0),
+    "uniqueItems": _rule("true or false", lambda rule: isinstance(rule, bool)),
+    "pattern": _rule("a regular expression of Python", _is_pattern)}
+for _keywords, _check in (
+        (_ONE_SCHEMA + _ANNOTATIONS + ("$ref", "const"), do_nothing),
+        (_OBJECTS, _rule("an object of schemas", lambda rule: isinstance(rule, dict))),
+        (_LISTS + ("enum",), _rule("a list of one element or more", lambda rule: (
+            isinstance(rule, list) and rule != []))),
+        (_NUMBERS, _rule("a number", lambda rule: _has_type(rule, "number"))),
+        (_LENGTHS, _rule("a whole number from 0 on", lambda rule: (
+            _has_type(rule, "integer") and rule >= 0)))):
+    _KEYWORDS.update(dict.fromkeys(_keywords, _check))
+
+
+def _target(reference: Any, root: Any) -> Any:
+    """Return the schema that `$ref` names.  Raises ValueError."""
+    from urllib.parse import unquote
+    match = re.fullmatch(r"#/(\$defs|definitions)/([^/]*)", unquote(str(reference)))
+    if not match:
+        raise expected('"#/$defs/NAME" or "#/definitions/NAME"', reference)
+    owner = root.get(match.group(1)) if isinstance(root, dict) else None
+    name = match.group(2).replace("~1", "/").replace("~0", "~")
+    if not isinstance(owner, dict) or name not in owner:
+        raise ValueError("the schema has no definition %s" % quoted(reference))
+    return owner[name]
+
+
+def _check_keywords(schema: Any, root: Any) -> None:
+    """Check the keywords of one schema, but not the schemas in it."""
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise expected("a schema (an object, true or false)", schema)
+    for keyword, rule in schema.items():
+        with path_context(keyword):
+            if keyword not in _KEYWORDS and (keyword != "$id" or schema is not root):
+                raise ValueError("clinvk cannot check this keyword%s; it checks %s" % (
+                    nearest(keyword, _KEYWORDS),
+                    ", ".join(sorted(set(_KEYWORDS).difference(_ANNOTATIONS)))))
+            _KEYWORDS.get(keyword, do_nothing)(rule)
+            if keyword == "$ref":
+                _target(rule, root)
+
+
+def _check_end(schema: Any, root: Any, is_done: Dict[int, bool]) -> None:
+    """Refuse a schema that is applied to the same value again and again.
+
+    `is_done` has the schemas that were visited, by id; False for those whose visit is under way.
+    """
+    if isinstance(schema, bool) or is_done.get(id(schema)):
+        return
+    if id(schema) in is_done:
+        raise ValueError("the schema refers to itself for the same value, without end")
+    is_done[id(schema)] = False
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        for inner in schema.get(keyword, ()):
+            _check_end(inner, root, is_done)
+    _check_end(schema.get("not", True), root, is_done)
+    if "$ref" in schema:
+        _check_end(_target(schema["$ref"], root), root, is_done)
+    is_done[id(schema)] = True
+
+
+def schemas_in(schema: Any, path: _Path = ()) -> Iterator[Tuple[_Path, Any]]:
+    """Yield a schema and all schemas in it, each with its path."""
+    yield path, schema
+    for keyword, rule in items_of(schema):
+        if keyword in _ONE_SCHEMA:
+            yield from schemas_in(rule, path + (keyword,))
+        elif keyword in _LISTS + _OBJECTS:
+            for step, inner in items_of(rule):
+                yield from schemas_in(inner, path + (keyword, step))
+
+
+def check_schema(schema: Any) -> None:
+    """Raise InvalidValue, with the path in the schema, where validate cannot use the schema."""
+    try:
+        _free_value(schema)
+        size = len(dumps(schema))
+        if size > MAX_SCHEMA_BYTES:
+            raise InvalidValue("the schema has %s; at most %s are allowed" % (
+                size_text(size), size_text(MAX_SCHEMA_BYTES)))
+        for path, inner in schemas_in(schema):
+            with path_context(*path):
+                _check_keywords(inner, schema)
+        is_done: Dict[int, bool] = {}
+        for path, inner in schemas_in(schema):
+            with path_context(*path):
+                _check_end(inner, schema, is_done)
+    except RecursionError:
+        raise InvalidValue("the schema is nested too deep") from None
+
+
+class _Validation:
+    """The application of a schema to a value."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._steps = 0
+        self._enums: Dict[int, FrozenSet[Any]] = {}  # the keys of the values in an enum, by its id
+
+    def _count(self, steps: int = 1) -> None:
+        self._steps += steps
+        if self._steps > MAX_SCHEMA_STEPS:
+            raise RecursionError("too many steps")
+
+    def _key(self, value: Any) -> Any:
+        """Return a key which is that of another value only where JSON has them as equal."""
+        self._count()
+        if isinstance(value, dict):
+            return dict, frozenset((name, self._key(item)) for name, item in value.items())
+        if isinstance(value, list):
+            return list, tuple(map(self._key, value))
+        return (bool, value) if isinstance(value, bool) else value
+
+    def _is_one_of(self, value: Any, values: List[Any]) -> bool:
+        if id(values) not in self._enums:
+            self._enums[id(values)] = frozenset(map(self._key, values))
+        return self._key(value) in self._enums[id(values)]
+
+    def faults(self, value: Any, schema: Any, path: _Path) -> Iterator[_Fault]:
+        """Yield what is wrong with the value at that path."""
+        self._count()
+        if isinstance(schema, bool):
+            if not schema:
+                yield path, "no value", value
+            return
+        if "$ref" in schema:
+            yield from self.faults(value, _target(schema["$ref"], self._root), path)
+        names = schema.get("type", [])
+        names = names if isinstance(names, list) else [names]
+        if names and not any(_has_type(value, name) for name in names):
+            yield path, " or ".join(_TYPES[name] for name in names), value
+        if "enum" in schema and not self._is_one_of(value, schema["enum"]):
+            yield path, "one of " + _shown(schema["enum"]), value
+        if "const" in schema and self._key(value) != self._key(schema["const"]):
+            yield path, quoted(schema["const"]), value
+        yield from self._of_scalar(value, schema, path)
+        if isinstance(value, list):
+            yield from self._of_array(value, schema, path)
+        if isinstance(value, dict):
+            yield from self._of_object(value, schema, path)
+        yield from self._of_branches(value, schema, path)
+
+    def _of_scalar(self, value: Any, schema: Any, path: _Path) -> Iterator[_Fault]:
+        kinds = {"": "number", "character": "string", "item": "array"}
+        for keyword, (fits, words, noun) in _BOUNDS.items():
+            if keyword in schema and _has_type(value, kinds[noun]):
+                bound = schema[keyword]
+                if not fits(len(value) if noun else value, bound):
+                    text = counted(int(bound), noun) if noun else quoted(bound)
+                    yield path, "%s %s" % (words, text), value
+        if "multipleOf" in schema and _has_type(value, "number"):
+            if not _is_multiple(value, schema["multipleOf"]):
+                yield path, "a multiple of %s" % quoted(schema["multipleOf"]), value
+        if "pattern" in schema and isinstance(value, str):
+            if not re.search(schema["pattern"], value):
+                yield path, "a text that matches %s" % quoted(schema["pattern"]), value
+
+    def _of_array(self, value: List[Any], schema: Any, path: _Path) -> Iterator[_Fault]:
+        first = schema.get("prefixItems", ())
+        for position, inner in enumerate(first[:len(value)]):
+            yield from self.faults(value[position], inner, path + (position,))
+        if schema.get("items", True) is not True:
+            for position in range(len(first), len(value)):
+                yield from self.faults(value[position], schema["items"], path + (position,))
+        if schema.get("uniqueItems"):
+            keys = set()
+            for position, item in enumerate(value):
+                key = self._key(item)
+                if key in keys:
+                    yield path + (position,), "an item that differs from those before it", item
+                keys.add(key)
+
+    def _of_object(self, value: Dict[str, Any], schema: Any, path: _Path) -> Iterator[_Fault]:
+        known = schema.get("properties", {})
+        self._count(len(known) + len(schema.get("required", ())))
+        for name in schema.get("required", ()):
+            if name not in value:
+                yield path, "a property %s" % quoted(name), value
+        for name, inner in known.items():
+            if name in value:
+                yield from self.faults(value[name], inner, path + (name,))
+        others = schema.get("additionalProperties", True)
+        for name in () if others is True else value:
+            if name not in known and others is not False:
+                yield from self.faults(value[name], others, path + (name,))
+            elif name not in known:
+                names = " but " + _shown(known) if known else ""
+                yield path, "no property" + names, name
+
+    def _of_branches(self, value: Any, schema: Any, path: _Path) -> Iterator[_Fault]:
+        def is_valid(branch: Any) -> bool:
+            return next(self.faults(value, branch, path), None) is None
+
+        for branch in schema.get("allOf", ()):
+            yield from self.faults(value, branch, path)
+        if "not" in schema and is_valid(schema["not"]):
+            yield path, "a value that does not match %s" % quoted(schema["not"]), value
+        if "anyOf" in schema and not any(map(is_valid, schema["anyOf"])):
+            yield from self._nearest(value, schema["anyOf"], path)
+        if "oneOf" in schema:
+            valid = [str(number) for number, branch in enumerate(schema["oneOf"], 1)
+                     if is_valid(branch)]
+            if len(valid) > 1:
+                yield path, "a match of one alternative, not of %s" % " and ".join(valid), value
+            if not valid:
+                yield from self._nearest(value, schema["oneOf"], path)
+
+    def _nearest(self, value: Any, branches: List[Any], path: _Path) -> Iterator[_Fault]:
+        """Yield what is wrong by the alternative that comes nearest, of those that do not match.
+
+        That is the one whose first fault is deepest and which has the fewest faults.  Where no
+        alternative comes further than the value itself, one fault has them all.
+        """
+        faults = [list(itertools.islice(self.faults(value, branch, path), MAX_FAULTS))
+                  for branch in branches]
+        if all(len(found) == 1 and found[0][0] == path for found in faults):
+            yield path, " or ".join(dict.fromkeys(found[0][1] for found in faults)), value
+            return
+        nearest_one = max(faults, key=lambda found: (len(found[0][0]), -len(found)))
+        number = faults.index(nearest_one) + 1
+        for where, what, inner in nearest_one:
+            yield where, "%s (alternative %d of %d)" % (what, number, len(branches)), inner
+
+
+def _is_multiple(value: Union[int, float], step: Union[int, float]) -> bool:
+    """Divide as jsonschema does: 19.99 is not a multiple of 0.01, as floats are."""
+    try:
+        return int(value / step) == value / step if isinstance(step, float) else not value % step
+    except OverflowError:
+        from fractions import Fraction
+        return (Fraction(value) / Fraction(step)).denominator == 1
+
+
+def validate(value: Any, schema: Any) -> List[str]:
+    """Return what is wrong with a JSON value by a schema: texts that begin with a path in `data`.
+
+    The list is empty for a valid value, and has MAX_FAULTS texts at most.  Raises InvalidValue for
+    a schema that check_schema refuses.
+    """
+    check_schema(schema)
+    errors = []
+    try:
+        _free_value(value)
+        faults = _Validation(schema).faults(value, schema, ("data",))
+        for path, what, item in itertools.islice(faults, MAX_FAULTS):
+            text = without_secrets(str(expected(what, item, path)))
+            errors.append(text if len(text) <= MAX_FAULT_TEXT else text[:MAX_FAULT_TEXT] + "...")
+    except RecursionError:
+        errors.append("data: the value and the schema are nested too deep or too large to check")
+    return errors
+
+
+# --- 4. Platform -------------------------------------------------------------
 
 
 def send_signal(process_group: int, signal_number: int) -> bool:
@@ -1973,7 +2305,7 @@ def die_at_once(signal_number: int, exit_status: int = 0) -> None:
     os._exit(exit_status or 128 + signal_number)
 
 
-# --- 4. Configuration --------------------------------------------------------
+# --- 5. Configuration --------------------------------------------------------
 #
 # Three parts: checks of values, the subset of YAML, and the configuration file with its settings.
 # A check takes a value, returns it in the form that the program uses, and raises ValueError.
@@ -2835,7 +3167,7 @@ def merge_layers(layers: Sequence[Tuple[str, Dict[str, Any]]],
             for name, value in layer.items() if value not in (None, "") and name in names}
 
 
-# --- 5. Backends -------------------------------------------------------------
+# --- 6. Backends -------------------------------------------------------------
 #
 # How the programs take each option and report each event was measured on Claude Code 2.1.332,
 # Codex 0.171.0 and Gemini CLI 0.61.0; tests/real/ runs them.
@@ -4321,7 +4653,7 @@ def command_line(job: Job) -> str:
     return "(%s)" % line if workdir else line
 
 
-# --- 6. Input ----------------------------------------------------------------
+# --- 7. Input ----------------------------------------------------------------
 
 # The fields of a task, of the defaults in a batch, of a run and of a batch, with their checks.
 TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
@@ -5682,7 +6014,7 @@ def open_tasks(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], No
     return TaskStream(file, name, _with_costs(policy, {}), warn, shard)
 
 
-# --- 7. Plans ----------------------------------------------------------------
+# --- 8. Plans ----------------------------------------------------------------
 
 # - chains -
 
@@ -5887,7 +6219,7 @@ def not_installed(job: Job) -> bool:
     return not find_program(command_of(job).argv[0])[0]
 
 
-# --- 8. Processes ------------------------------------------------------------
+# --- 9. Processes ------------------------------------------------------------
 #
 # Everything here runs in a worker: a process of Pool's, or a thread where processes cannot be used.
 
@@ -6335,7 +6667,7 @@ def left_running(owner: str, names: Sequence[str]) -> Tuple[str, ...]:
     return ("%s left processes running, which were killed: %s" % (owner, first_of(names)),)
 
 
-# --- 9. Checks ---------------------------------------------------------------
+# --- 10. Checks --------------------------------------------------------------
 #
 # Commands of the user that judge what a program did, after the program has succeeded.
 
@@ -6557,7 +6889,7 @@ def session_files(places: Iterable[Tuple[str, ...]], sessions: Container[str]) -
                    for id in re.finditer(SESSION_ID, os.path.basename(path)))]
 
 
-# --- 10. Worker --------------------------------------------------------------
+# --- 11. Worker --------------------------------------------------------------
 #
 # A job in a worker: its files, its verdict, its log.
 
@@ -6970,7 +7302,7 @@ def _blocks(file: int, start: int, end: int) -> Iterator[str]:
     yield rest
 
 
-# --- 11. Pool ----------------------------------------------------------------
+# --- 12. Pool ----------------------------------------------------------------
 #
 # multiprocessing.Pool gives the workers and carries the messages.  Its user has to add:
 #
@@ -7947,7 +8279,7 @@ class DryPool:
     cancel = kill = close = forget = do_nothing
 
 
-# --- 12. Scheduler -----------------------------------------------------------
+# --- 13. Scheduler -----------------------------------------------------------
 #
 # Which job starts next and when: order, retries, limits, bounds, the end of a run.  Pure logic over
 # a supply, a pool and two clocks.  Each attempt is a job of the pool.  _again decides whether there
@@ -8572,7 +8904,7 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
         control.wake, supply.on_ready, control.running = do_nothing, do_nothing, list
 
 
-# --- 13. Journal -------------------------------------------------------------
+# --- 14. Journal -------------------------------------------------------------
 #
 # The JSON object of a result, and the results file: from its lines a later run knows what is done.
 
@@ -9074,7 +9406,7 @@ class Journal:
     __del__ = _release
 
 
-# --- 14. Sinks ---------------------------------------------------------------
+# --- 15. Sinks ---------------------------------------------------------------
 #
 # A sink takes one Result at a time, in the order in which tasks end: `write(result)`.  form_of
 # chooses the sink for stdout.  A sink raises OutputError when it cannot write.
@@ -9943,7 +10275,7 @@ def _separate(text: str) -> str:
     return re.sub("[\u200d\ufe0f]", "", text)
 
 
-# --- 15. Summary -------------------------------------------------------------
+# --- 16. Summary -------------------------------------------------------------
 
 MAX_REASONS = 20  # distinct errors that are listed
 MAX_NOTE = 2000  # characters of an error or a warning in the table
@@ -10141,7 +10473,7 @@ class ComparisonTable(Table):
                 one_line(result.model)]
 
 
-# --- 16. Report --------------------------------------------------------------
+# --- 17. Report --------------------------------------------------------------
 #
 # `clinvk report` reads results files twice: first to find the line that counts for each task, then
 # to read these lines in the order of the tasks.  In between a task takes a few numbers of memory.
@@ -11514,7 +11846,7 @@ REPORT_FILES: Dict[str, Callable[[Records, Statistics, bool], Iterator[str]]] = 
     "junit": junit_texts, "markdown": markdown_texts, "html": page_texts}
 
 
-# --- 17. Sessions ------------------------------------------------------------
+# --- 18. Sessions ------------------------------------------------------------
 #
 # A session is a JSON file of its own, ID.json.  A file appears whole, by a rename, so that readers
 # need no lock.  A process that runs a prompt in a session, or deletes a session, holds its lock:
@@ -11823,7 +12155,7 @@ class SessionStore:
         return [name[:ID_DIGITS] for name in self._names() if name[ID_DIGITS:] == ".json"]
 
 
-# --- 18. Commands ------------------------------------------------------------
+# --- 19. Commands ------------------------------------------------------------
 
 
 class Settings(NamedTuple):
@@ -13134,7 +13466,7 @@ def machine_fields(start_method: str) -> Dict[str, Any]:
     }
 
 
-# --- 19. Command line --------------------------------------------------------
+# --- 20. Command line --------------------------------------------------------
 
 
 def _argument_type(check: Callable[[Any], Any], number: bool) -> Callable[[str], Any]:
