@@ -148,12 +148,12 @@ else:
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 FAILED_STATUSES = ("failed", "timeout", "lost")  # that count as failed
 
-# Assigned by error_kind, the readers of the backends, _judge, _not_started, with_checks,
+# Assigned by error_kind, the readers of the backends, _judge, _not_started, by_schema, with_checks,
 # Pool and Scheduler.
 ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid",
                "context_length", "max_turns", "budget", "timeout", "stalled", "signal",
-               "not_found", "no_output", "max_output", "damaged_output", "check", "check_error",
-               "backend", "worker_lost", "canceled")
+               "not_found", "no_output", "max_output", "damaged_output", "schema", "check",
+               "check_error", "backend", "worker_lost", "canceled")
 
 # The exit statuses of clinvk.  A test compares them with EXIT STATUS in the man page.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION = 0, 1, 2, 3, 4
@@ -210,6 +210,7 @@ class Definition(NamedTuple):
     session_id: _Path = ()
     usage: _Path = ()
     join: bool = False  # of JSON Lines: the answer is all texts, not the last
+    structured: _Path = ()  # of the value that a schema asks for
     ok: Optional[Tuple[_Path, str]] = None
     done: Optional[Tuple[_Path, str]] = None
     errors: Tuple[Tuple[str, str], ...] = ()
@@ -240,7 +241,8 @@ class Task(NamedTuple):
     """One prompt for one backend, as its user states it: complete, validated, defaults merged.
 
     `timeout` and `idle_timeout` are in seconds, `max_output` is in bytes.  `literal` makes the Job
-    literal.  `write_to` is the file for the answer; only an option can set it, not the input.
+    literal.  `schema` is that of the answer.  `write_to` is the file for the answer; only an option
+    can set it, not the input.
     `check` are commands that must succeed, one after the other, for `check_timeout` seconds each at
     most; `attempts` is how often the task may be tried in all.  `sample` is that of the job, and
     the input cannot set it.  0, "", () and None mean "not given".
@@ -266,6 +268,8 @@ class Task(NamedTuple):
     tags: Tuple[str, ...] = ()
     meta: Optional[Dict[str, Any]] = None
     literal: bool = False
+    schema: Optional[Dict[str, Any]] = None
+    schema_retries: int = 1
     effort: str = ""
     write_to: str = ""
     check: Tuple[Tuple[str, ...], ...] = ()
@@ -351,7 +355,8 @@ class Result(NamedTuple):
     a timeout, 126 or 127 where the program could not be started, 128+n where signal n ended it, -1
     for a task that was canceled or lost.  Times are seconds since the epoch.  `answer` is a
     TextFile where it is large: iterate over it, or read `output`, which joins it in memory.
-    `written` is the file that contains the answer, as in `write_to` of the task.
+    `written` is the file that contains the answer, as in `write_to` of the task.  `data` is the
+    value of the answer of a task with a schema; only a valid one.
     `attempts` is how often the task was started; of several, `tries` has the fields (try_fields),
     `usage` and `cost_usd` are sums, and all else is of the last.  `retry_at`, since the epoch, is
     when a limit ends that took too long.  `usage_is_cumulative`: `usage` is that of all runs of its
@@ -386,6 +391,7 @@ class Result(NamedTuple):
     tries: Tuple[Dict[str, Any], ...] = ()
     retry_at: float = 0.0
     written: str = ""
+    data: Optional[Dict[str, Any]] = None
     log: str = ""
     log_stderr: str = ""
     check: Optional[Dict[str, Any]] = None
@@ -683,7 +689,8 @@ OTHER_NAMES = {other: name for name, others in {
     "backend": "agent provider tool", "sandbox_mode": "sandbox", "name": "title", "tags": "labels",
     "approval_mode": "approval permission_mode", "timeout": "timeout_seconds",
     "max_parallel": "workers max_workers concurrency threads", "--max-parallel": "--jobs -P -n",
-    "effort": "reasoning_effort thinking", "check": "test verify validate",
+    "effort": "reasoning_effort thinking", "schema": "json_schema output_schema response_format",
+    "check": "test verify validate",
 }.items() for other in others.split()}
 
 
@@ -1025,7 +1032,7 @@ def result_fields(result: Result) -> Dict[str, Any]:
                       meta=task.meta)
     fields.update(
         backend=result.backend, model=result.model, status=result.status,
-        exit_code=result.exit_code, output="", error=result.error,
+        exit_code=result.exit_code, output="", data=result.data, error=result.error,
         error_kind=result.error_kind,
         retry_after_seconds=result.retry_after_seconds,
         retry_at=utc(result.retry_at) if result.retry_at else "", warnings=result.warnings,
@@ -1564,6 +1571,27 @@ def in_main_thread() -> bool:
     """Return whether signal handlers can be set here."""
     import threading
     return threading.current_thread() is threading.main_thread()
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in a block that takes longer; only in the main thread, which has signals.
+
+    A regular expression can take years, and nothing but a signal can interrupt it.
+    """
+    def stop(*_: Any) -> None:
+        raise TimeoutError("it took longer than " + duration(seconds))
+
+    if not in_main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
 
 
 def reset_sigchld() -> None:
@@ -2364,6 +2392,7 @@ def _plain_path(value: Any) -> str:
 
 MAX_JOBS = 1000  # each is a process, with a backend process
 MAX_SAMPLES = 1000  # of a task
+MAX_SCHEMA_RETRIES = 5
 
 
 def _whole_number(value: Any, least: int = 1, most: Optional[int] = None) -> int:
@@ -2545,7 +2574,7 @@ def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str,
 
 
 PLACEHOLDERS = ("model", "effort", "workdir", "system_prompt", "max_turns", "max_tokens",
-                "prompt_file", "prompt")
+                "prompt_file", "prompt", "schema", "schema_file")
 OUTPUT_FORMS = ("text", "json", "jsonl")
 
 
@@ -2596,7 +2625,7 @@ def _kinds_by_text(value: Any) -> Tuple[Tuple[str, str], ...]:
 DEFINITION_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "command": _list_of(_element), "output": _one_of(OUTPUT_FORMS, "form of output"),
     "answer": _value_path, "error": _value_path, "session_id": _value_path, "usage": _value_path,
-    "join": _truth, "ok": _expected_value, "done": _expected_value,
+    "join": _truth, "structured": _value_path, "ok": _expected_value, "done": _expected_value,
     "errors": _kinds_by_text, "stop_signal": _one_of(STOP_SIGNALS, "signal"),
     "agent": _truth, "needs_model": _truth,
 }
@@ -2943,6 +2972,19 @@ def _color(value: Any) -> str:
 
 PROMPT_FORMS = ("text", "json", "stream-json")
 _effort = _one_of(EFFORTS, "effort")
+_schema_retries = functools.partial(_whole_number, least=0, most=MAX_SCHEMA_RETRIES)
+
+
+def _schema(value: Any) -> Dict[str, Any]:
+    """Check the schema of an answer, which must be an object: claude drops any other answer."""
+    if not isinstance(value, dict):
+        hint = "; the option --schema reads a file" if isinstance(value, str) else ""
+        raise InvalidValue("expected a JSON Schema (an object), got %s%s" % (quoted(value), hint))
+    if value.get("type") != "object":
+        raise InvalidValue('the type of an answer must be "object", not %s; wrap a list as %s' % (
+            quoted(value.get("type")), '{"type": "object", "properties": {"items": ...}}'))
+    check_schema(value)
+    return value
 
 
 _MODES = {"approval_mode": _or_nothing(_one_of(APPROVAL_MODES, "approval mode")),
@@ -3172,6 +3214,7 @@ def merge_layers(layers: Sequence[Tuple[str, Dict[str, Any]]],
 # How the programs take each option and report each event was measured on Claude Code 2.1.332,
 # Codex 0.171.0 and Gemini CLI 0.61.0; tests/real/ runs them.
 
+SCHEMA_FILE = "schema.json"
 SCRATCH = "\0scratch\0"  # in an argument or a variable: the directory of the command's files
 OPTIONAL_FIELDS = ("model", "effort", "system_prompt", "max_turns", "max_tokens",
                    "extra", "verbose")  # that a backend may be unable to honour
@@ -3396,6 +3439,7 @@ class Reply(NamedTuple):
     usage_is_cumulative: bool = False
     limits: Optional[Dict[str, Dict[str, Any]]] = None
     acted: bool = False
+    structured: Any = None  # the value that a schema asks for, where the program states one
 
 
 def _no_files(*_: Any) -> List[Any]:
@@ -3403,12 +3447,34 @@ def _no_files(*_: Any) -> List[Any]:
 
 
 def _plain_prompt(job: Job) -> str:
-    return job.task.prompt
+    return job.task.prompt + schema_request(job)
 
 
 def _prompt_without_command(job: Job, signs: Tuple[str, ...] = ("/",)) -> str:
     """Return the prompt; a literal one does not begin with a sign that makes it a command."""
     return "\n" * (job.literal and job.task.prompt.startswith(signs)) + _plain_prompt(job)
+
+
+_SCHEMA_REQUEST = """
+
+Answer with one JSON object and nothing else: no explanation, no Markdown.
+It must be valid by this JSON Schema:
+%s
+"""
+
+
+def schema_text(task: Task) -> str:
+    """Return the schema of a task as JSON, without `@`, with which a program could add a file."""
+    return dumps(task.schema).decode("utf-8").replace("@", "\\u0040") if task.schema else ""
+
+
+def schema_request(job: Job) -> str:
+    """Return what follows the prompt where the program takes the schema in no other way."""
+    schema = job.task.schema
+    if not schema or (backend_of(job).takes_schema
+                      and not backend_of(job).schema_problem(schema)):
+        return ""
+    return _SCHEMA_REQUEST % schema_text(job.task)
 
 
 class Backend(NamedTuple):
@@ -3442,6 +3508,37 @@ class Backend(NamedTuple):
     # Directories with files of sessions, each with a pattern for each level below it; [] where a
     # next attempt cannot continue the session.
     sessions: Callable[[Job], List[Tuple[str, ...]]] = _no_files
+    takes_schema: bool = False  # otherwise the schema follows the prompt
+    schema_problem: Callable[[Any], Optional[str]] = do_nothing  # why it cannot take this schema
+    states_data: bool = False  # an answer by a schema is Reply.structured, not the text
+
+
+MAX_DATA_BYTES = 1 << 20  # of an answer by a schema
+_FENCE = r"(?m)^ {0,3}(`{3,})[ \t]*(\w*)[^`\n]*\n((?s:.*?))^ {0,3}\1`*[ \t\r]*$"
+
+
+def json_in(text: str) -> Any:
+    """Return the JSON value that a text is, else that in the fence which it is.
+
+    Else the value in its last fence that is marked as JSON.  Raises ValueError.
+    """
+    def value_of(part: str) -> Any:
+        return loads_unique(to_bytes(part), strict=False)
+
+    try:
+        try:
+            return value_of(text)
+        except json.JSONDecodeError:
+            fences = list(re.finditer(_FENCE, text))
+            marked = [fence for fence in fences
+                      if fence.group(2).lower() == "json" or fence.group() == text.strip()]
+            if not marked:
+                raise
+            return value_of(marked[-1].group(3))
+    except InvalidValue as error:
+        raise InvalidValue(error.message, ("data", *error.path)) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError("the answer is not JSON: %s" % error) from None
 
 
 def refused_prompt(backend: Backend, *parts: Union[str, TextFile]) -> str:
@@ -3494,8 +3591,9 @@ def option_warnings(job: Job) -> Tuple[str, ...]:
     warnings = ["%s has no %s; it was not applied" % (backend.name, field)
                 for field in OPTIONAL_FIELDS
                 if field not in backend.honours and getattr(task, field)]
+    problem = backend.schema_problem(task.schema) if task.schema else ""
     cautions = [text for word, text in backend.cautions if word in task.extra]
-    return (*warnings, *cautions)
+    return (*warnings, *filter(None, [problem]), *cautions)
 
 
 def _last_type(stdout: int) -> Any:
@@ -3803,6 +3901,7 @@ _CLAUDE_RESUMES = ("--resume", "-r", "--continue", "-c", "--session-id", "--fork
 _CLAUDE_ANSWER = (r'"type"\s*:\s*"(?:result|assistant)"|"(?:result|duration_api_ms|is_error)"\s*:|'
                   + _CUT_TYPE)
 _CLAUDE_ENDS = {"max_turns": "max_turns", "error_max_turns": "max_turns",
+                "error_max_structured_output_retries": "schema",
                 "budget_exhausted": "budget", "error_max_budget_usd": "budget"}
 
 
@@ -3840,6 +3939,7 @@ def _claude_command(job: Job) -> Command:
     argv += _options(("--resume", job.resume))
     argv += _claude_modes(task.sandbox_mode, task.approval_mode)
     argv += _options(("--model", task.model), ("--effort", task.effort),
+                     ("--json-schema", schema_text(task)),
                      ("--max-turns", str(task.max_turns or "")),
                      ("--append-system-prompt", task.system_prompt))
     if job.budget_usd:  # in cents, rounded down; claude refuses 0
@@ -3854,9 +3954,11 @@ def _claude_command(job: Job) -> Command:
             environment["CLAUDE_CODE_DISABLE_ATTACHMENTS"] = "1"
     if "bypassPermissions" in argv and os.geteuid() == 0:  # root needs this to bypass permissions
         environment["IS_SANDBOX"] = "1"
-    return Command(tuple(argv) + task.extra, environment, preset={
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1",
-        "CLAUDE_CODE_MAX_RETRIES": "0" if job.retried else "2"})
+    preset = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1",
+              "CLAUDE_CODE_MAX_RETRIES": "0" if job.retried else "2"}
+    if task.schema:
+        preset["MAX_STRUCTURED_OUTPUT_RETRIES"] = "2"
+    return Command(tuple(argv) + task.extra, environment, preset)
 
 
 def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
@@ -3898,7 +4000,7 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     if not failed and text and not output.strip():
         output, reply = text, reply._replace(warnings=reply.warnings + (_BLANK_END % "claude",))
     if not failed and not exit_code:
-        return reply._replace(output=output)
+        return reply._replace(output=output, structured=result.get("structured_output"))
     error = "; ".join(map(str, _listed(result.get("errors"))))
     last = _BAD_EXIT % ("claude", exit_code)
     if failed:  # then the result is an error
@@ -3963,8 +4065,9 @@ def _claude_text(event: Dict[str, Any]) -> str:
 
 
 def _claude_acts(event: Dict[str, Any]) -> bool:
-    """Return whether a message uses a tool."""
-    return any(part.get("type") == "tool_use" for part in _claude_parts(event))
+    """Return whether a message uses a tool other than that for an answer by a schema."""
+    return any(part.get("type") == "tool_use" and part.get("name") != "StructuredOutput"
+               for part in _claude_parts(event))
 
 
 def _claude_limits(limit: Dict[str, Any]) -> Optional[Dict[str, Dict[str, Any]]]:
@@ -4037,6 +4140,11 @@ _CODEX_SANDBOX = {
 }
 # A codex that does not know one of these warns and goes on.
 _CODEX_SETTINGS = ("sandbox_workspace_write", "developer_instructions")
+# A schema with others, or with optional properties, is refused by the API.
+_CODEX_KEYWORDS = ("type", "enum", "const", "properties", "required", "additionalProperties",
+                   "items", "minItems", "maxItems", "pattern", "minimum", "maximum",
+                   "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "anyOf", "$ref", "$defs",
+                   "title", "description", "default", "format", "$schema")
 _CODEX_THOUGHTS = ("agent_message", "reasoning", "error", "todo_list")  # items that are not tools
 _CODEX_DOES = {"reasoning": "thinking", "todo_list": "planning"}
 CODEX_COUNTS = "codex counts the tokens of the whole session that it resumed"
@@ -4060,6 +4168,34 @@ def _codex_sessions(job: Job) -> List[Tuple[str, ...]]:
     return [(_codex_home(), "*", "*", "*", "*")] * (not is_chosen)
 
 
+def _codex_schema_problem(schema: Any) -> str:
+    """Return a warning if the strict mode of the API refuses the schema, else ""."""
+    for path, inner in schemas_in(schema):
+        closes = inner is False and path[-1:] == ("additionalProperties",)
+        problem = "" if closes else _not_strict(inner)
+        if problem:
+            return ("codex takes no schema in which %s %s; it is asked for the schema in the prompt"
+                    % (path_text(path) or "the top", problem))
+    return ""
+
+
+def _not_strict(schema: Any) -> str:
+    if isinstance(schema, bool):
+        return "is %s" % quoted(schema)
+    other = next((name for name in schema if name not in _CODEX_KEYWORDS), "")
+    if other:
+        return "has %s" % other
+    if not {"type", "$ref", "anyOf"}.intersection(schema):
+        return "has no type"
+    if "object" in schema.get("type", ()):
+        if schema.get("additionalProperties") is not False:
+            return 'has no "additionalProperties": false'
+        optional = set(schema.get("properties", ())).difference(schema.get("required", ()))
+        if optional:
+            return "does not require %s" % quoted(min(optional))
+    return ""
+
+
 def _codex_command(job: Job) -> Command:
     task, sandbox = job.task, job.task.sandbox_mode
     argv = ["codex", "exec", "--json", "--skip-git-repo-check"]
@@ -4072,8 +4208,12 @@ def _codex_command(job: Job) -> Command:
         argv += ["-c", "model_reasoning_effort=" + task.effort]
     if task.system_prompt:
         argv += ["-c", "developer_instructions=" + _toml(task.system_prompt)]
+    files = {}
+    if task.schema and not _codex_schema_problem(task.schema):
+        argv += ["--output-schema", "%s/%s" % (SCRATCH, SCHEMA_FILE)]
+        files[SCHEMA_FILE] = schema_text(task)
     resume = _options(("resume", job.resume))  # some options are refused after it
-    return Command((*argv, *task.extra, *resume, "-"))
+    return Command((*argv, *task.extra, *resume, "-"), files=files)
 
 
 def _codex_saying(line: bytes) -> _Saying:
@@ -4432,7 +4572,9 @@ def _custom_command(definition: Definition, job: Job) -> Command:
     task, prompt = job.task, (_agent_text if definition.agent else _plain_prompt)(job)
     values = {name: str(getattr(task, name, "") or "") for name in PLACEHOLDERS}
     values["workdir"] = task.workdir and absolute(task.workdir)  # the program runs in it
-    values.update(prompt=prompt, prompt_file=SCRATCH + "/prompt")
+    schema, schema_file = schema_text(task), "%s/%s" % (SCRATCH, SCHEMA_FILE)
+    values.update(prompt=prompt, prompt_file=SCRATCH + "/prompt", schema=schema,
+                  schema_file=schema_file if schema else "")
     argv: List[str] = []
     option_is_last = False
     for element in definition.argv:
@@ -4453,6 +4595,8 @@ def _custom_command(definition: Definition, job: Job) -> Command:
         argv[0] = absolute(argv[0])  # relative to the directory of clinvk, not to the workdir
     used = {name for element in definition.argv for name in placeholders(element)}
     files = {"prompt": prompt} if "prompt_file" in used else {}
+    if schema and "schema_file" in used:
+        files[SCHEMA_FILE] = schema
     return Command(tuple(argv) + task.extra, files=files,
                    by_stdin=used.isdisjoint(("prompt_file", "prompt")))
 
@@ -4485,7 +4629,8 @@ def _read_paths(definition: Definition, stdout: Capture, stderr: str, exit_code:
         return _failed(Reply(), "it printed {:,} bytes; an answer may have {:,}".format(
             len(stdout), MAX_LINE_BYTES), "backend")
     answers: List[str] = []
-    paths = {name: getattr(definition, name) for name in ("error", "session_id", "usage")}
+    paths = {name: getattr(definition, name)
+             for name in ("error", "session_id", "usage", "structured")}
     paths["ok"] = definition.ok and definition.ok[0]
     kinds: Dict[str, Type[Any]] = {"session_id": str, "usage": dict}
     stated: Dict[str, Any] = dict.fromkeys(paths)
@@ -4507,13 +4652,13 @@ def _read_paths(definition: Definition, stdout: Capture, stderr: str, exit_code:
         for name, path in paths.items():
             item = value_at(value, path) if path else None
             if isinstance(item, kinds.get(name, object)) and (
-                    item or item is not None and name == "ok"):
+                    item or item is not None and name in ("ok", "structured")):
                 stated[name] = item
     error, usage = stated["error"], stated["usage"] or {}
     counts = (next(filter(None, (_count(usage.get(name)) for name in names)), 0)
               for names in _USAGE_NAMES.values())
     reply = Reply("".join(answers), session_id=stated["session_id"] or "",
-                  usage=_usage(*counts))
+                  usage=_usage(*counts), structured=stated["structured"])
     if blank and (reply.output or "").strip():
         reply = reply._replace(warnings=(_BLANK_END % "it",))
     if error or exit_code:
@@ -4556,7 +4701,9 @@ def custom_backend(name: str, definition: Definition) -> Backend:
                    saying=None if definition.output == "text" else saying,
                    text=_agent_text if definition.agent else _plain_prompt,
                    is_over=is_over if definition.done else None, is_agent=definition.agent,
-                   needs_model=definition.needs_model)
+                   needs_model=definition.needs_model,
+                   takes_schema=not names.isdisjoint(("schema", "schema_file")),
+                   states_data=bool(definition.structured))
 
 
 # - the rows -
@@ -4577,13 +4724,14 @@ BACKENDS = {backend.name: backend for backend in (
             max_prompt=10 * 1000 * 1000, ours=("--output-format",), resuming=("workdir",),
             install="npm install -g @anthropic-ai/claude-code",
             saying=_claude_saying, doing=_claude_doing, text=_prompt_without_command,
-            is_over=_claude_is_over, states_cost=True, is_agent=True,
-            sessions=_claude_sessions),
+            is_over=_claude_is_over, states_cost=True, is_agent=True, takes_schema=True,
+            states_data=True, sessions=_claude_sessions),
     Backend("codex", _codex_command, _read_codex,
             frozenset(("model", "effort", "system_prompt", "extra")),
             _CODEX_REFUSALS, stop_signal="SIGINT", max_prompt=1 << 20, max_prompt_unit="characters",
             install="npm install -g @openai/codex", cautions=(("resume", CODEX_COUNTS),),
             resuming=("workdir",), saying=_codex_saying, doing=_codex_doing,
+            takes_schema=True, schema_problem=_codex_schema_problem,
             helpers=("git", "git-remote-http"),  # these look for plugins as long as they may
             is_over=lambda stdout: _last_type(stdout) in ("turn.completed", "turn.failed"),
             is_agent=True, sessions=_codex_sessions),
@@ -4596,7 +4744,8 @@ BACKENDS = {backend.name: backend for backend in (
             rejection=b"Policy file error in policy.toml", text=_gemini_text,
             is_over=lambda stdout: _last_type(stdout) == "result", is_agent=True),
     # For trying and testing pipelines without an AI program: a process that answers its prompt.
-    Backend("echo", lambda job: Command(("cat",)), _read_text, frozenset()),
+    Backend("echo", lambda job: Command(("cat",)), _read_text, frozenset(),
+            takes_schema=True),
 )}
 BUILT_IN.extend(BACKENDS)
 # These make a program believe that it runs inside another agent's session, and refuse to start.
@@ -4666,6 +4815,7 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "literal": _truth,
     "check": _commands, "check_timeout": _seconds, "attempts": _whole_number,
     "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
+    "schema": _schema, "schema_retries": _schema_retries,
 }
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items()
                    if name not in ("prompt", "id", "name")}
@@ -6182,7 +6332,7 @@ class Steps(Supply):
             problem = refused_prompt(backend, backend.text(step))
         elif not problem:
             step = step._replace(task=step.task._replace(prompt=beginning),
-                                 parts=tuple(texts))
+                                 parts=(*texts, schema_request(step)))
         return unfinished(step, "failed", problem, "invalid", exit_code=1) if problem else step
 
     def arrived(self, result: Result) -> Result:
@@ -6805,13 +6955,19 @@ The end of its output:
 {{check.output}}
 
 Correct the cause so that the check passes. Do not change the check."""
+_SCHEMA_PROMPT = """\
+This answer is not valid by the JSON Schema of the task:
+
+{{error}}
+
+Give the whole answer again, corrected."""
 REPAIR_PLACEHOLDERS = ("{{check.exit_code}}", "{{check.command}}", "{{check.output}}")
 
 
 class Repair(NamedTuple):
     """A way to ask a task again after a judgement that failed.
 
-    `most` returns how often at most.  `prompt` has REPAIR_PLACEHOLDERS.
+    `most` returns how often at most.  `prompt` has REPAIR_PLACEHOLDERS and {{error}}.
     """
 
     most: Callable[[Task], int]
@@ -6819,7 +6975,9 @@ class Repair(NamedTuple):
 
 
 # By error_kind.
-REPAIRS = {"check": Repair(lambda task: task.attempts - 1 if task.check else 0, _CHECK_PROMPT)}
+REPAIRS = {"check": Repair(lambda task: task.attempts - 1 if task.check else 0, _CHECK_PROMPT),
+           "schema": Repair(lambda task: task.schema_retries if task.schema and
+                            task.backend != "echo" else 0, _SCHEMA_PROMPT)}
 
 
 def may_repair(job: Job) -> bool:
@@ -6854,8 +7012,10 @@ def repaired_job(job: Job, result: Result) -> Job:
     """
     facts = result.check or {}
     values = {"{{check.%s}}" % name: str(value) for name, value in facts.items()}
-    prompt = job.repair_prompt or REPAIRS[result.error_kind].prompt
-    text = "".join(fill(prompt, values.get))
+    prompt = REPAIRS[result.error_kind].prompt
+    if result.error_kind == "check":
+        prompt = job.repair_prompt or prompt
+    text = "".join(fill(prompt, dict(values, **{"{{error}}": result.error}).get))
     if re.fullmatch(SESSION_ID, result.session_id) and backend_of(job).sessions(job):
         return job._replace(repair=text, resume=result.session_id, literal=True)
     answer = ""
@@ -6896,6 +7056,7 @@ def session_files(places: Iterable[Tuple[str, ...]], sessions: Container[str]) -
 # An answer up to here travels in the Result, a larger one as a file; with_answer reads the file
 # back up to CHUNK.
 INLINE_BYTES = 1024
+SCHEMA_SECONDS = 10.0  # for the check of an answer by its schema
 OVERSTAYED = "%s did not end by itself and was ended %s after its last event"
 
 
@@ -6993,6 +7154,7 @@ def _run(job: Job, state: WorkerState) -> Result:
             with writing("the answer"):
                 result = _judge(job, ended, execution, functools.partial(
                     _store, state, job.index, ended.none_left and not job.log))
+                result = by_schema(job, result)
             names = [name for name in ended.killed if name not in backend_of(job).helpers]
             if names:
                 warnings = left_running(result.backend, names)
@@ -7036,7 +7198,7 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
     files = _named_outputs(job, state.directory, files, cleanup)
     if command.files:
         _write_files(job, command, scratch)
-    paths = [os.path.join(scratch, name) for name in command.files]
+    paths = [os.path.join(scratch, name) for name in command.files if name != SCHEMA_FILE]
     if command.by_stdin and paths:
         gate = _PromptGate(backend.text(job), paths)
         cleanup.callback(gate.close_unless_given)
@@ -7177,7 +7339,34 @@ def _judge(job: Job, ended: Ended, execution: Execution,
         warnings=warnings + reply.warnings, model=reply.model or job.task.model,
         session_id=reply.session_id, usage=reply.usage, cost_usd=reply.cost_usd,
         num_turns=reply.num_turns, usage_is_cumulative=reply.usage_is_cumulative,
-        acted=reply.acted)
+        acted=reply.acted, data=capture.whole(reply.structured))
+
+
+def by_schema(job: Job, result: Result) -> Result:
+    """Return the result of a job with its data, or failed if the answer is not as its schema."""
+    if not job.task.schema or result.status != "ok":
+        return result if result.data is None else result._replace(data=None)
+    data = result.data
+    try:
+        if len(result.answer) > MAX_DATA_BYTES:
+            raise ValueError("the answer has {:,} bytes; with a schema {:,} are allowed".format(
+                len(result.answer), MAX_DATA_BYTES))
+        if backend_of(job).states_data and data is None:
+            raise ValueError("%s ended well but gave no answer by the schema" % result.backend)
+        with time_limit(SCHEMA_SECONDS):  # also for fences: each that has no end costs the rest
+            if not backend_of(job).states_data:
+                if isinstance(result.answer, TextFile):
+                    result.answer.open()
+                data = json_in(result.output)
+            errors = validate(data, job.task.schema)
+    except ValueError as error:
+        errors = [str(error)]
+    except TimeoutError as error:
+        errors = ["the answer cannot be checked by the schema: %s" % error]
+    if not errors:
+        return result._replace(data=data)
+    return result._replace(status="failed", exit_code=result.exit_code or 1, error_kind="schema",
+                           error=first_of(errors, separator="; "), data=None)
 
 
 def _overdue(task: Task, stopped: str, waiting: str) -> str:
@@ -8943,7 +9132,7 @@ def never_started(result: Result) -> bool:
 
 
 # The answer of the program was bad by what the task asks for: no accident, and so a measurement.
-JUDGED_KINDS = frozenset(("check",))
+JUDGED_KINDS = frozenset(("schema", "check"))
 
 
 def is_final(status: str, error_kind: str, is_sample: Any) -> bool:
@@ -8956,7 +9145,8 @@ def is_final(status: str, error_kind: str, is_sample: Any) -> bool:
 
 # The fields of a task that determine its answer, and so its key.  A test names the others.
 KEY_FIELDS = ("backend", "prompt", "model", "effort", "system_prompt", "workdir",
-              "approval_mode", "sandbox_mode", "max_turns", "max_tokens", "extra", "check")
+              "approval_mode", "sandbox_mode", "max_turns", "max_tokens", "extra", "schema",
+              "check")
 
 
 def job_key(job: Job) -> str:
@@ -9018,7 +9208,7 @@ LINE_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "num_turns": _token_count, "limits": _free_object, "attempts": _token_count,
     "tries": _each(_free_object, "a list of objects"), "start_time": parse_utc,
     "end_time": parse_utc, "duration_seconds": _amount, "written": _known_string,
-    "log": _known_string, "log_stderr": _known_string,
+    "data": _free_object, "log": _known_string, "log_stderr": _known_string,
     "check": _check_facts, "samples": _token_count, "cell": _free_object,
 }
 WORKERS_END_SECONDS = 15.0  # after their parent was killed; they lock the results file until then
@@ -12982,6 +13172,23 @@ def read_prompt(path: str, option: str = "") -> str:
     return to_text(bytes(data))
 
 
+def read_schema(text: str) -> Dict[str, Any]:
+    """Return the schema in a text that is JSON, else in the file of that name.  Raise ValueError.
+
+    The value is checked as that of the field `schema`.
+    """
+    path = "" if text.lstrip().startswith("{") else _plain_path(text)
+    where = visible(path) + ": " if path else ""
+    try:
+        return _schema(loads_unique(to_bytes(read_prompt(path) if path else text)))
+    except InvalidValue as error:
+        raise ValueError(where + str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError("%snot valid JSON: %s" % (where, error)) from None
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
 def _prompt(options: argparse.Namespace, session: str = "") -> str:
     if not options.words:
         raise UserError("no prompt%s: give it as an argument, or - to read it from stdin" % session)
@@ -13107,7 +13314,9 @@ def _ask(job: Job, kept: _KeptSession, settings: Settings, options: argparse.Nam
     if kept.session and "system_prompt" in settings.rules.overrides and "system_prompt" not in can:
         notes = ("%s may keep the system prompt that its session began with" % job.task.backend,)
     settings = settings._replace(dry_run=settings.dry_run or job.task.dry_run)
-    job = job._replace(keep=bool(kept.store and can))
+    # A second answer would be printed behind the first.
+    job = job._replace(keep=bool(kept.store and can),
+                       task=job.task._replace(schema_retries=0))
     if settings.dry_run:
         kept.store = None
     if kept.store or kept.session:
@@ -13595,7 +13804,9 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _field("--attempts", "N", "try a task up to N times in all until its checks pass, with the "
                "output of the failed check (default: 1)"),
         _option("--repair-prompt", "with --attempts: read the prompt of these tries from FILE",
-                "FILE", _plain_path)],
+                "FILE", _plain_path),
+        _field("--schema-retries", "N", "ask again up to N times for an answer that is not as its "
+               "schema (default: 1)")],
     "answer": [_option("-o --output-format", "text; json: one object at the end; stream-json: "
                        "what the backend prints (default: text)", choices=PROMPT_FORMS)],
     "prompt": [
@@ -13645,6 +13856,8 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
     "task": [
         _field("-m --model", "MODEL", "model"),
         _field("--effort", "LEVEL", "how much to think: " + ", ".join(EFFORTS)),
+        _option("--schema", "the JSON Schema of the answers: JSON, or the FILE that has it",
+                "FILE", read_schema, dest="task_schema"),
         _field("--approval-mode", "MODE", ", ".join(APPROVAL_MODES)),
         _field("--sandbox-mode", "MODE", ", ".join(SANDBOX_MODES)),
         _option("--literal", "leave @path and /word in prompts as text", dest="task_literal"),

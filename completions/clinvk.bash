@@ -10,7 +10,7 @@ _clinvk_sessions()  # [OPTION]
 _clinvk_value()
 {
     case ${COMP_WORDS[before]} in
-        -f | --file | --config | --results | --csv | --tasks | --junit | --markdown | --html | --status-file | --items | --tsv | --prompt-file | --repair-prompt)
+        -f | --file | --config | --results | --csv | --tasks | --junit | --markdown | --html | --status-file | --items | --tsv | --prompt-file | --schema | --repair-prompt)
             return 0 ;;  # readline knows how to quote the name of a file
         -w | --workdir | --output-dir | --root | --log-dir)
             compopt +o default -o dirnames 2>/dev/null
@@ -36,7 +36,7 @@ _clinvk_value()
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
-            | --older-than | --prompt | --name | --id | --write-to | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --check | --check-timeout | --attempts | --quiet-after | --log-max)
+            | --older-than | --prompt | --name | --id | --write-to | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --check | --check-timeout | --attempts | --schema-retries | --quiet-after | --log-max)
             values='' ;;
     esac
     return 1
@@ -55,7 +55,7 @@ _clinvk()
 
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
-            -b | --backend | -m | --model | -w | --workdir | -o | --output-format | --effort | --approval-mode \
+            -b | --backend | -m | --model | -w | --workdir | -o | --output-format | --effort | --schema | --approval-mode \
                 | --sandbox-mode | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --config | --wrap \
                 | --progress | --color)
                 if [[ ${COMP_WORDS[i + 1]} == '=' ]]; then
@@ -74,13 +74,13 @@ _clinvk()
     case $command in
         prompt)
             options='-h --help -o --output-format -c --continue --ephemeral --dry-run --wrap --progress --color --config -b --backend
-                -m --model -w --workdir --effort --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         resume)
             options='-h --help --last -b --backend --here -o --output-format --dry-run --wrap --progress --color --config -m --model
-                --effort --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                --effort --schema --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             if [[ $word != -* ]]; then
                 values=$(_clinvk_sessions --resumable)
@@ -111,8 +111,8 @@ _clinvk()
             options='-h --help -f --file --prompt --prompt-file --items --csv --tsv -0 --null --name --id --write-to --emit-tasks -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
                 --overwrite --results --resume --ceiling --root --allow-commands
-                --check --check-timeout --attempts --repair-prompt
-                --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config -b --backend -m --model -w --workdir --effort --approval-mode --sandbox-mode
+                --check --check-timeout --attempts --repair-prompt --schema-retries
+                --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config -b --backend -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode
                 --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
@@ -122,15 +122,15 @@ _clinvk()
             ;;
         chain)
             options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands
-                --check --check-timeout --attempts --repair-prompt
+                --check --check-timeout --attempts --repair-prompt --schema-retries
                 --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
-                -b --backend -m --model -w --workdir --effort --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                -b --backend -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         compare)
             options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
-                -m --model -w --workdir --effort --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
@@ -170,7 +170,7 @@ _clinvk()
             values="parallel prompt chain compare resume sessions report config doctor version $options"
             if ((COMP_CWORD > 1)); then  # the options of a prompt without the word `prompt`
                 values="-o --output-format -c --continue --ephemeral --dry-run --wrap --progress --color --config -b --backend
-                    -m --model -w --workdir --effort --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output"
+                    -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output"
             fi
             _clinvk_value && return
             ;;

@@ -32,6 +32,7 @@ complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l wrap
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l progress -xa 'auto table always never' -d 'table of the running tasks, or a line'
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -s m -l model -x -d 'model'
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l effort -xa 'low medium high xhigh max' -d 'how much to think'
+complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l schema -rF -d 'the JSON Schema of the answers'
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l approval-mode -xa 'default auto none always' -d 'what may be done without asking'
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l sandbox-mode -xa 'default read-only workspace full' -d 'what may be touched'
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l literal -d 'leave @path and /word in prompts as text'
@@ -72,6 +73,7 @@ complete -c clinvk -n '__clinvk_in parallel chain' -l check -x -d 'the task fail
 complete -c clinvk -n '__clinvk_in parallel chain' -l check-timeout -x -d 'stop a check after so long (default: 10m)'
 complete -c clinvk -n '__clinvk_in parallel chain' -l attempts -x -d 'try a task up to N times until its checks pass'
 complete -c clinvk -n '__clinvk_in parallel chain' -l repair-prompt -rF -d 'read the prompt after a failed check from FILE'
+complete -c clinvk -n '__clinvk_in parallel chain' -l schema-retries -x -d 'ask again for an answer that is not as its schema'
 
 complete -c clinvk -n '__clinvk_in prompt' -s c -l continue -d 'continue the last session of this directory and backend'
 complete -c clinvk -n '__clinvk_in prompt' -l ephemeral -d 'keep no session'

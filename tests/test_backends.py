@@ -615,6 +615,83 @@ def session_in(text):
     return found.group(1) if found else ""
 
 
+FENCE = "```json\n%s\n```"
+
+
+class Schemas(CaptureCase):
+    SCHEMA = {"type": "object", "properties": {"mail": {"pattern": "@x"}}}
+
+    def test_json_in_takes_a_value_or_one_fence_or_the_last_that_is_marked(self):
+        for text, value in (
+                (' {"a": 1}\n', {"a": 1}), ("[1]", [1]), ('"x"', "x"), ('{"a": "1\n2\t"}', {"a": "1\n2\t"}), (FENCE % "{}", {}), ("```\n[1]\n```", [1]),
+                ("  ~\n" + FENCE % "1" + "\nthen\n" + FENCE % "2" + "\nend", 2), ("````JSON\r\n[\n```\n]\r\n````\r\n", None), ("x\n```JSON\r\n[1]\r\n```\r\n", [1]),
+                ("see ```json {} ```", None), ("```\n1\n```\n```\n2\n```", None), ("```python\n1\n```\n" + FENCE % "2" + "\n```\n3\n```", 2), ("Here: {}", None), ("{} {}", None),
+                ("", None), ("```json\n{}", None), (FENCE % "{", None), ("NaN", None), ('{"a": Infinity}', None), ("1e999", None), ("\udcff", None), ("[" * 100000, None),
+                ('{"a": "```json\n1\n```"}', {"a": "```json\n1\n```"}), ('{"a": 12345678901234567890123}', {"a": 12345678901234567890123})):
+            with self.subTest(text[:50]):
+                if value is None:
+                    self.assertRaisesRegex(ValueError, "^the answer is not JSON: ", clinvk.json_in, text)
+                else:
+                    self.assertEqual(clinvk.json_in(text), value)
+        self.assertRaisesRegex(ValueError, "^data.a.b: the key is given twice in one object$", clinvk.json_in, FENCE % '{"a": {"b": 1, "b": 2}}')
+
+    def test_schema_is_an_option_of_claude(self):
+        said = command("claude", schema=self.SCHEMA)
+        self.assertEqual(said.argv[said.argv.index("--json-schema") + 1], '{"type":"object","properties":{"mail":{"pattern":"\\u0040x"}}}')
+        self.assertEqual(said.preset["MAX_STRUCTURED_OUTPUT_RETRIES"], "2")
+        self.assertNotIn("MAX_STRUCTURED_OUTPUT_RETRIES", command("claude").preset)
+
+    def test_schema_is_a_file_of_codex_where_its_strict_mode_takes_it(self):
+        strict = {"type": "object", "properties": {"a": {"type": ["string", "null"]}, "b": {"anyOf": [{"$ref": "#/$defs/x"}]}}, "required": ["a", "b"],
+                  "additionalProperties": False, "$defs": {"x": {"type": "array", "items": {"type": "integer"}, "minItems": 1}}, "title": "t"}
+        said, plain = command("codex", schema=strict), command("codex")
+        self.assertEqual(said.argv, (*plain.argv[:-1], "--output-schema", SCRATCH + "/schema.json", "-"))
+        self.assertEqual(said.files, {"schema.json": json.dumps(strict, separators=(",", ":"))})
+        self.assertEqual((clinvk.schema_request(task("codex", schema=strict)), clinvk.option_warnings(task("codex", schema=strict))), ("", ()))
+        for change, problem in (
+                ({"additionalProperties": True}, 'the top has no "additionalProperties": false'), ({"required": ["b"]}, 'the top does not require "a"'),
+                ({"allOf": [{"type": "object"}]}, "the top has allOf"), ({"properties": {"a": {"enum": [1]}, "b": True}}, "properties.a has no type"),
+                ({"properties": {"a": {"type": "null"}, "b": True}}, "properties.b is true"),
+                ({"properties": {"a": {"type": "null"}, "b": {"type": "null"}, "additionalProperties": {}},
+                  "required": ["a", "b", "additionalProperties"]}, "properties.additionalProperties has no type"),
+                ({"$defs": {"x": {"type": "object"}}}, '["$defs"].x has no "additionalProperties": false')):
+            with self.subTest(problem):
+                other = task("codex", schema=dict(strict, **change))
+                self.assertEqual(clinvk.command_of(other), plain)
+                self.assertIn("Answer with one JSON object", clinvk.BACKENDS["codex"].text(other))
+                self.assertEqual(clinvk.option_warnings(other), (
+                    "codex takes no schema in which %s; it is asked for the schema in the prompt" % problem,))
+
+    def test_own_command_gets_the_schema_by_placeholders(self):
+        def job(*words, **fields):
+            return support.job(0, "own", "p", **fields)._replace(definition=clinvk.Definition(("x", *words)))
+
+        text = clinvk.schema_text(task("echo", schema=self.SCHEMA).task)
+        for words, argv, files in ((("--schema", "{schema}"), ("--schema", text), {}),
+                                   (("--schema", "@{schema_file}"), ("--schema", "@%s/schema.json" % SCRATCH), {"schema.json": text})):
+            asked = job(*words, schema=self.SCHEMA)
+            said = clinvk.command_of(asked)
+            self.assertEqual((said.argv, said.files, clinvk.backend_of(asked).text(asked)), (("x", *argv), files, "p"))
+            self.assertEqual(clinvk.command_of(job(*words)), clinvk.Command(("x",)))
+        both = clinvk.command_of(job("{prompt}", schema=self.SCHEMA)).argv[1]
+        self.assertTrue(both.startswith("p\n\nAnswer with one JSON object") and both.endswith(text + "\n"), both)
+
+    def test_data_of_claude_is_its_structured_output(self):
+        def read(code=0, **fields):
+            return clinvk.BACKENDS["claude"].read(self.capture(clinvk.dumps(dict({"type": "result", "subtype": "success", "result": "{}"}, **fields))), "", code)
+
+        self.assertEqual(read(structured_output={"a": 2 ** 70}).structured, {"a": 2 ** 70})
+        self.assertEqual([read().structured, read(structured_output={}, is_error=True).structured, read(1, structured_output={}).structured], [None] * 3)
+        failed = read(1, subtype="error_max_structured_output_retries", is_error=True, result="", errors=["no valid output"])
+        self.assertEqual((failed.error, failed.error_kind), ("no valid output", "schema"))
+
+    def test_long_strings_of_claudes_data_are_whole(self):
+        self.limit("LONG_LINE", clinvk.CHUNK)
+        data = {"a": ["x" * 300000, {"b": "y" * 300000}]}
+        capture = self.capture(clinvk.dumps({"type": "result", "subtype": "success", "result": "z", "structured_output": data}))
+        reply = clinvk.BACKENDS["claude"].read(capture, "", 0)
+        self.assertFalse(reply.structured == data)
+        self.assertTrue(capture.whole(reply.structured) == data)
 
 
 class Readers(CaptureCase):
@@ -646,7 +723,7 @@ class Readers(CaptureCase):
             return {"type": event, "item": {"type": kind}}
 
         for backend, event, acted in (
-                ("claude", use("Bash"), True), ("claude", dict(use("Bash"), parent_tool_use_id="t"), True),
+                ("claude", use("Bash"), True), ("claude", dict(use("Bash"), parent_tool_use_id="t"), True), ("claude", use("StructuredOutput"), False),
                 ("claude", {"type": "assistant", "message": {"content": "tool_use"}}, False),
                 ("codex", item("item.started", "command_execution"), True), ("codex", item("item.started", "file_change"), True),
                 ("codex", item("item.started", "mcp_tool_call"), True), ("codex", item("item.started", "some_new_tool"), True),
@@ -1541,6 +1618,11 @@ class OwnCommands(CaptureCase):
             self.assertEqual((reply.error[:len(error) or None], reply.error_kind, reply.output), (error, "backend" if error else "", "hi"))
             self.assertLess(len(reply.error), 300)
             self.assertEqual(self.read(stdout, code=3, **fields).error, "exit status 3")
+
+    def test_own_json_structured_is_the_last_value_there(self):
+        stdout = b'{"d": {"a": 1}}\n{"d": false, "message": {"content": "x"}}\n{"d": null}\n'
+        self.assertIs(self.read(stdout, output="jsonl", structured=("d",), **self.PATHS).structured, False)
+        self.assertIsNone(self.read(stdout, output="jsonl", **self.PATHS).structured)
 
     def test_own_errors_are_found_by_their_texts(self):
         errors = (("No key", "auth"), ("busy", "overloaded"))

@@ -122,6 +122,13 @@ class Placeholders(ChainCase):
         answers = self.outputs(step("flood 300000"), step("\n審 {{previous}}|{{previous}}", backend="own"), step("rest\n{{previous}}"), env=env)
         self.assertEqual(answers[1:], ["\n審 %s|%s" % (("x" * 300000,) * 2)] * 2)
 
+    def test_schema_follows_a_large_answer_in_the_prompt(self):
+        schema = {"type": "object", "properties": {"a": {"const": 1}}}
+        env = {"CLINVK_BACKENDS": json.dumps({"end": {"command": ["tail", "-c", "60"]}})}
+        answers = self.report(self.chain(step("flood 300000"), step("{{previous}}", backend="end", schema=schema, schema_retries=0), env=env))["results"]
+        self.assertEqual([answer.get("error_kind") for answer in answers], [None, "schema"])
+        self.assertTrue(answers[1]["output"].endswith(json.dumps(schema, separators=(",", ":")) + "\n"), answers[1])
+
     def test_large_prompt_is_shown_in_the_table_by_its_beginning(self):
         completed = self.chain(step("flood 300000"), step("  say {{previous}}"), step("say"), arguments=("--jsonl",))
         table = completed.stderr.decode()

@@ -181,6 +181,16 @@ class Repairs(unittest.TestCase):
                 self.assertIn("exit status 2: make test\n", job.task.prompt)
                 self.assertIn("\n\n{{check.command}} failed\n", job.task.prompt)
 
+    def test_text_about_a_schema_has_the_error_and_in_a_new_conversation_the_answer(self):
+        for backend, session in (("claude", self.SESSION), ("gemini", "")):
+            first = support.job(0, backend, "do it", schema={"type": "object"}, check=shell("true"), attempts=2)._replace(repair_prompt="not for this")
+            result = clinvk.unfinished(first, "failed", "data: expected an object, got []", "schema")._replace(session_id=session, answer="[]")
+            asked = clinvk.asked_job(clinvk.repaired_job(first, result))
+            text = "This answer is not valid by the JSON Schema of the task:\n\ndata: expected an object, got []\n\nGive the whole answer again, corrected."
+            before = "" if session else "do it\n\nThis task was tried before. The answer was:\n\n[]\n\n"
+            self.assertEqual((asked.task.prompt, asked.resume), (before + text, session))
+            self.assertTrue(clinvk.backend_of(asked).text(asked).startswith(before + text))
+
     def test_new_conversation_has_the_end_of_the_answer(self):
         answer = self.repaired("gemini", answer="x" * 99 + "y" * clinvk.ANSWER_BYTES).task.prompt
         self.assertNotIn("x" * 9 + "y", answer)

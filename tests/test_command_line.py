@@ -179,12 +179,12 @@ class Usage(CommandLine):
         whole, text = ["0", "-1", "1.5", "", "x", "\u0663", "1e3", " 1", "+1", "0x10"], ["", " "]
         bad = {"-j": whole + ["1001"], "--max-parallel": whole + ["1" + "0" * 30], "--max-turns": whole, "--max-tokens": whole, "--model": text, "--workdir": text,
                "--system-prompt": text, "--output-dir": text, "--timeout": ["0", "0s", "-5", "x", "1d", "inf", "nan", "", "5  m", "m", "1.2.3", "1e3"],
-               "--idle-timeout": ["0", "x"], "--max-output": ["0", "x", "", "-1", "1e3", "5X"], "--check": text, "--attempts": whole, "--repair-prompt": [*text, "-"], "--check-timeout": ["0", "x"],
+               "--idle-timeout": ["0", "x"], "--max-output": ["0", "x", "", "-1", "1e3", "5X"], "--check": text, "--attempts": whole, "--schema-retries": ["6", "-1", "x", "1.5", ""], "--repair-prompt": [*text, "-"], "--check-timeout": ["0", "x"],
                "--backend": text, "--root": text, "--ceiling": ["", "full", "sandbox=default", "sandbox=auto", "sandbox=full,", "sandbox=full,sandbox=full"], "--approval-mode": ["", "yes", "Auto"], "--sandbox-mode": ["", "readonly", "rw"],
-               "--effort": ["", "none", "High"], "--progress": ["", "yes", "Always"], "--color": ["", "yes", "auto "]}
+               "--effort": ["", "none", "High"], "--schema": ["", "-", "{", "{}", '{"type": "array"}', '{"type": "object", "type": "object"}', "/none"], "--progress": ["", "yes", "Always"], "--color": ["", "yes", "auto "]}
         good = {"-j": ["1", "64", "1000"], "--max-parallel": ["2"], "--max-turns": ["1"], "--max-tokens": ["100000"], "--model": ["m x"], "--workdir": ["/"],
                 "--system-prompt": ["two\nlines", "-x y"], "--timeout": ["90", "90s", "1.5m", "15m", "2h", "0.5"],
-                "--idle-timeout": ["10m"], "--max-output": ["500K", "64M", "1G", "4096"], "--check": ["make test"], "--attempts": ["1", "20"], "--check-timeout": ["90", "10m"],
+                "--schema": [' {"type": "object"}'], "--idle-timeout": ["10m"], "--max-output": ["500K", "64M", "1G", "4096"], "--check": ["make test"], "--schema-retries": ["0", "5"], "--attempts": ["1", "20"], "--check-timeout": ["90", "10m"],
                 "--backend": list(clinvk.BACKENDS), "--approval-mode": ["default", "auto", "none", "always"],
                 "--sandbox-mode": ["default", "read-only", "workspace", "full"], "--output-dir": ["out"],
                 "--root": ["/"], "--ceiling": ["sandbox=workspace,approval=auto", "approval=always", "sandbox=full"],
@@ -294,7 +294,7 @@ class HelpAndVersion(CommandLine):
         for command in ("parallel", "version", "doctor"):
             self.assertRegex(short[1], r"\n +%s +[a-z]" % command)
         for option in ("-f", "--file", "-j", "--max-parallel", "--fail-fast", "--json", "--jsonl", "-q", "--quiet", "--output-dir", "--dry-run",
-                       "--progress", "--color", "--ceiling", "--root", "--allow-commands", "-b", "--backend", "-m", "--model", "--effort", "-w", "--workdir", "--approval-mode", "--sandbox-mode",
+                       "--progress", "--color", "--ceiling", "--root", "--allow-commands", "-b", "--backend", "-m", "--model", "--effort", "--schema", "-w", "--workdir", "--approval-mode", "--sandbox-mode",
                        "--system-prompt", "--max-turns", "--max-tokens", "--timeout", "--idle-timeout", "--max-output", "-h", "--help"):
             self.assertRegex(parallel[1], r"(?m)^ +(-[a-z][ ,].*)?%s\b" % option)
 

@@ -37,13 +37,13 @@ from support import (COMPILED, PATIENCE, PROGRAM, PROGRAMS, Case, clinvk, instal
 
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 ERROR_KINDS = ("rate_limit quota overloaded network auth permission invalid context_length max_turns budget timeout stalled signal "
-               "not_found no_output max_output check check_error backend worker_lost canceled").split()
+               "not_found no_output max_output schema check check_error backend worker_lost canceled").split()
 USAGE = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens", "total_tokens", "cache_write_input_tokens")
 REQUIRED = {"index": int, "backend": str, "status": str, "exit_code": int, "output": str, "attempts": int, "start_time": str,
             "end_time": str, "duration_seconds": (int, float)}
 OPTIONAL = {"task_id": str, "task_name": str, "tags": list, "meta": dict, "model": str, "error": str, "error_kind": str,
             "retry_after_seconds": (int, float), "warnings": list, "session_id": str, "usage": dict, "cost_usd": (int, float),
-            "num_turns": int, "limits": dict, "resumed": bool, "tries": list, "retry_at": str, "written": str, "log": str,
+            "num_turns": int, "limits": dict, "resumed": bool, "tries": list, "retry_at": str, "written": str, "data": dict, "log": str,
             "log_stderr": str, "check": dict, "sample": int, "samples": int, "cell": dict}
 TOTALS = {"total_tasks": int, "completed": int, "failed": int, "canceled": int, "skipped": int,
           "total_duration_seconds": (int, float), "start_time": str, "end_time": str, "results": list}
@@ -1256,7 +1256,7 @@ class Scripts(Commands):
 
 @support.only_in_full_runs
 class CheckedScripts(Commands):
-    """The same with checks, and with programs that pretend."""
+    """The same with checks and schemas, and with programs that pretend."""
 
     def setUp(self):
         if not shutil.which("bash") or not shutil.which("jq"):
@@ -1264,11 +1264,13 @@ class CheckedScripts(Commands):
         super().setUp()
         os.unlink(os.path.join(self.bin, "cat"))  # the scripts use the real one
         self.program("clinvk", "exec '%s' -W error '%s' \"$@\"" % (sys.executable, COMPILED))
-        # It notes its options and its prompt, and answers with the prompt
+        # It notes its options and its prompt, and answers with the prompt, or as a schema asks for
         self.program("claude", """printf '%s ' "$@" >> options; prompt=$(cat); printf '%s\\n' "$prompt" >> prompts
             if command -v act > /dev/null; then act "$prompt"; fi
-            jq -nc --arg answer "$prompt" '{type: "result", is_error: false, session_id: "s", total_cost_usd: 0.01,
-                result: $answer}'""")
+            case " $* " in *--json-schema*) data='{"label": "bug", "verdict": "approve"}' ;; *) data=null ;; esac
+            jq -nc --arg answer "$prompt" --argjson data "$data" '{type: "result", is_error: false, session_id: "s", total_cost_usd: 0.01,
+                result: $answer, structured_output: $data} | del(.[] | nulls)'""")
+        self.file("schema.json", {"type": "object", "properties": {"label": {"enum": ["bug", "feature"]}, "verdict": {"enum": ["approve", "reject"]}}})
 
     def program(self, name, script):
         write_program(os.path.join(self.bin, name), ("#!/bin/sh\n%s\n" % script).encode())
@@ -1315,6 +1317,19 @@ class CheckedScripts(Commands):
                          [("ok", None, 1), ("ok", None, 2), ("ok", None, 1)])
         self.assertIn("FAIL b", self.content("prompts"))
 
+    def test_each_pull_request_has_one_verdict(self):
+        self.program("gh", """echo '[{"number": 7, "title": "Add x"}, {"number": 9, "title": "Fix @y"}]'""")
+        line = ("""gh pr list --json number,title | jq -c '.[] | {id: "pr-\\(.number)", prompt: "Review: \\(.title)"}' | """
+                "C --sandbox-mode read-only --schema schema.json --jsonl -q | jq -r '[.task_id, .data.verdict] | @tsv' | sort")
+        self.assertEqual(self.script(line), "pr-7\tapprove\npr-9\tapprove\n")
+
+    def test_records_are_labelled_and_the_labels_are_columns(self):
+        self.file("in.csv", 'id,text\n1,"It is @/etc/passwd\nslow"\n2,/exit\n')
+        line = ("C --csv in.csv --prompt 'Label: {text}' --id '{id}' --sandbox-mode read-only --schema schema.json -m haiku -j 8 --results r.jsonl -q; "
+                "clinvk report --csv .task_id,.data.label,.cost_usd r.jsonl")
+        self.assertEqual(normal(self.script(line).encode()), "Total: 2 tasks, 2 completed, 0 failed, $0.0200 (0.00s)\ntask_id,data.label,cost_usd\n1,bug,0.01\n2,bug,0.01\n")
+        self.assertIn("--model haiku ", self.content("options"))
+
     def test_translations_are_files_and_only_what_changed_is_translated_again(self):
         os.mkdir(self.path("docs"))
         self.file("docs/one.md", "one")
@@ -1325,6 +1340,12 @@ class CheckedScripts(Commands):
         self.script(line.replace(" -q", " --overwrite -q"))
         self.assertEqual((self.content("fr", "one.md"), self.content("fr", "two.md")), ("Translate: one\n", "Translate: changed\n"))
         self.assertEqual(sorted(self.content("prompts").splitlines()), ["Translate: changed", "Translate: one", "Translate: two"])
+
+    def test_log_lines_are_triaged_as_they_come(self):
+        line = ("""printf '%s\\n' 'ERROR @/etc/passwd' 'INFO fine' 'ERROR {"a": 1}' | grep ERROR | C --prompt 'Classify: {}' --sandbox-mode read-only --schema schema.json --jsonl -q | """
+                "jq -r .data.label")
+        self.assertEqual(self.script(line), "bug\nbug\n")
+        self.assertEqual(len(self.content("prompts").splitlines()), 2)
 
 
 @support.only_in_full_runs

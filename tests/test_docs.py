@@ -22,7 +22,7 @@ WORDS_OF_FIELDS = {"backend": NAMES, "approval_mode": clinvk.APPROVAL_MODES, "sa
                    "effort": clinvk.EFFORTS}
 HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
-FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--html", "--status-file", "--items", "--tsv", "--prompt-file", "--repair-prompt"}
+FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--html", "--status-file", "--items", "--tsv", "--prompt-file", "--schema", "--repair-prompt"}
 DIRECTORIES = {"--workdir", "--output-dir", "--root", "--log-dir"}
 CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
 
@@ -242,7 +242,7 @@ class ManPageTest(unittest.TestCase):
     def test_man_page_result_fields_equal_the_output(self):
         task = clinvk.Task("echo", "p", id="i", name="n", tags=("t",), meta={"k": 1}, sample=clinvk.Sample(0, 2, 3, {"model": "m"}))
         full = clinvk.Result(0, "echo", "failed", 1, "o", "e", "backend", 1.0, ("w",), "m", "s", {"input_tokens": 1}, 0.1, 1, task=task,
-                             limits={"five_hour": {"utilization": 0.5}}, resumed=True, tries=({"status": "failed"},), retry_at=1.0, written="w",
+                             limits={"five_hour": {"utilization": 0.5}}, resumed=True, tries=({"status": "failed"},), retry_at=1.0, written="w", data={},
                              log="l", log_stderr="e", check={"status": "passed", "output": ""})
         self.assertEqual(sorted(MAN.words("OUTPUT", "Result")), sorted(clinvk.result_fields(full)))
 
@@ -470,7 +470,7 @@ class BashCompletionTest(unittest.TestCase):
         for words in (("-b", "claude", "--s"), ("--backend", "=", "claude", "--s"), ("-c", "--s")):
             with self.subTest(words=words):
                 self.assertEqual(self.complete("clinvk", *words)[0],
-                                 {"--sandbox-mode", "--system-prompt"})
+                                 {"--sandbox-mode", "--schema", "--system-prompt"})
 
     def test_bash_options_equal_those_of_the_parser(self):
         listed = dict(re.findall(r"^ {8}(\w+|'')\)\n +options='([^']*)'", text_of("completions", "clinvk.bash"), re.M))
@@ -778,7 +778,7 @@ class ReadmeTest(ExampleCase):
         known = {option for parser in parsers().values() for option in options_of(parser)}
         lines = [re.sub(r"'[^']*'|#.*", "''", command) for _, block in readme_blocks("console") + readme_blocks("sh")
                  for command in block.splitlines()]
-        self.assertGreater(sum("clinvk" in line for line in lines), 5)
+        self.assertGreater(sum("clinvk" in line for line in lines), 7)
         for line in lines:
             for call in re.findall(r"clinvk(?:\.py)?( [^|;)]*)", line):
                 with self.subTest(line=line):
@@ -801,12 +801,12 @@ class ManPageExamplesTest(ExampleCase):
     @needs("bash", "jq", "git")
     def test_man_page_examples_work(self):
         answer = b'#!/bin/sh\ncat > /dev/null\n'
-        write_program(os.path.join(self.tools, "claude"), answer + b'echo \'{"type": "result", "is_error": false, "result": "fine", "session_id": "s"}\'\n')
+        write_program(os.path.join(self.tools, "claude"), answer + b'case "$*" in *--json-schema*) data=", \\"structured_output\\": {\\"label\\": \\"bug\\"}" ;; esac\necho \'{"type": "result", "is_error": false, "result": "fine", "session_id": "s"\'"$data}"\n')
         write_program(os.path.join(self.tools, "gemini"), answer + b'echo \'{"type": "message", "role": "assistant", "content": "fine"}\'\n'
                       b'echo \'{"type": "result", "status": "success"}\'\n')
         for name, content in (("tasks.json", '{"tasks": [{"prompt": "one"}, {"prompt": "two"}]}'), ("prompts.txt", "one\ntwo\n"),
                               ("results.jsonl", '{"index":1,"status":"ok"}\n'), ("nightly.jsonl", '{"index":0,"status":"ok"}\n'),
-                              ("plan.json", '[{"prompt": "one", "workdir": "src"}]'), ("cases.json", '[{"prompt": "one", "meta": {"want": "fine"}}]'),
+                              ("plan.json", '[{"prompt": "one", "workdir": "src"}]'), ("label.json", {"type": "object", "required": ["label"], "properties": {"label": {"enum": ["bug"]}}}), ("cases.json", '[{"prompt": "one", "meta": {"want": "fine"}}]'),
                               ("chain.json", '{"steps": [{"backend": "echo", "prompt": "[{\\"prompt\\": \\"one\\"}]"}, '
                                '{"backend": "echo", "prompt": "{{previous}}"}]}')):
             self.file(os.path.join("place", name), content)

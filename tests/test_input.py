@@ -702,6 +702,7 @@ FIELDS = {
     "check": ([("make test", (("sh", "-c", "make test"),)), (["a b", ["grep", "-q", "x"]], (("sh", "-c", "a b"), ("grep", "-q", "x"))), ([], ())],
               [(1, "expected a command, or a list of commands, got 1"), ([[]], "expected a command: a text for sh -c, or a list of arguments, got []"),
                (" ", "must not be blank"), ([["a", 1]], "expected a string, got 1"), ([{}], "expected a command: a text"), (["a\0"], "must not contain NUL")]),
+    "schema_retries": ([(0, 0), (5, 5)], [(6, "expected at most 5, got 6"), (-1, "expected a whole number from 0 on"), (True, "expected a whole number")]),
     "attempts": ([(1, 1), (9, 9)], [(0, "expected a whole number from 1 on, got 0"), ("2", 'expected a whole number, got "2"')]),
     "check_timeout": ([(90, 90.0), ("10m", 600.0)], [(0, "expected seconds above 0"), ("soon", "expected a duration such as")]),
     "verbose": ([(True, True), (False, False)], [(1, "expected true or false, got 1"), ("yes", "expected true or false")]),
@@ -712,6 +713,10 @@ FIELDS = {
     [("a", "expected a list of strings"), ([None], "expected a string, got null"), ([["a"]], "expected a string")]),
     "meta": ([({}, {}), ({"a": [None, {"b": 1.5}]}, {"a": [None, {"b": 1.5}]})],
     [([], "expected an object, got []"), ("x", "expected an object"), (0, "expected an object, got 0")]),
+    "schema": ([({"type": "object"}, {"type": "object"})],
+    [("s.json", 'expected a JSON Schema (an object), got "s.json"; the option --schema reads a file'), ([], "expected a JSON Schema (an object), got []"),
+    ({}, 'the type of an answer must be "object", not null; wrap a list as {"type": "object", "properties": {"items": ...}}'),
+    ({"type": "array"}, 'the type of an answer must be "object", not "array"; wrap a list'), ({"type": ["object"]}, 'the type of an answer must be "object"')]),
 }
 
 
@@ -793,11 +798,12 @@ PRECEDENCE = {
     "sandbox_mode": ("read-only", "full", "workspace", None, "default"), "max_tokens": (1, 2, 3, None, 0), "max_turns": (1, 2, 3, None, 0),
     "system_prompt": ("own", "line", "defaults", None, ""), "timeout": (1.0, 2.0, 3.0, None, 0.0),
     "idle_timeout": (1.0, 2.0, 3.0, None, 0.0), "max_output": (1, 2, 3, None, 0),
-    "check": ((("own",),), (("line",),), (("defaults",),), None, ()), "check_timeout": (1.0, 2.0, 3.0, None, 0.0), "attempts": (1, 2, 3, None, 0),
+    "check": ((("own",),), (("line",),), (("defaults",),), None, ()), "check_timeout": (1.0, 2.0, 3.0, None, 0.0), "attempts": (1, 2, 3, None, 0), "schema_retries": (0, 2, 3, None, 1),
     "extra": (("own",), ("line",), ("defaults",), None, ()),
     "literal": (False, True, False, None, False), "verbose": (False, True, False, None, False), "dry_run": (False, True, False, None, False),
     "tags": (("own",), ("line",), ("defaults",), None, ()),
     "meta": ({"own": 1}, {"line": 1}, {"defaults": 1}, None, None),
+    "schema": ({"type": "object", "title": "own"}, {"type": "object", "title": "line"}, {"type": "object"}, None, None),
 }
 
 
@@ -902,9 +908,9 @@ DEFINITIONS = [
     (dict(JSON, answer=".a"), clinvk.Definition(("x",), "json", ("a",))),
     (dict(JSON, output="jsonl", answer=".choices[0].text", error=".e-1", session_id="[-1].x_y", usage=".审.u", join=True),
      clinvk.Definition(("x",), "jsonl", ("choices", 0, "text"), ("e-1",), (-1, "x_y"), ("审", "u"), True)),
-    (dict(JSON, output="jsonl", answer=".a", ok={"path": ".is_error", "value": False}, done={"path": ".e[0]", "value": "审"},
+    (dict(JSON, output="jsonl", answer=".a", structured=".d", ok={"path": ".is_error", "value": False}, done={"path": ".e[0]", "value": "审"},
           errors={"No key": "auth", "slow": "rate_limit"}, stop_signal="SIGINT", agent=True),
-     clinvk.Definition(("x",), "jsonl", ("a",), ok=(("is_error",), "false"), done=(("e", 0), '"审"'),
+     clinvk.Definition(("x",), "jsonl", ("a",), structured=("d",), ok=(("is_error",), "false"), done=(("e", 0), '"审"'),
                        errors=(("No key", "auth"), ("slow", "rate_limit")), stop_signal="SIGINT", agent=True)),
     ({"command": ["x", "--ask={prompt}"], "errors": {"E": "quota"}, "stop_signal": "SIGQUIT", "agent": True, "answer": None, "join": False},
      clinvk.Definition(("x", "--ask={prompt}"), errors=(("E", "quota"),), stop_signal="SIGQUIT", agent=True)),
@@ -934,6 +940,7 @@ BAD_DEFINITIONS = [
     (dict(JSON, answer=".a", ok={"path": ".s", "valeu": 1}), '.ok.valeu: unknown field (did you mean "value"?)'),
     (dict(JSON, answer=".a", done={"path": ".s", "value": 1}), '.done: only a command with the output "jsonl" prints events'),
     ({"command": ["x"], "ok": {"path": ".s", "value": 1}}, ': with output "text" all output is the answer'),
+    ({"command": ["x"], "structured": ".s"}, ': with output "text" all output is the answer'),
     ({"command": ["x"], "errors": ["E"]}, '.errors: expected an object of texts and error kinds, got ["E"]'),
     ({"command": ["x"], "errors": {"E": "qota"}}, '.errors.E: unknown error kind "qota" (did you mean "quota"?); known are rate_limit, '),
     ({"command": ["x"], "errors": {"E": 3}}, ".errors.E: unknown error kind 3"), ({"command": ["x"], "errors": {" ": "quota"}}, '.errors[" "]: must not be blank'),

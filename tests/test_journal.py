@@ -15,7 +15,7 @@ import support
 from support import COMPILED, PROGRAM, Case, clinvk, job, only_linux, results, tasks
 
 # A new field of a task belongs either to clinvk.KEY_FIELDS or here: does it change the answer?
-NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "check_timeout", "attempts", "verbose", "dry_run",
+NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "check_timeout", "attempts", "schema_retries", "verbose", "dry_run",
                   "literal", "write_to", "sample"}  # a literal Job and a further sample have another key
 
 HOLDER = """
@@ -137,6 +137,7 @@ class ResumeTest(JournalCase):
         journal.resume(first)
         kept = answer_to(first, answer="\udcff 😀\0\n", error="e", error_kind="backend", warnings=("w", "v"), model="m", session_id="s",
                          usage={"total_tokens": 3}, cost_usd=0.25, num_turns=2, retry_after_seconds=1.5, limits={"five": {"u": 1}}, attempts=2, retry_at=1795536003.0,
+                         data={"label": "bug", "n": 2 ** 70},
                          tries=({"status": "failed", "cost_usd": 0.125}, {"status": "ok"}))
         journal.write(kept)
         journal.close()
@@ -279,7 +280,7 @@ class ResumeTest(JournalCase):
 
     def test_resume_judged_samples_are_not_run_again(self):
         many, cell = clinvk.Sample(0, 1, 2), clinvk.Sample(0, cell={"model": "x"})
-        for sample, kind, runs in ((many, "check", []), (cell, "check", []), (None, "check", [0]),
+        for sample, kind, runs in ((many, "check", []), (many, "schema", []), (cell, "check", []), (None, "check", [0]),
                                    (many, "check_error", [0]), (many, "network", [0]), (clinvk.Sample(0), "check", [0])):
             with self.subTest(sample=sample, kind=kind):
                 asked = job(0, "echo", "p", sample=sample)
@@ -331,7 +332,7 @@ class ResumeTest(JournalCase):
 @support.only_in_full_runs
 class KeyTest(unittest.TestCase):
     CHANGES = {"backend": "claude", "prompt": "q", "model": "m", "effort": "low", "system_prompt": "s", "workdir": "w", "approval_mode": "none",
-               "sandbox_mode": "full", "max_turns": 1, "max_tokens": 1, "extra": ("e",), "check": (("true",),)}
+               "sandbox_mode": "full", "max_turns": 1, "max_tokens": 1, "extra": ("e",), "schema": {"type": "object"}, "check": (("true",),)}
 
     def test_every_field_of_a_task_is_in_the_key_or_meant_not_to_be(self):
         self.assertEqual(set(clinvk.KEY_FIELDS) | NOT_IN_THE_KEY, set(clinvk.Task._fields))

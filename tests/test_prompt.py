@@ -113,10 +113,10 @@ class Words(unittest.TestCase):
         self.assertEqual(found, ["abc", "-b"])
 
     def test_prompt_takes_each_option_of_a_task(self):
-        options = self.parsed("why", "-b", "codex", "-m", "m", "--effort", "xhigh", "-w", "/", "--approval-mode", "none", "--sandbox-mode", "full", "--system-prompt", "s",
+        options = self.parsed("why", "-b", "codex", "-m", "m", "--effort", "xhigh", "--schema", '{"type": "object"}', "-w", "/", "--approval-mode", "none", "--sandbox-mode", "full", "--system-prompt", "s",
                               "--max-turns", "2", "--max-tokens", "3", "--timeout", "2m", "--idle-timeout", "30s", "--max-output", "1K")[2]
         self.assertEqual({name: value for name, value in vars(options).items() if name.startswith("task_")}, {
-            "task_dry_run": False, "task_backend": "codex", "task_model": "m", "task_effort": "xhigh", "task_workdir": "/", "task_approval_mode": "none",
+            "task_dry_run": False, "task_backend": "codex", "task_model": "m", "task_effort": "xhigh", "task_schema": {"type": "object"}, "task_workdir": "/", "task_approval_mode": "none",
             "task_sandbox_mode": "full", "task_literal": False,
             "task_system_prompt": "s", "task_max_turns": 2, "task_max_tokens": 3, "task_timeout": 120.0,
             "task_idle_timeout": 30.0, "task_max_output": 1024})

@@ -320,7 +320,7 @@ class Numbers(ReportCase):
                          "timeout         1   0       1     -   1.00s       -     -\n")
 
     def test_the_pass_rate_is_of_the_tasks_that_were_judged(self):
-        ends = (("ok", ""), ("failed", "check"), ("failed", "check"), ("failed", "check_error"), ("timeout", "timeout"), ("canceled", "canceled"))
+        ends = (("ok", ""), ("failed", "check"), ("failed", "schema"), ("failed", "check_error"), ("timeout", "timeout"), ("canceled", "canceled"))
         content = lines(*(line(index, status, model="m", error_kind=kind, seconds=index + 1.0, attempts=int(kind != "canceled"), label="a" if index < 2 else "b")
                           for index, (status, kind) in enumerate(ends)))
         groups = json.loads(self.report(content, options=["--json", "--by", "model", "--by", "label"])[0])["groups"]

@@ -782,6 +782,17 @@ class Repairs(SchedulerCase):
                 self.assertEqual((result.status, result.attempts, len(result.tries)), (status, len(ends), len(ends) if len(ends) > 1 else 0))
                 self.assertEqual((result.cost_usd, [item.attempt for item in started]), (0.5 * len(ends), list(range(1, len(ends) + 1))))
 
+    def test_answer_that_is_not_as_its_schema_is_asked_for_again(self):
+        bad, late = ("failed", "schema", ""), ("timeout", "timeout", "")
+        for ends, retries, status in (((bad, self.OK), 1, "ok"), ((bad, bad), 1, "failed"), ((bad,), 0, "failed"), ((bad, bad, self.OK), 2, "ok"), ((bad, late), 2, "timeout")):
+            with self.subTest(ends=len(ends), retries=retries):
+                result, started = self.play(*ends, schema={"type": "object"}, schema_retries=retries)
+                self.assertEqual((result.status, result.attempts, result.cost_usd), (status, len(ends), 0.5 * len(ends)))
+                self.assertEqual([item.resume for item in started[1:]], [self.SESSION % 1] * (len(ends) - 1))
+                self.assertEqual({"error schema" in item.repair for item in started[1:]}, {True} if len(ends) > 1 else set())
+        self.assertEqual(self.play(bad, backend="echo", schema={"type": "object"})[0].attempts, 1)
+        self.assertEqual(self.play(bad)[0].attempts, 1)
+
     def test_two_equal_failures_end_it(self):
         result, _ = self.play(self.FAILED, ("failed", "check", "12 of 9 failed"), attempts=9)
         self.assertEqual((result.status, result.error_kind, result.attempts), ("failed", "check", 2))

@@ -2,6 +2,7 @@
 reaches the next, and logs."""
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -72,6 +73,67 @@ class Behaviours(support.WorkerCase):
         self.assertEqual(os.listdir(self.tmp), [])
         self.assertEqual(result.output, result.output)
 
+    LABEL = {"type": "object", "properties": {"label": {"enum": ["bug", "feature"]}}, "required": ["label"]}
+
+    def test_answer_by_a_schema_is_data_and_any_other_fails(self):
+        for answer, data, error in (
+                ('{"label": "bug", "n": %d, "x": 1.50}' % 2 ** 70, {"label": "bug", "n": 2 ** 70, "x": 1.5}, ""),
+                ('\n\n```json\n{"label": "bug"}\n```\n', {"label": "bug"}, ""),
+                ('{"label": "bug", "text": "%s"}' % ("x" * 5000), {"label": "bug", "text": "x" * 5000}, ""),
+                ('{"label": "Bug"}', None, 'data.label: expected one of "bug", "feature", got "Bug"'),
+                ('["bug"]', None, 'data: expected an object, got ["bug"]'), ("no", None, "the answer is not JSON: Expecting value: line 1 column 1 (char 0)"),
+                ('{"label": "bug", "label": "bug"}', None, "data.label: the key is given twice in one object"),
+                ('"%s"' % ("x" * (1 << 20)), None, "the answer has 1,048,578 bytes; with a schema 1,048,576 are allowed")):
+            with self.subTest(answer[:50]):
+                result = self.run_it("rest\n" + answer, schema=self.LABEL)
+                self.check(result, data=data, error=error, output=answer, status="failed" if error else "ok",
+                           exit_code=int(bool(error)), error_kind="schema" if error else "")
+        self.check(self.run_it("say x;exit 3", schema=self.LABEL), status="failed", exit_code=3, error_kind="backend", data=None)
+        self.check(self.run_it('rest\n{"label": "bug"}'), status="ok", data=None)
+        many = {"type": "object", "additionalProperties": {"type": "null"}}
+        self.assertRegex(self.run_it('rest\n{"a":1,"b":1,"c":1,"d":1,"e":1,"f":1,"g":1}', schema=many).error,
+                         "^data.a: expected null, got 1; .*; data.e: expected null, got 1 and 2 more$")
+
+    def test_check_of_an_answer_that_would_take_years_ends(self):
+        schema = {"type": "object", "properties": {"a": {"pattern": "^(a+)+$"}}}
+        before = signal.getsignal(signal.SIGALRM)
+        for answer in ('{"a": "%s!"}' % ("a" * 60), "````a\n" * 8000):
+            with mock.patch.object(clinvk, "SCHEMA_SECONDS", 0.3):
+                result = self.run_it("rest\n" + answer, schema=schema, schema_retries=0)
+            self.check(result, error="the answer cannot be checked by the schema: it took longer than 0.3s", error_kind="schema", data=None)
+            self.assertEqual((signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)), (before, (0.0, 0.0)))
+
+    def test_error_by_a_schema_shows_no_secret(self):
+        with mock.patch.dict(os.environ, MY_TOKEN="hush-hush-hush"):
+            clinvk._secrets.cache_clear()
+            self.addCleanup(clinvk._secrets.cache_clear)
+            result = self.run_it('rest\n{"label": "hush-hush-hush"}', schema=self.LABEL)
+        self.assertEqual(result.error, 'data.label: expected one of "bug", "feature", got "[MY_TOKEN]"')
+
+    def test_schema_follows_the_prompt_where_the_program_has_no_option_for_it(self):
+        definition = clinvk.Definition(("head",))
+        asked = clinvk.schema_request(clinvk.Job(0, clinvk.Task("own", "p", schema=self.LABEL), definition))
+        self.assertTrue(asked.endswith(json.dumps(self.LABEL, separators=(",", ":")) + "\n"), asked)
+        for argv in (("head",), ("head", "{prompt_file}")):
+            result = clinvk.run_job(clinvk.Job(0, clinvk.Task("own", "{}", schema=self.LABEL), clinvk.Definition(argv)))
+            self.check(result, output="{}" + asked, error_kind="schema")
+        self.assertTrue(clinvk.BACKENDS["gemini"].text(support.job(0, "gemini", "@x", schema=self.LABEL)).endswith(asked))
+        for backend in ("claude", "echo"):
+            self.assertEqual(clinvk.BACKENDS[backend].text(support.job(0, backend, "p", schema=self.LABEL)), "p")
+
+    def test_program_can_read_the_file_of_the_schema(self):
+        definition = clinvk.Definition(("head", "-c", "9999", "{schema_file}", "-"))
+        result = clinvk.run_job(clinvk.Job(0, clinvk.Task("own", "the prompt", schema=self.LABEL), definition))
+        self.check(result, error_kind="schema", warnings=())
+        self.assertIn(json.dumps(self.LABEL, separators=(",", ":")), result.output)
+        self.assertTrue(result.output.endswith("the prompt"), result.output)
+
+    def test_data_is_what_the_command_states(self):
+        definition = clinvk.Definition(("head",), "json", ("text",), structured=("value",))
+        for prompt, data, error in (('{"text": "x", "value": {"label": "bug"}}', {"label": "bug"}, ""),
+                                    ('{"text": "{\\"label\\": \\"bug\\"}"}', None, "own ended well but gave no answer by the schema")):
+            definition = definition._replace(argv=("sed", "/^$/,$d"))
+            self.check(clinvk.run_job(clinvk.Job(0, clinvk.Task("own", prompt, schema=self.LABEL), definition)), data=data, error=error)
 
     def test_noise_on_stderr_of_any_size_blocks_nothing(self):
         self.check(self.run_it("stderr-flood 5000000;say done"), status="ok", output="done\n")

@@ -292,6 +292,65 @@ class Trouble(RealCase):
         self.assertEqual({result["output"] for result in answers.values()}, {words})
 
 
+class Schemas(RealCase):
+    SCHEMA = {"type": "object", "properties": {"label": {"type": "string", "enum": ["bug", "feature"]}}, "required": ["label"],
+              "additionalProperties": False}
+
+    def asked(self, name):
+        return next(request for request in self.requests() if request.user.startswith(name + "\n"))
+
+    def test_answers_that_are_as_the_schema_and_others(self):
+        good, bad = (lambda backend, value=value: task("%s-%s" % (value, backend), backend, 'mock: structured {"label": "%s"}' % value, schema=self.SCHEMA, schema_retries=0)
+                     for value in ("bug", "Bug"))
+        answers = self.batch(map_all(good) + map_all(bad) + [task("plain-claude", "claude", "mock: say fine")], jobs=3)
+        for backend in ALL:
+            result, other = answers["bug-" + backend], answers["Bug-" + backend]
+            with self.subTest(backend):
+                self.assertEqual((result["status"], result.get("data"), json.loads(result["output"])), ("ok", {"label": "bug"}, {"label": "bug"}), result)
+                self.assertNotIn("warnings", result)
+                self.assertEqual((other["status"], other["exit_code"], other["error_kind"], "data" in other), ("failed", 1, "schema", False), other)
+                self.assertEqual("Answer with one JSON object" in self.asked("bug-" + backend).user, backend == "gemini")
+        for backend in ("codex", "gemini"):
+            self.assertEqual(answers["Bug-" + backend]["error"], 'data.label: expected one of "bug", "feature", got "Bug"')
+            self.assertEqual(answers["Bug-" + backend]["output"], '{"label": "Bug"}')
+        self.assertIn("/label: must be equal to one of the allowed values", answers["Bug-claude"]["error"])
+        self.assertIn("StructuredOutput", self.asked("bug-claude").tools)
+        self.assertNotIn("StructuredOutput", self.asked("plain-claude").tools)
+        given = json.loads(self.asked("bug-codex").body)["text"]["format"]
+        self.assertEqual((given["type"], given["strict"], given["schema"]), ("json_schema", True, self.SCHEMA))
+
+    def test_a_wrong_answer_is_asked_for_again_in_the_same_conversation(self):
+        word = "word" + uuid.uuid4().hex
+        answers = self.batch([task(backend, backend, '%s\nmock: structured {"label": "Bug"}\nmock: again {"label": "bug"}' % word, schema=self.SCHEMA)
+                              for backend in ALL], status="ok")
+        for backend, result in answers.items():
+            with self.subTest(backend):
+                self.assertEqual((result["attempts"], result["data"], [one["error_kind"] for one in result["tries"][:1]]), (2, {"label": "bug"}, ["schema"]), result)
+                again = [request for request in self.requests("not valid by the JSON Schema") if request.api == {"claude": "anthropic", "codex": "openai"}.get(backend, backend)]
+                self.assertIn(word.encode(), again[0].body)
+                self.assertEqual(word in again[0].user, backend == "gemini")
+        left = [path for path in files_with(self.home, word) if not re.match(r"\.codex/\w+\.sqlite", path)]  # codex has no option for these
+        self.assertEqual(left, [])
+
+    def test_a_schema_that_codex_cannot_be_held_to_is_in_its_prompt(self):
+        loose = {"type": "object", "properties": {"label": {"enum": ["bug"]}}}
+        result = self.batch([task("codex", "codex", 'mock: structured {"label": "bug", "more": 1}', schema=loose)], status="ok")["codex"]
+        self.assertEqual((result["data"], result["warnings"]), ({"label": "bug", "more": 1}, [
+            'codex takes no schema in which the top has no "additionalProperties": false; it is asked for the schema in the prompt']))
+        self.assertIn("Answer with one JSON object", self.asked("codex").user)
+
+    def test_claude_without_a_structured_output_has_no_data(self):
+        answers = self.batch([task("claude", "claude", 'mock: say {"label": "bug"}', schema=self.SCHEMA, schema_retries=0)], status="failed")
+        self.assertEqual(answers["claude"]["error_kind"], "schema", answers)
+
+    def test_an_array_at_the_root_is_refused_before_anything_starts(self):
+        for backend in ALL:
+            done = self.clinvk(input=lines([task("x", backend, schema={"type": "array"})]))
+            self.assertEqual((done.returncode, done.stdout), (2, b""))
+            self.assertIn(b'stdin:1: schema: the type of an answer must be "object", not "array"; wrap a list', done.stderr)
+        self.assertEqual(self.requests(), [])
+
+
 class Limits(RealCase):
     """What clinvk ends, and what it is told of the limits of an account."""
 
