@@ -153,7 +153,7 @@ FAILED_STATUSES = ("failed", "timeout", "lost")  # that count as failed
 ERROR_KINDS = ("rate_limit", "quota", "overloaded", "network", "auth", "permission", "invalid",
                "context_length", "max_turns", "budget", "timeout", "stalled", "signal",
                "not_found", "no_output", "max_output", "damaged_output", "schema", "check",
-               "check_error", "backend", "worker_lost", "canceled")
+               "check_error", "no_change", "protected", "backend", "worker_lost", "canceled")
 
 # The exit statuses of clinvk.  A test compares them with EXIT STATUS in the man page.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIG, EXIT_SESSION = 0, 1, 2, 3, 4
@@ -244,7 +244,8 @@ class Task(NamedTuple):
     literal.  `schema` is that of the answer.  `write_to` is the file for the answer; only an option
     can set it, not the input.
     `check` are commands that must succeed, one after the other, for `check_timeout` seconds each at
-    most; `attempts` is how often the task may be tried in all.  `sample` is that of the job, and
+    most; `attempts` is how often the task may be tried in all.  `require_change` and `protect`,
+    patterns of paths, are about the git work tree of `workdir`.  `sample` is that of the job, and
     the input cannot set it.  0, "", () and None mean "not given".
     """
 
@@ -276,6 +277,13 @@ class Task(NamedTuple):
     check_timeout: float = 0.0
     sample: Optional[Sample] = None  # None where the task is one job
     attempts: int = 0
+    require_change: bool = False
+    protect: Tuple[str, ...] = ()
+
+
+def judges_changes(task: Task) -> bool:
+    """Return whether the changes of a task in its git work tree decide about its result."""
+    return task.require_change or bool(task.protect)
 
 
 class Log(NamedTuple):
@@ -303,7 +311,8 @@ class Job(NamedTuple):
     program may spend; 0: no limit.  `wrap` are words to put before the command, with the
     placeholders of command_of.  `log` belongs to this attempt.  `repair` is what the program is
     asked after a judgement that failed: in the conversation `resume` in place of the prompt, else
-    after it.  `repair_prompt` is the user's template for that.
+    after it.  `repair_prompt` is the user's template for that.  `changed`: an earlier attempt has
+    changed the git work tree.
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -322,6 +331,7 @@ class Job(NamedTuple):
     log: Optional[Log] = None
     repair: str = ""
     repair_prompt: str = ""
+    changed: bool = False
 
 
 class RunPolicy(NamedTuple):
@@ -395,6 +405,7 @@ class Result(NamedTuple):
     log: str = ""
     log_stderr: str = ""
     check: Optional[Dict[str, Any]] = None
+    changed: bool = False  # the git work tree, as far as that was looked at
 
     @property
     def output(self) -> str:
@@ -2172,10 +2183,10 @@ def _link_new(draft: str, path: str, directory: Optional[int]) -> bool:
 CHECKSUM_BYTES = 16
 
 
-def checksum(data: bytes) -> bytes:
-    """Return a digest of `data`."""
+def checksum(data: bytes, key: bytes = b"") -> bytes:
+    """Return a digest of `data`.  Without the key nobody can make it."""
     import hashlib
-    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES).digest()
+    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES, key=key).digest()
 
 
 def sync_directory(path: str) -> None:
@@ -2533,6 +2544,11 @@ def _each(element: Callable[[Any], Any], what: str,
 _list_of = functools.partial(_each, what="a list of strings")
 _limits = _each(_jobs, "an object such as {\"claude\": 2}", dict)
 _token_counts = _each(_token_count, "an object", dict)
+
+
+def _patterns(value: Any) -> Any:
+    """Return one pattern, or a list of patterns, as patterns."""
+    return _list_of(_argument)([value] if isinstance(value, str) else value)
 
 
 def _command(value: Any) -> Any:
@@ -4814,6 +4830,7 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "timeout": _seconds, "idle_timeout": _seconds, "max_output": _bytes,
     "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "literal": _truth,
     "check": _commands, "check_timeout": _seconds, "attempts": _whole_number,
+    "require_change": _truth, "protect": _patterns,
     "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
     "schema": _schema, "schema_retries": _schema_retries,
 }
@@ -4984,6 +5001,16 @@ def _merged(own: Dict[str, Any], defaults: Dict[str, Any], policy: TaskPolicy) -
     return Task(**dict(fields, backend=name))
 
 
+def _refused_tree(task: Task) -> str:
+    """Return why the changes of a task cannot be seen; "" if they can, or need not."""
+    if not judges_changes(task):
+        return ""
+    if not work_tree(task.workdir):
+        return "%s is in no git work tree, which require_change and protect need" % (
+            quoted(task.workdir) if task.workdir else "the current directory")
+    return "" if find_program("git")[0] else "require_change and protect need git, which is missing"
+
+
 def _permitted(task: Task, policy: TaskPolicy) -> Job:
     """Return the job of a task that the policy and its backend permit.  Raise InvalidValue."""
     if task.model.startswith("-"):  # the program would take it for an option
@@ -5003,6 +5030,11 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
     modes = (task.sandbox_mode, task.approval_mode)
     refused = backend.impossible_modes.get(modes)
     for field, problem in (("sandbox_mode", refused and "%s: %s" % (backend.name, refused)),
+                           ("workdir", _refused_tree(task)),
+                           ("require_change",
+                            task.require_change and task.sandbox_mode == "read-only"
+                            and "a task that may change nothing (sandbox_mode read-only) would "
+                                "always fail: leave one out"),
                            ("extra", refused_extra(backend, task.extra)),
                            ("backend", backend.needs_model and not (task.model or task.extra)
                             and "%s needs a model: give --model, the field model or %s"
@@ -6396,16 +6428,17 @@ class WorkerState:
     may start anything (with group 0), and with the process group as soon as there is one.
     `note_output(size, quiet, action, tokens)` writes how much the process has printed, for how many
     seconds nothing, what it did last, and how many tokens it used.  `adopts`: orphaned descendants
-    become children of this process, which has no other children.
+    become children of this process, which has no other children.  `secret` is known to the
+    processes of the run, and to no task.
     """
 
     def __init__(self, run_id: str, directory: str,
                  note: Callable[[int, int], None] = do_nothing, *,
                  note_output: Callable[[int, float, str, int], None] = do_nothing,
-                 grace: float = GRACE_SECONDS, adopts: bool = False) -> None:
+                 grace: float = GRACE_SECONDS, adopts: bool = False, secret: bytes = b"") -> None:
         from _thread import allocate_lock
         _secrets()  # imports, for which no file may be free when an error has to be redacted
-        self.run_id, self.directory, self.note = run_id, directory, note
+        self.run_id, self.directory, self.note, self.secret = run_id, directory, note, secret
         self.grace, self.adopts, self.note_output = grace, adopts, note_output
         self.canceled = False
         self.told_to_end = False  # by a SIGTERM, while a job ran
@@ -6826,10 +6859,19 @@ CANNOT_TELL, MAX_REPEATS = 75, 3  # the exit status of a check that could not de
 CHECK_BYTES = 16384  # of its output, for a repair; result_fields shows SHOWN_CHECK_BYTES
 
 
-def with_checks(job: Job, result: Result, state: WorkerState,
-                workdir: Optional[OpenDirectory]) -> Result:
-    """Return the result of a task by its checks, if it is ok."""
+def with_checks(job: Job, result: Result, state: WorkerState, workdir: Optional[OpenDirectory],
+                before: Optional[_TreeState]) -> Result:
+    """Return the result of a task by the changes of its work tree and, if it is ok, by its checks.
+
+    `before` is the git work tree before the program ran; None: its changes do not matter.  Those of
+    a program that failed matter, too, because the next attempt could not see them any more.
+    """
     try:
+        if before and result.status != "canceled":
+            after = _tree_state(job, state, before.tree, before)
+            result = _with_changes(job, result, before, after)
+            if after and result.error_kind != "protected":  # the next attempt starts from here
+                remove_tree(tree_file(state.directory, job.index))
         if result.status != "ok" or not job.task.check:
             return result
         environment = _check_environment(job, result, state, workdir)
@@ -6938,6 +6980,209 @@ def _verdict_of(ended: Ended, task: Task) -> Tuple[str, str]:
     return ("failed", "failed: exit status %d" % code) if code else ("passed", "")
 
 
+# - changes in a git work tree -
+#
+# The program can write to the directory of git.  So git lists names only, with settings that let it
+# run nothing, and the contents are compared here.
+
+_GIT_SETTINGS = ("core.fsmonitor=", "core.hooksPath=/dev/null", "core.untrackedCache=false",
+                 "core.excludesFile=/dev/null", "core.ignoreCase=false", "submodule.recurse=false")
+RACY_SECONDS = 1.0  # within which two changes of a file may have the same time
+
+
+class _Tree(NamedTuple):
+    """A git work tree and the directory of its git."""
+
+    top: str
+    git: str
+
+
+class _TreeState(NamedTuple):
+    """The contents of a git work tree at a time.
+
+    `files` has the status and the digest of each tracked file and each other that is not ignored,
+    `names` the names of all files that are not tracked, `rules` the digests of the ignore rules.
+    """
+
+    tree: _Tree
+    time: float
+    files: Dict[str, Tuple[Any, str]]
+    names: Set[str]
+    rules: Dict[str, str]
+
+
+def tree_file(directory: str, index: int) -> str:
+    """Return the file in a run's directory with the git work tree before a job."""
+    return os.path.join(directory, "%d.tree" % index)
+
+
+def tree_before(job: Job, state: WorkerState) -> Optional[_TreeState]:
+    """Return the git work tree before a job, if its changes matter.
+
+    It is kept until the changes are judged as permitted: where the worker was killed, the next
+    attempt has to answer for them.  Raise OSError, or OutputError where it cannot be kept.
+    """
+    if not judges_changes(job.task):
+        return None
+    import pickle
+    path, key = tree_file(state.directory, job.index), state.secret + b"%d" % job.index
+    if job.attempt > 1 and os.path.lexists(path):
+        with open(path, "rb") as file:
+            sum_of_data, data = file.read(CHECKSUM_BYTES), file.read()
+        if checksum(data, key) != sum_of_data:  # a task may write to the file
+            raise OSError(0, "it was changed by another process", path)
+        kept: Optional[_TreeState] = pickle.loads(data)
+        return kept
+    before = _first_state(job, state)
+    data = pickle.dumps(before, 4)
+    with writing("the state of the git work tree"):
+        write_whole(path, [checksum(data, key), data])
+    return before
+
+
+def _first_state(job: Job, state: WorkerState) -> Optional[_TreeState]:
+    top = work_tree(job.task.workdir)
+    git = os.path.join(top, ".git")
+    if os.path.isfile(git):  # of a linked work tree or a submodule
+        with open(git, encoding="utf-8", errors="surrogateescape") as file:
+            git = os.path.join(top, file.read(CHUNK).partition("gitdir: ")[2].rstrip("\n"))
+    return _tree_state(job, state, _Tree(top, os.path.realpath(git)), None)
+
+
+def _tree_state(job: Job, state: WorkerState, tree: _Tree,
+                before: Optional[_TreeState]) -> Optional[_TreeState]:
+    """Return the state of a work tree, None in a canceled run.  Raise OSError."""
+    now = time.time()
+    listed = _listed_by_git(job, state, tree, "--cached", "--others", "--exclude-standard")
+    names = _listed_by_git(job, state, tree, "--others")
+    if listed is None or names is None:
+        return None
+    listed |= _inner_files(tree.top, listed)
+    names |= _inner_files(tree.top, [path for path in names if path.endswith("/")])
+    real: Dict[str, bool] = {}  # directories: whether no part of the path is a link
+    old = before.files if before else {}
+    rules = {os.path.join(tree.top, path) for path in listed | names
+             if os.path.basename(path) == ".gitignore"}
+    rules.update(os.path.join(tree.git, *up, "info", "exclude") for up in ((), ("..", "..")))
+    files = {}
+    try:
+        with time_limit(CHECK_SECONDS):  # a sparse file can have any size
+            digests = {path: _digest_of(path, _status_of(path)) for path in rules}
+            for path in listed.union(old):
+                place = os.path.join(tree.top, path)
+                directory = os.path.dirname(place)
+                if directory not in real:
+                    real[directory] = os.path.realpath(directory) == directory
+                status = _status_of(place) if real[directory] else None
+                known = old.get(path, ((), ""))
+                is_known = before and status == known[0] and (
+                    status is None or status[-1] < (before.time - RACY_SECONDS) * 1e9)
+                files[path] = status, known[1] if is_known else _digest_of(place, status)
+    except TimeoutError as error:
+        raise OSError(0, "its files cannot be compared: %s" % error, tree.top) from None
+    return _TreeState(tree, now, files, names, digests)
+
+
+def _listed_by_git(job: Job, state: WorkerState, tree: _Tree, *options: str) -> Optional[Set[str]]:
+    """Return the paths that `git ls-files` lists, None in a canceled run.  Raise OSError."""
+    settings = [word for setting in _GIT_SETTINGS for word in ("-c", setting)]
+    argv = ("git", "--git-dir=" + tree.git, "--work-tree=" + tree.top, *settings, "ls-files", "-z",
+            *options)
+    with contextlib.ExitStack() as cleanup:
+        files = _new_files(3, state, cleanup)
+        top = open_directory(tree.top)
+        cleanup.callback(os.close, top.file)
+        environment = {name: value for name, value in _environment(
+            job, state, state.directory, top).items() if not name.startswith("GIT_")}
+        environment.update(GIT_OPTIONAL_LOCKS="0", GIT_CONFIG_NOSYSTEM="1",
+                           GIT_CONFIG_GLOBAL=os.devnull, PWD=tree.top)
+        ended = execute(Execution(argv, environment, files, top, CHECK_SECONDS,
+                                  action="check: git ls-files"), state, job.index)
+        if ended is None or ended.verdict == "canceled":
+            return None
+        if ended.code or ended.verdict:
+            reason = _reason(Capture(files[2]).tail()) or ended.verdict or "it failed"
+            raise OSError(0, "git cannot list its files: " + reason, tree.top)
+        return set(map(os.fsdecode, Capture(files[1]).read().split(b"\0"))) - {""}
+
+
+def _inner_files(top: str, paths: Iterable[str]) -> Set[str]:
+    """Return the files in those of the paths that are directories: repositories of their own.
+
+    Git lists only the directory of a submodule, and of any other repository in a work tree.
+    """
+    files: Set[str] = set()
+    for place in [os.path.join(top, path) for path in paths]:
+        if os.path.islink(place):
+            continue
+        for directory, inner, names in os.walk(place):
+            links = [name for name in inner if os.path.islink(os.path.join(directory, name))]
+            inner[:] = set(inner) - {".git"}
+            files.update(os.path.relpath(os.path.join(directory, name), top)
+                         for name in names + links if name != ".git")
+    return files
+
+
+def _status_of(path: str) -> Optional[Tuple[int, ...]]:
+    """Return what changes with each write to a file; None where there is none."""
+    try:
+        one = os.lstat(path)
+    except OSError:
+        return None
+    return one.st_mode, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns
+
+
+def _digest_of(path: str, status: Optional[Tuple[int, ...]]) -> str:
+    """Return the kind of a file, whether it can be executed, and a digest of its content."""
+    if status is None:
+        return ""
+    import hashlib
+    digest = hashlib.sha256()
+    try:
+        if stat.S_ISLNK(status[0]):
+            digest.update(os.fsencode(os.readlink(path)))
+        elif stat.S_ISREG(status[0]):
+            with opened(path, os.O_NOFOLLOW) as file:
+                for piece in file_chunks(file):
+                    digest.update(piece)
+    except TimeoutError:
+        raise
+    except OSError as error:  # of another user: its status has to do
+        digest.update(str((error.errno, status)).encode())
+    return "%o %s" % (stat.S_IFMT(status[0]) | status[0] & 0o100, digest.hexdigest())
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Return whether a pattern matches a path or a directory on it; `*` also matches `/`."""
+    from fnmatch import fnmatchcase
+    pattern = pattern.rstrip("/")
+    return fnmatchcase(path.rstrip("/"), pattern) or fnmatchcase(path, pattern + "/*")
+
+
+def _with_changes(job: Job, result: Result, before: _TreeState,
+                  after: Optional[_TreeState]) -> Result:
+    """Return the result of a task by the changes in its work tree."""
+    if after is None:
+        return canceled(result) if result.status == "ok" else result
+    nothing = ((), "")
+    changed = {path for path in after.files
+               if before.files.get(path, nothing)[1] != after.files[path][1]}
+    if before.rules != after.rules:  # they may hide new files
+        changed |= after.names - before.names
+    hits = sorted(one_line(path) for path in changed
+                  if any(_matches(path, pattern) for pattern in job.task.protect))
+    result = result._replace(changed=bool(changed))
+    if hits:
+        return result._replace(
+            status="failed", exit_code=result.exit_code or 1, error_kind="protected",
+            error="protected paths were changed: " + first_of(hits))
+    if job.task.require_change and result.status == "ok" and not (changed or job.changed):
+        return result._replace(
+            status="failed", exit_code=1, error_kind="no_change",
+            error="nothing was changed in the git work tree %s" % one_line(after.tree.top))
+    return result
+
+
 # - another attempt -
 
 ANSWER_BYTES = 32768  # of an answer, for a new conversation
@@ -7010,6 +7255,7 @@ def repaired_job(job: Job, result: Result) -> Job:
     It continues the conversation where the backend can, else a new one has the answer.  What it
     adds to the prompt is not trusted.
     """
+    job = job._replace(changed=job.changed or result.changed)
     facts = result.check or {}
     values = {"{{check.%s}}" % name: str(value) for name, value in facts.items()}
     prompt = REPAIRS[result.error_kind].prompt
@@ -7148,6 +7394,7 @@ def _run(job: Job, state: WorkerState) -> Result:
                 return unfinished(job, "failed", problem, "permission", exit_code=1)
             program = command.argv[0]
             execution = _execution(job, command, state, workdir, cleanup)
+            before = tree_before(job, state)
             ended = execute(execution, state, job.index)
             if ended is None:
                 return unfinished(job, "canceled", CANCELED_EARLY, "canceled")
@@ -7159,7 +7406,7 @@ def _run(job: Job, state: WorkerState) -> Result:
             if names:
                 warnings = left_running(result.backend, names)
                 result = result._replace(warnings=result.warnings + warnings)
-            return with_checks(job, result, state, workdir)
+            return with_checks(job, result, state, workdir, before)
         except OutputError as error:
             return unfinished(job, "failed", str(error), "backend", exit_code=1, attempts=1)
         except OSError as error:
@@ -7699,6 +7946,7 @@ class _WorkerSettings(NamedTuple):
     guard_line: Any  # held open, not used
     parent: int
     grace: float
+    secret: bytes
     ledger: Any = None  # and its lock, of the pool of the worker
     lock: Any = None
 
@@ -7775,7 +8023,8 @@ def _take_slot(settings: _WorkerSettings) -> _Worker:
         slot = ledger.take()
     state = WorkerState(settings.run_id, settings.directory,
                         functools.partial(ledger.note, slot), grace=settings.grace,
-                        note_output=functools.partial(ledger.note_output, slot))
+                        note_output=functools.partial(ledger.note_output, slot),
+                        secret=settings.secret)
     worker = _workers[get_ident()] = _Worker(
         state, ledger, functools.partial(ledger.claim, slot), do_nothing)
     return worker
@@ -8065,7 +8314,7 @@ class Pool:
         self.jobs, self.method, self.grace = jobs, method or default_start_method(), grace
         self._notice = notice
         self.failure = ""  # why no more jobs can run
-        self.run_id = new_run_id()
+        self.run_id, self._secret = new_run_id(), os.urandom(16)
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()  # (pool, answer) or None
         self._in_flight: Dict[int, Tuple[Job, _WorkerPool, float]] = {}  # and since when
         # job index: until when its result may come, and why it may not
@@ -8122,7 +8371,7 @@ class Pool:
         self._renew()
         allow_descriptors(100 + 3 * self.jobs * (len(self._pools) + 1))  # 3 for each worker
         settings = _WorkerSettings(self.run_id, self.directory, self._reader, self._guard_line,
-                                   os.getpid(), self.grace)
+                                   os.getpid(), self.grace, self._secret)
         self._pools.append(_WorkerPool(self.jobs, self.method, settings))
 
     def _renew(self) -> None:
@@ -8177,11 +8426,12 @@ class Pool:
         self._events.put((pool, unfinished(job, "failed", text, "backend", exit_code=1)))
 
     def forget(self, job: Job, sessions: Iterable[str]) -> None:
-        """Remove the sessions that were kept for the attempts of a job.
+        """Remove what was kept for the attempts of a job: the state of its tree and its sessions.
 
         The sessions of several jobs are removed together, because the search for them takes long
         in the home of a user with many projects.
         """
+        remove_tree(tree_file(self.directory, job.index))
         if any(sessions):
             places = tuple(backend_of(job).sessions(job))
             self._kept.setdefault(places, set()).update(sessions)
@@ -8716,8 +8966,9 @@ def try_fields(result: Result) -> Dict[str, Any]:
 
 
 def may_write(job: Job) -> bool:
-    """Return whether a job may change files."""
-    return backend_of(job).is_agent and job.task.sandbox_mode != "read-only"
+    """Return whether a job may change files, or is expected to."""
+    is_writer = backend_of(job).is_agent or judges_changes(job.task)
+    return is_writer and job.task.sandbox_mode != "read-only"
 
 
 class Scheduler:
@@ -8847,8 +9098,9 @@ class Scheduler:
         """Return the entry of a job, with its gate and the directory in which it must be alone.
 
         The directory stays what it was when the job was read, whatever a task does with a link.
-        With `one_per_workdir` a job must be alone in its workdir.  One environment serves a whole
-        run, so a name and a command have one account.
+        A job whose changes are judged must be alone in its git work tree, with `one_per_workdir`
+        any job in its workdir.  One environment serves a whole run, so a name and a command have
+        one account.
         """
         backend = job.task.backend
         gate = self._gates.get((backend, job.definition))
@@ -8856,8 +9108,8 @@ class Scheduler:
             most = min(self._policy.limits.get(backend, MAX_JOBS + 1), self._jobs + self._ahead)
             gate = self._gates[backend, job.definition] = Gate(most)
         workdir = job.task.workdir
-        directory = ""
-        if self._policy.one_per_workdir and not deleted_directory(workdir):
+        directory = self._tree(workdir) if judges_changes(job.task) else ""
+        if self._policy.one_per_workdir and not directory and not deleted_directory(workdir):
             directory = os.path.realpath(workdir or ".")
         return _Entry(0.0, job.index, job, gate, directory)
 
@@ -8923,7 +9175,9 @@ class Scheduler:
         self._bounds.spend(result)
         self._last_seconds = result.duration_seconds
         again = self._again(entry, result)
-        self._leave(entry)
+        waits = isinstance(again, _Entry) and again.ready > 0
+        if not (waits and judges_changes(entry.job.task)):  # no other's changes come in between
+            self._leave(entry)
         if isinstance(again, Result):
             yield self._noted(self._final(entry, again))
         elif again.ready:
@@ -8933,8 +9187,10 @@ class Scheduler:
 
     def _final(self, entry: _Entry, result: Result) -> Result:
         """Return the result of a task, of which nothing is left but that."""
+        sessions: Dict[str, None] = {}
         if not entry.job.keep and may_repair(entry.job):
             sessions = dict.fromkeys(one.session_id for one in (*entry.tries, result))
+        if sessions or judges_changes(entry.job.task):
             self._pool.forget(entry.job, sessions)
         return entry.final(result)
 
@@ -8979,7 +9235,8 @@ class Scheduler:
             self._control.left = "rate_limit"
             return result._replace(retry_at=self._wall() + wait)
         tries = (*entry.tries, result._replace(answer="", task=None))
-        return entry._replace(ready=0.0 if is_limit else now + wait, tries=tries,
+        job = entry.job._replace(changed=entry.job.changed or result.changed)
+        return entry._replace(ready=0.0 if is_limit else now + wait, tries=tries, job=job,
                               used=entry.used + (not is_limit), waited=waited)
 
     def _give_up(self, gate: Gate, kind: str, why: str) -> None:
@@ -9132,7 +9389,7 @@ def never_started(result: Result) -> bool:
 
 
 # The answer of the program was bad by what the task asks for: no accident, and so a measurement.
-JUDGED_KINDS = frozenset(("schema", "check"))
+JUDGED_KINDS = frozenset(("schema", "check", "no_change", "protected"))
 
 
 def is_final(status: str, error_kind: str, is_sample: Any) -> bool:
@@ -9146,7 +9403,7 @@ def is_final(status: str, error_kind: str, is_sample: Any) -> bool:
 # The fields of a task that determine its answer, and so its key.  A test names the others.
 KEY_FIELDS = ("backend", "prompt", "model", "effort", "system_prompt", "workdir",
               "approval_mode", "sandbox_mode", "max_turns", "max_tokens", "extra", "schema",
-              "check")
+              "check", "require_change", "protect")
 
 
 def job_key(job: Job) -> str:
@@ -13803,6 +14060,9 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _field("--check-timeout", "DURATION", "stop a check after so long (default: 10m)"),
         _field("--attempts", "N", "try a task up to N times in all until its checks pass, with the "
                "output of the failed check (default: 1)"),
+        _field("--require-change", "", "a task fails that changes nothing in its git work tree"),
+        _field("--protect", "GLOB", "a task fails that changes a path in its git work tree which "
+               "GLOB matches; may be given for each", action="extend"),
         _option("--repair-prompt", "with --attempts: read the prompt of these tries from FILE",
                 "FILE", _plain_path),
         _field("--schema-retries", "N", "ask again up to N times for an answer that is not as its "

@@ -73,6 +73,8 @@ complete -c clinvk -n '__clinvk_in parallel chain' -l check -x -d 'the task fail
 complete -c clinvk -n '__clinvk_in parallel chain' -l check-timeout -x -d 'stop a check after so long (default: 10m)'
 complete -c clinvk -n '__clinvk_in parallel chain' -l attempts -x -d 'try a task up to N times until its checks pass'
 complete -c clinvk -n '__clinvk_in parallel chain' -l repair-prompt -rF -d 'read the prompt after a failed check from FILE'
+complete -c clinvk -n '__clinvk_in parallel chain' -l require-change -d 'a task fails that changes nothing in its git work tree'
+complete -c clinvk -n '__clinvk_in parallel chain' -l protect -x -d 'a task fails that changes such a path'
 complete -c clinvk -n '__clinvk_in parallel chain' -l schema-retries -x -d 'ask again for an answer that is not as its schema'
 
 complete -c clinvk -n '__clinvk_in prompt' -s c -l continue -d 'continue the last session of this directory and backend'

@@ -1,7 +1,10 @@
 """Section 10, Checks: a command judges what a program did.  It runs as a program does: bounded, in the directory of the task, and
 leaving nothing running."""
+import itertools
 import json
 import os
+import shutil
+import subprocess
 import tracemalloc
 import unittest
 from unittest import mock
@@ -154,6 +157,247 @@ class Ends(support.WorkerCase):
         with mock.patch.object(clinvk, "_check_environment", side_effect=OSError(28, "No space left on device", "/tmp/x")):
             self.check(self.run_it("say x", check=shell("true")), status="failed", error_kind="check_error", output="x\n",
                        error="the check cannot be run: /tmp/x: No space left on device")
+
+
+@support.only_in_full_runs
+@unittest.skipUnless(shutil.which("git"), "there is no git")
+class Changes(support.WorkerCase):
+    """What a program changed in a git work tree, whatever it does to git."""
+
+    def setUp(self):
+        super().setUp()
+        self.tree = self.path("tree")
+        os.makedirs(os.path.join(self.tree, "tests", "deep"))
+        self.git("init", "-q", cwd=self.tree)
+        for name in ("Makefile", "tests/check.sh", "tests/deep/data"):
+            self.file(os.path.join("tree", name), "%s\n" % name)
+        self.file("tree/.gitignore", "*.o\nbuilt/\n")
+        self.git("add", ".")
+        self.git("-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "first")
+        self.file("tree/untracked", "")
+        self.file("tree/old.o", "")
+
+    def git(self, *words, cwd=None):
+        subprocess.run(["git", *words], cwd=cwd or self.tree, check=True, stdin=subprocess.DEVNULL)
+
+    def after(self, script, workdir="", **fields):
+        """The result of a task whose program is a shell script."""
+        definition = clinvk.Definition(("sh",))
+        task = clinvk.Task("mine", script + "\necho done", workdir=os.path.join(self.tree, workdir), **fields)
+        return clinvk.run_job(clinvk.Job(0, task, definition))
+
+    def test_task_that_changes_nothing_fails(self):
+        for script in ("", "touch Makefile", "echo x > new.o; mkdir built; echo x > built/y; mkdir empty", "cp Makefile x; rm Makefile; mv x Makefile",
+                       "git gc -q; git checkout -q -b other", "chmod g-r Makefile"):
+            with self.subTest(script):
+                self.check(self.after(script, require_change=True), status="failed", exit_code=1, error_kind="no_change", output="done\n",
+                           error="nothing was changed in the git work tree " + self.tree)
+
+    def test_look_at_the_work_tree_is_shown_as_a_check(self):
+        noted = []
+        state = self.state(note_output=lambda *facts: noted.append(facts[2:]))
+        task = clinvk.Task("mine", "echo x >> Makefile; echo done", workdir=self.tree, require_change=True, check=(("sh", "-c", "exit 0"),))
+        self.check(clinvk.run_job(clinvk.Job(0, task, clinvk.Definition(("sh",))), state), status="ok", changed=True)
+        self.leave(state)
+        self.assertEqual([facts for facts, _ in itertools.groupby(noted)],
+                         [("check: git ls-files", 0), ("", 0), ("check: git ls-files", 0), ("check: exit 0", 0)])
+
+    def test_each_kind_of_change_counts(self):
+        for script in ("echo more >> Makefile", "rm Makefile; ln -s tests Makefile", "chmod +x untracked", "echo x > new", "rm untracked", "echo x > untracked",
+                       "mkdir -p a/b; echo x > a/b/c", "rm -r tests", "printf 'makefile\\n' > Makefile; touch -r .gitignore Makefile", "git init -q inner"):
+            with self.subTest(script):
+                self.git("reset", "-q", "--hard")
+                self.check(self.after(script, require_change=True, workdir="tests/deep/../.."), status="ok", changed=True)
+
+    def test_time_of_a_file_that_was_set_back_hides_nothing(self):
+        os.utime(os.path.join(self.tree, "Makefile"), (1e9, 1e9))
+        self.check(self.after("printf 'makefile\\n' > Makefile; touch -d @1000000000 Makefile", require_change=True), status="ok")
+
+    def test_protected_paths_are_found_however_they_are_changed(self):
+        cases = [("echo : > tests/check.sh", "tests/check.sh"), ("rm tests/deep/data", "tests/deep/data"), ("echo x > tests/new", "tests/new"),
+                 ("chmod +x tests/check.sh", "tests/check.sh"), ("git mv tests/check.sh other", "tests/check.sh"),
+                 ("echo : > tests/check.sh; git commit -qam x --author='a <b>' || :; git update-index --assume-unchanged tests/check.sh", "tests/check.sh"),
+                 ("git rm -q --cached tests/check.sh; echo tests >> .gitignore; echo : > tests/check.sh", "tests/check.sh"),
+                 ("echo '*' > tests/.gitignore; echo x > tests/planted", "tests/.gitignore, tests/planted"),
+                 ("echo tests/planted >> .git/info/exclude; echo x > tests/planted", "tests/planted"),
+                 ("git config core.ignoreCase true; echo x > tests/CHECK.sh", "tests/CHECK.sh"),
+                 ("mv tests moved; ln -s moved tests", "tests, tests/check.sh, tests/deep/data")]
+        for script, found in cases:
+            with self.subTest(script):
+                self.git("config", "core.ignoreCase", "false")
+                self.git("reset", "-q", "--hard")
+                self.git("clean", "-qfdx")
+                self.file("tree/.git/info/exclude", "")
+                self.check(self.after(script, protect=("Makefile", "tests"), check=shell("touch checked")), status="failed", error_kind="protected",
+                           error="protected paths were changed: " + found)
+                self.assertFalse(os.path.exists(os.path.join(self.tree, "checked")), "the check ran")
+        os.unlink(os.path.join(self.tree, "tests"))
+        self.git("reset", "-q", "--hard")
+        self.check(self.after("for i in 1 2 3 4 5 6 7; do echo > tests/$i; done", protect=("tests/*",)),
+                   error="protected paths were changed: tests/1, tests/2, tests/3, tests/4, tests/5 and 2 more")
+
+    def test_files_of_a_repository_inside_count(self):
+        self.git("init", "-q", self.path("part"))
+        self.file("part/code", "x")
+        for words in (("add", "."), ("-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "first")):
+            self.git(*words, cwd=self.path("part"))
+        self.git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", self.path("part"), "part")
+        self.git("clone", "-q", self.path("part"), "clone")
+        os.symlink("Makefile", os.path.join(self.tree, "clone", "link"))
+        self.check(self.after("git -C part gc -q; git -C clone checkout -qb other", require_change=True), error_kind="no_change")
+        for script, found in (("echo x >> part/code", "part/code"), ("rm clone/code", "clone/code"), ("ln -sf x clone/link", "clone/link"),
+                              ("git rm -rq --cached tests; git init -q tests; echo x > tests/planted", "tests/, tests/planted"),
+                              ("echo late >> .git/info/exclude; git init -q late; echo x > late/planted", "late/planted"),
+                              ("mv part moved; ln -s moved part", "part, part/code")):
+            with self.subTest(script):
+                self.check(self.after(script, protect=("part", "clone/*", "tests", "late/planted")), error="protected paths were changed: " + found)
+
+    def test_file_of_any_size_does_not_keep_the_task(self):
+        with mock.patch.object(clinvk, "CHECK_SECONDS", 1.0):
+            result = self.after("truncate -s 30G huge", require_change=True)
+        self.check(result, status="failed", error_kind="check_error",
+                   error="the check cannot be run: %s: its files cannot be compared: it took longer than 1s" % self.tree)
+
+    def test_other_paths_may_change(self):
+        for pattern in ("tests", "test?/*", "*.sh", "Make", "tests/deep/"):
+            self.check(self.after("echo x >> Makefile; echo x > tests/x.o; echo x >> testing; rm -f testing", protect=(pattern,)), status="ok", error="")
+
+    def test_check_may_change_what_the_program_may_not(self):
+        self.check(self.after("echo x > new", protect=("tests",), check=shell("echo x > tests/report")), status="ok")
+
+    def test_git_runs_nothing_that_the_program_could_have_written(self):
+        bait = self.file("bait", "#!/bin/sh\necho $0 $* >> %s\n" % self.path("caught"))
+        os.chmod(bait, 0o755)
+        hooks = os.path.join(self.tree, ".git", "hooks")
+        for name in os.listdir(hooks):
+            os.unlink(os.path.join(hooks, name))
+        for name in ("post-index-change", "fsmonitor-watchman", "pre-commit", "post-checkout"):
+            os.symlink(bait, os.path.join(hooks, name))
+        for name in ("core.fsmonitor", "core.sshCommand", "core.pager", "core.editor", "core.gitProxy", "core.askPass", "diff.external", "diff.x.command",
+                     "diff.x.textconv", "filter.x.clean", "filter.x.smudge", "filter.x.process", "credential.helper", "gpg.program", "alias.ls-files", "uploadpack.packObjectsHook"):
+            self.git("config", name, "!" + bait if name.startswith("alias") else bait)
+        self.git("config", "core.hooksPath", hooks)
+        self.git("config", "core.untrackedCache", "true")
+        self.file("tree/.gitattributes", "* filter=x diff=x\n")
+        if os.path.exists(self.path("caught")):
+            os.unlink(self.path("caught"))
+        os.environ.update(GIT_DIR="/nowhere", GIT_EXTERNAL_DIFF=bait, GIT_INDEX_FILE="/nowhere/index", GIT_TRACE=self.path("trace"))
+        self.check(self.after("echo x >> Makefile", require_change=True, protect=("tests",)), status="ok", changed=True)
+        for name in ("caught", "trace"):
+            self.assertFalse(os.path.exists(self.path(name)), name)
+
+    def test_work_tree_that_is_linked(self):
+        self.git("worktree", "add", "-q", "--detach", self.path("linked"))
+        for script, kind in (("", "no_change"), ("echo x >> Makefile", "")):
+            self.check(self.after(script, require_change=True, workdir=self.path("linked", "tests", "..")), error_kind=kind)
+
+    def test_repository_that_cannot_be_read_is_an_error(self):
+        self.check(self.after("echo x > .git/index", require_change=True), status="failed", error_kind="check_error", output="done\n")
+        self.check(self.after("", require_change=True), status="failed", error_kind="backend")
+        shutil.rmtree(os.path.join(self.tree, ".git"))
+        os.mkdir(os.path.join(self.tree, ".git"))
+        self.assertIn("git cannot list its files: ", self.after("", protect=("x",)).error)
+        support.write_program(self.path("bin", "git"), b"#!/bin/sh\nprintf 'warning: odd\\nfatal: index file corrupt\\n' >&2\nexit 128\n")
+        with mock.patch.dict(os.environ, PATH=self.path("bin") + os.pathsep + os.environ["PATH"]):
+            self.assertEqual(self.after("", protect=("x",)).error, self.tree + ": git cannot list its files: fatal: index file corrupt")
+
+    def test_program_that_edits_its_check_is_not_asked_again(self):
+        mine = {"CLINVK_BACKENDS": json.dumps({"mine": {"command": ["sh"]}})}
+        arguments = ["parallel", "--jsonl", "-q", "-b", "mine", "--check", "sh tests/check.sh", "--attempts", "3", "--require-change", "--protect", "Makefile", "--protect", "tests"]
+        for script, kind, attempts in (("echo exit 0 > tests/check.sh", "protected", 1), ("", "no_change", 1), ("echo x >> untracked", "check", 2)):
+            self.file("tree/tests/check.sh", "exit 1")
+            completed = self.clinvk(*arguments, input=json.dumps({"prompt": script + "\necho done; exit 0"}), env=mine, cwd=self.tree)
+            result, = results(completed)
+            self.assertEqual((completed.returncode, result["error_kind"], result["attempts"], completed.stderr), (1, kind, attempts, b""))
+        refused = self.clinvk(*arguments, "-f", self.file("tasks", tasks("x")), env=mine)
+        self.assertEqual(refused.returncode, 2)
+        self.assertIn(b"the current directory is in no git work tree, which require_change and protect need", refused.stderr)
+
+    def test_task_is_not_judged_by_the_changes_of_another(self):
+        waiting = "i=0; until [ -e .git/%s ] || [ $i = 10 ]; do sleep 0.1; i=$((i+1)); done; "  # for the other task, if it runs
+        scripts = (": > .git/a; %s echo x > new; : > .git/c; echo" % (waiting % "b"), ": > .git/b; %s echo" % (waiting % "c"))
+        batch = "".join(json.dumps({"prompt": script + " done; exit"}) + "\n" for script in scripts)
+        completed = self.clinvk("parallel", "--jsonl", "-q", "-b", "mine", "-j", "2", "--require-change", input=batch, cwd=self.tree,
+                                env={"CLINVK_BACKENDS": json.dumps({"mine": {"command": ["sh"]}})})
+        self.assertEqual([(result["index"], result.get("error_kind")) for result in results(completed)], [(0, None), (1, "no_change")])
+
+    def test_later_attempt_need_not_change_anything_more(self):
+        first = support.job(0, "claude", "p", check=shell("x"), attempts=2, require_change=True)
+        result = clinvk.unfinished(first, "failed", "e", "check")._replace(changed=True)
+        self.assertTrue(clinvk.repaired_job(first, result).changed)
+        self.assertTrue(clinvk.repaired_job(first._replace(changed=True), result._replace(changed=False)).changed)
+        task = clinvk.Task("mine", "echo done", workdir=self.tree, require_change=True)
+        self.check(clinvk.run_job(clinvk.Job(0, task, clinvk.Definition(("sh",)), changed=True)), status="ok")
+
+    def attempts_at(self, first, later, *options):
+        """The result of a task whose program runs the first script at its first start."""
+        script = "if [ -e .git/tried ]; then %s; else : > .git/tried; %s; fi; echo done; exit" % (later, first)
+        self.git("reset", "-q", "--hard")
+        self.git("clean", "-qf")
+        if os.path.exists(os.path.join(self.tree, ".git", "tried")):
+            os.unlink(os.path.join(self.tree, ".git", "tried"))
+        mine = {"CLINVK_BACKENDS": json.dumps({"mine": {"command": ["sh"], "agent": True}})}
+        completed = self.clinvk("parallel", "--jsonl", "-q", "-b", "mine", "--retry-acted", "--retries", "1", *options,
+                                input=json.dumps({"prompt": script}), env=mine, cwd=self.tree)
+        result, = results(completed)
+        self.assertEqual((result["attempts"], completed.stderr), (2, b""), result)
+        return result.get("error_kind"), result.get("error", "")
+
+    def test_changes_before_the_death_of_a_worker_count_in_the_next_attempt(self):
+        die = "; kill -9 $PPID; sleep 300"
+        protected = "protected", "protected paths were changed: tests/check.sh"
+        for first, later, options, end in ((": > tests/check.sh", ":", ("--protect", "tests"), protected),
+                                           (": > tests/check.sh", "git checkout -q tests", ("--protect", "tests"), (None, "")),
+                                           ("echo x > new", ":", ("--require-change",), (None, "")),
+                                           (":", ":", ("--require-change",), ("no_change", "nothing was changed in the git work tree " + self.tree))):
+            with self.subTest(first=first, later=later):
+                self.assertEqual(self.attempts_at(first + die, later, *options), end)
+
+    def test_protected_change_is_not_permitted_by_another_try(self):
+        options = "--protect", "tests", "--retry-on", "protected"
+        self.assertEqual(self.attempts_at(": > tests/check.sh", ":", *options), ("protected", "protected paths were changed: tests/check.sh"))
+        self.assertEqual(self.attempts_at(": > tests/check.sh", "git checkout -q tests", *options), (None, ""))
+
+    def test_what_a_check_changed_is_not_the_change_of_the_next_attempt(self):
+        self.assertEqual(self.attempts_at(":", ":", "--protect", "tests", "--attempts", "2", "--check", "if [ -e tests/report ]; then exit 0; fi; : > tests/report; exit 1"), (None, ""))
+
+    def test_state_of_the_work_tree_that_a_task_has_written_is_refused(self):
+        forged = "for file in \"$TMPDIR\"/../0.tree; do echo x > $file; done; kill -9 $PPID; sleep 300"
+        kind, error = self.attempts_at(forged, ":", "--protect", "tests")
+        self.assertEqual(kind, "backend")
+        self.assertRegex(error, r"/0\.tree: it was changed by another process$")
+
+    def test_changes_of_a_program_that_failed_count(self):
+        self.check(self.after("echo : > tests/check.sh; exit 3", protect=("tests",)), status="failed", exit_code=3, error_kind="protected",
+                   error="protected paths were changed: tests/check.sh")
+        self.check(self.after("echo x > new; exit 3", require_change=True, protect=("tests",)), exit_code=3, error_kind="backend", changed=True)
+        self.check(self.after("exit 3", require_change=True), exit_code=3, error_kind="backend", changed=False)
+
+    def test_change_before_an_answer_that_is_asked_for_again_counts(self):
+        script = "if [ -e done ]; then echo '{}'; exit; fi; touch done; echo exit 0 > tests/check.sh; echo no JSON; exit"
+        mine = {"CLINVK_BACKENDS": json.dumps({"mine": {"command": ["sh"]}})}
+        for options, kind, attempts in ((("--protect", "tests", "--check", "sh tests/check.sh"), "protected", 1), (("--require-change",), None, 2)):
+            self.git("reset", "-q", "--hard")
+            self.git("clean", "-qf")
+            completed = self.clinvk("parallel", "--jsonl", "-q", "-b", "mine", "--schema", '{"type": "object"}', *options,
+                                    input=json.dumps({"prompt": script}), env=mine, cwd=self.tree)
+            result, = results(completed)
+            self.assertEqual((result.get("error_kind"), result["attempts"]), (kind, attempts), result)
+
+    def test_canceled_run_ends(self):
+        state = self.state()
+        job = clinvk.Job(0, clinvk.Task("mine", "touch there; while [ ! -e go ]; do sleep 0.01; done; echo done", workdir=self.tree, require_change=True),
+                         clinvk.Definition(("sh",)))
+        result = self.in_background(job, state)
+        self.wait_for_file(os.path.join(self.tree, "there"))
+        with mock.patch.object(clinvk, "execute", return_value=None):
+            self.file("tree/go", "")
+            ended = result()
+        state.cancel()
+        never = clinvk.run_job(job, state)
+        self.leave(state)
+        self.check(ended, status="canceled", error_kind="canceled", output="done\n")
+        self.check(never, status="canceled", attempts=0)
 
 
 class Repairs(unittest.TestCase):

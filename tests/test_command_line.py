@@ -179,7 +179,7 @@ class Usage(CommandLine):
         whole, text = ["0", "-1", "1.5", "", "x", "\u0663", "1e3", " 1", "+1", "0x10"], ["", " "]
         bad = {"-j": whole + ["1001"], "--max-parallel": whole + ["1" + "0" * 30], "--max-turns": whole, "--max-tokens": whole, "--model": text, "--workdir": text,
                "--system-prompt": text, "--output-dir": text, "--timeout": ["0", "0s", "-5", "x", "1d", "inf", "nan", "", "5  m", "m", "1.2.3", "1e3"],
-               "--idle-timeout": ["0", "x"], "--max-output": ["0", "x", "", "-1", "1e3", "5X"], "--check": text, "--attempts": whole, "--schema-retries": ["6", "-1", "x", "1.5", ""], "--repair-prompt": [*text, "-"], "--check-timeout": ["0", "x"],
+               "--idle-timeout": ["0", "x"], "--max-output": ["0", "x", "", "-1", "1e3", "5X"], "--check": text, "--attempts": whole, "--schema-retries": ["6", "-1", "x", "1.5", ""], "--protect": text, "--repair-prompt": [*text, "-"], "--check-timeout": ["0", "x"],
                "--backend": text, "--root": text, "--ceiling": ["", "full", "sandbox=default", "sandbox=auto", "sandbox=full,", "sandbox=full,sandbox=full"], "--approval-mode": ["", "yes", "Auto"], "--sandbox-mode": ["", "readonly", "rw"],
                "--effort": ["", "none", "High"], "--schema": ["", "-", "{", "{}", '{"type": "array"}', '{"type": "object", "type": "object"}', "/none"], "--progress": ["", "yes", "Always"], "--color": ["", "yes", "auto "]}
         good = {"-j": ["1", "64", "1000"], "--max-parallel": ["2"], "--max-turns": ["1"], "--max-tokens": ["100000"], "--model": ["m x"], "--workdir": ["/"],

@@ -37,7 +37,7 @@ from support import (COMPILED, PATIENCE, PROGRAM, PROGRAMS, Case, clinvk, instal
 
 STATUSES = ("ok", "failed", "timeout", "canceled", "lost", "skipped")
 ERROR_KINDS = ("rate_limit quota overloaded network auth permission invalid context_length max_turns budget timeout stalled signal "
-               "not_found no_output max_output schema check check_error backend worker_lost canceled").split()
+               "not_found no_output max_output schema check check_error no_change protected backend worker_lost canceled").split()
 USAGE = ("input_tokens", "cached_input_tokens", "output_tokens", "reasoning_output_tokens", "total_tokens", "cache_write_input_tokens")
 REQUIRED = {"index": int, "backend": str, "status": str, "exit_code": int, "output": str, "attempts": int, "start_time": str,
             "end_time": str, "duration_seconds": (int, float)}
@@ -1300,21 +1300,21 @@ class CheckedScripts(Commands):
         self.program("act", 'case $1 in *y.jsx*) ;; *) file=${1#Migrate }; echo new >> "${file% to hooks}" ;; esac')
         self.program("npx", 'echo "$CLINVK_TASK: $*" >> checks; test "$CLINVK_TASK" != 4 || { echo "error TS2304"; exit 2; }')
         line = ("git ls-files -z '*.jsx' | C -0 --prompt 'Migrate {} to hooks' --sandbox-mode workspace --approval-mode auto --one-per-workdir "
-                "--check 'npx tsc --noEmit' --canary 3 --results m.jsonl --jsonl -q")
+                "--check 'npx tsc --noEmit' --require-change --canary 3 --results m.jsonl --jsonl -q")
         found = [json.loads(line) for line in self.script(line, 1).splitlines()]
         self.assertEqual(sorted((one["index"], one["status"], one.get("error_kind")) for one in found),
-                         [(0, "ok", None), (1, "ok", None), (2, "ok", None), (3, "ok", None), (4, "failed", "check")])
+                         [(0, "ok", None), (1, "ok", None), (2, "ok", None), (3, "failed", "no_change"), (4, "failed", "check")])
         self.assertEqual(self.content("src", "two words.jsx"), "old\nnew\n")
-        self.assertEqual(sorted(self.content("checks").splitlines()), ["%d: tsc --noEmit" % number for number in range(5)])
+        self.assertEqual(sorted(self.content("checks").splitlines()), ["%d: tsc --noEmit" % number for number in (0, 1, 2, 4)])
 
     def test_tests_are_generated_and_run(self):
         self.repository("a.go", "b.go", "c.go", "go.mod")
         self.program("act", 'case $1 in *c.go) echo new >> src/go.mod ;; esac')
         self.program("go", 'grep -q "src/b.go" "$CLINVK_OUTPUT" && mkdir failed && { echo "FAIL b"; exit 1; }; echo ok')
         printed = self.script("C --prompt 'Write tests for {}' --sandbox-mode workspace --check 'go test ./...' --attempts 3 "
-                              "--one-per-workdir --json -q -- src/*.go")
+                              "--protect src/go.mod --one-per-workdir --json -q -- src/*.go", 1)
         self.assertEqual([(one["status"], one.get("error_kind"), one["attempts"]) for one in json.loads(printed)["results"]],
-                         [("ok", None, 1), ("ok", None, 2), ("ok", None, 1)])
+                         [("ok", None, 1), ("ok", None, 2), ("failed", "protected", 1)])
         self.assertIn("FAIL b", self.content("prompts"))
 
     def test_each_pull_request_has_one_verdict(self):

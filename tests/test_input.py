@@ -702,6 +702,8 @@ FIELDS = {
     "check": ([("make test", (("sh", "-c", "make test"),)), (["a b", ["grep", "-q", "x"]], (("sh", "-c", "a b"), ("grep", "-q", "x"))), ([], ())],
               [(1, "expected a command, or a list of commands, got 1"), ([[]], "expected a command: a text for sh -c, or a list of arguments, got []"),
                (" ", "must not be blank"), ([["a", 1]], "expected a string, got 1"), ([{}], "expected a command: a text"), (["a\0"], "must not contain NUL")]),
+    "require_change": ([(True, True), (False, False)], [(1, "expected true or false, got 1")]),
+    "protect": ([("tests/*", ("tests/*",)), (["a", "b"], ("a", "b"))], [(1, "expected a list of strings, got 1"), ([" "], "must not be blank"), ([1], "expected a string")]),
     "schema_retries": ([(0, 0), (5, 5)], [(6, "expected at most 5, got 6"), (-1, "expected a whole number from 0 on"), (True, "expected a whole number")]),
     "attempts": ([(1, 1), (9, 9)], [(0, "expected a whole number from 1 on, got 0"), ("2", 'expected a whole number, got "2"')]),
     "check_timeout": ([(90, 90.0), ("10m", 600.0)], [(0, "expected seconds above 0"), ("soon", "expected a duration such as")]),
@@ -721,6 +723,12 @@ FIELDS = {
 
 
 class Fields(TaskCase):
+    def setUp(self):
+        super().setUp()
+        patch = unittest.mock.patch.object(clinvk, "work_tree", return_value="/")  # for require_change
+        patch.start()
+        self.addCleanup(patch.stop)
+
     def test_fields_table_has_every_field(self):
         self.assertEqual(set(FIELDS), set(clinvk.TASK_FIELDS))
         self.assertEqual(set(clinvk.TASK_FIELDS) - {"output_format"}, set(clinvk.Task._fields) - {"write_to", "sample"})
@@ -739,7 +747,7 @@ class Fields(TaskCase):
             for value, message in bad:
                 with self.subTest(field=field, value=value):
                     refused = self.refused(dict({"prompt": "p"}, **{field: value}), allow_commands=True)
-                    step = r"(\[\d\])*" if isinstance(value, list) and field in ("extra", "tags", "check") else ""
+                    step = r"(\[\d\])*" if isinstance(value, list) and field in ("extra", "tags", "check", "protect") else ""
                     self.assertRegex(refused, "^tasks.json:1: %s%s: %s" % (field, step, re.escape(message)))
 
     def test_path_with_a_tilde_is_expanded_or_refused(self):
@@ -799,6 +807,7 @@ PRECEDENCE = {
     "system_prompt": ("own", "line", "defaults", None, ""), "timeout": (1.0, 2.0, 3.0, None, 0.0),
     "idle_timeout": (1.0, 2.0, 3.0, None, 0.0), "max_output": (1, 2, 3, None, 0),
     "check": ((("own",),), (("line",),), (("defaults",),), None, ()), "check_timeout": (1.0, 2.0, 3.0, None, 0.0), "attempts": (1, 2, 3, None, 0), "schema_retries": (0, 2, 3, None, 1),
+    "require_change": (True, True, True, None, False), "protect": (("own",), ("line",), ("defaults",), None, ()),
     "extra": (("own",), ("line",), ("defaults",), None, ()),
     "literal": (False, True, False, None, False), "verbose": (False, True, False, None, False), "dry_run": (False, True, False, None, False),
     "tags": (("own",), ("line",), ("defaults",), None, ()),
@@ -808,6 +817,12 @@ PRECEDENCE = {
 
 
 class Precedence(TaskCase):
+    def setUp(self):
+        super().setUp()
+        patch = unittest.mock.patch.object(clinvk, "work_tree", return_value="/")  # for require_change
+        patch.start()
+        self.addCleanup(patch.stop)
+
     def test_precedence_table_has_every_field_of_defaults(self):
         self.assertEqual(set(PRECEDENCE), set(clinvk.DEFAULTS_FIELDS) - {"output_format"})
 
@@ -1041,6 +1056,24 @@ class Definitions(TaskCase):
                                  ({"tasks": [{"prompt": "p"}], "defaults": {"check": "x"}}, "defaults.check", "a batch")):
             self.assertEqual(self.refused(data), "tasks.json:1: %s: commands that %s defines are only run with --allow-commands" % (path, what))
             self.assertEqual(self.tasks(data, allow_commands=True)[0].check, (("sh", "-c", "x"),))
+
+    def test_task_whose_changes_matter_needs_a_git_work_tree(self):
+        for field in ({"require_change": True}, {"protect": "x"}):
+            outside = dict(field, prompt="p", workdir=self.directory)
+            self.assertEqual(self.refused(outside), 'tasks.json:1: workdir: "%s" is in no git work tree, which require_change and protect need' % self.directory)
+            os.makedirs(self.path("repository", ".git"), exist_ok=True)
+            inside = dict(field, prompt="p", workdir=self.path("repository"))
+            self.assertEqual(len(self.tasks(inside)), 1)
+            with unittest.mock.patch.object(clinvk, "find_program", return_value=("", "not found")):
+                self.assertEqual(self.refused(inside), "tasks.json:1: workdir: require_change and protect need git, which is missing")
+
+    def test_task_that_can_change_nothing_cannot_be_required_to(self):
+        os.makedirs(self.path("repository", ".git"))
+        data = {"prompt": "p", "workdir": self.path("repository"), "require_change": True}
+        data["sandbox_mode"] = "read-only"
+        message = "a task that may change nothing (sandbox_mode read-only) would always fail: leave one out"
+        self.assertEqual(self.refused(data), "tasks.json:1: require_change: " + message)
+        self.assertEqual(len(self.tasks(dict(data, require_change=False, protect="x"))), 1)
 
     def test_definition_in_a_batch_is_refused_unless_allowed(self):
         batch = json.dumps({"tasks": [{"prompt": "p"}], "backends": {"mine": {"command": ["x"]}}}, indent=1)

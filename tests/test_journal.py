@@ -148,7 +148,7 @@ class ResumeTest(JournalCase):
         self.assertIsNone(journal.resume(again))  # one line answers one task
 
     def test_resume_needs_every_field_of_a_result_that_is_not_the_tasks(self):
-        of_this_run, not_in_json = {"task", "resumed"}, {"acted", "usage_is_cumulative"}
+        of_this_run, not_in_json = {"task", "resumed"}, {"acted", "usage_is_cumulative", "changed"}
         self.assertEqual(set(clinvk.Result._fields) - set(clinvk.LINE_FIELDS), {"answer"} | of_this_run | not_in_json)
         self.assertEqual(set(clinvk.LINE_FIELDS) - set(clinvk.Result._fields), {"key", "output", "duration_seconds", "samples", "cell", "task_id"})
 
@@ -280,7 +280,7 @@ class ResumeTest(JournalCase):
 
     def test_resume_judged_samples_are_not_run_again(self):
         many, cell = clinvk.Sample(0, 1, 2), clinvk.Sample(0, cell={"model": "x"})
-        for sample, kind, runs in ((many, "check", []), (many, "schema", []), (cell, "check", []), (None, "check", [0]),
+        for sample, kind, runs in ((many, "check", []), (many, "schema", []), (cell, "check", []), (cell, "protected", []), (None, "check", [0]),
                                    (many, "check_error", [0]), (many, "network", [0]), (clinvk.Sample(0), "check", [0])):
             with self.subTest(sample=sample, kind=kind):
                 asked = job(0, "echo", "p", sample=sample)
@@ -332,7 +332,8 @@ class ResumeTest(JournalCase):
 @support.only_in_full_runs
 class KeyTest(unittest.TestCase):
     CHANGES = {"backend": "claude", "prompt": "q", "model": "m", "effort": "low", "system_prompt": "s", "workdir": "w", "approval_mode": "none",
-               "sandbox_mode": "full", "max_turns": 1, "max_tokens": 1, "extra": ("e",), "schema": {"type": "object"}, "check": (("true",),)}
+               "sandbox_mode": "full", "max_turns": 1, "max_tokens": 1, "extra": ("e",), "schema": {"type": "object"}, "check": (("true",),), "require_change": True,
+               "protect": ("x",)}
 
     def test_every_field_of_a_task_is_in_the_key_or_meant_not_to_be(self):
         self.assertEqual(set(clinvk.KEY_FIELDS) | NOT_IN_THE_KEY, set(clinvk.Task._fields))

@@ -586,6 +586,30 @@ class BoundsOfARun(PolicyCase):
         self.play("10 0 ok\n20 1 ok\n30 3 ok", supply=FakeSupply(*items), jobs=3, one_per_workdir=True)
         self.assertEqual(self.pool.starts, [(0, 0), (0, 2), (10, 1), (20, 3)])
 
+    def test_tasks_whose_changes_are_judged_are_alone_in_their_work_tree(self):
+        tests = os.path.join(ROOT, "tests")
+        for judged, starts in (({"require_change": True}, [(0, 0), (0, 2), (10, 1), (20, 3)]), ({"protect": ("*.py",)}, [(0, 0), (0, 2), (10, 1), (20, 3)]),
+                               ({}, [(0, 0), (0, 1), (0, 2), (10, 3)])):
+            items = [job(index, "echo", "p") for index in range(4)]
+            items = [item._replace(task=item.task._replace(workdir=workdir, **judged)) for item, workdir in zip(items, (ROOT, tests, "/usr", tests))]
+            with unittest.mock.patch.object(clinvk, "work_tree", lambda path: "" if path == "/usr" else ROOT):
+                self.play("10 0 ok\n20 1 ok\n30 3 ok", supply=FakeSupply(*items), jobs=3)
+            self.assertEqual((self.pool.starts, self.notices), (starts, []), judged)
+
+    def test_task_whose_changes_are_judged_keeps_its_work_tree_until_its_retry(self):
+        for judged, starts in (({"protect": ("*.py",)}, [(0, 0), (11, 0), (20, 1)]), ({}, [(0, 0), (10, 1), (12, 0)])):
+            items = [job(index, "echo", "p") for index in range(2)]
+            items = [item._replace(task=item.task._replace(workdir=ROOT, **judged)) for item in items]
+            with unittest.mock.patch.object(clinvk, "work_tree", lambda path: ROOT):
+                self.play("10 0 worker_lost\n20 0 ok\n30 1 ok" if judged else "10 0 worker_lost\n12 1 ok\n20 0 ok", supply=FakeSupply(*items), jobs=1, retries=1)
+            self.assertEqual(self.pool.starts, starts, judged)
+
+    def test_retry_of_a_judged_task_comes_before_a_task_of_another_backend_in_its_work_tree(self):
+        items = [job(index, backend, "p", protect=("*.py",), workdir=ROOT) for index, backend in enumerate(("echo", "gemini", "echo"))]
+        with unittest.mock.patch.object(clinvk, "work_tree", lambda path: ROOT):
+            self.play("10 0 worker_lost\n20 0 ok\n30 1 ok\n40 2 ok", supply=FakeSupply(*items), jobs=2, retries=1)
+        self.assertEqual(self.pool.starts, [(0, 0), (11, 0), (20, 1), (30, 2)])
+
     def test_writers_in_one_work_tree_are_warned_of_once(self):
         for backend, sandbox, count in (("claude", "workspace", 1), ("claude", "read-only", 0), ("echo", "default", 0)):
             items = [job(index, backend, "p") for index in range(3)]
@@ -807,6 +831,12 @@ class Repairs(SchedulerCase):
         for status, kind in (("failed", "check_error"), ("failed", "max_turns"), ("failed", "quota"), ("timeout", "timeout"), ("canceled", "canceled"), ("failed", "backend")):
             result, _ = self.play((status, kind, ""))
             self.assertEqual((result.error_kind, result.attempts), (kind, 1))
+
+    def test_attempt_after_a_transient_error_need_not_change_anything_more(self):
+        policy = clinvk.RunPolicy(retries=2, retry_acted=True)
+        late = ("failed", "network", "")
+        _, started = self.play(late + ({"changed": True},), late, self.OK, policy=policy)
+        self.assertEqual([item.changed for item in started], [False, True, True])
 
     def test_transient_error_of_a_repair_is_retried_with_the_same_prompt_and_counts_by_itself(self):
         policy = clinvk.RunPolicy(retries=1, retry_acted=True)

@@ -363,10 +363,10 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {
-    "": 144, "Types": 285, "Text and JSON": 640, "Schema": 329, "Platform": 937,
-    "Configuration": 876, "Backends": 1593, "Input": 1362, "Plans": 205, "Processes": 448,
-    "Checks": 232, "Worker": 442, "Pool": 977, "Scheduler": 625, "Journal": 503, "Sinks": 869,
-    "Summary": 198, "Report": 1373, "Sessions": 309, "Commands": 1330, "Command line": 481
+    "": 144, "Types": 296, "Text and JSON": 640, "Schema": 329, "Platform": 937,
+    "Configuration": 881, "Backends": 1593, "Input": 1378, "Plans": 205, "Processes": 449,
+    "Checks": 445, "Worker": 443, "Pool": 980, "Scheduler": 632, "Journal": 503, "Sinks": 869,
+    "Summary": 198, "Report": 1373, "Sessions": 309, "Commands": 1330, "Command line": 484
 }
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}

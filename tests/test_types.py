@@ -103,7 +103,7 @@ class Words(unittest.TestCase):
         self.assertEqual(set(clinvk.STATUSES), set("ok failed timeout canceled lost skipped".split()))
         self.assertEqual(set(clinvk.ERROR_KINDS), set(
             "rate_limit quota overloaded network auth permission invalid context_length max_turns budget timeout stalled signal "
-            "not_found no_output max_output damaged_output schema check check_error backend worker_lost canceled".split()))
+            "not_found no_output max_output damaged_output schema check check_error no_change protected backend worker_lost canceled".split()))
         self.assertEqual((clinvk.EXIT_OK, clinvk.EXIT_FAILED, clinvk.EXIT_USAGE, clinvk.EXIT_BUG, clinvk.EXIT_OUTPUT), (0, 1, 2, 70, 74))
         self.assertEqual((clinvk.EXIT_HANGUP, clinvk.EXIT_INTERRUPT, clinvk.EXIT_PIPE, clinvk.EXIT_TERMINATE), (129, 130, 141, 143))
 
