@@ -224,10 +224,10 @@ def do_nothing(*_: Any) -> None:
 
 
 class Sample(NamedTuple):
-    """The place of a job among those of one task.
+    """The place of a job among those that were made of one task.
 
     `index` is the position of the task in the input, from 0; `sample` counts from 1.  `cell` has
-    the fields in which such jobs differ; `slug` is its form in names of files.
+    the fields that a matrix sets, as on the command line; `slug` is its form in names of files.
     """
 
     index: int  # type: ignore[assignment]
@@ -245,8 +245,9 @@ class Task(NamedTuple):
     can set it, not the input.
     `check` are commands that must succeed, one after the other, for `check_timeout` seconds each at
     most; `attempts` is how often the task may be tried in all.  `require_change` and `protect`,
-    patterns of paths, are about the git work tree of `workdir`.  `sample` is that of the job, and
-    the input cannot set it.  0, "", () and None mean "not given".
+    patterns of paths, are about the git work tree of `workdir`.  `repeat` is how many samples are
+    made of the task; `sample` is that of the job, and the input cannot set it.  0, "", () and None
+    mean "not given".
     """
 
     backend: str
@@ -275,7 +276,8 @@ class Task(NamedTuple):
     write_to: str = ""
     check: Tuple[Tuple[str, ...], ...] = ()
     check_timeout: float = 0.0
-    sample: Optional[Sample] = None  # None where the task is one job
+    repeat: int = 0
+    sample: Optional[Sample] = None  # None where the task has one sample, and there is no matrix
     attempts: int = 0
     require_change: bool = False
     protect: Tuple[str, ...] = ()
@@ -392,7 +394,7 @@ class Result(NamedTuple):
     attempts: int = 1
     start_time: float = 0.0
     end_time: float = 0.0
-    # None where the input holds no task; not sent back by a worker
+    # None where the input holds no task; with a matrix only its sample; not sent back by a worker
     task: Optional[Task] = None
     resumed: bool = False  # an earlier run got it, and the results file kept it
     usage_is_cumulative: bool = False
@@ -701,7 +703,7 @@ OTHER_NAMES = {other: name for name, others in {
     "approval_mode": "approval permission_mode", "timeout": "timeout_seconds",
     "max_parallel": "workers max_workers concurrency threads", "--max-parallel": "--jobs -P -n",
     "effort": "reasoning_effort thinking", "schema": "json_schema output_schema response_format",
-    "check": "test verify validate",
+    "check": "test verify validate", "repeat": "samples runs times",
 }.items() for other in others.split()}
 
 
@@ -4832,7 +4834,7 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "check": _commands, "check_timeout": _seconds, "attempts": _whole_number,
     "require_change": _truth, "protect": _patterns,
     "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
-    "schema": _schema, "schema_retries": _schema_retries,
+    "schema": _schema, "schema_retries": _schema_retries, "repeat": _samples,
 }
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items()
                    if name not in ("prompt", "id", "name")}
@@ -4917,6 +4919,67 @@ def outside_of(path: str, *roots: str) -> str:
     return "the current directory" if root == "." else root and quoted(root)
 
 
+# The fields of a task that --matrix can vary.
+MATRIX_FIELDS = ("backend", "model", "effort", "sandbox_mode", "system_prompt")
+MAX_CELLS = 100
+
+
+class Cell(NamedTuple):
+    """One combination of the values of a matrix: the fields that it sets, and the first sample."""
+
+    fields: Dict[str, Any] = {}
+    sample: Sample = Sample(0)
+
+
+def parse_axis(text: str) -> Tuple[str, Tuple[str, ...]]:
+    """Return the field and the values of a text such as `model=opus,sonnet`.  Raise ValueError."""
+    field, equals, rest = text.partition("=")
+    if not equals:
+        raise expected("FIELD=VALUE,... such as model=opus,sonnet", text)
+    _one_of(MATRIX_FIELDS, "field")(field)
+    values = _words(rest)
+    for value in values:
+        if not value or values.count(value) > 1:
+            problem = "is there twice" if value else "is empty"
+            raise ValueError("%s: a value %s: %s" % (field, problem, quoted(rest)))
+        if field != "system_prompt":
+            TASK_FIELDS[field](value)
+        elif value in ("@", "@-") or not value.startswith("@"):
+            raise expected("@FILE, a file with a system prompt", value)
+    return field, tuple(values)
+
+
+def cells_of(axes: Sequence[Tuple[str, Tuple[str, ...]]],
+             read: Callable[[str], str]) -> Tuple[Cell, ...]:
+    """Return the cells of a matrix: all combinations of the values of its fields.
+
+    `read` returns the system prompt in a file.  Raise UserError.
+    """
+    fields = [field for field, _ in axes]
+    for field in fields:
+        if fields.count(field) > 1:
+            raise UserError("--matrix: %s is given twice; commas separate its values" % field)
+    combinations = list(itertools.islice(
+        itertools.product(*(values for _, values in axes)), MAX_CELLS + 1))
+    if len(combinations) > MAX_CELLS:
+        raise UserError("--matrix: more than %d combinations of values" % MAX_CELLS)
+    prompts = {value: read(value[1:]) for field, values in axes for value in values
+               if field == "system_prompt"}
+    slugs = ["-".join(map(plain_name, values)) for values in combinations]
+    if len(set(slugs)) < len(slugs):
+        slugs = ["cell-%d" % number for number in range(1, len(slugs) + 1)]
+    cells = []
+    for values, slug in zip(combinations, slugs):
+        words = dict(zip(fields, values))
+        own = {field: prompts[value] if field == "system_prompt" else value
+               for field, value in words.items()}
+        cells.append(Cell(own, Sample(0, cell=words, slug=slug)))
+    return tuple(cells)
+
+
+NO_CELL = Cell()
+
+
 class TaskPolicy(NamedTuple):
     """The settings for all tasks of a run, and how far its tasks are trusted.
 
@@ -4925,7 +4988,8 @@ class TaskPolicy(NamedTuple):
     `allow_commands` a batch may add some.  No workdir may leave the directory `root`.
     `needs_cost`: each backend has to state the cost of its tasks.  `wrap` and `repair_prompt` are
     those of each Job.
-    `template`: the input has items, of which it makes tasks.
+    `template`: the input has items, of which it makes tasks.  `cells` are those of the matrix, each
+    of which makes a job of each task.
     """
 
     overrides: Dict[str, Any] = {}
@@ -4939,6 +5003,7 @@ class TaskPolicy(NamedTuple):
     needs_cost: bool = False
     wrap: Tuple[str, ...] = ()
     template: Optional[Template] = None
+    cells: Tuple[Cell, ...] = (NO_CELL,)
     repair_prompt: str = ""
 
     def of_run(self, batch: Dict[str, Any]) -> Dict[str, Any]:
@@ -5048,12 +5113,17 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
     return job
 
 
-def _job(value: Any, defaults: Dict[str, Any], policy: TaskPolicy) -> Job:
+def _job(value: Any, defaults: Dict[str, Any], policy: TaskPolicy, cell: Cell = NO_CELL) -> Job:
     """Return the job of a task in the input, without its index.  Raise InvalidValue."""
     own = _checked(value, TASK_FIELDS, "a task (an object)", FIELD_HINTS.get)
     if "prompt" not in own:
         raise InvalidValue("a task needs a prompt")
     _refuse_commands(policy, own, "check", "a task")
+    if cell.fields:
+        for field in cell.fields:
+            if field in own:
+                raise InvalidValue("--matrix varies this field, so no task can set it", (field,))
+        policy = policy._replace(overrides={**policy.overrides, **cell.fields})
     task = _merged(own, defaults, policy)
     try:
         return _permitted(task, policy)
@@ -5482,20 +5552,79 @@ class Supply:
         return result
 
 
+def first_sample(job: Job, position: int, cell: Cell = NO_CELL) -> Job:
+    """Return the job of the first sample of a task.  It has no Sample where it is the only job."""
+    if job.task.repeat < 2 and not cell.fields:
+        return job
+    sample = cell.sample._replace(index=position, samples=max(1, job.task.repeat))
+    return job._replace(task=job.task._replace(sample=sample))
+
+
+class _Samples:
+    """The further samples of tasks.  Their jobs wait in a file for the end of the input.
+
+    `total` is the number of all samples of the jobs so far.
+    """
+
+    def __init__(self) -> None:
+        self._file: Any = None
+        self._kept, self._most = 0, 1  # jobs in the file; samples of one of them
+        self.total = 0
+
+    def keep(self, job: Job) -> None:
+        """Keep the job of a first sample, if there are more of it.  Raise OutputError."""
+        samples = max(1, job.task.repeat)
+        self.total += samples
+        if samples > 1:
+            import pickle
+            import tempfile
+            with writing("the samples"):
+                self._file = self._file or tempfile.SpooledTemporaryFile(
+                    SMALL_FILE_BYTES, dir=temporary_directory())
+                pickle.dump(job, self._file)
+            self._kept += 1
+            self._most = max(self._most, samples)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):  # the rest of what could not be written
+            if self._file:
+                self._file.close()
+
+    def further(self, index: int) -> Iterator[Job]:
+        """Yield the second samples of all tasks, then the third ...; the first has the index."""
+        for number in range(2, self._most + 1):
+            import pickle
+            with writing("the samples"):
+                self._file.seek(0)
+            for _ in range(self._kept):
+                job = pickle.load(self._file)
+                if number <= job.task.repeat:
+                    sample = job.task.sample._replace(sample=number)
+                    yield job._replace(index=index, task=job.task._replace(sample=sample))
+                    index += 1
+
+
 class JobList(Supply):
     """Tasks or jobs that are given as an iterable."""
 
     def __init__(self, items: Iterable[Union[Task, Job]]) -> None:
         if isinstance(items, (list, tuple)):
-            self.total = len(items)
+            self.total = sum(max(1, item.task.repeat if isinstance(item, Job) else item.repeat)
+                             for item in items)
         self.reads_ahead = self.total is not None  # a generator may look at results first
         self._jobs = self._all(items)
 
     @staticmethod
     def _all(items: Iterable[Union[Task, Job]]) -> Iterator[Job]:
-        for index, item in enumerate(items):
-            job = item if isinstance(item, Job) else Job(index, item, literal=item.literal)
-            yield job._replace(index=index)
+        samples, index = _Samples(), 0
+        for item in items:
+            job = item if isinstance(item, Job) else Job(
+                index, item, literal=item.literal)
+            job = first_sample(job._replace(index=index), index)
+            yield job
+            samples.keep(job)
+            index += 1
+        yield from samples.further(index)
 
 
 class JobReader:
@@ -5503,8 +5632,8 @@ class JobReader:
 
     `run` is what the values state about the run (RUN_FIELDS); the first to set a field counts.
     Once tasks have `started`, values cannot set more.  `has_ids`: every task so far has an id.
-    `again`: the input was validated before.  `tasks` is the number of tasks so far, `size` of
-    those of the shard.
+    `again`: the input was validated before.  `tasks` is the number of tasks so far.  Each is a job
+    for each cell of the matrix.  `size` is how many samples those of the shard have in all.
     """
 
     def __init__(self, name: str, policy: TaskPolicy, warn: Callable[[str], None],
@@ -5513,7 +5642,7 @@ class JobReader:
         self.started, self.again, self.has_ids = False, False, True
         self.tasks = self.size = 0
         self._name, self._policy, self._warn, self._shard = name, policy, warn, shard
-        self._grows = False  # the jobs may be much larger than the input
+        self._grows = len(policy.cells) > 1  # the jobs may be much larger than the input
         self._ids: Set[Tuple[str, str]] = set()  # (field, what no other task may have in it)
 
     def _pieces(self, chunks: Iterable[bytes]) -> Iterable[InputPiece]:
@@ -5522,13 +5651,18 @@ class JobReader:
     def _batch(self, value: Any) -> _Batch:
         return _batch(value, self._policy)
 
-    def _job_of(self, value: Any, position: int, batch: _Batch) -> Job:
-        """Return the job of the task at a position of the run.  Raise InvalidValue."""
-        return _job(value, batch.defaults, batch.policy)._replace(index=position)
+    def _jobs_of(self, value: Any, position: int, batch: _Batch) -> List[Job]:
+        """Return the jobs of the task at a position of the run.  Raise InvalidValue."""
+        cells = self._policy.cells
+        return [first_sample(_job(value, batch.defaults, batch.policy, cell)._replace(
+            index=position * len(cells) + number), position, cell)
+            for number, cell in enumerate(cells)]
 
-    def has(self, item: _Item) -> bool:
-        """Return whether the task of an item is in the shard."""
-        return self._shard.has(item.index)
+    def size_of(self, item: _Item) -> int:
+        """Return how many samples the shard has of the task of an item; 0 if it is another's."""
+        if not self._shard.has(sample_of(item).index):
+            return 0
+        return max(1, item.task.repeat if item.task else 1)
 
     def values(self, chunks: Iterable[bytes], *, is_strict: bool) -> Iterator[Iterator[_Item]]:
         """Yield the tasks of each value as jobs.
@@ -5557,11 +5691,13 @@ class JobReader:
         self.has_ids = False
         item = self._bad_task(error, self.tasks)
         self.tasks += 1
-        self.size += self.has(item)
+        self.size += self.size_of(item)
         return iter([item])
 
     def _bad_task(self, error: UserError, position: int) -> _Item:
-        return _invalid(error)._replace(index=position)
+        cells = len(self._policy.cells)
+        task = Task("", "", sample=Sample(position)) if cells > 1 else None
+        return _invalid(error)._replace(index=position * cells, task=task)
 
     def _value(self, piece: InputPiece) -> Iterator[_Item]:
         """Return the tasks in a piece of the input as jobs.  Raise UserError.
@@ -5581,8 +5717,8 @@ class JobReader:
         kept: List[_Item] = []
         size, tasks, is_made_again = 0, batch.first, is_large or self._grows
         for item in self._jobs(piece, batch, is_large, ids):
-            size += self.has(item)
-            tasks = item.index + 1
+            size += self.size_of(item)
+            tasks = sample_of(item).index + 1
             if not is_made_again:
                 kept.append(item)
         if tasks == batch.first:
@@ -5608,17 +5744,17 @@ class JobReader:
                 position = batch.first + place
                 try:
                     value = loads_unique(item) if is_large else item
-                    made = self._job_of(value, position, batch)
-                    self._claim(made.task, ids)
-                    job: _Item = made
+                    made = self._jobs_of(value, position, batch)
+                    self._claim(made[0].task, ids)
+                    jobs: Sequence[_Item] = made
                 except (ValueError, RecursionError) as error:
                     bad = UserError("%s:%s" % (self._name, piece.explain(error, path, start)))
                     if ids is not None:
                         raise bad from None
-                    job = self._bad_task(bad, position)  # a link was changed, or a file
+                    jobs = [self._bad_task(bad, position)]  # a link was changed, or a file
                 if self.again:
                     self.tasks = position + 1
-                yield job
+                yield from jobs
 
     def _claim(self, task: Task, ids: Optional[Set[Tuple[str, str]]]) -> None:
         """Add the task's id and file to those of its value.  Raise InvalidValue for a double."""
@@ -5856,7 +5992,7 @@ class ItemReader(JobReader):
                  shard: Shard) -> None:
         super().__init__(name, policy, warn, shard)
         self._template: Template = policy.template or Template({})
-        self._grows = "{@}" in "".join(self._template.fields.values())
+        self._grows = self._grows or "{@}" in "".join(self._template.fields.values())
 
     def _pieces(self, chunks: Iterable[bytes]) -> Iterable[InputPiece]:
         form = self._template.form
@@ -5886,15 +6022,15 @@ class ItemReader(JobReader):
             return _Batch(value, self._policy)
         return _Batch([value], self._policy, is_task=True)
 
-    def _job_of(self, value: Any, position: int, batch: _Batch) -> Job:
+    def _jobs_of(self, value: Any, position: int, batch: _Batch) -> List[Job]:
         fields = self._template.task(value, position + 1, self._policy.root)
         path = fields.pop("write_to", None)
-        job = super()._job_of(fields, position, batch)
+        jobs = super()._jobs_of(fields, position, batch)
         if path is None:
-            return job
+            return jobs
         with path_context("write_to"):
             path = self._checked_file(path, position)
-        return job._replace(task=job.task._replace(write_to=path))
+        return [job._replace(task=job.task._replace(write_to=path)) for job in jobs]
 
     def _checked_file(self, path: str, position: int) -> str:
         """Return the path of a file for an answer.  Raise ValueError."""
@@ -5917,7 +6053,10 @@ class ItemReader(JobReader):
 
 
 class Shard(NamedTuple):
-    """The tasks whose index, divided by `shards`, leaves `position` (from 0) as the remainder."""
+    """The tasks whose position, divided by `shards`, leaves `position` (from 0) as the remainder.
+
+    A task has all its samples and cells in one shard.
+    """
 
     position: int = 0
     shards: int = 1
@@ -6033,13 +6172,14 @@ class TaskStream(Supply):
     A regular file is validated as a whole; a large file is then read again, one value at a time, so
     that memory does not grow with the number of values.  `total` is known of a file, and of a pipe
     whose writer has finished.  From another pipe tasks come as their values arrive.  Of all tasks
-    only those of the `shard` are asked for and counted.
+    only those of the `shard` are asked for and counted.  Further samples come after the first ones
+    of all tasks, so not before the end of the input.
     """
 
     def __init__(self, file: int, name: str, policy: TaskPolicy, warn: Callable[[str], None],
                  shard: Shard = WHOLE) -> None:
         self._stopped = False
-        self._all: Iterator[Union[Job, Result, str]] = iter(())
+        self._firsts: Iterator[Union[Job, Result, str]] = iter(())
         reader = (ItemReader if policy.template else JobReader)(name, policy, warn, shard)
         if policy.template and policy.template.words:
             words = b"\0".join(map(to_bytes, policy.template.words))
@@ -6048,7 +6188,7 @@ class TaskStream(Supply):
             self._open_regular(file, reader)
         else:
             self._open_pipe(file, reader)
-        self._jobs = self._of_shard(reader)
+        self._jobs = self._samples(reader, len(policy.cells))
         self.run, self.has_ids = reader.run, reader.has_ids
         if not reader.tasks:
             raise UserError("%s: no tasks: the input is empty" % name)
@@ -6063,7 +6203,7 @@ class TaskStream(Supply):
                 pass
             self.total, reader.again = reader.size, True
             values = reader.values(file_chunks(file, start), is_strict=False)
-            self._all = itertools.chain.from_iterable(values)
+            self._firsts = itertools.chain.from_iterable(values)
 
     def _open_pipe(self, file: int, reader: JobReader) -> None:
         ready: List[bytes] = []  # what was read before it was needed
@@ -6080,20 +6220,24 @@ class TaskStream(Supply):
             self._keep(itertools.chain(first, values), reader)
         else:
             self.at_end = False
-            self._all = itertools.chain(*first, self._arriving(values))
+            self._firsts = itertools.chain(*first, self._arriving(values))
 
     def _keep(self, values: Iterable[Iterator[_Item]], reader: JobReader) -> None:
         kept = list(values)
         self.total = reader.size
-        self._all = itertools.chain.from_iterable(kept)
+        self._firsts = itertools.chain.from_iterable(kept)
 
-    def _of_shard(self, reader: JobReader) -> Iterator[Union[Job, Result, str]]:
-        total = 0
-        for item in self._all:
-            if isinstance(item, str) or reader.has(item):
-                total += not isinstance(item, str)
+    def _samples(self, reader: JobReader, cells: int) -> Iterator[Union[Job, Result, str]]:
+        samples, failed = _Samples(), 0
+        for item in self._firsts:
+            if isinstance(item, Job) and reader.size_of(item):
+                yield item  # also where it cannot be kept
+                samples.keep(item)
+            elif isinstance(item, str) or reader.size_of(item):
+                failed += isinstance(item, Result)
                 yield item
-        self.total = total
+        self.total = samples.total + failed
+        yield from samples.further(reader.tasks * cells)
 
     def _arriving(self, values: Iterator[Iterator[_Item]]) -> Iterator[Union[Job, Result, str]]:
         """Yield the items of values that another thread reads, NOT_READY while there are none.
@@ -6135,7 +6279,8 @@ class TaskStream(Supply):
 def _check_policy(policy: TaskPolicy) -> None:
     """Raise UserError for an unknown backend or a bad root that is not from the input."""
     for source, backend in (("CLINVK_BACKEND", policy.environment.get("CLINVK_BACKEND")),
-                            ("--backend", policy.overrides.get("backend"))):
+                            ("--backend", policy.overrides.get("backend")),
+                            *(("--matrix", cell.fields.get("backend")) for cell in policy.cells)):
         problem = backend and unknown_backend(backend, policy.definitions)
         if problem and not policy.allow_commands:
             raise UserError("%s: %s" % (source, problem))
@@ -6203,7 +6348,7 @@ def open_tasks(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], No
 CHAIN_FIELDS = {
     "steps": _of_type(list, "a list of steps"), "stop_on_failure": _truth,
     "pass_working_dir": _truth, **{name: BATCH_FIELDS[name] for name in ("defaults", "backends")}}
-_CHAIN_HINTS = {**_TASK_HINTS, **dict.fromkeys(
+_CHAIN_HINTS = {**_TASK_HINTS, "repeat": "; a step of a chain runs once", **dict.fromkeys(
     ("retries", "retry_on", "retry_acted", "max_wait"),
     "; it is for the whole chain: give the option of that name")}
 _REFERENCE = r"\{\{(?:previous|steps\.([^{}\n]+)\.output)\}\}"
@@ -6267,6 +6412,8 @@ def _chain(value: Any, policy: TaskPolicy) -> Chain:
                 item = dict(item, workdir=item.get("workdir") or steps[-1].task.workdir or None)
             job = _job(item, fields.get("defaults", {}), policy)._replace(index=index)
             steps.append(job)
+            if job.task.repeat:
+                raise InvalidValue("a step of a chain runs once", ("repeat",))
             for field in ("model", "workdir", "system_prompt", "extra", "check"):
                 if re.search(_REFERENCE, str(getattr(job.task, field))):
                     raise InvalidValue("placeholders are replaced only in prompts", (field,))
@@ -10151,13 +10298,19 @@ class TaskLines:
 
     def __init__(self, output: Output, configuration: Configuration) -> None:
         self._output, self._configuration = output, configuration
+        self._emitted: Set[Tuple[int, str]] = set()  # tasks with several samples, and their cells
 
     def write(self, result: Result) -> None:
-        task = result.task
-        if result.status == "skipped" and task:
+        task, sample = result.task, sample_of(result)
+        one = (sample.index, sample.slug)
+        if result.status == "skipped" and task and one not in self._emitted:
+            if sample.samples > 1:  # the first may have been done by an earlier run
+                self._emitted.add(one)
             # The other run adds the options of the configuration again.
             added = len(self._configuration.extra(task.backend, task.sandbox_mode))
             task = task._replace(extra=task.extra[added:])
+            if task.id and sample.slug:  # an id is unique in a run
+                task = task._replace(id="%s.%s" % (task.id, sample.slug))
             self._output.json([dumps(_task_fields(task), exact=True), b"\n"])
 
 
@@ -10445,7 +10598,8 @@ def _head_of(result: Result) -> bytes:
 def _task_and_result(result: Result) -> Iterator[bytes]:
     yield _head_of(result)
     if result.task and result.task.prompt:
-        yield b'"task":' + dumps(_task_fields(result.task), exact=True) + b",\n"
+        task = result.task._replace(repeat=0)  # that this result can be had again
+        yield b'"task":' + dumps(_task_fields(task), exact=True) + b",\n"
     yield b'"result":'
     yield from encoded(result)
     yield b"}\n"
@@ -13172,11 +13326,31 @@ def _batch_settings(options: argparse.Namespace, template: Optional[Template],
         raise UserError("--results %s: it is the file of the tasks; give another name"
                         % visible(options.results))
     settings = settings_from(options)
-    rules = settings.rules._replace(template=template)
+    rules = settings.rules._replace(cells=_cells(options), template=template)
     if template:
         rules = rules._replace(overrides={name: value for name, value in rules.overrides.items()
                                           if name not in template.fields})
+    for field in rules.cells[0].fields:
+        if field in rules.overrides:
+            raise UserError("--matrix %s and --%s exclude each other: both set the field"
+                            % (field, field.replace("_", "-")))
+    if options.write_to and (len(rules.cells) > 1 or (options.task_repeat or 1) > 1):
+        raise UserError("--write-to and %s exclude each other: a task would have several answers, "
+                        "but one file" % ("--repeat" if options.task_repeat else "--matrix"))
     return settings._replace(rules=rules, dry_run=settings.dry_run or settings.form == "tasks")
+
+
+def _cells(options: argparse.Namespace) -> Tuple[Cell, ...]:
+    """Return the cells of the matrix.  Raise UserError."""
+    def system_prompt(path: str) -> str:
+        text = read_prompt(path, "--matrix")
+        try:
+            return str(TASK_FIELDS["system_prompt"](text))
+        except ValueError as error:
+            raise UserError("--matrix: the system prompt in %s %s" % (visible(path), error)
+                            ) from None
+
+    return cells_of(options.matrix, system_prompt)
 
 
 def _template(options: argparse.Namespace) -> Optional[Template]:
@@ -14007,6 +14181,11 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("--limit", "run at most N tasks of BACKEND at once; may be given for each",
                 "BACKEND=N", _limit, action="append", dest="limits"),
         _option("--one-per-workdir", "run tasks in the same directory one after the other")],
+    "matrix": [
+        _option("--matrix", "run each task with each VALUE of a field: %s (@FILE); several: with "
+                "all combinations" % ", ".join(MATRIX_FIELDS), "FIELD=VALUE,...", parse_axis,
+                action="append", default=[]),
+        _field("--repeat", "N", "run each task N times; first all tasks once, then again")],
     "retry": [
         _option("--retries", "try a task again up to N times after a transient error (default: 2);"
                 " 0: never, and do not wait for limits", "N", POLICY_FIELDS["retries"]),
@@ -14156,7 +14335,7 @@ COMMANDS = {
         "`clinvk COMMAND --help` describes a command; see also clinvk(1)."),
     "parallel": Subcommand(
         command_parallel,
-        "file template parallel retry form trust check run watch color config "
+        "file template matrix parallel retry form trust check run watch color config "
         "backend workdir task",
         "run a batch of tasks", "[OPTIONS] [-- WORD...]", """\
 The input is a stream of JSON values: batches {"tasks": [...]}, arrays of tasks, or tasks.

@@ -36,7 +36,7 @@ _clinvk_value()
         --status)
             values='active completed error' ;;
         -j | --max-parallel | -m | --model | --system-prompt | --max-turns | --max-tokens | --timeout | --idle-timeout | --max-output | --tag | -n | --limit \
-            | --older-than | --prompt | --name | --id | --write-to | --fail-on | --max-failures | --canary | --shard | --wrap | --max-cost | --retries | --retry-on | --max-wait | --check | --check-timeout | --attempts | --protect | --schema-retries | --quiet-after | --log-max)
+            | --older-than | --prompt | --name | --id | --write-to | --fail-on | --max-failures | --canary | --shard | --matrix | --repeat | --wrap | --max-cost | --retries | --retry-on | --max-wait | --check | --check-timeout | --attempts | --protect | --schema-retries | --quiet-after | --log-max)
             values='' ;;
     esac
     return 1
@@ -108,7 +108,7 @@ _clinvk()
             _clinvk_value && return
             ;;
         parallel)
-            options='-h --help -f --file --prompt --prompt-file --items --csv --tsv -0 --null --name --id --write-to --emit-tasks -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
+            options='-h --help -f --file --prompt --prompt-file --items --csv --tsv -0 --null --name --id --write-to --emit-tasks --matrix --repeat -j --max-parallel --fail-fast --max-failures --canary --shard --max-cost --allow-unknown-cost
                 --limit --one-per-workdir --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --output-dir
                 --overwrite --results --resume --ceiling --root --allow-commands
                 --check --check-timeout --attempts --repair-prompt --require-change --protect --schema-retries

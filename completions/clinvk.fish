@@ -99,6 +99,8 @@ complete -c clinvk -n '__clinvk_in parallel' -l emit-tasks -d 'print the tasks a
 complete -c clinvk -n '__clinvk_in parallel' -s j -l max-parallel -x -d 'run at most so many tasks at once'
 complete -c clinvk -n '__clinvk_in parallel' -l fail-fast -d 'stop at the first failure'
 complete -c clinvk -n '__clinvk_in parallel' -l max-failures -x -d 'stop after N failures or N%'
+complete -c clinvk -n '__clinvk_in parallel' -l matrix -x -d 'run each task with each value of a field'
+complete -c clinvk -n '__clinvk_in parallel' -l repeat -x -d 'run each task N times'
 complete -c clinvk -n '__clinvk_in parallel' -l canary -x -d 'run N tasks first'
 complete -c clinvk -n '__clinvk_in parallel' -l shard -x -d 'run every N-th task, from task K on'
 complete -c clinvk -n '__clinvk_in parallel' -l max-cost -x -d 'spend at most USD'

@@ -131,7 +131,7 @@ class Usage(CommandLine):
         parallel, near = ("--jobs=4", "--workers", "--max-workers", "--threads", "-P", "-P4", "-n"), '(did you mean "--max-parallel"?)'
         table = [(["parallel", option], near) for option in parallel] + [
             (["parallel", "--cwd", "x"], '(did you mean "--workdir"?)'), (["--system", "x", "why"], '(did you mean "--system-prompt"?)'),
-            (["parallel", "--test", "x"], '(did you mean "--check"?)'),
+            (["parallel", "--samples", "5"], '(did you mean "--repeat"?)'), (["parallel", "--test", "x"], '(did you mean "--check"?)'),
             (["-p", "why"], "unknown argument -p; a prompt needs no option: clinvk TEXT"), (["--prompt=why"], "a prompt needs no option: clinvk TEXT"),
             (["parallel", "--retry", "3"], "unknown argument --retry; tasks are tried again with --retries"), (["--retries=3", "why"], "it is an option of `clinvk parallel`"),
             (["run", "tasks.json"], 'unknown command "run"; to run a batch: clinvk parallel --file FILE; to ask it as a prompt: clinvk -- run'),
@@ -156,7 +156,7 @@ class Usage(CommandLine):
 
     def test_option_of_another_command_names_that_command(self):
         table = ((["-f", "tasks.json"], "parallel"), (["-q", "x"], "parallel"),
-                 (["x", "--jsonl"], "parallel"), (["compare", "--backends=echo", "--check=true", "x"], "parallel"), (["report", "--canary=1"], "parallel"), (["--output-dir=x", "x"], "parallel"),
+                 (["x", "--jsonl"], "parallel"), (["compare", "--backends=echo", "--check=true", "x"], "parallel"), (["chain", "--repeat=5"], "parallel"), (["report", "--canary=1"], "parallel"), (["--output-dir=x", "x"], "parallel"),
                  (["sessions", "show", "--older-than", "1d", "x"], "sessions clean"),
                  (["config", "path", "--json"], "config show"))
         for (words, command), answer in zip(table, self.main(*[words for words, _ in table])):

@@ -1256,7 +1256,7 @@ class Scripts(Commands):
 
 @support.only_in_full_runs
 class CheckedScripts(Commands):
-    """The same with checks and schemas, and with programs that pretend."""
+    """The same with checks, schemas and samples, and with programs that pretend."""
 
     def setUp(self):
         if not shutil.which("bash") or not shutil.which("jq"):
@@ -1329,6 +1329,15 @@ class CheckedScripts(Commands):
                 "clinvk report --csv .task_id,.data.label,.cost_usd r.jsonl")
         self.assertEqual(normal(self.script(line).encode()), "Total: 2 tasks, 2 completed, 0 failed, $0.0200 (0.00s)\ntask_id,data.label,cost_usd\n1,bug,0.01\n2,bug,0.01\n")
         self.assertIn("--model haiku ", self.content("options"))
+
+    def test_models_are_compared_on_cases_with_several_samples(self):
+        self.file("cases.json", [{"id": name, "prompt": "case " + name, "meta": {"of": name}} for name in "ab"])
+        self.program("grade", 'jq -e \'.meta.of == .task_id and (.cell.model == "opus" or .sample < 2)\' "$CLINVK_RESULT" > /dev/null')
+        line = "C -f cases.json --matrix model=opus,sonnet --repeat 2 --check grade --results e.jsonl -q > totals; clinvk report --by cell --json e.jsonl"
+        groups = json.loads(self.script(line))["groups"]["cell"]
+        self.assertEqual({name: (group["judged"], group["pass_rate"]) for name, group in groups.items()},
+                         {"model=opus": (4, 1.0), "model=sonnet": (4, 0.5)})
+        self.assertEqual(sorted(self.content("prompts").splitlines()), ["case a"] * 4 + ["case b"] * 4)
 
     def test_translations_are_files_and_only_what_changed_is_translated_again(self):
         os.mkdir(self.path("docs"))
@@ -2954,6 +2963,193 @@ class Shards(Commands):
         completed = self.parallel("--shard", "3/3", input=tasks("say a"))
         self.assertEqual((completed.returncode, completed.stderr), (0, b""))
         self.assertIn(b"Total: 0 tasks, 0 completed, 0 failed", completed.stdout)
+
+
+@support.only_in_full_runs
+class Samples(Commands):
+    """`--matrix` and `--repeat`."""
+
+    MATRIX = ("--matrix", "model=opus,sonnet")
+
+    def setUp(self):
+        super().setUp()
+        self.cases = self.file("cases.json", [{"backend": "claude", "id": name, "prompt": "append log %s; say %s" % (name, name)} for name in "ab"])
+
+    def found(self, completed):
+        """(id, cell, sample) of each result."""
+        return [(one["task_id"], one.get("cell", {}).get("model"), one.get("sample")) for one in results(completed)]
+
+    def assert_done(self, completed, runs, resumed):
+        self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+        self.assertEqual(sum(one.get("resumed", False) for one in results(completed)), resumed)
+        self.assertEqual(len(self.log()), runs)
+
+    @only_linux
+    def test_samples_that_cannot_be_kept_end_the_run_and_lose_no_result(self):
+        prompts = tasks(*("say %d;%s" % (number, "#" * 54000) for number in range(30)))
+        completed = self.clinvk("parallel", "--repeat", "2", "--jsonl", "-q", "-j", "3", input=prompts,
+                                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)))
+        self.assertEqual(completed.returncode, 74)
+        self.assertRegex(completed.stderr, rb"^clinvk: error: cannot write the samples to [^\n]*: File too large\n"
+                         rb"clinvk: the input was not read to its end: the tasks in the rest have no result\n$")
+        indexes = sorted(result["index"] for result in results(completed))
+        self.assertEqual(indexes, list(range(len(indexes))))
+        self.assertGreater(len(indexes), 15)
+        samples = clinvk._Samples()
+        samples.keep(support.job(0, "echo", "x", repeat=2))
+        samples._file.rollover()
+        with open("/dev/full", "w") as full:
+            os.dup2(full.fileno(), samples._file.fileno())
+        samples.keep(support.job(1, "echo", "x", repeat=2))  # in a buffer
+        with self.assertRaisesRegex(clinvk.OutputError, "cannot write the samples to .*: No space left on device"):
+            next(samples.further(1))
+
+    def test_each_task_runs_with_each_cell_and_again_and_reports_compare_them(self):
+        kept = self.path("e.jsonl")
+        completed = self.parallel("-f", self.cases, *self.MATRIX, "--repeat", "3", "--results", kept, "--jsonl", "-q", "-j", "1")
+        self.assert_done(completed, 12, 0)
+        self.assertEqual(self.found(completed), [(name, model, sample) for sample in (1, 2, 3) for name in "ab" for model in ("opus", "sonnet")])
+        for one in results(completed):
+            self.assert_result(one)
+            self.assertEqual((one["index"], one["samples"], one["output"]), ("ab".index(one["task_id"]), 3, one["task_id"]))
+        report = json.loads(self.clinvk("report", "--json", "--by", "cell", "--by", "model", kept).stdout)
+        counts = {field: {name: group["total_tasks"] for name, group in groups.items()} for field, groups in report["groups"].items()}
+        self.assertEqual(counts, {"cell": {"model=opus": 6, "model=sonnet": 6}, "model": counts["model"]})
+        self.assertEqual([(one["index"], one["cell"]["model"], one["sample"]) for one in report["results"]],
+                         [(index, model, sample) for index in (0, 1) for model in ("opus", "sonnet") for sample in (1, 2, 3)])
+        self.assertEqual((report["gaps"], report["duplicates"]), ([], {"ok": [], "files": []}))
+        named = self.clinvk("report", "--tasks", self.cases, "--jsonl", "--fail-on", "any", kept)
+        self.assertEqual((len(named.stdout.splitlines()), named.stderr, named.returncode), (12, b"", 0))
+
+    def test_cell_reaches_the_program(self):
+        self.file("short.txt", "Be short.\n")
+        completed = self.parallel("--matrix", "model=opus,sonnet", "--matrix", "system_prompt=@short.txt", "-b", "claude", "--jsonl", "-q", "-j", "1",
+                                  input=tasks("argv", backend="claude"))
+        for model, one in zip(("opus", "sonnet"), results(completed)):
+            words = json.loads(one["output"])
+            self.assertEqual(words[words.index("--model") + 1], model)
+            self.assertIn("Be short.\n", words)
+            self.assertEqual(one["cell"], {"model": model, "system_prompt": "@short.txt"})
+
+    def test_rows_show_cell_and_sample(self):
+        file = self.file("tasks", [{"name": "n", "prompt": "say a"}])
+        run = normal(self.parallel("--matrix", "backend=echo,claude", "--repeat", "2", "-j", "1", "-f", file).stdout)
+        self.assertTrue(run.startswith("Running 4 tasks (max 1 parallel)...\n\n[1 n echo] a\n[1 n claude] a\n[1.2 n echo] a\n[1.2 n claude] a\n"), run)
+        self.assertIn("\n1    echo         OK         0.00s      [echo] 1/2 n\n1    claude       OK         0.00s      [claude] 1/2 n\n"
+                      "1.2  echo         OK         0.00s      [echo] 2/2 n\n1.2  claude       OK         0.00s      [claude] 2/2 n\n", run)
+
+    def test_more_samples_of_the_same_tasks_run_only_those_that_are_missing(self):
+        run = functools.partial(self.parallel, "-f", self.cases, "--results", self.path("r"), "--resume", "--jsonl", "-q")
+        self.assert_done(run(), 2, 0)
+        self.assert_done(run("--repeat", "3"), 6, 2)
+        self.assert_done(run("--repeat", "5"), 10, 6)
+        run = functools.partial(self.parallel, "-f", self.cases, "--results", self.path("m"), "--resume", "--jsonl", "-q")
+        self.assert_done(run("--repeat", "5", "--matrix", "model=opus"), 20, 0)
+        completed = run("--repeat", "2", "--matrix", "model=opus,haiku")
+        self.assert_done(completed, 24, 4)
+        self.assertEqual({(one["sample"], one["samples"], one["cell"]["model"]) for one in results(completed) if "resumed" in one},
+                         {(1, 2, "opus"), (2, 2, "opus")})
+
+    def test_samples_that_a_check_failed_are_measured_and_not_drawn_again(self):
+        grade = """grep -q '"sample":[24],' "$CLINVK_RESULT" """
+        run = functools.partial(self.parallel, "-f", self.cases, "--results", self.path("r"), "--resume", "-q", "--check", grade)
+        for options, runs, line in ((("--repeat", "2"), 4, "4 tasks, 2 completed, 2 failed"), (("--repeat", "2"), 4, "4 tasks, 2 completed (2 from an earlier run), 2 failed"),
+                                    (("--repeat", "4", "--max-failures", "3"), 8, "8 tasks, 4 completed (2 from an earlier run), 4 failed")):
+            completed = run(*options)
+            self.assertEqual((completed.returncode, completed.stderr, len(self.log())), (1, b"", runs))
+            self.assertIn("Total: " + line, completed.stdout.decode())
+
+    def test_shards_have_all_samples_of_their_tasks_and_their_files_are_merged(self):
+        file = self.file("tasks.json", [{"prompt": "say %d" % number, "repeat": number % 3 + 1} for number in range(5)])
+        whole = [(number, model, sample) for number in range(5) for model in ("x", "y") for sample in range(1, number % 3 + 2)]
+        found, files = [], [self.path("%d.jsonl" % shard) for shard in (1, 2, 3)]
+        for shard, kept in enumerate(files, 1):
+            completed = self.parallel("-f", file, "-b", "claude", "--matrix", "model=x,y", "--shard", "%d/3" % shard, "--results", kept, "--jsonl", "-q")
+            found += [(one["index"], one["cell"]["model"], one.get("sample", 1)) for one in results(completed)]
+        self.assertEqual(sorted(found), whole)
+        merged = self.clinvk("report", "--jsonl", *files)
+        self.assertEqual(sorted((one["index"], one["cell"]["model"], one.get("sample", 1)) for one in results(merged)), whole)
+
+    def test_killed_run_continues_and_each_sample_has_one_result(self):
+        run = ("-f", self.cases, *self.MATRIX, "--repeat", "8", "--results", self.path("r"), "--resume", "--jsonl", "-q", "-j", "2")
+        process = self.start_parallel(*run, stdout=subprocess.PIPE)
+        support.wait_until(lambda: len(self.log()) >= 10, "some samples ran")
+        process.kill()
+        process.wait()
+        self.wait_until_nothing_runs()
+        completed = self.parallel(*run)
+        self.assertEqual(completed.returncode, 0)
+        expected = sorted((name, model, sample) for name in "ab" for model in ("opus", "sonnet") for sample in range(1, 9))
+        self.assertEqual(sorted(self.found(completed)), expected)
+        with open(self.path("r")) as file:
+            lines = [json.loads(line) for line in file]
+        self.assertEqual(sorted((one["task_id"], one["cell"]["model"], one["sample"]) for one in lines), expected)
+        self.assertGreater(sum(one.get("resumed", False) for one in results(completed)), 5)
+
+    def test_files_have_cell_and_sample_in_their_names(self):
+        out, logs = self.path("out"), self.path("logs")
+        for matrix, names in ((("model=opus,gpt-5.1",), ("opus", "gpt-5_1")), (("model=a.b,a_b",), ("cell-1", "cell-2")),
+                              (("model=x", "sandbox_mode=full,read-only"), ("x-full", "x-read-only"))):
+            options = [word for axis in matrix for word in ("--matrix", axis)]
+            for _ in range(1 + (names[0] == "opus")):  # the second run replaces the files of the first: the tasks have ids
+                completed = self.parallel("-f", self.cases, *options, "--repeat", "2", "--output-dir", out, "-q")
+                self.assertEqual((completed.returncode, completed.stderr), (0, b""))
+            expected = {"00%d_%s.%s%s.json" % (number, name, cell, sample) for number, name in ((1, "a"), (2, "b")) for cell in names for sample in ("", ".2")}
+            self.assertEqual(set(os.listdir(out)), expected | {"summary.json"})
+            for name in expected:
+                with open(os.path.join(out, name)) as file:
+                    content = json.load(file)
+                self.assertEqual((content["result"]["sample"], content.get("sample"), content["cell"]), (*[2 if ".2." in name else 1] * 2, content["result"]["cell"]))
+                self.assertNotIn("repeat", content["task"])  # a failed sample can be run again by itself
+            clinvk.remove_tree(out)
+        self.parallel("-f", self.cases, "--repeat", "2", *self.MATRIX, "--log-dir", logs, "-q")
+        self.assertIn("001_a.opus.2.1.jsonl", os.listdir(logs))
+        self.assertEqual(len(os.listdir(logs)), 16)
+
+    def test_file_of_a_sample_is_replaced_only_by_that_sample(self):
+        out = self.path("out")
+        self.parallel("-f", self.cases, "--repeat", "2", "--output-dir", out, "-q")
+        one = self.file("one.json", [{"backend": "claude", "id": "b", "prompt": "say again"}])
+        self.parallel("-f", one, "--repeat", "2", "--output-dir", out, "-q")
+        self.assertEqual(set(os.listdir(out)), {"001_a.json", "001_a.2.json", "001_b.json", "001_b.2.json", "summary.json"})
+
+    def test_emitted_tasks_are_the_cells_with_their_repeat(self):
+        run = self.parallel("-f", self.cases, *self.MATRIX, "--repeat", "3", "--emit-tasks")
+        self.assertEqual([(one["id"], one["model"], one["repeat"]) for one in results(run)],
+                         [(name + "." + model, model, 3) for name in "ab" for model in ("opus", "sonnet")])
+        self.assert_done(self.parallel("--jsonl", "-q", "--results", self.path("r"), input=run.stdout), 12, 0)
+        run = self.parallel("-f", self.cases, *self.MATRIX, "--repeat", "4", "--emit-tasks", "--results", self.path("r"), "--resume")
+        self.assertEqual([one["repeat"] for one in results(run)], [4] * 4)  # of each a sample is left
+        self.assert_done(self.parallel("--jsonl", "-q", "--results", self.path("r"), "--resume", input=run.stdout), 16, 12)
+
+    def test_matrix_that_cannot_be_is_refused_before_anything_starts(self):
+        blank = self.file("blank.txt", " \n")
+        template = ("--prompt", "{}", "--write-to", "{}.txt", "-b", "echo")
+        for arguments, message in (
+                (("--matrix", "modle=a,b"), 'unknown field "modle" (did you mean "model"?); known are backend, model'),
+                (("--matrix", "model"), 'expected FIELD=VALUE,... such as model=opus,sonnet, got "model"'),
+                (("--matrix", "model=a,,b"), 'model: a value is empty: "a,,b"'), (("--matrix", "model="), "a value is empty"),
+                (("--matrix", "model=a,b,a"), 'model: a value is there twice: "a,b,a"'),
+                (("--matrix", "sandbox_mode=rw"), 'unknown sandbox mode "rw"'), (("--matrix", "backend=codx"), '--matrix: unknown backend "codx"'),
+                (("--matrix", "system_prompt=short.txt"), "expected @FILE"), (("--matrix", "system_prompt=@nowhere"), "nowhere: No such file"),
+                (("--matrix", "system_prompt=@" + blank), "must not be blank"), (("--matrix", "model=a", "--matrix", "model=b"), "model is given twice"),
+                (("--matrix", "model=" + ",".join(map(str, range(101)))), "more than 100 combinations"),
+                (("--matrix", "model=a,b", "-m", "c"), "--matrix model and --model exclude each other"),
+                (("--matrix", "sandbox_mode=full", "--sandbox-mode", "full"), "--matrix sandbox_mode and --sandbox-mode exclude each other"),
+                (("--repeat", "0"), "expected a whole number from 1 on"), (("--repeat", "1001"), "expected at most 1000"),
+                ((*template, "--repeat", "2", "touched"), "--write-to and --repeat exclude each other: a task would have several answers, but one file"),
+                ((*template, "--matrix", "model=a,b", "touched"), "--write-to and --matrix exclude each other"),
+                (("--matrix", "model=a,b"), "[0].model: --matrix varies this field, so no task can set it")):
+            with self.subTest(arguments=arguments):
+                completed = self.parallel(*arguments, input=b'[{"backend": "claude", "model": "m", "prompt": "touch touched"}]')
+                self.assertEqual((completed.returncode, completed.stdout), (2, b""))
+                self.assertIn(message, completed.stderr.decode())
+                self.assertFalse(self.has("touched") or self.has("touched.txt"))
+        self.assertEqual(self.parallel(*template, "--repeat", "1", "--matrix", "model=x", "-q", "say a").returncode, 0)
+
+    def test_canary_names_the_sample(self):
+        completed = self.parallel("--repeat", "2", "--canary", "2", "-j", "1", "-q", input=tasks("say a; exit 3"))
+        self.assertIn(b"canary: task 1 did not succeed", completed.stderr)
 
 
 @support.only_in_full_runs

@@ -308,6 +308,99 @@ class Shards(TaskCase):
                 clinvk.parse_shard(text)
 
 
+class Samples(TaskCase):
+    """Tasks that run several times, and with each cell of a matrix."""
+
+    REPEATS = (1, 3, 0, 2, 1, 2, 3)
+    CELLS = clinvk.cells_of([("model", ("x", "y"))], str)
+
+    def data(self, size=0):
+        return b"\n".join(json.dumps({"backend": "echo", "prompt": "%d %s" % (number, "x" * size), **({"repeat": repeat} if repeat else {})}).encode()
+                          for number, repeat in enumerate(self.REPEATS))
+
+    def order(self, cells, shard=clinvk.WHOLE):
+        """(position, sample, cell) in the order of the run: first samples of all tasks come first."""
+        return [(number, sample, cell) for sample in range(1, max(self.REPEATS) + 1) for number, repeat in enumerate(self.REPEATS)
+                for cell in cells if sample <= max(1, repeat) and number % shard.shards == shard.position]
+
+    def taken(self, supply):
+        jobs = list(support.jobs_of(supply))
+        indexes = [job.index for job in jobs]
+        self.assertEqual(indexes, sorted(set(indexes)))  # a Spool keeps results in this order
+        for job in jobs:
+            self.assertEqual(int(job.task.prompt.split()[0]), clinvk.sample_of(job).index)
+            self.assertEqual(job.task.model, clinvk.sample_of(job).cell.get("model", ""))
+        return [(sample.index, sample.sample, sample.cell.get("model", "")) for sample in map(clinvk.sample_of, jobs)]
+
+    @support.only_in_full_runs
+    def test_order_and_total_are_the_same_in_every_form_of_the_input(self):
+        for cells, shard in itertools.product(((clinvk.NO_CELL,), self.CELLS), [clinvk.Shard(*one) for one in ((0, 1), (2, 3), (8, 9))]):
+            words = [cell.sample.cell.get("model", "") for cell in cells]
+            rules = {"cells": cells, "shard": shard}
+            expected = self.order(words, shard)
+            with self.subTest(cells=words, shard=shard):
+                large = self.data(clinvk.SMALL_FILE_BYTES // 4)
+                for data in (self.data(), b"[" + self.data().replace(b"\n", b",") + b"]", large):
+                    file = os.open(self.file("input", data), os.O_RDONLY)
+                    self.addCleanup(os.close, file)
+                    stream = clinvk.TaskStream(file, "tasks", clinvk.TaskPolicy(cells=cells), self.warnings.append, shard)
+                    self.assertEqual(stream.total, len(expected))
+                    self.assertEqual(self.taken(stream), expected)
+                    self.assertEqual(stream.total, len(expected))
+                stream = self.pipe_stream(self.data(), **rules)
+                self.assertEqual((stream.total, self.taken(stream)), (len(expected), expected))
+                stream = self.pipe_stream(large, **rules)
+                self.assertEqual((stream.total, self.taken(stream), stream.total), (None, expected, len(expected)))
+
+    def test_tasks_of_a_list_are_repeated_too(self):
+        tasks = [clinvk.Task("echo", "%d p" % number, repeat=repeat) for number, repeat in enumerate(self.REPEATS)]
+        supply = clinvk.JobList(tasks)
+        self.assertEqual((supply.total, self.taken(supply)), (sum(max(1, repeat) for repeat in self.REPEATS), self.order([""])))
+        self.assertEqual(self.taken(clinvk.JobList(iter(tasks))), self.order([""]))
+
+    def test_task_that_is_the_only_job_has_no_sample(self):
+        self.assertEqual([(job.index, job.task.sample) for job in self.jobs(self.data()) if not job.task.sample], [(0, None), (2, None), (4, None)])
+
+    def test_further_samples_come_after_the_end_of_the_input(self):
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        os.write(writer, b'{"backend": "echo", "prompt": "0 p", "repeat": 2}')
+        stream = clinvk.TaskStream(reader, "stdin", clinvk.TaskPolicy(), self.warnings.append)
+        os.write(writer, b'{"backend": "echo", "prompt": "1 p", "repeat": 2}\n')
+        jobs = support.jobs_of(stream)
+        self.assertEqual([(job.index, job.task.sample.sample) for job in (next(jobs), next(jobs))], [(0, 1), (1, 1)])
+        self.assertIsNone(stream.total)
+        os.close(writer)
+        self.assertEqual([(job.index, job.task.sample) for job in jobs], [(2, clinvk.Sample(0, 2, 2)), (3, clinvk.Sample(1, 2, 2))])
+        self.assertEqual(stream.total, 4)
+
+    def test_bad_input_in_a_matrix_is_one_result_with_its_position(self):
+        data = b'{"backend": "echo", "prompt": "0"}\n{"bad": 1}\n{"backend": "echo", "prompt": "2"}\n'
+        items = list(support.jobs_of(self.pipe_stream(data, cells=self.CELLS)))
+        self.assertEqual([(item.index, clinvk.sample_of(item).index) for item in items], [(0, 0), (1, 0), (2, 1), (4, 2), (5, 2)])
+        self.assertEqual(clinvk.result_fields(items[2])["index"], 1)
+
+    def test_jobs_of_the_cells_are_not_kept(self):
+        self.assertEqual(len(self.jobs(b"[" + self.data().replace(b"\n", b",") + b"]", cells=self.CELLS)), 2 * sum(max(1, one) for one in self.REPEATS))
+        with unittest.mock.patch.object(clinvk, "_job", wraps=clinvk._job) as made:
+            stream = self.stream(self.data(), cells=self.CELLS)
+            self.assertEqual(made.call_count, 2 * len(self.REPEATS))  # validated
+            stream.next_job()
+            self.assertEqual(made.call_count, 2 * len(self.REPEATS) + 2)
+
+    def test_cell_counts_before_defaults_and_a_task_that_sets_its_field_is_refused(self):
+        batch = {"defaults": {"model": "d", "backend": "echo"}, "tasks": [{"prompt": "p"}]}
+        self.assertEqual([task.model for task in self.tasks(json.dumps(batch).encode(), cells=self.CELLS)], ["x", "y"])
+        batch["tasks"].append({"prompt": "p", "model": "own"})
+        self.assertEqual(self.refused(json.dumps(batch).encode(), cells=self.CELLS),
+                         "tasks.json:1: tasks[1].model: --matrix varies this field, so no task can set it")
+
+    def test_each_cell_is_validated_before_a_task_starts(self):
+        cells = clinvk.cells_of([("sandbox_mode", ("read-only", "full"))], str)
+        self.assertIn("sandbox_mode: \"full\" is above the ceiling", self.refused(
+            b'{"backend": "claude", "prompt": "p"}', cells=cells, ceiling=clinvk.parse_ceiling("sandbox=workspace")))
+
+
 class Shapes(TaskCase):
     def test_input_of_each_shape_gives_the_same_tasks(self):
         expected = [clinvk.Task("echo", "a", id="1"), clinvk.Task("claude", "b")]
@@ -713,6 +806,7 @@ FIELDS = {
     "name": ([("审查 auth", "审查 auth"), ("a\nb", "a\nb")], [(" ", "must not be blank"), (1.5, "expected a string, got 1.5")]),
     "tags": ([([], ()), (["a", "", "审"], ("a", "", "审"))],
     [("a", "expected a list of strings"), ([None], "expected a string, got null"), ([["a"]], "expected a string")]),
+    "repeat": ([(1, 1), (1000, 1000)], [(0, "expected a whole number from 1 on, got 0"), (1001, "expected at most 1000, got 1001"), ("2", "expected a whole number")]),
     "meta": ([({}, {}), ({"a": [None, {"b": 1.5}]}, {"a": [None, {"b": 1.5}]})],
     [([], "expected an object, got []"), ("x", "expected an object"), (0, "expected an object, got 0")]),
     "schema": ([({"type": "object"}, {"type": "object"})],
@@ -810,7 +904,7 @@ PRECEDENCE = {
     "require_change": (True, True, True, None, False), "protect": (("own",), ("line",), ("defaults",), None, ()),
     "extra": (("own",), ("line",), ("defaults",), None, ()),
     "literal": (False, True, False, None, False), "verbose": (False, True, False, None, False), "dry_run": (False, True, False, None, False),
-    "tags": (("own",), ("line",), ("defaults",), None, ()),
+    "tags": (("own",), ("line",), ("defaults",), None, ()), "repeat": (2, 3, 4, None, 0),
     "meta": ({"own": 1}, {"line": 1}, {"defaults": 1}, None, None),
     "schema": ({"type": "object", "title": "own"}, {"type": "object", "title": "line"}, {"type": "object"}, None, None),
 }

@@ -16,7 +16,7 @@ from support import COMPILED, PROGRAM, Case, clinvk, job, only_linux, results, t
 
 # A new field of a task belongs either to clinvk.KEY_FIELDS or here: does it change the answer?
 NOT_IN_THE_KEY = {"id", "name", "tags", "meta", "timeout", "idle_timeout", "max_output", "check_timeout", "attempts", "schema_retries", "verbose", "dry_run",
-                  "literal", "write_to", "sample"}  # a literal Job and a further sample have another key
+                  "literal", "write_to", "repeat", "sample"}  # a literal Job and a further sample have another key
 
 HOLDER = """
 import os, sys

@@ -102,12 +102,12 @@ class Samples(ReportCase):
                 self.assertIn(text, file.read(), option)
 
     def test_file_of_tasks_has_the_prompt_of_all_samples(self):
-        path = self.file("tasks.json", [{"prompt": "label 0 in full", "name": "label 0"}, {"prompt": "p"}])
+        path = self.file("tasks.json", [{"prompt": "label 0 in full", "name": "label 0"}, {"prompt": "p", "repeat": 3}])
         given = [line(0, sample=sample, samples=2) for sample in (1, 2)] + [line(1, sample=sample, samples=3, label="p") for sample in (1, 3)]
         records = self.records(lines(*given))
         records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy(), self.warnings.append))
         self.assertEqual([record.prompt for record in records], ["label 0 in full"] * 2 + ["p"] * 2)
-        self.assertEqual(list(records.unanswered_tasks()), [])
+        self.assertEqual(list(records.unanswered_tasks()), [{"index": 1, "label": "p"}])
 
 
 class Reading(ReportCase):
