@@ -216,6 +216,7 @@ class Definition(NamedTuple):
     errors: Tuple[Tuple[str, str], ...] = ()
     stop_signal: str = "SIGTERM"
     agent: bool = False  # it runs tools, which can change files
+    answer_only: Optional[Tuple[str, ...]] = None  # the arguments with which it runs no tools
     needs_model: bool = False  # it has no default model
 
 
@@ -241,8 +242,8 @@ class Task(NamedTuple):
     """One prompt for one backend, as its user states it: complete, validated, defaults merged.
 
     `timeout` and `idle_timeout` are in seconds, `max_output` is in bytes.  `literal` makes the Job
-    literal.  `schema` is that of the answer.  `write_to` is the file for the answer; only an option
-    can set it, not the input.
+    literal, and so does `answer_only`, with which the program has no tools.  `schema` is that of
+    the answer.  `write_to` is the file for the answer; only an option can set it, not the input.
     `check` are commands that must succeed, one after the other, for `check_timeout` seconds each at
     most; `attempts` is how often the task may be tried in all.  `require_change` and `protect`,
     patterns of paths, are about the git work tree of `workdir`.  `repeat` is how many samples are
@@ -273,6 +274,7 @@ class Task(NamedTuple):
     schema: Optional[Dict[str, Any]] = None
     schema_retries: int = 1
     effort: str = ""
+    answer_only: bool = False
     write_to: str = ""
     check: Tuple[Tuple[str, ...], ...] = ()
     check_timeout: float = 0.0
@@ -703,7 +705,7 @@ OTHER_NAMES = {other: name for name, others in {
     "approval_mode": "approval permission_mode", "timeout": "timeout_seconds",
     "max_parallel": "workers max_workers concurrency threads", "--max-parallel": "--jobs -P -n",
     "effort": "reasoning_effort thinking", "schema": "json_schema output_schema response_format",
-    "check": "test verify validate", "repeat": "samples runs times",
+    "check": "test verify validate", "repeat": "samples runs times", "answer_only": "no_tools",
 }.items() for other in others.split()}
 
 
@@ -2645,7 +2647,7 @@ DEFINITION_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "answer": _value_path, "error": _value_path, "session_id": _value_path, "usage": _value_path,
     "join": _truth, "structured": _value_path, "ok": _expected_value, "done": _expected_value,
     "errors": _kinds_by_text, "stop_signal": _one_of(STOP_SIGNALS, "signal"),
-    "agent": _truth, "needs_model": _truth,
+    "agent": _truth, "answer_only": _list_of(_element), "needs_model": _truth,
 }
 
 
@@ -2660,7 +2662,7 @@ def _definition(value: Any) -> Definition:
     if definition.output != "text" and not definition.answer:
         raise InvalidValue('output "%s" needs the path of the answer: "answer"' % definition.output)
     others = {name for name, item in fields.items() if item} - {
-        "output", "errors", "stop_signal", "agent", "needs_model"}
+        "output", "errors", "stop_signal", "agent", "answer_only", "needs_model"}
     if definition.output == "text" and others:
         raise InvalidValue('with output "text" all output is the answer: '
                            'paths into JSON need the output "json" or "jsonl"')
@@ -3234,7 +3236,9 @@ def merge_layers(layers: Sequence[Tuple[str, Dict[str, Any]]],
 
 SCHEMA_FILE = "schema.json"
 SCRATCH = "\0scratch\0"  # in an argument or a variable: the directory of the command's files
-OPTIONAL_FIELDS = ("model", "effort", "system_prompt", "max_turns", "max_tokens",
+HERE = SCRATCH + "/here"  # an empty directory
+ANSWER_PROMPT = "Answer the prompt."  # the system prompt of answer-only tasks without their own
+OPTIONAL_FIELDS = ("model", "effort", "answer_only", "system_prompt", "max_turns", "max_tokens",
                    "extra", "verbose")  # that a backend may be unable to honour
 MAX_LINE_BYTES = 1 << 26  # of a line of output that is read; the answers of programs are smaller
 LONG_LINE = 1 << 20  # bytes of a line of events after which the rest of a string is left on disk
@@ -3256,6 +3260,8 @@ class Command(NamedTuple):
     files: Dict[str, str] = {}   # texts by name, written into SCRATCH; "prompt" is the prompt
     by_stdin: bool = True        # False: the prompt is elsewhere, and stdin is empty
     problem: str = ""            # why the sandbox mode cannot be kept: the program is not started
+    links: Dict[str, str] = {}   # targets by name, of symbolic links in SCRATCH
+    apart: bool = False          # it runs in HERE, not in the workdir
 
 
 class Lines:
@@ -3603,6 +3609,16 @@ def _has_option(job: Job, names: Container[str]) -> bool:
     return any(word.split("=")[0] in names for word in job.task.extra)
 
 
+def answers_only(job: Job) -> bool:
+    """Return whether the program of a job has no tools, and can only answer."""
+    return job.task.answer_only and "answer_only" in backend_of(job).honours
+
+
+def sandbox_of(job: Job) -> str:
+    """Return the sandbox mode that holds for a job."""
+    return "read-only" if answers_only(job) else job.task.sandbox_mode
+
+
 def option_warnings(job: Job) -> Tuple[str, ...]:
     """Return a warning for each option of the task that its backend cannot apply."""
     backend, task = backend_of(job), job.task
@@ -3923,7 +3939,7 @@ _CLAUDE_ENDS = {"max_turns": "max_turns", "error_max_turns": "max_turns",
                 "budget_exhausted": "budget", "error_max_budget_usd": "budget"}
 
 
-def _claude_modes(sandbox: str, approval: str) -> List[str]:
+def _claude_modes(sandbox: str, approval: str, tools: str) -> List[str]:
     """Return the options for a sandbox and an approval mode.
 
     What settings allow holds in every permission mode.  To keep a sandbox, they are not read
@@ -3931,12 +3947,12 @@ def _claude_modes(sandbox: str, approval: str) -> List[str]:
     """
     if sandbox == "read-only":
         return ["--permission-mode", "dontAsk", "--setting-sources", "user", "--strict-mcp-config",
-                "--settings", '{"disableAllHooks":true}', "--tools", _CLAUDE_READING]
+                "--settings", '{"disableAllHooks":true}', "--tools", tools]
     modes = {"auto": "acceptEdits", "none": "bypassPermissions", "always": "dontAsk"}
     mode = modes.get(approval, "")
     if sandbox == "workspace":
         return ["--permission-mode", mode or "dontAsk", "--restricted", "--strict-mcp-config",
-                "--tools", _CLAUDE_READING + ",Edit,Write,NotebookEdit,Bash"]
+                "--tools", tools + ",Edit,Write,NotebookEdit,Bash"]
     reach = "/" if sandbox == "full" and approval == "auto" else ""
     return _options(("--permission-mode", mode), ("--add-dir", reach))
 
@@ -3955,11 +3971,16 @@ def _claude_command(job: Job) -> Command:
     if not (job.keep or _has_option(job, _CLAUDE_RESUMES)):
         argv.append("--no-session-persistence")
     argv += _options(("--resume", job.resume))
-    argv += _claude_modes(task.sandbox_mode, task.approval_mode)
+    argv += _claude_modes(sandbox_of(job), task.approval_mode,
+                          "" if task.answer_only else _CLAUDE_READING)
+    system = ("--append-system-prompt", task.system_prompt)
+    if task.answer_only:  # the user's settings still count: a login can be in them
+        argv.append("--safe-mode")
+        system = ("--system-prompt", task.system_prompt or ANSWER_PROMPT)
     argv += _options(("--model", task.model), ("--effort", task.effort),
                      ("--json-schema", schema_text(task)),
                      ("--max-turns", str(task.max_turns or "")),
-                     ("--append-system-prompt", task.system_prompt))
+                     system)
     if job.budget_usd:  # in cents, rounded down; claude refuses 0
         argv += ["--max-budget-usd", "%.2f" % (max(1, int(job.budget_usd * 100 + 1e-6)) / 100)]
     environment = {}
@@ -3967,7 +3988,7 @@ def _claude_command(job: Job) -> Command:
         environment["CLAUDE_CODE_MAX_OUTPUT_TOKENS"] = str(task.max_tokens)
     if job.literal:  # `@path` in the prompt puts no file there
         environment["CLAUDE_CODE_DISABLE_FILE_MENTIONS"] = "1"
-        if task.sandbox_mode == "read-only":
+        if sandbox_of(job) == "read-only":
             # Versions before 2.1.299 need this.  In other modes it would hide tools and skills.
             environment["CLAUDE_CODE_DISABLE_ATTACHMENTS"] = "1"
     if "bypassPermissions" in argv and os.geteuid() == 0:  # root needs this to bypass permissions
@@ -4181,9 +4202,48 @@ def _codex_home() -> str:
 
 
 def _codex_sessions(job: Job) -> List[Tuple[str, ...]]:
-    """Return where the files of sessions are, [] where `extra` chooses the session."""
+    """Return where the files of sessions are, [] where `extra` chooses the session.
+
+    An answer-only task has a home of its own, in which no session stays.
+    """
     is_chosen = {"resume", "fork"}.intersection(job.task.extra)
-    return [(_codex_home(), "*", "*", "*", "*")] * (not is_chosen)
+    return [(_codex_home(), "*", "*", "*", "*")] * (not is_chosen and not job.task.answer_only)
+
+
+# With these codex offers no tool but apply_patch, and adds nothing to the prompt.
+_CODEX_ANSWERS = (
+    "features={%s}" % ",".join(map("%s=false".__mod__, (
+        "apps", "goals", "hooks", "image_generation", "multi_agent", "plugins", "shell_tool",
+        "skill_search", "tool_suggest", "view_image"))),
+    "skills={include_instructions=false,bundled={enabled=false}}", 'web_search="disabled"',
+    "tools={experimental_request_user_input={enabled=false}}", "project_doc_max_bytes=0",
+    "include_permissions_instructions=false", "include_environment_context=false", "notify=[]",
+    'developer_instructions=""')
+_CODEX_SERVER = r"""(?m)^\s*\[?\s*mcp_servers\s*\.\s*("[^"\n]*"|'[^'\n]*'|[\w-]+)"""
+
+
+def _codex_answers(job: Job) -> Command:
+    """Return what makes codex answer only: settings, and a home without the user's instructions.
+
+    An option cannot remove MCP servers, but each can be disabled by its name.
+    """
+    home, problem = _codex_home(), ""
+    settings = ["instructions=" + _toml(job.task.system_prompt or ANSWER_PROMPT), *_CODEX_ANSWERS]
+    with contextlib.suppress(OSError), open(os.path.join(home, "config.toml"), "rb") as file:
+        text = to_text(file.read())
+        servers = re.findall(_CODEX_SERVER, text)
+        if servers:
+            settings.append("mcp_servers={%s}" % ",".join(
+                map("%s={enabled=false}".__mod__, dict.fromkeys(servers))))
+        if re.search(r"(?m)^\s*(\[\s*mcp_servers\s*\]|mcp_servers\s*=)", text):
+            problem = ("the MCP servers in %s cannot be disabled: write each as a table "
+                       "[mcp_servers.NAME]" % file.name)
+    paths = {name: os.path.abspath(os.path.join(home, name)) for name in (
+        "auth.json", "config.toml")}
+    return Command(
+        tuple(word for setting in settings for word in ("-c", setting)),
+        {"CODEX_HOME": SCRATCH + "/codex"}, problem=problem, apart=True,
+        links={"codex/" + name: path for name, path in paths.items() if os.path.exists(path)})
 
 
 def _codex_schema_problem(schema: Any) -> str:
@@ -4215,7 +4275,8 @@ def _not_strict(schema: Any) -> str:
 
 
 def _codex_command(job: Job) -> Command:
-    task, sandbox = job.task, job.task.sandbox_mode
+    task, sandbox = job.task, sandbox_of(job)
+    answers = _codex_answers(job) if task.answer_only else Command(())
     argv = ["codex", "exec", "--json", "--skip-git-repo-check"]
     if not job.keep:
         argv.append("--ephemeral")
@@ -4224,14 +4285,14 @@ def _codex_command(job: Job) -> Command:
     argv += ["--color", "never", *_CODEX_SANDBOX.get(sandbox, ()), *_options(("-m", task.model))]
     if task.effort:
         argv += ["-c", "model_reasoning_effort=" + task.effort]
-    if task.system_prompt:
+    if task.system_prompt and not task.answer_only:
         argv += ["-c", "developer_instructions=" + _toml(task.system_prompt)]
     files = {}
     if task.schema and not _codex_schema_problem(task.schema):
         argv += ["--output-schema", "%s/%s" % (SCRATCH, SCHEMA_FILE)]
         files[SCHEMA_FILE] = schema_text(task)
     resume = _options(("resume", job.resume))  # some options are refused after it
-    return Command((*argv, *task.extra, *resume, "-"), files=files)
+    return answers._replace(argv=(*argv, *answers.argv, *task.extra, *resume, "-"), files=files)
 
 
 def _codex_saying(line: bytes) -> _Saying:
@@ -4309,16 +4370,21 @@ def _read_codex(stdout: Capture, stderr: str, exit_code: int) -> Reply:
 
 # - gemini -
 
-_GEMINI_POLICY = """[[rule]]
+_GEMINI_DENIAL = """[[rule]]
 toolName = "*"
 decision = "deny"
 priority = 997
-[[rule]]
+"""
+_GEMINI_POLICY = _GEMINI_DENIAL + """[[rule]]
 toolName = ["list_directory","read_file","read_many_files","grep_search","search_file_content",\
 "glob","google_web_search"]
 decision = "allow"
 priority = 998
 """
+# What an answer-only task keeps of the user's ~/.gemini: how to log in, not what to add or run.
+_GEMINI_SETTINGS = ("security", "general", "privacy", "telemetry", "billing", "model",
+                    "modelConfigs")
+_GEMINI_LOGIN = ("oauth_creds.json", "google_accounts.json", "gemini-credentials.json", ".env")
 _UNCONFINED = {("workspace", "none"): "without approval nothing would keep it in the workspace: "
                'use approval_mode "auto", or sandbox_mode "full"'}
 _GEMINI_ANSWER = (r'"role"\s*:\s*"assistant"|"type"\s*:\s*"tool_use"'
@@ -4374,6 +4440,8 @@ def _gemini_sees_more(job: Job) -> bool:
     """Return whether directories besides that of the task can be part of gemini's workspace."""
     if any(word.startswith("--include") for word in _gemini_command(job).argv):
         return True
+    if job.task.answer_only:
+        return False
     settings = os.path.join(_gemini_home(), "settings.json")
     with contextlib.suppress(OSError), open(settings, "rb") as file:
         return b"includeDirectories" in file.read()
@@ -4390,6 +4458,8 @@ def _gemini_text(job: Job) -> str:
     if not job.literal or "@" not in text:
         return text
     sees_more = _gemini_sees_more(job)
+    if job.task.answer_only and not sees_more:  # there is no file in its directory
+        return text
     could_lead_elsewhere = re.compile("" if sees_more else r'[/\\"]').search
 
     def escaped(match: Match[str]) -> str:
@@ -4399,9 +4469,30 @@ def _gemini_text(job: Job) -> str:
     return re.sub(r"(?<!\\)@[^ \t\n\r,;!?()\[\]{}]+", escaped, text)
 
 
+def _gemini_answers(job: Job) -> Command:
+    """Return what makes gemini answer only: a home without what the user added to it.
+
+    Whatever the settings are, it adds GEMINI.md of its home and of its directory to the prompt.
+    """
+    home, settings = _gemini_home(), {}  # type: str, Any
+    with contextlib.suppress(OSError), open(os.path.join(home, "settings.json"), "rb") as file:
+        settings = _mapping(_parsed(re.sub(rb"(?m)^\s*//.*", b"", file.read())))
+    kept = {name: settings[name] for name in _GEMINI_SETTINGS if name in settings}
+    kept["tools"] = {"useRipgrep": False}  # which it would fetch
+    paths = {name: os.path.abspath(os.path.join(home, name)) for name in _GEMINI_LOGIN}
+    return Command(
+        ("--approval-mode", "default", "--policy", SCRATCH + "/policy.toml",
+         "-e", "none", "--allowed-mcp-server-names", "none"),
+        {"GEMINI_CLI_HOME": SCRATCH}, apart=True, problem=_gemini_unkept(job.task),
+        files={"policy.toml": _GEMINI_DENIAL, ".gemini/settings.json": dumps(kept).decode("utf-8")},
+        links={".gemini/" + name: path for name, path in paths.items() if os.path.exists(path)})
+
+
 def _gemini_command(job: Job) -> Command:
     task, command = job.task, Command(())
-    if task.sandbox_mode in ("read-only", "workspace"):
+    if task.answer_only:
+        command = _gemini_answers(job)
+    elif task.sandbox_mode in ("read-only", "workspace"):
         writes = task.sandbox_mode == "workspace" and task.approval_mode == "auto"
         command = Command(
             ("--approval-mode", "auto_edit" if writes else "default",
@@ -4414,9 +4505,9 @@ def _gemini_command(job: Job) -> Command:
                            *_options(("--include-directories", "/" * is_everywhere))))
     # the process that relaunches ignores signals
     environment = dict(command.environment, GEMINI_CLI_NO_RELAUNCH="1")
-    files = command.files
-    if task.system_prompt:
-        files = {**files, "system.md": task.system_prompt}
+    files, system = command.files, task.system_prompt or ANSWER_PROMPT * task.answer_only
+    if system:
+        files = {**files, "system.md": system}
         environment["GEMINI_SYSTEM_MD"] = SCRATCH + "/system.md"
     options = _options(("-m", task.model), ("--resume", job.resume))
     return command._replace(
@@ -4595,7 +4686,8 @@ def _custom_command(definition: Definition, job: Job) -> Command:
                   schema_file=schema_file if schema else "")
     argv: List[str] = []
     option_is_last = False
-    for element in definition.argv:
+    elements = definition.argv + (task.answer_only and definition.answer_only or ())
+    for element in elements:
         names = placeholders(element)
         if not all(values[name] for name in names):
             if option_is_last and not element.startswith("-"):
@@ -4611,7 +4703,7 @@ def _custom_command(definition: Definition, job: Job) -> Command:
         option_is_last = not names and len(element) > 1 and is_option and element != "--"
     if "/" in argv[0]:
         argv[0] = absolute(argv[0])  # relative to the directory of clinvk, not to the workdir
-    used = {name for element in definition.argv for name in placeholders(element)}
+    used = {name for element in elements for name in placeholders(element)}
     files = {"prompt": prompt} if "prompt_file" in used else {}
     if schema and "schema_file" in used:
         files[SCHEMA_FILE] = schema
@@ -4708,6 +4800,8 @@ def custom_backend(name: str, definition: Definition) -> Backend:
         return dumps(value_at(event, path)).decode("utf-8") == value
 
     names = {name for element in definition.argv for name in placeholders(element)} | {"extra"}
+    if definition.answer_only is not None:
+        names.add("answer_only")
     with_prompt = tuple(word for word in definition.argv if "prompt" in placeholders(word))
     others = max((len(to_bytes(word.replace("{prompt}", ""))) for word in with_prompt), default=0)
     return Backend(name, functools.partial(_custom_command, definition),
@@ -4745,7 +4839,7 @@ BACKENDS = {backend.name: backend for backend in (
             is_over=_claude_is_over, states_cost=True, is_agent=True, takes_schema=True,
             states_data=True, sessions=_claude_sessions),
     Backend("codex", _codex_command, _read_codex,
-            frozenset(("model", "effort", "system_prompt", "extra")),
+            frozenset(("model", "effort", "answer_only", "system_prompt", "extra")),
             _CODEX_REFUSALS, stop_signal="SIGINT", max_prompt=1 << 20, max_prompt_unit="characters",
             install="npm install -g @openai/codex", cautions=(("resume", CODEX_COUNTS),),
             resuming=("workdir",), saying=_codex_saying, doing=_codex_doing,
@@ -4754,7 +4848,7 @@ BACKENDS = {backend.name: backend for backend in (
             is_over=lambda stdout: _last_type(stdout) in ("turn.completed", "turn.failed"),
             is_agent=True, sessions=_codex_sessions),
     Backend("gemini", _gemini_command, _read_gemini,
-            frozenset(("model", "system_prompt", "extra")),
+            frozenset(("model", "answer_only", "system_prompt", "extra")),
             _UNCONFINED, max_prompt=8 << 20, leftovers=_gemini_leftovers,
             install="npm install -g @google/gemini-cli",
             ours=("-o", "--output-format", "--outputFormat"),
@@ -4762,7 +4856,7 @@ BACKENDS = {backend.name: backend for backend in (
             rejection=b"Policy file error in policy.toml", text=_gemini_text,
             is_over=lambda stdout: _last_type(stdout) == "result", is_agent=True),
     # For trying and testing pipelines without an AI program: a process that answers its prompt.
-    Backend("echo", lambda job: Command(("cat",)), _read_text, frozenset(),
+    Backend("echo", lambda job: Command(("cat",)), _read_text, frozenset(("answer_only",)),
             takes_schema=True),
 )}
 BUILT_IN.extend(BACKENDS)
@@ -4783,7 +4877,7 @@ def command_of(job: Job) -> Command:
     command = backend_of(job).command(job)
     if not job.wrap:
         return command
-    workdir = absolute(job.task.workdir or ".")
+    workdir = HERE if command.apart else absolute(job.task.workdir or ".")
     values = {"{workdir}": workdir, "{scratch}": SCRATCH, "{task}": str(job.index)}
     words = ("".join(fill(word, values.get)) for word in job.wrap)
     return command._replace(argv=(*words, *command.argv))
@@ -4811,13 +4905,22 @@ def command_line(job: Job) -> str:
     words += map(word, command.argv)
     words.append("<<< " + word(backend.text(job)) if command.by_stdin else "< /dev/null")
     line = " ".join(words)
-    if workdir:
-        line = "cd -- %s && %s" % (word(workdir), line)
-    if command.files or SCRATCH in "".join(command.argv):
-        puts = ['printf %%s %s > "$d"/%s' % (word(text), name)
-                for name, text in sorted(command.files.items())]
+    if workdir or command.apart:
+        line = "cd -- %s && %s" % (word(HERE if command.apart else workdir), line)
+    if command.apart or command.files or SCRATCH in "".join(command.argv):
+        puts = ["mkdir " + word(SCRATCH + "/" + name) for name in directories_of(command)]
+        puts += ["ln -s %s %s" % (word(target), word(SCRATCH + "/" + name))
+                 for name, target in sorted(command.links.items())]
+        puts += ['printf %%s %s > "$d"/%s' % (word(text), name)
+                 for name, text in sorted(command.files.items())]
         return '(d=$(mktemp -d) && %s; s=$?; rm -r "$d"; exit $s)' % " && ".join([*puts, line])
     return "(%s)" % line if workdir else line
+
+
+def directories_of(command: Command) -> List[str]:
+    """Return the directories in SCRATCH that the files, the links and HERE need."""
+    names = {os.path.dirname(name) for name in (*command.files, *command.links)}
+    return sorted(filter(None, names | {"here"} if command.apart else names))
 
 
 # --- 7. Input ----------------------------------------------------------------
@@ -4831,6 +4934,7 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
     "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
     "timeout": _seconds, "idle_timeout": _seconds, "max_output": _bytes,
     "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "literal": _truth,
+    "answer_only": _truth,
     "check": _commands, "check_timeout": _seconds, "attempts": _whole_number,
     "require_change": _truth, "protect": _patterns,
     "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
@@ -4880,15 +4984,18 @@ def parse_ceiling(text: str) -> Ceiling:
     return Ceiling(**modes)
 
 
-def _under_ceiling(task: Task, ceiling: Ceiling) -> Task:
+def _under_ceiling(task: Task, ceiling: Ceiling, is_text: bool) -> Task:
     """Return the task with modes that the ceiling allows.  Raise InvalidValue if it asks for more.
 
     The settings of a backend decide what `default` means, so `default` becomes a restricted mode.
+    With `is_text` its program has no tools, so the modes have no effect.
     """
     if not any(ceiling):
         return task
     if task.extra:
         raise InvalidValue("the ceiling lets no task add options of its own", ("extra",))
+    if is_text:
+        return task
     for field, ranks, highest in (("sandbox_mode", _SANDBOX_RANKS, ceiling.sandbox),
                                   ("approval_mode", _APPROVAL_RANKS, ceiling.approval)):
         mode = getattr(task, field)
@@ -5058,8 +5165,11 @@ def _merged(own: Dict[str, Any], defaults: Dict[str, Any], policy: TaskPolicy) -
     enabled = "backends.%s.enabled" % name
     if file.own(enabled) is False:
         raise InvalidValue("%s is disabled by %s" % (name, file.origin(enabled)), path)
+    configured = file.task_fields(name)
+    if stated.get("answer_only", (False,))[0]:
+        configured["sandbox_mode"] = None  # what is right for agents
     others = merge_layers([("environment", {"model": variables.get(model_variable(name))}),
-                           ("configuration", file.task_fields(name))], Task._fields)
+                           ("configuration", configured)], Task._fields)
     fields = {field: value for field, (value, _) in {**others, **stated}.items()}
     if policy.overrides.get("dry_run"):  # starts nothing, even if a task has `"dry_run": false`
         fields["dry_run"] = True
@@ -5080,26 +5190,29 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
     """Return the job of a task that the policy and its backend permit.  Raise InvalidValue."""
     if task.model.startswith("-"):  # the program would take it for an option
         raise InvalidValue("no model begins with -, as %s does" % quoted(task.model), ("model",))
+    if task.answer_only and task.sandbox_mode in ("workspace", "full"):
+        raise InvalidValue("answer_only allows no tools, so there is no mode %s: leave one out"
+                           % quoted(task.sandbox_mode), ("sandbox_mode",))
     job = Job(-1, task, policy.definitions.get(task.backend), wrap=policy.wrap,
               repair_prompt=policy.repair_prompt)
-    task = _under_ceiling(task, policy.ceiling)
-    extra = policy.configuration.extra(task.backend, job.task.sandbox_mode)
+    is_text = answers_only(job)
+    task = _under_ceiling(task, policy.ceiling, is_text)
+    extra = policy.configuration.extra(task.backend, sandbox_of(job))
     task = task._replace(extra=extra + task.extra) if extra else task
     if policy.root and not is_inside(task.workdir or ".", policy.root):
         where = quoted(task.workdir) if task.workdir else "the current directory"
         raise InvalidValue("%s is outside of %s" % (where, quoted(policy.root)), ("workdir",))
-    is_literal = any(policy.ceiling) or bool(policy.root) or task.literal
+    is_literal = any(policy.ceiling) or bool(policy.root) or task.literal or task.answer_only
     job = job._replace(task=task, literal=is_literal,
                        root=os.path.realpath(policy.root) if policy.root else "")
     backend = backend_of(job)
     modes = (task.sandbox_mode, task.approval_mode)
-    refused = backend.impossible_modes.get(modes)
+    refused = not is_text and backend.impossible_modes.get(modes)
     for field, problem in (("sandbox_mode", refused and "%s: %s" % (backend.name, refused)),
                            ("workdir", _refused_tree(task)),
-                           ("require_change",
-                            task.require_change and task.sandbox_mode == "read-only"
-                            and "a task that may change nothing (sandbox_mode read-only) would "
-                                "always fail: leave one out"),
+                           ("require_change", task.require_change and sandbox_of(job) == "read-only"
+                            and "a task that may change nothing (%s) would always fail: leave one "
+                                "out" % ("answer_only" if is_text else "sandbox_mode read-only")),
                            ("extra", refused_extra(backend, task.extra)),
                            ("backend", backend.needs_model and not (task.model or task.extra)
                             and "%s needs a model: give --model, the field model or %s"
@@ -5619,7 +5732,7 @@ class JobList(Supply):
         samples, index = _Samples(), 0
         for item in items:
             job = item if isinstance(item, Job) else Job(
-                index, item, literal=item.literal)
+                index, item, literal=item.literal or item.answer_only)
             job = first_sample(job._replace(index=index), index)
             yield job
             samples.keep(job)
@@ -7590,8 +7703,11 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
     with writing("temporary files"):
         scratch, files = state.prepare()
     files = _named_outputs(job, state.directory, files, cleanup)
-    if command.files:
+    if command.files or command.links or command.apart:
         _write_files(job, command, scratch)
+    if command.apart:
+        workdir = open_directory(os.path.join(scratch, "here"))
+        cleanup.callback(os.close, workdir.file)
     paths = [os.path.join(scratch, name) for name in command.files if name != SCHEMA_FILE]
     if command.by_stdin and paths:
         gate = _PromptGate(backend.text(job), paths)
@@ -7607,6 +7723,8 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
                 write_all(files[0], to_bytes(backend.text(job)))
                 os.lseek(files[0], 0, os.SEEK_SET)
     environment = dict(command.preset, **_environment(job, state, scratch, workdir))
+    if command.apart:
+        environment["PWD"] = os.path.join(scratch, "here")
     for name, value in command.environment.items():
         environment[name] = value.replace(SCRATCH, scratch)
     argv = tuple(word.replace(SCRATCH, scratch) for word in command.argv)
@@ -7616,7 +7734,12 @@ def _execution(job: Job, command: Command, state: WorkerState, workdir: Optional
 
 
 def _write_files(job: Job, command: Command, scratch: str) -> None:
-    """Write the files of a command.  Raise OutputError."""
+    """Make the directories, the links and the files of a command.  Raise OutputError."""
+    with writing("temporary files"):
+        for name in directories_of(command):
+            os.mkdir(os.path.join(scratch, name), 0o700)
+        for name, target in command.links.items():
+            os.symlink(target, os.path.join(scratch, name))
     for name, text in command.files.items():
         with writing("the prompt" if name == "prompt" else "the file " + name):
             large = _large_prompt(job) if name == "prompt" else None
@@ -7665,7 +7788,7 @@ def _not_started(job: Job, program: str, error: OSError) -> Result:
 def _lapse(job: Job, gate: _PromptGate, stderr: int, failed: bool) -> str:
     """Return why a program may have run without its files; "" where it did not."""
     backend, problem = backend_of(job), gate.problem
-    is_confined = job.task.sandbox_mode in ("read-only", "workspace")
+    is_confined = sandbox_of(job) in ("read-only", "workspace")
     if gate.is_open and is_confined:
         is_rejected = any(backend.rejection in line for line in Capture(stderr).lines())
         problem = backend.name + " rejected its policy" if is_rejected else gate.find_problem()
@@ -7733,7 +7856,7 @@ def _judge(job: Job, ended: Ended, execution: Execution,
         warnings=warnings + reply.warnings, model=reply.model or job.task.model,
         session_id=reply.session_id, usage=reply.usage, cost_usd=reply.cost_usd,
         num_turns=reply.num_turns, usage_is_cumulative=reply.usage_is_cumulative,
-        acted=reply.acted, data=capture.whole(reply.structured))
+        acted=reply.acted and not answers_only(job), data=capture.whole(reply.structured))
 
 
 def by_schema(job: Job, result: Result) -> Result:
@@ -8778,7 +8901,7 @@ class Pool:
         started = time.time() - (time.monotonic() - since)
         if not self._canceled:
             lost = unfinished(job, "lost", why, "worker_lost", attempts=1, start_time=started)
-            return lost._replace(acted=backend_of(job).is_agent)
+            return lost._replace(acted=backend_of(job).is_agent and not answers_only(job))
         if index not in pool.claimed(self._in_flight) and index not in self._awaiting_result:
             return self._unstarted(job)
         return unfinished(job, "canceled", CANCELED_LATE, "canceled", attempts=1,
@@ -8879,6 +9002,8 @@ MAX_SLACK_SECONDS = 60.0  # that are added to a stated time: clocks differ
 NOTICE_SECONDS = 60.0  # a shorter pause is not worth a message
 FEW_FAILURES = 3  # a percentage of an unknown number of tasks counts from here on
 MAX_TRIES = 100  # that a result lists
+BYTES_A_TOKEN = 4  # of a text, roughly
+SAVED_TOKENS = 2000  # a task with fewer tokens is not worth a message
 MAX_REASON_COLUMNS = 200  # of an error, in the results of other tasks
 # Limits that only a person can lift; the first also where the error states a time, of a month.
 _SPENDING = r"(?i)\bspend|monthly"
@@ -8926,6 +9051,21 @@ def needs_person(result: Result) -> bool:
     return bool(re.search(_SPENDING if by_time else _NEEDS_PERSON, result.error))
 
 
+def tokens_saved(result: Result) -> Tuple[int, int]:
+    """Return the input tokens of a task, and how many of them answer_only would leave out.
+
+    0 of them where it used a tool or may need one, or where they are not worth a message.
+    """
+    task, row = result.task, BACKENDS.get(result.backend)
+    total = (result.usage or {}).get("input_tokens", 0)
+    if (not task or task.answer_only or task.sandbox_mode in ("workspace", "full") or result.acted
+            or result.attempts != 1 or not row or not row.is_agent):
+        return total, 0
+    texts = (task.prompt, task.system_prompt, schema_text(task))
+    needed = sum(len(to_bytes(text)) for text in texts) // BYTES_A_TOKEN
+    return total, total - needed if total >= max(SAVED_TOKENS, 4 * needed) else 0
+
+
 class Bounds:
     """The bounds of a run: failures, the canary, the cost."""
 
@@ -8939,6 +9079,7 @@ class Bounds:
         self._spent, self._mean, self._costs = spent, 0.0, 0  # in USD; of so many attempts
         self._canary: Set[int] = set()  # the indexes of the first jobs
         self._canaries: List[float] = []  # the seconds of those that succeeded
+        self._tokens: List[Tuple[int, int]] = []  # their tokens_saved
 
     @property
     def awaits_canary(self) -> bool:
@@ -9000,6 +9141,7 @@ class Bounds:
                 self._notice(self.reached + ": the other tasks are canceled")
             return
         self._canaries.append(result.duration_seconds)
+        self._tokens.append(tokens_saved(result))
         count = len(self._canaries)
         if count < self._policy.canary:
             return
@@ -9013,6 +9155,10 @@ class Bounds:
             text += "; the other %d take about %s%s" % (
                 rest, clock(seconds * rest / min(rest, self._jobs)), price)
         self._notice(text)
+        total, saved = (round(sum(counts) / count, -2) for counts in zip(*self._tokens))
+        if all(one for _, one in self._tokens):
+            self._notice("canary: about {:,.0f} of {:,.0f} input tokens a task are the program's "
+                         "own; --answer-only leaves them out".format(saved, total))
 
 
 class Gate:
@@ -9115,7 +9261,7 @@ def try_fields(result: Result) -> Dict[str, Any]:
 def may_write(job: Job) -> bool:
     """Return whether a job may change files, or is expected to."""
     is_writer = backend_of(job).is_agent or judges_changes(job.task)
-    return is_writer and job.task.sandbox_mode != "read-only"
+    return is_writer and sandbox_of(job) != "read-only"
 
 
 class Scheduler:
@@ -9371,7 +9517,7 @@ class Scheduler:
         if (result.status not in FAILED_STATUSES or kind not in policy.retry_on
                 or self._stop_reason() or entry.used >= policy.retries and not is_limit):
             return result
-        if result.acted and not policy.retry_acted and entry.job.task.sandbox_mode != "read-only":
+        if result.acted and not policy.retry_acted and sandbox_of(entry.job) != "read-only":
             return result._replace(warnings=(*result.warnings, "not tried again, because it may "
                                              "have acted already; --retry-acted tries again"))
         wait = gate.until - now if is_limit else self._retry_seconds(entry.used, stated)
@@ -9548,7 +9694,7 @@ def is_final(status: str, error_kind: str, is_sample: Any) -> bool:
 
 
 # The fields of a task that determine its answer, and so its key.  A test names the others.
-KEY_FIELDS = ("backend", "prompt", "model", "effort", "system_prompt", "workdir",
+KEY_FIELDS = ("backend", "prompt", "model", "effort", "answer_only", "system_prompt", "workdir",
               "approval_mode", "sandbox_mode", "max_turns", "max_tokens", "extra", "schema",
               "check", "require_change", "protect")
 
@@ -10307,7 +10453,8 @@ class TaskLines:
             if sample.samples > 1:  # the first may have been done by an earlier run
                 self._emitted.add(one)
             # The other run adds the options of the configuration again.
-            added = len(self._configuration.extra(task.backend, task.sandbox_mode))
+            sandbox = "read-only" if task.answer_only else task.sandbox_mode
+            added = len(self._configuration.extra(task.backend, sandbox))
             task = task._replace(extra=task.extra[added:])
             if task.id and sample.slug:  # an id is unique in a run
                 task = task._replace(id="%s.%s" % (task.id, sample.slug))
@@ -13526,7 +13673,7 @@ def command_prompt(options: argparse.Namespace) -> int:
     job = single_job(prompt_text(_prompt(options)), rules)
     task = job.task
     store, session = session_store(rules.environment, console), None
-    no_session = options.ephemeral
+    no_session = options.ephemeral or task.answer_only
     if options.go_on or rules.configuration.get("session.auto_resume") and not no_session:
         session = store.last(task.backend, task.workdir or ".")
     if session is None and options.go_on:
@@ -13657,6 +13804,8 @@ def _resuming(job: Job, session: Session) -> Job:
         reason = ": %s keeps no sessions" % task.backend
     elif not id:
         reason = ": its backend has not named its own"
+    elif task.answer_only:
+        reason = " with answer_only, which keeps no session"
     elif id.startswith("-") or not id.isprintable():  # the id becomes part of a command line
         reason = ": %s is not an id" % quoted(id)
     elif "workdir" not in can and os.path.realpath(task.workdir or ".") != session.working_dir:
@@ -14299,6 +14448,8 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 "FILE", read_schema, dest="task_schema"),
         _field("--approval-mode", "MODE", ", ".join(APPROVAL_MODES)),
         _field("--sandbox-mode", "MODE", ", ".join(SANDBOX_MODES)),
+        _option("--answer-only", "answer as text: no tools, no instructions of user or project, no "
+                "MCP servers, hooks or plugins", dest="task_answer_only"),
         _option("--literal", "leave @path and /word in prompts as text", dest="task_literal"),
         _field("--system-prompt", "TEXT", "system prompt"),
         _field("--max-turns", "N", "maximum number of turns"),

@@ -74,13 +74,13 @@ _clinvk()
     case $command in
         prompt)
             options='-h --help -o --output-format -c --continue --ephemeral --dry-run --wrap --progress --color --config -b --backend
-                -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --answer-only --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         resume)
             options='-h --help --last -b --backend --here -o --output-format --dry-run --wrap --progress --color --config -m --model
-                --effort --schema --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                --effort --schema --approval-mode --sandbox-mode --literal --answer-only --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             if [[ $word != -* ]]; then
                 values=$(_clinvk_sessions --resumable)
@@ -113,7 +113,7 @@ _clinvk()
                 --overwrite --results --resume --ceiling --root --allow-commands
                 --check --check-timeout --attempts --repair-prompt --require-change --protect --schema-retries
                 --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config -b --backend -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode
-                --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                --literal --answer-only --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             if [[ $values == "$options" && $word != -* ]]; then
@@ -124,13 +124,13 @@ _clinvk()
             options='-h --help -f --file --retries --retry-on --retry-acted --max-wait --json --jsonl -q --quiet --ceiling --root --allow-commands
                 --check --check-timeout --attempts --repair-prompt --require-change --protect --schema-retries
                 --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
-                -b --backend -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                -b --backend -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --answer-only --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
         compare)
             options='-h --help --backends --all-backends --sequential --json --jsonl -q --quiet --dry-run --wrap --progress --color --status-file --quiet-after --log-dir --log-max --config
-                -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
+                -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --answer-only --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output'
             values=$options
             _clinvk_value && return
             ;;
@@ -170,7 +170,7 @@ _clinvk()
             values="parallel prompt chain compare resume sessions report config doctor version $options"
             if ((COMP_CWORD > 1)); then  # the options of a prompt without the word `prompt`
                 values="-o --output-format -c --continue --ephemeral --dry-run --wrap --progress --color --config -b --backend
-                    -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output"
+                    -m --model -w --workdir --effort --schema --approval-mode --sandbox-mode --literal --answer-only --system-prompt --max-turns --max-tokens --timeout --idle-timeout --max-output"
             fi
             _clinvk_value && return
             ;;

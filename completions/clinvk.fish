@@ -36,6 +36,7 @@ complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l sche
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l approval-mode -xa 'default auto none always' -d 'what may be done without asking'
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l sandbox-mode -xa 'default read-only workspace full' -d 'what may be touched'
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l literal -d 'leave @path and /word in prompts as text'
+complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l answer-only -d 'answer as text, without tools and instructions'
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l system-prompt -x -d 'system prompt'
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l max-turns -x -d 'maximum number of turns'
 complete -c clinvk -n '__clinvk_in prompt resume parallel chain compare' -l max-tokens -x -d 'maximum number of tokens of an answer'

@@ -1403,6 +1403,80 @@ class AnswerOnly(Environment):
         super().setUp()
         self.enter_environment(CODEX_HOME=self.directory, GEMINI_CLI_HOME=self.directory)
 
+    def test_answer_only_claude_has_no_tools(self):
+        words = ["--permission-mode", "dontAsk", "--setting-sources", "user", "--strict-mcp-config", "--settings", '{"disableAllHooks":true}',
+                 "--tools", "", "--safe-mode"]
+        for fields, system in (({}, clinvk.ANSWER_PROMPT), ({"system_prompt": "s", "approval_mode": "none"}, "s")):
+            said = command("claude", answer_only=True, **fields)
+            self.assertEqual(list(said.argv), BASE["claude"] + words + ["--system-prompt", system])
+            self.assertFalse(said.apart)
+        job = support.job(0, "claude", "@x", answer_only=True)._replace(literal=True)
+        self.assertEqual(sorted(clinvk.command_of(job).environment), ["CLAUDE_CODE_DISABLE_ATTACHMENTS", "CLAUDE_CODE_DISABLE_FILE_MENTIONS"])
+
+    def test_answer_only_codex_has_a_home_with_its_login(self):
+        said = command("codex", answer_only=True)
+        self.assertEqual((said.links, said.apart, said.environment), ({}, True, {"CODEX_HOME": SCRATCH + "/codex"}))
+        self.assertEqual(list(said.argv[len(BASE["codex"]):][:4]), ["-s", "read-only", "--ignore-rules", "-c"])
+        self.assertIn('instructions="%s"' % clinvk.ANSWER_PROMPT, said.argv)
+        for name in ("auth.json", "config.toml", "AGENTS.md"):
+            self.file(name, "")
+        links = {"codex/" + name: self.path(name) for name in ("auth.json", "config.toml")}
+        said = command("codex", answer_only=True, system_prompt="be 'brief'")
+        self.assertEqual((said.links, said.problem), (links, ""))
+        self.assertIn("instructions=\"be 'brief'\"", said.argv)
+        self.assertEqual([word for word in said.argv if word.startswith("developer_instructions")], ['developer_instructions=""'])
+
+    def test_answer_only_codex_disables_each_server(self):
+        for config, servers, bad in (
+                ("", "", False), ("# [mcp_servers.x]\nmodel = 'mcp_servers.x'\n", "", False), ("[mcp_servers.some]\n", "some", False),
+                ('  [ mcp_servers . "odd name" ]\n[mcp_servers.some.env]\n[mcp_servers.some]\nmcp_servers.x.command = "y"\n', '"odd name" some x', False),
+                ("[mcp_servers.'a.b']\n", "'a.b'", False), ("[mcp_servers]\nx = {}\n", "", True), ("mcp_servers = {x = {}}\n", "", True),
+                ("mcp_servers_x = 1\n[my_mcp_servers.x]\n", "", False)):
+            with self.subTest(config):
+                self.file("config.toml", config)
+                said = command("codex", answer_only=True)
+                settings = [word for word in said.argv if word.startswith("mcp_servers=")]
+                names = re.findall(r"""("[^"]*"|'[^']*'|\w+)=\{enabled=false\}""", "".join(settings))
+                self.assertEqual((" ".join(names), "[mcp_servers.NAME]" in said.problem), (servers, bad))
+
+    def test_answer_only_gemini_has_a_home_with_its_login(self):
+        os.mkdir(self.path(".gemini"))
+        self.file(".gemini/settings.json", '{\n  // how\n  "security": {"auth": 1}, "mcpServers": {"x": {}}, "hooks": {}, "context": {}}')
+        for name in ("oauth_creds.json", ".env", "GEMINI.md"):
+            self.file(".gemini/" + name, "")
+        said = command("gemini", answer_only=True, approval_mode="none")
+        self.assertEqual(said.links, {".gemini/" + name: self.path(".gemini", name) for name in ("oauth_creds.json", ".env")})
+        self.assertEqual(json.loads(said.files[".gemini/settings.json"]), {"security": {"auth": 1}, "tools": {"useRipgrep": False}})
+        self.assertEqual(said.files["policy.toml"], '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 997\n')
+        self.assertEqual((said.files["system.md"], said.apart, said.environment["GEMINI_CLI_HOME"]), (clinvk.ANSWER_PROMPT, True, SCRATCH))
+        self.assertEqual(list(said.argv), BASE["gemini"] + ("--approval-mode default --policy %s/policy.toml -e none "
+                                                            "--allowed-mcp-server-names none" % SCRATCH).split())
+
+    def test_answer_only_gemini_prompt_is_unchanged(self):
+        """There is no file that it could name, unless the user adds directories."""
+        for extra, text in (((), "see @/x and @in.txt"), (("--include-directories", "/x"), "see \\@/x and \\@in.txt")):
+            job = support.job(0, "gemini", "see @/x and @in.txt", answer_only=True, extra=extra)._replace(literal=True)
+            self.assertEqual(clinvk.BACKENDS["gemini"].text(job), text)
+
+    def test_answer_only_is_a_read_only_sandbox_where_it_is_kept(self):
+        definitions = {"held": clinvk.Definition(("x", "y"), answer_only=("--no-tools", "{model}")), "bare": clinvk.Definition(("x",), answer_only=()),
+                       "loose": clinvk.Definition(("x",))}
+        for backend in (*clinvk.BACKENDS, *definitions):
+            job = support.job(0, backend, "p", answer_only=True, model="m", extra=("-z",))._replace(definition=definitions.get(backend))
+            kept = backend != "loose"
+            self.assertEqual((clinvk.answers_only(job), clinvk.sandbox_of(job)), (kept, "read-only" if kept else "default"))
+            self.assertEqual(any("answer_only" in warning for warning in clinvk.option_warnings(job)), not kept)
+            if backend == "held":
+                self.assertEqual(clinvk.command_of(job).argv, ("x", "y", "--no-tools", "m", "-z"))
+                self.assertEqual(clinvk.command_of(job._replace(task=job.task._replace(answer_only=False))).argv, ("x", "y", "-z"))
+            self.assertFalse(clinvk.may_write(job))
+            self.assertEqual(clinvk.may_write(job._replace(task=job.task._replace(protect=("x",)))), not kept)
+
+    def test_answer_only_wrapped_command_runs_in_its_empty_directory(self):
+        for backend, workdir in (("gemini", clinvk.HERE), ("codex", clinvk.HERE), ("claude", "/tmp")):
+            job = support.job(0, backend, "p", answer_only=True, workdir="/tmp")._replace(wrap=("in", "{workdir}"))
+            self.assertEqual(clinvk.command_of(job).argv[1], workdir)
+
 
 class OwnCommands(CaptureCase):
     """Commands that the user defined."""

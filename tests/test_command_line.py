@@ -131,7 +131,7 @@ class Usage(CommandLine):
         parallel, near = ("--jobs=4", "--workers", "--max-workers", "--threads", "-P", "-P4", "-n"), '(did you mean "--max-parallel"?)'
         table = [(["parallel", option], near) for option in parallel] + [
             (["parallel", "--cwd", "x"], '(did you mean "--workdir"?)'), (["--system", "x", "why"], '(did you mean "--system-prompt"?)'),
-            (["parallel", "--samples", "5"], '(did you mean "--repeat"?)'), (["parallel", "--test", "x"], '(did you mean "--check"?)'),
+            (["parallel", "--samples", "5"], '(did you mean "--repeat"?)'), (["--no-tools", "why"], '(did you mean "--answer-only"?)'), (["parallel", "--test", "x"], '(did you mean "--check"?)'),
             (["-p", "why"], "unknown argument -p; a prompt needs no option: clinvk TEXT"), (["--prompt=why"], "a prompt needs no option: clinvk TEXT"),
             (["parallel", "--retry", "3"], "unknown argument --retry; tasks are tried again with --retries"), (["--retries=3", "why"], "it is an option of `clinvk parallel`"),
             (["run", "tasks.json"], 'unknown command "run"; to run a batch: clinvk parallel --file FILE; to ask it as a prompt: clinvk -- run'),

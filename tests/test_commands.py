@@ -1325,7 +1325,7 @@ class CheckedScripts(Commands):
 
     def test_records_are_labelled_and_the_labels_are_columns(self):
         self.file("in.csv", 'id,text\n1,"It is @/etc/passwd\nslow"\n2,/exit\n')
-        line = ("C --csv in.csv --prompt 'Label: {text}' --id '{id}' --sandbox-mode read-only --schema schema.json -m haiku -j 8 --results r.jsonl -q; "
+        line = ("C --csv in.csv --prompt 'Label: {text}' --id '{id}' --answer-only --schema schema.json -m haiku -j 8 --results r.jsonl -q; "
                 "clinvk report --csv .task_id,.data.label,.cost_usd r.jsonl")
         self.assertEqual(normal(self.script(line).encode()), "Total: 2 tasks, 2 completed, 0 failed, $0.0200 (0.00s)\ntask_id,data.label,cost_usd\n1,bug,0.01\n2,bug,0.01\n")
         self.assertIn("--model haiku ", self.content("options"))
@@ -1343,7 +1343,7 @@ class CheckedScripts(Commands):
         os.mkdir(self.path("docs"))
         self.file("docs/one.md", "one")
         self.file("docs/two.md", "two")
-        line = "C --prompt 'Translate: {@}' --sandbox-mode read-only --write-to 'fr/{/}' --results t.jsonl --resume -q -- docs/*.md"
+        line = "C --prompt 'Translate: {@}' --answer-only --write-to 'fr/{/}' --results t.jsonl --resume -q -- docs/*.md"
         self.script(line)
         self.file("docs/two.md", "changed")
         self.script(line.replace(" -q", " --overwrite -q"))
@@ -1351,7 +1351,7 @@ class CheckedScripts(Commands):
         self.assertEqual(sorted(self.content("prompts").splitlines()), ["Translate: changed", "Translate: one", "Translate: two"])
 
     def test_log_lines_are_triaged_as_they_come(self):
-        line = ("""printf '%s\\n' 'ERROR @/etc/passwd' 'INFO fine' 'ERROR {"a": 1}' | grep ERROR | C --prompt 'Classify: {}' --sandbox-mode read-only --schema schema.json --jsonl -q | """
+        line = ("""printf '%s\\n' 'ERROR @/etc/passwd' 'INFO fine' 'ERROR {"a": 1}' | grep ERROR | C --prompt 'Classify: {}' --answer-only --schema schema.json --jsonl -q | """
                 "jq -r .data.label")
         self.assertEqual(self.script(line), "bug\nbug\n")
         self.assertEqual(len(self.content("prompts").splitlines()), 2)

@@ -785,6 +785,7 @@ FIELDS = {
     "idle_timeout": ([(90, 90.0), ("1.5m", 90.0)], [(0, "expected seconds above 0"), ("soon", "expected a duration such as")]),
     "effort": ([(effort, effort) for effort in ("low", "medium", "high", "xhigh", "max")],
     [("extra", 'unknown effort "extra"; known are low, medium, high, xhigh, max'), ("hihg", 'unknown effort "hihg" (did you mean "high"?)'), (3, "unknown effort 3")]),
+    "answer_only": ([(False, False), (True, True)], [(1, "expected true or false, got 1")]),
     "literal": ([(False, False), (True, True)], [(1, "expected true or false, got 1"), ("true", 'expected true or false, got "true"')]),
     "max_output": ([(1, 1), (5000, 5000), ("500K", 512000), ("64M", 64 << 20), ("1.5 GiB", 3 << 29)],
                    [(0, "expected a number of bytes above 0 or a size"), (1.5, "expected a number of bytes"), (True, "expected a number of bytes"),
@@ -903,7 +904,7 @@ PRECEDENCE = {
     "check": ((("own",),), (("line",),), (("defaults",),), None, ()), "check_timeout": (1.0, 2.0, 3.0, None, 0.0), "attempts": (1, 2, 3, None, 0), "schema_retries": (0, 2, 3, None, 1),
     "require_change": (True, True, True, None, False), "protect": (("own",), ("line",), ("defaults",), None, ()),
     "extra": (("own",), ("line",), ("defaults",), None, ()),
-    "literal": (False, True, False, None, False), "verbose": (False, True, False, None, False), "dry_run": (False, True, False, None, False),
+    "literal": (False, True, False, None, False), "answer_only": (False, True, False, None, False), "verbose": (False, True, False, None, False), "dry_run": (False, True, False, None, False),
     "tags": (("own",), ("line",), ("defaults",), None, ()), "repeat": (2, 3, 4, None, 0),
     "meta": ({"own": 1}, {"line": 1}, {"defaults": 1}, None, None),
     "schema": ({"type": "object", "title": "own"}, {"type": "object", "title": "line"}, {"type": "object"}, None, None),
@@ -1164,10 +1165,10 @@ class Definitions(TaskCase):
     def test_task_that_can_change_nothing_cannot_be_required_to(self):
         os.makedirs(self.path("repository", ".git"))
         data = {"prompt": "p", "workdir": self.path("repository"), "require_change": True}
-        data["sandbox_mode"] = "read-only"
-        message = "a task that may change nothing (sandbox_mode read-only) would always fail: leave one out"
-        self.assertEqual(self.refused(data), "tasks.json:1: require_change: " + message)
-        self.assertEqual(len(self.tasks(dict(data, require_change=False, protect="x"))), 1)
+        for fields, what in (({"sandbox_mode": "read-only"}, "sandbox_mode read-only"), ({"answer_only": True}, "answer_only")):
+            message = "a task that may change nothing (%s) would always fail: leave one out" % what
+            self.assertEqual(self.refused(dict(data, **fields)), "tasks.json:1: require_change: " + message)
+            self.assertEqual(len(self.tasks(dict(data, require_change=False, protect="x", **fields))), 1)
 
     def test_definition_in_a_batch_is_refused_unless_allowed(self):
         batch = json.dumps({"tasks": [{"prompt": "p"}], "backends": {"mine": {"command": ["x"]}}}, indent=1)
@@ -1279,12 +1280,42 @@ class Ceilings(TaskCase):
             self.assertEqual((task.extra, task.system_prompt, task.model, task.max_turns), ((), "s", "m", 1))
         self.assertEqual(self.one({"extra": ["x"]}).extra, ("x",))
 
+    def test_ceiling_lets_answers_through(self):
+        """They have no tools, whatever their modes say; a command of one's own has to promise it."""
+        definitions = {"held": clinvk.Definition(("x",), answer_only=("--no-tools",)), "loose": clinvk.Definition(("x",))}
+        for ceiling in (clinvk.Ceiling("read-only"), clinvk.Ceiling("read-only", "always"), clinvk.Ceiling("", "always")):
+            for backend in ("claude", "codex", "gemini", "echo", "held"):
+                data = {"prompt": "p", "backend": backend, "answer_only": True}
+                for more in ({}, {"approval_mode": "none"}, {"sandbox_mode": "read-only"}):
+                    task = self.one(dict(data, **more), ceiling=ceiling, definitions=definitions)
+                    self.assertEqual((task.sandbox_mode, task.approval_mode), (more.get("sandbox_mode", "default"), more.get("approval_mode", "default")))
+                self.assertIn("no task add options of its own", self.refused(dict(data, extra=["-x"]), ceiling=ceiling, definitions=definitions))
+            refused = self.refused({"prompt": "p", "backend": "loose", "answer_only": True}, ceiling=ceiling, definitions=definitions)
+            self.assertIn("loose: clinvk cannot ", refused)
+
+    def test_answer_only_has_no_mode_that_lets_tools_run(self):
+        for mode in ("workspace", "full"):
+            message = 'answer_only allows no tools, so there is no mode "%s": leave one out' % mode
+            data = {"prompt": "p", "backend": "claude", "answer_only": True}
+            self.assertEqual(self.refused(dict(data, sandbox_mode=mode)), "tasks.json:1: sandbox_mode: " + message)
+            self.assertEqual(self.refused(data, overrides={"sandbox_mode": mode}), "tasks.json:1: sandbox_mode: " + message)
+            file = clinvk.Configuration("c.yaml", {"unified_flags.sandbox_mode": mode})
+            self.assertEqual(self.one(data, configuration=file).sandbox_mode, "default")
+            self.assertEqual(self.one({"prompt": "p", "backend": "claude"}, overrides={"answer_only": True}, configuration=file).sandbox_mode, "default")
+            self.assertEqual(self.one(dict(data, answer_only=False), overrides={"answer_only": True}, configuration=file).sandbox_mode, mode)
+
+    def test_answer_only_leaves_out_the_tools_of_the_configuration(self):
+        file = clinvk.Configuration("c.yaml", {"backends.claude.allowed_tools": "Bash", "backends.claude.extra_flags": ("-x",)})
+        data = {"prompt": "p", "backend": "claude"}
+        self.assertEqual(self.one(data, configuration=file).extra, ("--allowedTools", "Bash", "-x"))
+        self.assertEqual(self.one(dict(data, answer_only=True), configuration=file).extra, ("-x",))
+
     def test_prompt_is_literal_under_a_ceiling_or_a_root(self):
         data = [{"prompt": "p", "backend": "gemini", "workdir": self.directory}] * 2
         for rules, literal in (
                 ({}, False), ({"ceiling": clinvk.Ceiling()}, False),
                 ({"root": self.directory}, True), ({"ceiling": clinvk.Ceiling("full")}, True),
-                ({"overrides": {"literal": True}}, True),
+                ({"overrides": {"literal": True}}, True), ({"overrides": {"answer_only": True}}, True),
                 ({"ceiling": clinvk.Ceiling("", "none")}, True)):
             found = [job.literal for job in self.jobs(data, **rules)]
             self.assertEqual(found, [literal] * 2, rules)

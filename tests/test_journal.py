@@ -331,7 +331,7 @@ class ResumeTest(JournalCase):
 
 @support.only_in_full_runs
 class KeyTest(unittest.TestCase):
-    CHANGES = {"backend": "claude", "prompt": "q", "model": "m", "effort": "low", "system_prompt": "s", "workdir": "w", "approval_mode": "none",
+    CHANGES = {"backend": "claude", "prompt": "q", "model": "m", "effort": "low", "answer_only": True, "system_prompt": "s", "workdir": "w", "approval_mode": "none",
                "sandbox_mode": "full", "max_turns": 1, "max_tokens": 1, "extra": ("e",), "schema": {"type": "object"}, "check": (("true",),), "require_change": True,
                "protect": ("x",)}
 

@@ -951,11 +951,11 @@ class Ahead(Pool):
 
     def test_lost_task_may_have_acted_where_its_backend_has_tools(self):
         lines = self.run_script(PROCESS_METHODS[0], """
-            cases = ["claude", "codex", "gemini", "echo"]
+            cases = [(backend, False) for backend in ("claude", "codex", "gemini", "echo")] + [("claude", True)]
             pool = Pool(len(cases), METHOD)
             clinvk.HANDOVER_SECONDS = 0
-            for number, backend in enumerate(cases):
-                pool.start(Job(number, Task(backend, "ids acting-%d; sleep 300" % number)))
+            for number, (backend, answer_only) in enumerate(cases):
+                pool.start(Job(number, Task(backend, "ids acting-%d; sleep 300" % number, answer_only=answer_only)))
             results = []
             for number in range(len(cases)):
                 while not os.path.exists("acting-%d" % number):
@@ -967,7 +967,7 @@ class Ahead(Pool):
                 say(json.dumps([result.backend, result.status, result.acted]))
             pool.close()
             """)
-        self.assertEqual(lines, [["claude", "lost", True], ["codex", "lost", True], ["gemini", "lost", True], ["echo", "lost", False]])
+        self.assertEqual(lines, [["claude", "lost", True], ["codex", "lost", True], ["gemini", "lost", True], ["echo", "lost", False], ["claude", "lost", False]])
 
 
 class WithoutDescriptors(Pool):

@@ -59,7 +59,7 @@ class PolicyFiles(support.WorkerCase):
                 ('/bin/rm -r "${policy%/*}"', ("/policy.toml: No such file",)), ('/bin/rm "$GEMINI_SYSTEM_MD"', ("/system.md: No such file",))):
             with self.subTest(before):
                 self.install(before + "; touch tampered")
-                for fields in ({}, {"sandbox_mode": "workspace", "approval_mode": "auto"}):
+                for fields in ({}, {"sandbox_mode": "workspace", "approval_mode": "auto"}, {"sandbox_mode": "default", "answer_only": True}):
                     result = self.ask(system_prompt="s", **fields)
                     self.assert_unkept(result, *words)
                     self.assertEqual((self.prompt(), result.output), ("审", ""))

@@ -117,7 +117,7 @@ class Words(unittest.TestCase):
                               "--max-turns", "2", "--max-tokens", "3", "--timeout", "2m", "--idle-timeout", "30s", "--max-output", "1K")[2]
         self.assertEqual({name: value for name, value in vars(options).items() if name.startswith("task_")}, {
             "task_dry_run": False, "task_backend": "codex", "task_model": "m", "task_effort": "xhigh", "task_schema": {"type": "object"}, "task_workdir": "/", "task_approval_mode": "none",
-            "task_sandbox_mode": "full", "task_literal": False,
+            "task_sandbox_mode": "full", "task_literal": False, "task_answer_only": False,
             "task_system_prompt": "s", "task_max_turns": 2, "task_max_tokens": 3, "task_timeout": 120.0,
             "task_idle_timeout": 30.0, "task_max_output": 1024})
 
@@ -570,6 +570,18 @@ class Conversations(PromptCase):
             self.ask("-b", "gemini", *args, "say x")
             self.assertEqual(len(os.listdir(chats)), left)
         self.assertEqual([entry["backend"] for entry in self.sessions()], ["gemini", "codex", "claude"])
+
+    def test_answer_only_prompt_keeps_and_continues_no_session(self):
+        self.configure(session={"auto_resume": True})
+        self.assertIn("--no-session-persistence", self.argv("-b", "claude", "--answer-only"))
+        self.assertEqual(self.sessions(), [])
+        self.ask("-b", "claude", "say x")
+        entry, = self.sessions()
+        self.assertNotIn("--resume", self.argv("-b", "claude", "--answer-only"))
+        for words in (("-c", "-b", "claude"), ("resume", "--last")):
+            message = self.refused(*words, "--answer-only", "x", status=4)
+            self.assertRegex(message, r"session \w+ \(claude\) cannot be resumed with answer_only, which keeps no session\n\Z")
+        self.assertEqual(self.sessions(), [entry])
 
     def test_batch_keeps_no_session(self):
         done = self.clinvk("parallel", "--jsonl", "-q", "-b", "claude", input=b'{"prompt": "argv"}')

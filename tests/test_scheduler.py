@@ -336,10 +336,11 @@ class Retries(PolicyCase):
 
     def test_retry_of_a_read_only_task_that_acted_needs_none(self):
         item = job(0, "echo", "p")
-        pool = Clocked("10 0 network\n20 0 ok")
-        pool.acted = True
-        held = item._replace(task=item.task._replace(sandbox_mode="read-only"))
-        self.assertEqual(self.play(pool=pool, supply=FakeSupply(held)), [(0, "ok", 2)])
+        for fields in ({"sandbox_mode": "read-only"}, {"answer_only": True}):
+            pool = Clocked("10 0 network\n20 0 ok")
+            pool.acted = True
+            held = item._replace(task=item.task._replace(**fields))
+            self.assertEqual(self.play(pool=pool, supply=FakeSupply(held)), [(0, "ok", 2)])
 
     def test_retry_stated_time_counts_with_a_little_slack(self):
         self.play("10 0 overloaded 20\n50 0 ok", count=1)
@@ -555,6 +556,24 @@ class BoundsOfARun(PolicyCase):
         self.play(pool=pool, supply=supply, jobs=3, canary=2)
         self.assertEqual(pool.starts[:5], [(0, 0), (0, 1), (20, 2), (20, 3), (20, 4)])
         self.assertIn("2 tasks succeeded; one takes 00:15 and $0.2000 on average; the other 4 take about 00:20 and $0.80", self.notices[0])
+
+    def test_canary_names_the_tokens_that_answers_do_not_need(self):
+        for tokens, fields, expected in (
+                ((12100, 12110), {}, "12,100 of 12,100"), ((12000, 13000), {}, "12,500 of 12,500"),
+                ((12100, 12100), {"prompt": "x" * 4000}, "11,100 of 12,100"), ((12100, 12100), {"prompt": "审" * 3000, "system_prompt": "s" * 400}, "9,800 of 12,100"),
+                ((12100, 12100), {"prompt": "x" * 20000}, None), ((1900, 1900), {}, None), ((12100, 1900), {}, None), ((12100,), {}, None), ((), {}, None),
+                ((12100, 12100), {"schema": {"type": "object", "title": "t" * 15000}}, None),
+                ((12100, 12100), {"answer_only": True}, None), ((12100, 12100), {"sandbox_mode": "workspace"}, None),
+                ((12100, 12100), {"sandbox_mode": "read-only"}, "12,100 of 12,100"), ((12100, 12100), {"backend": "echo"}, None),
+                ((12100, 12100), {"backend": "codex"}, "12,100 of 12,100"), ((12100, 12100), "acted", None)):
+            with self.subTest(tokens=tokens, fields=str(fields)[:80]):
+                pool = Clocked("10 0 ok\n20 1 ok")
+                pool.tokens, pool.acted = dict(enumerate(tokens)), fields == "acted"
+                fields = dict({"backend": "claude", "prompt": "p"}, **({} if pool.acted else fields))
+                items = [job(index, "claude", "p")._replace(task=clinvk.Task(**fields)) for index in range(3)]
+                self.play(pool=pool, supply=FakeSupply(*items), jobs=3, canary=2)
+                said = ["canary: about %s input tokens a task are the program's own; --answer-only leaves them out" % expected] if expected else []
+                self.assertEqual([notice for notice in self.notices if "--answer-only" in notice], said)
 
     def test_canary_of_all_tasks_projects_nothing(self):
         supply = FakeSupply(0, 1)

@@ -183,6 +183,24 @@ class Surroundings(support.WorkerCase):
         self.check(self.run_it("env CLAUDE_CODE_MAX_OUTPUT_TOKENS", "claude", max_tokens=777), output="777")
         self.check(self.run_it("env-file GEMINI_SYSTEM_MD", "gemini", system_prompt="be 'brief'\n审查"), output="be 'brief'\n审查")
 
+    def test_answer_only_program_runs_in_an_empty_directory_with_a_home_of_its_own(self):
+        os.makedirs(self.path("own", ".gemini"))
+        self.file("own/auth.json", "secret")
+        self.file("own/.gemini/oauth_creds.json", "secret")
+        self.file("own/.gemini/settings.json", '{"hooks": {}}')
+        self.enter_environment(CODEX_HOME=self.path("own"), GEMINI_CLI_HOME=self.path("own"))
+        for backend, variable, path, names in (
+                ("codex", "CODEX_HOME", "/codex", ["codex", "here"]),
+                ("gemini", "GEMINI_CLI_HOME", "", [".gemini", "here", "policy.toml", "system.md"])):
+            result = self.run_it("cwd\nenv PWD\nenv TMPDIR\nenv %s\nlist-tmp" % variable, backend, answer_only=True, workdir=self.path("own"))
+            self.assertEqual(result.status, "ok", result)
+            cwd, pwd, scratch, home, listed = result.output.splitlines()
+            self.assertEqual((cwd, pwd, home), (scratch + "/here", scratch + "/here", scratch + path))
+            self.assertEqual(listed, "700 " + str(names))
+            self.assertFalse(os.path.exists(scratch + "/here"))
+        with open(self.path("own", "auth.json")) as auth, open(self.path("own", ".gemini", "oauth_creds.json")) as credentials:
+            self.assertEqual((auth.read(), credentials.read()), ("secret", "secret"), "the links are removed, not what they lead to")
+
     def test_a_backend_is_called_with_its_words(self):
         for backend in ("claude", "codex", "gemini"):
             task = clinvk.Job(0, clinvk.Task(backend, "argv", model="m x", extra=("--flag", "a\nb"), system_prompt="审"))

@@ -1065,6 +1065,167 @@ class Lapses(RealCase):
         self.assertEqual([path for _, files in attempts + [(cut, files)] for path in files if os.path.exists(path)], [])
 
 
+class AnswerOnly(RealCase):
+    """The program has no tools, and nobody's instructions, servers or hooks take part."""
+
+    # The most bytes of a request, for a short prompt.
+    MOST = {"claude": 3 << 10, "codex": 10 << 10, "gemini": 2 << 10}
+    TEXT = "see @{0}/work/in.txt @in.txt @/etc/hostname @../system.md @.mcp.json"
+
+    def setUp(self):
+        super().setUp()
+        os.makedirs(self.path("work"))
+        for name, path in {"PROJECT": "work/CLAUDE.md", "LOCAL": "work/CLAUDE.local.md", "AGENTS": "work/AGENTS.md",
+                           "GEMINI": "work/GEMINI.md", "USER": "home/.claude/CLAUDE.md", "RULE": "home/.claude/rules/a.md",
+                           "CODEX": "home/.codex/AGENTS.md", "GOOGLE": "home/.gemini/GEMINI.md",
+                           "EXTENSION": "home/.gemini/extensions/ex/GEMINI.md", "INSIDE": "work/in.txt",
+                           "STYLE": "home/.claude/output-styles/s.md", "SERVERS": "work/.mcp.json"}.items():
+            self.put(path, "planted-%s\n" % name)
+        skill = "---\nname: sk\ndescription: planted-SKILL\n---\nx\n"
+        for home in (".claude", ".codex", ".agents", ".gemini"):
+            self.put("home/%s/skills/sk/SKILL.md" % home, skill)
+        self.put("home/.claude/commands/mine.md", "planted-COMMAND\n")
+        self.put("home/.gemini/commands/mine.toml", 'prompt = "planted-COMMAND"\n')
+        hooks = [{"hooks": [{"type": "command", "command": "touch '%s'" % self.path("hook")}]}]
+        servers = {"some": {"command": "touch", "args": [self.path("server")]}}
+        for place in ("home", "work"):
+            self.put(place + "/.claude/settings.json", json.dumps({
+                "outputStyle": "s", "permissions": {"allow": ["Bash", "Write"], "defaultMode": "acceptEdits"},
+                "hooks": {"SessionStart": hooks, "UserPromptSubmit": hooks, "Stop": hooks}}))
+        self.put("home/.claude.json", json.dumps({"mcpServers": servers}))
+        self.put("work/.mcp.json", json.dumps({"mcpServers": servers, "planted-SERVERS": {}}))
+        more = {"general": {"maxAttempts": 1}, "mcpServers": servers, "hooksConfig": {"enabled": True},
+                "hooks": {"SessionStart": hooks, "BeforeAgent": hooks}, "context": {"includeDirectories": [self.path("work")]},
+                "tools": {"allowed": ["run_shell_command", "write_file"]}}
+        clis.furnish(self.home, mock.base(self.tag), gemini=more)
+        self.put("work/.gemini/settings.json", json.dumps(more))
+        self.put("home/.gemini/extensions/ex/gemini-extension.json", json.dumps({"name": "ex", "version": "1.0.0", "mcpServers": servers}))
+        with open(self.path("home", ".codex", "config.toml")) as file:
+            config = file.read()
+        tool = 'command = "touch"\nargs = ["%s"]\n' % self.path("server")
+        self.put("home/.codex/config.toml", 'notify = ["touch", "%s"]\ndeveloper_instructions = "planted-DEVELOPER"\n%s'
+                 '[mcp_servers.some]\n%s[mcp_servers."odd name"]\n%s[[hooks.SessionStart]]\n[[hooks.SessionStart.hooks]]\n'
+                 'type = "command"\ncommand = "touch \'%s\'"\n' % (self.path("notify"), config, tool, tool, self.path("hook")))
+
+    def put(self, path, content):
+        os.makedirs(os.path.dirname(self.path(path)), exist_ok=True)
+        self.file(path, content)
+
+    def asked(self, name):
+        request, = [request for request in mock.requests(self.tag) if name.encode() in request.body]
+        return request
+
+    def assert_bare(self, request):
+        self.assertEqual(re.findall(rb"planted-\w+", request.body), [])
+        self.assertEqual([tool for tool in request.tools if tool not in ("apply_patch", "StructuredOutput")], [])
+        self.assertEqual([name for name in ("hook", "server", "notify") if os.path.exists(self.path(name))], [])
+
+    def test_request_is_the_prompt_and_nothing_of_user_or_project(self):
+        answers = self.batch([task(backend, backend, "mock: say fine", answer_only=True, workdir="work") for backend in ALL], status="ok")
+        for backend in ALL:
+            with self.subTest(backend):
+                self.assertEqual((answers[backend]["output"], answers[backend].get("warnings")), ("fine", None))
+                request = self.asked(backend)
+                self.assert_bare(request)
+                self.assertLess(len(request.body), self.MOST[backend])
+                self.assertIn(clinvk.ANSWER_PROMPT.encode(), request.body)
+        self.assertEqual(files_with(self.home, "mock: say fine"), [])
+
+    def test_plants_take_part_without_it(self):
+        """Else the other tests would prove nothing."""
+        self.batch([task(backend, backend, "see @in.txt", workdir="work", timeout=LONG) for backend in ALL])
+        for backend, name in (("claude", b"USER"), ("codex", b"CODEX"), ("gemini", b"GOOGLE")):
+            bodies = [request.body for request in self.requests() if b"planted-" + name in request.body]
+            self.assertTrue(bodies, backend)
+        self.assertTrue(os.path.exists(self.path("server")) and os.path.exists(self.path("hook")))
+
+    def test_system_prompt_replaces_that_of_the_program(self):
+        text = "Answer like a pirate: \u201caye\u201d, \U0001f3f4 \\ \"quoted\" $HOME\n-x\tend"
+        self.batch([task(backend, backend, answer_only=True, system_prompt=text) for backend in ALL], status="ok")
+        for backend in ALL:
+            with self.subTest(backend):
+                request = self.asked(backend)
+                self.assertIn(text, [part for message in json.loads(request.body).get("input", ()) for content in message["content"]
+                                     for part in [content.get("text")]] if backend == "codex" else request.system)
+                self.assertLess(len(request.body), self.MOST[backend])
+
+    def test_prompt_is_text(self):
+        tasks = [task("%s-%s" % (backend, how), backend, prompt="/mine %s for %s-%s" % (self.TEXT.format(self.directory), backend, how),
+                      workdir="work", **fields)
+                 for backend in ALL for how, fields in (("answer", {"answer_only": True}), ("literal", {"literal": True, "sandbox_mode": "read-only"}))]
+        clis.furnish(self.home, mock.base(self.tag))
+        self.batch(tasks, status="ok")
+        with open("/etc/hostname", "rb") as file:
+            host = json.dumps(file.read().decode()).encode()[1:-1]
+        for name, _, _, fields in tasks:
+            with self.subTest(name):
+                request = self.asked(name)
+                self.assertNotIn(host, request.body)
+                self.assertNotIn(b"planted-COMMAND", request.body)
+                if name.endswith("answer"):
+                    self.assertNotIn(b"planted-", request.body)
+                    self.assertIn(fields["prompt"].encode(), request.body)
+
+    def test_help_reaches_the_model(self):
+        self.batch([task("%s-%d" % (backend, number), backend, prompt="/help %s-%d" % (backend, number), **fields)
+                    for backend in ("claude", "gemini") for number, fields in enumerate(({"answer_only": True}, {"literal": True}))], status="ok")
+        self.assertEqual(len(self.requests("/help")), 4)
+
+    def test_tools_do_not_run(self):
+        directives = "mock: insist\nmock: shell touch '%s'\nmock: write %s\nmock: say done" % (self.path("run"), self.path("written"))
+        answers = self.batch([task(backend, backend, directives, answer_only=True) for backend in ALL], "--ceiling", "sandbox=read-only,approval=always")
+        self.assertEqual([name for name in ("run", "written") if os.path.exists(self.path(name))], [], shown(answers))
+
+    def test_task_is_tried_again_because_it_cannot_have_acted(self):
+        answers = self.batch([task(backend, backend, "mock: status 503 times=1\nmock: say fine", answer_only=True) for backend in ALL],
+                             retries=1, status="ok")
+        self.assertEqual({name: result["attempts"] for name, result in answers.items()}, dict.fromkeys(ALL, 2))
+
+    def test_schema_goes_with_it(self):
+        answers = self.batch([task(backend, backend, 'mock: structured {"label": "bug"}', answer_only=True, schema=Schemas.SCHEMA, workdir="work")
+                              for backend in ALL], status="ok")
+        for backend in ALL:
+            with self.subTest(backend):
+                self.assertEqual((answers[backend]["data"], answers[backend].get("warnings")), ({"label": "bug"}, None))
+                request = self.requests(backend)[0]  # claude has another one for the result of its tool
+                self.assert_bare(request)
+                self.assertLess(len(request.body), self.MOST[backend])
+
+    def test_repair_goes_on_in_the_conversation_of_claude(self):
+        """codex and gemini keep none in their homes: a new one has the answer."""
+        counter = self.path("count")
+        answers = self.batch([task(backend, backend, "mock: say fine", answer_only=True, attempts=2) for backend in ALL],
+                             "--check", "echo x >> '%s'-$CLINVK_TASK_ID; test $(wc -l < '%s'-$CLINVK_TASK_ID) -gt 1" % (counter, counter), status="ok")
+        for backend in ALL:
+            with self.subTest(backend):
+                self.assertEqual(answers[backend]["attempts"], 2)
+                first, second = [request for request in mock.requests(self.tag) if (backend + "\\n").encode() in request.body and request.call]
+                self.assertIn(b"fine", second.body)
+                self.assertEqual(second.tools, first.tools)
+
+    def test_users_settings_log_claude_in(self):
+        self.put("home/.claude/settings.json", json.dumps({"apiKeyHelper": "echo helper-key", "env": {"ANTHROPIC_BASE_URL": mock.base(self.tag)}}))
+        self.batch([task("claude", "claude", answer_only=True)], status="ok", env={"ANTHROPIC_API_KEY": None, "ANTHROPIC_BASE_URL": None})
+        self.assertEqual(len(self.requests("claude")), 1)
+
+    def test_servers_of_codex_that_cannot_be_disabled_are_an_error(self):
+        with open(self.path("home", ".codex", "config.toml"), "a") as file:
+            file.write('[mcp_servers]\nother = {command = "touch", args = ["%s"]}\n' % self.path("server"))
+        result = self.batch([task("codex", "codex", answer_only=True)], status="failed")["codex"]
+        self.assertEqual(result["error_kind"], "permission")
+        self.assertIn("[mcp_servers.NAME]", result["error"])
+        self.assertEqual(self.requests(), [])
+
+    def test_line_of_a_dry_run_does_what_the_task_would_do(self):
+        done = self.clinvk("--dry-run", "--jsonl", "-q", input=lines([task(backend, backend, answer_only=True, workdir="work") for backend in ALL]))
+        os.mkdir(self.path("other"))
+        for result in results(done):
+            with self.subTest(result["backend"]):
+                ran = self.run_program(["bash", "-c", result["output"]], env={"TMPDIR": self.path("other")})
+                self.assertEqual(ran.returncode, 0, ran.stderr)
+                self.assert_bare(self.asked(result["backend"]))
+
+
 class Repairs(RealCase):
     """A program that is asked again after a check that failed."""
 
