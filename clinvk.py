@@ -162,6 +162,7 @@ EXIT_TIMEOUT, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 124, 126, 127  # of single p
 EXIT_HANGUP, EXIT_INTERRUPT, EXIT_PIPE, EXIT_TERMINATE = 129, 130, 141, 143
 
 BUILT_IN: List[str] = []  # the names of BACKENDS, which fills this list
+KNOWN: Dict[str, Definition] = {}  # commands that need no definition by a user; Backends has them
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 APPROVAL_MODES = ("default", "auto", "none", "always")
 SANDBOX_MODES = ("default", "read-only", "workspace", "full")
@@ -196,7 +197,7 @@ class Interrupted(BaseException):
 
 
 class Definition(NamedTuple):
-    """A command that is a backend: one of the user's own.
+    """A command that is a backend: one of the user's own, or of KNOWN.
 
     A path consists of keys and positions and leads into the JSON that the command prints.  `ok` and
     `done` are a path and the JSON of the value there that means success, or the end of the work.
@@ -3161,9 +3162,9 @@ def _configured_definitions(value: Dict[str, Any]) -> Dict[str, Definition]:
         own = {key: item for key, item in (fields or {}).items()
                if key in DEFINITION_FIELDS and item is not None}
         with path_context("backends", name):
-            if name not in BUILT_IN and not own:
+            if name not in BUILT_IN and name not in KNOWN and not own:
                 raise InvalidValue("unknown backend%s; a backend of your own needs a command"
-                                   % nearest(name, BUILT_IN))
+                                   % nearest(name, [*BUILT_IN, *KNOWN]))
             if name != "claude" and (fields or {}).get("allowed_tools") not in (None, "", "all"):
                 raise InvalidValue("only claude has this setting", ("allowed_tools",))
         if own:
@@ -4821,7 +4822,7 @@ def custom_backend(name: str, definition: Definition) -> Backend:
 # - the rows -
 
 def _exit_reason(stderr: str, exit_code: int) -> str:
-    stderr = re.sub(r"\x1b\[[0-9;]*m", "", stderr)  # colors, which some programs never leave out
+    stderr = re.sub(r"\x1b\[[0-9;]*m", "", stderr)  # colors, which opencode never leaves out
     return _reason(stderr) or last_words(stderr) or "exit status %d" % exit_code
 
 
@@ -4860,6 +4861,40 @@ BACKENDS = {backend.name: backend for backend in (
             takes_schema=True),
 )}
 BUILT_IN.extend(BACKENDS)
+# Programs that were driven with these options, and the version of each whose answers and errors
+# were read.  ollama is a filter by its documentation.  None promises a sandbox.
+KNOWN_VERSIONS = {"aider": "0.86.2", "copilot": "1.0.102", "llm": "0.36", "ollama": "",
+                  "opencode": "1.18.33", "qwen": "0.24.4"}
+KNOWN.update({
+    "aider": Definition(
+        ("aider", "--message-file", "{prompt_file}", "--model", "{model}", "--no-pretty",
+         "--no-stream", "--no-check-update", "--no-show-release-notes", "--no-gitignore",
+         "--no-show-model-warnings", "--no-detect-urls", "--no-suggest-shell-commands",
+         "--chat-history-file", "/dev/null", "--input-history-file", "/dev/null"), agent=True,
+        errors=(("litellm.AuthenticationError", "auth"), ("litellm.RateLimitError", "rate_limit"),
+                ("litellm.ContextWindowExceededError", "context_length"),
+                ("litellm.BadRequestError", "invalid"), ("litellm.NotFoundError", "invalid"),
+                ("litellm.APIConnectionError", "network"), ("litellm.Timeout", "network"),
+                ("litellm.ServiceUnavailableError", "overloaded"), ("litellm.", "backend"))),
+    "copilot": Definition(
+        ("copilot", "--silent", "--model", "{model}"), agent=True,
+        errors=(("No authentication information found", "auth"),)),
+    "llm": Definition(
+        ("llm", "prompt", "--no-log", "-m", "{model}", "-s", "{system_prompt}"), answer_only=(),
+        errors=(("Error: 'Unknown model", "invalid"),)),
+    "ollama": Definition(("ollama", "run", "{model}"), needs_model=True),
+    "opencode": Definition(
+        ("opencode", "run", "--format", "json", "-m", "{model}"), "jsonl", ("part", "text"),
+        ("error", "data", "message"), ("sessionID",), agent=True,
+        done=(("part", "reason"), '"stop"'), errors=(("Session not found", "invalid"),)),
+    "qwen": Definition(
+        ("qwen", "-o", "stream-json", "-m", "{model}", "--append-system-prompt", "{system_prompt}",
+         "--max-session-turns", "{max_turns}", "--json-schema", "{schema}"), "jsonl", ("result",),
+        ("error", "message"), ("session_id",), ("usage",), structured=("structured_result",),
+        ok=(("is_error",), "false"), done=(("type",), '"result"'), agent=True,
+        errors=(("No saved session found", "invalid"), ("No auth type is selected", "auth"),
+                ("Model produced plain text instead of calling", "schema"))),
+})
 # These make a program believe that it runs inside another agent's session, and refuse to start.
 NESTING_VARIABLES = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSION_ACCESS_TOKEN")
 
@@ -4867,9 +4902,9 @@ NESTING_VARIABLES = ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT", "CLAUDE_CODE_SESSIO
 def backend_of(job: Job) -> Backend:
     """Return the row of the job's backend."""
     name = job.task.backend
-    if job.definition is None:
+    if job.definition is None and name in BACKENDS:
         return BACKENDS[name]
-    return custom_backend(name, job.definition)
+    return custom_backend(name, job.definition or KNOWN[name])
 
 
 def command_of(job: Job) -> Command:
@@ -5135,7 +5170,7 @@ class TaskPolicy(NamedTuple):
 
 def unknown_backend(name: str, definitions: Iterable[str] = ()) -> str:
     """Return the message about a backend that nobody has defined, "" for any other."""
-    known = dict.fromkeys([*BACKENDS, *definitions])
+    known = dict.fromkeys([*BACKENDS, *KNOWN, *definitions])
     if name in known:
         return ""
     hint = ""
@@ -14133,7 +14168,9 @@ def _print_report(records: Records, statistics: Statistics, options: argparse.Na
 def shown_settings(configuration: Configuration,
                    environment: Dict[str, str]) -> Dict[str, Tuple[Any, str]]:
     """Return the value of each setting and where the value comes from."""
-    names = dict.fromkeys([*BUILT_IN, *configuration.definitions])
+    sections = {key.split(".")[1] for key in configuration.values if key.startswith("backends.")}
+    known = (name for name in KNOWN if name in sections or model_variable(name) in environment)
+    names = dict.fromkeys([*BUILT_IN, *known, *configuration.definitions])
     keys = list(SETTINGS) + [
         "backends.%s.%s" % (name, field) for name in names for field in BACKEND_SETTINGS
         if name in configuration.definitions or field not in DEFINITION_FIELDS]
@@ -14195,16 +14232,24 @@ def command_doctor(options: argparse.Namespace) -> int:
     definitions = all_definitions(configuration, environment)
     backends: List[Dict[str, Any]] = []
     probes: List[Job] = []
-    for row in [*BACKENDS.values(), *(custom_backend(*item) for item in definitions.items())]:
+    missing: List[str] = []
+    all_defined = {**KNOWN, **definitions}
+    for row in [*BACKENDS.values(), *(custom_backend(*item) for item in all_defined.items())]:
+        is_known = row.name in KNOWN and row.name not in definitions
         job = Job(0, Task(row.name, " ", timeout=60.0), definitions.get(row.name))
         program = row.command(job).argv[0]
         path, problem = find_program(program)
+        if problem and is_known:
+            missing.append(row.name)
+            continue
         if problem and row.install:
             problem += "; to install it: " + row.install
-        elif row.install:
+        elif row.install or is_known:
             probes.append(job._replace(definition=Definition((path, "--version"))))
         backends.append({"name": row.name, "program": program, "path": path, "version": "",
                          "usable": not problem, "problem": problem})
+        if is_known:
+            backends[-1]["defined_for"] = KNOWN_VERSIONS[row.name]
     try:
         for result in run_pool(probes, max(1, len(probes)), start_method=method):
             entry, = (entry for entry in backends if entry["name"] == result.backend)
@@ -14215,13 +14260,16 @@ def command_doctor(options: argparse.Namespace) -> int:
             entry.update(usable=False, problem=entry["problem"] or str(error))
     machine = machine_fields(method)
     if options.json:
-        Output(1).json([dumps({"clinvk": __version__, "backends": backends, "machine": machine}),
-                        b"\n"])
+        Output(1).json([dumps({"clinvk": __version__, "backends": backends,
+                               "not_installed": missing, "machine": machine}), b"\n"])
     else:
         for entry in backends:
             state = entry["version"] or ("found" if entry["usable"] else "cannot be used:")
-            words = filter(None, (state, entry["path"], entry["problem"]))
+            version = entry.get("defined_for") and "(defined for %(defined_for)s)" % entry
+            words = filter(None, (state, entry["path"], entry["problem"], version))
             Output(1).text("%-10s %s\n" % (entry["name"], "  ".join(words)))
+        if missing:
+            Output(1).text("also known, not installed: %s\n" % ", ".join(missing))
         Output(1).text("\n" + "".join("%-14s %s\n" % (name, _plainly(value))
                                       for name, value in machine.items()))
     usable = [entry["name"] for entry in backends if entry["usable"]]
@@ -14439,7 +14487,7 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
                 "(default: session.retention_days of the configuration)", "AGE", parse_age),
         _option("--dry-run", "print what would be deleted")],
     "backend": [_field("-b --backend", "NAME", "%s, or your own command" % ", ".join(
-        BACKENDS))],
+        [*BACKENDS, *KNOWN]))],
     "workdir": [_field("-w --workdir", "DIR", "working directory")],
     "task": [
         _field("-m --model", "MODEL", "model"),

@@ -20,7 +20,7 @@ _clinvk_value()
         --ceiling)
             values='sandbox=read-only sandbox=workspace sandbox=full approval=always approval=auto approval=none' ;;
         -b | --backend | --backends)
-            values='claude codex gemini echo' ;;
+            values='claude codex gemini echo aider copilot llm ollama opencode qwen' ;;
         --effort)
             values='low medium high xhigh max' ;;
         --approval-mode)

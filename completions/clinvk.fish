@@ -48,7 +48,7 @@ complete -c clinvk -n '__clinvk_in prompt parallel chain compare' -s w -l workdi
 
 complete -c clinvk -n '__clinvk_in parallel chain compare report' -s q -l quiet -d 'print only the totals and the distinct errors'
 
-complete -c clinvk -n '__clinvk_in prompt parallel chain' -s b -l backend -xa 'claude codex gemini echo' -d 'backend'
+complete -c clinvk -n '__clinvk_in prompt parallel chain' -s b -l backend -xa 'claude codex gemini echo aider copilot llm ollama opencode qwen' -d 'backend'
 
 complete -c clinvk -n '__clinvk_in report doctor' -l json -d 'print one JSON object'
 
@@ -82,7 +82,7 @@ complete -c clinvk -n '__clinvk_in prompt' -s c -l continue -d 'continue the las
 complete -c clinvk -n '__clinvk_in prompt' -l ephemeral -d 'keep no session'
 
 complete -c clinvk -n '__clinvk_in resume' -l last -d 'continue the last session'
-complete -c clinvk -n '__clinvk_in resume' -s b -l backend -xa 'claude codex gemini echo' -d 'with --last: the last of a backend'
+complete -c clinvk -n '__clinvk_in resume' -s b -l backend -xa 'claude codex gemini echo aider copilot llm ollama opencode qwen' -d 'with --last: the last of a backend'
 complete -c clinvk -n '__clinvk_in resume' -l here -d 'run in the current directory'
 complete -c clinvk -n '__clinvk_in resume' -a '(command -q clinvk; and clinvk sessions list --resumable -n 50 2>/dev/null | string replace -rf "^([0-9a-f]{8,}) +(.*)" "\$1\t\$2")'
 
@@ -119,7 +119,7 @@ complete -c clinvk -n '__clinvk_in chain' -s f -l file -rF -d 'read the chain fr
 complete -c clinvk -n '__clinvk_in chain' -l jsonl -d 'print one JSON line per step as it ends'
 complete -c clinvk -n '__clinvk_in chain' -l allow-commands -d 'let a chain define commands'
 
-complete -c clinvk -n '__clinvk_in compare' -l backends -xa 'claude codex gemini echo' -d 'the backends to ask, with commas between'
+complete -c clinvk -n '__clinvk_in compare' -l backends -xa 'claude codex gemini echo aider copilot llm ollama opencode qwen' -d 'the backends to ask, with commas between'
 complete -c clinvk -n '__clinvk_in compare' -l all-backends -d 'ask all that are installed'
 complete -c clinvk -n '__clinvk_in compare' -l sequential -d 'ask one after the other'
 complete -c clinvk -n '__clinvk_in compare' -l jsonl -d 'print one JSON line per answer as it ends'
@@ -127,7 +127,7 @@ complete -c clinvk -n '__clinvk_in compare' -l jsonl -d 'print one JSON line per
 complete -c clinvk -n '__clinvk_in sessions' -n 'not __fish_seen_subcommand_from list show delete clean' -a 'list show delete clean'
 complete -c clinvk -n '__clinvk_in sessions' -l json -d 'print JSON'
 complete -c clinvk -n '__clinvk_in sessions' -n 'not __fish_seen_subcommand_from list show delete' -l config -rF -d 'clean: the configuration file'
-complete -c clinvk -n '__clinvk_in sessions' -n 'not __fish_seen_subcommand_from show delete clean' -s b -l backend -xa 'claude codex gemini echo' -d 'list: those of a backend'
+complete -c clinvk -n '__clinvk_in sessions' -n 'not __fish_seen_subcommand_from show delete clean' -s b -l backend -xa 'claude codex gemini echo aider copilot llm ollama opencode qwen' -d 'list: those of a backend'
 complete -c clinvk -n '__clinvk_in sessions' -n 'not __fish_seen_subcommand_from show delete clean' -l status -xa 'active completed error' -d 'list: those with a status'
 complete -c clinvk -n '__clinvk_in sessions' -n 'not __fish_seen_subcommand_from show delete clean' -l tag -x -d 'list: those with a tag'
 complete -c clinvk -n '__clinvk_in sessions' -n 'not __fish_seen_subcommand_from show delete clean' -l resumable -d 'list: those that can be resumed'

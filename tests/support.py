@@ -78,7 +78,7 @@ def jobs_of(supply):
             yield item
 
 
-KNOWN = "known are " + ", ".join(clinvk.BACKENDS)  # as messages about an unknown backend end
+KNOWN = "known are " + ", ".join([*clinvk.BACKENDS, *clinvk.KNOWN])  # as messages about an unknown backend end
 
 
 def _own_interpreter():

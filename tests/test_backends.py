@@ -615,6 +615,28 @@ def session_in(text):
     return found.group(1) if found else ""
 
 
+# The same for the programs of KNOWN.  They were driven by hand: that they are installed is not asked of CI.
+KNOWN_READINGS = (
+    ("aider-ok", 0, {"output": None}), ("aider-401", 0, {"output": None, "error": "litellm.AuthenticationError: ", "error_kind": "auth"}),
+    ("copilot-no-login", 1, {"output": None, "error": "Error: No authentication information found.", "error_kind": "auth"}),
+    ("llm-429", 1, {"output": None, "error": "Error: Error code: 429 - Rate limit", "error_kind": "rate_limit", "retry_after_seconds": 20.0}),
+    ("llm-unknown-model", 1, {"output": None, "error": "Error: 'Unknown model: nix'", "error_kind": "invalid"}),
+    ("opencode-ok", 0, {"output": HELLO, "session_id": "ses_dd8b194deffeQSN7x54bm4Jet3"}),
+    ("opencode-tool", 0, {"output": HELLO, "session_id": "ses_dd86f3246ffeJl15kOIqvTWGQR"}),
+    ("opencode-401", 1, {"error": "Incorrect API key provided: mock.", "error_kind": "auth", "session_id": "ses_dd8b12b9affefFLdbZLIMbpjmj"}),
+    ("opencode-429", 1, {"error": "Rate limit reached for mock-429", "error_kind": "rate_limit", "retry_after_seconds": 20.0,
+                         "session_id": "ses_dd8b1006dffeaLZ9WzZBgnYLHS"}),
+    ("opencode-no-session", 1, {"error": "Error: Session not found", "error_kind": "invalid"}),
+    ("qwen-ok", 0, {"output": HELLO, "usage": tokens(2400, 400, 68, 0), "session_id": "74c70612-ad07-4a9f-bcc1-c1c0a044f37b"}),
+    ("qwen-401", 1, {"error": "[API Error: 401 Incorrect API key provided: mock.]", "error_kind": "auth",
+                     "session_id": "f4785ac3-b298-41f1-9c15-9c207ad733c3"}),
+    ("qwen-no-auth", 1, {"error": "No auth type is selected.", "error_kind": "auth", "session_id": "d5992586-32a6-4743-8702-e183f78054f5"}),
+    ("qwen-schema", 0, {"output": '{"a":5}', "structured": {"a": 5}, "usage": tokens(10, 0, 3, 0), "session_id": "3124a445-5f91-4e36-8db1-66e317043135"}),
+    ("qwen-schema-refused", 1, {"error": "Model produced plain text instead of", "error_kind": "schema", "usage": tokens(20, 0, 6, 0),
+                                "session_id": "d51dabe8-6e9b-49bc-b40c-52fcda2e6645"}),
+    ("qwen-no-session", 1, {"error": "No saved session found with title", "error_kind": "invalid"}),
+)
+
 FENCE = "```json\n%s\n```"
 
 
@@ -756,8 +778,13 @@ class Readers(CaptureCase):
                 self.check(self.read(backend_of(name), stdout, stderr, code),
                            **dict(expected, session_id=session_in(stdout.decode() + stderr)))
 
+    def test_recordings_of_known_programs_are_read_as_stated(self):
+        for name, code, expected in KNOWN_READINGS:
+            with self.subTest(name):
+                self.check(self.read(backend_of(name), *recorded(name), code), **expected)
+
     def test_recordings_are_all_in_a_table(self):
-        told = [row[0] for row in READINGS + STOPPED]
+        told = [row[0] for row in READINGS + STOPPED + KNOWN_READINGS]
         self.assertEqual(sorted(told), sorted({name.rpartition(".")[0] for name in os.listdir(support.DATA)}))
 
     def test_reader_of_stopped_run_keeps_text_and_wait(self):
@@ -1736,6 +1763,24 @@ class OwnCommands(CaptureCase):
         for agent in (False, True):
             self.assertIs(self.read(b"x", code=1, agent=agent).acted, agent)
             self.assertIs(self.row("x", agent=agent).is_agent, agent)
+
+    def test_known_programs_are_what_a_user_could_define(self):
+        self.assertEqual(set(clinvk.KNOWN), set(clinvk.KNOWN_VERSIONS))
+        for name, definition in clinvk.KNOWN.items():
+            fields = {field: value for field, value in definition._asdict().items() if value != clinvk.Definition._field_defaults.get(field)}
+            fields["command"] = list(fields.pop("argv"))
+            for field in ("answer", "error", "session_id", "usage", "structured"):
+                if field in fields:
+                    fields[field] = "." + clinvk.path_text(fields[field])
+            for field in {"ok", "done"} & set(fields):
+                fields[field] = {"path": "." + clinvk.path_text(fields[field][0]), "value": json.loads(fields[field][1])}
+            if "errors" in fields:
+                fields["errors"] = dict(fields["errors"])
+            self.assertEqual(clinvk.environment_definitions({"CLINVK_BACKENDS": json.dumps({name: fields})}), {name: definition})
+            row = clinvk.backend_of(clinvk.Job(0, clinvk.Task(name, "x")))
+            self.assertEqual({mode for pair in row.impossible_modes for mode in pair[:1]}, set(clinvk.SANDBOX_MODES))
+            full = task(name, model="m", definition=definition)
+            self.assertEqual((row.name, "m" in row.command(full).argv, "" in row.command(full).argv), (name, True, False))
 
     def test_own_command_runs_without_a_shell(self):
         write_program(os.path.join(self.bin, "own"), b'#!/bin/sh\nfor word; do printf "<%s>" "$word"; done\n[ -f "$2" ] && /bin/cat "$2"\n/bin/cat\n')

@@ -16,6 +16,7 @@ import re
 import resource
 import select
 import signal
+import shlex
 import shutil
 import socket
 import stat
@@ -1570,6 +1571,45 @@ class OwnCommands(Commands):
             kept = json.loads(file.read())
         self.assertEqual(kept["task"], {"backend": "mine", "prompt": "x", "workdir": "."})
 
+    def test_known_programs_are_run_and_judged_as_they_were_recorded(self):
+        for name, code, status, kind in (
+                ("aider-ok", 0, "ok", None), ("aider-401", 0, "failed", "auth"), ("copilot-no-login", 1, "failed", "auth"),
+                ("llm-429", 1, "failed", "rate_limit"), ("opencode-ok", 0, "ok", None), ("opencode-401", 1, "failed", "auth"),
+                ("qwen-schema", 0, "ok", None), ("qwen-schema-refused", 1, "failed", "schema")):
+            program, schema = name.partition("-")[0], {"type": "object", "properties": {"a": {"type": "integer"}}} if "schema" in name else None
+            kept = ["/bin/cat %s" % shlex.quote(path) + end for path, end in (
+                (os.path.join(support.DATA, name + ".out"), ""), (os.path.join(support.DATA, name + ".err"), " >&2")) if os.path.exists(path)]
+            write_program(self.path("bin", program), ("#!/bin/sh\necho \"$@\" > asked\n%s\nexit %d\n" % ("\n".join(kept), code)).encode())
+            result, = support.results(self.parallel("--jsonl", "-q", "--retries", "0", "--schema-retries", "0", "-m", "some/model",
+                                                    input=tasks("p", backend=program, schema=schema)))
+            with self.subTest(name):
+                self.assertEqual((result["status"], result.get("error_kind"), result.get("data")), (status, kind, {"a": 5} if name == "qwen-schema" else None))
+                with open(self.path("asked")) as file:
+                    words = file.read()
+                self.assertIn("some/model", words)
+                self.assertEqual("--json-schema" in words, bool(schema))
+
+    def test_a_known_program_is_a_backend_without_a_definition(self):
+        write_program(self.path("bin", "llm"), b'#!/bin/sh\necho "$*: $(/bin/cat)"\n')
+        write_program(self.path("bin", "aider"), b'#!/bin/sh\necho "litellm.RateLimitError: try again in 1s"\n')
+        said = "prompt --no-log -m m: say hi\n"
+        results = self.lines_of(self.parallel("--jsonl", "-q", "--limit", "llm=1", "--results", "r", input=tasks("say hi", backend="llm"),
+                                              env={"CLINVK_LLM_MODEL": "m"}))
+        self.assertEqual([(result["backend"], result["model"], result["output"]) for result in results], [("llm", "m", said)])
+        again, = support.results(self.parallel("--jsonl", "-q", "--results", "r", "--resume", "-m", "m", input=tasks("say hi", backend="llm")))
+        self.assertEqual((again["output"], again["resumed"]), (said, True))
+        done = self.clinvk("-m", "m", "say hi", env={"CLINVK_BACKEND": "llm"})
+        self.assertEqual((done.returncode, done.stdout.decode()), (0, said))
+        own, = self.lines_of(self.parallel("--jsonl", "-q", input=tasks("say hi", backend="llm"), env=defined(llm={"command": ["cat"]})))
+        self.assertEqual(own["output"], "hi\n")
+        self.assert_refused(self.parallel("--sandbox-mode", "read-only", input=tasks("say hi", backend="llm")),
+                            'llm: clinvk cannot keep this program in sandbox_mode "read-only"; only "full" is possible')
+        # it may have edited files before: it is not started again
+        agent, = self.lines_of(self.parallel("--jsonl", "-q", input=tasks("say hi", backend="aider")))
+        self.assertEqual([agent[name] for name in ("status", "error_kind", "attempts")], ["failed", "rate_limit", 1])
+        missing, = self.lines_of(self.parallel("--jsonl", "-q", input=tasks("say hi", backend="qwen"), env={"PATH": self.path("bin")}))
+        self.assertEqual((missing["exit_code"], missing["error_kind"]), (127, "not_found"))
+
 
 @support.only_in_full_runs
 class Strangers(Commands):
@@ -2047,7 +2087,7 @@ class Doctor(Commands):
         self.assertEqual((completed.returncode, completed.stderr), (status, b""))
         self.assertEqual(completed.stdout.count(b"\n"), 1)
         report = json.loads(completed.stdout.decode("utf-8"))
-        self.assertEqual(sorted(report), ["backends", "clinvk", "machine"])
+        self.assertEqual(sorted(report), ["backends", "clinvk", "machine", "not_installed"])
         self.assertEqual(report["clinvk"], clinvk.__version__)
         for entry in report["backends"]:
             self.assertEqual(sorted(set(entry) - {"defined_for"}), ["name", "path", "problem", "program", "usable", "version"])
@@ -2102,11 +2142,28 @@ class Doctor(Commands):
         self.assertEqual([line for line in lines.split("\n") if line.split()[0] not in own], [
             "claude     v^[[31m1  " + self.path("path", "claude"), "codex      cannot be used:  %s  broken" % self.path("path", "codex"),
             "gemini     cannot be used:  not found on the PATH; to install it: npm install -g @google/gemini-cli", "echo       found  " + cat,
-            "mine       found  " + cat, "other      cannot be used:  not found on the PATH"])
+            "mine       found  " + cat, "other      cannot be used:  not found on the PATH",
+            "also known, not installed: aider, copilot, llm, ollama, opencode, qwen"])
         said = dict(line.split(None, 1) for line in machine.splitlines())
         self.assertEqual(set(said), set(self.report(0)[1]))
         self.assertEqual((said["temp"], said["home"], said["home_writable"], said["nested_in"]), (self.tmp, self.home, "yes", "none"))
         self.assertTrue(completed.stdout.endswith(b"\n"))
+
+    def test_known_programs_are_shown_where_they_are_installed(self):
+        self.install("llm", 'echo "llm, version 0.99: $*"')
+        self.install("ollama", "exit 3")
+        completed = self.doctor("--json")
+        self.assertEqual(completed.returncode, 0)
+        report = json.loads(completed.stdout.decode())
+        self.assertEqual(report["not_installed"], ["aider", "copilot", "opencode", "qwen"])
+        backends = {entry["name"]: entry for entry in report["backends"]}
+        self.assertEqual(list(backends), [*clinvk.BACKENDS, "llm", "ollama"])
+        self.assertEqual(backends["llm"], {"name": "llm", "program": "llm", "path": self.path("path", "llm"), "version": "llm, version 0.99: --version",
+                                           "usable": True, "problem": "", "defined_for": "0.36"})
+        self.assertEqual([backends["ollama"][name] for name in ("usable", "problem", "defined_for")], [False, "exit status 3", ""])
+        lines = self.doctor().stdout.decode().split("\n")
+        self.assertIn("llm        llm, version 0.99: --version  %s  (defined for 0.36)" % self.path("path", "llm"), lines)
+        self.assertIn("ollama     cannot be used:  %s  exit status 3" % self.path("path", "ollama"), lines)
 
     def test_configuration_can_be_chosen(self):
         configuration = self.file("other.yaml", "backends:\n  mine:\n    command: [cat]\n")
@@ -2114,6 +2171,11 @@ class Doctor(Commands):
         self.assertEqual([entry["usable"] for entry in backends if entry["name"] == "mine"], [True])
         completed = self.doctor("--config", self.path("nowhere"))
         self.assertEqual((completed.returncode, completed.stdout), (3, b""))
+
+    def test_own_definition_of_a_known_name_is_shown_in_its_place(self):
+        self.install("llm", "exit 3")
+        backends, _ = self.report(0, env=defined(llm={"command": ["cat"]}))
+        self.assertEqual((backends["llm"]["program"], backends["llm"]["usable"], "defined_for" in backends["llm"]), ("cat", True, False))
 
     def test_what_matters_of_the_machine(self):
         method = self.environment.get("CLINVK_START_METHOD") or clinvk.default_start_method()

@@ -92,7 +92,8 @@ class Choice(CompareCase):
         self.assertEqual([result["output"] for result in report["results"]], ["x\n"] * 3)
 
     def test_all_backends_are_the_installed_ones_except_echo(self):
-        completed = self.compare("--json", "--all-backends", "say x", env=dict(self.only("cat", "claude", "codex"), CLINVK_BACKENDS='{"one": {"command": ["cat"]}}'))
+        support.write_program(os.path.join(self.bin, "llm"), b"#!/bin/sh\nexec cat\n")  # known programs have to be named
+        completed = self.compare("--json", "--all-backends", "say x", env=dict(self.only("cat", "claude", "codex", "llm"), CLINVK_BACKENDS='{"one": {"command": ["cat"]}}'))
         report = self.report(completed)
         missing = [name for name in clinvk.BACKENDS if name not in ("claude", "codex", "echo")]
         self.assertEqual((report["backends"], report["not_installed"]), (["claude", "codex", "one"], missing))

@@ -378,6 +378,15 @@ class Commands(ConfigurationCase):
         self.assertEqual(len(lines), len(shown))
         self.assertIn('default_backend: "codex"  # %s:1' % path, lines)
 
+    def test_config_show_has_the_known_programs_that_are_set(self):
+        path = self.configure("backends:\n  llm:\n    model: a\n  qwen: {command: [mine], enabled: false}\n")
+        self.environment["CLINVK_OLLAMA_MODEL"] = "m"
+        shown = json.loads(self.clinvk("config", "show", "--json").stdout)
+        self.assertEqual(shown["backends.llm.model"], {"value": "a", "origin": path + ":3"})
+        self.assertEqual(shown["backends.ollama.model"], {"value": "m", "origin": "environment: CLINVK_OLLAMA_MODEL"})
+        self.assertEqual(shown["backends.qwen.command"], {"value": ["mine"], "origin": path + ":4"})
+        self.assertEqual([key for key in shown if key.startswith(("backends.aider.", "backends.llm.command", "backends.ollama.command"))], [])
+
     def test_config_without_action_and_with_unknown_action_is_refused(self):
         self.assertEqual(self.clinvk("config").stderr,
                          b"clinvk config: error: expected an action (show, path), got none\n"

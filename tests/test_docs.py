@@ -17,7 +17,7 @@ from support import COMPILED, ROOT, Case, clinvk, write_program
 
 support.left_to_full_runs()
 
-NAMES = tuple(clinvk.BACKENDS)
+NAMES = (*clinvk.BACKENDS, *clinvk.KNOWN)  # of backends
 WORDS_OF_FIELDS = {"backend": NAMES, "approval_mode": clinvk.APPROVAL_MODES, "sandbox_mode": clinvk.SANDBOX_MODES,
                    "effort": clinvk.EFFORTS}
 HELP = {"-h", "--help"}
@@ -365,6 +365,11 @@ class ManPageTest(unittest.TestCase):
         self.assertEqual([name for name in clinvk.DEFINITION_FIELDS if ".Va " + name not in text and name not in
                           " ".join(MAN.words("BACKENDS", "Commands of your own"))], [])
         self.assertEqual([name for name in clinvk.PLACEHOLDERS if "Ql {%s}" % name not in text], [])
+
+    def test_man_page_known_programs_equal_those_of_the_program(self):
+        self.assertEqual(MAN.words("BACKENDS", "Known programs"), list(clinvk.KNOWN))
+        text = "\n".join(MAN.part("BACKENDS", "Known programs"))
+        self.assertEqual(re.findall(r"^(\d+\.[\d.]*\d)", text, re.M), [version for version in clinvk.KNOWN_VERSIONS.values() if version])
 
     def test_man_page_missing_fields_equal_the_backends(self):
         optional = {"model", "effort", "system_prompt", "max_turns", "max_tokens", "extra", "verbose"}
@@ -804,6 +809,7 @@ class ManPageExamplesTest(ExampleCase):
         write_program(os.path.join(self.tools, "claude"), answer + b'case "$*" in *--json-schema*) data=", \\"structured_output\\": {\\"label\\": \\"bug\\"}" ;; esac\necho \'{"type": "result", "is_error": false, "result": "fine", "session_id": "s"\'"$data}"\n')
         write_program(os.path.join(self.tools, "gemini"), answer + b'echo \'{"type": "message", "role": "assistant", "content": "fine"}\'\n'
                       b'echo \'{"type": "result", "status": "success"}\'\n')
+        write_program(os.path.join(self.tools, "llm"), b"#!/bin/sh\nexec cat\n")
         for name, content in (("tasks.json", '{"tasks": [{"prompt": "one"}, {"prompt": "two"}]}'), ("prompts.txt", "one\ntwo\n"),
                               ("results.jsonl", '{"index":1,"status":"ok"}\n'), ("nightly.jsonl", '{"index":0,"status":"ok"}\n'),
                               ("plan.json", '[{"prompt": "one", "workdir": "src"}]'), ("label.json", {"type": "object", "required": ["label"], "properties": {"label": {"enum": ["bug"]}}}), ("cases.json", '[{"prompt": "one", "meta": {"want": "fine"}}]'),

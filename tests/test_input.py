@@ -1080,13 +1080,14 @@ class Definitions(TaskCase):
                 self.assert_bad({"mine": value}, "mine" + message)
 
     def test_program_that_needs_a_model_is_refused_without_one(self):
-        needs = "tasks.json:1: backend: mine needs a model: give --model, the field model or CLINVK_MINE_MODEL"
-        definitions = {"mine": clinvk.Definition(("cat", "{model}"), needs_model=True), "other": clinvk.Definition(("cat",))}
-        asked = {"prompt": "p", "backend": "mine"}
-        self.assertEqual(self.refused(asked, definitions=definitions), needs)
-        for task, rules in ((dict(asked, model="m"), {}), (asked, {"environment": {"CLINVK_MINE_MODEL": "m"}}), (dict(asked, extra=["m"]), {}),
-                            (asked, {"overrides": {"model": "m"}}), (dict(asked, backend="other"), {})):
-            self.assertEqual(len(self.jobs(task, definitions=definitions, **rules)), 1)
+        needs = "tasks.json:1: %sbackend: %s needs a model: give --model, the field model or CLINVK_%s_MODEL"
+        asked = {"prompt": "p", "backend": "ollama"}
+        self.assertEqual(self.refused(asked), needs % ("", "ollama", "OLLAMA"))
+        mine = self.batch({"mine": {"command": ["cat", "{model}"], "needs_model": True}})
+        self.assertEqual(self.refused(mine, allow_commands=True), needs % ("tasks[0].", "mine", "MINE"))
+        for task, rules in ((dict(asked, model="m"), {}), (asked, {"environment": {"CLINVK_OLLAMA_MODEL": "m"}}), (dict(asked, extra=["m"]), {}),
+                            (asked, {"overrides": {"model": "m"}}), (dict(asked, backend="llm"), {})):
+            self.assertEqual(len(self.jobs(task, **rules)), 1)
 
     def assert_bad(self, backends, message):
         refused = self.refused(self.batch(backends), allow_commands=True)
