@@ -2233,13 +2233,6 @@ def descriptor_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def is_terminal(file: int) -> bool:
-    try:
-        return os.isatty(file)
-    except OSError:
-        return False
-
-
 def terminal_size(file: int) -> Tuple[int, int]:
     """Return the columns and lines of the terminal `file`; 80 and 24 where it is not a terminal."""
     try:
@@ -2280,7 +2273,7 @@ def is_endless(file: int) -> bool:
     """Return whether `file` is a device such as /dev/zero, and not a terminal or /dev/null."""
     mode = os.fstat(file).st_mode
     is_device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-    return is_device and not is_terminal(file) and not is_same(file, os.devnull)
+    return is_device and not os.isatty(file) and not is_same(file, os.devnull)
 
 
 def has_content(file: int, patience_seconds: float = 0.0) -> bool:
@@ -6446,7 +6439,7 @@ def _open_input(path: Optional[str], policy: TaskPolicy, advice: str) -> Tuple[i
     _check_policy(policy)
     file, name = 0, "stdin"
     if path in (None, "-"):
-        if is_terminal(0):
+        if os.isatty(0):
             raise UserError("no input: stdin is a terminal; " + advice)
     else:
         name = str(path)
@@ -10203,7 +10196,7 @@ class Output:
     """
 
     def __init__(self, file: int) -> None:
-        self.file, self.terminal = file, is_terminal(file)
+        self.file, self.terminal = file, os.isatty(file)
         self.cursor = self.terminal and os.environ.get("TERM") != "dumb"  # obeys control sequences
         self.prepare: Callable[[], None] = do_nothing  # called before each write
         self._writing_since = 0.0
@@ -11386,7 +11379,7 @@ class Records:
         """Open a file; keep what comes from a pipe in a nameless file."""
         try:
             file = os.dup(0) if path == "-" else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            if is_terminal(file):
+            if os.isatty(file):
                 raise UserError("no results file: give the names of results files, or a pipe")
             if stat.S_ISDIR(os.fstat(file).st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)

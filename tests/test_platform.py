@@ -982,19 +982,17 @@ class Streams(PlatformCase):
                                  [word.replace("_", " ") for word in expected.replace(bad, bad.replace(" ", "_")).split()])
                 self.assertEqual(lines[3], "True")
 
-    def test_is_terminal_pipe_and_closed_file_are_not(self):
+    def test_terminal_columns_those_of_the_terminal_or_80(self):
         master, slave = os.openpty()
         reader, writer = os.pipe()
         for file in (master, slave, reader, writer):
             self.addCleanup(os.close, file)
-        self.assertTrue(clinvk.is_terminal(slave))
-        self.assertFalse(clinvk.is_terminal(writer))
-        self.assertFalse(clinvk.is_terminal(9999))
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 133, 0, 0))
         self.assertEqual(clinvk.terminal_columns(slave), 133)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
         self.assertEqual(clinvk.terminal_columns(slave), 80, "a terminal that does not know its width")
         self.assertEqual(clinvk.terminal_columns(writer), 80)
+        self.assertEqual(clinvk.terminal_columns(9999), 80, "a closed file")
 
     def test_reader_is_gone_closed_reader_is_seen(self):
         reader, writer = os.pipe()
