@@ -11988,20 +11988,11 @@ def csv_lines(records: Iterable[Record], columns: Sequence[Tuple[str, _Path]],
                 empty.pop(name, None)
             elif name in empty:
                 names.note(line, path)
-        yield str(writer.writerow([csv_cell(_whole(value, record.capture, path))
-                                   for value, (_, path) in zip(values, columns)]))
+        yield str(writer.writerow([csv_cell(record.capture.whole(value)) for value in values]))
     for name, path in empty.items():
         problem = names.problem(path)
         if problem:
             warn("--csv .%s: no result has %s" % (name, problem))
-
-
-def _whole(value: Any, capture: Capture, path: _Path) -> Any:
-    """Return the value at a path in a line without names for long strings."""
-    if isinstance(value, str):
-        return "".join(capture.text_of(value))
-    is_whole = not value or not capture.has_names(str(value))
-    return value if is_whole else value_at(loads(capture.read()), path)
 
 
 # - files for CI -

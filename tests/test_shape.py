@@ -366,7 +366,7 @@ MOST_LINES = {
     "": 144, "Types": 301, "Text and JSON": 640, "Schema": 329, "Platform": 930,
     "Configuration": 881, "Backends": 1728, "Input": 1531, "Plans": 207, "Processes": 449,
     "Checks": 445, "Worker": 453, "Pool": 980, "Scheduler": 655, "Journal": 503, "Sinks": 877,
-    "Summary": 198, "Report": 1373, "Sessions": 309, "Commands": 1365, "Command line": 491
+    "Summary": 198, "Report": 1364, "Sessions": 309, "Commands": 1365, "Command line": 491
 }
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
