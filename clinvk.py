@@ -8365,40 +8365,18 @@ UNGUARDED = ("the start method spawn makes each worker import the main module ag
              "not run clinvk again: put that code below `if __name__ == \"__main__\":`")
 
 
-class _SafeSpawn:
-    """Keep the current directory off the path of the processes that multiprocessing spawns.
+def _spawn_safely(spawn: Callable[..., Any], path: Any, args: Sequence[Any], files: Any) -> Any:
+    """Call `spawn`, a function as spawnv_passfds of multiprocessing, for a safe command.
 
-    multiprocessing starts them by `python -c`, which imports from there before all else.  A
-    `signal.py` in it would stop every worker, and the next worker would run, outside of any
-    sandbox, whatever a program may write there.  The change ends with the last run that needs it.
+    multiprocessing starts its processes by `python -c`, which imports from the current directory
+    before all else.  A `signal.py` in it would stop every worker, and the next worker would run,
+    outside of any sandbox, whatever a program may write there.  This takes the directory off.
     """
-
-    _runs = 0
-    _former: Any = None
-
-    @classmethod
-    def enter(cls) -> None:
-        import multiprocessing.util
-        util: Any = multiprocessing.util
-        cls._runs += 1
-        if cls._runs == 1:
-            cls._former, util.spawnv_passfds = util.spawnv_passfds, cls._spawn
-
-    @classmethod
-    def leave(cls) -> None:
-        import multiprocessing.util
-        util: Any = multiprocessing.util
-        cls._runs -= 1
-        if not cls._runs:
-            util.spawnv_passfds = cls._former
-
-    @classmethod
-    def _spawn(cls, path: Any, args: Sequence[Any], files: Any) -> Any:
-        args = list(args)
-        if "-c" in args:
-            safe = "import sys; sys.path[:1] = filter(None, sys.path[:1]); "
-            args[args.index("-c") + 1] = safe + args[args.index("-c") + 1]
-        return cls._former(path, args, files)
+    args = list(args)
+    if "-c" in args:
+        safe = "import sys; sys.path[:1] = filter(None, sys.path[:1]); "
+        args[args.index("-c") + 1] = safe + args[args.index("-c") + 1]
+    return spawn(path, args, files)
 
 
 def _popen_or_end_thread(process: Any) -> Any:
@@ -8635,9 +8613,10 @@ class Pool:
         self._guard = start_guard(watched.fileno(), RUN_MARK % self.run_id, self.directory)
         watched.close()
         _lifelines.append(self._lifeline)
-        self._spawns = self.method == "spawn"
-        if self._spawns:
-            _SafeSpawn.enter()
+        if self.method == "spawn":
+            import multiprocessing.util
+            util: Any = multiprocessing.util
+            util.spawnv_passfds = functools.partial(_spawn_safely, util.spawnv_passfds)
         try:
             self._add_first_pool()
         except BaseException:
@@ -8956,8 +8935,10 @@ class Pool:
         sweep(RUN_MARK % self.run_id)
         remove_tree(self.directory)
         self._dismiss_guard()
-        if self._spawns:
-            _SafeSpawn.leave()
+        if self.method == "spawn":
+            import multiprocessing.util
+            util: Any = multiprocessing.util
+            util.spawnv_passfds = util.spawnv_passfds.args[0]  # one layer for each pool
 
     def _dismiss_guard(self) -> None:
         with contextlib.suppress(OSError):  # the guard was killed
