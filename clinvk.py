@@ -7589,7 +7589,7 @@ def session_files(places: Iterable[Tuple[str, ...]], sessions: Container[str]) -
 
 # An answer up to here travels in the Result, a larger one as a file; with_answer reads the file
 # back up to CHUNK.
-INLINE_BYTES = 1024
+INLINE_BYTES = 3000
 SCHEMA_SECONDS = 10.0  # for the check of an answer by its schema
 OVERSTAYED = "%s did not end by itself and was ended %s after its last event"
 
