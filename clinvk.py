@@ -30,11 +30,11 @@ Data flows down the file: a section uses only what stands above it.
      6. Backends       a row each: how to ask a program, how to read its answer
      7. Input          JSON or items, from a file or a pipe -> Supply of validated Jobs
      8. Plans          chain and compare: jobs made from earlier results
-     9. Processes      execute: one process, from its files to its end
+     9. Processes      execute: one process, from its files to its end; how it is stopped
     10. Checks         commands that judge what a program did
     11. Worker         run_job: one Job to its Result; logs
     12. Pool           jobs in, exactly one Result for each out
-    13. Scheduler      which job is next and when, also after a limit; run_pool
+    13. Scheduler      which job is next and when, also after an error; run_pool
     14. Journal        results as JSON; the results file, from which a run continues
     15. Sinks          text, JSON Lines, JSON, directory, progress
     16. Summary        the ordered table, the totals, the verdict
@@ -6846,7 +6846,7 @@ class Execution(NamedTuple):
     workdir: Optional[OpenDirectory] = None
     timeout: float = 0.0
     stop_signal: str = "SIGTERM"
-    gate: Optional[_PromptGate] = None
+    prompt_gate: Optional[_PromptGate] = None
     idle_timeout: float = 0.0
     max_output: int = 0
     is_over: Optional[Callable[[int], bool]] = None
@@ -7032,7 +7032,7 @@ class _Process:
 
         Raise RuntimeError, after the end of the process, where there can be no more threads.
         """
-        timeout, gate = self._execution.timeout, self._execution.gate
+        timeout, gate = self._execution.timeout, self._execution.prompt_gate
         if not timeout and not gate:
             return self.wait()
         import threading
@@ -7850,8 +7850,8 @@ def _judge(job: Job, ended: Ended, execution: Execution,
     error, kind = "".join(capture.text_of(reply.error))[:CHUNK], reply.error_kind
     blank = capture.is_blank() if reply.output is None else not reply.output.strip()
     lapse = ""
-    if execution.gate:
-        lapse = _lapse(job, execution.gate, stderr, bool(error or code or blank))
+    if execution.prompt_gate:
+        lapse = _lapse(job, execution.prompt_gate, stderr, bool(error or code or blank))
     status = "failed"
     if stopped in ("timeout", "stalled"):
         status, exit_code, kind = "timeout", 124, stopped
@@ -8520,6 +8520,7 @@ class _WorkerPool:
             process.exitcode == 1 for process in self.pool.processes)
 
     def how_it_ended(self, pid: int) -> str:
+        """Return how a worker ended.  A kill for want of memory looks like any other SIGKILL."""
         processes = reversed(self.pool.processes)
         code = next((process.exitcode for process in processes if process.pid == pid), 0)
         if code and code < 0:
@@ -9174,7 +9175,7 @@ class Gate:
     """The starts of one backend: how many run at once, and a pause after a limit.
 
     After the pause one job, the probe, goes ahead.  When it meets no limit, `room` grows by one
-    with each success, up to `most`; each limit halves it.
+    with each success, up to `most`; each limit halves it.  The jobs that wait are in the Scheduler.
     """
 
     def __init__(self, most: int) -> None:
@@ -9561,7 +9562,7 @@ class Scheduler:
         self._control.limited[backend] = gate.retry_at
 
     def _retry_seconds(self, used: int, stated: Optional[float]) -> float:
-        """Return how long a job waits for its next attempt, where no limit is the reason."""
+        """Return how long a job waits for its next attempt after any failure but a limit."""
         if stated is not None:
             return with_slack(stated)
         if self._jitter is None:
@@ -14150,7 +14151,7 @@ def shown_settings(configuration: Configuration,
 
 
 def command_config(options: argparse.Namespace) -> int:
-    """Print each setting and where its value comes from, or the path of the configuration."""
+    """Print each setting and its source, as text or JSON, or the path of the configuration."""
     environment = dict(os.environ)
     if options.command == "config path":
         path = configuration_path(options.config, environment)[0]
