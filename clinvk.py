@@ -4397,7 +4397,7 @@ def _gemini_policy(writes: bool, inside: str) -> str:
         return ('[[rule]]\ntoolName = ["write_file","replace"]\ndecision = "%s"\npriority = %d\n'
                 "argsPattern = %s\n" % (decision, priority, _toml('"file_path":"' + pattern)))
 
-    if not writes:
+    if not writes or deleted_directory(inside):  # where no task can start
         return _GEMINI_POLICY
     ways = sorted({absolute(inside), os.path.realpath(inside)})
     if "/" in ways:

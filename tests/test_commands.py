@@ -2012,8 +2012,9 @@ class DeletedDirectory(support.ForkingCase):
         for form in ([], ["--dry-run"]):
             run = clinvk_there("parallel", "--jsonl", "-q", "-j", "1", *form, input=batch)
             self.assertEqual([result.get("error") for result in results(run)], [gone, gone, None])
-        batch = tasks("say x", backend="gemini", sandbox_mode="workspace", approval_mode="auto")
-        self.assertEqual(results(clinvk_there("parallel", "--jsonl", "-q", "--dry-run", input=batch))[0]["error"], gone)
+        for prompt, literal in (("say x", False), ("mail a@b/c", True)):
+            batch = tasks(prompt, backend="gemini", sandbox_mode="workspace", approval_mode="auto", literal=literal)
+            self.assertEqual(results(clinvk_there("parallel", "--jsonl", "-q", "--dry-run", input=batch))[0]["error"], gone)
         for arguments, status in ((["-b", "echo", "say x"], 2), (["-b", "claude", "-c", "say x"], 2), (["parallel", "--root", "."], 2)):
             run = clinvk_there(*arguments, input=tasks("say x") if "parallel" in arguments else b"")
             self.assertEqual((run.returncode, run.stdout), (status, b""))
