@@ -5969,12 +5969,17 @@ class Template(NamedTuple):
         used: List[str] = []
         for text in self.fields.values():
             fill(text, used.append, TEMPLATE_PLACEHOLDER)
-        fields = [braces for braces in used if re.fullmatch(_ITEM_FIELD, braces)]
+        names = ["{%s}" % column for column in columns]
+        fields = [braces for braces in used
+                  if re.fullmatch(_ITEM_FIELD, braces) and braces not in names]
+        if "{#}" in used and "{#}" in names:
+            raise UserError("{#} in a template is the number of the task, but a column has the "
+                            "name #; give the column another name")
         if fields and self.form != "lines":
             kind = "rows" if columns else "texts that NUL bytes separate"
             raise UserError("%s in a template is a field of JSON values, but the items are %s" % (
                 fields[0], "arguments" if self.words else kind))
-        known = ["{}", "{#}", *map("{%s}".__mod__, columns)]
+        known = ["{}", "{#}", *names]
         kind = "rows" if columns else "JSON values"
         if not fields and not columns:
             known += ITEM_PARTS
@@ -5999,13 +6004,13 @@ class Template(NamedTuple):
         def value_of(braces: str) -> Optional[str]:
             if braces in ("{{", "{#}"):
                 return "{" if braces == "{{" else str(number)
+            if self.form in ("csv", "tsv") and braces != "{}":
+                column: Optional[str] = item.get(braces[1:-1])
+                return column
             if braces == "{@}":
                 return _content(item, root)
             if braces in ITEM_PARTS:
                 return _part(item, braces) if isinstance(item, str) else _as_text(item)
-            if self.form in ("csv", "tsv"):
-                column: Optional[str] = item.get(braces[1:-1])
-                return column
             match = re.fullmatch(_ITEM_FIELD, braces)
             if match is None:
                 return None

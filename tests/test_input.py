@@ -1635,6 +1635,20 @@ class Rows(ItemCase):
         self.assertEqual([task.id for task in self.tasks(data, template=self.template("{}", id="r{id}"))], ["r1", "r2"])
         self.assertEqual(json.loads(self.prompts(data, "{}")[1]), {"id": "2", "text": "", "First name": "{{"})
 
+    def test_column_with_the_name_of_a_part_is_a_column(self):
+        data = b"@,/,//,.,/.,.a,a b\n1,2,3,4,5,6,7\n"
+        for form in ("csv", "tsv"):
+            found = self.prompts(data.replace(b",", b"," if form == "csv" else b"\t"), "{#} {@}{/}{//}{.}{/.}{.a}{a b} {{/}", form=form)
+            self.assertEqual(found, ["1 1234567 {/}"])
+        with self.assertRaisesRegex(clinvk.UserError, r"^\{@\} in a template is no placeholder; the items are rows"):
+            self.prompts(b"/\n1\n", "{/}{@}")
+
+    def test_column_with_the_name_of_the_number_is_no_placeholder(self):
+        data = b"#,a\n7,8\n"
+        self.assertEqual(self.prompts(data, "{a} {}"), ['8 {"#":"7","a":"8"}'])
+        with self.assertRaisesRegex(clinvk.UserError, r"^\{#\} in a template is the number of the task, but a column has the name #; give the column another name$"):
+            self.prompts(data, "{a}", name="{#}")
+
     def test_large_table_is_read_twice(self):
         rows = ["%d,%s" % (number, "x" * 3000) for number in range(400)]
         data = ("n,text\n" + "\n".join(rows)).encode()
