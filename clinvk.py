@@ -5376,7 +5376,7 @@ def _line_of(data: Union[bytes, bytearray], path: _Path) -> int:
     return text.count("\n", 0, target)
 
 
-_ENCODINGS = (  # by how JSON begins in them, with and without a byte order mark
+_ENCODINGS = (  # by how a text begins in them, with and without a byte order mark
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32"), (rb"\xff\xfe|\xfe\xff", "UTF-16"),
     (rb"[^\0]\0\0\0", "UTF-32LE"), (rb"\0\0\0[^\0]", "UTF-32BE"),
     (rb"[^\0]\0[^\0]?(\0|\Z)", "UTF-16LE"), (rb"\0[^\0](\0[^\0]|\0?\Z)", "UTF-16BE"))
@@ -5401,11 +5401,19 @@ _REPAIRS = (
     ("^between", r"[^\]}]", "leave only the JSON; `jq -R '{prompt: .}'` makes a task of each line"))
 
 
-def _repair(data: Union[bytes, bytearray], message: str, before: str, text: str) -> str:
-    """Return how to repair JSON in which `text` is wrong after `before`; else ""."""
+def wide_encoding(data: Union[bytes, bytearray]) -> str:
+    """Return that a text is UTF-16 or UTF-32, and how to convert it; else ""."""
     for start, encoding in _ENCODINGS:
         if re.match(start, data, re.S):
             return ": the input is %s; `iconv -f %s -t UTF-8` makes it UTF-8" % (encoding, encoding)
+    return ""
+
+
+def _repair(data: Union[bytes, bytearray], message: str, before: str, text: str) -> str:
+    """Return how to repair JSON in which `text` is wrong after `before`; else ""."""
+    encoding = wide_encoding(data)
+    if encoding:
+        return encoding
     import unicodedata
     character, text = text[:1] or " ", (before.rstrip() or " ")[-1] + text[:50]
     message += "" if character.isprintable() else "; unprintable"
@@ -5478,7 +5486,8 @@ class InputPiece(NamedTuple):
             message = str(InvalidValue(error.message, path + error.path))
         elif isinstance(error, UnicodeDecodeError):
             line = self.data.count(b"\n", 0, start + error.start)
-            message = "not valid UTF-8 (byte 0x%02x)" % self.data[start + error.start]
+            message = "not valid UTF-8 (byte 0x%02x)%s" % (
+                self.data[start + error.start], wide_encoding(self.data))
         elif isinstance(error, json.JSONDecodeError):
             before, text = to_text(self.data[:start]), to_text(self.data[start:])
             before, text = before + text[:error.pos], text[error.pos:]
@@ -6063,10 +6072,12 @@ def _content(path: str, root: str) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidValue("%s is not text: byte 0x%02x in line %d is not UTF-8" % (
-            quoted(path), data[error.start], data.count(b"\n", 0, error.start) + 1)) from None
+        raise InvalidValue("%s is not text: byte 0x%02x in line %d is not UTF-8%s" % (
+            quoted(path), data[error.start], data.count(b"\n", 0, error.start) + 1,
+            wide_encoding(data))) from None
     if "\0" in text:
-        raise InvalidValue("%s is not text: it contains a NUL byte" % quoted(path))
+        raise InvalidValue("%s is not text: it contains a NUL byte%s" % (
+            quoted(path), wide_encoding(data)))
     return text
 
 
@@ -6112,8 +6123,15 @@ def split_rows(chunks: Iterable[bytes], delimiter: str) -> Iterator[Tuple[int, L
     """Yield the line, the fields and a problem of each row that is not empty."""
     import csv
     csv.field_size_limit(MAX_FIELD)
-    lines = ("\0" if line is None else to_text(line) + "\n" for line in _separated(chunks, b"\n"))
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    encoding = None
+
+    def texts() -> Iterator[str]:
+        nonlocal encoding
+        for line in _separated(chunks, b"\n"):
+            encoding = wide_encoding(line or b"") if encoding is None else encoding
+            yield "\0" if line is None else to_text(line) + "\n"
+
+    rows = csv.reader(texts(), delimiter=delimiter, strict=True)
     while True:
         start, row, problem = rows.line_num + 1, [], ""  # type: int, List[str], str
         try:
@@ -6124,9 +6142,10 @@ def split_rows(chunks: Iterable[bytes], delimiter: str) -> Iterator[Tuple[int, L
         except StopIteration:
             return
         except csv.Error as error:
-            problem = "the row cannot be read: %s" % error
+            problem = "the row cannot be read%s" % (encoding or ": %s" % error)
         except UnicodeEncodeError:
-            problem = "not valid UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` converts texts of Windows"
+            problem = "not valid UTF-8" + (
+                encoding or "; `iconv -f WINDOWS-1252 -t UTF-8` converts texts of Windows")
         if row or problem:
             yield start, row, problem
 
@@ -13753,6 +13772,9 @@ def read_prompt(path: str, option: str = "") -> str:
                                 % (name, MAX_VALUE_BYTES >> 20))
     except OSError as error:
         raise UserError("%s: %s" % (name, error.strerror)) from None
+    encoding = wide_encoding(data) if option or path != "-" else ""  # a prompt may be any bytes
+    if encoding:
+        raise UserError(name + encoding)
     return to_text(bytes(data))
 
 

@@ -620,6 +620,27 @@ class Repairs(TaskCase):
                 self.assertIn(": the input is %s; `iconv -f %s -t UTF-8` makes it UTF-8" % (name, name), self.refused(text.encode(codec)))
 
 
+    def test_table_and_content_in_utf_16_and_utf_32_are_named(self):
+        for codec in ("utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"):
+            name = codec.upper().replace("-LE", "LE").replace("-BE", "BE")
+            advice = ": the input is %s; `iconv -f %s -t UTF-8` makes it UTF-8" % (name, name)
+            for form, text in (("csv", "a,b\r\nx,y\r\n"), ("tsv", "a\nx\n"), ("csv", '"a\n",b\n"x","y"\n'), ("lines", "\xe9\n")):
+                file = self.file("wide", text.encode(codec))
+                template = clinvk.Template({"prompt": "{@}" if form == "lines" else "{a}"}, form)
+                found = self.refused(file.encode() if form == "lines" else text.encode(codec), template=template)
+                self.assertTrue(found.endswith(advice), found)
+
+    def test_prompt_file_and_schema_in_utf_16_are_named(self):
+        file = self.file("wide", '{"type": "object"}'.encode("utf-16"))
+        advice = "%s: the input is UTF-16; `iconv -f UTF-16 -t UTF-8` makes it UTF-8" % file
+        with self.assertRaises(clinvk.UserError) as caught:
+            clinvk.read_prompt(file, "--prompt-file")
+        self.assertEqual(str(caught.exception), "--prompt-file " + advice)
+        with self.assertRaises(ValueError) as caught:
+            clinvk.read_schema(file)
+        self.assertEqual(str(caught.exception), advice)
+
+
 class Large(TaskCase):
     """Values whose tasks are parsed one by one.  Here every array counts as large."""
 
@@ -1716,7 +1737,7 @@ class Contents(ItemCase):
         with open(os.path.join(self.root, "large"), "wb") as file:
             file.write(b"x" * (clinvk.MAX_CONTENT_BYTES + 1))
         self.item("binary", b"a\n\xff")
-        self.item("nul", b"a\0")
+        self.item("nul", b"ab\0")
         for name, problem in [
             ("nowhere", ": No such file or directory"), ("d", ": Is a directory"), ("pipe", " is not a regular file"),
             ("binary", " is not text: byte 0xff in line 2 is not UTF-8"), ("nul", " is not text: it contains a NUL byte"),

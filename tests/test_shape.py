@@ -364,9 +364,9 @@ class ImportTest(unittest.TestCase):
 # 100 columns.
 MOST_LINES = {
     "": 144, "Types": 301, "Text and JSON": 640, "Schema": 329, "Platform": 930,
-    "Configuration": 881, "Backends": 1728, "Input": 1536, "Plans": 207, "Processes": 449,
+    "Configuration": 881, "Backends": 1728, "Input": 1555, "Plans": 207, "Processes": 449,
     "Checks": 445, "Worker": 453, "Pool": 962, "Scheduler": 655, "Journal": 503, "Sinks": 877,
-    "Summary": 198, "Report": 1364, "Sessions": 309, "Commands": 1365, "Command line": 491
+    "Summary": 198, "Report": 1364, "Sessions": 309, "Commands": 1368, "Command line": 491
 }
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
