@@ -2201,9 +2201,9 @@ def sync_directory(path: str) -> None:
             os.fsync(file)
 
 
-def is_full(file: int) -> bool:
-    """Return whether the file system of an open file has no room left."""
-    status = os.fstatvfs(file)
+def is_full(file: Union[int, str]) -> bool:
+    """Return whether the file system of a file has no room left.  Raise OSError."""
+    status = os.statvfs(file)
     return status.f_blocks > 0 and status.f_bavail * status.f_frsize < CHUNK
 
 
@@ -8868,7 +8868,18 @@ class Pool:
             result = result._replace(error="%s (%s)" % (CANCELED_EARLY, self._cancel_reason))
         if not result.log:  # no worker has closed it
             result = with_log(job, result)
+        if result.error_kind == "backend":
+            self._look_for_room(job)
         return with_answer(result)._replace(task=job.task)
+
+    def _look_for_room(self, job: Job) -> None:
+        """Let no more jobs run where a disk is still full after one has failed."""
+        logs = os.path.dirname(job.log.path) or "." if job.log else ""
+        for what, place in (("temporary files", os.path.dirname(self.directory)), ("logs", logs)):
+            with contextlib.suppress(OSError):
+                if place and is_full(place):
+                    self.failure = self.failure or "cannot write %s to %s: %s" % (
+                        what, place, os.strerror(errno.ENOSPC))
 
     def _reap_workers(self, pool: _WorkerPool, results: List[Result]) -> None:
         """Free the slots of dead workers, and answer the jobs that they held."""

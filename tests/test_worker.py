@@ -583,6 +583,25 @@ class OneAfterTheOther(support.WorkerCase):
         self.assertEqual((run.returncode, run.stdout, run.stderr.decode()),
                          (74, b"", "clinvk: error: cannot write temporary files to %s: No space left on device\n" % disk))
 
+    def test_directory_that_stays_full_ends_the_run(self):
+        disk = self.path("disk")
+        os.mkdir(disk)
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k,mode=700", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode:
+            self.skipTest("mounting is not permitted here")
+        self.addCleanup(subprocess.run, ["umount", "-l", disk], check=True)
+        self.file("disk/filler", b"f" * 350000)
+        for what, where in (("temporary files", {"env": {"TMPDIR": disk}}), ("logs", {"log_dir": disk})):
+            arguments = ["--log-dir", where["log_dir"]] if "log_dir" in where else []
+            run = self.clinvk("parallel", "--jsonl", "-q", "-j", "1", *arguments, env=where.get("env", {}),
+                              input=tasks(*["flood 100000"] * 20, backend="claude"))
+            reason = "cannot write %s to %s: No space left on device" % (what, disk)
+            statuses = [result["status"] for result in results(run)]
+            self.assertIn(statuses.count("failed"), (1, 2), "one job is handed out ahead")
+            self.assertEqual(statuses.count("canceled"), 20 - statuses.count("failed"))
+            self.assertIn(reason, results(run)[-1]["error"])
+            self.assertEqual((run.returncode, run.stderr.decode()), (74, "clinvk: error: %s\n" % reason))
+            self.assertEqual([name for name in os.listdir(disk) if name.startswith("clinvk-")], [])
+
     def test_an_answer_on_its_way_is_not_changed_by_the_next_task(self):
         state = self.state()
         first = clinvk.run_job(clinvk.Job(0, clinvk.Task("echo", "flood 50000 a")), state)
