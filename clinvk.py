@@ -7183,7 +7183,9 @@ def with_checks(job: Job, result: Result, state: WorkerState, workdir: Optional[
             after = _tree_state(job, state, before.tree, before)
             result = _with_changes(job, result, before, after)
             if after and result.error_kind != "protected":  # the next attempt starts from here
-                remove_tree(tree_file(state.directory, job.index))
+                # Where that cannot be kept, the next attempt is judged from before this one.
+                with contextlib.suppress(OSError):
+                    _keep_state(job, state, after._replace(permitted=True))
         if result.status != "ok" or not job.task.check:
             return result
         environment = _check_environment(job, result, state, workdir)
@@ -7314,6 +7316,8 @@ class _TreeState(NamedTuple):
 
     `files` has the status and the digest of each tracked file and each other that is not ignored,
     `names` the names of all files that are not tracked, `rules` the digests of the ignore rules.
+    `new_rules`: the program has changed these in this attempt or an earlier one.  `permitted`: the
+    changes up to here were judged as permitted.
     """
 
     tree: _Tree
@@ -7321,6 +7325,8 @@ class _TreeState(NamedTuple):
     files: Dict[str, Tuple[Any, str]]
     names: Set[str]
     rules: Dict[str, str]
+    new_rules: bool = False
+    permitted: bool = False
 
 
 def tree_file(directory: str, index: int) -> str:
@@ -7331,34 +7337,57 @@ def tree_file(directory: str, index: int) -> str:
 def tree_before(job: Job, state: WorkerState) -> Optional[_TreeState]:
     """Return the git work tree before a job, if its changes matter.
 
-    It is kept until the changes are judged as permitted: where the worker was killed, the next
-    attempt has to answer for them.  Raise OSError, or OutputError where it cannot be kept.
+    It is kept until the job ends.  Where the worker was killed before the changes were judged as
+    permitted, the next attempt has to answer for them.  After a permitted attempt the next one
+    starts from what it finds, but the files that were listed before stay listed: the program
+    may have hidden them by new rules.  Raise OSError, or OutputError where it cannot be kept.
     """
     if not judges_changes(job.task):
         return None
-    import pickle
-    path, key = tree_file(state.directory, job.index), state.secret + b"%d" % job.index
-    if job.attempt > 1 and os.path.lexists(path):
-        with open(path, "rb") as file:
-            sum_of_data, data = file.read(CHECKSUM_BYTES), file.read()
-        if checksum(data, key) != sum_of_data:  # a task may write to the file
-            raise OSError(0, "it was changed by another process", path)
-        kept: Optional[_TreeState] = pickle.loads(data)
+    kept = _kept_state(job, state) if job.attempt > 1 else None
+    if kept and not kept.permitted:
         return kept
-    before = _first_state(job, state)
-    data = pickle.dumps(before, 4)
-    with writing("the state of the git work tree"):
-        write_whole(path, [checksum(data, key), data])
+    tree = kept.tree if kept else _tree_of(job.task.workdir)
+    before = _tree_state(job, state, tree, kept)
+    if before:
+        with writing("the state of the git work tree"):
+            _keep_state(job, state, before)
     return before
 
 
-def _first_state(job: Job, state: WorkerState) -> Optional[_TreeState]:
-    top = work_tree(job.task.workdir)
+def _keep_state(job: Job, state: WorkerState, tree_state: _TreeState) -> None:
+    import pickle
+    data = pickle.dumps(tree_state, 4)
+    sum_of_data = checksum(data, _state_key(job, state))
+    write_whole(tree_file(state.directory, job.index), [sum_of_data, data])
+
+
+def _kept_state(job: Job, state: WorkerState) -> Optional[_TreeState]:
+    """Return what _keep_state has kept, None where nothing was.  Raise OSError."""
+    import pickle
+    path = tree_file(state.directory, job.index)
+    if not os.path.lexists(path):
+        return None
+    with open(path, "rb") as file:
+        sum_of_data, data = file.read(CHECKSUM_BYTES), file.read()
+    if checksum(data, _state_key(job, state)) != sum_of_data:  # a task may write to the file
+        raise OSError(0, "it was changed by another process", path)
+    kept: _TreeState = pickle.loads(data)
+    return kept
+
+
+def _state_key(job: Job, state: WorkerState) -> bytes:
+    return state.secret + b"%d" % job.index
+
+
+def _tree_of(workdir: str) -> _Tree:
+    """Return the git work tree that a directory is in.  Raise OSError."""
+    top = work_tree(workdir)
     git = os.path.join(top, ".git")
     if os.path.isfile(git):  # of a linked work tree or a submodule
         with open(git, encoding="utf-8", errors="surrogateescape") as file:
             git = os.path.join(top, file.read(CHUNK).partition("gitdir: ")[2].rstrip("\n"))
-    return _tree_state(job, state, _Tree(top, os.path.realpath(git)), None)
+    return _Tree(top, os.path.realpath(git))
 
 
 def _tree_state(job: Job, state: WorkerState, tree: _Tree,
@@ -7392,7 +7421,10 @@ def _tree_state(job: Job, state: WorkerState, tree: _Tree,
                 files[path] = status, known[1] if is_known else _digest_of(place, status)
     except TimeoutError as error:
         raise OSError(0, "its files cannot be compared: %s" % error, tree.top) from None
-    return _TreeState(tree, now, files, names, digests)
+    # What a check changed after a permitted attempt is no change of the program.
+    new_rules = before is not None and (
+        before.new_rules or not before.permitted and before.rules != digests)
+    return _TreeState(tree, now, files, names, digests, new_rules)
 
 
 def _listed_by_git(job: Job, state: WorkerState, tree: _Tree, *options: str) -> Optional[Set[str]]:
@@ -7479,7 +7511,7 @@ def _with_changes(job: Job, result: Result, before: _TreeState,
     nothing = ((), "")
     changed = {path for path in after.files
                if before.files.get(path, nothing)[1] != after.files[path][1]}
-    if before.rules != after.rules:  # they may hide new files
+    if after.new_rules:  # they may hide new files
         changed |= after.names - before.names
     hits = sorted(one_line(path) for path in changed
                   if any(_matches(path, pattern) for pattern in job.task.protect))

@@ -358,6 +358,42 @@ class Changes(support.WorkerCase):
         self.assertEqual(self.attempts_at(": > tests/check.sh", ":", *options), ("protected", "protected paths were changed: tests/check.sh"))
         self.assertEqual(self.attempts_at(": > tests/check.sh", "git checkout -q tests", *options), (None, ""))
 
+    def second(self, first, later, workdir="", **fields):
+        """The result of the second attempt of a task, whose first one was permitted."""
+        state = self.state()
+        task = clinvk.Task("mine", first + "\necho done", workdir=os.path.join(self.tree, workdir), **fields)
+        job = clinvk.Job(0, task, clinvk.Definition(("sh",)))
+        self.check(clinvk.run_job(job, state), status="ok")
+        result = clinvk.run_job(job._replace(attempt=2, task=task._replace(prompt=later + "\necho done")), state)
+        self.leave(state)
+        return result
+
+    def test_rules_that_an_attempt_changed_hide_nothing_in_the_next(self):
+        for rules in ("echo tests/new > .gitignore; echo tests/own >> .gitignore", "echo 'tests/*' > .git/info/exclude"):
+            for later, found in (("echo x > tests/new", "tests/new"), ("echo x > tests/own", "tests/own"), ("echo x > other", "")):
+                with self.subTest(rules=rules, later=later):
+                    self.git("reset", "-q", "--hard")
+                    self.file("tree/.git/info/exclude", "")
+                    self.git("clean", "-qf")
+                    self.file("tree/tests/own", "")  # not tracked
+                    error = "protected paths were changed: " + found if found else ""
+                    self.check(self.second(rules, later, protect=("tests",)), error_kind="protected" if found else "", error=error)
+
+    def test_rules_stay_known_over_checks_and_retries(self):
+        once = "if [ -e .git/checked ]; then exit 0; fi; : > .git/checked; exit 1"
+        for end, options in (("", ("--attempts", "2", "--check", once)), ("; echo 503 service unavailable >&2; exit 1", ())):
+            self.assertEqual(self.attempts_at("echo tests/new > .gitignore" + end, "echo x > tests/new", "--protect", "tests", *options),
+                             ("protected", "protected paths were changed: tests/new"))
+            os.unlink(os.path.join(self.tree, "tests", "new"))
+
+    def test_rules_that_a_check_changed_are_no_change_of_the_program(self):
+        check = "if [ -e .cache ]; then exit 0; fi; mkdir .cache; echo '*' > .cache/.gitignore; exit 1"
+        self.assertEqual(self.attempts_at(":", "echo x > tests/new.o", "--protect", "tests", "--attempts", "2", "--check", check), (None, ""))
+
+    def test_repository_that_an_attempt_made_does_not_replace_the_work_tree(self):
+        os.mkdir(os.path.join(self.tree, "part"))
+        self.check(self.second("git init -q", "echo x > ../tests/new", workdir="part", protect=("tests",)), error_kind="protected")
+
     def test_what_a_check_changed_is_not_the_change_of_the_next_attempt(self):
         self.assertEqual(self.attempts_at(":", ":", "--protect", "tests", "--attempts", "2", "--check", "if [ -e tests/report ]; then exit 0; fi; : > tests/report; exit 1"), (None, ""))
 
