@@ -2544,9 +2544,18 @@ _limits = _each(_jobs, "an object such as {\"claude\": 2}", dict)
 _token_counts = _each(_token_count, "an object", dict)
 
 
+def _pattern(value: Any) -> str:
+    """Check a pattern for paths from the top of a git work tree, which others would never match."""
+    text = re.sub("^(\\./)+", "", re.sub("/+", "/", _argument(value)))
+    if any(part in ("", ".", "..") for part in re.sub("(?<=.)/$", "", text).split("/")):
+        raise expected("a pattern for paths from the top of the git work tree, without / before it "
+                       "or a part . or .., such as tests/* (* matches all paths)", value)
+    return text
+
+
 def _patterns(value: Any) -> Any:
     """Return one pattern, or a list of patterns, as patterns."""
-    return _list_of(_argument)([value] if isinstance(value, str) else value)
+    return (_pattern(value),) if isinstance(value, str) else _list_of(_pattern)(value)
 
 
 def _command(value: Any) -> Any:
