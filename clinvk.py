@@ -9335,6 +9335,17 @@ class _Entry(NamedTuple):
             attempts=len(tries), usage=dict(usage) or None, cost_usd=sum(costs) if costs else None)
 
 
+def _collide(one: _Entry, other: _Entry) -> bool:
+    """Return whether two jobs must not run at once in their directories.
+
+    A job whose changes are judged must not run together with one that is in its work tree.
+    """
+    if one.directory == other.directory:
+        return True
+    return any(judges_changes(judged.job.task) and (inner.directory + "/").startswith(
+        os.path.join(judged.directory, "")) for judged, inner in ((one, other), (other, one)))
+
+
 def try_fields(result: Result) -> Dict[str, Any]:
     """Return the JSON fields of one of several attempts."""
     fields = {"status": result.status, "error_kind": result.error_kind, "error": result.error,
@@ -9385,7 +9396,7 @@ class Scheduler:
         self._waiting: List[_Entry] = []  # what waits for its time
         # jobs that wait for room, by what they wait for: their gate and their directory
         self._held: Dict[Tuple[Gate, str], List[_Entry]] = {}
-        self._directories: Dict[str, int] = {}  # in which a job is alone now, and its index
+        self._directories: Dict[str, _Entry] = {}  # in which a job is alone now, and that job
         self._bounds = Bounds(policy, spent, jobs, notice)
         self._trees: Dict[str, str] = {}  # the git work trees, by workdir
         self._has_warned = False  # of jobs that write in one of them
@@ -9445,7 +9456,7 @@ class Scheduler:
             self._waiting.remove(entry)
             self._hold(entry)
         for key, entries in self._held.items():
-            if (key[0].given_up or self._has_room(*key, entries[0].index)) and (
+            if (key[0].given_up or self._has_room(entries[0])) and (
                     entries[0].tries or not self._bounds.awaits_canary):
                 entry = entries.pop(0)
                 if not entries:
@@ -9464,7 +9475,7 @@ class Scheduler:
             earlier = self._resume(item)
             if earlier or entry.gate.given_up:
                 return earlier or self._unbegun(entry)
-            if self._has_room(entry.gate, entry.directory, entry.index):
+            if self._has_room(entry):
                 return entry
             self._hold(entry)
         return NOT_READY
@@ -9477,9 +9488,9 @@ class Scheduler:
         """Return the entry of a job, with its gate and the directory in which it must be alone.
 
         The directory stays what it was when the job was read, whatever a task does with a link.
-        A job whose changes are judged must be alone in its git work tree, with `one_per_workdir`
-        any job in its workdir.  One environment serves a whole run, so a name and a command have
-        one account.
+        A job whose changes are judged must be alone in its git work tree and in all below it, with
+        `one_per_workdir` any job in its workdir.  One environment serves a whole run, so a name and
+        a command have one account.
         """
         backend = job.task.backend
         gate = self._gates.get((backend, job.definition))
@@ -9497,13 +9508,18 @@ class Scheduler:
             self._trees[workdir] = work_tree(workdir)
         return self._trees[workdir]
 
-    def _has_room(self, gate: Gate, directory: str, index: int) -> bool:
-        return (gate.may_start(self._clock(), self._wall())
-                and self._directories.get(directory, index) == index)
+    def _has_room(self, entry: _Entry) -> bool:
+        return entry.gate.may_start(self._clock(), self._wall()) and not (
+            entry.directory and any(other.index != entry.index and _collide(entry, other)
+                                    for other in self._directories.values()))
 
     def _leave(self, entry: _Entry) -> None:
-        if self._directories.get(entry.directory) == entry.index:
+        if self._owns_directory(entry):
             del self._directories[entry.directory]
+
+    def _owns_directory(self, entry: _Entry) -> bool:
+        owner = self._directories.get(entry.directory)
+        return owner is not None and owner.index == entry.index
 
     def _read(self) -> Union[Job, Result, str]:
         """Return what comes next; END where the input cannot be kept: then nothing more starts."""
@@ -9519,14 +9535,13 @@ class Scheduler:
         entries = self._held.setdefault((entry.gate, entry.directory), [])
         place = len(entries)
         if entry.tries:  # but after the one that has the directory
-            owner = self._directories.get(entry.directory)
-            place = int(bool(entries) and owner == entries[0].index)
+            place = int(bool(entries) and self._owns_directory(entries[0]))
         entries.insert(place, entry)
 
     def _start(self, entry: _Entry) -> None:
         job = entry.job
         if entry.directory:
-            self._directories[entry.directory] = entry.index
+            self._directories[entry.directory] = entry
         self._warn_of_writers(job)
         if entry.tries or self._policy.retries or self._policy.max_cost:
             job = job._replace(attempt=len(entry.tries) + 1, retried=self._policy.retries > 0,
@@ -9545,8 +9560,9 @@ class Scheduler:
         if tree and any(tree == self._trees.get(other.job.task.workdir) and may_write(other.job)
                         for other in self._running.values()):
             self._has_warned = True
+            other_way = "" if self._policy.one_per_workdir else ", or --one-per-workdir"
             self._notice("warning: tasks that may write run at once in the git work tree %s; give "
-                         "each a work tree of its own, or --one-per-workdir" % quoted(tree))
+                         "each a work tree of its own%s" % (quoted(tree), other_way))
 
     def _ended(self, result: Result) -> Iterator[Result]:
         """Take the result of an attempt.  Yield it unless the job is tried again."""

@@ -615,6 +615,21 @@ class BoundsOfARun(PolicyCase):
                 self.play("10 0 ok\n20 1 ok\n30 3 ok", supply=FakeSupply(*items), jobs=3)
             self.assertEqual((self.pool.starts, self.notices), (starts, []), judged)
 
+    def test_judged_task_is_not_at_once_with_a_task_in_a_work_tree_below(self):
+        at_once, apart = [(0, 0), (0, 1)], [(0, 0), (10, 1)]
+        tops = {"/r": "/r", "/r/sub": "/r", "/r/part": "/r/part", "/r/other": "/r/other", "/rx": "/rx", "/": "/"}
+        for first, second, one_per_workdir, starts in (
+                (("/r", True), ("/r/part", True), False, apart), (("/r/part", True), ("/r/sub", True), False, apart),
+                (("/r/part", True), ("/r/other", True), False, at_once), (("/r", True), ("/rx", True), False, at_once),
+                (("/r", True), ("/r/part", False), False, at_once), (("/", True), ("/r", True), False, apart), (("/", True), ("/r", False), False, at_once),
+                (("/r/sub", True), ("/r/sub", False), True, apart), (("/r/sub", False), ("/r/sub", True), True, apart),
+                (("/r/part", False), ("/r/sub", True), True, apart), (("/r/part", True), ("/r/sub", False), True, at_once),
+                (("/r", False), ("/r/sub", False), True, at_once)):
+            items = [job(index, "echo", "p", workdir=workdir, require_change=judged) for index, (workdir, judged) in enumerate((first, second))]
+            with unittest.mock.patch.object(clinvk, "work_tree", tops.get):
+                self.play("10 0 ok\n20 1 ok", supply=FakeSupply(*items), jobs=2, one_per_workdir=one_per_workdir)
+            self.assertEqual(self.pool.starts, starts, (first, second))
+
     def test_task_whose_changes_are_judged_keeps_its_work_tree_until_its_retry(self):
         for judged, starts in (({"protect": ("*.py",)}, [(0, 0), (11, 0), (20, 1)]), ({}, [(0, 0), (10, 1), (12, 0)])):
             items = [job(index, "echo", "p") for index in range(2)]
@@ -635,6 +650,13 @@ class BoundsOfARun(PolicyCase):
             items = [item._replace(task=item.task._replace(sandbox_mode=sandbox, workdir=ROOT)) for item in items]
             self.play(supply=FakeSupply(*items), jobs=3)
             self.assertEqual(len(self.notices), count, (backend, self.notices))
+
+    def test_warning_of_writers_advises_no_option_that_was_given(self):
+        items = [job(index, "claude", "p", sandbox_mode="full", workdir=os.path.join(ROOT, name)) for index, name in enumerate(("", "tests"))]
+        for given in (False, True):
+            self.play(supply=FakeSupply(*items), jobs=2, one_per_workdir=given)
+            self.assertEqual(self.notices, ['warning: tasks that may write run at once in the git work tree %s; give each a work tree of its own%s'
+                                            % (clinvk.quoted(ROOT), "" if given else ", or --one-per-workdir")])
 
     def test_writers_are_agents_only(self):
         items = [job(index, backend, "p") for index, backend in enumerate(("claude", "echo"))]
