@@ -1385,12 +1385,18 @@ class _Validation:
 
 
 def _is_multiple(value: Union[int, float], step: Union[int, float]) -> bool:
-    """Divide as jsonschema does: 19.99 is not a multiple of 0.01, as floats are."""
+    """Divide as decimals, as JSON writes them: 19.99 is a multiple of 0.01, as floats it is not."""
+    def ratio(number: Union[int, float]) -> Tuple[int, int]:
+        from decimal import Decimal
+        if isinstance(number, int):
+            return number, 1
+        return Decimal(repr(number)).as_integer_ratio()
+
     try:
-        return int(value / step) == value / step if isinstance(step, float) else not value % step
-    except OverflowError:
-        from fractions import Fraction
-        return (Fraction(value) / Fraction(step)).denominator == 1
+        (top, bottom), (step_top, step_bottom) = ratio(value), ratio(step)
+    except (OverflowError, ValueError):  # infinite, or NaN
+        return False
+    return not top * step_bottom % (bottom * step_top)
 
 
 def validate(value: Any, schema: Any) -> List[str]:

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections import Counter
+from decimal import Context, Decimal
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from support import clinvk
@@ -64,7 +65,14 @@ def unique(validator, rule, value, schema):
         yield ValidationError("not unique")
 
 
-Oracle = validators.extend(Draft202012Validator, {"uniqueItems": unique})
+def multiple(validator, step, value, schema):
+    """Of decimals, as JSON writes them: jsonschema divides floats, and refuses 0.3 as a multiple of 0.1."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if Context(prec=2000).remainder(Decimal(repr(value)), Decimal(repr(step))):
+            yield ValidationError("not a multiple")
+
+
+Oracle = validators.extend(Draft202012Validator, {"uniqueItems": unique, "multipleOf": multiple})
 counts = Counter()
 
 
@@ -81,11 +89,7 @@ def compare(schema, values):
 
 
 def compare_verdicts(schema, value):
-    try:
-        valid = Oracle(schema).is_valid(value)
-    except OverflowError:  # of multipleOf, which clinvk can decide
-        counts["undecided"] += 1
-        return
+    valid = Oracle(schema).is_valid(value)
     errors = clinvk.validate(value, schema)
     assert valid == (not errors), (schema, value, errors)
     assert all(error.startswith("data") for error in errors)

@@ -87,7 +87,10 @@ JUDGED = [
     ({"exclusiveMaximum": 1}, 0, 1.0, ["data: expected less than 1, got 1.0"]),
     ({"maximum": 0}, True, 1, ["data: expected at most 0, got 1"]),
     ({"multipleOf": 2}, 4.0, 5, ["data: expected a multiple of 2, got 5"]),
-    ({"multipleOf": 0.01}, 0.35, 19.99, ["data: expected a multiple of 0.01, got 19.99"]),
+    ({"multipleOf": 0.01}, 19.99, 19.995, ["data: expected a multiple of 0.01, got 19.995"]),
+    ({"multipleOf": 0.1}, 0.3, 0.35, ["data: expected a multiple of 0.1, got 0.35"]),
+    ({"multipleOf": 1e-300}, 1e308, 1e-301, ["data: expected a multiple of 1e-300, got 1e-301"]),
+    ({"multipleOf": 3}, 3e22, 1e23, ["data: expected a multiple of 3, got 1e+23"]),
     ({"multipleOf": 0.5}, 1e308, 0.6, ["data: expected a multiple of 0.5, got 0.6"]),
     ({"multipleOf": 0.5}, 10 ** 400, 0.75, ["data: expected a multiple of 0.5, got 0.75"]),
     ({"multipleOf": 10 ** 400}, 0.0, 1.5, ["data: expected a multiple of %s, got 1.5" % ("1" + "0" * 56 + "...")]),
@@ -165,6 +168,16 @@ class Values(unittest.TestCase):
         for schema in ({}, True):
             for value in (None, True, 1, 1.5, "", [], {}):
                 self.assertEqual(clinvk.validate(value, schema), [])
+
+    def test_multiples_are_those_of_decimals(self):
+        for step, digits in ((0.1, 1), (0.01, 2), (0.001, 3), (0.25, 2), (2.5, 1)):
+            for number in range(-1000, 1000):
+                value = float("%.*f" % (digits, number * step))
+                self.assertEqual(clinvk.validate(value, {"multipleOf": step}), [], value)
+                self.assertTrue(clinvk.validate(value + step / 2, {"multipleOf": step}), value)
+        for value, step, expected in ((float("inf"), 0.5, False), (float("nan"), 2, False), (1, float("inf"), False), (10 ** 20000, 1e-300, True),
+                                      (10 ** 20000 + 1, 10, False), (5e-324, 5e-324, True), (0, 1e308, True), (-0.0, 0.1, True)):
+            self.assertEqual(clinvk._is_multiple(value, step), expected, (value, step))
 
     def test_keywords_apply_to_values_of_their_type_only(self):
         rules = {"minimum": 5, "maximum": -5, "multipleOf": 7, "minLength": 5, "maxLength": 1, "pattern": "^x$", "minItems": 5, "maxItems": 1,
