@@ -10701,16 +10701,19 @@ class Answers:
         self._root, self._overwrite, self._others = root, overwrite, others
         self.error: Optional[OutputError] = None  # about the first file that was not written
         self._is_due = False  # of the result that was checked last
+        self._problem = ""  # with its file
         self._left: Dict[str, List[Tuple[str, str]]] = {}  # drafts of a killed run, by directory
 
     def checked(self, result: Result) -> Result:
-        """Return a result with the file into which `put` is to write its answer, if any."""
+        """Return a result with the file into which `put` is to write its answer, if any.
+
+        A problem with the file is of this run, so only `put` adds the warning.
+        """
         path = result.task.write_to if result.task and result.status == "ok" else ""
         is_there = result.resumed and self._has(path, result)
         self._is_due = bool(path) and not is_there
-        if path:
-            result = result._replace(written=path)
-        return self._tried(self._check, result) if self._is_due else result
+        self._problem = self._problem_of(self._check, result) if self._is_due else ""
+        return result._replace(written="" if self._problem else path) if path else result
 
     def _has(self, path: str, result: Result) -> bool:
         """Return whether an earlier run has written the file, as the result or its content says.
@@ -10727,23 +10730,25 @@ class Answers:
 
     def put(self, result: Result) -> Result:
         """Write the answer of the result that was checked.  Return the result with its file."""
-        if not (self._is_due and result.written):
+        if not self._is_due:
             return result
         if result.status != "ok":  # the results file could not be written
             return result._replace(written="")
-        return self._tried(self._write, result)
+        problem = self._problem or self._problem_of(self._write, result)
+        if not problem:
+            return result
+        self.error = self.error or OutputError(problem)
+        return result._replace(written="", warnings=(*result.warnings, problem))
 
-    def _tried(self, action: Callable[[str, Result], None], result: Result) -> Result:
-        path = result.written
+    def _problem_of(self, action: Callable[[str, Result], None], result: Result) -> str:
+        path = result.task.write_to if result.task else ""
         try:
             action(path, result)
         except OSError as error:
             is_taken = isinstance(error, FileExistsError) and os.path.lexists(path)
-            problem = "cannot write %s: %s%s" % (visible(path), error.strerror,
-                                                 "; --overwrite replaces it" * is_taken)
-            self.error = self.error or OutputError(problem)
-            return result._replace(written="", warnings=(*result.warnings, problem))
-        return result
+            return "cannot write %s: %s%s" % (visible(path), error.strerror,
+                                              "; --overwrite replaces it" * is_taken)
+        return ""
 
     def _remove_left(self, name: str, directory: OpenDirectory) -> None:
         """Remove what a killed run has left of a file; each directory is listed once."""

@@ -1143,6 +1143,21 @@ class Templates(Commands):
         run = self.parallel(*template, "fr/{}", "one", "two", cwd=self.directory)
         self.assertEqual((run.returncode, run.stderr), (74, b"clinvk: error: cannot write fr/two: File exists; --overwrite replaces it\n"))
 
+    def test_warning_about_a_file_is_of_the_run_that_could_not_write_it(self):
+        def run(*arguments):
+            done = self.parallel("-b", "echo", "--jsonl", "-q", "--prompt", "{}", "--results", "r", "--resume", *arguments, "--", "x", cwd=self.directory)
+            found = json.loads(done.stdout)
+            return done.returncode, found.get("written"), found.get("warnings")
+
+        os.mkdir(self.path("e"))
+        self.file("e/x", "mine")
+        self.assertEqual(run("--write-to", "e/{}"), (74, None, ["cannot write e/x: File exists; --overwrite replaces it"]))
+        self.assertEqual(run("--write-to", "e/{}"), (74, None, ["cannot write e/x: File exists; --overwrite replaces it"]))
+        self.file("e/x", "x\n")
+        self.assertEqual(run("--write-to", "e/{}"), (0, "e/x", None))
+        self.assertEqual(run("--write-to", "d/{#}"), (0, "d/1", None))
+        self.assertEqual(run(), (0, None, None))
+
     def test_files_of_identical_prompts_are_known_to_the_next_run(self):
         definition = {"CLINVK_BACKENDS": json.dumps({"count": {"command": ["sh", "-c", "echo x >> log; wc -l < log"]}})}
         for number in range(2):
