@@ -11176,7 +11176,8 @@ class Totals:
         self.resumed += result.resumed and not failed
         if failed:
             sample = sample_of(result)
-            self.final += is_final("", result.error_kind, sample.samples > 1 or sample.cell)
+            self.final += result.resumed or is_final(
+                "", result.error_kind, sample.samples > 1 or sample.cell)
             self.last_failure = result.status, result.exit_code
         if failed or result.status == "canceled":
             why = _why_canceled(result).replace(CANCELED_LATE, "while it ran")

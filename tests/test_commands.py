@@ -1074,6 +1074,15 @@ class Templates(Commands):
         self.assertIn(b"3 completed (2 from an earlier run)", run.stdout)
         self.assertEqual(self.parallel(*template, "--resume", "--shard", "2/2", "--", "c", "x").stdout.split(b" (")[0], b"Total: 1 task, 1 completed, 0 failed")
 
+    def test_failed_result_of_an_earlier_run_is_not_tried_again(self):
+        common = ("-b", "echo", "-q", "--check", 'grep -q a "$CLINVK_OUTPUT"', "--results", self.path("r"), "--resume", "--prompt", "{}")
+        self.assertEqual(self.parallel(*common, "--repeat", "2", "--", "b").returncode, 1)
+        again = self.parallel(*common, "--", "b")
+        self.assertEqual((again.returncode, again.stderr), (1, b""))
+        self.assertIn(b"try the failed tasks again", self.parallel(*common, "--", "b", "c").stderr)
+        with open(self.path("r")) as file:
+            self.assertEqual(len(file.readlines()), 3)
+
     def test_command_that_continues_a_run_of_arguments_needs_no_input(self):
         run = self.parallel("-q", "--results", self.path("r"), "--prompt", "{}", "-w", "/no/{}", "--", "a")
         self.assertRegex(run.stderr.decode(), r"\Aclinvk: to try the failed tasks again: \S+ .*--prompt '\{\}' -w '/no/\{\}' --resume -- a\n\Z")
