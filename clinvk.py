@@ -11237,12 +11237,13 @@ class Totals:
 
 
 def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_number: int = 0,
-            single: bool = False, left: bool = False) -> int:
+            single: bool = False, left: bool = False, dry_run: bool = False) -> int:
     """Return the exit status of a run.
 
     `error`: the output could not be written.  `signal_number`: that of the signal that stopped the
     run.  `single`: a single prompt, whose exit status also tells a timeout and a missing program.
     `left`: a later run can do the rest, as _conclude finds; SIGTERM is then not a failure.
+    `dry_run`: what failed for good in an earlier run is no failure of this one.
     """
     status, exit_code = totals.last_failure
     if error and not error.broken_pipe:
@@ -11257,7 +11258,8 @@ def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_numbe
         return EXIT_TIMEOUT
     if single and exit_code in (EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND):
         return exit_code
-    return EXIT_FAILED if totals.counts["failed"] or totals.counts["canceled"] else EXIT_OK
+    failed = totals.counts["failed"] - (totals.final if dry_run else 0)
+    return EXIT_FAILED if failed or totals.counts["canceled"] else EXIT_OK
 
 
 class Table:
@@ -13415,7 +13417,7 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
                 if plan.arrived:
                     result = plan.arrived(result)
                 feed.write(result)
-                if settings.dry_run and result.status in FAILED_STATUSES:
+                if settings.dry_run and result.status in FAILED_STATUSES and not result.resumed:
                     console.say("error: " + result.error)
                 del result  # as run_pool does, before the next task starts
         finally:
@@ -13445,7 +13447,8 @@ def _conclude(plan: Plan, settings: Settings, console: Console, *, overview: Ove
         say("the input was not read to its end: the tasks in the rest have no result")
     if plan.continuing and not settings.dry_run and missing:
         say(_how_to_continue(plan, control.left, left or unfinished))
-    return verdict(totals, error=error, signal_number=signal_number, single=plan.single, left=left)
+    return verdict(totals, error=error, signal_number=signal_number, single=plan.single, left=left,
+                   dry_run=settings.dry_run)
 
 
 def _how_to_continue(plan: Plan, why: str, is_unfinished: Any) -> str:

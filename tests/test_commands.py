@@ -1083,6 +1083,14 @@ class Templates(Commands):
         with open(self.path("r")) as file:
             self.assertEqual(len(file.readlines()), 3)
 
+    def test_list_of_what_is_left_has_no_failures_of_an_earlier_run(self):
+        common = ("-b", "echo", "--check", "exit 3", "--results", self.path("r"), "--resume", "--repeat", "2", "--prompt", "{.a}")
+        self.assertEqual(self.parallel(*common, "-q", input=b'{"a": "x"}').returncode, 1)
+        for option, lines in (("--dry-run", 2), ("--emit-tasks", 1)):
+            for data, message in ((b'{"a": "x"}{"a": "y"}', b""), (b'{"a": "x"}{"a": "y"}{}', b"clinvk: error: stdin:1: the item has no field .a\n")):
+                listed = self.parallel(*common, option, input=data)
+                self.assertEqual((listed.returncode, listed.stdout.count(b"\n"), listed.stderr), (int(bool(message)), lines, message))
+
     def test_command_that_continues_a_run_of_arguments_needs_no_input(self):
         run = self.parallel("-q", "--results", self.path("r"), "--prompt", "{}", "-w", "/no/{}", "--", "a")
         self.assertRegex(run.stderr.decode(), r"\Aclinvk: to try the failed tasks again: \S+ .*--prompt '\{\}' -w '/no/\{\}' --resume -- a\n\Z")
