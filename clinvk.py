@@ -11798,24 +11798,36 @@ def percentile(ordered: Sequence[float], percent: int) -> float:
     return ordered[(percent * len(ordered) + 99) // 100 - 1]
 
 
-class Measures:
-    """The sum and the percentiles of the time, the tokens and the cost of the tasks that ran."""
+class Group(Totals):
+    """The totals of some tasks, how many were judged, and the `measures` of those that ran."""
 
+    MEASURES = ("seconds", "tokens", "cost_usd")
     PERCENTILES = (50, 90, 95, 100)
     NAMES = ("tasks", "sum", "p50", "p90", "p95", "max")
 
-    def __init__(self) -> None:
+    def __init__(self, measures: Sequence[str] = MEASURES[:1]) -> None:
         from array import array
-        self._values = {name: array("d") for name in ("seconds", "tokens", "cost_usd")}
+        super().__init__()
+        self._values = {name: array("d") for name in measures}
+        self._judged = 0  # ok, or bad by what the task asks for
 
     def write(self, result: Result) -> None:
-        if not result.attempts:
-            return
-        self._values["seconds"].append(result.duration_seconds)
+        super().write(result)
+        self._judged += is_final(result.status, result.error_kind, True)
         tokens = (result.usage or {}).get("total_tokens")
-        for name, value in (("tokens", tokens), ("cost_usd", result.cost_usd)):
-            if value is not None:
-                self._values[name].append(value)
+        for values, value in zip(self._values.values(), (
+                result.duration_seconds, tokens, result.cost_usd)):
+            if result.attempts and value is not None:
+                values.append(value)
+
+    @property
+    def pass_rate(self) -> Optional[float]:
+        return self.counts["completed"] / self._judged if self._judged else None
+
+    @property
+    def median_seconds(self) -> Optional[float]:
+        seconds = sorted(self._values["seconds"])
+        return percentile(seconds, 50) if seconds else None
 
     def rows(self) -> Iterator[Tuple[str, int, List[float]]]:
         """Yield, for each that is known, its name, the number of values, the sum, the others."""
@@ -11825,7 +11837,7 @@ class Measures:
                 yield name, len(ordered), [sum(ordered)] + [
                     percentile(ordered, percent) for percent in self.PERCENTILES]
 
-    def text(self, columns: int) -> str:
+    def percentiles_text(self, columns: int) -> str:
         def shown(name: str, value: float) -> str:
             if name == "seconds":
                 return "%.2fs" % value
@@ -11836,38 +11848,15 @@ class Measures:
         titles = ["", *map(str.upper, self.NAMES)]
         return "\n" + aligned([titles, *rows], columns) if rows else ""
 
-    def fields(self) -> Dict[str, Any]:
+    def percentiles(self) -> Dict[str, Any]:
         return {name: dict(zip(self.NAMES, (count, *(
             round(value, 3 if name == "seconds" else 6) for value in values))))
             for name, count, values in self.rows()}
 
-
-class Group(Totals):
-    """The totals of some tasks, the times of those that ran, and how many were judged."""
-
-    def __init__(self) -> None:
-        from array import array
-        super().__init__()
-        self._seconds = array("d")
-        self._judged = 0  # ok, or bad by what the task asks for
-
-    def write(self, result: Result) -> None:
-        super().write(result)
-        self._judged += is_final(result.status, result.error_kind, True)
-        if result.attempts:
-            self._seconds.append(result.duration_seconds)
-
-    @property
-    def pass_rate(self) -> Optional[float]:
-        return self.counts["completed"] / self._judged if self._judged else None
-
-    @property
-    def median_seconds(self) -> Optional[float]:
-        return percentile(sorted(self._seconds), 50) if self._seconds else None
-
-    def fields(self) -> Dict[str, Any]:
-        fields = dict(super().fields(), judged=self._judged, pass_rate=self.pass_rate,
-                      median_seconds=self.median_seconds, task_seconds=sum(self._seconds))
+    def group_fields(self) -> Dict[str, Any]:
+        fields = dict(self.fields(), judged=self._judged, pass_rate=self.pass_rate,
+                      median_seconds=self.median_seconds,
+                      task_seconds=sum(self._values["seconds"]))
         return {name: round(value, 6) if isinstance(value, float) else value
                 for name, value in fields.items()
                 if name not in ("start_time", "end_time", "total_duration_seconds")}
@@ -11926,7 +11915,7 @@ class Statistics:
     """All that a report says of the records together."""
 
     def __init__(self, group_by: Sequence[str] = ("backend", "model", "error_kind")) -> None:
-        self.totals, self.measures, self.timeline = Totals(), Measures(), Timeline()
+        self.totals, self.timeline = Group(Group.MEASURES), Timeline()
         self.groups = {field: Groups(field) for field in group_by}
         self.flaky: List[int] = []  # indexes
         self._numbers: List[str] = []  # of some of these, as the table has them
@@ -11935,7 +11924,6 @@ class Statistics:
     def write(self, record: Record) -> None:
         result = record.result
         self.totals.write(result)
-        self.measures.write(result)
         for groups in self.groups.values():
             groups.write(record)
         if record.is_flaky:
@@ -11970,7 +11958,7 @@ class Statistics:
                 break
             yield "" if count else "No result:\n"
             yield cut("%4d %s" % (task["index"] + 1, task["label"]), columns) + "\n"
-        yield self.measures.text(columns)
+        yield self.totals.percentiles_text(columns)
         yield from (group.text(columns) for group in self.groups.values())
         timeline = self.timeline.text(columns)
         yield "\n" + timeline if timeline else ""
@@ -11978,8 +11966,8 @@ class Statistics:
     def fields(self, records: Records) -> Dict[str, Any]:
         """Return the fields of the `--json` object, except `results`."""
         return dict(
-            self.totals.fields(), percentiles=self.measures.fields(), groups={
-                field: {name: group.fields() for name, group in groups.of.items()}
+            self.totals.fields(), percentiles=self.totals.percentiles(), groups={
+                field: {name: group.group_fields() for name, group in groups.of.items()}
                 for field, groups in self.groups.items()},
             duplicates={"ok": list(map(index_of, records.repeated)),
                         "files": list(map(index_of, records.shared))},

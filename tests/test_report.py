@@ -288,7 +288,7 @@ class Numbers(ReportCase):
         chance = random.Random(40)
         for count in (1, 2, 3, 9, 10, 11, 19, 20, 21, 100, 101):
             values = [chance.randrange(1000) / 8 for _ in range(count)]
-            measures = clinvk.Measures()
+            measures = clinvk.Group()
             for value in values:
                 measures.write(clinvk.Result(0, "claude", "ok", 0, start_time=0.0, end_time=value))
             (name, number, (total, *found)), = measures.rows()
@@ -300,7 +300,7 @@ class Numbers(ReportCase):
     def test_measures_have_what_is_known_of_tasks_that_ran(self):
         statistics = self.statistics(line(0, seconds=2.0, usage={"total_tokens": 1200}, cost_usd=0.5), line(1, seconds=4.0),
                                  line(2, "canceled", attempts=0))
-        self.assertEqual(statistics.measures.text(80), "\n"
+        self.assertEqual(statistics.totals.percentiles_text(80), "\n"
                          "         TASKS      SUM      P50      P90      P95      MAX\n"
                          "SECONDS      2    6.00s    2.00s    4.00s    4.00s    4.00s\n"
                          "TOKENS       1    1,200    1,200    1,200    1,200    1,200\n"
