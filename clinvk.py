@@ -11441,8 +11441,8 @@ class Records:
         self._statuses = bytearray()  # "f" for a failure, else the first letter
         self._last = array("q")  # of the lines of each task
         self._failed_before = bytearray()  # for each of these
-        self._prompts: Optional[Spool] = None  # by the place in _last
-        self.unanswered: Optional[Spool] = None
+        self._prompts: Optional[Spool] = None  # by the index of the task
+        self.unanswered: Optional[List[bytes]] = None
         self.repeated, self.shared = array("q"), array("q")
         self.gaps: List[Tuple[int, int]] = []
         cells: Dict[str, int] = {}
@@ -11549,9 +11549,9 @@ class Records:
     def _record(self, place: int, line: int) -> Record:
         record = self._record_in(line)._replace(failed_before=bool(self._failed_before[place]))
         result = record.result
-        if self._prompts is None or place not in self._prompts or not result.task:
+        if self._prompts is None or result.index not in self._prompts or not result.task:
             return record
-        prompt = to_text(b"".join(self._prompts[place]))
+        prompt = to_text(b"".join(self._prompts[result.index]))
         result = result._replace(task=result.task._replace(prompt=prompt))
         return record._replace(result=result, prompt=prompt)
 
@@ -11559,36 +11559,42 @@ class Records:
         """Find the task of each record, for its prompt, and the tasks without a record.
 
         A task has the record with its key, else that with its id, else that with its index and its
-        label: the options of the run, which are in the key, are not known.
+        label: the options of the run, which are in the key, are not known.  A record answers one.
         """
-        answers, prompts, self.unanswered = _Answers(self), Spool(), Spool()
-        for count, job in enumerate(iter(supply.next_job, END)):
+        places: Dict[int, List[int]] = defaultdict(list)  # by the hash of each name of a record
+        taken = bytearray(len(self))
+        for place, record in enumerate(self):
+            for name in _names_of(record.fields.get):
+                places[hash(name)].append(place)
+
+        def take(name: Tuple[Any, ...]) -> Optional[int]:
+            found = places.get(hash(name), [])
+            while found:
+                place = found.pop()
+                if not taken[place]:
+                    taken[place] = True
+                    return index_of(self._identities[self._last[place]])
+            return None
+
+        prompts, self.unanswered = Spool(), []
+        for job in iter(supply.next_job, END):
             if isinstance(job, Job):
-                place = answers.take(job)
-                if place is not None:
-                    for one in self._same_task(place):
-                        prompts.add(one, [to_bytes(job.task.prompt)])
-                    continue
-                fields = {"index": sample_of(job).index, "task_id": job.task.id,
-                          "task_name": job.task.name, "label": task_label(job.task)}
-                self.unanswered.add(count, [dumps({name: value for name, value in fields.items()
-                                                   if value != ""})])
+                index, sample = sample_of(job)[:2]
+                fields = {"index": index, "task_id": job.task.id, "task_name": job.task.name,
+                          "label": task_label(job.task)}
+                own = dict(fields, key=job_key(job), sample=sample)
+                for found in map(take, (*_names_of(own.get), (index, sample, None))):
+                    if found is not None:
+                        prompts.add(found, [to_bytes(job.task.prompt)])
+                        break
+                else:
+                    self.unanswered.append(dumps({name: value for name, value in fields.items()
+                                                  if value != ""}))
         self._prompts = prompts
-
-    def _same_task(self, place: int) -> Iterator[int]:
-        """Yield the places of all samples of the task that has a place."""
-        def index(place: int) -> int:
-            return index_of(self._identities[self._last[place]])
-
-        first = place
-        while first and index(first - 1) == index(place):
-            first -= 1
-        return itertools.takewhile(lambda one: index(one) == index(place),
-                                   range(first, len(self._last)))
 
     def unanswered_tasks(self) -> Iterator[Dict[str, Any]]:
         """Yield the index, the id, the name and the label of each task without a record."""
-        return (loads(b"".join(pieces)) for pieces in self.unanswered or ())
+        return map(loads, self.unanswered or ())
 
     def problems(self) -> Iterator[str]:
         """Yield a warning for each kind of what is unusual; tasks are numbered as in the table."""
@@ -11598,7 +11604,7 @@ class Records:
         unanswered = sum(last + 1 - first for first, last in self.gaps)
         if self.unanswered is not None:
             missing = (task["index"] for task in self.unanswered_tasks())
-            unanswered = sum(1 for _ in self.unanswered)
+            unanswered = len(self.unanswered)
         for count, noun, indexes, what in (
                 (len(self.repeated), "task", map(index_of, self.repeated),
                  "more than one ok result; the last counts"),
@@ -11617,41 +11623,13 @@ class Records:
             os.close(file)
 
 
-class _Answers:
-    """Find the records of tasks by what they have in common.  A record answers one task."""
-
-    def __init__(self, records: Records) -> None:
-        from array import array
-        self._last: Dict[int, int] = {}  # the last place with a name, by the hash of that
-        self._before = array("q")  # for each of the four names of a place: the place before
-        self._taken = bytearray(len(records))
-        for place, record in enumerate(records):
-            for name in self._names(record.fields.get):
-                self._before.append(self._last.get(hash(name), -1))
-                self._last[hash(name)] = place
-
-    @staticmethod
-    def _names(field: Callable[..., Any]) -> Iterator[Tuple[Any, ...]]:
-        """Yield the names of a record or a task, the best first.  A line of --jsonl has no key."""
-        sample = field("sample", 1)
-        yield field("key"), field("index"), sample
-        yield field("key"),
-        yield field("task_id"), sample
-        yield field("index"), sample, field("label")
-
-    def take(self, job: Job) -> Optional[int]:
-        """Return the place of the record of a job that is not taken yet, None if there is none."""
-        index, sample = sample_of(job)[:2]
-        fields = {"key": job_key(job), "index": index, "sample": sample, "task_id": job.task.id,
-                  "label": task_label(job.task)}
-        for number, name in enumerate((*self._names(fields.get), (index, sample, None))):
-            place = self._last.get(hash(name), -1)
-            while place >= 0 and self._taken[place]:
-                place = self._last[hash(name)] = self._before[4 * place + min(number, 3)]
-            if place >= 0:
-                self._taken[place] = True
-                return place
-        return None
+def _names_of(field: Callable[..., Any]) -> Iterator[Tuple[Any, ...]]:
+    """Yield the names of a record or a task, the best first.  A line of --jsonl has no key."""
+    sample = field("sample", 1)
+    yield field("key"), field("index"), sample
+    yield field("key"),
+    yield field("task_id"), sample
+    yield field("index"), sample, field("label")
 
 
 class Attempt(NamedTuple):
@@ -12194,7 +12172,7 @@ def _markdown_details(records: Records) -> Iterator[str]:
 
 def markdown_texts(records: Records, statistics: Statistics, with_output: bool) -> Iterator[str]:
     """Yield Markdown of at most MAX_MARKDOWN bytes: the totals, a table, prompts and answers."""
-    unanswered = sum(1 for _ in records.unanswered_tasks())
+    unanswered = len(records.unanswered or ())
     parts = [("\n| # | Status | Backend | Time | Tokens | Cost | Task | Error |\n"
               "| --: | :-- | :-- | --: | --: | --: | :-- | :-- |\n",
               _markdown_rows(records, with_output), len(records) + unanswered, "task")]
@@ -14182,7 +14160,7 @@ def command_report(options: argparse.Namespace) -> int:
                                   % (visible(path), error.strerror)) from None
     statistics = Statistics(options.by) if options.by else Statistics()
     _print_report(records, statistics, options, console)
-    unanswered = sum(1 for _ in records.unanswered_tasks())
+    unanswered = len(records.unanswered or ())
     return EXIT_FAILED if statistics.is_failure(options.fail_on, unanswered) else EXIT_OK
 
 
