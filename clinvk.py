@@ -13186,31 +13186,15 @@ class _Stop:
         self._console.say("stopping %s%s" % (counted(running, "running task"), hint))
 
 
-class _Inquiry:
-    """React to SIGUSR1 during a run: the next tick shows what is running."""
-
-    def __init__(self, control: Control, console: Console) -> None:
-        self._control, self._console = control, console
-        self._asked: List[int] = []
-
-    def __call__(self, number: int) -> None:
-        self._asked.append(number)
-        self._control.wake()
-
-    def answer(self) -> None:
-        """Write a line for each task that runs, if somebody has asked."""
-        while self._asked:
-            self._asked.pop()
-            running = self._control.running()
-            limited = self._control.limits()
-            lines = ["%d running%s" % (len(running), ":" if running or limited else "")]
-            lines += ["  %s %s %s, %s,%s quiet %s  %s" % (
-                number_of(one.job), one.job.task.backend, duration(int(one.seconds)),
-                size_text(one.size), " {:,} tokens,".format(one.tokens) if one.tokens else "",
-                duration(int(one.quiet)), cut(job_label(one.job.task), 60) + (
-                    "  (%s)" % one.action if one.action else "")) for one in running]
-            lines += ["  " + text for text in limited]
-            self._console.say("\n".join(lines))
+def _running_text(running: Sequence[Running], limited: Sequence[str]) -> str:
+    """Return a line for each task that runs, and for each limit: the answer to SIGUSR1."""
+    lines = ["%d running%s" % (len(running), ":" if running or limited else "")]
+    lines += ["  %s %s %s, %s,%s quiet %s  %s" % (
+        number_of(one.job), one.job.task.backend, duration(int(one.seconds)),
+        size_text(one.size), " {:,} tokens,".format(one.tokens) if one.tokens else "",
+        duration(int(one.quiet)), cut(job_label(one.job.task), 60) + (
+            "  (%s)" % one.action if one.action else "")) for one in running]
+    return "\n".join([*lines, *("  " + text for text in limited)])
 
 
 class Console:
@@ -13348,7 +13332,7 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
     """Run the tasks of a plan, and pass each result to the journal and the sinks."""
     form, control, journal, progress = (
         plan.form.sink, overview.control, plan.journal, console.progress)
-    inquiry = _Inquiry(control, console)
+    asked: List[int] = []
     hooks: Dict[str, Any] = {} if journal is None else {
         "resume": journal.resume, "spent": journal.spent}
 
@@ -13357,20 +13341,26 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
             journal.started(job)
         return plan.logs.started(job) if plan.logs else None
 
+    def ask(number: int) -> None:
+        asked.append(number)
+        control.wake()
+
     def tick(running: int) -> None:
         feed.look_for_reader()
         if plan.follow and form in feed:
             feed.attempt(form, plan.follow, control.directory)
         if not settings.dry_run:
             stop.report(running)
-        inquiry.answer()
+        while asked:
+            asked.pop()
+            console.say(_running_text(control.running(), control.limits()))
         if status_file:
             status_file.show()
         if progress:
             progress.show()
 
     with contextlib.ExitStack() as handlers:
-        handlers.enter_context(stop_signals(inquiry, (signal.SIGUSR1,)))
+        handlers.enter_context(stop_signals(ask, (signal.SIGUSR1,)))
         if progress and console.stderr.cursor:
             handlers.enter_context(stop_signals(progress.stop, (signal.SIGTSTP,)))
         results = run_pool(
