@@ -10872,23 +10872,15 @@ class Overview:
     """
 
     def __init__(self, totals: Totals, control: Control, supply: Supply, jobs: int) -> None:
-        self.totals, self.control, self._supply, self.jobs = totals, control, supply, jobs
+        self.totals, self.control, self.supply, self.jobs = totals, control, supply, jobs
         self._ended: Dict[str, int] = Counter()  # tasks of this run, by backend
         self._seconds: Dict[str, Deque[float]] = {}  # how long the last of them took
-
-    @property
-    def total(self) -> Optional[int]:
-        """The number of tasks, None where it is not known yet."""
-        return self._supply.total
 
     def write(self, result: Result) -> None:
         if result.attempts and not result.resumed and result.status != "canceled":
             self._ended[result.backend] += 1
             seconds = self._seconds.setdefault(result.backend, deque(maxlen=ETA_TASKS))
             seconds.append(result.duration_seconds)
-
-    def running(self) -> List[Running]:
-        return self.control.running()
 
     def seconds_left(self, running: Sequence[Running]) -> Optional[float]:
         """Return the seconds until the end, None where nothing is known about it.
@@ -10897,10 +10889,10 @@ class Overview:
         mixed as those of the tasks that have ended.  Where nothing runs, the end of a limit comes
         first.
         """
-        now, ended = time.time(), sum(self._ended.values())
-        if self.total is None or not ended or self.control.level:
+        now, ended, total = time.time(), sum(self._ended.values()), self.supply.total
+        if total is None or not ended or self.control.level:
             return None
-        left = self.total - self.totals.total
+        left = total - self.totals.total
         median = {backend: sorted(seconds)[len(seconds) // 2]
                   for backend, seconds in self._seconds.items()}
         work = left / ended * sum(median[backend] * count for backend, count in self._ended.items())
@@ -10912,12 +10904,12 @@ class Overview:
 
     def fields(self) -> Dict[str, Any]:
         """Return the JSON fields of the status file that change during a run."""
-        now, running = time.time(), self.running()
+        now, running = time.time(), self.control.running()
         left = self.seconds_left(running)
         gates = {backend: utc(until) for backend, until in self.control.limited.items()
                  if until > now}
         return {
-            "updated_at": utc(now), "total_tasks": self.total, "done": self.totals.total,
+            "updated_at": utc(now), "total_tasks": self.supply.total, "done": self.totals.total,
             **self.totals.counts, "resumed": self.totals.resumed,
             "running": [_running_fields(one, now) for one in running], "gates": gates,
             "eta_seconds": None if left is None else round(left, 1),
@@ -11030,7 +11022,8 @@ class Progress:
                 self._write_line()
             self._next = now + LINE_SECONDS
         elif not is_in_background(self._output.file):  # where the shell writes to the terminal
-            (columns, lines), running = terminal_size(self._output.file), self._overview.running()
+            columns, lines = terminal_size(self._output.file)
+            running = self._overview.control.running()
             line, block = self._line(running), []
             if columns >= self._least[0] and lines >= self._least[1]:
                 block = self._rows(running, columns, lines // 2 - 2) + wrapped(line, columns - 1)
@@ -11109,14 +11102,14 @@ class Progress:
                 _separate(job_label(one.job.task)), _separate(one_line(one.action))]
 
     def _write_line(self) -> None:
-        self._output.text(self._line(self._overview.running()) + "\n")
+        self._output.text(self._line(self._overview.control.running()) + "\n")
         self._next = time.monotonic() + LINE_SECONDS
 
     def _line(self, running: Sequence[Running]) -> str:
         overview, totals = self._overview, self._overview.totals
         done, failed, left = totals.total, totals.counts["failed"], overview.seconds_left(running)
-        parts = ["[%d%s] %d running" % (
-            done, "" if overview.total is None else "/%d" % overview.total, len(running))]
+        total = overview.supply.total
+        parts = ["[%d%s] %d running" % (done, "" if total is None else "/%d" % total, len(running))]
         if failed:
             parts.append("%d failed" % failed)
         parts.append(clock(time.monotonic() - self._began))
