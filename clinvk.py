@@ -7331,8 +7331,9 @@ class _TreeState(NamedTuple):
 
     `files` has the status and the digest of each tracked file and each other that is not ignored,
     `names` the names of all files that are not tracked, `rules` the digests of the ignore rules.
-    `new_rules`: the program has changed these in this attempt or an earlier one.  `permitted`: the
-    changes up to here were judged as permitted.
+    `first` has the digests of the files before the first attempt.  `new_rules`: the program has
+    changed the rules in this attempt or an earlier one.  `permitted`: the changes up to here were
+    judged as permitted.
     """
 
     tree: _Tree
@@ -7340,6 +7341,7 @@ class _TreeState(NamedTuple):
     files: Dict[str, Tuple[Any, str]]
     names: Set[str]
     rules: Dict[str, str]
+    first: Dict[str, str]
     new_rules: bool = False
     permitted: bool = False
 
@@ -7439,7 +7441,8 @@ def _tree_state(job: Job, state: WorkerState, tree: _Tree,
     # What a check changed after a permitted attempt is no change of the program.
     new_rules = before is not None and (
         before.new_rules or not before.permitted and before.rules != digests)
-    return _TreeState(tree, now, files, names, digests, new_rules)
+    first = before.first if before else {path: digest for path, (_, digest) in files.items()}
+    return _TreeState(tree, now, files, names, digests, first, new_rules)
 
 
 def _listed_by_git(job: Job, state: WorkerState, tree: _Tree, *options: str) -> Optional[Set[str]]:
@@ -7535,7 +7538,10 @@ def _with_changes(job: Job, result: Result, before: _TreeState,
         return result._replace(
             status="failed", exit_code=result.exit_code or 1, error_kind="protected",
             error="protected paths were changed: " + first_of(hits))
-    if job.task.require_change and result.status == "ok" and not (changed or job.changed):
+    is_undone = not after.new_rules and all(
+        after.first.get(path, "") == digest for path, (_, digest) in after.files.items())
+    if job.task.require_change and result.status == "ok" and (
+            is_undone or not (changed or job.changed)):
         return result._replace(
             status="failed", exit_code=1, error_kind="no_change",
             error="nothing was changed in the git work tree %s" % one_line(after.tree.top))

@@ -326,8 +326,7 @@ class Changes(support.WorkerCase):
         result = clinvk.unfinished(first, "failed", "e", "check")._replace(changed=True)
         self.assertTrue(clinvk.repaired_job(first, result).changed)
         self.assertTrue(clinvk.repaired_job(first._replace(changed=True), result._replace(changed=False)).changed)
-        task = clinvk.Task("mine", "echo done", workdir=self.tree, require_change=True)
-        self.check(clinvk.run_job(clinvk.Job(0, task, clinvk.Definition(("sh",)), changed=True)), status="ok")
+        self.check(self.second("echo x > new", "", require_change=True), status="ok", changed=False)
 
     def attempts_at(self, first, later, *options):
         """The result of a task whose program runs the first script at its first start."""
@@ -364,7 +363,7 @@ class Changes(support.WorkerCase):
         task = clinvk.Task("mine", first + "\necho done", workdir=os.path.join(self.tree, workdir), **fields)
         job = clinvk.Job(0, task, clinvk.Definition(("sh",)))
         self.check(clinvk.run_job(job, state), status="ok")
-        result = clinvk.run_job(job._replace(attempt=2, task=task._replace(prompt=later + "\necho done")), state)
+        result = clinvk.run_job(job._replace(attempt=2, changed=True, task=task._replace(prompt=later + "\necho done")), state)
         self.leave(state)
         return result
 
@@ -389,6 +388,18 @@ class Changes(support.WorkerCase):
     def test_rules_that_a_check_changed_are_no_change_of_the_program(self):
         check = "if [ -e .cache ]; then exit 0; fi; mkdir .cache; echo '*' > .cache/.gitignore; exit 1"
         self.assertEqual(self.attempts_at(":", "echo x > tests/new.o", "--protect", "tests", "--attempts", "2", "--check", check), (None, ""))
+
+    def test_change_that_the_next_attempt_undoes_is_none(self):
+        for first, later, kind in (("echo x >> Makefile; rm untracked", "git checkout -q Makefile; : > untracked", "no_change"),
+                                   ("echo x > new; git add new", "git rm -qf new", "no_change"), ("echo x > new", "rm new; chmod +x untracked", ""),
+                                   ("echo Makefile > .git/info/exclude; echo x > tests/new.o", ":", "")):
+            with self.subTest(first=first):
+                self.check(self.second(first, later, require_change=True), error_kind=kind)
+        undo = "git checkout -q Makefile"
+        self.assertEqual(self.attempts_at("echo x >> Makefile", undo, "--require-change", "--attempts", "2", "--check", "git diff --quiet"),
+                         ("no_change", "nothing was changed in the git work tree " + self.tree))
+        options = "--require-change", "--protect", "Makefile", "--retry-on", "protected"
+        self.assertEqual(self.attempts_at("echo x >> Makefile", undo, *options)[0], "no_change")
 
     def test_repository_that_an_attempt_made_does_not_replace_the_work_tree(self):
         os.mkdir(os.path.join(self.tree, "part"))
