@@ -7521,6 +7521,10 @@ def _matches(path: str, pattern: str) -> bool:
     return fnmatchcase(path.rstrip("/"), pattern) or fnmatchcase(path, pattern + "/*")
 
 
+def _shown_path(path: str) -> str:
+    return shell_quoted(without_secrets(path))
+
+
 def _with_changes(job: Job, result: Result, before: _TreeState,
                   after: Optional[_TreeState]) -> Result:
     """Return the result of a task by the changes in its work tree."""
@@ -7531,20 +7535,20 @@ def _with_changes(job: Job, result: Result, before: _TreeState,
                if before.files.get(path, nothing)[1] != after.files[path][1]}
     if after.new_rules:  # they may hide new files
         changed |= after.names - before.names
-    hits = sorted(one_line(path) for path in changed
+    hits = sorted(path for path in changed
                   if any(_matches(path, pattern) for pattern in job.task.protect))
     result = result._replace(changed=bool(changed))
     if hits:
         return result._replace(
             status="failed", exit_code=result.exit_code or 1, error_kind="protected",
-            error="protected paths were changed: " + first_of(hits))
+            error="protected paths were changed: " + first_of(hits, _shown_path))
     is_undone = not after.new_rules and all(
         after.first.get(path, "") == digest for path, (_, digest) in after.files.items())
     if job.task.require_change and result.status == "ok" and (
             is_undone or not (changed or job.changed)):
         return result._replace(
             status="failed", exit_code=1, error_kind="no_change",
-            error="nothing was changed in the git work tree %s" % one_line(after.tree.top))
+            error="nothing was changed in the git work tree " + _shown_path(after.tree.top))
     return result
 
 

@@ -236,6 +236,13 @@ class Changes(support.WorkerCase):
         self.check(self.after("for i in 1 2 3 4 5 6 7; do echo > tests/$i; done", protect=("tests/*",)),
                    error="protected paths were changed: tests/1, tests/2, tests/3, tests/4, tests/5 and 2 more")
 
+    def test_any_name_of_a_file_is_shown_whole(self):
+        script = "printf x > \"$(printf 'tests/a\\nb')\"; printf x > 'tests/it, too'; printf x > \"$(printf 'tests/\\377')\""
+        self.check(self.after(script, protect=("tests",)), error="protected paths were changed: $'tests/a\\nb', 'tests/it, too', $'tests/\\xff'")
+        odd = os.path.join(self.tree, "odd\nname")
+        self.git("init", "-q", odd)
+        self.check(self.after(":", workdir=odd, require_change=True), error="nothing was changed in the git work tree $'%s/odd\\nname'" % self.tree)
+
     def test_files_of_a_repository_inside_count(self):
         self.git("init", "-q", self.path("part"))
         self.file("part/code", "x")
