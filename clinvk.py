@@ -11998,31 +11998,19 @@ def csv_cell(value: Any) -> str:
     return re.sub("[\0\ud800-\udfff]", "\ufffd", text)  # which readers of CSV refuse
 
 
-class PathNames:
-    """The names at the places to which paths lead, for the warning about a path of no record."""
+MAX_NAMES = 1000  # that are noted at a place in the lines
 
-    MOST = 1000  # at a place
 
-    def __init__(self) -> None:
-        self._at: Dict[_Path, Set[Any]] = {(): set(RECORD_FIELDS)}
-
-    def note(self, line: Any, path: _Path) -> None:
-        for place, step in enumerate(path):
-            value = value_at(line, path[:place])
-            if value is not None:
-                names = self._at.setdefault(path[:place], set())
-                if isinstance(value, list) and isinstance(step, int):
-                    names.add(step)  # a list can be too short
-                elif len(names) < self.MOST:
-                    names.update(_mapping(value))
-
-    def problem(self, path: _Path) -> str:
-        """Return which step of a path no record has; "" if a field there was always empty."""
-        for place, step in enumerate(path):
-            names = self._at.get(path[:place])
-            if names is not None and step not in names:
-                return quoted(step) + nearest(str(step), sorted(filter(_string, names)))
-        return ""
+def _note_names(names: Dict[_Path, Set[Any]], line: Any, path: _Path) -> None:
+    """Note the names at the places to which a path leads."""
+    for place, step in enumerate(path):
+        value = value_at(line, path[:place])
+        if value is not None:
+            known = names[path[:place]]
+            if isinstance(value, list) and isinstance(step, int):
+                known.add(step)  # a list can be too short
+            elif len(known) < MAX_NAMES:
+                known.update(_mapping(value))
 
 
 def csv_lines(records: Iterable[Record], columns: Sequence[Tuple[str, _Path]],
@@ -12031,7 +12019,8 @@ def csv_lines(records: Iterable[Record], columns: Sequence[Tuple[str, _Path]],
     import csv
     from types import SimpleNamespace
     writer = csv.writer(SimpleNamespace(write=str), lineterminator="\n")  # returns the line
-    names, empty = PathNames(), dict(columns)
+    names: Dict[_Path, Set[Any]] = defaultdict(set, {(): set(RECORD_FIELDS)})  # for warnings
+    empty = dict(columns)
     yield str(writer.writerow([csv_cell(name) for name, _ in columns]))
     for record in records:
         line = loads(b"".join(record.capture.short_pieces(bool)))
@@ -12044,12 +12033,15 @@ def csv_lines(records: Iterable[Record], columns: Sequence[Tuple[str, _Path]],
             if value is not None:
                 empty.pop(name, None)
             elif name in empty:
-                names.note(line, path)
+                _note_names(names, line, path)
         yield str(writer.writerow([csv_cell(record.capture.whole(value)) for value in values]))
     for name, path in empty.items():
-        problem = names.problem(path)
-        if problem:
-            warn("--csv .%s: no result has %s" % (name, problem))
+        for place, step in enumerate(path):
+            known = names.get(path[:place], {step})
+            if step not in known:  # else a field there was always empty
+                warn("--csv .%s: no result has %s%s" % (name, quoted(step), nearest(
+                    str(step), sorted(filter(_string, known)))))
+                break
 
 
 # - files for CI -
