@@ -9817,18 +9817,19 @@ KEY_FIELDS = ("backend", "prompt", "model", "effort", "answer_only", "system_pro
               "check", "require_change", "protect")
 
 
+def given(record: Any, names: Iterable[str]) -> Dict[str, Any]:
+    """Return those of the named fields that a record has and that do not have their default."""
+    defaults = type(record)._field_defaults
+    return {name: getattr(record, name) for name in names
+            if getattr(record, name, None) != defaults.get(name)}
+
+
 def job_key(job: Job) -> str:
     """Return the SHA-256 of what determines the answer to a job.
 
     A field that has its default is left out, so that a field that is added later changes no key.
     """
     from hashlib import sha256
-
-    def given(record: Any, names: Iterable[str]) -> Dict[str, Any]:
-        defaults = type(record)._field_defaults
-        return {name: getattr(record, name) for name in names
-                if getattr(record, name) != defaults.get(name)}
-
     fields = given(job.task, KEY_FIELDS)
     if job.definition:
         fields["definition"] = given(job.definition, Definition._fields)
@@ -10576,7 +10577,7 @@ class TaskLines:
             task = task._replace(extra=task.extra[added:])
             if task.id and sample.slug:  # an id is unique in a run
                 task = task._replace(id="%s.%s" % (task.id, sample.slug))
-            self._output.json([dumps(_task_fields(task), exact=True), b"\n"])
+            self._output.json([dumps(given(task, ("id", *TASK_FIELDS)), exact=True), b"\n"])
 
 
 def refuse_outside(path: str, *roots: str) -> None:
@@ -10848,14 +10849,6 @@ class Logs:
         return job._replace(log=log)
 
 
-def _task_fields(task: Task) -> Dict[str, Any]:
-    """Return the fields of a task that do not have their default, in the form of the input."""
-    names = ("id", *TASK_FIELDS)  # Directory looks for the id at the start
-    fields = {name: getattr(task, name, "") for name in names}
-    return {name: value for name, value in fields.items()
-            if value != Task._field_defaults.get(name, "")}
-
-
 def _head_of(result: Result) -> bytes:
     """Return how the file of a result begins: with the sample and the cell, where it has them."""
     _, number, _, cell, _ = sample_of(result)
@@ -10869,7 +10862,8 @@ def _task_and_result(result: Result) -> Iterator[bytes]:
     yield _head_of(result)
     if result.task and result.task.prompt:
         task = result.task._replace(repeat=0)  # that this result can be had again
-        yield b'"task":' + dumps(_task_fields(task), exact=True) + b",\n"
+        # Directory looks for the id at the start.
+        yield b'"task":' + dumps(given(task, ("id", *TASK_FIELDS)), exact=True) + b",\n"
     yield b'"result":'
     yield from encoded(result)
     yield b"}\n"
