@@ -10457,12 +10457,6 @@ def with_newline(texts: Iterable[str]) -> Iterator[str]:
         yield "\n"
 
 
-class Collect(list):  # type: ignore[type-arg]
-    """Collect results, which must be few."""
-
-    write = list.append
-
-
 class LiveText:
     """Show the answer to a single prompt while the backend prints it.
 
@@ -10532,11 +10526,10 @@ class LiveText:
             self._shown, self._line_is_open = True, not text.endswith("\n")
 
 
-class Silence:
-    """`--quiet`: show no results."""
+class ToFunction(NamedTuple):
+    """A sink that passes each result to a function."""
 
-    def write(self, result: Result) -> None:
-        pass
+    write: Callable[[Result], Any]
 
 
 MAX_WARNED = 20  # distinct warnings that a dry run prints
@@ -13256,7 +13249,7 @@ def form_of(settings: Settings, console: Console, heading: str,
     if settings.dry_run:
         return Form(CommandLines(stdout, console.warn))
     if settings.quiet:
-        return Form(Silence(), summary=stdout)
+        return Form(ToFunction(do_nothing), summary=stdout)
     return Form(text(stdout), heading=heading + "\n\n", summary=stdout)
 
 
@@ -13659,7 +13652,8 @@ def command_compare(options: argparse.Namespace) -> int:
         return EXIT_FAILED
     if missing:
         console.warn("not installed, so left out: " + ", ".join(missing))
-    answers = Collect()
+    answers: List[Result] = []
+    keep = ToFunction(answers.append)
 
     def show_answers(totals: Totals) -> None:
         text = Text(console.stdout, lambda result: "[%s]" % result.backend)
@@ -13667,9 +13661,9 @@ def command_compare(options: argparse.Namespace) -> int:
             text.write(result)
 
     heading = "Comparing %s: %s" % (counted(len(present), "backend"), ", ".join(present))
-    form = form_of(settings, console, heading, lambda output: answers,
+    form = form_of(settings, console, heading, lambda output: keep,
                    all_fields=lambda totals: comparison_fields(totals, prompt, present, missing))
-    if form.sink is answers:
+    if form.sink is keep:
         form = form._replace(finish=show_answers)
     status = run_plan(Plan(JobList(jobs), 1 if options.sequential else len(jobs), form,
                            table=new_table(settings, ComparisonTable)), settings, console)

@@ -1189,7 +1189,7 @@ class Templates(Commands):
                   "    os.kill(os.getpid(), 9)\n"
                   "%s = die\n"
                   "sys.exit(clinvk.main(['parallel'] + sys.argv[1:]))\n")
-        for number, place in enumerate(("clinvk.Journal.write", "os.link", "clinvk.Silence.write")):
+        for number, place in enumerate(("clinvk.Journal.write", "os.link", "clinvk.Directory.write")):
             with self.subTest(place):
                 directory = self.path(str(number))
                 os.makedirs(os.path.join(directory, "fr"))

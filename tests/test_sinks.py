@@ -233,7 +233,7 @@ class Redaction(SinkCase):
 class Fanouts(SinkCase):
     def test_fanout_looks_for_the_reader_at_most_ten_times_a_second(self):
         control = clinvk.Control()
-        fanout = clinvk.Fanout([clinvk.Silence()], control)
+        fanout = clinvk.Fanout([clinvk.ToFunction(clinvk.do_nothing)], control)
         with unittest.mock.patch.object(clinvk, "reader_is_gone", return_value=False) as look, \
                 unittest.mock.patch.object(clinvk.time, "monotonic") as clock:
             for clock.return_value in (5.0, 5.01, 5.05, 5.2, 5.21, 5.4):
