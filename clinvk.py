@@ -6534,18 +6534,6 @@ _CHAIN_HINTS = {**_TASK_HINTS, "repeat": "; a step of a chain runs once", **dict
 _REFERENCE = r"\{\{(?:previous|steps\.([^{}\n]+)\.output)\}\}"
 
 
-class Chain(NamedTuple):
-    """Steps, each of which can use the answers of those before it.
-
-    `prompts` are the prompts of the steps in parts: a number stands for the answer of the step with
-    that index.
-    """
-
-    steps: Tuple[Job, ...]
-    prompts: Tuple[Tuple[Union[str, int], ...], ...]
-    stop_on_failure: bool = True
-
-
 def _parts(prompt: str, index: int, names: Dict[str, int]) -> Tuple[Union[str, int], ...]:
     """Return the prompt of the step with that index in parts.
 
@@ -6576,7 +6564,7 @@ def _near_references(prompt: str, names: Iterable[str]) -> List[str]:
     return ["%s is no placeholder and stays as it is%s" % hint for hint in hints if hint[1]]
 
 
-def _chain(value: Any, policy: TaskPolicy) -> Chain:
+def _chain(value: Any, policy: TaskPolicy, warn: Callable[[str], None]) -> Steps:
     """Return the chain of a JSON value.  Raise InvalidValue."""
     if isinstance(value, list) or "tasks" in value:
         raise InvalidValue("this is a batch: run it with `clinvk parallel`")
@@ -6607,10 +6595,10 @@ def _chain(value: Any, policy: TaskPolicy) -> Chain:
     for job in steps:
         with path_context("steps", job.index, "prompt"):
             prompts.append(_parts(job.task.prompt, job.index, names))
-    return Chain(tuple(steps), tuple(prompts), fields.get("stop_on_failure", True))
+    return Steps(steps, prompts, fields.get("stop_on_failure", True), warn)
 
 
-def read_chain(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], None]) -> Chain:
+def read_chain(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], None]) -> Steps:
     """Return the chain in a file, or on stdin where `path` is None or `-`.  Raise UserError.
 
     A chain is one JSON value, read to its end.
@@ -6628,7 +6616,7 @@ def read_chain(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], No
     if not pieces:
         raise UserError("%s: no chain: the input is empty" % name)
     with piece_context(name, pieces[0]):
-        chain = _chain(pieces[0].parsed(), policy)
+        chain = _chain(pieces[0].parsed(), policy, warn)
     for piece in pieces[1:]:
         with piece_context(name, piece):
             piece.parsed()
@@ -6642,33 +6630,39 @@ def read_chain(path: Optional[str], policy: TaskPolicy, warn: Callable[[str], No
 
 
 class Steps(Supply):
-    """The steps of a chain.  The prompt of each is made when its turn comes."""
+    """The steps of a chain, each of which can use the answers of those before it.
+
+    `prompts` are the prompts of the steps in parts: a number stands for the answer of the step with
+    that index.  The prompt of each is made when its turn comes.
+    """
 
     reads_ahead = False
 
-    def __init__(self, chain: Chain, warn: Callable[[str], None]) -> None:
-        self.total: int = len(chain.steps)
+    def __init__(self, steps: Sequence[Job], prompts: Sequence[Tuple[Union[str, int], ...]],
+                 stop_on_failure: bool, warn: Callable[[str], None]) -> None:
+        self.steps, self.stop_on_failure = steps, stop_on_failure
+        self.total: int = len(steps)
         self.failed_step = 0  # the first that failed, counted from 1
-        self._chain, self._warn = chain, warn
-        self._last_use = {part: index for index, parts in enumerate(chain.prompts)
+        self._prompts, self._warn = prompts, warn
+        self._last_use = {part: index for index, parts in enumerate(prompts)
                           for part in parts if isinstance(part, int)}
         self._results: Dict[int, Result] = {}  # those that later steps use
         self._warnings: Tuple[str, ...] = ()  # about the step that runs
-        self._steps = iter(chain.steps)
+        self._left = iter(steps)
         self._stopped = False
 
     def stop(self) -> None:
         self._stopped = True
 
     def next_job(self) -> Union[Job, Result, str]:
-        step = next(self._steps, None)
+        step = next(self._left, None)
         if step is None or self._stopped or step.task.dry_run:  # it uses no answers
             return step or END
         return self._completed(step)
 
     def _completed(self, step: Job) -> Union[Job, Result]:
         """Return the step with its prompt, or the failed Result of a step with a bad prompt."""
-        parts = self._chain.prompts[step.index]
+        parts = self._prompts[step.index]
         sources = sorted({part for part in parts if isinstance(part, int)})
         self._warnings = tuple("step %d has no answer (%s): its place in the prompt is empty"
                                % (source + 1, self._results[source].status)
@@ -6699,8 +6693,8 @@ class Steps(Supply):
             self._results[result.index] = result._replace(task=None)
         if result.status in FAILED_STATUSES:
             self.failed_step = self.failed_step or result.index + 1
-        elif result.status == "canceled" and not result.attempts and self.failed_step and (
-                self._chain.stop_on_failure):
+        elif result.status == "canceled" and not result.attempts and (
+                self.failed_step and self.stop_on_failure):
             result = result._replace(error="not run, because step %d failed" % self.failed_step)
         warnings, self._warnings = self._warnings, ()
         return result._replace(warnings=warnings + result.warnings)
@@ -13606,8 +13600,7 @@ def command_chain(options: argparse.Namespace) -> int:
     """Run a chain, each step with the answers of earlier steps.  Return the exit status."""
     settings, console = settings_from(options), Console()
     reset_sigchld()
-    chain = read_chain(_file(options), settings.rules, console.warn)
-    steps = Steps(chain, console.warn)
+    steps = read_chain(_file(options), settings.rules, console.warn)
 
     def head(result: Result) -> str:
         name = cut(one_line(result.task.name), MAX_NAME_COLUMNS) if result.task else ""
@@ -13619,7 +13612,7 @@ def command_chain(options: argparse.Namespace) -> int:
                    all_fields=lambda totals: chain_fields(totals, steps.failed_step))
     run = settings.rules.of_run({})
     policy = run_policy(dict(run, limits={}, max_cost=0.0, canary=0,
-                             max_failures=int(chain.stop_on_failure)))
+                             max_failures=int(steps.stop_on_failure)))
     return run_plan(Plan(steps, 1, form, policy, table=new_table(settings)), settings, console)
 
 

@@ -155,7 +155,7 @@ class Placeholders(ChainCase):
                 expected.append("".join(part if isinstance(part, str) else answers[part] for part in cut))
                 self.assertEqual("".join(part if isinstance(part, str) else "\0" for part in cut),
                                  self.with_marks(prompt, names))
-            run = clinvk.Steps(clinvk._chain({"steps": steps}, clinvk.TaskPolicy()), self.fail)
+            run = clinvk._chain({"steps": steps}, clinvk.TaskPolicy(), self.fail)
             for position, job in enumerate(iter(run.next_job, clinvk.END)):
                 self.assertEqual((job.index, job.task.prompt), (position, expected[position]))
                 result = clinvk.Result(position, "echo", "ok", 0, answers[position], task=job.task)
@@ -333,7 +333,7 @@ class Input(ChainCase):
                 (False, {}, ["", "one", "", self.path("two"), ""]),
                 (True, {}, ["", "one", "one", self.path("two"), self.path("two")]),
                 (True, {"overrides": {"workdir": "/"}, "root": "/"}, ["/", "one", "one", self.path("two"), self.path("two")])):
-            chain = clinvk._chain({"steps": list(steps), "pass_working_dir": passed}, clinvk.TaskPolicy(**policy))
+            chain = clinvk._chain({"steps": list(steps), "pass_working_dir": passed}, clinvk.TaskPolicy(**policy), self.fail)
             self.assertEqual([job.task.workdir for job in chain.steps], expected)
         completed = self.chain(*steps[1:3], pass_working_dir=True, arguments=["--json", "--root", "one"])
         self.assertEqual([result["output"] for result in self.report(completed)["results"]], [self.path("one") + "\n"] * 2)
