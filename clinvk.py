@@ -291,16 +291,6 @@ def judges_changes(task: Task) -> bool:
     return task.require_change or bool(task.protect)
 
 
-class Log(NamedTuple):
-    """Where an attempt leaves what its program prints, in `path`.jsonl and `path`.err.
-
-    A log that has ended is cut to `most` bytes.
-    """
-
-    path: str
-    most: int
-
-
 class Job(NamedTuple):
     """A task and whatever else a worker needs to run it.
 
@@ -314,7 +304,8 @@ class Job(NamedTuple):
     counts the starts of the task, from 1.  `retried`: clinvk starts the task again after a
     transient failure, so the program should not retry by itself.  `budget_usd` is the most that the
     program may spend; 0: no limit.  `wrap` are words to put before the command, with the
-    placeholders of command_of.  `log` belongs to this attempt.  `repair` is what the program is
+    placeholders of command_of.  What the program prints in this attempt is left in `log`.jsonl
+    and `log`.err, which are cut to `log_max` bytes at the end.  `repair` is what the program is
     asked after a judgement that failed: in the conversation `resume` in place of the prompt, else
     after it.  `repair_prompt` is the user's template for that.  `changed`: an earlier attempt has
     changed the git work tree.
@@ -333,7 +324,8 @@ class Job(NamedTuple):
     retried: bool = False
     budget_usd: float = 0.0
     wrap: Tuple[str, ...] = ()
-    log: Optional[Log] = None
+    log: str = ""
+    log_max: int = 0
     repair: str = ""
     repair_prompt: str = ""
     changed: bool = False
@@ -7855,7 +7847,7 @@ def _named_outputs(job: Job, directory: str, files: List[int],
     """Return the files of a process, with those that others can read while it writes them."""
     if not (job.log or job.follow):
         return files
-    paths = log_files(job.log.path) if job.log else [followed_path(directory, job.index)]
+    paths = log_files(job.log) if job.log else [followed_path(directory, job.index)]
     outputs = []
     for path in paths:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -7943,7 +7935,7 @@ def _judge(job: Job, ended: Ended, execution: Execution,
         error, kind = "ended by signal %d (%s)" % (-code, signal_name(-code)), "signal"
     elif kind in ("", "backend") and (error or blank or reply.output is None) and is_full(stdout):
         exit_code, kind = exit_code or 1, "backend"
-        place = os.path.dirname(job.log.path) if job.log else temporary_directory()
+        place = os.path.dirname(job.log) if job.log else temporary_directory()
         error = "cannot write the answer to %s: %s%s" % (
             place, os.strerror(errno.ENOSPC), error and " (%s)" % error)
     elif error:
@@ -8040,10 +8032,10 @@ def with_log(job: Job, result: Result) -> Result:
     if not job.log:
         return result
     warnings = []
-    for path, cut_line in zip(log_files(job.log.path), _CUT_LINES):
+    for path, cut_line in zip(log_files(job.log), _CUT_LINES):
         try:
             if result.attempts:
-                _close_log(path, job.log.most, cut_line)
+                _close_log(path, job.log_max, cut_line)
             else:
                 os.unlink(path)
         except FileNotFoundError:
@@ -8052,7 +8044,7 @@ def with_log(job: Job, result: Result) -> Result:
             warnings.append("cannot cut %s or hide its secrets: %s" % (path, error.strerror))
     if not result.attempts:
         return result
-    stdout, stderr = (path if os.path.lexists(path) else "" for path in log_files(job.log.path))
+    stdout, stderr = (path if os.path.lexists(path) else "" for path in log_files(job.log))
     return result._replace(log=stdout, log_stderr=stderr, warnings=(*result.warnings, *warnings))
 
 
@@ -8925,7 +8917,7 @@ class Pool:
 
     def _look_for_room(self, job: Job) -> None:
         """Let no more jobs run where a disk is still full after one has failed."""
-        logs = os.path.dirname(job.log.path) or "." if job.log else ""
+        logs = os.path.dirname(job.log) or "." if job.log else ""
         for what, place in (("temporary files", os.path.dirname(self.directory)), ("logs", logs)):
             with contextlib.suppress(OSError):
                 if place and is_full(place):
@@ -10823,8 +10815,8 @@ class Logs:
         """Return the job with its log, which other runs leave alone from now on."""
         base = _file_name(job)
         for number in itertools.count(job.attempt):
-            log = Log(os.path.join(self._path, "%s.%d" % (base, number)), self._most)
-            stdout, stderr = log_files(log.path)
+            log = os.path.join(self._path, "%s.%d" % (base, number))
+            stdout, stderr = log_files(log)
             try:
                 if not os.path.lexists(stderr):
                     os.close(os.open(stdout, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -10833,7 +10825,7 @@ class Logs:
                 pass
             except OSError:  # the worker fails in the same way, and its result says so
                 break
-        return job._replace(log=log)
+        return job._replace(log=log, log_max=self._most)
 
 
 def _head_of(result: Result) -> bytes:
@@ -10916,7 +10908,7 @@ def _running_fields(one: Running, now: float) -> Dict[str, Any]:
             "name": job_label(task), "backend": task.backend, "attempt": one.job.attempt,
             "started": utc(now - one.seconds), "last_event_at": utc(now - one.quiet),
             "last_action": one_line(one.action), "tokens": one.tokens,
-            "log": log_files(one.job.log.path)[0] if one.job.log else ""}
+            "log": log_files(one.job.log)[0] if one.job.log else ""}
 
 
 class StatusFile:

@@ -384,8 +384,9 @@ class Logs(support.WorkerCase):
         clinvk._secrets.cache_clear()
         self.addCleanup(clinvk._secrets.cache_clear)
 
-    def log(self, most=1 << 20):
-        return clinvk.Log(self.path("log"), most)
+    def log(self, most=1 << 20, name="log"):
+        """The fields of a job with a log."""
+        return {"log": self.path(name), "log_max": most}
 
     def content(self, suffix=".jsonl"):
         with open(self.path("log" + suffix), "rb") as file:
@@ -396,7 +397,7 @@ class Logs(support.WorkerCase):
         paths = [self.file(name, content) for name in ("log.jsonl", "log.err")]
         before = [os.stat(path).st_ino for path in paths]
         for _ in range(2):  # a second time changes nothing
-            job = support.job(0, "echo", "p", log=self.log(most))
+            job = support.job(0, "echo", "p", **self.log(most))
             result = clinvk.with_log(job, clinvk.Result(0, "echo", "lost", -1))
             self.check(result, log=self.path("log.jsonl"), log_stderr=self.path("log.err"), warnings=())
         return self.content(), self.content(".err"), [os.stat(path).st_ino for path in paths] == before
@@ -442,18 +443,18 @@ class Logs(support.WorkerCase):
                 line[place:place + len(secret)] = b"x" * len(secret)
 
     def test_attempt_has_a_private_log_of_both_streams(self):
-        result = self.run_it("say hello;env FAKE_API_KEY;stderr noise;exit 3", log=self.log())
+        result = self.run_it("say hello;env FAKE_API_KEY;stderr noise;exit 3", **self.log())
         self.check(result, status="failed", exit_code=3, output="hello\n%s\n" % self.SECRET, log=self.path("log.jsonl"), log_stderr=self.path("log.err"))
         self.assertEqual((self.content(), self.content(".err")), (b"hello\n[FAKE_API_KEY]\n", b"noise\n"))
         self.assertEqual({os.stat(self.path("log" + suffix)).st_mode & 0o777 for suffix in (".jsonl", ".err")}, {0o600})
-        result = self.run_it("say hello", "claude", log=self.log()._replace(path=self.path("other")))
+        result = self.run_it("say hello", "claude", **self.log(name="other"))
         self.check(result, status="ok", output="hello")
         with open(self.path("other.jsonl")) as file:
             self.assertEqual([json.loads(line)["type"] for line in file][-1], "result")
 
     def test_large_answer_shares_no_file_with_the_log(self):
         state = self.state()
-        result = clinvk.run_job(support.job(0, "echo", "flood 300000", log=self.log()), state)
+        result = clinvk.run_job(support.job(0, "echo", "flood 300000", **self.log()), state)
         self.assertEqual(os.stat(self.path("log.jsonl")).st_nlink, 1)
         with open(self.path("log.jsonl"), "r+b") as file:
             file.truncate()
@@ -461,34 +462,34 @@ class Logs(support.WorkerCase):
         self.leave(state)
 
     def test_answer_is_whole_where_the_log_is_cut(self):
-        self.check(self.run_it("flood 300000", log=self.log(1000)), status="ok", output="x" * 300000)
+        self.check(self.run_it("flood 300000", **self.log(1000)), status="ok", output="x" * 300000)
         self.assertEqual(json.loads(self.content())["missing_bytes"], 300000)
 
     def test_job_that_is_not_started_has_no_log(self):
         state = self.state()
         state.cancel()
-        self.check(clinvk.run_job(support.job(0, "echo", "say x", log=self.log()), state), status="canceled", attempts=0, log="", log_stderr="")
+        self.check(clinvk.run_job(support.job(0, "echo", "say x", **self.log()), state), status="canceled", attempts=0, log="", log_stderr="")
         self.leave(state)
         self.assertFalse([name for name in os.listdir(self.directory) if name.startswith("log")])
-        self.check(self.run_it("say x", definition=clinvk.Definition(("no-such-program",)), log=self.log()), exit_code=127, log=self.path("log.jsonl"))
+        self.check(self.run_it("say x", definition=clinvk.Definition(("no-such-program",)), **self.log()), exit_code=127, log=self.path("log.jsonl"))
 
     def test_log_that_cannot_be_opened_fails_the_task(self):
         os.symlink(self.path("target"), self.path("log.jsonl"))
-        self.check(self.run_it("say x", log=self.log()), status="failed", attempts=1, output="",
+        self.check(self.run_it("say x", **self.log()), status="failed", attempts=1, output="",
                    error="cannot write the output to %s: Too many levels of symbolic links" % self.path("log.jsonl"))
         self.assertFalse(os.path.exists(self.path("target")))
-        gone = self.log()._replace(path=self.path("none", "log"))
-        self.check(self.run_it("say x", log=gone), status="failed", error="cannot write the output to %s.jsonl: No such file or directory" % gone.path)
+        gone = self.log(name=os.path.join("none", "log"))
+        self.check(self.run_it("say x", **gone), status="failed", error="cannot write the output to %s.jsonl: No such file or directory" % gone["log"])
 
     def test_log_that_cannot_be_closed_is_a_warning(self):
         os.mkdir(self.path("log.jsonl"))
         self.file("log.err", self.SECRET)
-        result = clinvk.with_log(support.job(0, "echo", "p", log=self.log()), clinvk.Result(0, "echo", "ok", 0, warnings=("w",)))
+        result = clinvk.with_log(support.job(0, "echo", "p", **self.log()), clinvk.Result(0, "echo", "ok", 0, warnings=("w",)))
         self.check(result, warnings=("w", "cannot cut %s or hide its secrets: Is a directory" % self.path("log.jsonl")))
         self.assertEqual(self.content(".err"), b"[FAKE_API_KEY]")
         os.rmdir(self.path("log.jsonl"))
         os.mkfifo(self.path("log.jsonl"))  # which nobody opens
-        self.check(clinvk.with_log(support.job(0, "echo", "p", log=self.log()), result), log=self.path("log.jsonl"))
+        self.check(clinvk.with_log(support.job(0, "echo", "p", **self.log()), result), log=self.path("log.jsonl"))
 
     def test_full_log_directory_is_named(self):
         disk = self.path("disk")
@@ -497,11 +498,11 @@ class Logs(support.WorkerCase):
             self.skipTest("mounting is not permitted here")
         self.addCleanup(subprocess.run, ["umount", "-l", disk], check=True)
         for backend in ("echo", "claude"):
-            log = clinvk.Log(os.path.join(disk, backend), 1 << 20)
-            result = self.run_it("say x;flood 999999", backend, log=log)
-            self.check(result, status="failed", log=log.path + ".jsonl")
+            log = self.log(name=os.path.join(disk, backend))
+            result = self.run_it("say x;flood 999999", backend, **log)
+            self.check(result, status="failed", log=log["log"] + ".jsonl")
             self.assertEqual(result.error.partition(" (")[0], "cannot write the answer to %s: No space left on device" % disk)
-            os.unlink(log.path + ".jsonl")
+            os.unlink(log["log"] + ".jsonl")
 
 
 class OneAfterTheOther(support.WorkerCase):
