@@ -8681,7 +8681,8 @@ class Pool:
         self._guard = start_guard(watched.fileno(), RUN_MARK % self.run_id, self.directory)
         watched.close()
         _lifelines.append(self._lifeline)
-        if self.method == "spawn":
+        self._spawns = self.method == "spawn"  # later the pool may go over to threads
+        if self._spawns:
             import multiprocessing.util
             util: Any = multiprocessing.util
             util.spawnv_passfds = functools.partial(_spawn_safely, util.spawnv_passfds)
@@ -8916,7 +8917,11 @@ class Pool:
         return with_answer(result)._replace(task=job.task)
 
     def _look_for_room(self, job: Job) -> None:
-        """Let no more jobs run where a disk is still full after one has failed."""
+        """Let no more jobs run where a disk is full after a job has failed and left its room.
+
+        A program that still runs may hold the room.  The answers of the next jobs could be lost
+        all the same, and canceled jobs cost nothing.
+        """
         logs = os.path.dirname(job.log) or "." if job.log else ""
         for what, place in (("temporary files", os.path.dirname(self.directory)), ("logs", logs)):
             with contextlib.suppress(OSError):
@@ -9014,7 +9019,7 @@ class Pool:
         sweep(RUN_MARK % self.run_id)
         remove_tree(self.directory)
         self._dismiss_guard()
-        if self.method == "spawn":
+        if self._spawns:
             import multiprocessing.util
             util: Any = multiprocessing.util
             util.spawnv_passfds = util.spawnv_passfds.args[0]  # one layer for each pool

@@ -726,8 +726,18 @@ class Spawn(Pool):
             say(json.dumps(multiprocessing.util.spawnv_passfds is before))
             first.close()
             say(json.dumps(multiprocessing.util.spawnv_passfds is before))
+
+            def add_pool(pool, add_pool=clinvk.Pool._add_pool):
+                if pool.method == "spawn":
+                    raise OSError("no semaphores")
+                add_pool(pool)
+            clinvk.Pool._add_pool = add_pool
+            pool = clinvk.Pool(1, METHOD)
+            say(json.dumps(pool.method))
+            pool.close()
+            say(json.dumps(multiprocessing.util.spawnv_passfds is before))
             """)
-        self.assertEqual(lines, [False, True])
+        self.assertEqual(lines, [False, True, "thread", True])
 
     def test_pool_of_a_program_without_a_guard_that_catches_the_error_leaves_nothing(self):
         script = self.file("script.py", textwrap.dedent("""
