@@ -9309,7 +9309,8 @@ class Gate:
 class _Entry(NamedTuple):
     """A job on its way to its final result.
 
-    `ready` is when it may start, by the clock.  `gate` and `directory` are what it waits for.
+    `ready` is when it may start, by the clock.  `gate` and `directory` are what it waits for;
+    `above` are the directories that `directory` is in.
     `tries` are the results of its attempts so far.  `used` is how many of them count against
     `retries`; `waited` is the sum of its waits for limits.
     """
@@ -9319,6 +9320,7 @@ class _Entry(NamedTuple):
     job: Job
     gate: Gate
     directory: str  # in which it must be alone, "" for none
+    above: Tuple[str, ...] = ()
     tries: Tuple[Result, ...] = ()
     used: int = 0
     waited: float = 0.0
@@ -9342,15 +9344,37 @@ class _Entry(NamedTuple):
             attempts=len(tries), usage=dict(usage) or None, cost_usd=sum(costs) if costs else None)
 
 
-def _collide(one: _Entry, other: _Entry) -> bool:
-    """Return whether two jobs must not run at once in their directories.
+class _Taken:
+    """The directories of some jobs, and whether another job must not run together with one of them.
 
-    A job whose changes are judged must not run together with one that is in its work tree.
+    It must not where their directories are equal, or where one of both is judged by its changes
+    and the directory of the other is below its own.
     """
-    if one.directory == other.directory:
-        return True
-    return any(judges_changes(judged.job.task) and (inner.directory + "/").startswith(
-        os.path.join(judged.directory, "")) for judged, inner in ((one, other), (other, one)))
+
+    def __init__(self, entries: Iterable[_Entry]) -> None:
+        self._all: Set[str] = set()
+        self._judged: Set[str] = set()
+        self._above: Set[str] = set()  # the directories above all of them
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: _Entry) -> None:
+        self._all.add(entry.directory)
+        self._above.update(entry.above)
+        if judges_changes(entry.job.task):
+            self._judged.add(entry.directory)
+
+    def collides(self, entry: _Entry) -> bool:
+        return bool(entry.directory) and (
+            entry.directory in self._all or not self._judged.isdisjoint(entry.above)
+            or entry.directory in self._above and judges_changes(entry.job.task))
+
+
+def directories_above(path: str) -> Iterator[str]:
+    """Yield each directory that an absolute path is in."""
+    while path != os.path.dirname(path):
+        path = os.path.dirname(path)
+        yield path
 
 
 def try_fields(result: Result) -> Dict[str, Any]:
@@ -9462,8 +9486,9 @@ class Scheduler:
         for entry in [entry for entry in self._waiting if entry.ready <= now]:
             self._waiting.remove(entry)
             self._hold(entry)
+        taken = _Taken(self._directories.values())
         for key, entries in self._held.items():
-            if (key[0].given_up or self._has_room(entries[0])) and (
+            if (key[0].given_up or self._has_room(entries[0], taken)) and (
                     entries[0].tries or not self._bounds.awaits_canary):
                 entry = entries.pop(0)
                 if not entries:
@@ -9482,7 +9507,7 @@ class Scheduler:
             earlier = self._resume(item)
             if earlier or entry.gate.given_up:
                 return earlier or self._unbegun(entry)
-            if self._has_room(entry):
+            if self._has_room(entry, taken):
                 return entry
             self._hold(entry)
         return NOT_READY
@@ -9508,17 +9533,16 @@ class Scheduler:
         directory = self._tree(workdir) if judges_changes(job.task) else ""
         if self._policy.one_per_workdir and not directory and not deleted_directory(workdir):
             directory = os.path.realpath(workdir or ".")
-        return _Entry(0.0, job.index, job, gate, directory)
+        return _Entry(0.0, job.index, job, gate, directory, tuple(directories_above(directory)))
 
     def _tree(self, workdir: str) -> str:
         if workdir not in self._trees:
             self._trees[workdir] = work_tree(workdir)
         return self._trees[workdir]
 
-    def _has_room(self, entry: _Entry) -> bool:
-        return entry.gate.may_start(self._clock(), self._wall()) and not (
-            entry.directory and any(other.index != entry.index and _collide(entry, other)
-                                    for other in self._directories.values()))
+    def _has_room(self, entry: _Entry, taken: _Taken) -> bool:
+        return entry.gate.may_start(self._clock(), self._wall()) and (
+            self._owns_directory(entry) or not taken.collides(entry))
 
     def _leave(self, entry: _Entry) -> None:
         if self._owns_directory(entry):

@@ -630,6 +630,16 @@ class BoundsOfARun(PolicyCase):
                 self.play("10 0 ok\n20 1 ok", supply=FakeSupply(*items), jobs=2, one_per_workdir=one_per_workdir)
             self.assertEqual(self.pool.starts, starts, (first, second))
 
+    def test_scheduler_compares_no_held_job_with_each_job_that_runs(self):
+        running = [job(index, "echo", "p", workdir="/x/%d" % index) for index in range(20)] + [job(20, "echo", "p", workdir="/r", require_change=True)]
+        held = [job(index, "echo", "p", workdir="/r/%d" % index) for index in range(21, 221)]
+        scheduler = clinvk.Scheduler(FakeSupply(*running, *held), Clocked(), 22, clinvk.RunPolicy(one_per_workdir=True))
+        with unittest.mock.patch.object(clinvk, "work_tree", lambda path: "/r"):
+            self.assertEqual(list(scheduler._start_jobs()), [])
+        with unittest.mock.patch.object(clinvk, "judges_changes", side_effect=clinvk.judges_changes) as judges:
+            self.assertEqual(scheduler._next(), clinvk.NOT_READY)
+        self.assertLess(judges.call_count, 2 * len(running + held))
+
     def test_task_whose_changes_are_judged_keeps_its_work_tree_until_its_retry(self):
         for judged, starts in (({"protect": ("*.py",)}, [(0, 0), (11, 0), (20, 1)]), ({}, [(0, 0), (10, 1), (12, 0)])):
             items = [job(index, "echo", "p") for index in range(2)]
