@@ -9486,17 +9486,19 @@ class Scheduler:
         for entry in [entry for entry in self._waiting if entry.ready <= now]:
             self._waiting.remove(entry)
             self._hold(entry)
-        taken = _Taken(self._directories.values())
-        for key, entries in self._held.items():
-            if (key[0].given_up or self._has_room(entries[0], taken)) and (
-                    entries[0].tries or not self._bounds.awaits_canary):
-                entry = entries.pop(0)
-                if not entries:
-                    del self._held[key]
-                if key[0].given_up:
-                    self._leave(entry)
-                    return self._unbegun(entry)
-                return entry
+        taken, wall = _Taken(self._directories.values()), self._wall()
+        heads = (entries[0] for entries in self._held.values())
+        for entry in sorted(heads, key=self._precedence):
+            gate = entry.gate
+            if self._bounds.awaits_canary and not entry.tries:
+                break
+            if gate.given_up:
+                self._leave(self._unhold(entry))
+                return self._unbegun(entry)
+            if gate.may_start(now, wall):
+                if self._owns_directory(entry) or not taken.collides(entry):
+                    return self._unhold(entry)
+                taken.add(entry)  # so that no later job overtakes it
         while not (self._exhausted or self._bounds.awaits_canary) and self._may_read():
             item = self._read()
             if item == END:
@@ -9507,10 +9509,27 @@ class Scheduler:
             earlier = self._resume(item)
             if earlier or entry.gate.given_up:
                 return earlier or self._unbegun(entry)
-            if self._has_room(entry, taken):
-                return entry
+            if entry.gate.may_start(now, wall):
+                if not taken.collides(entry):
+                    return entry
+                taken.add(entry)
             self._hold(entry)
         return NOT_READY
+
+    def _precedence(self, entry: _Entry) -> Tuple[bool, bool, int]:
+        """Return the place of a held job: first those that have their directories already.
+
+        The directories of two of these never collide.  Then come jobs that were tried before.
+        """
+        return not self._owns_directory(entry), not entry.tries, entry.index
+
+    def _unhold(self, entry: _Entry) -> _Entry:
+        """Take a job that is the first of those that wait for the same."""
+        key = (entry.gate, entry.directory)
+        del self._held[key][0]
+        if not self._held[key]:
+            del self._held[key]
+        return entry
 
     def _may_read(self) -> bool:
         waiting = len(self._waiting) + sum(map(len, self._held.values()))
@@ -9539,10 +9558,6 @@ class Scheduler:
         if workdir not in self._trees:
             self._trees[workdir] = work_tree(workdir)
         return self._trees[workdir]
-
-    def _has_room(self, entry: _Entry, taken: _Taken) -> bool:
-        return entry.gate.may_start(self._clock(), self._wall()) and (
-            self._owns_directory(entry) or not taken.collides(entry))
 
     def _leave(self, entry: _Entry) -> None:
         if self._owns_directory(entry):

@@ -630,6 +630,27 @@ class BoundsOfARun(PolicyCase):
                 self.play("10 0 ok\n20 1 ok", supply=FakeSupply(*items), jobs=2, one_per_workdir=one_per_workdir)
             self.assertEqual(self.pool.starts, starts, (first, second))
 
+    def test_scheduler_job_that_waits_for_its_directory_is_not_overtaken(self):
+        script = "10 0 ok\n20 1 ok\n30 2 ok\n40 3 ok\n50 4 ok"
+        for name, events, starts, held, items in (
+                ("read later", script, [(0, 0), (0, 1), (0, 5), (20, 2), (30, 3), (30, 4)], 9,
+                 ("echo /r/0", "echo /r/1", "echo /r !", "echo /r/3", "echo /r/4", "echo /other")),
+                ("held later", script, [(0, 0), (10, 1), (20, 2), (30, 3), (40, 4)], 9,
+                 ("echo /r/0", "echo /r/0", "echo /r !", "echo /r/0", "echo /r/0")),
+                ("judged later", script, [(0, 0), (10, 1), (20, 2), (30, 3)], 9, ("echo /r/0", "echo /r !", "echo /r/0 !", "echo /r/0")),
+                ("another backend", script, [(0, 0), (10, 1), (20, 2), (30, 3)], 9, ("echo /r", "echo /r", "gemini /r", "echo /r")),
+                ("retry that has its directory", "10 0 rate_limit 60\n76 1 worker_lost\n90 1 ok\n99 0 ok",
+                 [(0, 0), (10, 1), (77, 1), (90, 0)], 9, ("gemini /r/0", "echo /r !")),
+                ("limited backend", "10 0 rate_limit 60\n20 3 ok\n30 1 ok\n80 0 ok\n90 2 ok",
+                 [(0, 0), (0, 1), (10, 3), (77, 0), (80, 2)], 9, ("gemini /z", "echo /r/1", "gemini /r !", "echo /r/3")),
+                ("backend that is given up", "10 0 quota\n20 3 ok\n30 1 ok", [(0, 0), (0, 1), (10, 3)], 9,
+                 ("gemini /z", "echo /r/1", "gemini /r !", "echo /r/3")),
+                ("as many as may be held", script, [(0, 0), (10, 1), (10, 3), (20, 2)], 2, ("echo /r/0", "echo /r !", "echo /r/2", "echo /other"))):
+            jobs = [job(index, item.split()[0], "p", workdir=item.split()[1], require_change=item.endswith("!")) for index, item in enumerate(items)]
+            with unittest.mock.patch.multiple(clinvk, work_tree=str, MAX_HELD=held), self.subTest(name):
+                self.play(events, supply=FakeSupply(*jobs), jobs=3, one_per_workdir=True)
+                self.assertEqual(self.pool.starts, starts)
+
     def test_scheduler_compares_no_held_job_with_each_job_that_runs(self):
         running = [job(index, "echo", "p", workdir="/x/%d" % index) for index in range(20)] + [job(20, "echo", "p", workdir="/r", require_change=True)]
         held = [job(index, "echo", "p", workdir="/r/%d" % index) for index in range(21, 221)]
@@ -725,6 +746,10 @@ class RandomPool(FakePool):
         assert len(self.running) <= places and len(same) <= policy.limits.get(backend, places)
         workdirs = [other.task.workdir for other in self.running.values()]
         assert not policy.one_per_workdir or len(workdirs) == len(set(workdirs))
+        for other in self.running.values():
+            for judged, inner in ((item.task, other.task), (other.task, item.task)):
+                is_below = judged.require_change and os.path.join(inner.workdir, "").startswith(os.path.join(judged.workdir, ""))
+                assert not is_below or other is item or not (inner.require_change or policy.one_per_workdir), "in the work tree of a judged job"
         assert item.attempt == self.starts[index] or not (policy.retries or policy.max_cost)
         if policy.max_cost and self.costs:
             expected = sum(self.costs) * (1 + len(self.running) / len(self.costs))
@@ -778,11 +803,11 @@ class RandomRuns(unittest.TestCase):
             retry_on=(*clinvk.NO_POLICY.retry_on, *rng.choice(((), (), ("quota", "auth")))),
             limits=rng.choice(({}, {"claude": 1}, {"claude": 2, "codex": 1}, {"claude": 99})), one_per_workdir=rng.random() < 0.3,
             max_cost=rng.choice((0, 0, 0.5, 20)), max_failures=rng.choice((0, 0, 0, 1, 3, 0.5, 1.0)), canary=rng.choice((0, 0, 1, 2, 50)))
-        pool, items = RandomPool(rng, policy, jobs, control), []
+        pool, items, judged = RandomPool(rng, policy, jobs, control), [], rng.choice((0, 0, 0.1, 0.5))
         for index in range(count):
             items += [clinvk.NOT_READY] * rng.choice((0, 0, 0, 1, 3))
             item = job(index, rng.choice(("claude", "codex", "echo")), "p")
-            task = item.task._replace(workdir=rng.choice(("/", "/usr", "/etc")), sandbox_mode=rng.choice(("full", "read-only")))
+            task = item.task._replace(workdir=rng.choice(("/", "/usr", "/etc", "/usr/lib")), require_change=rng.random() < judged, sandbox_mode=rng.choice(("full", "read-only")))
             items.append(item._replace(task=task) if rng.random() < 0.95 else bad(index))
         supply = FakeSupply(*items, reads_ahead=rng.random() < 0.8)
         supply.total = rng.choice((None, count))
@@ -805,7 +830,8 @@ class RandomRuns(unittest.TestCase):
         first = int(os.environ.get("CLINVK_SEED", random.randrange(10 ** 9)))
         for seed in range(first, first + 1500):
             try:
-                self.one(seed)
+                with unittest.mock.patch.object(clinvk, "work_tree", str):
+                    self.one(seed)
             except Exception as error:
                 raise AssertionError("CLINVK_SEED=%d repeats this: %r" % (seed, error)) from error
 
