@@ -307,8 +307,7 @@ class Job(NamedTuple):
     placeholders of command_of.  What the program prints in this attempt is left in `log`.jsonl
     and `log`.err, which are cut to `log_max` bytes at the end.  `repair` is what the program is
     asked after a judgement that failed: in the conversation `resume` in place of the prompt, else
-    after it.  `repair_prompt` is the user's template for that.  `changed`: an earlier attempt has
-    changed the git work tree.
+    after it.  `repair_prompt` is the user's template for that.
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -328,7 +327,6 @@ class Job(NamedTuple):
     log_max: int = 0
     repair: str = ""
     repair_prompt: str = ""
-    changed: bool = False
 
 
 class RunPolicy(NamedTuple):
@@ -402,7 +400,6 @@ class Result(NamedTuple):
     log: str = ""
     log_stderr: str = ""
     check: Optional[Dict[str, Any]] = None
-    changed: bool = False  # the git work tree, as far as that was looked at
 
     @property
     def output(self) -> str:
@@ -7313,13 +7310,22 @@ class _Tree(NamedTuple):
 
 
 class _TreeState(NamedTuple):
-    """The contents of a git work tree at a time.
+    """The contents of a git work tree before or after an attempt of a task.
 
-    `files` has the status and the digest of each tracked file and each other that is not ignored,
-    `names` the names of all files that are not tracked, `rules` the digests of the ignore rules.
-    `first` has the digests of the files before the first attempt.  `new_rules`: the program has
-    changed the rules in this attempt or an earlier one.  `permitted`: the changes up to here were
-    judged as permitted.
+    `files` has the status and the digest of each tracked file, of each other that is not ignored,
+    and of those that an earlier state has; a digest is "" where there is no file.  `names` has the
+    names of all files that are not tracked, also of ignored ones, `rules` the digests of the files
+    with the ignore rules.
+
+    `first` and `first_names` are what the end of the task is compared with, to find whether its
+    program has changed anything in all attempts: the digests of `files`, and `names`, before the
+    first attempt.  The digest of a file that others, such as a check, have changed between two
+    attempts is in `first`, too, unless the program had changed the file before.  New names that
+    others made then are in `first_names`.
+
+    `new_rules`: the program has changed the rules in this attempt or an earlier one, so that new
+    `names` count where git does not list them.  `permitted`: this is the state after an attempt,
+    and nothing protected was changed; the next attempt need not answer for its changes.
     """
 
     tree: _Tree
@@ -7327,7 +7333,8 @@ class _TreeState(NamedTuple):
     files: Dict[str, Tuple[Any, str]]
     names: Set[str]
     rules: Dict[str, str]
-    first: Dict[str, str]
+    first: Dict[str, Tuple[str, ...]]
+    first_names: Set[str]
     new_rules: bool = False
     permitted: bool = False
 
@@ -7427,8 +7434,17 @@ def _tree_state(job: Job, state: WorkerState, tree: _Tree,
     # What a check changed after a permitted attempt is no change of the program.
     new_rules = before is not None and (
         before.new_rules or not before.permitted and before.rules != digests)
-    first = before.first if before else {path: digest for path, (_, digest) in files.items()}
-    return _TreeState(tree, now, files, names, digests, first, new_rules)
+    if before:
+        first, first_names = dict(before.first), set(before.first_names)
+    else:
+        first, first_names = {path: (digest,) for path, (_, digest) in files.items()}, names
+    if before and before.permitted:
+        for path, (_, digest) in files.items():
+            same = first.get(path, ("",))
+            if digest not in same and before.files.get(path, ((), ""))[1] in same:
+                first[path] = (*same, digest)
+        first_names |= names - before.names
+    return _TreeState(tree, now, files, names, digests, first, first_names, new_rules)
 
 
 def _listed_by_git(job: Job, state: WorkerState, tree: _Tree, *options: str) -> Optional[Set[str]]:
@@ -7523,15 +7539,13 @@ def _with_changes(job: Job, result: Result, before: _TreeState,
         changed |= after.names - before.names
     hits = sorted(path for path in changed
                   if any(_matches(path, pattern) for pattern in job.task.protect))
-    result = result._replace(changed=bool(changed))
     if hits:
         return result._replace(
             status="failed", exit_code=result.exit_code or 1, error_kind="protected",
             error="protected paths were changed: " + first_of(hits, _shown_path))
-    is_undone = not after.new_rules and all(
-        after.first.get(path, "") == digest for path, (_, digest) in after.files.items())
-    if job.task.require_change and result.status == "ok" and (
-            is_undone or not (changed or job.changed)):
+    is_undone = not (after.new_rules and after.names - after.first_names) and all(
+        digest in after.first.get(path, ("",)) for path, (_, digest) in after.files.items())
+    if job.task.require_change and result.status == "ok" and is_undone:
         return result._replace(
             status="failed", exit_code=1, error_kind="no_change",
             error="nothing was changed in the git work tree " + _shown_path(after.tree.top))
@@ -7610,7 +7624,6 @@ def repaired_job(job: Job, result: Result) -> Job:
     It continues the conversation where the backend can, else a new one has the answer.  What it
     adds to the prompt is not trusted.
     """
-    job = job._replace(changed=job.changed or result.changed)
     facts = result.check or {}
     values = {"{{check.%s}}" % name: str(value) for name, value in facts.items()}
     prompt = REPAIRS[result.error_kind].prompt
@@ -9676,8 +9689,7 @@ class Scheduler:
             self._control.left = "rate_limit"
             return result._replace(retry_at=self._wall() + wait)
         tries = (*entry.tries, result._replace(answer="", task=None))
-        job = entry.job._replace(changed=entry.job.changed or result.changed)
-        return entry._replace(ready=0.0 if is_limit else now + wait, tries=tries, job=job,
+        return entry._replace(ready=0.0 if is_limit else now + wait, tries=tries,
                               used=entry.used + (not is_limit), waited=waited)
 
     def _give_up(self, gate: Gate, kind: str, why: str) -> None:

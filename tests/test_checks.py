@@ -197,7 +197,7 @@ class Changes(support.WorkerCase):
         noted = []
         state = self.state(note_output=lambda *facts: noted.append(facts[2:]))
         task = clinvk.Task("mine", "echo x >> Makefile; echo done", workdir=self.tree, require_change=True, check=(("sh", "-c", "exit 0"),))
-        self.check(clinvk.run_job(clinvk.Job(0, task, clinvk.Definition(("sh",))), state), status="ok", changed=True)
+        self.check(clinvk.run_job(clinvk.Job(0, task, clinvk.Definition(("sh",))), state), status="ok")
         self.leave(state)
         self.assertEqual([facts for facts, _ in itertools.groupby(noted)],
                          [("check: git ls-files", 0), ("", 0), ("check: git ls-files", 0), ("check: exit 0", 0)])
@@ -207,7 +207,7 @@ class Changes(support.WorkerCase):
                        "mkdir -p a/b; echo x > a/b/c", "rm -r tests", "printf 'makefile\\n' > Makefile; touch -r .gitignore Makefile", "git init -q inner"):
             with self.subTest(script):
                 self.git("reset", "-q", "--hard")
-                self.check(self.after(script, require_change=True, workdir="tests/deep/../.."), status="ok", changed=True)
+                self.check(self.after(script, require_change=True, workdir="tests/deep/../.."), status="ok")
 
     def test_time_of_a_file_that_was_set_back_hides_nothing(self):
         os.utime(os.path.join(self.tree, "Makefile"), (1e9, 1e9))
@@ -289,7 +289,7 @@ class Changes(support.WorkerCase):
         if os.path.exists(self.path("caught")):
             os.unlink(self.path("caught"))
         os.environ.update(GIT_DIR="/nowhere", GIT_EXTERNAL_DIFF=bait, GIT_INDEX_FILE="/nowhere/index", GIT_TRACE=self.path("trace"))
-        self.check(self.after("echo x >> Makefile", require_change=True, protect=("tests",)), status="ok", changed=True)
+        self.check(self.after("echo x >> Makefile", require_change=True, protect=("tests",)), status="ok")
         for name in ("caught", "trace"):
             self.assertFalse(os.path.exists(self.path(name)), name)
 
@@ -329,11 +329,9 @@ class Changes(support.WorkerCase):
         self.assertEqual([(result["index"], result.get("error_kind")) for result in results(completed)], [(0, None), (1, "no_change")])
 
     def test_later_attempt_need_not_change_anything_more(self):
-        first = support.job(0, "claude", "p", check=shell("x"), attempts=2, require_change=True)
-        result = clinvk.unfinished(first, "failed", "e", "check")._replace(changed=True)
-        self.assertTrue(clinvk.repaired_job(first, result).changed)
-        self.assertTrue(clinvk.repaired_job(first._replace(changed=True), result._replace(changed=False)).changed)
-        self.check(self.second("echo x > new", "", require_change=True), status="ok", changed=False)
+        self.check(self.second("echo x > new", "", require_change=True), status="ok")
+        end = "; echo 503 service unavailable >&2; exit 1"
+        self.assertEqual(self.attempts_at("echo x >> untracked" + end, ":", "--require-change"), (None, ""))
 
     def attempts_at(self, first, later, *options):
         """The result of a task whose program runs the first script at its first start."""
@@ -370,7 +368,7 @@ class Changes(support.WorkerCase):
         task = clinvk.Task("mine", first + "\necho done", workdir=os.path.join(self.tree, workdir), **fields)
         job = clinvk.Job(0, task, clinvk.Definition(("sh",)))
         self.check(clinvk.run_job(job, state), status="ok")
-        result = clinvk.run_job(job._replace(attempt=2, changed=True, task=task._replace(prompt=later + "\necho done")), state)
+        result = clinvk.run_job(job._replace(attempt=2, task=task._replace(prompt=later + "\necho done")), state)
         self.leave(state)
         return result
 
@@ -408,6 +406,30 @@ class Changes(support.WorkerCase):
         options = "--require-change", "--protect", "Makefile", "--retry-on", "protected"
         self.assertEqual(self.attempts_at("echo x >> Makefile", undo, *options)[0], "no_change")
 
+    def test_new_rules_that_the_next_attempt_undoes_are_no_change(self):
+        check = "if [ -e new.o ]; then exit 0; fi; : > new.o; exit 1"  # ignored
+        for first, later, kind in (("echo '*.log' >> .gitignore", "git checkout -q .gitignore", "no_change"),
+                                   ("echo new >> .gitignore; : > new", "git checkout -q .gitignore", None),
+                                   ("echo new >> .git/info/exclude; : > new", ":", None)):
+            with self.subTest(first=first, later=later):
+                self.git("clean", "-qfx")
+                options = "--require-change", "--attempts", "2", "--check", check
+                self.assertEqual(self.attempts_at(first, later, *options)[0], kind)
+
+    def test_what_a_check_changed_is_not_the_change_that_is_required(self):
+        check = "if [ -e .git/checked ]; then exit 0; fi; : > .git/checked; echo x | tee check.log >> tests/deep/data; exit 1"
+        undo = "git checkout -q Makefile"
+        for later, kind in ((undo, "no_change"), ("git checkout -q .; rm check.log", "no_change"), (undo + "; echo y >> tests/deep/data", None), (":", None)):
+            with self.subTest(later):
+                options = "--require-change", "--attempts", "2", "--check", check
+                self.assertEqual(self.attempts_at("echo x >> Makefile", later, *options)[0], kind)
+                os.unlink(os.path.join(self.tree, ".git", "checked"))
+
+    def test_change_before_the_death_of_a_worker_in_a_check_counts(self):
+        check = "if [ ! -e .git/checked ]; then : > .git/checked; kill -9 $PPID; sleep 300; fi"
+        options = "--require-change", "--retry-on", "worker_lost", "--check", check
+        self.assertEqual(self.attempts_at("echo x >> Makefile", ":", *options), (None, ""))
+
     def test_repository_that_an_attempt_made_does_not_replace_the_work_tree(self):
         os.mkdir(os.path.join(self.tree, "part"))
         self.check(self.second("git init -q", "echo x > ../tests/new", workdir="part", protect=("tests",)), error_kind="protected")
@@ -424,8 +446,8 @@ class Changes(support.WorkerCase):
     def test_changes_of_a_program_that_failed_count(self):
         self.check(self.after("echo : > tests/check.sh; exit 3", protect=("tests",)), status="failed", exit_code=3, error_kind="protected",
                    error="protected paths were changed: tests/check.sh")
-        self.check(self.after("echo x > new; exit 3", require_change=True, protect=("tests",)), exit_code=3, error_kind="backend", changed=True)
-        self.check(self.after("exit 3", require_change=True), exit_code=3, error_kind="backend", changed=False)
+        self.check(self.after("echo x > new; exit 3", require_change=True, protect=("tests",)), exit_code=3, error_kind="backend")
+        self.check(self.after("exit 3", require_change=True), exit_code=3, error_kind="backend")
 
     def test_change_before_an_answer_that_is_asked_for_again_counts(self):
         script = "if [ -e done ]; then echo '{}'; exit; fi; touch done; echo exit 0 > tests/check.sh; echo no JSON; exit"

@@ -909,12 +909,6 @@ class Repairs(SchedulerCase):
             result, _ = self.play((status, kind, ""))
             self.assertEqual((result.error_kind, result.attempts), (kind, 1))
 
-    def test_attempt_after_a_transient_error_need_not_change_anything_more(self):
-        policy = clinvk.RunPolicy(retries=2, retry_acted=True)
-        late = ("failed", "network", "")
-        _, started = self.play(late + ({"changed": True},), late, self.OK, policy=policy)
-        self.assertEqual([item.changed for item in started], [False, True, True])
-
     def test_transient_error_of_a_repair_is_retried_with_the_same_prompt_and_counts_by_itself(self):
         policy = clinvk.RunPolicy(retries=1, retry_acted=True)
         result, started = self.play(self.FAILED, ("failed", "network", ""), self.OK, attempts=2, policy=policy)
