@@ -11473,7 +11473,8 @@ class Records:
         self._statuses = bytearray()  # "f" for a failure, else the first letter
         self._last = array("q")  # of the lines of each task
         self._failed_before = bytearray()  # for each of these
-        self._prompts: Optional[Spool] = None  # by the index of the task
+        self._firsts = array("i")  # for each of these, the first place in _last with its index
+        self._prompts: Optional[Spool] = None  # by that place
         self.unanswered: Optional[List[bytes]] = None
         self.repeated, self.shared = array("q"), array("q")
         self.gaps: List[Tuple[int, int]] = []
@@ -11528,7 +11529,8 @@ class Records:
                 self.repeated.append(identity)
             if len({self._places[line] for line in lines}) > 1:
                 self.shared.append(identity)
-            index = index_of(identity)
+            index, place = index_of(identity), len(self._firsts)
+            self._firsts.append(self._firsts[-1] if index < expected_next else place)
             if index > expected_next:
                 self.gaps.append((expected_next, index - 1))
             expected_next = index + 1
@@ -11580,10 +11582,10 @@ class Records:
 
     def _record(self, place: int, line: int) -> Record:
         record = self._record_in(line)._replace(failed_before=bool(self._failed_before[place]))
-        result = record.result
-        if self._prompts is None or result.index not in self._prompts or not result.task:
+        result, first = record.result, self._firsts[place]
+        if self._prompts is None or first not in self._prompts or not result.task:
             return record
-        prompt = to_text(b"".join(self._prompts[result.index]))
+        prompt = to_text(b"".join(self._prompts[first]))
         result = result._replace(task=result.task._replace(prompt=prompt))
         return record._replace(result=result, prompt=prompt)
 
@@ -11605,7 +11607,7 @@ class Records:
                 place = found.pop()
                 if not taken[place]:
                     taken[place] = True
-                    return index_of(self._identities[self._last[place]])
+                    return self._firsts[place]
             return None
 
         prompts, self.unanswered = Spool(), []

@@ -12,6 +12,7 @@ import random
 import re
 import signal
 import sys
+import tracemalloc
 import unittest
 from unittest import mock
 from xml.etree import ElementTree
@@ -508,6 +509,15 @@ class Tasks(ReportCase):
     def test_many_equal_tasks_take_no_more_time_each(self):
         few, some, many = map(self.lines_run, (200, 400, 600))
         self.assertLess(many - some, 1.05 * (some - few))
+
+    def test_the_results_of_a_shard_take_no_memory_for_other_tasks(self):
+        last = clinvk.MAX_INDEX - 1
+        records = self.records(lines(line(3, key="other"), line(last, key=self.key(prompt="one")), line(last, sample=2, key="")))
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        records.find_tasks(clinvk.JobList([clinvk.Task("claude", "one")]))
+        self.assertLess(tracemalloc.get_traced_memory()[1], clinvk.MAX_INDEX)
+        self.assertEqual([record.prompt for record in records], ["", "one", "one"])
 
     def test_tasks_without_a_result_are_named_in_each_form(self):
         results = self.path("results.jsonl")
