@@ -11595,16 +11595,18 @@ class Records:
         A task has the record with its key, else that with its id, else that with its index and its
         label: the options of the run, which are in the key, are not known.  A record answers one.
         """
-        places: Dict[int, List[int]] = defaultdict(list)  # by the hash of each name of a record
+        first: Dict[int, int] = {}  # the first place with a name, by the hash of that
+        further: Dict[int, List[int]] = defaultdict(list)  # most names have one place and no list
         taken = bytearray(len(self))
         for place, record in enumerate(self):
-            for name in _names_of(record.fields.get):
-                places[hash(name)].append(place)
+            for name in map(hash, _names_of(record.fields.get)):
+                if first.setdefault(name, place) != place:
+                    further[name].append(place)
 
-        def take(name: Tuple[Any, ...]) -> Optional[int]:
-            found = places.get(hash(name), [])
-            while found:
-                place = found.pop()
+        def take(name: int) -> Optional[int]:
+            found = further.get(name, [])
+            while found or name in first:
+                place = found.pop() if found else first.pop(name)
                 if not taken[place]:
                     taken[place] = True
                     return self._firsts[place]
@@ -11617,7 +11619,7 @@ class Records:
                 fields = {"index": index, "task_id": job.task.id, "task_name": job.task.name,
                           "label": task_label(job.task)}
                 own = dict(fields, key=job_key(job), sample=sample)
-                for found in map(take, (*_names_of(own.get), (index, sample, None))):
+                for found in map(take, map(hash, (*_names_of(own.get), (index, sample, None)))):
                     if found is not None:
                         prompts.add(found, [to_bytes(job.task.prompt)])
                         break
