@@ -54,16 +54,6 @@ class HostileCase(Case):
         """Puts a Python program on the PATH."""
         support.write_program(os.path.join(self.bin, name), ("#!%s -IS\n%s" % (os.path.realpath(sys.executable), code)).encode())
 
-    def small_disk(self, kilobytes):
-        """An empty file system of that size; its path."""
-        path = self.path("disk")
-        os.mkdir(path)
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dk,mode=700" % kilobytes, "tmpfs", path], stderr=subprocess.PIPE)
-        if mounted.returncode:
-            self.skipTest("mounting is not permitted here")
-        self.addCleanup(subprocess.run, ["umount", "-l", path], check=True)
-        return path
-
     def fill(self, directory):
         """Writes until the disk is full.  The file that does it."""
         path = os.path.join(directory, "filler")

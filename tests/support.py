@@ -423,6 +423,16 @@ class Case(unittest.TestCase):
         """A path in the test's own directory."""
         return os.path.join(self.directory, *names)
 
+    def small_disk(self, kilobytes):
+        """An empty file system of that size; its path."""
+        path = self.path("disk")
+        os.mkdir(path)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=%dk,mode=700" % kilobytes, "tmpfs", path], stderr=subprocess.PIPE)
+        if mounted.returncode:
+            self.skipTest("mounting is not permitted here")
+        self.addCleanup(subprocess.run, ["umount", "-l", path], check=True)
+        return path
+
     def file(self, name, content):
         """Makes a file in the test's own directory: of bytes, text, or anything else as JSON.  Its path."""
         if not isinstance(content, (bytes, str)):

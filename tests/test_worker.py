@@ -3,7 +3,6 @@ reaches the next, and logs."""
 import json
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import unittest
@@ -492,11 +491,7 @@ class Logs(support.WorkerCase):
         self.check(clinvk.with_log(support.job(0, "echo", "p", **self.log()), result), log=self.path("log.jsonl"))
 
     def test_full_log_directory_is_named(self):
-        disk = self.path("disk")
-        os.mkdir(disk)
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k,mode=700", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode:
-            self.skipTest("mounting is not permitted here")
-        self.addCleanup(subprocess.run, ["umount", "-l", disk], check=True)
+        disk = self.small_disk(400)
         for backend in ("echo", "claude"):
             log = self.log(name=os.path.join(disk, backend))
             result = self.run_it("say x;flood 999999", backend, **log)
@@ -557,11 +552,7 @@ class OneAfterTheOther(support.WorkerCase):
             self.assertRegex(gone.error, "^cannot read the answer back: .*No such file or directory")
 
     def test_full_temporary_directory_is_named_with_what_did_not_fit(self):
-        disk = self.path("disk")
-        os.mkdir(disk)
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k,mode=700", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode:
-            self.skipTest("mounting is not permitted here")
-        self.addCleanup(subprocess.run, ["umount", "-l", disk], check=True)
+        disk = self.small_disk(400)
         quiet = "import os\nos.read(0, 9)\nfor _ in range(99):\n    try:\n        os.write(1, b'x' * 10000)\n    except OSError:\n        pass\n"
         support.write_program(os.path.join(self.bin, "quiet"), ("#!%s -IS\n%s" % (os.path.realpath(sys.executable), quiet)).encode())
         env = {"TMPDIR": disk, "CLINVK_BACKENDS": '{"quiet": {"command": ["quiet"]}}'}
@@ -585,11 +576,7 @@ class OneAfterTheOther(support.WorkerCase):
                          (74, b"", "clinvk: error: cannot write temporary files to %s: No space left on device\n" % disk))
 
     def test_directory_that_stays_full_ends_the_run(self):
-        disk = self.path("disk")
-        os.mkdir(disk)
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k,mode=700", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode:
-            self.skipTest("mounting is not permitted here")
-        self.addCleanup(subprocess.run, ["umount", "-l", disk], check=True)
+        disk = self.small_disk(400)
         self.file("disk/filler", b"f" * 350000)
         for what, where in (("temporary files", {"env": {"TMPDIR": disk}}), ("logs", {"log_dir": disk})):
             arguments = ["--log-dir", where["log_dir"]] if "log_dir" in where else []
