@@ -1879,10 +1879,10 @@ def refuse_unwritable(what: str, path: str, can_be_made: bool = False) -> None:
 def read_some(file: int) -> bytes:
     """Wait for bytes and return them; b"" at the end."""
     while True:
-        try:
-            return os.read(file, CHUNK)
-        except BlockingIOError:  # a process that shares the pipe made it non-blocking
-            _ready(file, select.POLLIN, None)
+        # Python calls no handler for a signal that arrives just before a read that waits.
+        if can_be_read(file, 1.0):
+            with contextlib.suppress(BlockingIOError):  # which a process that shares the pipe set
+                return os.read(file, CHUNK)
 
 
 def can_be_read(file: int, patience_seconds: float = 0.0) -> bool:

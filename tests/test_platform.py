@@ -178,6 +178,31 @@ class Writing(PlatformCase):
             self.assertEqual(caught.exception.errno, errno.ENOSPC)
 
 
+class Reading(PlatformCase):
+    def test_read_some_signal_that_interrupts_no_read_is_handled(self):
+        # the signal goes to another thread, so that the read goes on: so does a read that a signal comes just before
+        body = """
+            import threading
+            reader, writer = os.pipe()
+            signal.signal(signal.SIGUSR1, lambda *_: os.write(writer, b"handled"))
+            send = lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+            threading.Timer(0.2, send).start()
+            print(clinvk.read_some(reader).decode())
+            """
+        self.assertEqual(self.script(body), "handled\n")
+
+    def test_read_some_of_a_pipe_that_another_process_made_non_blocking_waits(self):
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        timer = threading.Timer(0.1, os.write, (writer, b"late"))
+        timer.start()
+        self.assertEqual(clinvk.read_some(reader), b"late")
+        timer.join()
+        os.close(writer)
+        self.assertEqual(clinvk.read_some(reader), b"")
+        os.close(reader)
+
+
 class Files(PlatformCase):
     def test_nameless_file_has_no_name_and_is_private(self):
         file = clinvk.nameless_file(self.tmp)
