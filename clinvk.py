@@ -23,7 +23,7 @@ watches the output of the program.
 Data flows down the file: a section uses only what stands above it.
 
      1. Types          what travels: Task, Job, Result; statuses, exit codes, errors
-     2. Text and JSON  dumps, loads, display width, durations, fill, secrets
+     2. Text and JSON  dumps, loads, the fields of a result, fill, widths, secrets
      3. Schema         check_schema, validate: the JSON Schema subset
      4. Platform       processes, files, locks, terminals; every platform difference
      5. Configuration  values and their checks, YAML, the file, what counts first
@@ -35,7 +35,7 @@ Data flows down the file: a section uses only what stands above it.
     11. Worker         run_job: one Job to its Result; logs
     12. Pool           jobs in, exactly one Result for each out
     13. Scheduler      which job is next and when, also after an error; run_pool
-    14. Journal        results as JSON; the results file, from which a run continues
+    14. Journal        the results file, from which a run continues
     15. Sinks          text, JSON Lines, JSON, directory, progress
     16. Summary        the ordered table, the totals, the verdict
     17. Report         results files -> table, totals, timeline; runs nothing
@@ -1140,9 +1140,9 @@ def _is_type(rule: Any) -> bool:
     return names != [] and _is_names(names) and set(names) <= set(_TYPES)
 
 
-_ONE_SCHEMA = ("additionalProperties", "items", "not")
-_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")
-_OBJECTS = ("properties", "$defs", "definitions")
+_ONE_SCHEMA = ("additionalProperties", "items", "not")  # the value is a schema
+_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")  # a list of schemas
+_OBJECTS = ("properties", "$defs", "definitions")  # an object of schemas
 # The keywords with the checks of their values.  Schemas in them and "$ref" are checked elsewhere.
 _KEYWORDS = {
     "type": _rule("one of %s, or a list of them" % ", ".join(_TYPES), _is_type),
@@ -2299,7 +2299,7 @@ def open_standard_streams() -> None:
 
 
 @contextlib.contextmanager
-def stop_signals(react: Callable[[int], None], numbers: Iterable[int] = (
+def on_signals(react: Callable[[int], None], numbers: Iterable[int] = (
         signal.SIGINT, signal.SIGTERM, signal.SIGHUP)) -> Iterator[None]:
     """While the block runs, these signals call `react(signal_number)`.
 
@@ -2308,9 +2308,9 @@ def stop_signals(react: Callable[[int], None], numbers: Iterable[int] = (
     """
     former: Dict[int, Any] = {}
     try:
-        for stop in numbers:
-            if in_main_thread() and signal.getsignal(stop) is not signal.SIG_IGN:
-                former[stop] = signal.signal(stop, lambda number, _: react(number))
+        for number in numbers:
+            if in_main_thread() and signal.getsignal(number) is not signal.SIG_IGN:
+                former[number] = signal.signal(number, lambda number, _: react(number))
         yield
     finally:
         for number, handler in former.items():
@@ -3319,7 +3319,7 @@ class Capture:
 
     def __init__(self, file: int, start: int = 0, end: Optional[int] = None) -> None:
         self.lost_lines: List[int] = []  # the damaged lines that may have held a part of the answer
-        self.damaged: List[int] = []  # the other damaged lines
+        self.damaged: List[int] = []  # the others; plain text is not damaged
         self.complete = False  # set by a reader: no part of the answer follows
         self._lines = Lines()
         self._name = os.urandom(8).hex()  # begins the names of strings; no program can guess it
@@ -3397,7 +3397,7 @@ class Capture:
             yield after
 
     def values(self, line: bytes, answer: str, is_marked: Callable[[bytes], Any]) -> Iterator[Any]:
-        """Yield the JSON value in a line, or the objects in it that other text surrounds.
+        """Yield the JSON value in a line, or the objects in it; other text is dropped.
 
         A damaged line is lost if the pattern `answer` matches its damaged part.
         """
@@ -3642,7 +3642,7 @@ _CUT_TYPE = (r'\{\s*"(?:t|ty|typ|type|type"\s*|type"\s*:\s*|type"\s*:\s*"[\w.]*)
 _BLANK_END = "%s ended with a blank text; the output is the text before it"
 _BAD_EXIT = "%s ended with exit status %d after a complete answer"
 # Errors in the words of the three APIs and their clients; good answers contain the words, too.
-# The first match counts.
+# The first match counts: a kind stands above the kinds that are less exact.
 _KIND_PATTERNS = (
     ("quota", r"credit (balance|limit)|(?<!check )quota|out of (extra )?usage|out of credits"
               r"|usage.?limit|spend (cap|limit)|hit your [^\n]{0,40}limit|billing"),
@@ -6715,7 +6715,7 @@ def not_installed(job: Job) -> bool:
 #
 # Everything here runs in a worker: a process of Pool's, or a thread where processes cannot be used.
 
-GRACE_SECONDS = 5.0     # between asking a process to end and killing it; no option sets it
+GRACE_SECONDS = 5.0     # between asking a process to end and killing it; run_pool has `grace`
 WATCH_SECONDS = 0.5     # between two looks at the output of a process
 ACTION_COLUMNS = 60     # of what a program does, as it is shown
 LINGER_SECONDS = 10.0   # for a program to end by itself after its last event
@@ -7199,7 +7199,7 @@ def with_checks(job: Job, result: Result, state: WorkerState, workdir: Optional[
 
 def _check_environment(job: Job, result: Result, state: WorkerState,
                        workdir: Optional[OpenDirectory]) -> Dict[str, str]:
-    """Return the environment of the checks, the files that it names written.  Raise OSError."""
+    """Write CLINVK_OUTPUT and CLINVK_RESULT, and return the environment.  Raise OSError."""
     def fields_of(result: Result) -> Dict[str, Any]:
         return {name: value for name, value in result_fields(result).items()
                 if name not in ("start_time", "end_time", "duration_seconds")}  # not known yet
@@ -8964,12 +8964,12 @@ class Pool:
             if its_pool is pool:
                 deadline = now + HANDOVER_SECONDS
                 self._awaiting_result[index] = deadline, "its worker process was %s" % how
-        self._replace_if_stalled(pool)
+        self._retire_if_stalled(pool)
         for index, (deadline, why) in list(self._awaiting_result.items()):
             if now >= deadline:
                 results.append(self._answer(self._lost(index, why)))
 
-    def _replace_if_stalled(self, pool: _WorkerPool) -> None:
+    def _retire_if_stalled(self, pool: _WorkerPool) -> None:
         """Retire a pool whose queue is damaged; another one gets the jobs that it has not begun."""
         claimed = pool.claimed(self._in_flight)
         jobs = {index for index, (_, its_pool, _) in self._in_flight.items() if its_pool is pool}
@@ -9117,7 +9117,7 @@ _NEEDS_PERSON = _SPENDING + r"|credit|billing|admin|owner|refill|purchase|upgrad
 
 
 class Control:
-    """Stop a run from outside its loop: from a signal handler or another thread."""
+    """Act on a run from outside its loop: from a signal handler or another thread."""
 
     def __init__(self) -> None:
         self.level = 0  # 1: begin nothing more, stop what runs; 2: kill what runs
@@ -9474,7 +9474,7 @@ class Scheduler:
             self._notice(self._bounds.reached + ": the other tasks are canceled")
 
     def _stop_reason(self) -> str:
-        """Return why no more jobs may start; "" where they may."""
+        """Return why nothing more begins and the rest is canceled; "" where jobs may start."""
         return str(self._bounds.failed or self._pool.failure
                    or self._control.level and self._control.reason or self._bounds.reached)
 
@@ -9772,9 +9772,9 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
     when there is room for a task, so that it can make the next task from the last result.
 
     After too many failures (`policy.max_failures`) or `control.cancel()` nothing more is started,
-    what runs is stopped (SIGTERM, `grace` seconds, SIGKILL), and each task that did not begin is
-    answered as canceled.  So are these when the files of the run cannot be kept any more;
-    `control.failure` is then the reason.  Closing the generator stops what runs, too.  When the
+    what runs is stopped (its stop signal, `grace` seconds, SIGKILL), and each task that did not
+    begin is answered as canceled.  So are these when the files of the run cannot be kept any more
+    (`control.failure` is why).  Closing the generator stops what runs, too.  When the
     generator is closed or exhausted, nothing of the run is left: no process, no file.
 
     `start_method` is one of START_METHODS, by default `fork` on Linux.  With `dry_run` each result
@@ -9805,7 +9805,7 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
 
 # --- 14. Journal -------------------------------------------------------------
 #
-# The JSON object of a result, and the results file: from its lines a later run knows what is done.
+# The results file: its keys and lines, and the part of them that a later run takes over.
 
 ONE_WRITE_BYTES = 1 << 20  # a line up to this size is one write; a longer one is not kept in memory
 
@@ -10268,7 +10268,7 @@ class Journal:
                 write_all(self._notes_file, dumps(note) + b"\n")
 
     def write(self, result: Result) -> None:
-        """Append a result, its key and its label.  After an OutputError the file is as before."""
+        """Append a result and its key to the disk.  After an OutputError the file is as before."""
         key = self._keys.pop(result.index, "")
         if result.resumed or not self._writes:
             return
@@ -11160,7 +11160,7 @@ class Progress:
         return visible(without_secrets(", ".join(parts)))
 
 
-_QUIET = r"^([\d.]+ +\S+ +[\d:]+ +)(quiet \d+\w)"  # in a row of the table
+_QUIET = r"^([\d.]+ +\S+ +[\d:]+ +)(quiet \d+\w)"  # columns #, BACKEND, TIME, IDLE
 
 
 def _separate(text: str) -> str:
@@ -12170,7 +12170,7 @@ def _markdown_row(record: Record, with_output: bool) -> Tuple[Any, ...]:
 
 
 def _markdown_rows(records: Records, with_output: bool) -> Iterator[str]:
-    """Yield a row of the table for each task, failures first."""
+    """Yield a row a task: failures, tasks without a result, canceled ones, the others."""
     row = "| %s | %s | %s | %s | %s | %s | %s | %s |\n"
     for record in records.having(b"f"):
         yield row % _markdown_row(record, with_output)
@@ -12711,7 +12711,7 @@ class SessionError(Exception):
 
 
 class Session(NamedTuple):
-    """A conversation with a backend, of any number of runs.  Immutable.
+    """A conversation with a backend, of any number of runs.  Immutable.  It has no name.
 
     Times are seconds since the epoch.  `token_usage` and `cost_usd` are the sums over the runs.
     codex counts the tokens of all runs of a conversation: `cumulative_usage` is its last count, and
@@ -13336,7 +13336,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         feed.attempt(form, console.stdout.text, plan.form.heading)
     try:
         # A dry run has nothing to stop: a signal ends the process.
-        with stop_signals(die_at_once if settings.dry_run else stop):
+        with on_signals(die_at_once if settings.dry_run else stop):
             _run_tasks(plan, settings, console, overview=overview, feed=feed, stop=stop,
                        status_file=status_file)
             totals.stop()
@@ -13344,7 +13344,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
                 console.progress.hide()
             if not plan.single:
                 _summarize(plan, settings, feed, totals, console)
-        with stop_signals(die_at_once):  # all results are written
+        with on_signals(die_at_once):  # all results are written
             exit_status = _conclude(plan, settings, console, overview=overview, feed=feed,
                                     stop=stop)
         return exit_status
@@ -13388,9 +13388,9 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
             progress.show()
 
     with contextlib.ExitStack() as handlers:
-        handlers.enter_context(stop_signals(ask, (signal.SIGUSR1,)))
+        handlers.enter_context(on_signals(ask, (signal.SIGUSR1,)))
         if progress and console.stderr.cursor:
-            handlers.enter_context(stop_signals(progress.stop, (signal.SIGTSTP,)))
+            handlers.enter_context(on_signals(progress.stop, (signal.SIGTSTP,)))
         results = run_pool(
             plan.supply, overview.jobs, policy=plan.policy, control=control,
             dry_run=settings.dry_run, on_start=started, on_tick=tick, notice=console.say,
@@ -13499,7 +13499,7 @@ def command_parallel(options: argparse.Namespace) -> int:
 
     # SIGTERM has the exit status that it has during the run.
     is_kept = options.results and not settings.dry_run
-    with stop_signals(leave if is_kept else die_at_once, (signal.SIGTERM,)):
+    with on_signals(leave if is_kept else die_at_once, (signal.SIGTERM,)):
         try:
             plan = _batch_plan(options, settings, console, file, continuing)
             return run_plan(plan, settings, console)
@@ -14819,7 +14819,7 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
         if whole_process:
             set_first_signals()
         asked = (signal.SIGUSR1,) * whole_process
-        with stop_signals(say_idle, asked), stop_signals(die_at_once):
+        with on_signals(say_idle, asked), on_signals(die_at_once):
             options = parse_command_line(arguments)
             return COMMANDS[options.command].run(options)
     except SystemExit as leaving:  # of argparse: after help or a usage error

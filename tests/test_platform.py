@@ -933,7 +933,7 @@ class Signals(PlatformCase):
             signal.signal(getattr(signal, sys.argv[1]), signal.SIG_IGN)
         before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
         caught = []
-        with clinvk.stop_signals(caught.append):
+        with clinvk.on_signals(caught.append):
             print("ready", flush=True)
             while signal.SIGTERM not in caught:
                 time.sleep(0.005)
@@ -950,20 +950,20 @@ class Signals(PlatformCase):
         self.assertEqual((done.returncode, done.stderr), (0, b""))
         return done.stdout.decode().strip()
 
-    def test_stop_signals_call_react_and_are_restored(self):
+    def test_on_signals_call_react_and_are_restored(self):
         # sent at once, they are told in the order of their numbers
         self.assertEqual(self.caught("-", signal.SIGHUP, signal.SIGINT, signal.SIGTERM), "[1, 2, 15] True")
 
-    def test_stop_signals_ignored_one_stays_ignored(self):
+    def test_on_signals_ignored_one_stays_ignored(self):
         self.assertEqual(self.caught("SIGHUP", signal.SIGHUP, signal.SIGTERM), "[15] True")
         self.assertEqual(self.caught("SIGINT", signal.SIGINT, signal.SIGTERM), "[15] True")
 
-    def test_stop_signals_in_another_thread_change_nothing(self):
+    def test_on_signals_in_another_thread_change_nothing(self):
         body = """
             import threading
             def inside():
                 before = signal.getsignal(signal.SIGTERM)
-                with clinvk.stop_signals(print):
+                with clinvk.on_signals(print):
                     print(signal.getsignal(signal.SIGTERM) is before)
             thread = threading.Thread(target=inside)
             thread.start()
