@@ -9126,6 +9126,7 @@ class Control:
         self.failure = ""  # why the run could not continue
         self.left = ""  # why a later run can do the rest (EXIT_LEFT): rate_limit or budget
         self.unread = False  # whether the run ended before its input
+        self.untried = False  # whether it ended before another try of a failed task
         self.limited: Dict[str, float] = {}  # backend: until when (epoch) its starts pause
         self.wake: Callable[[], None] = do_nothing
         self.running: Callable[[], List[Running]] = list  # of the pool, while the run is under way
@@ -9666,7 +9667,10 @@ class Scheduler:
         if only_a_person and policy.retries:
             reason = cut(one_line(result.error), MAX_REASON_COLUMNS)
             self._give_up(gate, "quota", "%s: %s" % (result.backend, reason))
-        if can_repair(entry.job.task, entry.tries, result) and not self._stop_reason():
+        if can_repair(entry.job.task, entry.tries, result):
+            if self._stop_reason():
+                self._control.untried = True
+                return result
             job = repaired_job(entry.job, result)
             problem = ("the check failed twice with the same output"
                        if fails_again(entry.tries, result) else refused_repair(job))
@@ -9676,11 +9680,14 @@ class Scheduler:
             result = result._replace(
                 warnings=(*result.warnings, "not tried again, because " + problem))
         if (result.status not in FAILED_STATUSES or kind not in policy.retry_on
-                or self._stop_reason() or entry.used >= policy.retries and not is_limit):
+                or entry.used >= policy.retries and not is_limit):
             return result
         if result.acted and not policy.retry_acted and sandbox_of(entry.job) != "read-only":
             return result._replace(warnings=(*result.warnings, "not tried again, because it may "
                                              "have acted already; --retry-acted tries again"))
+        if self._stop_reason():
+            self._control.untried = True
+            return result
         wait = gate.until - now if is_limit else self._retry_seconds(entry.used, stated)
         waited = entry.waited
         if is_limit or stated is not None:
@@ -9734,6 +9741,7 @@ class Scheduler:
             self._control.left = kind
         result = unfinished(entry.job, "canceled", "%s (%s)" % (CANCELED_EARLY, why), kind)
         if entry.tries:
+            self._control.untried = True
             *tries, last = entry.tries
             entry = entry._replace(tries=tuple(tries))
             result = self._final(entry, last._replace(task=entry.job.task))
@@ -13424,15 +13432,16 @@ def _conclude(plan: Plan, settings: Settings, console: Console, *, overview: Ove
     elif control.failure:
         error = OutputError(control.failure)
         say("error: " + control.failure)
-    unfinished = totals.counts["canceled"] or control.unread
-    left = bool(control.left if not signal_number else plan.journal and unfinished)
-    missing = left or plan.journal and (unfinished or totals.counts["failed"] > totals.final)
+    to_try = totals.counts["failed"] > totals.final
+    unfinished = totals.counts["canceled"] or control.unread or control.untried and to_try
+    left = control.left if not signal_number else plan.journal and (unfinished or control.left)
+    missing = left or plan.journal and (unfinished or to_try)
     if control.unread and not settings.dry_run:
         say("the input was not read to its end: the tasks in the rest have no result")
     if plan.continuing and not settings.dry_run and missing:
         say(_how_to_continue(plan, control.left, left or unfinished))
-    return verdict(totals, error=error, signal_number=signal_number, single=plan.single, left=left,
-                   dry_run=settings.dry_run)
+    return verdict(totals, error=error, signal_number=signal_number, single=plan.single,
+                   left=bool(left), dry_run=settings.dry_run)
 
 
 def _how_to_continue(plan: Plan, why: str, is_unfinished: Any) -> str:

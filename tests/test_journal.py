@@ -752,6 +752,19 @@ class RunTest(support.ForkingCase):
         again = self.run_it("--resume", "-f", source)
         self.assertEqual((again.returncode, again.stderr, self.starts()), (0, b"", ["b", "c"]))
 
+    def test_a_run_that_is_stopped_before_a_retry_continues(self):
+        script = "test -e go && exec cat; echo 'Rate limit reached. Please try again in 300s.' >&2; exit 1"
+        backends = {"CLINVK_BACKENDS": json.dumps({"limited": {"command": ["sh", "-c", script]}})}
+        source = self.file("tasks.jsonl", tasks("say a", backend="limited"))
+        run = self.start("parallel", "--results", "results.jsonl", "-q", "-f", source, env=backends)
+        support.wait_until(lambda: b"limited until" in run.error_output(), run.error_output)
+        run.send_signal(signal.SIGTERM)
+        stopped = run.finish()
+        self.assertEqual((stopped.returncode, self.kept()), (75, [("failed", "say a")]))
+        self.assertIn("clinvk: to continue: clinvk parallel", self.errors(stopped).splitlines()[-1])
+        self.file("go", "")
+        self.assertEqual(self.run_it("--resume", "-q", "-f", source, env=backends).returncode, 0)
+
     @support.only_in_full_runs
     def test_a_run_that_stops_before_the_end_of_a_pipe_says_so_and_continues(self):
         for number, (options, first, sent, status) in enumerate((

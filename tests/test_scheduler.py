@@ -359,6 +359,15 @@ class Retries(PolicyCase):
         self.assertEqual(self.play(pool=pool, count=1), [(0, "failed", 1)])
         self.assertEqual(self.results[0].error_kind, "network")
 
+    def test_run_that_is_stopped_before_another_try_knows_it(self):
+        for second, script, untried in ((10, "10 0 network", True), (11, "10 0 network", True), (11, "10 0 rate_limit 60", True), (10, "10 0 rate_limit 60", True),
+                                        (10, "10 0 auth", False), (10, "10 0 ok", False)):
+            pool = Clocked(script)
+            wait = pool.wait
+            pool.wait = lambda seconds=0.25: (pool.time + 1 >= second and self.control.cancel(), wait())[1]
+            self.play(pool=pool, count=1)
+            self.assertEqual((len(pool.starts), self.control.untried), (1, untried), (second, script))
+
     def test_retry_jobs_say_which_attempt_they_are(self):
         self.play("10 0 network\n20 0 ok", count=1)
         self.assertEqual((self.pool.jobs[0].attempt, self.pool.jobs[0].retried), (2, True))
@@ -937,6 +946,7 @@ class Repairs(SchedulerCase):
         result = clinvk.unfinished(entry.job, "failed", "e", "check")
         entry.gate.started(0)
         self.assertIs(scheduler._again(entry, result), result)
+        self.assertTrue(control.untried)
 
 
 if __name__ == "__main__":
