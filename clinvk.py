@@ -11282,13 +11282,14 @@ def verdict(totals: Totals, *, error: Optional[OutputError] = None, signal_numbe
 
     `error`: the output could not be written.  `signal_number`: that of the signal that stopped the
     run.  `single`: a single prompt, whose exit status also tells a timeout and a missing program.
-    `left`: a later run can do the rest, as _conclude finds; SIGTERM is then not a failure.
+    `left`: a later run can do the rest, as _conclude finds; SIGTERM is then not a failure, nor is
+    a reader who gets it, too.
     `dry_run`: what failed for good in an earlier run is no failure of this one.
     """
     status, exit_code = totals.last_failure
     if error and not error.broken_pipe:
         return EXIT_OUTPUT
-    if left and not error and signal_number in (0, signal.SIGTERM):
+    if left and (signal_number == signal.SIGTERM or not (error or signal_number)):
         return EXIT_LEFT
     if signal_number:
         return 128 + signal_number

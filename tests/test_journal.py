@@ -752,6 +752,16 @@ class RunTest(support.ForkingCase):
         again = self.run_it("--resume", "-f", source)
         self.assertEqual((again.returncode, again.stderr, self.starts()), (0, b"", ["b", "c"]))
 
+    def test_a_run_that_is_stopped_together_with_its_reader_continues(self):
+        source = self.file("tasks.jsonl", self.input("a") + self.input("b", "c", extra="wait-for go; "))
+        for streams in ({}, {"stderr": subprocess.STDOUT}):
+            results_file = "results-%d" % len(streams)
+            run = self.start("parallel", "-j", "1", "--results", results_file, "--jsonl", "-f", source, **streams)
+            run.wait_for_line(b"answer to a")
+            run.stdout.close()
+            run.send_signal(signal.SIGTERM)
+            self.assertEqual(run.wait(support.PATIENCE), 75)
+
     def test_a_run_that_is_stopped_before_a_retry_continues(self):
         script = "test -e go && exec cat; echo 'Rate limit reached. Please try again in 300s.' >&2; exit 1"
         backends = {"CLINVK_BACKENDS": json.dumps({"limited": {"command": ["sh", "-c", script]}})}

@@ -233,8 +233,9 @@ class Verdicts(unittest.TestCase):
                     self.assertEqual(self.verdict(*results, error=error, signal_number=signal_number, single=single), code)
 
     def test_verdict_work_that_is_left_comes_before_failures_and_after_the_output(self):
-        full, failed = clinvk.OutputError("full"), result(0, "failed")
-        for error, signal_number, code in ((None, 0, 75), (None, 15, 75), (None, 2, 130), (full, 0, 74), (full, 15, 74)):
+        full, gone, failed = clinvk.OutputError("full"), clinvk.OutputError("gone", broken_pipe=True), result(0, "failed")
+        for error, signal_number, code in ((None, 0, 75), (None, 15, 75), (None, 2, 130), (full, 0, 74), (full, 15, 74),
+                                           (gone, 0, 141), (gone, 15, 75), (gone, 2, 130)):
             self.assertEqual(self.verdict(failed, error=error, signal_number=signal_number, left=True), code)
 
 
