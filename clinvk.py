@@ -336,7 +336,8 @@ class RunPolicy(NamedTuple):
     retry, and no waiting for limits.  `retry_acted`: also tasks that may have changed something.
     `max_wait` is the seconds that a task may wait for limits in all.  `limits` is how many tasks of
     a backend may run.  `one_per_workdir`: tasks in one directory run one after the other.
-    `max_cost` is in USD, 0 for any.  `max_failures` stops the run: a number, or a share of the
+    `max_cost` is in USD, 0 for any; with `allow_unknown_cost` a cost that a backend does not state
+    counts as none.  `max_failures` stops the run: a number, or a share of the
     tasks (0 < share <= 1, a float); 0: never.  `canary` tasks must succeed before others start.
     """
 
@@ -349,6 +350,7 @@ class RunPolicy(NamedTuple):
     max_cost: float = 0.0
     max_failures: Union[int, float] = 0
     canary: int = 0
+    allow_unknown_cost: bool = False
 
 
 NO_POLICY = RunPolicy()
@@ -3037,7 +3039,7 @@ SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "parallel.idle_timeout": (_or_nothing(_seconds), 0),
     "parallel.max_output": (_or_nothing(_bytes), DEFAULT_MAX_OUTPUT),
     **{"parallel." + name: (_or_nothing(check) if name in _UNSET_BY_0 else check,
-                            RunPolicy._field_defaults.get(name, False))
+                            RunPolicy._field_defaults[name])
        for name, check in POLICY_FIELDS.items()},
     "parallel.retries": (POLICY_FIELDS["retries"], 2),
 }
@@ -9124,7 +9126,8 @@ class Control:
         self.reason = ""  # why, for the results of the tasks that did not start
         self.directory = ""  # of the run's files, while it is under way
         self.failure = ""  # why the run could not continue
-        self.left = ""  # why a later run can do the rest (EXIT_LEFT): rate_limit or budget
+        # why a later run can do the rest (EXIT_LEFT): rate_limit, budget or unknown_cost
+        self.left = ""
         self.unread = False  # whether the run ended before its input
         self.untried = False  # whether it ended before another try of a failed task
         self.limited: Dict[str, float] = {}  # backend: until when (epoch) its starts pause
@@ -9173,17 +9176,33 @@ def tokens_saved(result: Result) -> Tuple[int, int]:
     return total, total - needed if total >= max(SAVED_TOKENS, 4 * needed) else 0
 
 
+# The error kinds of attempts that cost nothing, because the program cannot be started.
+_FREE_KINDS = frozenset(("not_found", "permission", "invalid"))
+
+
+def lacks_cost(backend: str, attempts: int, cost: Optional[float], kind: str) -> bool:
+    """Return whether a task has no cost, though it was started and its backend states costs."""
+    row = BACKENDS.get(backend)
+    return bool(row and row.states_cost and attempts and cost is None and kind not in _FREE_KINDS)
+
+
 class Bounds:
-    """The bounds of a run: failures, the canary, the cost."""
+    """The bounds of a run: failures, the canary, the cost.
+
+    An attempt that should state its cost and does not, because it was stopped, counts as the most
+    that one has cost so far.
+    """
 
     def __init__(self, policy: RunPolicy, spent: float, jobs: int,
                  notice: Callable[[str], None]) -> None:
         self.failed = ""  # why all is stopped: too many failures
         self.reached = ""  # why nothing more starts, while what runs continues
         self.kind = ""  # the error_kind of jobs that are not started for that
+        self.left = "budget"  # that Control.left is then
         self._policy, self._jobs, self._notice = policy, jobs, notice
         self._ended = self._failures = 0
-        self._spent, self._mean, self._costs = spent, 0.0, 0  # in USD; of so many attempts
+        self._stated, self._mean, self._costs = spent, 0.0, 0  # in USD; of so many attempts
+        self._most, self._unknown = 0.0, 0  # of one attempt; how many state no cost
         self._canary: Set[int] = set()  # the indexes of the first jobs
         self._canaries: List[float] = []  # the seconds of those that succeeded
         self._tokens: List[Tuple[int, int]] = []  # their tokens_saved
@@ -9200,9 +9219,16 @@ class Bounds:
     def spend(self, result: Result) -> None:
         """Count the cost of an attempt."""
         if result.cost_usd is not None:
-            self._spent += result.cost_usd
+            self._stated += result.cost_usd
             self._costs += 1
             self._mean += (result.cost_usd - self._mean) / self._costs
+            self._most = max(self._most, result.cost_usd)
+        elif not self._policy.allow_unknown_cost:
+            self._unknown += lacks_cost(result.backend, result.attempts, None, result.error_kind)
+
+    @property
+    def _spent(self) -> float:
+        return self._stated + self._unknown * self._most
 
     def remainder(self, running: int) -> float:
         """Return the USD that one more job may cost; 0 for any."""
@@ -9213,15 +9239,26 @@ class Bounds:
     def affords(self, running: int) -> bool:
         """Return whether one more job, at the mean cost so far, stays within `max_cost`.
 
-        Where it does not and none runs, the bound is `reached`.
+        Where it does not and none runs, the bound is `reached`.  Until a cost is known, no more
+        attempts than run at once may end without one.
         """
         most = self._policy.max_cost
+        is_known = self._most or self._unknown < self._jobs
         more = max(self._mean * (running + 1), 1e-6)  # each task costs something
-        if not most or self._spent + more <= most + 1e-9:  # sums are rounded
+        if not most or is_known and self._spent + more <= most + 1e-9:  # sums are rounded
             return True
         if not running:
             self.kind = "budget"
+            unknown = counted(self._unknown, "attempt")
+            if not is_known:
+                self.left = "unknown_cost"
+                self.reached = ("max_cost $%g cannot be kept without --allow-unknown-cost: no cost "
+                                "is known after %s" % (most, unknown))
+                return False
             self.reached = "$%.4f of max_cost $%g are spent" % (self._spent, most)
+            if self._unknown:
+                self.reached += ", $%.4f of it for %s of unknown cost" % (
+                    self._spent - self._stated, unknown)
             if self._mean:
                 self.reached += ", and a task costs $%.4f" % self._mean
         return False
@@ -9471,7 +9508,7 @@ class Scheduler:
         if not (self._exhausted and self._supply.at_end):
             self._control.unread = True
         if self._bounds.kind and (self._control.left or self._control.unread):
-            self._control.left = "budget"
+            self._control.left = self._bounds.left
             self._notice(self._bounds.reached + ": the other tasks are canceled")
 
     def _stop_reason(self) -> str:
@@ -10073,7 +10110,8 @@ class Journal:
 
     The file is locked while the run lasts.  With `resume` it may contain the results of earlier
     runs.  Those that are final answer the jobs with their keys, each line one job.  `spent` is what
-    all of them cost.  `run`, the time of the start, is in each line.  PATH.running contains the
+    all of them cost; `unstated` is to add where those without a cost count as the most that one
+    has cost.  `run`, the time of the start, is in each line.  PATH.running contains the
     tasks that were started, and is removed at an orderly end (close).  `continuing` is the end of
     the message that the file has results, unless they are not those of the `shard`.  With `dry_run`
     nothing is written, made or locked.
@@ -10085,6 +10123,7 @@ class Journal:
                  shard: Shard = WHOLE, dry_run: bool = False) -> None:
         self._path, self._notes_path, self._warn = path, notes_path(path), warn
         self.spent, self.run = 0.0, utc(time.time())
+        self._most_cost, self._unknown_costs = 0.0, 0
         self._writes, self._shard = not dry_run, shard
         self._file = self._notes_file = -1
         self._keys: Dict[int, str] = {}  # of the jobs without a result, by index
@@ -10101,6 +10140,10 @@ class Journal:
         except BaseException:
             self._release()
             raise
+
+    @property
+    def unstated(self) -> float:
+        return self._most_cost * self._unknown_costs
 
     @staticmethod
     def check(path: str, output_dir: str = "") -> None:
@@ -10182,7 +10225,11 @@ class Journal:
             key = fields["key"]
             if start >= since:
                 answered[key] += 1
-            self.spent += fields.get("cost_usd", 0.0)
+            cost = fields.get("cost_usd")
+            self.spent += cost or 0.0
+            self._most_cost = max(self._most_cost, cost or 0.0)
+            self._unknown_costs += lacks_cost(fields.get("backend", ""), fields.get("attempts", 0),
+                                              cost, fields.get("error_kind", ""))
             if is_final_line(fields):
                 same = self._ok.setdefault(hash(key), start)
                 if same != start:
@@ -13371,7 +13418,8 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
         plan.form.sink, overview.control, plan.journal, console.progress)
     asked: List[int] = []
     hooks: Dict[str, Any] = {} if journal is None else {
-        "resume": journal.resume, "spent": journal.spent}
+        "resume": journal.resume,
+        "spent": journal.spent + (not plan.policy.allow_unknown_cost) * journal.unstated}
 
     def started(job: Job) -> Optional[Job]:
         if journal:
@@ -13450,8 +13498,9 @@ def _how_to_continue(plan: Plan, why: str, is_unfinished: Any) -> str:
     if not plan.journal:
         return "nothing was kept for a later run: with --results FILE, --resume continues a run"
     purpose = "continue" if is_unfinished else "try the failed tasks again"
-    budget = ", with a larger --max-cost" if why == "budget" else ""
-    return "to %s%s: %s" % (purpose, budget, plan.continuing)
+    change = {"budget": ", with a larger --max-cost",
+              "unknown_cost": ", with --allow-unknown-cost"}.get(why, "")
+    return "to %s%s: %s" % (purpose, change, plan.continuing)
 
 
 def _summarize(plan: Plan, settings: Settings, feed: Fanout, totals: Totals,

@@ -325,8 +325,11 @@ class ResumeTest(JournalCase):
         for index, status in enumerate(("ok", "failed", "ok")):
             journal.write(answer_to(job(index, "echo", "p"), status=status, cost_usd=0.5))
         journal.write(answer_to(job(3, "echo", "p")))
+        journal.write(answer_to(job(4, "claude", "p"), status="timeout"))
+        journal.write(answer_to(job(5, "claude", "p"), status="canceled", attempts=0))
         del journal
-        self.assertEqual(self.open().spent, 1.5)
+        journal = self.open()
+        self.assertEqual((journal.spent, journal.unstated), (1.5, 0.5))
 
 
 @support.only_in_full_runs
@@ -804,6 +807,19 @@ class RunTest(support.ForkingCase):
         self.assertEqual((short.returncode, self.kept()[-1]), (75, ("canceled", "say b")), "what the first run spent counts")
         self.assertIn("clinvk: to continue, with a larger --max-cost: the same input with: clinvk", self.errors(short).splitlines()[-1])
         self.assertEqual(self.run_it("--resume", "--max-cost", "9", input=batch).returncode, 0)
+
+    def test_a_run_whose_cost_is_not_known_continues_without_it(self):
+        source = self.file("tasks.jsonl", tasks("say a", backend="claude"))
+        self.run_it("-q", "-f", source)
+        batch = tasks("say a", "say b", backend="claude") + tasks("sleep 300", "sleep 301", backend="claude", timeout=0.1)
+        options = ("-j", "1", "-q", "--resume", "--max-cost", "0.8")
+        short = self.run_it(*options, input=batch)
+        self.assertEqual((short.returncode, [status for status, _ in self.kept()]), (75, ["ok", "ok", "timeout", "canceled"]))
+        self.assertEqual(self.run_it(*options, "--allow-unknown-cost", input=batch).returncode, 1)
+        os.unlink(self.results)
+        short = self.run_it("-j", "1", "-q", "--max-cost", "0.8", input=b"".join(reversed(batch.splitlines(True))))
+        self.assertEqual((short.returncode, [status for status, _ in self.kept()]), (75, ["timeout", "canceled", "canceled", "canceled"]))
+        self.assertIn("clinvk: to continue, with --allow-unknown-cost: the same input with: clinvk", self.errors(short).splitlines()[-1])
 
     def test_a_run_that_was_killed_continues_and_names_what_was_running(self):
         source = self.file("tasks.jsonl", self.input("a") + self.input("b", "c", extra="wait-for go; "))

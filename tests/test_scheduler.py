@@ -536,6 +536,33 @@ class BoundsOfARun(PolicyCase):
         pool.costs = {index: 0.1 for index in range(3)}
         self.assertEqual({status for _, status, _ in self.play(pool=pool, count=3, max_cost=0.3)}, {"ok"})
 
+    def test_max_cost_counts_attempts_of_unknown_cost_as_the_dearest_one(self):
+        script = "10 0 ok\n20 1 ok\n30 2 timeout\n40 3 worker_lost\n50 4 ok"
+        for kind, policy, starts, spent in (("timeout", {}, 4, "$1.4000 of max_cost $1.6 are spent, $0.8000 of it for 2 attempts of unknown cost, and a task costs $0.3000"),
+                                            ("timeout", {"allow_unknown_cost": True}, 6, None), ("not_found", {}, 5, "")):
+            with self.subTest(kind=kind, **policy):
+                pool = Clocked(script.replace("timeout", kind), seconds=10)
+                pool.costs = {0: 0.4, 1: 0.2}
+                self.play(pool=pool, count=6, backends=dict.fromkeys(range(6), "claude"), max_cost=1.6, retries=0, **policy)
+                self.assertEqual(len(pool.starts), starts)
+                self.assertIn(spent or "", self.results[5].error)
+
+    def test_max_cost_of_which_nothing_is_known_starts_as_many_as_run_at_once(self):
+        script = "10 0 timeout\n11 1 timeout\n12 2 timeout\n13 3 timeout\n14 4 timeout\n15 5 timeout"
+        for backend, costs, policy, starts, left in (
+                ("claude", {}, {}, 3, "unknown_cost"), ("claude", {1: 0.1}, {}, 6, ""), ("claude", {}, {"allow_unknown_cost": True}, 6, ""),
+                ("claude", {0: 0.0}, {}, 4, "unknown_cost"), ("codex", {}, {}, 6, ""), ("claude", {}, {"max_cost": 0}, 6, "")):
+            with self.subTest(backend=backend, costs=costs, **policy):
+                pool = Clocked(script)
+                pool.costs = costs
+                self.play(pool=pool, count=6, jobs=2, backends=dict.fromkeys(range(6), backend), **dict({"max_cost": 9}, **policy))
+                self.assertEqual((len(pool.starts), self.control.left), (starts, left))
+        pool = Clocked("10 0 timeout")
+        self.play(pool=pool, count=2, backends={0: "claude"}, max_cost=1)
+        self.assertEqual((self.results[1].error_kind, self.results[1].error), (
+            "budget", "canceled before it started (max_cost $1 cannot be kept without --allow-unknown-cost: no cost is known after 1 attempt)"))
+        self.assertIn("no cost is known after 1 attempt: the other tasks are canceled", self.notices[-1])
+
     def test_max_failures_of_all_tasks_is_not_called_fail_fast(self):
         self.play("10 0 auth", supply=FakeSupply(0, bad(1), bad(2), 3), max_failures=1.0)
         self.assertEqual(self.results[3].error, "canceled before it started (max_failures: 3 tasks failed)")
