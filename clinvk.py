@@ -9319,7 +9319,7 @@ class Gate:
         self.until = self.retry_at = 0.0  # the end of the pause: by the clock, and since the epoch
         self.given_up = self.kind = ""  # why no more jobs start, and their error_kind
         self._probe = -1  # its index
-        self._pauses = 0  # in a row, of limits that state no time
+        self._pauses = 0  # in a row, of limits that state no time, or again one that is over
 
     def may_start(self, now: float, wall: float) -> bool:
         if self.closed_since is None:
@@ -9347,10 +9347,12 @@ class Gate:
         self.running -= 1
         pause = 0.0 if seconds is None else with_slack(seconds)
         if self.closed_since is None or index == self._probe:
+            # A reset that is over and has changed nothing states no time, either.
+            is_unknown = seconds is None or not seconds and index == self._probe
             if self.closed_since is None:
                 self.closed_since = now
             self.room, self._probe, self.until = max(1, self.room // 2), -1, now
-            if seconds is None:
+            if is_unknown:
                 pause = min(PROBE_SECONDS * 2 ** self._pauses, MAX_PROBE_SECONDS)
                 self._pauses += 1
         if now + pause > self.until:

@@ -403,6 +403,13 @@ class Gates(PolicyCase):
         self.play(script, count=2, jobs=1, max_wait=100000)
         self.assertEqual(self.pool.starts, [(second, 0) for second in (0, 70, 195, 440, 930, 1900, 3710, 5520)] + [(6520, 1)])
 
+    def test_gate_stated_reset_that_has_passed_is_probed_less_and_less(self):
+        script = "\n".join("%d 0 rate_limit 0" % second for second in (10, 12, 73, 194, 435))
+        self.play(script, count=2, jobs=1, max_wait=100000)
+        self.assertEqual(self.pool.starts, [(second, 0) for second in (0, 11, 72, 193, 434, 915)] + [(1915, 1)])
+        self.play("10 0 rate_limit 100\n130 0 rate_limit 0\n200 0 ok\n210 1 rate_limit 0\n220 1 ok", count=2, jobs=1)
+        self.assertEqual(self.pool.starts, [(0, 0), (121, 0), (190, 0), (200, 1), (211, 1)])
+
     def test_gate_room_is_halved_by_a_limit_and_grows_with_each_success(self):
         gate = clinvk.Gate(8)
         for index in range(8):
