@@ -9793,7 +9793,7 @@ class Scheduler:
         self._supply.stop()
         deadline = self._clock() + TICK_SECONDS
         while not self._exhausted:
-            item = self._supply.next_job()
+            item = self._read()
             if isinstance(item, Job):
                 item = self._resume(item) or self._unbegun(self._entry(item))
             if isinstance(item, Result):

@@ -233,6 +233,18 @@ class Stopping(SchedulerCase):
         self.assertEqual(self.run_it(supply, pool, control=control), [(0, "ok"), (1, "canceled")])
         self.assertGreater(len(supply.items), 40, "it was asked for no longer than TICK_SECONDS")
 
+    def test_scheduler_stopped_run_whose_input_cannot_be_kept_ends_in_order(self):
+        class Full(FakeSupply):
+            def next_job(self):
+                if not self.items:
+                    raise clinvk.OutputError("the disk is full")
+                return super().next_job()
+
+        control = clinvk.Control()
+        pool = FakePool(lambda pool: control.cancel() or [])
+        self.assertEqual(self.run_it(Full(0, 1), pool, jobs=1, control=control), [(0, "ok"), (1, "canceled")])
+        self.assertEqual((control.unread, pool.failure), (True, "the disk is full"))
+
     def test_scheduler_exceptions_of_the_supply_pass_through(self):
         class Broken(FakeSupply):
             def next_job(self):
