@@ -9943,8 +9943,9 @@ def continuing_command(arguments: Sequence[str], needs_input: bool) -> str:
     `needs_input`: the command does not find its input where it was, as in a pipe.
     """
     words = list(arguments)
-    if "--resume" not in words:
-        words.insert(words.index("--") if "--" in words else len(words), "--resume")
+    end = words.index("--") if "--" in words else len(words)
+    if "--resume" not in words[:end]:
+        words.insert(end, "--resume")
     command = " ".join(map(shell_quoted, [*program_words(), *words]))
     return "the same input with: " + command if needs_input else command
 

@@ -590,7 +590,8 @@ class CommandTest(unittest.TestCase):
             self.assertEqual(clinvk.continuing_command((), False), start + " --resume")
         sys.argv = ["clinvk"]
         for words, command in (((), "clinvk --resume"), (("parallel", "-f", "a b"), "clinvk parallel -f 'a b' --resume"),
-                               (("parallel", "--resume", "-q"), "clinvk parallel --resume -q"), (("parallel", "--"), "clinvk parallel --resume --")):
+                               (("parallel", "--resume", "-q"), "clinvk parallel --resume -q"), (("parallel", "--"), "clinvk parallel --resume --"),
+                               (("parallel", "--", "x", "--resume"), "clinvk parallel --resume -- x --resume")):
             self.assertEqual(clinvk.continuing_command(words, False), command)
             self.assertEqual(clinvk.continuing_command(words, True), "the same input with: " + command)
 
