@@ -11708,7 +11708,8 @@ class Records:
                 (unanswered, "task", missing, "no result"),
                 (sum(self._missing.values()), "sample", self._missing, "no result, of task")):
             if count:
-                numbers = [str(index + 1) for index in itertools.islice(indexes, MAX_LABELS + 1)]
+                once = (index for index, _ in itertools.groupby(indexes))  # of all its samples
+                numbers = [str(index + 1) for index in itertools.islice(once, MAX_LABELS + 1)]
                 numbers[MAX_LABELS:] = ["..."] * (len(numbers) > MAX_LABELS)
                 yield "%s %s %s: %s" % (counted(count, noun), "has" if count == 1 else "have",
                                         what, ", ".join(numbers))

@@ -84,6 +84,8 @@ class Samples(ReportCase):
     def test_several_ok_lines_of_one_sample_are_named(self):
         records = self.records(lines(*self.GIVEN, line(1, sample=2, cell={"model": "a"})))
         self.assertEqual(next(records.problems()), "1 task has more than one ok result; the last counts: 2")
+        twice = self.records(lines(*self.GIVEN, *self.GIVEN))
+        self.assertEqual(next(twice.problems()), "8 tasks have more than one ok result; the last counts: 1, 2")
 
     def test_samples_without_a_line_are_counted(self):
         self.assertEqual(list(self.records(lines(*self.GIVEN)).problems()), ["4 samples have no result, of task: 1, 2"])
