@@ -14881,6 +14881,8 @@ def main(argv: Optional[Sequence[str]] = None, whole_process: bool = False) -> i
             return print_version()
         if whole_process:
             set_first_signals()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (  # the parent may have blocked them
+                signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1))
         asked = (signal.SIGUSR1,) * whole_process
         with on_signals(say_idle, asked), on_signals(die_at_once):
             options = parse_command_line(arguments)

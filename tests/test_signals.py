@@ -330,6 +330,19 @@ sys.settrace(interrupt)
                     self.assertEqual([name for _, _, names in os.walk(self.directory) for name in names if name.endswith(".tmp")], [])
         self.assertFalse(os.path.exists(self.path("page")))
 
+    def test_signals_that_were_blocked_from_the_start_are_seen(self):
+        numbers = (*STOP_SIGNALS, signal.SIGUSR1)
+        path = self.file("batch.jsonl", tasks("touch ready; sleep 300"))
+        for number in STOP_SIGNALS:
+            process = self.start("parallel", "--jsonl", "-q", "-f", path, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
+            self.wait_for_file(self.path("ready"))
+            process.send_signal(signal.SIGUSR1)
+            wait_until(lambda: b"1 running" in process.error_output(), "it tells what runs")
+            process.send_signal(number)
+            completed = process.finish()
+            self.assertEqual((completed.returncode, self.statuses(completed)), (-number, [(0, "canceled")]))
+            os.unlink(self.path("ready"))
+
     def test_signals_that_were_ignored_from_the_start_stay_so(self):
         path = self.file("batch.jsonl", tasks("touch ready; wait-for go; say done"))
         process = self.start_program(["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, COMPILED, "parallel",
