@@ -12068,7 +12068,7 @@ def parse_fail_on(text: str) -> Union[str, float]:
 
 # The columns of --csv, and their default.
 COLUMNS = (".index,.label,.task_id,.backend,.model,.status,.error_kind,.error,.attempts,"
-           ".duration_seconds,.usage.total_tokens,.cost_usd,.start_time")
+           ".duration_seconds,.usage.total_tokens,.cost_usd,.start_time,.sample,.cell")
 
 
 def parse_columns(text: str) -> Tuple[Tuple[str, _Path], ...]:

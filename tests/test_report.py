@@ -387,8 +387,10 @@ class Forms(ReportCase):
 
     def test_csv_has_a_choice_of_columns_or_those_that_are_asked_for(self):
         content = lines(line(1, data={"label": "b", "n": [1, 2]}, tags=["x"]), line(0, usage={"total_tokens": 7}, cost_usd=0.5, output='a "b",\nc'))
-        self.assertEqual(self.rows(content)[1], ["0", "label 0", "", "claude", "", "ok", "", "", "1", "1.0", "7", "0.5", clinvk.utc(START)])
-        self.assertEqual(self.rows(content)[0][-3:], ["usage.total_tokens", "cost_usd", "start_time"])
+        self.assertEqual(self.rows(content)[1], ["0", "label 0", "", "claude", "", "ok", "", "", "1", "1.0", "7", "0.5", clinvk.utc(START), "", ""])
+        self.assertEqual(self.rows(content)[0][-5:], ["usage.total_tokens", "cost_usd", "start_time", "sample", "cell"])
+        given = [line(0, sample=sample, samples=2, cell={"model": "b"}) for sample in (1, 2)]
+        self.assertEqual([row[-2:] for row in self.rows(lines(*given))[1:]], [["1", '{"model":"b"}'], ["2", '{"model":"b"}']])
         self.assertEqual(self.rows(content, ".data.label,.cost_usd, .tags[0],.data.n,.output"), [
             ["data.label", "cost_usd", "tags[0]", "data.n", "output"], ["", "0.5", "", "", 'a "b",\nc'], ["b", "", "x", "[1,2]", "answer 1"]])
 
