@@ -229,7 +229,8 @@ class Sample(NamedTuple):
     """The place of a job among those that were made of one task.
 
     `index` is the position of the task in the input, from 0; `sample` counts from 1.  `cell` has
-    the fields that a matrix sets, as on the command line; `slug` is its form in names of files.
+    the fields that a matrix sets, as on the command line; `slug` is its form in names of files and
+    `cell_number` its place in the matrix, from 1.
     """
 
     index: int  # type: ignore[assignment]
@@ -237,6 +238,7 @@ class Sample(NamedTuple):
     samples: int = 1
     cell: Dict[str, str] = {}
     slug: str = ""
+    cell_number: int = 0
 
 
 class Task(NamedTuple):
@@ -1035,8 +1037,8 @@ def result_fields(result: Result) -> Dict[str, Any]:
     if task:
         if sample.samples > 1:
             fields.update(sample=sample.sample, samples=sample.samples)
-        fields.update(cell=sample.cell, task_id=task.id, task_name=task.name, tags=task.tags,
-                      meta=task.meta)
+        fields.update(cell=sample.cell, cell_number=sample.cell_number or None, task_id=task.id,
+                      task_name=task.name, tags=task.tags, meta=task.meta)
     fields.update(
         backend=result.backend, model=result.model, status=result.status,
         exit_code=result.exit_code, output="", data=result.data, error=result.error,
@@ -5110,11 +5112,11 @@ def cells_of(axes: Sequence[Tuple[str, Tuple[str, ...]]],
     if len(set(slugs)) < len(slugs):
         slugs = ["cell-%d" % number for number in range(1, len(slugs) + 1)]
     cells = []
-    for values, slug in zip(combinations, slugs):
+    for number, (values, slug) in enumerate(zip(combinations, slugs), 1):
         words = dict(zip(fields, values))
         own = {field: prompts[value] if field == "system_prompt" else value
                for field, value in words.items()}
-        cells.append(Cell(own, Sample(0, cell=words, slug=slug)))
+        cells.append(Cell(own, Sample(0, cell=words, slug=slug, cell_number=number)))
     return tuple(cells)
 
 
@@ -10944,7 +10946,7 @@ class Logs:
 
 def _head_of(result: Result) -> bytes:
     """Return how the file of a result begins: with the sample and the cell, where it has them."""
-    _, number, _, cell, _ = sample_of(result)
+    _, number, _, cell, *_ = sample_of(result)
     if number == 1 and not cell:
         return b"{"
     fields = {"sample": number, "cell": cell} if cell else {"sample": number}
@@ -11446,19 +11448,23 @@ def _index(value: Any) -> int:
 RECORD_FIELDS: Dict[str, Callable[[Any], Any]] = dict(
     LINE_FIELDS, index=_index, status=_one_of(STATUSES, "status"), task_id=_known_string,
     task_name=_known_string, tags=_list_of(_known_string), meta=_free_object, resumed=_truth,
-    label=_known_string, run=parse_utc, sample=_samples, samples=_samples, cell=_free_value)
+    label=_known_string, run=parse_utc, sample=_samples, samples=_samples, cell=_free_value,
+    cell_number=_samples)
 record_fields = functools.partial(line_fields, checks=RECORD_FIELDS, required=("index", "status"))
 
 _CELL_BITS, _SAMPLE_BITS = 29, 10  # of an identity
+_CELL_NUMBERS = 22  # the place of a number in the bits of a cell
 
 
 def task_identity(fields: Dict[str, Any], cells: Dict[str, int]) -> int:
     """Return the number that all lines of one sample of a task have in common.
 
-    Such numbers are in the order of the tasks.  `cells` has a number for each cell so far.
+    Such numbers are in the order of the tasks, and of the matrix where a line states it.  `cells`
+    has a number for each cell so far.
     """
     index, sample = int(fields["index"]), int(fields.get("sample", 1))
-    cell = cells.setdefault(cell_text(fields.get("cell", "")), len(cells))
+    place = min(fields.get("cell_number", 0), MAX_CELLS) << _CELL_NUMBERS | len(cells)
+    cell = cells.setdefault(cell_text(fields.get("cell", "")), place)
     return (index << _CELL_BITS | cell) << _SAMPLE_BITS | sample - 1
 
 

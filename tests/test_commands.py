@@ -45,7 +45,7 @@ REQUIRED = {"index": int, "backend": str, "status": str, "exit_code": int, "outp
 OPTIONAL = {"task_id": str, "task_name": str, "tags": list, "meta": dict, "model": str, "error": str, "error_kind": str,
             "retry_after_seconds": (int, float), "warnings": list, "session_id": str, "usage": dict, "cost_usd": (int, float),
             "num_turns": int, "limits": dict, "resumed": bool, "tries": list, "retry_at": str, "written": str, "data": dict, "log": str,
-            "log_stderr": str, "check": dict, "sample": int, "samples": int, "cell": dict}
+            "log_stderr": str, "check": dict, "sample": int, "samples": int, "cell": dict, "cell_number": int}
 TOTALS = {"total_tasks": int, "completed": int, "failed": int, "canceled": int, "skipped": int,
           "total_duration_seconds": (int, float), "start_time": str, "end_time": str, "results": list}
 INSTANT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")

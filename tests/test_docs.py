@@ -240,7 +240,7 @@ class ManPageTest(unittest.TestCase):
                 self.assertEqual({line.split()[1] for line in lines if line.startswith(".Cm ")}, set(words))
 
     def test_man_page_result_fields_equal_the_output(self):
-        task = clinvk.Task("echo", "p", id="i", name="n", tags=("t",), meta={"k": 1}, sample=clinvk.Sample(0, 2, 3, {"model": "m"}))
+        task = clinvk.Task("echo", "p", id="i", name="n", tags=("t",), meta={"k": 1}, sample=clinvk.Sample(0, 2, 3, {"model": "m"}, "m", 1))
         full = clinvk.Result(0, "echo", "failed", 1, "o", "e", "backend", 1.0, ("w",), "m", "s", {"input_tokens": 1}, 0.1, 1, task=task,
                              limits={"five_hour": {"utilization": 0.5}}, resumed=True, tries=({"status": "failed"},), retry_at=1.0, written="w", data={},
                              log="l", log_stderr="e", check={"status": "passed", "output": ""})

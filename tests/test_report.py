@@ -76,6 +76,13 @@ class Samples(ReportCase):
         self.assertEqual(found, [(0, "b", 1), (0, "b", 2), (0, "a", 1), (0, "a", 2), (1, "b", 1), (1, "b", 2), (1, None, 1), (1, "a", 1), (1, "a", 2)])
         self.assertEqual((list(records.repeated), list(records.shared), records.gaps), ([], [], []))
 
+    def test_cells_are_in_the_order_of_the_matrix_where_lines_state_it(self):
+        given = [line(index, sample=1, samples=1, cell={"model": model}, cell_number=number)
+                 for index, model, number in ((0, "b", 2), (1, "c", 3), (1, "a", 1), (0, "a", 1), (1, "b", 2))]
+        records = self.records(lines(*given))
+        self.assertEqual([(record.result.index, record.result.task.sample.cell["model"]) for record in records],
+                         [(0, "a"), (0, "b"), (1, "a"), (1, "b"), (1, "c")])
+
     def test_line_without_a_sample_is_that_of_the_first(self):
         records = self.records(lines(line(0, "failed"), line(1)), lines(line(0, sample=1, samples=2), line(0, sample=2, samples=2)))
         self.assertEqual([(record.result.index, record.result.status, record.is_flaky) for record in records], [(0, "ok", True), (0, "ok", False), (1, "ok", False)])
