@@ -9188,14 +9188,33 @@ def lacks_cost(backend: str, attempts: int, cost: Optional[float], kind: str) ->
     return bool(row and row.states_cost and attempts and cost is None and kind not in _FREE_KINDS)
 
 
-class Bounds:
-    """The bounds of a run: failures, the canary, the cost.
+class Costs:
+    """The costs of attempts in USD, or of tasks in earlier runs.
 
-    An attempt that should state its cost and does not, because it was stopped, counts as the most
-    that one has cost so far.
+    An attempt that should state its cost and does not, because it was stopped, is `unknown`, and
+    counts as the most that one has cost so far.
     """
 
-    def __init__(self, policy: RunPolicy, spent: float, jobs: int,
+    def __init__(self) -> None:
+        self.stated = self.most = 0.0
+        self.known = self.unknown = 0  # how many are
+
+    def add(self, backend: str, attempts: int, cost: Optional[float], kind: str) -> None:
+        if cost is not None:
+            self.stated += cost
+            self.most = max(self.most, cost)
+            self.known += 1
+        self.unknown += lacks_cost(backend, attempts, cost, kind)
+
+    @property
+    def mean(self) -> float:
+        return self.stated / max(self.known, 1)
+
+
+class Bounds:
+    """The bounds of a run: failures, the canary, the cost, with the `costs` of earlier runs."""
+
+    def __init__(self, policy: RunPolicy, costs: Costs, jobs: int,
                  notice: Callable[[str], None]) -> None:
         self.failed = ""  # why all is stopped: too many failures
         self.reached = ""  # why nothing more starts, while what runs continues
@@ -9203,8 +9222,7 @@ class Bounds:
         self.left = "budget"  # that Control.left is then
         self._policy, self._jobs, self._notice = policy, jobs, notice
         self._ended = self._failures = 0
-        self._stated, self._mean, self._costs = spent, 0.0, 0  # in USD; of so many attempts
-        self._most, self._unknown = 0.0, 0  # of one attempt; how many state no cost
+        self._costs, self._unknown_before = costs, costs.unknown
         self._canary: Set[int] = set()  # the indexes of the first jobs
         self._canaries: List[float] = []  # the seconds of those that succeeded
         self._tokens: List[Tuple[int, int]] = []  # their tokens_saved
@@ -9220,23 +9238,21 @@ class Bounds:
 
     def spend(self, result: Result) -> None:
         """Count the cost of an attempt."""
-        if result.cost_usd is not None:
-            self._stated += result.cost_usd
-            self._costs += 1
-            self._mean += (result.cost_usd - self._mean) / self._costs
-            self._most = max(self._most, result.cost_usd)
-        elif not self._policy.allow_unknown_cost:
-            self._unknown += lacks_cost(result.backend, result.attempts, None, result.error_kind)
+        self._costs.add(result.backend, result.attempts, result.cost_usd, result.error_kind)
+
+    @property
+    def _unknown(self) -> int:
+        return 0 if self._policy.allow_unknown_cost else self._costs.unknown
 
     @property
     def _spent(self) -> float:
-        return self._stated + self._unknown * self._most
+        return self._costs.stated + self._unknown * self._costs.most
 
     def remainder(self, running: int) -> float:
         """Return the USD that one more job may cost; 0 for any."""
         if not self._policy.max_cost:
             return 0.0
-        return max(0.01, self._policy.max_cost - self._spent - running * self._mean)
+        return max(0.01, self._policy.max_cost - self._spent - running * self._costs.mean)
 
     def affords(self, running: int) -> bool:
         """Return whether one more job, at the mean cost so far, stays within `max_cost`.
@@ -9245,8 +9261,8 @@ class Bounds:
         attempts than run at once may end without one.
         """
         most = self._policy.max_cost
-        is_known = self._most or self._unknown < self._jobs
-        more = max(self._mean * (running + 1), 1e-6)  # each task costs something
+        is_known = self._costs.most or self._unknown - self._unknown_before < self._jobs
+        more = max(self._costs.mean * (running + 1), 1e-6)  # each task costs something
         if not most or is_known and self._spent + more <= most + 1e-9:  # sums are rounded
             return True
         if not running:
@@ -9260,9 +9276,9 @@ class Bounds:
             self.reached = "$%.4f of max_cost $%g are spent" % (self._spent, most)
             if self._unknown:
                 self.reached += ", $%.4f of it for %s of unknown cost" % (
-                    self._spent - self._stated, unknown)
-            if self._mean:
-                self.reached += ", and a task costs $%.4f" % self._mean
+                    self._spent - self._costs.stated, unknown)
+            if self._costs.mean:
+                self.reached += ", and a task costs $%.4f" % self._costs.mean
         return False
 
     def note(self, result: Result, total: Optional[int]) -> None:
@@ -9292,12 +9308,12 @@ class Bounds:
         if count < self._policy.canary:
             return
         seconds = sum(self._canaries) / count
-        price = " and $%.4f" % self._mean if self._costs else ""
+        price = " and $%.4f" % self._costs.mean if self._costs.known else ""
         text = "canary: %s succeeded; one takes %s%s on average" % (
             counted(count, "task"), clock(seconds), price)
         rest = 0 if total is None else total - self._ended
         if rest:
-            price = " and $%.2f" % (self._mean * rest) if self._costs else ""
+            price = " and $%.2f" % (self._costs.mean * rest) if price else ""
             text += "; the other %d take about %s%s" % (
                 rest, clock(seconds * rest / min(rest, self._jobs)), price)
         self._notice(text)
@@ -9456,12 +9472,12 @@ class Scheduler:
     After a limit such a job begins all the same.  `resume` returns the result of a job that an
     earlier run has done.  `on_start` is called before each attempt, and may return its job with
     more fields.  `on_tick` is called with the number of running jobs after each event, and every
-    TICK_SECONDS.  `notice` is called with messages for the user.  `spent` is in USD, by earlier
+    TICK_SECONDS.  `notice` is called with messages for the user.  `costs` are those of earlier
     runs of the same batch.
     """
 
     def __init__(self, supply: Supply, pool: Any, jobs: int, policy: RunPolicy = NO_POLICY, *,
-                 control: Optional[Control] = None, spent: float = 0.0,
+                 control: Optional[Control] = None, costs: Optional[Costs] = None,
                  resume: Callable[[Job], Optional[Result]] = do_nothing,
                  on_start: Callable[[Job], Optional[Job]] = do_nothing,
                  on_tick: Callable[[int], None] = do_nothing,
@@ -9483,7 +9499,7 @@ class Scheduler:
         # jobs that wait for room, by what they wait for: their gate and their directory
         self._held: Dict[Tuple[Gate, str], List[_Entry]] = {}
         self._directories: Dict[str, _Entry] = {}  # in which a job is alone now, and that job
-        self._bounds = Bounds(policy, spent, jobs, notice)
+        self._bounds = Bounds(policy, costs or Costs(), jobs, notice)
         self._trees: Dict[str, str] = {}  # the git work trees, by workdir
         self._has_warned = False  # of jobs that write in one of them
         self._exhausted = self._killed = False
@@ -9809,7 +9825,7 @@ class Scheduler:
 
 def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
              policy: RunPolicy = NO_POLICY, control: Optional[Control] = None,
-             dry_run: bool = False, spent: float = 0.0,
+             dry_run: bool = False, costs: Optional[Costs] = None,
              resume: Callable[[Job], Optional[Result]] = do_nothing,
              on_start: Callable[[Job], Optional[Job]] = do_nothing,
              on_tick: Callable[[int], None] = do_nothing,
@@ -9837,7 +9853,7 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
     if dry_run:  # the command lines show what is left to the programs
         jobs, policy = 1, RunPolicy(retries=policy.retries, max_cost=policy.max_cost)
     pool: Any = DryPool() if dry_run else Pool(jobs, start_method, grace, notice)
-    scheduler = Scheduler(supply, pool, jobs, policy, control=control, spent=spent, resume=resume,
+    scheduler = Scheduler(supply, pool, jobs, policy, control=control, costs=costs, resume=resume,
                           on_start=on_start, on_tick=on_tick, notice=notice)
     control.wake = supply.on_ready = pool.wake
     control.directory, control.running = pool.directory, pool.running
@@ -10114,9 +10130,8 @@ class Journal:
     """The results file of a run: a line for each result, on the disk before anything shows it.
 
     The file is locked while the run lasts.  With `resume` it may contain the results of earlier
-    runs.  Those that are final answer the jobs with their keys, each line one job.  `spent` is what
-    all of them cost; `unstated` is to add where those without a cost count as the most that one
-    has cost.  `run`, the time of the start, is in each line.  PATH.running contains the
+    runs.  Those that are final answer the jobs with their keys, each line one job.  `costs` are
+    those of all.  `run`, the time of the start, is in each line.  PATH.running contains the
     tasks that were started, and is removed at an orderly end (close).  `continuing` is the end of
     the message that the file has results, unless they are not those of the `shard`.  With `dry_run`
     nothing is written, made or locked.
@@ -10127,8 +10142,7 @@ class Journal:
     def __init__(self, path: str, *, resume: bool, continuing: str, warn: Callable[[str], None],
                  shard: Shard = WHOLE, dry_run: bool = False) -> None:
         self._path, self._notes_path, self._warn = path, notes_path(path), warn
-        self.spent, self.run = 0.0, utc(time.time())
-        self._most_cost, self._unknown_costs = 0.0, 0
+        self.costs, self.run = Costs(), utc(time.time())
         self._writes, self._shard = not dry_run, shard
         self._file = self._notes_file = -1
         self._keys: Dict[int, str] = {}  # of the jobs without a result, by index
@@ -10145,10 +10159,6 @@ class Journal:
         except BaseException:
             self._release()
             raise
-
-    @property
-    def unstated(self) -> float:
-        return self._most_cost * self._unknown_costs
 
     @staticmethod
     def check(path: str, output_dir: str = "") -> None:
@@ -10230,11 +10240,8 @@ class Journal:
             key = fields["key"]
             if start >= since:
                 answered[key] += 1
-            cost = fields.get("cost_usd")
-            self.spent += cost or 0.0
-            self._most_cost = max(self._most_cost, cost or 0.0)
-            self._unknown_costs += lacks_cost(fields.get("backend", ""), fields.get("attempts", 0),
-                                              cost, fields.get("error_kind", ""))
+            self.costs.add(fields.get("backend", ""), fields.get("attempts", 0),
+                           fields.get("cost_usd"), fields.get("error_kind", ""))
             if is_final_line(fields):
                 same = self._ok.setdefault(hash(key), start)
                 if same != start:
@@ -13428,8 +13435,7 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
         plan.form.sink, overview.control, plan.journal, console.progress)
     asked: List[int] = []
     hooks: Dict[str, Any] = {} if journal is None else {
-        "resume": journal.resume,
-        "spent": journal.spent + (not plan.policy.allow_unknown_cost) * journal.unstated}
+        "resume": journal.resume, "costs": journal.costs}
 
     def started(job: Job) -> Optional[Job]:
         if journal:

@@ -320,7 +320,7 @@ class ResumeTest(JournalCase):
             file.write(b"#")
         self.assertIsNone(journal.resume(asked))
 
-    def test_spent_is_the_cost_of_all_lines(self):
+    def test_costs_are_those_of_all_lines(self):
         journal = self.open()
         for index, status in enumerate(("ok", "failed", "ok")):
             journal.write(answer_to(job(index, "echo", "p"), status=status, cost_usd=0.5))
@@ -329,7 +329,7 @@ class ResumeTest(JournalCase):
         journal.write(answer_to(job(5, "claude", "p"), status="canceled", attempts=0))
         del journal
         journal = self.open()
-        self.assertEqual((journal.spent, journal.unstated), (1.5, 0.5))
+        self.assertEqual(vars(journal.costs), {"stated": 1.5, "most": 0.5, "known": 3, "unknown": 1})
 
 
 @support.only_in_full_runs

@@ -534,10 +534,15 @@ class BoundsOfARun(PolicyCase):
         self.assertEqual(round(self.pool.jobs[3].budget_usd, 2), 1.0)
 
     def test_max_cost_counts_what_earlier_runs_spent(self):
-        pool = Clocked()
-        scheduler = clinvk.Scheduler(FakeSupply(0), pool, 1, clinvk.RunPolicy(max_cost=2), spent=2.0, clock=pool.now)
-        result, = scheduler.results()
-        self.assertEqual((result.error_kind, result.error), ("budget", "canceled before it started ($2.0000 of max_cost $2 are spent)"))
+        for before, most, words in (([2.0], 2, "$2.0000 of max_cost $2 are spent, and a task costs $2.0000"),
+                                    ([1.0, 0.5], 2, "$1.5000 of max_cost $2 are spent, and a task costs $0.7500"),
+                                    ([0.5, None], 1.2, "$1.0000 of max_cost $1.2 are spent, $0.5000 of it for 1 attempt of unknown cost, and a task costs $0.5000")):
+            pool, costs = Clocked(), clinvk.Costs()
+            for cost in before:
+                costs.add("claude", 1, cost, "")
+            scheduler = clinvk.Scheduler(FakeSupply(0), pool, 1, clinvk.RunPolicy(max_cost=most), costs=costs, clock=pool.now)
+            result, = scheduler.results()
+            self.assertEqual((result.error_kind, result.error), ("budget", "canceled before it started (%s)" % words))
 
     def test_max_cost_that_is_used_up_with_the_last_task_leaves_nothing(self):
         self.priced("10 0 ok", {0: 5.0}, count=1, max_cost=5)
@@ -588,7 +593,7 @@ class BoundsOfARun(PolicyCase):
 
     def test_max_failures_is_an_exact_share(self):
         for percent in range(1, 101):
-            bounds = clinvk.Bounds(clinvk.RunPolicy(max_failures=percent / 100), 0.0, 1, self.fail)
+            bounds = clinvk.Bounds(clinvk.RunPolicy(max_failures=percent / 100), clinvk.Costs(), 1, self.fail)
             for count in range(percent):
                 self.assertFalse(bounds.failed)
                 bounds.note(clinvk.Result(count, "claude", "failed", 1), 100)
