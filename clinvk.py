@@ -13516,7 +13516,10 @@ def _how_to_continue(plan: Plan, why: str, is_unfinished: Any) -> str:
     purpose = "continue" if is_unfinished else "try the failed tasks again"
     change = {"budget": ", with a larger --max-cost",
               "unknown_cost": ", with --allow-unknown-cost"}.get(why, "")
-    return "to %s%s: %s" % (purpose, change, plan.continuing)
+    continuing = plan.continuing
+    if why == "budget":  # with the same amount nothing would start
+        continuing = re.sub(r" --max-cost[ =]\S+", " --max-cost USD", continuing)
+    return "to %s%s: %s" % (purpose, change, continuing)
 
 
 def _summarize(plan: Plan, settings: Settings, feed: Fanout, totals: Totals,

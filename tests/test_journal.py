@@ -806,7 +806,8 @@ class RunTest(support.ForkingCase):
         batch = tasks("say a", "say b", backend="claude")
         short = self.run_it("--resume", "--max-cost", "0.25", input=batch)
         self.assertEqual((short.returncode, self.kept()[-1]), (75, ("canceled", "say b")), "what the first run spent counts")
-        self.assertIn("clinvk: to continue, with a larger --max-cost: the same input with: clinvk", self.errors(short).splitlines()[-1])
+        self.assertRegex(self.errors(short).splitlines()[-1],
+                         "^clinvk: to continue, with a larger --max-cost: the same input with: clinvk .* --resume --max-cost USD$")
         self.assertEqual(self.run_it("--resume", "--max-cost", "9", input=batch).returncode, 0)
 
     def test_a_run_whose_cost_is_not_known_continues_without_it(self):
