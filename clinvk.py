@@ -10817,6 +10817,14 @@ class Answers:
         self._problem = ""  # with its file
         self._left: Dict[str, List[Tuple[str, str]]] = {}  # drafts of a killed run, by directory
 
+    def refused(self, job: Job) -> Optional[Result]:
+        """Return the Result of a job whose file cannot be written, before it costs anything."""
+        now = time.time()
+        result = Result(job.index, job.task.backend, "failed", 1, error_kind="invalid", attempts=0,
+                        start_time=now, end_time=now, task=job.task)
+        problem = self._problem_of(self._check, result) if job.task.write_to else ""
+        return result._replace(error=problem) if problem else None
+
     def checked(self, result: Result) -> Result:
         """Return a result with the file into which `put` is to write its answer, if any.
 
@@ -13434,8 +13442,10 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
     form, control, journal, progress = (
         plan.form.sink, overview.control, plan.journal, console.progress)
     asked: List[int] = []
-    hooks: Dict[str, Any] = {} if journal is None else {
-        "resume": journal.resume, "costs": journal.costs}
+
+    def resume(job: Job) -> Optional[Result]:
+        earlier = journal.resume(job) if journal else None
+        return earlier or (plan.answers.refused(job) if plan.answers else None)
 
     def started(job: Job) -> Optional[Job]:
         if journal:
@@ -13467,7 +13477,8 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
         results = run_pool(
             plan.supply, overview.jobs, policy=plan.policy, control=control,
             dry_run=settings.dry_run, on_start=started, on_tick=tick, notice=console.say,
-            start_method=settings.start_method, **hooks)
+            start_method=settings.start_method, resume=resume,
+            costs=journal.costs if journal else None)
         try:
             for result in results:
                 result = redacted(result)
