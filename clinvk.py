@@ -3003,8 +3003,9 @@ def _schema(value: Any) -> Dict[str, Any]:
         hint = "; the option --schema reads a file" if isinstance(value, str) else ""
         raise InvalidValue("expected a JSON Schema (an object), got %s%s" % (quoted(value), hint))
     if value.get("type") != "object":
-        raise InvalidValue('the type of an answer must be "object", not %s; wrap a list as %s' % (
-            quoted(value.get("type")), '{"type": "object", "properties": {"items": ...}}'))
+        fault = "not " + quoted(value["type"]) if "type" in value else 'but "type" is missing'
+        raise InvalidValue('the type of an answer must be "object", %s; wrap a list as %s' % (
+            fault, '{"type": "object", "properties": {"items": ...}}'))
     check_schema(value)
     return value
 
@@ -6211,7 +6212,8 @@ class ItemReader(JobReader):
         outside = outside_of(path, root or ".")
         if outside:
             raise ValueError("%s is outside of %s%s" % (
-                quoted(path), outside, "" if root else "; --root names another directory"))
+                quoted(path), outside, "" if root else
+                "; --root DIR, with the current directory below DIR, allows it"))
         if os.path.basename(path) in ("", ".", "..") or os.path.isdir(path):
             raise ValueError("%s is a directory; expected the name of a file" % quoted(path))
         above = existing_part(os.path.dirname(path))
@@ -10546,7 +10548,8 @@ class Text:
         answer = result.answer
         failed = result.status not in ("ok", "skipped")
         if failed:
-            partial = "partial output:\n" if self._title else head + "partial output: "
+            partial = "answer:" if result.error_kind in JUDGED_KINDS else "partial output:"
+            partial = partial + "\n" if self._title else head + partial + " "
             head = "%s%s: %s\n" % (head, result.status.upper(), visible(result.error.strip()))
             if isinstance(answer, str) and not answer.strip():
                 answer = ""
@@ -11287,7 +11290,7 @@ class Totals:
                 "", result.error_kind, sample.samples > 1 or sample.cell)
             self.last_failure = result.status, result.exit_code
         if failed or result.status == "canceled":
-            why = _why_canceled(result).replace(CANCELED_LATE, "while it ran")
+            why = _why_canceled(result).replace(CANCELED_LATE, "stopped while running")
             reason = "%s: %s" % ("failed" if failed else "canceled", visible(" ".join(why.split())))
             if reason in self._reasons or len(self._reasons) < MAX_REASONS or not failed:
                 self._reasons[reason] = self._reasons.get(reason, 0) + 1
@@ -11442,7 +11445,7 @@ class ComparisonTable(Table):
         tokens, cost = (result.usage or {}).get("total_tokens"), result.cost_usd
         return [one_line(result.backend), status, "%.2fs" % result.duration_seconds,
                 "{:,}".format(tokens) if tokens else "-", "-" if cost is None else "$%.4f" % cost,
-                one_line(result.model)]
+                one_line(result.model) or "-"]
 
 
 # --- 17. Report --------------------------------------------------------------
@@ -13621,7 +13624,8 @@ def _batch_plan(options: argparse.Namespace, settings: Settings, console: Consol
         answers = Answers(rules.root or ".", options.overwrite,
                           (file, results, notes_path(results), settings.status_file))
     elif options.overwrite and not path:
-        raise UserError("--overwrite: there is no output directory; give --output-dir")
+        raise UserError("--overwrite: there are no files of answers; give --output-dir "
+                        "or --write-to")
     if not settings.dry_run:  # nothing is made where another place cannot be written
         if results:
             Journal.check(results, path)
@@ -13664,7 +13668,8 @@ def _batch_settings(options: argparse.Namespace, template: Optional[Template],
                             % (field, field.replace("_", "-")))
     if options.write_to and (len(rules.cells) > 1 or (options.task_repeat or 1) > 1):
         raise UserError("--write-to and %s exclude each other: a task would have several answers, "
-                        "but one file" % ("--repeat" if options.task_repeat else "--matrix"))
+                        "but one file; run each by itself, or make the files from --results"
+                        % ("--repeat" if options.task_repeat else "--matrix"))
     return settings._replace(rules=rules, dry_run=settings.dry_run or settings.form == "tasks")
 
 
@@ -13858,7 +13863,8 @@ def command_prompt(options: argparse.Namespace) -> int:
     if session is None and options.go_on:
         if not backend_of(job).resuming:
             raise SessionError("%s keeps no sessions that could be continued" % task.backend)
-        raise SessionError("there is no session of %s in %s to continue"
+        raise SessionError("there is no session of %s in %s to continue; "
+                           "`clinvk sessions list` shows the others"
                            % (task.backend, task.workdir or "the current directory"))
     if session and not options.go_on:
         if session.status == "active":
@@ -14243,12 +14249,14 @@ def command_report(options: argparse.Namespace) -> int:
     files = _report_files(options, paths)
     records = Records(paths, console.warn)
     if options.tasks:
-        if not os.path.isfile(options.tasks):
+        if options.tasks == "-" or os.path.exists(options.tasks) > os.path.isfile(options.tasks):
             raise UserError("--tasks %s: expected a regular file" % visible(options.tasks))
         configuration = load_configuration(options.config, environment)
         rules = TaskPolicy({}, environment, all_definitions(configuration, environment), True,
                            configuration=configuration)
-        records.find_tasks(open_tasks(options.tasks, rules, console.warn))
+        with Instead(UserError, lambda error: UserError(re.sub(
+                "`jq.*", "the same command with --emit-tasks makes the file", str(error)))):
+            records.find_tasks(open_tasks(options.tasks, rules, console.warn))
     for text in records.problems():
         console.warn(text)
     if files:
@@ -14521,7 +14529,7 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("--max-cost", "start nothing that would make the run cost more than USD", "USD",
                 _usd),
         _option("--allow-unknown-cost", "with --max-cost: also run backends that state no cost"),
-        _option("--limit", "run at most N tasks of BACKEND at once; may be given for each",
+        _option("--limit", "run at most N tasks of BACKEND at once; may be repeated",
                 "BACKEND=N", _limit, action="append", dest="limits"),
         _option("--one-per-workdir", "run tasks in the same directory one after the other")],
     "matrix": [
@@ -14558,7 +14566,7 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("--csv", "print CSV; PATHS are the columns, as in .data.label,.cost_usd,.tags[0]",
                 "PATHS", parse_columns, nargs="?", group="form"),
         _option("-q --quiet", "print only the totals and the distinct errors"),
-        _option("--by", "group the totals by FIELD; may be given for each: "
+        _option("--by", "group the totals by FIELD; may be repeated: "
                 + ", ".join(GROUP_FIELDS), "FIELD", action="append", choices=GROUP_FIELDS),
         _option("--tasks", "name the tasks in FILE that have no result", "FILE", _path),
         _option("--fail-on", "exit with 1 if any task did not succeed, or so many percent; flaky: "
@@ -14578,13 +14586,13 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("--allow-commands", "let the input define commands as backends")],
     "check": [
         _field("--check", "CMD", "run CMD when a task's program has succeeded; if CMD fails, the "
-               "task fails; may be given for each", action="extend"),
+               "task fails; may be repeated", action="extend"),
         _field("--check-timeout", "DURATION", "stop a check after so long (default: 10m)"),
         _field("--attempts", "N", "try a task up to N times in all until its checks pass, with the "
                "output of the failed check (default: 1)"),
         _field("--require-change", "", "a task fails that changes nothing in its git work tree"),
         _field("--protect", "GLOB", "a task fails that changes a path in its git work tree which "
-               "GLOB matches; may be given for each", action="extend"),
+               "GLOB matches; may be repeated", action="extend"),
         _option("--repair-prompt", "with --attempts: read the prompt of these tries from FILE",
                 "FILE", _plain_path),
         _field("--schema-retries", "N", "ask again up to N times for an answer that is not as its "

@@ -895,7 +895,7 @@ class OutputDirectory(Commands):
             completed = self.parallel("-q", "--output-dir", "out", input=tasks("say " + word, id="a"))
             self.assertEqual((completed.returncode, completed.stderr), (0, b""))
         self.assertEqual(self.outputs(), {"001_task-1.json": "two\n", "001_a.json": "four\n"})
-        self.assert_refused(self.parallel("--overwrite", input=tasks("touch ran")), "--overwrite: there is no output directory; give --output-dir")
+        self.assert_refused(self.parallel("--overwrite", input=tasks("touch ran")), "--overwrite: there are no files of answers; give --output-dir or --write-to")
 
     def test_task_without_an_id_that_comes_later_by_pipe_keeps_its_answer(self):
         self.parallel("-q", "--output-dir", "out", input=tasks("say one", "say one"))
@@ -3236,7 +3236,7 @@ class Samples(Commands):
                 (("--matrix", "model=a,b", "-m", "c"), "--matrix model and --model exclude each other"),
                 (("--matrix", "sandbox_mode=full", "--sandbox-mode", "full"), "--matrix sandbox_mode and --sandbox-mode exclude each other"),
                 (("--repeat", "0"), "expected a whole number from 1 on"), (("--repeat", "1001"), "expected at most 1000"),
-                ((*template, "--repeat", "2", "touched"), "--write-to and --repeat exclude each other: a task would have several answers, but one file"),
+                ((*template, "--repeat", "2", "touched"), "--write-to and --repeat exclude each other: a task would have several answers, but one file; run each by itself, or make the files from --results"),
                 ((*template, "--matrix", "model=a,b", "touched"), "--write-to and --matrix exclude each other"),
                 (("--matrix", "model=a,b"), "[0].model: --matrix varies this field, so no task can set it")):
             with self.subTest(arguments=arguments):

@@ -213,7 +213,7 @@ class Running(CompareCase):
             wait_until(lambda: self.log()[-2:] == ["x", "x"] and b"[1/3]" in process.error_output(), "two of them run, one has answered")
             process.stdout.close()
             self.assertEqual(process.wait(PATIENCE), 141)
-            self.assertRegex(process.error_output(), rb"(?m)^one          CANCELED +\S+ +- +-\n(.*\n)*Total: 3 tasks, 1 completed, 0 failed, 2 canceled \(")
+            self.assertRegex(process.error_output(), rb"(?m)^one          CANCELED +\S+ +- +- +-\n(.*\n)*Total: 3 tasks, 1 completed, 0 failed, 2 canceled \(")
             self.assertNotIn(b"[fast]", process.error_output())
             os.unlink(self.path("log"))
 

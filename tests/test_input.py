@@ -836,7 +836,7 @@ FIELDS = {
     [([], "expected an object, got []"), ("x", "expected an object"), (0, "expected an object, got 0")]),
     "schema": ([({"type": "object"}, {"type": "object"})],
     [("s.json", 'expected a JSON Schema (an object), got "s.json"; the option --schema reads a file'), ([], "expected a JSON Schema (an object), got []"),
-    ({}, 'the type of an answer must be "object", not null; wrap a list as {"type": "object", "properties": {"items": ...}}'),
+    ({}, 'the type of an answer must be "object", but "type" is missing; wrap a list as {"type": "object", "properties": {"items": ...}}'),
     ({"type": "array"}, 'the type of an answer must be "object", not "array"; wrap a list'), ({"type": ["object"]}, 'the type of an answer must be "object"')]),
 }
 
@@ -1604,7 +1604,7 @@ class Items(ItemCase):
                 self.assertIn(": write_to: " + message % root, refused)
         task, = self.tasks(b"old", template=self.template("{}", write_to=root + "/{}")._replace(may_exist=True), **rules)
         self.assertEqual(task.write_to, root + "/old")
-        with self.assertRaisesRegex(clinvk.UserError, 'write_to: "/x" is outside of the current directory; --root names another directory$'):
+        with self.assertRaisesRegex(clinvk.UserError, 'write_to: "/x" is outside of the current directory; --root DIR, with the current directory below DIR, allows it$'):
             self.prompts(b"x", "{}", write_to="/{}")
 
     def test_file_of_another_shard_may_exist(self):

@@ -598,7 +598,7 @@ class Conversations(PromptCase):
 
     def test_continue_takes_the_last_session_of_directory_and_backend(self):
         message = self.refused("-c", "-b", "claude", "x", status=4)
-        self.assertEqual(message, "clinvk: error: there is no session of claude in the current directory to continue\n")
+        self.assertEqual(message, "clinvk: error: there is no session of claude in the current directory to continue; `clinvk sessions list` shows the others\n")
         os.mkdir(self.path("other"))
         self.assertNotIn("--resume", self.argv("-b", "claude"))
         self.assertNotIn("--resume", self.argv("-b", "gemini", "-w", "other"))

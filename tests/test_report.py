@@ -553,12 +553,13 @@ class Tasks(ReportCase):
 
     def test_a_file_of_tasks_must_be_regular_and_valid(self):
         results = self.file("results.jsonl", lines(line(0)))
-        for content, message in ((None, "--tasks %s: expected a regular file" % self.path("tasks.json")), ("[1]", "tasks.json:1: ")):
+        for content, message in ((None, "tasks.json: No such file or directory\n"), ("[1]", "tasks.json:1: "), ("id,text\n", "; the same command with --emit-tasks makes the file\n")):
             if content:
                 self.file("tasks.json", content)
             run = self.clinvk("report", "--tasks", self.path("tasks.json"), results)
             self.assertEqual((run.stdout, run.returncode), (b"", 2))
             self.assertIn(message, run.stderr.decode())
+        self.assertIn(b"--tasks -: expected a regular file", self.clinvk("report", "--tasks", "-", results).stderr)
 
 
 class Failing(ReportCase):

@@ -111,7 +111,7 @@ class Signals(ForkingCase):
         self.again()
         process = self.start_batch("--quiet")
         process.send_signal(signal.SIGINT)
-        self.assertEqual(process.finish().stdout.splitlines()[1:], [b"2 canceled: while it ran", b"1 canceled: never started (interrupted)"])
+        self.assertEqual(process.finish().stdout.splitlines()[1:], [b"2 canceled: stopped while running", b"1 canceled: never started (interrupted)"])
 
     def test_the_shell_sees_the_signal(self):
         path = self.file("batch.jsonl", tasks(LONG))

@@ -346,12 +346,13 @@ class Texts(SinkCase):
                 ("failed", {"error": "bad\x1b[1m\nworse\n"}, "", b"[1] FAILED: bad^[[1m\nworse\n"),
                 ("timeout", {"error": "late"}, " \n", b"[1] TIMEOUT: late\n"),
                 ("lost", {"error": "gone"}, "a\nb", b"[1] LOST: gone\n[1] partial output: a\nb\n"),
+                ("failed", {"error": "bad", "error_kind": "check"}, "a", b"[1] FAILED: bad\n[1] answer: a\n"),
                 ("canceled", {"error": "canceled while it ran"}, "a", b"[1] CANCELED: canceled while it ran\n[1] partial output: a\n"),
                 ("canceled", {"error": "canceled before it started", "attempts": 0}, "", b"")):
             each = result(0, answer, status=status, **fields)
             self.assertEqual(self.written(lambda output: clinvk.Text(output).write(each)), expected)
             self.assertEqual(self.written(lambda output: clinvk.Text(output, lambda result: "[a]").write(each)),
-                             expected and expected.replace(b"[1] partial output: ", b"partial output:\n").replace(b"[1] ", b"[a]\n"))
+                             expected and expected.replace(b"[1] partial output: ", b"partial output:\n").replace(b"[1] answer: ", b"answer:\n").replace(b"[1] ", b"[a]\n"))
         each = result(0, self.text_file(b"x" * 200000), status="failed", error="bad")
         self.assertEqual(self.written(lambda output: clinvk.Text(output).write(each)),
                          b"[1] FAILED: bad\n[1] partial output: " + b"x" * 200000 + b"\n")

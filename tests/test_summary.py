@@ -180,7 +180,7 @@ class Totals(unittest.TestCase):
     def test_totals_reasons_are_counted_and_limited(self):
         totals = totals_of([result(0), result(1, "failed", error="a\n b\x1b"), result(2, "timeout", error="late"), result(3, "lost", error="a b\x1b"),
                             result(4, "canceled", error="canceled while it ran")])
-        self.assertEqual(totals.reasons(), "2 failed: a b^[\n1 failed: late\n1 canceled: while it ran\n")
+        self.assertEqual(totals.reasons(), "2 failed: a b^[\n1 failed: late\n1 canceled: stopped while running\n")
         early = [result(index, "canceled", error="canceled before it started (fail-fast)", attempts=0) for index in (1, 2)]
         self.assertEqual(totals_of([result(0, "failed", error="a"), *early]).reasons(), "1 failed: a\n2 canceled: never started (fail-fast)\n")
         many = totals_of([result(index, "failed", error="error %d" % (index % 50)) for index in range(100)])
