@@ -5838,11 +5838,12 @@ class JobReader:
                     value = self._bad_value(error, is_lenient)
                 is_lenient = not is_strict
                 yield value
-        except OSError as error:
-            problem = UserError("%s: %s" % (self._name, error.strerror))
+        except (OSError, UserError) as error:  # UserError: the file was changed
+            problem = error if isinstance(error, UserError) else UserError(
+                "%s: %s" % (self._name, error.strerror))
+            while not self._shard.has(self.tasks):  # no shard has all of its tasks
+                self.tasks += 1
             yield self._bad_value(problem, is_lenient)
-        except UserError as error:  # about the columns, which were changed since the first reading
-            yield self._bad_value(error, is_lenient)
 
     def _bad_value(self, error: UserError, is_lenient: bool) -> Iterator[_Item]:
         if not is_lenient:
@@ -6345,7 +6346,8 @@ class TaskStream(Supply):
     """The tasks of a file or a pipe.  Raises UserError for input without a task.
 
     A regular file is validated as a whole; a large file is then read again, one value at a time, so
-    that memory does not grow with the number of values.  `total` is known of a file, and of a pipe
+    that memory does not grow with the number of values; if it has changed, its rest is one bad
+    value.  `total` is known of a file, and of a pipe
     whose writer has finished.  From another pipe tasks come as their values arrive.  Of all tasks
     only those of the `shard` are asked for and counted.  Further samples come after the first ones
     of all tasks, so not before the end of the input.
@@ -6360,7 +6362,7 @@ class TaskStream(Supply):
             words = b"\0".join(map(to_bytes, policy.template.words))
             self._keep(reader.values([words], is_strict=True), reader)
         elif _is_regular(file):
-            self._open_regular(file, reader)
+            self._open_regular(file, reader, name)
         else:
             self._open_pipe(file, reader)
         self._jobs = self._samples(reader, len(policy.cells))
@@ -6368,16 +6370,31 @@ class TaskStream(Supply):
         if not reader.tasks:
             raise UserError("%s: no tasks: the input is empty" % name)
 
-    def _open_regular(self, file: int, reader: JobReader) -> None:
+    def _open_regular(self, file: int, reader: JobReader, name: str) -> None:
         start = os.lseek(file, 0, os.SEEK_CUR)
-        values = reader.values(file_chunks(file, start), is_strict=True)
+        hashes: List[int] = []
+
+        def chunks() -> Iterator[bytes]:
+            for chunk in file_chunks(file, start):
+                hashes.append(hash(chunk))
+                yield chunk
+
+        def same_chunks() -> Iterator[bytes]:
+            for chunk, known in itertools.zip_longest(file_chunks(file, start), hashes):
+                if chunk is None or hash(chunk) != known:
+                    raise UserError("%s: the file changed during the run, and the rest of it was "
+                                    "not read; run again, with --results and --resume only for "
+                                    "what is left, or give a copy of the file" % name)
+                yield chunk
+
+        values = reader.values(chunks(), is_strict=True)
         if os.fstat(file).st_size - start <= SMALL_FILE_BYTES:
             self._keep(values, reader)
         else:
             for _ in values:
                 pass
             self.total, reader.again = reader.size, True
-            values = reader.values(file_chunks(file, start), is_strict=False)
+            values = reader.values(same_chunks(), is_strict=False)
             self._firsts = itertools.chain.from_iterable(values)
 
     def _open_pipe(self, file: int, reader: JobReader) -> None:
