@@ -5639,6 +5639,15 @@ class ValueSplitter:
                 self._take(-1)
                 return
 
+    def _torn_end(self, end: int) -> int:
+        """Return the end of a torn value, which may have taken the whole value up to `end`."""
+        start = max(self._buffer.rfind(b"\n{", 0, end), self._buffer.rfind(b"\n[", 0, end))
+        with contextlib.suppress(ValueError, RecursionError):
+            if start > 0:
+                loads_unique(self._buffer[start:end])
+                return start
+        return end
+
     def _value(self) -> Iterator[InputPiece]:
         """Yield the value at the start of the buffer, or why it is refused."""
         line_end = self._buffer.find(b"\n", 0, LARGE_BYTES)
@@ -5666,7 +5675,7 @@ class ValueSplitter:
                 self._take(kept)
             if not self._more():
                 break
-        piece = self._take(end)
+        piece = self._take(end if end < 0 or is_whole else self._torn_end(end))
         if end < 0 and len(piece.data) > SMALL_FILE_BYTES:  # parsing would double the memory
             piece = InputPiece(piece.line, b"",
                                "the input ends inside of the JSON value that begins here")
