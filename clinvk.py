@@ -7925,8 +7925,10 @@ def _not_started(job: Job, program: str, error: OSError) -> Result:
     return unfinished(job, "failed", text, kind, exit_code=code, attempts=1)
 
 
-def _lapse(job: Job, gate: _PromptGate, stderr: int, failed: bool) -> str:
+def _lapse(job: Job, gate: Optional[_PromptGate], stderr: int, failed: bool) -> str:
     """Return why a program may have run without its files; "" where it did not."""
+    if not gate:
+        return ""
     backend, problem = backend_of(job), gate.problem
     is_confined = sandbox_of(job) in ("read-only", "workspace")
     if gate.is_open and is_confined:
@@ -7960,10 +7962,10 @@ def _judge(job: Job, ended: Ended, execution: Execution,
         remove_tree(leftover)
     exit_code = 128 - code if code < 0 else code
     error, kind = "".join(capture.text_of(reply.error))[:CHUNK], reply.error_kind
-    blank = capture.is_blank() if reply.output is None else not reply.output.strip()
-    lapse = ""
-    if execution.prompt_gate:
-        lapse = _lapse(job, execution.prompt_gate, stderr, bool(error or code or blank))
+    is_data = job.task.schema and reply.structured is not None  # with any text
+    blank = not is_data and (
+        capture.is_blank() if reply.output is None else not reply.output.strip())
+    lapse = _lapse(job, execution.prompt_gate, stderr, bool(error or code or blank))
     status = "failed"
     if stopped in ("timeout", "stalled"):
         status, exit_code, kind = "timeout", 124, stopped

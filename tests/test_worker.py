@@ -130,9 +130,17 @@ class Behaviours(support.WorkerCase):
     def test_data_is_what_the_command_states(self):
         definition = clinvk.Definition(("head",), "json", ("text",), structured=("value",))
         for prompt, data, error in (('{"text": "x", "value": {"label": "bug"}}', {"label": "bug"}, ""),
-                                    ('{"text": "{\\"label\\": \\"bug\\"}"}', None, "own ended well but gave no answer by the schema")):
+                                    ('{"text": "", "value": {"label": "bug"}}', {"label": "bug"}, ""),
+                                    ('{"text": "{\\"label\\": \\"bug\\"}"}', None, "own ended well but gave no answer by the schema"),
+                                    ('{"text": " "}', None, "own ended well but gave no answer")):
             definition = definition._replace(argv=("sed", "/^$/,$d"))
             self.check(clinvk.run_job(clinvk.Job(0, clinvk.Task("own", prompt, schema=self.LABEL), definition)), data=data, error=error)
+        blank = clinvk.run_job(clinvk.Job(0, clinvk.Task("own", '{"text": "", "value": 1}'), definition))
+        self.check(blank, data=None, error="own ended well but gave no answer")
+        support.write_program(self.path("bin", "claude"), b"""#!/bin/sh
+            echo '{"type": "result", "is_error": false, "result": "", "structured_output": {"label": "bug"}, "session_id": "s"}'""")
+        self.check(self.run_it("p", "claude", schema=self.LABEL), status="ok", data={"label": "bug"}, error="")
+        self.check(self.run_it("p", "claude"), status="failed", error_kind="no_output", data=None)
 
     def test_noise_on_stderr_of_any_size_blocks_nothing(self):
         self.check(self.run_it("stderr-flood 5000000;say done"), status="ok", output="done\n")
