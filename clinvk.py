@@ -11286,7 +11286,7 @@ def _why_canceled(result: Result) -> str:
 
 
 class Totals:
-    """Counts and sums over a run.  `costs`: show how many tasks have a cost that is not known."""
+    """Counts and sums over a run.  `costs`: all tasks should state a cost, of any backend."""
 
     def __init__(self, costs: bool = False) -> None:
         self.counts = {"completed": 0, "failed": 0, "canceled": 0, "skipped": 0}
@@ -11295,7 +11295,7 @@ class Totals:
         self.usage: Dict[str, int] = {}
         # unknown, where no backend states it
         self.cost_usd: Optional[float] = 0.0 if costs else None
-        self.cost_unknown = 0  # tasks that were started and state no cost
+        self.cost_unknown = 0  # tasks that should state a cost and do not
         self._costs = costs
         self.start_time = time.time()
         self.duration_seconds = 0.0
@@ -11328,7 +11328,8 @@ class Totals:
             self.usage[name] = self.usage.get(name, 0) + count
         if result.cost_usd is not None:
             self.cost_usd = (self.cost_usd or 0.0) + result.cost_usd
-        elif result.attempts:
+        elif self._costs and result.attempts or lacks_cost(result.backend, result.attempts, None,
+                                                           result.error_kind):
             self.cost_unknown += 1
 
     def stop(self) -> None:
@@ -11347,7 +11348,7 @@ class Totals:
             fields["usage"] = self.usage
         if self.cost_usd is not None:
             fields["cost_usd"] = round(self.cost_usd, 6)
-            if self.cost_unknown and self._costs:
+            if self.cost_unknown:
                 fields["cost_unknown"] = self.cost_unknown
         return fields
 
@@ -11362,7 +11363,7 @@ class Totals:
             parts.append("{:,} tokens".format(self.usage["total_tokens"]))
         if self.cost_usd is not None:
             parts.append("$%.4f" % self.cost_usd)
-            if self.cost_unknown and self._costs:
+            if self.cost_unknown:
                 parts.append("%s of unknown cost" % counted(self.cost_unknown, "task"))
         return "Total: %s (%.2fs)" % (", ".join(parts), self.duration_seconds)
 

@@ -260,7 +260,7 @@ class ManPageTest(unittest.TestCase):
 
     def test_man_page_json_fields_equal_the_output(self):
         totals = clinvk.Totals()
-        totals.usage, totals.cost_usd, totals.resumed = {"total_tokens": 1}, 0.1, 1
+        totals.usage, totals.cost_usd, totals.cost_unknown, totals.resumed = {"total_tokens": 1}, 0.1, 1, 1
         self.assertEqual(sorted(MAN.words("OUTPUT", "JSON")), sorted(list(totals.fields()) + ["results"]))
 
     def test_man_page_status_file_fields_equal_the_output(self):

@@ -371,14 +371,14 @@ class Forms(ReportCase):
         self.assertEqual(value.pop("results"), [json.loads(given[place]) for place in (1, 0, 3)])
         self.assertEqual((status, value), (0, {
             "total_tasks": 3, "completed": 2, "failed": 1, "canceled": 0, "skipped": 0, "total_duration_seconds": 1.0,
-            "start_time": clinvk.utc(START), "end_time": clinvk.utc(START + 1), "usage": {"total_tokens": 5}, "cost_usd": 0.25,
+            "start_time": clinvk.utc(START), "end_time": clinvk.utc(START + 1), "usage": {"total_tokens": 5}, "cost_usd": 0.25, "cost_unknown": 2,
             "percentiles": {"seconds": {"tasks": 3, "sum": 3.0, "p50": 1.0, "p90": 1.0, "p95": 1.0, "max": 1.0},
                             "tokens": {"tasks": 1, "sum": 5.0, "p50": 5.0, "p90": 5.0, "p95": 5.0, "max": 5.0},
                             "cost_usd": {"tasks": 1, "sum": 0.25, "p50": 0.25, "p90": 0.25, "p95": 0.25, "max": 0.25}},
             "groups": {"backend": {"claude": dict(self.GROUP, total_tasks=3, completed=2, failed=1, judged=2, pass_rate=1.0, task_seconds=3.0,
-                                                  usage={"total_tokens": 5}, cost_usd=0.25)},
+                                                  usage={"total_tokens": 5}, cost_usd=0.25, cost_unknown=2)},
                        "model": {"": dict(self.GROUP, total_tasks=3, completed=2, failed=1, judged=2, pass_rate=1.0, task_seconds=3.0,
-                                          usage={"total_tokens": 5}, cost_usd=0.25)},
+                                          usage={"total_tokens": 5}, cost_usd=0.25, cost_unknown=2)},
                        "error_kind": {"backend": dict(self.GROUP, failed=1, cost_usd=0.25)}},
             "duplicates": {"ok": [3], "files": []}, "gaps": [[2, 2]], "flaky": [], "unanswered": []}))
 
@@ -704,7 +704,7 @@ class Files(ReportCase):
     def test_markdown_is_a_table_with_failures_first(self):
         text = self.written("markdown", line(0, task_name="n|1", cost_usd=0.5, usage={"total_tokens": 1000}), line(1, "canceled"),
                             line(2, "failed", error="e", attempts=2), line(3, attempts=3), line(4, "lost"))
-        self.assertEqual(text, "## clinvk\n\nTotal: 5 tasks, 2 completed, 2 failed, 1 canceled, 1,000 tokens, $0.5000 (1.00s)\n\n1 task flaky.\n\n"
+        self.assertEqual(text, "## clinvk\n\nTotal: 5 tasks, 2 completed, 2 failed, 1 canceled, 1,000 tokens, $0.5000, 4 tasks of unknown cost (1.00s)\n\n1 task flaky.\n\n"
                          "| # | Status | Backend | Time | Tokens | Cost | Task | Error |\n| --: | :-- | :-- | --: | --: | --: | :-- | :-- |\n"
                          "| 3 | FAILED (2) | claude | 1.00s |  |  |  | e |\n| 5 | LOST | claude | 1.00s |  |  |  |  |\n"
                          "| 2 | CANCELED | claude | 1.00s |  |  |  |  |\n"

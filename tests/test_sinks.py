@@ -773,14 +773,14 @@ class Overviews(SinkCase):
     def test_fields_are_those_of_the_run_without_secrets(self):
         self.hide_secret()
         run = FakeRun(tasks=4)
-        run.end(took(10, cost_usd=0.5), took(10), took(1, status="timeout", cost_usd=0.25))
+        run.end(took(10, cost_usd=0.5), took(10), took(10, backend="claude"), took(1, status="timeout", cost_usd=0.25))
         run.start(3, 65.0, 5.0, id="i-s3cret", name="n \x1b s3cret", action="Bash: echo s3cret", tokens=7, attempt=2)
         run.control.limited = {"claude": 4e9, "codex": 1.0}
         with unittest.mock.patch.object(clinvk.time, "time", lambda: 1795535999.5):
             fields = run.overview.fields()
         self.assertEqual(run.reads, 1)
         self.assertEqual(fields, {
-            "updated_at": "2026-11-24T15:59:59.500Z", "total_tasks": 4, "done": 3, "completed": 2, "failed": 1, "canceled": 0, "skipped": 0,
+            "updated_at": "2026-11-24T15:59:59.500Z", "total_tasks": 4, "done": 4, "completed": 3, "failed": 1, "canceled": 0, "skipped": 0,
             "resumed": 0, "running": [{
                 "index": 3, "id": "i-[A_KEY]", "name": "n ^[ [A_KEY]", "backend": "echo", "attempt": 2,
                 "started": "2026-11-24T15:58:54.500Z", "last_event_at": "2026-11-24T15:59:54.500Z",
@@ -914,9 +914,9 @@ class Statuses(SinkCase):
 
     def test_progress_line_has_limits_the_rest_and_the_cost(self):
         run = FakeRun(100)
-        run.end(took(10, cost_usd=1.2))
+        run.end(took(10, backend="claude", cost_usd=1.2))
         self.assertEqual(self.drawn(run), ["[1/100] 0 running, 00:42, about 8m15s left, $1.20"])
-        run.end(took(30, status="failed"))
+        run.end(took(30, status="failed", backend="claude"))
         run.control.limited["claude"] = 4e9
         with unittest.mock.patch.object(clinvk, "local_time", lambda moment: "14:05"), \
                 unittest.mock.patch.object(clinvk.time, "time", lambda: 4e9 - 60):
@@ -971,7 +971,7 @@ class Statuses(SinkCase):
             shown = file.read().split(".It Fl -progress Cm")[1].split(".Bd -literal -offset indent\n")[1].split(".Ed")[0].splitlines()
         run = FakeRun(20, jobs=2)
         run.control.limited["claude"] = 4e9
-        run.end(took(220, cost_usd=1.2), took(220), took(220, status="failed"))
+        run.end(*(took(220, backend="claude", **fields) for fields in ({"cost_usd": 1.2}, {}, {"status": "failed"})))
         run.start(1, 191.0, 2.0, name="review auth", backend="claude", action="Bash: pytest -q")
         run.start(4, 280.0, 180.0, name="add logging", backend="codex", action="thinking")
         clinvk_now = 100.0 + 402

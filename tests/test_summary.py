@@ -173,7 +173,10 @@ class Totals(unittest.TestCase):
                 ([result(0), result(1, "failed"), result(2, "canceled")], "Total: 3 tasks, 1 completed, 1 failed, 1 canceled (3.20s)"),
                 ([result(0, "skipped"), result(1, "skipped")], "Total: 2 tasks, 0 completed, 0 failed, 2 skipped (3.20s)"),
                 ([result(0, usage={"total_tokens": 1234567}, cost_usd=0.12345), result(1)],
-                 "Total: 2 tasks, 2 completed, 0 failed, 1,234,567 tokens, $0.1235 (3.20s)"),
+                 "Total: 2 tasks, 2 completed, 0 failed, 1,234,567 tokens, $0.1235, 1 task of unknown cost (3.20s)"),
+                ([result(0, cost_usd=0.5)] + [result(index, attempts=attempts)._replace(backend=backend)
+                                              for index, backend, attempts in ((1, "echo", 1), (2, "codex", 1), (3, "claude", 0))],
+                 "Total: 4 tasks, 4 completed, 0 failed, $0.5000 (3.20s)"),
                 ([result(0, cost_usd=0.0)], "Total: 1 task, 1 completed, 0 failed, $0.0000 (3.20s)")):
             self.assertEqual(totals_of(results, 3.2).line(), line)
 
