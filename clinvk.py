@@ -5524,6 +5524,11 @@ _MARK = b"\xef\xbb\xbf"  # the byte order mark
 _DEEPEST_OPEN = 10000  # brackets; no JSON program goes so deep
 
 
+def without_mark(data: bytes) -> bytes:
+    """Return a text without the byte order mark at its start."""
+    return data[len(_MARK):] if data.startswith(_MARK) else data
+
+
 class ValueScanner:
     """Finds the end of the JSON object or array that begins at `position` of data that may grow.
 
@@ -6089,10 +6094,10 @@ def _content(path: str, root: str) -> str:
         raise InvalidValue("%s is larger than %d MiB; name the file in the prompt with {}"
                            % (quoted(path), MAX_CONTENT_BYTES >> 20))
     try:
-        text = data.decode("utf-8")
+        text = without_mark(data).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidValue("%s is not text: byte 0x%02x in line %d is not UTF-8%s" % (
-            quoted(path), data[error.start], data.count(b"\n", 0, error.start) + 1,
+            quoted(path), error.object[error.start], error.object.count(b"\n", 0, error.start) + 1,
             wide_encoding(data))) from None
     if "\0" in text:
         raise InvalidValue("%s is not text: it contains a NUL byte%s" % (
@@ -6106,15 +6111,15 @@ def _separated(chunks: Iterable[bytes], separator: bytes) -> Iterator[Optional[b
     Lines do not begin with a byte order mark.
     """
     parts: List[bytes] = []  # of what has not ended
-    size, mark = 0, _MARK * (separator == b"\n")
+    size, may_have_mark = 0, separator == b"\n"
     for chunk in itertools.chain(chunks, [separator]):
         *ends, rest = chunk.split(separator)
         for end in ends:
             data = b"".join([*parts, end])
-            data = data[len(mark):] if data.startswith(mark) else data
+            data = without_mark(data) if may_have_mark else data
             yield data if size + len(end) <= MAX_VALUE_BYTES else None
             parts.clear()
-            size, mark = 0, b""
+            size, may_have_mark = 0, False
         size += len(rest)
         if size <= MAX_VALUE_BYTES:
             parts.append(rest)
@@ -13961,10 +13966,12 @@ def read_prompt(path: str, option: str = "") -> str:
                                 % (name, MAX_VALUE_BYTES >> 20))
     except OSError as error:
         raise UserError("%s: %s" % (name, error.strerror)) from None
-    encoding = wide_encoding(data) if option or path != "-" else ""  # a prompt may be any bytes
+    if not option and path == "-":  # a prompt may be any bytes
+        return to_text(bytes(data))
+    encoding = wide_encoding(data)
     if encoding:
         raise UserError(name + encoding)
-    return to_text(bytes(data))
+    return to_text(without_mark(bytes(data)))
 
 
 def read_schema(text: str) -> Dict[str, Any]:

@@ -631,6 +631,15 @@ class Repairs(TaskCase):
                 found = self.refused(file.encode() if form == "lines" else text.encode(codec), template=template)
                 self.assertTrue(found.endswith(advice), found)
 
+    def test_byte_order_mark_of_a_file_is_no_part_of_its_text(self):
+        file = self.file("marked", b"\xef\xbb\xbfa\xef\xbb\xbf\n")
+        self.assertEqual(clinvk.read_prompt(file, "--prompt-file"), "a\ufeff\n")
+        self.assertEqual([task.prompt for task in self.tasks(file.encode(), template=clinvk.Template({"prompt": "<{@}>"}))], ["<a\ufeff\n>"])
+        with open(file, "rb") as prompt, support.descriptor_is(0, prompt.fileno()):
+            self.assertEqual(clinvk.read_prompt("-"), "\ufeffa\ufeff\n", "a prompt may be any bytes")
+        self.file("marked", b"\xef\xbb\xbfa\n\xff")
+        self.assertIn("byte 0xff in line 2 is not UTF-8", self.refused(file.encode(), template=clinvk.Template({"prompt": "{@}"})))
+
     def test_prompt_file_and_schema_in_utf_16_are_named(self):
         file = self.file("wide", '{"type": "object"}'.encode("utf-16"))
         advice = "%s: the input is UTF-16; `iconv -f UTF-16 -t UTF-8` makes it UTF-8" % file
