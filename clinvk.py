@@ -5388,7 +5388,7 @@ def _line_of(data: Union[bytes, bytearray], path: _Path) -> int:
 _ENCODINGS = (  # by how a text begins in them, with and without a byte order mark
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32"), (rb"\xff\xfe|\xfe\xff", "UTF-16"),
     (rb"[^\0]\0\0\0", "UTF-32LE"), (rb"\0\0\0[^\0]", "UTF-32BE"),
-    (rb"[^\0]\0[^\0]?(\0|\Z)", "UTF-16LE"), (rb"\0[^\0](\0[^\0]|\0?\Z)", "UTF-16BE"))
+    (rb"[^\0]\0(\Z|[^\0]\0|\0[^\0])", "UTF-16LE"), (rb"\0[^\0](\0[^\0]|\0?\Z)", "UTF-16BE"))
 
 # A pattern for the message of the JSON module, a pattern for the text, the repair.  The message
 # begins with "torn" where the input ends inside of the value, ends with "unprintable" if the

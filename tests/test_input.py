@@ -640,6 +640,16 @@ class Repairs(TaskCase):
         self.file("marked", b"\xef\xbb\xbfa\n\xff")
         self.assertIn("byte 0xff in line 2 is not UTF-8", self.refused(file.encode(), template=clinvk.Template({"prompt": "{@}"})))
 
+    def test_nul_byte_in_ordinary_text_is_not_utf_16(self):
+        for data in (b"a\0b", b"a\0bc", b"\0ab", b"ab\0", b"abc\0d\0e\0"):
+            self.assertEqual(clinvk.wide_encoding(data), "", data)
+            file = self.file("text", data)
+            self.assertEqual(self.refused(file.encode(), template=clinvk.Template({"prompt": "{@}"})),
+                             'tasks.json:1: "%s" is not text: it contains a NUL byte' % file)
+        for text in ("a", "ab", "a\u0100b", "abc"):
+            for codec in ("utf-16-le", "utf-16-be"):
+                self.assertIn(codec.upper().replace("-", "")[3:], clinvk.wide_encoding(text.encode(codec)).replace("-", ""), (text, codec))
+
     def test_prompt_file_and_schema_in_utf_16_are_named(self):
         file = self.file("wide", '{"type": "object"}'.encode("utf-16"))
         advice = "%s: the input is UTF-16; `iconv -f UTF-16 -t UTF-8` makes it UTF-8" % file
