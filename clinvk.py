@@ -10846,7 +10846,7 @@ class Answers:
     that it has not is written with --resume.
     """
 
-    def __init__(self, root: str, overwrite: bool, others: Sequence[str] = ()) -> None:
+    def __init__(self, root: str, overwrite: bool, others: Sequence[Union[int, str]] = ()) -> None:
         self._root, self._overwrite, self._others = root, overwrite, others
         self.error: Optional[OutputError] = None  # about the first file that was not written
         self._is_due = False  # of the result that was checked last
@@ -13655,8 +13655,9 @@ def _batch_plan(options: argparse.Namespace, settings: Settings, console: Consol
     answers = directory = journal = None
     results = options.results or ""
     if options.write_to and not settings.dry_run:
-        answers = Answers(rules.root or ".", options.overwrite,
-                          (file, results, notes_path(results), settings.status_file))
+        answers = Answers(rules.root or ".", options.overwrite, (
+            0 if file == "-" else file, 1, results, notes_path(results), settings.status_file,
+            *(vars(options).get(name) or "" for name in ("prompt_file", "config", "schema"))))
     elif options.overwrite and not path:
         raise UserError("--overwrite: there are no files of answers; give --output-dir "
                         "or --write-to")

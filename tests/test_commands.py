@@ -1227,6 +1227,20 @@ class Templates(Commands):
         with open(self.path("answer")) as file:
             self.assertEqual(file.read(), "./answer\n")
 
+    def test_no_answer_replaces_what_is_redirected_or_read_for_the_run(self):
+        files = {"items": "./items\n./out\n./template\n./config.yaml\n./answer\n", "template": "{}", "config.yaml": "{}", "answer": "old"}
+        for name, content in files.items():
+            self.file(name, content)
+        with open(self.path("items"), "rb") as items, open(self.path("out"), "wb") as out:
+            run = self.start("parallel", "-b", "echo", "-q", "-j", "1", "--jsonl", "--write-to", "{}", "--overwrite", "--prompt-file", "template", "--config", "config.yaml",
+                             stdin=items, stdout=out, cwd=self.directory).finish()
+        self.assertEqual(run.returncode, 1, run.stderr)
+        for name, content in dict(files, answer="./answer\n").items():
+            with open(self.path(name)) as file:
+                self.assertEqual(file.read(), content)
+        with open(self.path("out")) as file:
+            self.assertEqual([json.loads(line)["index"] for line in file], list(range(5)))
+
     def test_items_and_templates_that_do_not_fit_are_refused_before_anything_starts(self):
         path = self.file("items", b"x\n")
         for arguments, message in [
