@@ -5978,6 +5978,7 @@ def _invalid(error: UserError) -> Result:
 
 ITEM_PARTS = ("{}", "{/}", "{//}", "{.}", "{/.}", "{@}")
 _LIKE_PLACEHOLDER = r"\{[^\W\d][\w-]*\}|\{\.[^\W\d]"
+NO_QUOTES = "a template of several words needs quotes"
 _ITEM_FIELD = r"\{(\.[\w-]+(?:\.[\w-]+|\[-?\d{1,9}\])*)\}"
 
 
@@ -5994,14 +5995,16 @@ class Template(NamedTuple):
     words: Tuple[str, ...] = ()
     may_exist: bool = False
 
-    def checked(self, columns: Sequence[str] = ()) -> Template:
+    def checked(self, columns: Sequence[str] = (), source: str = "") -> Template:
         """Return the template with the form that its placeholders need.  Raise UserError.
 
-        `columns` are those of csv and tsv.
+        `columns` are those of csv and tsv, in the file `source`.
         """
-        used: List[str] = []
-        for text in self.fields.values():
-            fill(text, used.append, TEMPLATE_PLACEHOLDER)
+        used: Dict[str, str] = {}  # placeholders, and a field that has each
+        for field, text in self.fields.items():
+            found: List[str] = []
+            fill(text, found.append, TEMPLATE_PLACEHOLDER)
+            used.update(dict.fromkeys(found, field))
         names = ["{%s}" % column for column in columns]
         fields = [braces for braces in used
                   if re.fullmatch(_ITEM_FIELD, braces) and braces not in names]
@@ -6013,20 +6016,34 @@ class Template(NamedTuple):
             raise UserError("%s in a template is a field of JSON values, but the items are %s" % (
                 fields[0], "arguments" if self.words else kind))
         known = ["{}", "{#}", *names]
-        kind = "rows" if columns else "JSON values"
-        if not fields and not columns:
+        kind = "JSON values"
+        if columns:
+            kind = "its columns are: " + first_of(columns, one_line)
+            is_joined = len(columns) == 1 and re.search("[;,\t]", columns[0])
+            if is_joined:
+                kind = "its only column is %s: perhaps other characters part the fields" % (
+                    quoted(columns[0]))
+        elif not fields:
             known += ITEM_PARTS
             kind = "texts: a column needs --csv or --tsv, a field of JSON values is {.NAME}"
-        for braces in dict.fromkeys(used):
+        for braces, field in used.items():
             is_word = len(braces) < 100 and re.match(r"\{\s*\.?[^\W\d]", braces)
-            near = nearest(braces[1:-1].strip(), columns) if is_word else ""
+            word = braces[1:-1].strip()
             if braces not in known + fields and (
-                    near or braces in ITEM_PARTS or re.match(_LIKE_PLACEHOLDER, braces)):
-                raise UserError("%s in a template is no placeholder%s; the items are %s; the text "
-                                "itself is {%s" % (braces, near, kind, braces))
+                    is_word and nearest(word, columns) or braces in ITEM_PARTS
+                    or re.match(_LIKE_PLACEHOLDER, braces)):
+                fault = " in a template is no placeholder; the items are "
+                if columns:
+                    near = "" if is_joined else nearest("{%s}" % word, names)
+                    fault = " is no column of %s%s; " % (source, near)
+                raise UserError("%s%s%s; the text itself is {%s" % (
+                    field + ": " + quoted(braces) if columns else braces, fault, kind, braces))
         if not fields and not set(known).intersection(used):
-            raise UserError("the template does not use the items; write %s where an item belongs"
-                            % ("{COLUMN}" if columns else "{}"))
+            is_cut = re.search(r"\{[^{}\n]*\}", "".join(self.words[:1]))
+            raise UserError("the template %s does not use the items; write %s where an item "
+                            "belongs%s" % (quoted(self.fields["prompt"]),
+                                           "{COLUMN}" if columns else "{}",
+                                           "; " + NO_QUOTES if is_cut else ""))
         return self._replace(form="json") if fields else self
 
     def task(self, item: Any, number: int, root: str = "") -> Dict[str, Any]:
@@ -6166,7 +6183,8 @@ def split_rows(chunks: Iterable[bytes], delimiter: str) -> Iterator[Tuple[int, L
         except StopIteration:
             return
         except csv.Error as error:
-            problem = "the row cannot be read%s" % (encoding or ": %s" % error)
+            problem = "the row cannot be read%s" % (encoding or ": %s" % error).replace(
+                "unexpected end of data", 'a field that begins with " does not end')
         except UnicodeEncodeError:
             problem = "not valid UTF-8" + (
                 encoding or "; `iconv -f WINDOWS-1252 -t UTF-8` converts texts of Windows")
@@ -6199,12 +6217,16 @@ class ItemReader(JobReader):
             problem = "two columns have the name %s" % quoted(twice[0])
         if problem:
             raise UserError("%s:%d: %s" % (self._name, line, problem))
-        self._template.checked(columns)
+        self._template.checked(columns, self._name)
+        row = columns
         for line, row, problem in rows:
             if not problem and len(row) != len(columns):
                 problem = "the row has %s, but there are %s" % (
                     counted(len(row), "field"), counted(len(columns), "column"))
             yield InputPiece(line, b"", problem, None if problem else dict(zip(columns, row)))
+        if row is columns:
+            raise UserError("%s: no tasks: there is no row below the names of the columns"
+                            % self._name)
 
     def _batch(self, value: Any) -> _Batch:
         if isinstance(value, list):
@@ -13739,6 +13761,8 @@ def _template(options: argparse.Namespace) -> Optional[Template]:
             ("--write-to", "--emit-tasks", options.write_to and options.form == "tasks")):
         if both:
             hint = "; --items FILE reads items" if one == "--file" else ""
+            if words and not hint:
+                hint = "; %s is left over: %s" % (quoted(words[0]), NO_QUOTES)
             raise UserError("%s and %s exclude each other%s" % (one, other, hint))
     prompt = options.prompt
     if prompt is None:
@@ -13981,13 +14005,10 @@ def read_schema(text: str) -> Dict[str, Any]:
     The value is checked as that of the field `schema`.
     """
     path = "" if text.lstrip().startswith("{") else _plain_path(text)
-    where = visible(path) + ": " if path else ""
     try:
-        return _schema(loads_unique(to_bytes(read_prompt(path) if path else text)))
-    except InvalidValue as error:
-        raise ValueError(where + str(error)) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError("%snot valid JSON: %s" % (where, error)) from None
+        data = to_bytes(read_prompt(path) if path else text)
+        with piece_context(visible(path) or "text", InputPiece(1, data)):
+            return _schema(loads_unique(data))
     except UserError as error:
         raise ValueError(str(error)) from None
 

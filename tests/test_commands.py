@@ -1244,16 +1244,16 @@ class Templates(Commands):
     def test_items_and_templates_that_do_not_fit_are_refused_before_anything_starts(self):
         path = self.file("items", b"x\n")
         for arguments, message in [
-            (("--prompt", "Hello", "--", "a", "b"), "does not use the items"), (("--prompt", "{}", "-f", path), "--file and a template for items exclude each other; --items FILE reads items"),
+            (("--prompt", "Hello", "--", "a", "b"), 'the template "Hello" does not use the items; write {} where an item belongs\n'), (("--prompt", "Review", "{}", "--", "a"), "; a template of several words needs quotes"), (("--prompt", "{}", "-f", path), "--file and a template for items exclude each other; --items FILE reads items"),
             (("--prompt", "{}", "--items", path, "a"), "--items and items that are arguments exclude"), (("--prompt", "{}", "-0", "a"), "--null and items that are arguments"),
             (("--items", path), "--items: there is no template"), (("--name", "n"), "--name: there is no template"), (("-0",), "--null: there is no template"),
             (("--prompt", "{}"), "stdin: no tasks: the input is empty"), (("--prompt", "{}", ""), "arguments: no tasks: the input is empty"),
             (("--prompt-file", "-"), "--prompt-file -: the items are read from stdin"), (("--prompt-file", self.path("nowhere"), "a"), "nowhere: No such file"),
             (("--prompt", "{}", "--items", self.path("nowhere")), "nowhere: No such file"), (("--prompt", "{.a}", "a"), "but the items are arguments"),
-            (("--prompt", "{a}", "--csv", path, "a"), "--csv and items that are arguments exclude"), (("--prompt", "{a}", "--tsv", path, "-0"), "--null and --tsv exclude"),
+            (("--prompt", "{a}", "--csv", path, "a"), '--csv and items that are arguments exclude each other; "a" is left over: a template of several words needs quotes'), (("--prompt", "{a}", "--tsv", path, "-0"), "--null and --tsv exclude"),
             (("--write-to", "x"), "--write-to: there is no template"), (("--prompt", "{}", "--write-to", "x{}", "--emit-tasks", "a"), "--write-to and --emit-tasks exclude"),
             (("--prompt", "{}", "--write-to", "x", "a", "b"), 'another task of this run has the file "x"'), (("--prompt", "{}", "--write-to", "/{}", "a"), "outside of the current directory"),
-            (("--csv", path), "--csv: there is no template"), (("--prompt", "{title}", "--csv", path), "the items are rows"),
+            (("--csv", path), "--csv: there is no template"), (("--prompt", "{title}", "--csv", path), 'prompt: "{title}" is no column of ' + path + "; its columns are: x"),
             (("--prompt-file", "-", "--csv", "-"), "--prompt-file -: the items are read from stdin"), (("--prompt", "{@}", self.path("nowhere")), "No such file"),
             (("--prompt", "{title}", "a"), "no placeholder"), (("--prompt", "{}", "--items", path, "--results", path), "it is the file of the tasks"),
             (("--prompt", "{}", "--items", path, "--status-file", path), "it is the file of the tasks"),

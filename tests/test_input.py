@@ -659,6 +659,8 @@ class Repairs(TaskCase):
         with self.assertRaises(ValueError) as caught:
             clinvk.read_schema(file)
         self.assertEqual(str(caught.exception), advice)
+        with self.assertRaisesRegex(ValueError, r"^text:2: not valid JSON: .* \(column 18\): remove the comma before the closing bracket$"):
+            clinvk.read_schema('{\n"type": "object",}')
 
 
 class Large(TaskCase):
@@ -1714,7 +1716,7 @@ class Rows(ItemCase):
         for form in ("csv", "tsv"):
             found = self.prompts(data.replace(b",", b"," if form == "csv" else b"\t"), "{#} {@}{/}{//}{.}{/.}{.a}{a b} {{/}", form=form)
             self.assertEqual(found, ["1 1234567 {/}"])
-        with self.assertRaisesRegex(clinvk.UserError, r"^\{@\} in a template is no placeholder; the items are rows"):
+        with self.assertRaisesRegex(clinvk.UserError, r'^prompt: "\{@\}" is no column of '):
             self.prompts(b"/\n1\n", "{/}{@}")
 
     def test_column_with_the_name_of_the_number_is_no_placeholder(self):
@@ -1746,7 +1748,7 @@ class Rows(ItemCase):
         self.assertEqual(found[1:4], ["stdin:3: the row has 1 field, but there are 2 columns", "stdin:4: the row cannot be read: ',' expected after '\"'",
                                       "stdin:5: not valid UTF-8; `iconv -f WINDOWS-1252 -t UTF-8` converts texts of Windows"])
         self.assertRegex(found[4], "^stdin:6: the row cannot be read: .*NUL")
-        self.assertEqual(found[6:], ["stdin:8: the row cannot be read: unexpected end of data"])
+        self.assertEqual(found[6:], ['stdin:8: the row cannot be read: a field that begins with " does not end'])
         self.assertEqual(self.prompts(b"id,temperature\n1,2\n", 'About {id}: {"temperature": 1}'), ['About 1: {"temperature": 1}'])
         with unittest.mock.patch.object(clinvk, "MAX_FIELD", 5):
             self.assertEqual(self.prompts(b"a\n1\n123456\n2\n", "{a}"), ["1", "stdin:3: the row cannot be read: field larger than field limit (5)", "2"])
@@ -1755,12 +1757,14 @@ class Rows(ItemCase):
 
     def test_template_that_does_not_fit_the_columns_is_refused(self):
         for data, prompt, message in [
-            (b"text,id\n1,2\n", "{txet}", r'^\{txet\} in a template is no placeholder \(did you mean "text"\?\); the items are rows; the text itself is \{\{txet\}$'),
-            (b"First name,x\n1,2\n", "{Frist name} {x}", r'^\{Frist name\} in a template is no placeholder \(did you mean "First name"\?\)'),
-            (b"text\n1\n", "{ text }", r'^\{ text \} in a template is no placeholder \(did you mean "text"'), (b"a\n1\n", "{a} {zzz}", "no placeholder; the items are rows; the text itself"),
-            (b"a\n1\n", "Hello { b c }", "does not use the items; write {COLUMN}"), (b"a\n1\n", "{a}{/}", "no placeholder; the items are rows"),
-            (b"a\n1\n", "{a}{@}", "no placeholder; the items are rows"), (b"a\n1\n", "{.a}", "a field of JSON values, but the items are rows"), (b"", "{a}", "^stdin:1: there is no row with"),
-            (b"a\n\n", "{a}", "no tasks: the input is empty"), (b"\na,b,a\n1,2,3\n", "{a}", '^stdin:2: two columns have the name "a"$'), (b"a\n1,2", "{a}", "^stdin:2: the row")]:
+            (b"text,id\n1,2\n", "{txet}", r'^prompt: "\{txet\}" is no column of stdin \(did you mean "\{text\}"\?\); its columns are: text, id; the text itself is \{\{txet\}$'),
+            (b"id;text\n1;2\n", "{text}", r'^prompt: "\{text\}" is no column of stdin; its only column is "id;text": perhaps other characters part the fields; '),
+            (b"id,text\n1,2\n", "{Text}", r'\(did you mean "\{text\}"\?\); its columns are: id, text'), (b"id,text\n", "{text}", "^stdin: no tasks: there is no row below the names of the columns$"),
+            (b"First name,x\n1,2\n", "{Frist name} {x}", r'^prompt: "\{Frist name\}" is no column of stdin \(did you mean "\{First name\}"\?\)'),
+            (b"text\n1\n", "{ text }", r'^prompt: "\{ text \}" is no column of stdin \(did you mean "\{text\}"'), (b"a\n1\n", "{a} {zzz}", "no column of stdin; its columns are: a; the text itself"),
+            (b"a\n1\n", "Hello { b c }", "does not use the items; write {COLUMN}"), (b"a\n1\n", "{a}{/}", "no column of stdin"),
+            (b"a\n1\n", "{a}{@}", "no column of stdin"), (b"a\n1\n", "{.a}", "a field of JSON values, but the items are rows"), (b"", "{a}", "^stdin:1: there is no row with"),
+            (b"a\n\n", "{a}", "no tasks: there is no row"), (b"\na,b,a\n1,2,3\n", "{a}", '^stdin:2: two columns have the name "a"$'), (b"a\n1,2", "{a}", "^stdin:2: the row")]:
             with self.subTest(prompt), self.assertRaisesRegex(clinvk.UserError, message):
                 self.prompts(data, prompt)
 
