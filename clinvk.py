@@ -13166,13 +13166,9 @@ class Settings(NamedTuple):
 DEFAULT_JOBS = int(SETTINGS["parallel.max_workers"][1])
 
 
-def settings_from(options: argparse.Namespace) -> Settings:
-    """Return the settings of a command that runs tasks.  Raise UserError or ConfigError."""
-    given = {name: value for name, value in vars(options).items()
-             if value is not None and value is not False and value != []}
-    fields = {name[len("task_"):]: tuple(value) if isinstance(value, list) else value
-              for name, value in given.items() if name.startswith("task_")}
-    environment = dict(os.environ)
+def _configured(options: argparse.Namespace, environment: Dict[str, str]
+                ) -> Tuple[Configuration, Dict[str, Definition]]:
+    """Return the configuration and the user's own commands.  Raise UserError or ConfigError."""
     configuration = load_configuration(options.config, environment)
     definitions = all_definitions(configuration, environment)
     default = configuration.own("default_backend")
@@ -13180,6 +13176,17 @@ def settings_from(options: argparse.Namespace) -> Settings:
     if problem:
         raise ConfigError("%s: default_backend: %s" % (
             configuration.origin("default_backend"), problem))
+    return configuration, definitions
+
+
+def settings_from(options: argparse.Namespace) -> Settings:
+    """Return the settings of a command that runs tasks.  Raise UserError or ConfigError."""
+    given = {name: value for name, value in vars(options).items()
+             if value is not None and value is not False and value != []}
+    fields = {name[len("task_"):]: tuple(value) if isinstance(value, list) else value
+              for name, value in given.items() if name.startswith("task_")}
+    environment = dict(os.environ)
+    configuration, definitions = _configured(options, environment)
     ceiling = given.get("ceiling", Ceiling())
     if "ceiling" not in given and environment.get("CLINVK_CEILING"):
         try:
@@ -14413,8 +14420,7 @@ def command_config(options: argparse.Namespace) -> int:
         return without_secrets(value) if isinstance(value, str) else value
 
     settings = {key: {"value": shown(value), "origin": origin} for key, (value, origin)
-                in shown_settings(load_configuration(options.config, environment),
-                                   environment).items()}
+                in shown_settings(_configured(options, environment)[0], environment).items()}
     if options.json:
         Output(1).json([dumps(settings), b"\n"])
     else:
@@ -14441,8 +14447,7 @@ def command_doctor(options: argparse.Namespace) -> int:
     reset_sigchld()
     environment = dict(os.environ)
     method = start_method_of(environment) or default_start_method()
-    configuration = load_configuration(options.config, environment)
-    definitions = all_definitions(configuration, environment)
+    definitions = _configured(options, environment)[1]
     backends: List[Dict[str, Any]] = []
     probes: List[Job] = []
     missing: List[str] = []

@@ -355,11 +355,12 @@ class Files(ConfigurationCase):
             self.assertIn('output.color: "never"  # %s:1\n' % path, done.stdout.decode())
         self.assertFalse(os.path.exists(self.path("~")))
 
-    def test_parallel_unknown_default_backend_is_an_error_of_the_file(self):
+    def test_unknown_default_backend_is_an_error_of_the_file(self):
         self.configure("\ndefault_backend: ghost\n")
-        done = self.clinvk("parallel", input=b'{"prompt": "p"}')
-        self.assertEqual(done.returncode, 3)
-        self.assertIn(b"config.yaml:2: default_backend: unknown backend", done.stderr)
+        for command in (["parallel"], ["config", "show"], ["doctor"]):
+            done = self.clinvk(*command, input=b'{"prompt": "p"}')
+            self.assertEqual(done.returncode, 3)
+            self.assertIn(b"config.yaml:2: default_backend: unknown backend", done.stderr)
 
 
 class Commands(ConfigurationCase):
