@@ -10443,6 +10443,7 @@ TABLE_COLUMNS, TABLE_LINES = 60, 15  # of a terminal that has room for a table
 DEFAULT_QUIET_SECONDS = 120.0
 DRAW_SECONDS, MIN_DRAW_SECONDS = 1.0, 0.1  # between two tables, and at least
 LINE_SECONDS = 30.0  # between two lines where there is no terminal
+READER_LEFT = "the reader of stdout went away"
 
 
 class Output:
@@ -10466,8 +10467,9 @@ class Output:
             write_pieces(self.file, pieces)
         except OSError as error:
             if self.file != 2:
-                raise OutputError("cannot write to stdout: %s" % error.strerror,
-                                  isinstance(error, BrokenPipeError)) from None
+                is_gone = isinstance(error, BrokenPipeError)
+                raise OutputError(READER_LEFT if is_gone else "cannot write to stdout: %s"
+                                  % error.strerror, is_gone) from None
         finally:
             self._writing_since = 0.0
 
@@ -13300,7 +13302,7 @@ class Fanout:
             self._next_look = now + LOOK_SECONDS
             if reader_is_gone(1):
                 self._fail(self._first,
-                           OutputError("the reader of stdout went away", broken_pipe=True))
+                           OutputError(READER_LEFT, broken_pipe=True))
 
     def _fail(self, sink: Any, error: OutputError) -> None:
         self.error = self.error or error

@@ -204,7 +204,7 @@ class JsonLines(SinkCase):
         with support.descriptor_is(1, writer), self.assertRaises(clinvk.OutputError) as caught:
             clinvk.JsonLines(clinvk.Output(1)).write(result())
         os.close(writer)
-        self.assertTrue(caught.exception.broken_pipe)
+        self.assertEqual((str(caught.exception), caught.exception.broken_pipe), ("the reader of stdout went away", True))
         if os.path.exists("/dev/full"):
             full = os.open("/dev/full", os.O_WRONLY)
             with support.descriptor_is(1, full), self.assertRaisesRegex(clinvk.OutputError,
