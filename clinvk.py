@@ -6616,6 +6616,8 @@ def _chain(value: Any, policy: TaskPolicy, warn: Callable[[str], None]) -> Steps
     """Return the chain of a JSON value.  Raise InvalidValue."""
     if isinstance(value, list) or "tasks" in value:
         raise InvalidValue("this is a batch: run it with `clinvk parallel`")
+    if "prompt" in value and "steps" not in value:
+        raise InvalidValue('a chain needs "steps": {"steps": [{"prompt": ...}]}')
     fields = _checked(value, CHAIN_FIELDS, "a chain", _CHAIN_HINTS.get)
     policy = _with_commands(policy, fields, "a chain")
     if not fields.get("steps"):

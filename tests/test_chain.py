@@ -217,6 +217,7 @@ class Refused(ChainCase):
                 (b'{"steps": null}', "stdin:1: steps: a chain needs a list of steps that is not empty"),
                 (b'{"steps": []}', "stdin:1: steps: a chain needs a list of steps that is not empty"),
                 (b'\n{"steps":\n{}}', "stdin:3: steps: expected a list of steps, got {}"),
+                (b'{"prompt": "a"}', 'stdin:1: a chain needs "steps": {"steps": [{"prompt": ...}]}'),
                 (b'{"step": []}', 'stdin:1: step: unknown field (did you mean "steps"?)'),
                 (b'{"steps": [3]}', "stdin:1: steps[0]: expected a task (an object), got 3"),
                 (b'{"steps": [{"prompt": "a", "repeat": 2}]}', "stdin:1: steps[0].repeat: a step of a chain runs once"),
