@@ -4010,12 +4010,15 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     """
     results: List[Dict[str, Any]] = []  # background work that ends later makes another result
     session, text, retry, limit = "", "", {}, {}  # type: str, str, Dict[str, Any], Dict[str, Any]
-    acted = False
+    acted, usages = False, {}  # type: bool, Dict[str, Any]
     for event in stdout.events(b'"result"', b'"init"', b'"assistant"', b'"api_retry"',
                                b'"rate_limit_event"', answer=_CLAUDE_ANSWER):
         kind = event.get("type")
         session = _string(event.get("session_id")) or session
-        acted = acted or kind == "assistant" and _claude_acts(event)
+        if kind == "assistant":  # each event of a message repeats its usage
+            acted = acted or _claude_acts(event)
+            message = _mapping(event.get("message"))
+            usages[_string(message.get("id"))] = message.get("usage")
         if kind == "result":
             results.append(event)
             if _string(event.get("result")).strip():
@@ -4023,8 +4026,8 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         elif kind == "assistant" and not (event.get("parent_tool_use_id")  # of a subagent
                                           or event.get("is_api_error_message")):
             retry = {}
-            message = _claude_text(event)
-            text = message if message.strip() else text
+            said = _claude_text(event)
+            text = said if said.strip() else text
         elif kind == "system" and event.get("subtype") == "api_retry":
             retry = event
         elif kind == "rate_limit_event":  # also of good turns
@@ -4035,7 +4038,9 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         waiting = _string(retry.get("error"))
         if _count(retry.get("error_status")):
             waiting += ", HTTP status %d" % retry["error_status"]
-        return _no_result(Reply(text, waiting=waiting, **rest), "claude", stdout, stderr, exit_code)
+        reply = _claude_totals([{"usage": usage} for usage in usages.values()] or [{}], rest)
+        return _no_result(reply._replace(output=text, waiting=waiting), "claude", stdout, stderr,
+                          exit_code)
     result, reply = results[-1], _claude_totals(results, rest)
     subtype, output = _string(result.get("subtype")), _string(result.get("result"))
     failed = result.get("is_error") or subtype.startswith("error")  # older versions: only subtype

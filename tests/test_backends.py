@@ -952,6 +952,14 @@ class Readers(CaptureCase):
             reply = self.read("claude", stdout, stderr, code)
             self.assertEqual((reply.output, reply.error, reply.error_kind), (None, error, kind))
 
+    def test_claude_without_result_has_the_usage_of_its_messages(self):
+        init, said = recorded("claude-ok")[0].splitlines()[:2]
+        events = [dict(json.loads(said), message={"id": name, "usage": {"input_tokens": 10, "cache_read_input_tokens": 100, "output_tokens": output}},
+                       parent_tool_use_id=parent) for name, output, parent in (("a", 1, None), ("a", 7, None), ("b", 2, "toolu_1"))]
+        reply = self.read("claude", b"\n".join((init, *map(clinvk.dumps, events))), "", 143)
+        self.assertEqual((reply.usage, reply.cost_usd, reply.num_turns), (tokens(220, 200, 9, 0), None, None))
+        self.assertIsNone(self.read("claude", init, "", 143).usage)
+
     def test_claude_cost_not_stated_is_none(self):
         value = json.loads(recorded("claude-json")[0])
         for since_last, total, cost in (
