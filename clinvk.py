@@ -303,7 +303,7 @@ class Job(NamedTuple):
     (Steps), and `task.prompt` is then its beginning; the pool writes them to one file for the
     worker.  `keep`: the backend keeps its session.  `resume` is a session of the backend to
     continue.  `follow`: the output can be read while it is written (followed_path).  `attempt`
-    counts the starts of the task, from 1.  `retried`: clinvk starts the task again after a
+    counts the starts of the task, from 1.  `retried`: clinvk starts the task again after any
     transient failure, so the program should not retry by itself.  `budget_usd` is the most that the
     program may spend; 0: no limit.  `wrap` are words to put before the command, with the
     placeholders of command_of.  What the program prints in this attempt is left in `log`.jsonl
@@ -3646,30 +3646,43 @@ _CUT_TYPE = (r'\{\s*"(?:t|ty|typ|type|type"\s*|type"\s*:\s*|type"\s*:\s*"[\w.]*)
              r'(?:$|\{\s*"|[\udc80-\udcff])')
 _BLANK_END = "%s ended with a blank text; the output is the text before it"
 _BAD_EXIT = "%s ended with exit status %d after a complete answer"
+# A path, or a file with a line, which says nothing about an account.
+_FILE_NAME = (r"(?<![\w/:.-])[\w.@~+-]*(?:/[\w.@~+-]+)+/?(?::\d+)*|\b[\w-]+\.[a-z]\w*(?::\d+)+"
+              r"|\b[\w-]+\.(?:c|cfg|cpp|csv|go|h|html|ini|java|jsx?|json|log|md|py|rb|rs|sh|sql"
+              r"|toml|tsv|tsx?|txt|xml|ya?ml)\b")
+# The words before an HTTP status; a number without them can be any.
+_STATUS = (r"(?:^\W*|(?:\bhttp|status|\bcode|\berror|failed|returned|received|response)\W{1,4}"
+           r"(?:(?:code|status|with)\W{1,3})*)(?:%s)\b")
 # Errors in the words of the three APIs and their clients; good answers contain the words, too.
 # The first match counts: a kind stands above the kinds that are less exact.
 _KIND_PATTERNS = (
-    ("quota", r"credit (balance|limit)|(?<!check )quota|out of (extra )?usage|out of credits"
-              r"|usage.?limit|spend (cap|limit)|hit your [^\n]{0,40}limit|billing"),
-    ("rate_limit", r"\b429\b|rate.?limit|too many requests|resource.?exhausted"),
-    ("overloaded", r"\b(529|503)\b|overloaded|high demand|unavailable"),
+    ("quota", r"credit (balance|limit)|out of (extra )?usage|out of credits|spend (cap|limit)"
+              r"|(exceed|insufficient|out of|reached|exhausted)[^\n]{0,40}(?<!check |.disk )quota"
+              r"|(?<!disk )quota[^\n]{0,40}(exceed|reached|exhausted|limit)|quota.?error"
+              r"|(exceeded|over)[^\n]{0,40}usage.?limit|usage.?limit[^\n]{0,40}(exceed|reached|hit)"
+              r"|(hit|reached) your (?!rate)[^\n]{0,40}limit"
+              r"|\b(hour|session|daily|weekly|monthly|opus|sonnet|haiku) limit (reached|exceeded)"
+              r"|(your|and|&|check|enable) billing"
+              r"|billing( is)?.?(hard|limit|detail|account|error|not)"),
+    ("rate_limit", _STATUS % "429" + r"|rate.?limit|too many requests|resource.?exhausted"),
+    ("overloaded", _STATUS % "529|503" + r"|overloaded|at capacity|high demand|unavailable"),
     ("context_length", r"context (length|window)|prompt is too long|input (exceeds|is too long)"
                        r"|exceeds the maximum (length|number of tokens)"),
     ("max_turns", r"maximum number of turns|max turns|max session turns"),
     ("budget", r"maximum budget"),
     ("no_output", r"empty response"),
-    ("auth", r"\b401\b|api.key|not logged in|authenticat|unauthorized|auth method"
+    ("auth", _STATUS % "401" + r"|api.key|not logged in|authenticat|unauthorized|auth method"
              r"|missing environment variable"),
-    ("permission", r"\b403\b|forbidden|permission|trusted directory|untrusted"),
+    ("permission", _STATUS % "403" + r"|forbidden|permission|trusted directory|untrusted"),
     ("network", r"econn|connection|network|enotfound|getaddrinfo|stream (disconnected|ended)"
                 r"|timed out|fetch failed"),
-    ("invalid", r"\b40[04]\b|does not exist|not found|invalid|unexpected argument"
+    ("invalid", _STATUS % "40[04]" + r"|does not exist|not found|invalid|unexpected argument"
                 r"|unknown (option|argument)|no (conversation|rollout) found"),
 )
 _KIND_BY_STATUS = {
-    400: "invalid", 401: "auth", 403: "permission", 404: "invalid", 408: "network",
-    413: "context_length", 429: "rate_limit", 500: "backend", 502: "overloaded", 503: "overloaded",
-    504: "overloaded", 529: "overloaded"}
+    400: "invalid", 401: "auth", 402: "quota", 403: "permission", 404: "invalid", 408: "network",
+    413: "context_length", 429: "rate_limit", 500: "overloaded", 502: "overloaded",
+    503: "overloaded", 504: "overloaded", 529: "overloaded"}
 # The kinds that are more exact than a status.
 _FINER_THAN_STATUS = {400: ("quota", "context_length", "auth"), 403: ("quota",), 429: ("quota",)}
 SHORT_WAIT_SECONDS = 300.0
@@ -3709,7 +3722,7 @@ SHORT_REASON = 3  # lines, of which the first may say why and the others more
 
 def error_kind(text: str, status: Any = None) -> str:
     """Return the kind of an error, from its HTTP status if there is one, else from its words."""
-    lowered = text[:MAX_REASON].lower()
+    lowered = re.sub(_FILE_NAME, "", text[:MAX_REASON].lower())
     by_status = _KIND_BY_STATUS.get(status) if isinstance(status, int) else None
     for kind, pattern in _KIND_PATTERNS:
         if by_status is not None and kind not in _FINER_THAN_STATUS.get(status, ()):
@@ -9725,7 +9738,8 @@ class Scheduler:
             self._directories[entry.directory] = entry
         self._warn_of_writers(job)
         if entry.tries or self._policy.retries or self._policy.max_cost:
-            job = job._replace(attempt=len(entry.tries) + 1, retried=self._policy.retries > 0,
+            retried = self._policy.retries > 0 and self._may_act_again(job)
+            job = job._replace(attempt=len(entry.tries) + 1, retried=retried,
                                budget_usd=self._bounds.remainder(len(self._pool)))
         job = job._replace(keep=True) if may_repair(job) else job
         entry.gate.started(job.index)
@@ -9770,6 +9784,9 @@ class Scheduler:
             self._pool.forget(entry.job, sessions)
         return entry.final(result)
 
+    def _may_act_again(self, job: Job) -> bool:
+        return self._policy.retry_acted or sandbox_of(job) == "read-only"
+
     def _again(self, entry: _Entry, result: Result) -> Union[_Entry, Result]:
         """Return the entry of the next attempt, or the result that stays."""
         policy, now, stated = self._policy, self._clock(), result.retry_after_seconds
@@ -9803,7 +9820,7 @@ class Scheduler:
         if (result.status not in FAILED_STATUSES or kind not in policy.retry_on
                 or entry.used >= policy.retries and not is_limit):
             return result
-        if result.acted and not policy.retry_acted and sandbox_of(entry.job) != "read-only":
+        if result.acted and not self._may_act_again(entry.job):
             return result._replace(warnings=(*result.warnings, "not tried again, because it may "
                                              "have acted already; --retry-acted tries again"))
         if self._stop_reason():

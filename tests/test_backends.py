@@ -522,7 +522,7 @@ READINGS = (
     ("claude-429", 1, claude_error("API Error: Request rejected (429)", "rate_limit", retry_after_seconds=2.473)),
     ("claude-429-gave-up", 1, claude_error("API Error: Request rejected (429)", "rate_limit")),
     ("claude-quota", 1, claude_error("Credit balance is too low", "quota")),
-    ("claude-500", 1, claude_error("API Error: 500 Internal server error.", "backend")),
+    ("claude-500", 1, claude_error("API Error: 500 Internal server error.", "overloaded")),
     ("claude-529", 1, claude_error("API Error: 529 Overloaded.", "overloaded", retry_after_seconds=2.382)),
     ("claude-no-key", 1, claude_error("Not logged in · Please run /login", "auth")),
     ("claude-max-turns", 1, claude(2, **ONE, error="Reached maximum number of turns (2)", error_kind="max_turns", num_turns=3)),
@@ -567,7 +567,7 @@ READINGS = (
     ("gemini-429", 173, gemini_error(EXHAUSTED % 2, "rate_limit", retry_after_seconds=2.0)),
     ("gemini-429-minute", 173, gemini_error(EXHAUSTED % 60, "rate_limit", retry_after_seconds=60.0)),
     ("gemini-quota", 173, gemini_error("[API Error: You have exhausted your daily quota on this model.]", "quota")),
-    ("gemini-500", 244, gemini_error("An internal error has occurred.", "backend")),
+    ("gemini-500", 244, gemini_error("An internal error has occurred.", "overloaded")),
     ("gemini-503", 247, gemini_error("[API Error: The model is overloaded. Please try again later.]", "overloaded")),
     ("gemini-cut", 0, gemini_error(ENDED, "network", output="MOCK-OK: hello fr")),
     ("gemini-error-event", 0, gemini_error(ENDED, "network")),
@@ -1045,7 +1045,7 @@ class Readers(CaptureCase):
 
     def test_gemini_exit_code_sets_the_kind(self):
         for code, kind in ((41, "auth"), (42, "invalid"), (44, "backend"), (52, "invalid"), (53, "max_turns"), (55, "permission"), (144, "invalid"),
-                           (145, "auth"), (147, "permission"), (173, "rate_limit"), (244, "backend"), (247, "overloaded"),
+                           (145, "auth"), (147, "permission"), (173, "rate_limit"), (244, "overloaded"), (247, "overloaded"),
                            (1, "backend"), (130, "backend")):
             result = {"type": "result", "status": "error", "error": {"type": "unknown", "message": "[API Error: it failed]"}}
             self.assertEqual(self.read("gemini", clinvk.dumps(result), code=code).error_kind, kind, code)
@@ -1963,6 +1963,26 @@ class Errors(Environment):
                 self.assertEqual(clinvk.error_kind("You've hit your limit · resets 1pm"), "quota")
                 self.assertEqual(clinvk.error_kind('Quota exceeded {"resets_at":1753102800}'), "quota")
 
+    def test_error_kind_of_files_and_of_other_numbers_is_no_limit(self):
+        for text in ("FileNotFoundError: billing/2024.csv", "failed to load /x/billing-service/.codex/config.toml: unknown field", "cannot open /w/issue-429",
+                     "main.c:429:5: error: expected ';'", "AssertionError: 429 != 200", "cannot find module './billing'", "cannot read billing.py, line 529",
+                     "TypeError: usage limit must be int", "TypeError: quota must be int", "ran 429 tests, 503 slow",
+                     "OSError: [Errno 122] Disk quota exceeded: 'out'", "see docs/rate-limit.md:503"):
+            with self.subTest(text):
+                self.assertNotIn(clinvk.error_kind(text), ("quota", "rate_limit", "overloaded"))
+        for kind, texts in (
+                ("quota", ("You exceeded your current quota, please check your plan and billing details.", "insufficient_quota", "Quota exceeded for metric: x",
+                           "Your credit balance is too low to access the API. Go to Plans & Billing to upgrade", "The usage limit has been reached",
+                           "You have exhausted your daily quota on this model.", "billing_hard_limit_reached", "Claude AI usage limit reached|1753088400",
+                           "5-hour limit reached \u2219 resets 3pm", "Session limit reached", "Weekly limit reached", "You've reached your Fable limit",
+                           "You've hit your limit \u00b7 resets 1pm", "You've hit your usage limit.")),
+                ("rate_limit", ("API Error: 429 {}", "HTTP 429", "exceeded retry limit, last status: 429 Too Many Requests", "Error code: 429 - x", "429", '{"code":429}',
+                                "Request failed (429)", "Rate limit reached for mock", "You have reached your rate limit", "request to /v1/x: http status 429")),
+                ("overloaded", ("API Error: 529 {}", "got status: 503 Service Unavailable", "Selected model is at capacity. Please try a different model.", "Overloaded"))):
+            for text in texts:
+                with self.subTest(text):
+                    self.assertEqual(clinvk.error_kind(text), kind)
+
     def test_error_kind_status_counts_more_than_words(self):
         for status, text, kind in (
                 (429, "anything", "rate_limit"), (429, "You exceeded your current quota", "quota"),
@@ -1973,7 +1993,7 @@ class Errors(Environment):
                 (400, "API key not valid.", "auth"),
                 (400, "prompt is too long: 210000 tokens > 200000 maximum", "context_length"), (400, "network", "invalid"),
                 (402, "billing", "quota"), (404, "x", "invalid"),
-                (408, "x", "network"), (413, "x", "context_length"), (500, "quota service crashed", "backend"),
+                (408, "x", "network"), (413, "x", "context_length"), (500, "quota service crashed", "overloaded"),
                 (502, "x", "overloaded"), (503, "x", "overloaded"),
                 (504, "x", "overloaded"), (529, "rate limit", "overloaded"), (None, "429", "rate_limit"), (418, "rate limit", "rate_limit"),
                 ("429", "x", "backend"), ([], "x", "backend"), ({}, "429", "rate_limit"), (True, "x", "backend")):
