@@ -10221,7 +10221,7 @@ class Journal:
     """
 
     def __init__(self, path: str, *, resume: bool, continuing: str, warn: Callable[[str], None],
-                 shard: Shard = WHOLE, dry_run: bool = False) -> None:
+                 shard: Shard = WHOLE, dry_run: bool = False, tasks: Optional[int] = None) -> None:
         self._path, self._notes_path, self._warn = path, notes_path(path), warn
         self.costs, self.run = Costs(), utc(time.time())
         self._writes, self._shard = not dry_run, shard
@@ -10232,6 +10232,7 @@ class Journal:
         # a third of the memory.  Several lines may have one key.
         self._ok: Dict[int, Union[int, _EqualLines]] = {}
         self._strangers = 0  # tasks without a final line, before the first that has one
+        self._many = min(MAX_LABELS, tasks or MAX_LABELS)  # strangers, of all `tasks`
         self._left: Dict[str, int] = Counter()  # keys of tasks that a killed run left unanswered
         try:
             self._open()
@@ -10387,10 +10388,10 @@ class Journal:
             start = start.take(job)
         if start is None:
             self._strangers += 1
-            if self._strangers == MAX_LABELS and self._ok:
-                self._warn("%s has results, but none of the first %d tasks: is it the file of "
+            if self._strangers == self._many and self._ok:
+                self._warn("%s has results, but none of the first %s: is it the file of "
                            "these tasks, with the same shard, backend, model and other options?"
-                           % (self._path, MAX_LABELS))
+                           % (self._path, counted(self._many, "task")))
             return None
         self._strangers = -sys.maxsize
         try:
@@ -13732,7 +13733,8 @@ def _batch_plan(options: argparse.Namespace, settings: Settings, console: Consol
     table = new_table(settings) if with_table else None  # before a file is made
     if results:
         journal = Journal(results, resume=options.resume, continuing=continuing,
-                          warn=console.warn, shard=shard, dry_run=settings.dry_run)
+                          warn=console.warn, shard=shard, dry_run=settings.dry_run,
+                          tasks=stream.total)
     return Plan(stream, jobs, form, policy, directory, table, journal=journal,
                 continuing=continuing, answers=answers)
 

@@ -186,8 +186,8 @@ class ResumeTest(JournalCase):
 
     def test_resume_with_the_results_of_other_tasks_warns(self):
         self.run_jobs(*[job(index, "echo", "p%d" % index) for index in range(3)])
-        for first, warns in ((2, 0), (100, 1)):
-            self.run_jobs(*[job(index, "echo", "p%d" % index) for index in range(first, first + 20)])
+        for first, count, warns in ((1, 2, 0), (30, 2, 1), (2, 20, 0), (100, 20, 1)):
+            self.run_jobs(*[job(index, "echo", "p%d" % index) for index in range(first, first + count)], tasks=count)
             self.assertEqual(len([text for text in self.warnings if "is it the file of these tasks" in text]), warns)
 
     def test_resume_identical_tasks_are_matched_by_count(self):
