@@ -666,6 +666,56 @@ def counted(number: int, noun: str) -> str:
 MAX_NAMED = 5  # names or numbers in a message
 
 
+_ENCODINGS = (  # by how a text begins in them, with and without a byte order mark
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32"), (rb"\xff\xfe|\xfe\xff", "UTF-16"),
+    (rb"[^\0]\0\0\0", "UTF-32LE"), (rb"\0\0\0[^\0]", "UTF-32BE"),
+    (rb"[^\0]\0(\Z|[^\0]\0|\0[^\0])", "UTF-16LE"), (rb"\0[^\0](\0[^\0]|\0?\Z)", "UTF-16BE"))
+
+# A pattern for the message of the JSON module, a pattern for the text, the repair.  The message
+# begins with "torn" where the input ends inside of the value, ends with "unprintable" if the
+# character is, and is "between" between values.  The first row that matches counts.
+_REPAIRS = (
+    ("Invalid control", "", "write it as %(escape)s in a string"),
+    ("^Unterminated", "", "a string ends on its line; write a line break in it as \\n"),
+    (r"Invalid \\", "", "write a backslash in a string as \\\\"),
+    ("^between", "```", "the JSON is in a Markdown fence, which `sed '/^ *```/d'` strips"),
+    ("^between", ",", "remove the comma between values, or put the values into [ ]"),
+    ("^between", '"', "`jq '{prompt: .}'` makes a task of a string"),
+    ("", r"(?<=,)[\]}]|,\s*[\]}]", "remove the comma before the closing bracket"),
+    ("", r"#|//|/\*", "remove the comment; JSON has none"),
+    ("", "['\xab\xbb\u2018-\u201f\u2039\u203a\uff02]", "JSON has no quotes but \""),
+    ("", r"(True|False|None|undefined|NaN)\b", "JSON has true, false and null"),
+    ("unprintable$", "", "remove %(code)s (%(name)s), which is not white space in JSON"),
+    ("^Expecting ','", "",
+     "a comma is missing here, or a backslash before a \" inside of a string"),
+    ("^between", r"[^\]}]", "leave only the JSON; `jq -R '{prompt: .}'` makes a task of each line"))
+
+
+def wide_encoding(data: Union[bytes, bytearray]) -> str:
+    """Return that a text is UTF-16 or UTF-32, and how to convert it; else ""."""
+    for start, encoding in _ENCODINGS:
+        if re.match(start, data, re.S):
+            return ": the input is %s; `iconv -f %s -t UTF-8` makes it UTF-8" % (encoding, encoding)
+    return ""
+
+
+def _repair(data: Union[bytes, bytearray], message: str, before: str, text: str) -> str:
+    """Return how to repair JSON in which `text` is wrong after `before`; else ""."""
+    encoding = wide_encoding(data)
+    if encoding:
+        return encoding
+    import unicodedata
+    character, text = text[:1] or " ", (before.rstrip() or " ")[-1] + text[:50]
+    message += "" if character.isprintable() else "; unprintable"
+    for error, start_of_text, repair in _REPAIRS:
+        match = re.compile(start_of_text).match(text, 1)
+        if match and re.search(error, message):
+            return ": " + repair % {
+                "code": "U+%04X" % ord(character), "escape": json.dumps(character)[1:-1],
+                "name": unicodedata.name(character, "a control character")}
+    return ""
+
+
 def first_of(names: Sequence[_T], name_of: Callable[[_T], str] = str, *,
              separator: str = ", ") -> str:
     """Return MAX_NAMED names for a message, and how many more there are."""
@@ -2717,10 +2767,14 @@ def loads_unique(data: Union[bytes, bytearray], strict: bool = True) -> Any:
 
 def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition]:
     """Return the commands that CLINVK_BACKENDS defines, as JSON.  Raises UserError."""
+    text = environment.get("CLINVK_BACKENDS") or "{}"
     try:
-        return _definitions(loads_unique(to_bytes(environment.get("CLINVK_BACKENDS") or "{}")))
+        return _definitions(loads_unique(to_bytes(text)))
     except InvalidValue as error:
         raise UserError("CLINVK_BACKENDS: %s" % error) from None
+    except json.JSONDecodeError as error:
+        raise UserError("CLINVK_BACKENDS: not valid JSON: %s%s" % (error, _repair(
+            to_bytes(text), error.msg, text[:error.pos], text[error.pos:]))) from None
     except (ValueError, RecursionError) as error:
         raise UserError("CLINVK_BACKENDS: not valid JSON: %s" % error) from None
 
@@ -5401,56 +5455,6 @@ def _line_of(data: Union[bytes, bytearray], path: _Path) -> int:
                 target = position if key == step else target
                 position = _skip(between, text, decode(text, position)[1])
     return text.count("\n", 0, target)
-
-
-_ENCODINGS = (  # by how a text begins in them, with and without a byte order mark
-    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32"), (rb"\xff\xfe|\xfe\xff", "UTF-16"),
-    (rb"[^\0]\0\0\0", "UTF-32LE"), (rb"\0\0\0[^\0]", "UTF-32BE"),
-    (rb"[^\0]\0(\Z|[^\0]\0|\0[^\0])", "UTF-16LE"), (rb"\0[^\0](\0[^\0]|\0?\Z)", "UTF-16BE"))
-
-# A pattern for the message of the JSON module, a pattern for the text, the repair.  The message
-# begins with "torn" where the input ends inside of the value, ends with "unprintable" if the
-# character is, and is "between" between values.  The first row that matches counts.
-_REPAIRS = (
-    ("Invalid control", "", "write it as %(escape)s in a string"),
-    ("^Unterminated", "", "a string ends on its line; write a line break in it as \\n"),
-    (r"Invalid \\", "", "write a backslash in a string as \\\\"),
-    ("^between", "```", "the JSON is in a Markdown fence, which `sed '/^ *```/d'` strips"),
-    ("^between", ",", "remove the comma between values, or put the values into [ ]"),
-    ("^between", '"', "`jq '{prompt: .}'` makes a task of a string"),
-    ("", r"(?<=,)[\]}]|,\s*[\]}]", "remove the comma before the closing bracket"),
-    ("", r"#|//|/\*", "remove the comment; JSON has none"),
-    ("", "['\xab\xbb\u2018-\u201f\u2039\u203a\uff02]", "JSON has no quotes but \""),
-    ("", r"(True|False|None|undefined|NaN)\b", "JSON has true, false and null"),
-    ("unprintable$", "", "remove %(code)s (%(name)s), which is not white space in JSON"),
-    ("^Expecting ','", "",
-     "a comma is missing here, or a backslash before a \" inside of a string"),
-    ("^between", r"[^\]}]", "leave only the JSON; `jq -R '{prompt: .}'` makes a task of each line"))
-
-
-def wide_encoding(data: Union[bytes, bytearray]) -> str:
-    """Return that a text is UTF-16 or UTF-32, and how to convert it; else ""."""
-    for start, encoding in _ENCODINGS:
-        if re.match(start, data, re.S):
-            return ": the input is %s; `iconv -f %s -t UTF-8` makes it UTF-8" % (encoding, encoding)
-    return ""
-
-
-def _repair(data: Union[bytes, bytearray], message: str, before: str, text: str) -> str:
-    """Return how to repair JSON in which `text` is wrong after `before`; else ""."""
-    encoding = wide_encoding(data)
-    if encoding:
-        return encoding
-    import unicodedata
-    character, text = text[:1] or " ", (before.rstrip() or " ")[-1] + text[:50]
-    message += "" if character.isprintable() else "; unprintable"
-    for error, start_of_text, repair in _REPAIRS:
-        match = re.compile(start_of_text).match(text, 1)
-        if match and re.search(error, message):
-            return ": " + repair % {
-                "code": "U+%04X" % ord(character), "escape": json.dumps(character)[1:-1],
-                "name": unicodedata.name(character, "a control character")}
-    return ""
 
 
 MAX_VALUE_BYTES = 256 << 20  # of one JSON value, which is kept in memory until it was checked

@@ -1188,8 +1188,9 @@ class Definitions(TaskCase):
         self.assertEqual(clinvk.environment_definitions({}), {})
         self.assertEqual(clinvk.environment_definitions({"CLINVK_BACKENDS": ""}), {})
         self.assertEqual(self.tasks(self.batch(None, {"prompt": "p"})), [clinvk.Task("claude", "p")])
-        for text in ("{", "nonsense", '{"a":NaN}', "[" * 100000, "\udcff{}"):
-            with self.assertRaisesRegex(clinvk.UserError, "^CLINVK_BACKENDS: not valid JSON: "):
+        for text, repair in (("{", ""), ("nonsense", ""), ('{"a":NaN}', ""), ("[" * 100000, ""), ("\udcff{}", ""),
+                             ('{"a": {"command": ["x"],}}', ": remove the comma before the closing bracket$")):
+            with self.assertRaisesRegex(clinvk.UserError, "^CLINVK_BACKENDS: not valid JSON: .*" + repair):
                 clinvk.environment_definitions({"CLINVK_BACKENDS": text})
 
     def test_check_in_the_input_is_refused_unless_allowed(self):
