@@ -2091,15 +2091,37 @@ def remove_tree(path: str) -> None:
     if os.path.islink(path) or not os.path.isdir(path):
         return
     import shutil
-    shutil.rmtree(path, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.chmod(path, 0o700)
-    for directory, names, _ in os.walk(path):  # read-only ones, as in a Go module cache
-        for inner in (os.path.join(directory, name) for name in names):
+    while True:
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(path, ignore_errors=True)
+        if not os.path.lexists(path) or not _lift(path):
+            return
+
+
+def _lift(path: str) -> bool:
+    """Let the user write to the directories in a tree, and move deep ones to its top.
+
+    Return whether that changed anything.  rmtree goes only as deep as Python's stack and the
+    descriptors allow; a Go module cache has read-only directories.
+    """
+    changed, level = False, [path]
+    for _ in range(100):
+        below: List[str] = []
+        for directory in level:
             with contextlib.suppress(OSError):  # another user's
-                if not os.path.islink(inner):
-                    os.chmod(inner, 0o700)
-    shutil.rmtree(path, ignore_errors=True)
+                if stat.S_IMODE(os.lstat(directory).st_mode) != 0o700:
+                    os.chmod(directory, 0o700)
+                    changed = True
+                with os.scandir(directory) as entries:
+                    below += [entry.path for entry in entries
+                              if entry.is_dir(follow_symlinks=False)]
+        level = below
+    for directory in level:
+        with contextlib.suppress(OSError):
+            os.chmod(directory, 0o700)
+            os.rename(directory, os.path.join(path, os.urandom(6).hex()))
+            changed = True
+    return changed
 
 
 def temporary_directory() -> str:
@@ -2142,10 +2164,17 @@ def make_private_directory() -> str:
 
 def make_directories(path: str, mode: int = 0o700) -> None:
     """Make a directory and those above it that are missing.  Raise OSError."""
-    try:
-        os.makedirs(path, mode, exist_ok=True)
-    except FileExistsError:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+    missing, above = [], path
+    while above and not os.path.isdir(above):  # os.makedirs recurses, too deep for some paths
+        missing.append(above)
+        above = os.path.dirname(above.rstrip("/"))
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, mode if directory == path else 0o777)
+        except FileExistsError:
+            if not os.path.isdir(directory):
+                raise NotADirectoryError(
+                    errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
 
 
 def renew_directory(path: str) -> None:

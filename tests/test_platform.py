@@ -442,6 +442,26 @@ class Files(PlatformCase):
         self.assertEqual(self.script(body, self.path("open")), "False\n")
 
 
+    def test_directories_of_any_depth_are_made_and_removed(self):
+        top, depth = self.path("top"), 2500
+        os.mkdir(top)
+        script = "import os\nos.chdir(%r)\nfor _ in range(%d):\n    os.mkdir('a', 0o500)\n    os.chmod('a', 0o700)\n    os.chdir('a')\nopen('file', 'w').close()\nos.chmod('.', 0o500)"
+        self.run_program([sys.executable, "-c", script % (top, depth)])
+        os.symlink(self.home, os.path.join(top, "link"))
+        clinvk.remove_tree(top)
+        self.assertFalse(os.path.lexists(top))
+        self.assertTrue(os.path.isdir(self.home))
+        deep = self.path("d", *["b"] * 1500)
+        clinvk.make_directories(deep, 0o700)
+        clinvk.make_directories(deep)
+        self.assertEqual(stat.S_IMODE(os.stat(deep).st_mode), 0o700)
+        self.assertNotEqual(stat.S_IMODE(os.stat(os.path.dirname(deep)).st_mode), 0o700)
+        open(os.path.join(deep, "file"), "w").close()
+        with self.assertRaises(NotADirectoryError):
+            clinvk.make_directories(os.path.join(deep, "file", "c"))
+        clinvk.remove_tree(self.path("d"))
+        self.assertFalse(os.path.exists(self.path("d")))
+
 class Starting(PlatformCase):
     """Both ways to start a program: without a working directory posix_spawn, with one subprocess."""
 
