@@ -13291,8 +13291,8 @@ def _repair_prompt(path: Optional[str]) -> str:
 def _status_file(given: Dict[str, Any]) -> str:
     """Return the path of the status file, "" where there is none.  Raise UserError."""
     path = str(given.get("status_file", ""))
-    inputs = [given[name] for name in ("file", "items", "csv", "tsv") if name in given]
-    tasks, results = "".join(inputs) or "-", given.get("results", "")
+    items = [given[name] for name in ("items", "csv", "tsv") if name in given]
+    tasks, results = (given.get("file") or items or ["-"])[0], given.get("results", "")
     others = (("the file of the tasks", 0 if tasks == "-" else tasks),
               ("the file of the results", results), ("stdout", 1), ("stderr", 2),
               ("the file of the tasks that run", notes_path(results)))
@@ -13848,7 +13848,9 @@ def _template(options: argparse.Namespace) -> Optional[Template]:
 
 
 def _file(options: argparse.Namespace) -> str:
-    return options.file or "-"
+    if len(options.file) > 1:
+        raise UserError("--file: given twice; only one file is read")
+    return str((options.file or ["-"])[0])
 
 
 def step_fields(result: Result) -> Dict[str, Any]:
@@ -14616,7 +14618,8 @@ def _field(flags: str, metavar: str, help: str, **details: Any) -> Tuple[str, Di
 # The option table: sets of options, which the rows of COMMANDS name.
 OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
     "general": [_option("--version", "show the version and exit")],
-    "file": [_option("-f --file", "read FILE; - or no FILE: stdin", "FILE", _path)],
+    "file": [_option("-f --file", "read FILE; - or no FILE: stdin", "FILE", _path,
+                     action="append", default=[])],
     "template": [
         _option("--prompt", "make a task of each item (WORD, or line of stdin): {} in TEMPLATE is "
                 "the item", "TEMPLATE", _some_text, group="template"),
@@ -14912,21 +14915,6 @@ def build_parser(command: str) -> argparse.ArgumentParser:
             is_text = is_text and 0 < row.max_words < sys.maxsize
             return None if is_text else super()._parse_optional(arg_string)
 
-    class Once(argparse.Action):
-        """The action of options with one value: refuse a second one, of which the last counts."""
-
-        def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
-                     values: Any, option_string: Optional[str] = None) -> None:
-            if self.dest in given_once:
-                name = self.option_strings[-1]
-                field = name[2:].replace("-", "_")
-                is_varied = "matrix" in namespace and field in MATRIX_FIELDS
-                parser.error("%s: given twice%s" % (name, (
-                    "; --matrix %s=A,B runs each task with both" % field) * is_varied))
-            given_once.add(self.dest)
-            setattr(namespace, self.dest, values)
-
-    given_once: Set[str] = set()
     row, name = COMMANDS[command], ("clinvk " + command).strip()
     actions = ["\n  %-10s%s" % (action, COMMANDS[(command + " " + action).strip()].summary)
                for action in actions_of(command)]
@@ -14934,7 +14922,6 @@ def build_parser(command: str) -> argparse.ArgumentParser:
         prog=name, usage="%s %s" % (name, row.usage), epilog=row.details, allow_abbrev=False,
         description=row.summary[:1].upper() + row.summary[1:] + "." + "".join(actions),
         formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.register("action", None, Once)
     groups: Dict[str, Any] = {"": parser}
     for flags, details in options_of(command).items():
         group = details.pop("group", "")

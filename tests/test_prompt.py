@@ -85,7 +85,7 @@ class Words(unittest.TestCase):
         for words, prompt in (((" fix it ",), " fix it "), (("why",), "why"), (("",), ""), (("-",), "-"), (("prompt", "version"), "version"),
                               (("--", "version"), "version"), (("--", "-x"), "-x"), (("--", "--"), "--"), (("-b", "echo", "why"), "why"),
                               (("why", "-b", "echo"), "why"), (("-becho", "--", "parallel"), "parallel"), (("-c", "-w/", "why"), "why"),
-                              (("-cbecho", "why"), "why"), (("-cb", "echo", "why"), "why"), (("--model=a b", "why"), "why"), (("-mc d", "why"), "why"),
+                              (("-cbecho", "why"), "why"), (("-cb", "echo", "why"), "why"), (("--model=a b", "-mc d", "why"), "why"),
                               (("--system-prompt", "version", "why"), "why"), (("-x is what?",), "-x is what?"),
                               (("paralel tasks",), "paralel tasks"),
                               (("--dry-run why not",), "--dry-run why not"), (("-m", "x", "--", "-m"), "-m"), (("-b", "echo", ""), ""),
