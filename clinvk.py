@@ -11655,15 +11655,20 @@ def record_of(capture: Capture) -> Record:
 class Records:
     """The records in results files, one for each sample of each task, in the order of the tasks.
 
-    Of several lines of a sample the last counts, and later files come after earlier ones.
-    `repeated` are the identities of those with several `ok` lines, `shared` of those with lines in
-    several files.  `gaps` are the first and the last of indexes without a line, below the
-    highest.  `unanswered` are the tasks of a file of tasks (find_tasks) without a line.  `-` is
-    stdin.  Raises UserError.
+    Of several lines of a sample the last counts, and later files come after earlier ones.  Lines
+    of one identity that state different ids, or with `by_key` different keys, are of different
+    tasks, which the input had at one place in different runs.
+    `repeated` are the identities of those with several `ok` lines, `changed` of those with an `ok`
+    line under another key than the last line, `shared` of those with lines in several files.
+    `gaps` are the first and the last of indexes without a line, below the highest.  `unanswered`
+    are the tasks of a file of tasks (find_tasks) without a line.  `-` is stdin.  Raises UserError.
     """
 
-    def __init__(self, paths: Sequence[str], warn: Callable[[str], None]) -> None:
+    def __init__(self, paths: Sequence[str], warn: Callable[[str], None],
+                 by_key: bool = False) -> None:
         from array import array
+        self._by_key = by_key
+        self._ids, self._keys = array("q"), array("q")  # hashes of what each line states; or 0
         self._names = ["stdin" if path == "-" else path for path in paths]
         self._files = array("i")
         self._identities, self._starts, self._places = array("q"), array("q"), array("i")
@@ -11675,7 +11680,8 @@ class Records:
         self._firsts = array("i")  # for each of these, the first place in _last with its index
         self._prompts: Optional[Spool] = None  # by that place
         self.unanswered: Optional[List[bytes]] = None
-        self.repeated, self.shared = array("q"), array("q")
+        self._former = bytearray()  # for each of these: of a task that the file of tasks lacks
+        self.repeated, self.changed, self.shared = array("q"), array("q"), array("q")
         self.gaps: List[Tuple[int, int]] = []
         cells: Dict[str, int] = {}
         for place, name in enumerate(self._names):
@@ -11688,6 +11694,8 @@ class Records:
                 if fields is not None:
                     self._identities.append(task_identity(fields, cells))
                     self._starts.append(start)
+                    for name, hashes in (("task_id", self._ids), ("key", self._keys)):
+                        hashes.append(hash(fields[name]) if fields.get(name) else 0)
                     self._places.append(place)
                     self._samples.append(fields.get("samples", 1))
                     failed = fields["status"] in FAILED_STATUSES
@@ -11719,21 +11727,50 @@ class Records:
         """Find the last line of each task, and what the user should know of the others."""
         in_order = sorted(range(len(self._identities)), key=self._identities.__getitem__)
         expected_next = 0
+        is_mixed = False
         for identity, group in itertools.groupby(in_order, self._identities.__getitem__):
-            lines = list(group)
-            self._last.append(lines[-1])
-            statuses = bytes(self._statuses[line] for line in lines)
-            self._failed_before.append(b"f" in statuses[:-1])
-            if statuses.count(b"o") > 1:
-                self.repeated.append(identity)
-            if len({self._places[line] for line in lines}) > 1:
-                self.shared.append(identity)
-            index, place = index_of(identity), len(self._firsts)
-            self._firsts.append(self._firsts[-1] if index < expected_next else place)
+            index, tasks = index_of(identity), self._tasks_of(group)
             if index > expected_next:
                 self.gaps.append((expected_next, index - 1))
+            is_mixed = len(tasks) > 1 or is_mixed and index < expected_next
+            for lines in tasks:
+                is_sample = index < expected_next and not is_mixed
+                self._firsts.append(self._firsts[-1] if is_sample else len(self._last))
+                self._last.append(lines[-1])
+                self._note(identity, lines)
             expected_next = index + 1
+        self._former = bytearray(len(self._last))
         self._find_missing()
+
+    def _tasks_of(self, group: Iterable[int]) -> List[List[int]]:
+        """Return lines of one identity, in a list for each task."""
+        tasks: List[List[int]] = []
+        named: Dict[int, List[int]] = {}
+        for line in group:
+            id, key = self._ids[line], self._keys[line]
+            names = [key] if self._by_key and key else list(filter(None, (id, id and key)))
+            same = [named[name] for name in names if name in named]
+            if not same and tasks and not (names and named):  # --jsonl has no keys
+                same = tasks[-1:]
+            if not same:
+                same = [[]]
+                tasks += same
+            same[0].append(line)
+            named.update(dict.fromkeys(names, same[0]))
+        return tasks
+
+    def _note(self, identity: int, lines: Sequence[int]) -> None:
+        """Note what the user should know of the lines of one task."""
+        statuses = bytes(self._statuses[line] for line in lines)
+        self._failed_before.append(b"f" in statuses[:-1])
+        last = self._keys[lines[-1]]
+        if last and any(self._keys[line] not in (0, last) and self._statuses[line] == ord("o")
+                        for line in lines):
+            self.changed.append(identity)
+        elif statuses.count(b"o") > 1:
+            self.repeated.append(identity)
+        if len({self._places[line] for line in lines}) > 1:
+            self.shared.append(identity)
 
     def _find_missing(self) -> None:
         """Count the samples without a line, by the index of their task."""
@@ -11746,7 +11783,7 @@ class Records:
                 self._missing[cell >> _CELL_BITS] += max(samples) - len(samples)
 
     def __len__(self) -> int:
-        return len(self._last)
+        return self._former.count(0)
 
     def _capture(self, line: int) -> Capture:
         file, start = self._files[self._places[line]], self._starts[line]
@@ -11754,7 +11791,8 @@ class Records:
 
     def captures(self) -> Iterator[Capture]:
         """Yield the line of each task."""
-        return map(self._capture, self._last)
+        return (self._capture(line) for line, former in zip(self._last, self._former)
+                if not former)
 
     def __iter__(self) -> Iterator[Record]:
         return self.having(b"focs")
@@ -11762,14 +11800,14 @@ class Records:
     def having(self, statuses: bytes) -> Iterator[Record]:
         """Yield the records that failed (f), are ok (o), canceled (c) or skipped (s)."""
         for place, line in enumerate(self._last):
-            if self._statuses[line] in statuses:
+            if self._statuses[line] in statuses and not self._former[place]:
                 yield self._record(place, line)
 
     def replaced(self) -> Iterator[Record]:
         """Yield the records of the lines that do not count, because a later line does."""
         counts = bytearray(len(self._starts))
-        for line in self._last:
-            counts[line] = 1
+        for line, former in zip(self._last, self._former):
+            counts[line] = not former
         return (self._record_in(line) for line, count in enumerate(counts) if not count)
 
     def _record_in(self, line: int) -> Record:
@@ -11826,6 +11864,13 @@ class Records:
                     self.unanswered.append(dumps({name: value for name, value in fields.items()
                                                   if value != ""}))
         self._prompts = prompts
+        by_identity = itertools.groupby(range(len(taken)), lambda place: self._identities[
+            self._last[place]])
+        for _, group in by_identity:  # of several tasks at one place
+            places = list(group)
+            is_any = any(taken[place] for place in places)
+            for place in places:
+                self._former[place] = not taken[place] if is_any else place != places[-1]
 
     def unanswered_tasks(self) -> Iterator[Dict[str, Any]]:
         """Yield the index, the id, the name and the label of each task without a record."""
@@ -11843,6 +11888,9 @@ class Records:
         for count, noun, indexes, what in (
                 (len(self.repeated), "task", map(index_of, self.repeated),
                  "more than one ok result; the last counts"),
+                (len(self.changed), "task", map(index_of, self.changed),
+                 "an ok result from before the tasks were changed; the last counts, and "
+                 "--tasks FILE finds the line of each"),
                 (len(self.shared), "task", map(index_of, self.shared),
                  "results in several files; the last counts"),
                 (unanswered, "task", missing, "no result"),
@@ -14375,7 +14423,7 @@ def command_report(options: argparse.Namespace) -> int:
     """Print what results files contain.  Return the exit status."""
     console, paths, environment = Console(), options.words or ["-"], dict(os.environ)
     files = _report_files(options, paths)
-    records = Records(paths, console.warn)
+    records = Records(paths, console.warn, bool(options.tasks))
     if options.tasks:
         if options.tasks == "-" or os.path.exists(options.tasks) > os.path.isfile(options.tasks):
             raise UserError("--tasks %s: expected a regular file" % visible(options.tasks))

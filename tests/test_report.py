@@ -89,7 +89,7 @@ class Samples(ReportCase):
         self.assertEqual(list(map(clinvk.index_of, records.shared)), [0])
 
     def test_several_ok_lines_of_one_sample_are_named(self):
-        records = self.records(lines(*self.GIVEN, line(1, sample=2, cell={"model": "a"})))
+        records = self.records(lines(*self.GIVEN, line(1, sample=2, cell={"model": "a"}, key="1 2 a")))
         self.assertEqual(next(records.problems()), "1 task has more than one ok result; the last counts: 2")
         twice = self.records(lines(*self.GIVEN, *self.GIVEN))
         self.assertEqual(next(twice.problems()), "8 tasks have more than one ok result; the last counts: 1, 2")
@@ -118,6 +118,64 @@ class Samples(ReportCase):
         records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy(), self.warnings.append))
         self.assertEqual([record.prompt for record in records], ["label 0 in full"] * 2 + ["p"] * 2)
         self.assertEqual(list(records.unanswered_tasks()), [{"index": 1, "label": "p"}])
+
+
+class ChangedInput(ReportCase):
+    """Lines of runs between which tasks were added, removed or put into another order."""
+
+    def shown(self, records):
+        return [(record.result.index, record.result.output, record.is_flaky) for record in records]
+
+    def run_twice(self, first, second, *options):
+        """Run two inputs into one results file; the paths of the results and of the tasks of the second."""
+        results, tasks = self.path("results"), self.path("tasks")
+        for rows in (first, second):
+            self.file("rows.csv", "id,text\n" + "".join(rows))
+            words = ("parallel", "-b", "echo", "-q", "--csv", self.path("rows.csv"), "--prompt", "say {text}", *options)
+            self.assertEqual(self.clinvk(*words, "--results", results, "--resume").returncode, 0)
+        with open(tasks, "wb") as file:
+            file.write(self.clinvk(*words, "--emit-tasks").stdout)
+        return results, tasks
+
+    def test_lines_with_ids_are_told_apart(self):
+        results, _ = self.run_twice(["1,one\n", "2,two\n"], ["0,zero\n", "1,one\n", "2,two\n"], "--id", "{id}")
+        report = self.clinvk("report", "--csv", ".task_id,.output", results)
+        self.assertEqual((report.stderr, sorted(re.findall(r"\d\W+\w+", report.stdout.decode()))), (b"", ['0,"zero', '1,"one', '2,"two']))
+
+    def test_file_of_tasks_finds_the_lines_by_their_keys(self):
+        for options in ((), ("--id", "{id}")):
+            results, tasks = self.run_twice(["1,one\n", "2,two\n", "3,three\n", "4,four\n"], ["4,four\n", "3,three\n", "5,five\n", "2,two\n"], *options)
+            report = self.clinvk("report", "--csv", ".output", "--tasks", tasks, "--fail-on", "any", results)
+            self.assertEqual((report.returncode, report.stderr), (0, b""))
+            self.assertEqual(sorted(re.findall(r"\w+", report.stdout.decode())[1:]), ["five", "four", "one", "three", "two"])
+            os.unlink(results)
+
+    def test_edited_task_has_its_last_line_and_is_not_flaky(self):
+        path = self.file("tasks.json", [{"prompt": "new"}, {"prompt": "other"}])
+        task = clinvk.Task("echo", "new")
+        key = clinvk.job_key(clinvk.Job(0, task))
+        given = lines(line(0, "failed", key="old", output="old", label="old"), line(0, key=key, output="new", label="new"), line(1, key="k", output="other", label="other"))
+        paths = [self.file("results", given)]
+        records = clinvk.Records(paths, self.warnings.append, True)
+        records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy({}, {}, {}), self.warnings.append))
+        self.assertEqual(self.shown(records), [(0, "new", False), (1, "other", False)])
+        self.assertEqual((len(records), len(list(records.captures())), [record.result.output for record in records.replaced()]), (2, 2, ["old"]))
+        self.assertEqual(self.shown(clinvk.Records(paths, self.warnings.append)), [(0, "new", True), (1, "other", False)])
+
+    def test_hidden_ok_line_of_another_key_is_named(self):
+        given = lines(line(0, key="a"), line(0, "failed", key="b"), line(1, key="c"), line(1, key="c"), line(2, "failed", key="d"), line(2, key="e"))
+        self.assertEqual(list(self.records(given).problems()), [
+            "1 task has more than one ok result; the last counts: 2",
+            "1 task has an ok result from before the tasks were changed; the last counts, and --tasks FILE finds the line of each: 1"])
+
+    def test_lines_without_ids_and_keys_join_the_others(self):
+        given = [line(0, key="", output="1"), line(0, key="a", output="2"), line(0, key="", output="3")]
+        for by_key in (False, True):
+            records = clinvk.Records([self.file("results", lines(*given))], self.warnings.append, by_key)
+            self.assertEqual([record.result.output for record in records], ["3"])
+        given = [line(0, task_id="x", key="a", output="1"), line(0, task_id="y", key="b", output="2"), line(0, task_id="z", key="a", output="3")]
+        records = self.records(lines(*given))
+        self.assertEqual([record.result.output for record in records], ["3", "2"], "a task that was renamed keeps its key")
 
 
 class Reading(ReportCase):
