@@ -2014,10 +2014,14 @@ def file_chunks(file: int, start: int = 0, end: Optional[int] = None) -> Iterato
         yield piece
 
 
-def last_line(file: int, most: int) -> bytes:
-    """Return the last line of an open file, or its last `most` bytes where the line is longer."""
+def last_lines(file: int, most: int) -> Iterator[bytes]:
+    """Yield the lines in the last `most` bytes of an open file, the last line first."""
     end = os.fstat(file).st_size
-    return os.pread(file, most, max(0, end - most)).rstrip(b"\n").rpartition(b"\n")[2]
+    rest = os.pread(file, most, max(0, end - most)).rstrip(b"\n")
+    while rest:
+        start = rest.rfind(b"\n") + 1
+        yield rest[start:]
+        rest = rest[:max(0, start - 1)]
 
 
 class TextFile:
@@ -3716,9 +3720,28 @@ def option_warnings(job: Job) -> Tuple[str, ...]:
     return (*warnings, *filter(None, [problem]), *cautions)
 
 
-def _last_type(stdout: int) -> Any:
-    """Return the type of the last event in a program's output, if it is complete."""
-    return _mapping(_parsed(last_line(stdout, LONG_LINE))).get("type")
+def _has_last_event(stdout: int, is_last: Callable[[Any], bool]) -> bool:
+    """Return whether nothing but noise and notices follows the last event of a program."""
+    for line in last_lines(stdout, LONG_LINE):
+        event = _parsed(line)
+        if is_last(event):
+            return True
+        if line.startswith(b"{") and not _is_notice(_mapping(event)):
+            return False
+    return False
+
+
+def _is_notice(event: Dict[str, Any]) -> bool:
+    """Return whether an event can follow the last one of a turn without beginning another."""
+    if event.get("type") == "system":
+        return not re.search("init|task", _string(event.get("subtype")))
+    return event.get("type") in ("rate_limit_event", "error")
+
+
+def _ends_by(*types: str) -> Callable[[int], bool]:
+    """Return the `is_over` of a program whose last event has one of these types."""
+    return functools.partial(
+        _has_last_event, is_last=lambda event: _mapping(event).get("type") in types)
 
 
 # - what all readers use -
@@ -4158,11 +4181,11 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
 
 
 def _claude_is_over(stdout: int) -> bool:
-    """Return whether the last event is a result and no task is left in the background.
+    """Return whether a result ended the last turn and no task is left in the background.
 
     claude ends a turn while such a task runs, and begins another turn after the task.
     """
-    if _last_type(stdout) != "result":
+    if not _ends_by("result")(stdout):
         return False
     running: Any = None
     for line in Capture(stdout).lines():
@@ -4900,8 +4923,8 @@ def custom_backend(name: str, definition: Definition) -> Backend:
 
     def is_over(stdout: int) -> bool:
         path, value = definition.done or ((), "")
-        event = _parsed(last_line(stdout, LONG_LINE))
-        return dumps(value_at(event, path)).decode("utf-8") == value
+        return _has_last_event(
+            stdout, lambda event: dumps(value_at(event, path)).decode("utf-8") == value)
 
     names = {name for element in definition.argv for name in placeholders(element)} | {"extra"}
     if definition.answer_only is not None:
@@ -4949,7 +4972,7 @@ BACKENDS = {backend.name: backend for backend in (
             resuming=("workdir",), saying=_codex_saying, doing=_codex_doing,
             takes_schema=True, schema_problem=_codex_schema_problem,
             helpers=("git", "git-remote-http"),  # these look for plugins as long as they may
-            is_over=lambda stdout: _last_type(stdout) in ("turn.completed", "turn.failed"),
+            is_over=_ends_by("turn.completed", "turn.failed"),
             is_agent=True, sessions=_codex_sessions),
     Backend("gemini", _gemini_command, _read_gemini,
             frozenset(("model", "answer_only", "system_prompt", "extra")),
@@ -4958,7 +4981,7 @@ BACKENDS = {backend.name: backend for backend in (
             ours=("-o", "--output-format", "--outputFormat"),
             resuming=("system_prompt",), saying=_gemini_saying, doing=_gemini_doing,
             rejection=b"Policy file error in policy.toml", text=_gemini_text,
-            is_over=lambda stdout: _last_type(stdout) == "result", is_agent=True),
+            is_over=_ends_by("result"), is_agent=True),
     # For trying and testing pipelines without an AI program: a process that answers its prompt.
     Backend("echo", lambda job: Command(("cat",)), _read_text, frozenset(("answer_only",)),
             takes_schema=True),

@@ -1751,7 +1751,7 @@ class OwnCommands(CaptureCase):
     def test_own_done_is_the_event_after_which_it_is_over(self):
         row = self.row("x", output="jsonl", answer=("t",), done=(("part", "reason"), '"stop"'), stop_signal="SIGINT")
         for stdout, over in ((b"", False), (b'{"part":{"reason":"stop"}}\n', True), (b'{"part":{"reason":"stop"}}', True),
-                             (b'{"part":{"reason":"stop"}}\n{"part":{}}\n', False), (b'{"part":{"reason":"tool"}}\n', False), (b"[1]\n{", False)):
+                             (b'{"part":{"reason":"stop"}}\n{"part":{}}\n', False), (b'{"part":{"reason":"tool"}}\n', False), (b'{"part":{"reason":"stop"}}\nbye\n', True), (b"[1]\n{", False)):
             self.assertIs(row.is_over(self.capture(stdout).file), over, stdout)
         self.assertEqual(row.stop_signal, "SIGINT")
         self.assertIsNone(self.row("x").is_over)

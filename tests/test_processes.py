@@ -279,6 +279,7 @@ class Watching(support.WorkerCase):
             for looks, limits, expected in (
                     ([(5, self.CODEX, b""), (10, b"", b""), (15, b"", b""), (20, b"", b"")], {}, ["", "", "over", ""]),
                     ([(5, self.CODEX, b""), (10, b"", b"e"), (15, b"", b"e")], {}, ["", "", "over"]),
+                    ([(5, self.CODEX, b""), (10, b"noise\n", b""), (15, b"", b""), (20, b"", b"")], {}, ["", "", "", "over"]),
                     ([(5, self.CODEX, b""), (10, b"{}\n", b""), (15, b"", b""), (20, b"", b"")], {}, [""] * 4),
                     ([(5, self.CODEX, b""), (10, b"", b"")], {"idle_timeout": 5.0}, ["", "over"]),
                     ([(5, b"{}\n", b""), (10, b"", b"")], {"idle_timeout": 5.0}, ["", "stalled"])):
@@ -349,7 +350,11 @@ class Watching(support.WorkerCase):
                 ("claude", quoting + claude, True), ("claude", claude + b'{"type":"assistant"}\n', False),
                 ("codex", codex, True), ("codex", support.data_file("codex-500.out"), True), ("codex", codex.rpartition(b'{"type":"turn')[0], False),
                 ("gemini", gemini, True), ("gemini", support.data_file("gemini-429.out"), True), ("gemini", support.data_file("gemini-terminated.out"), False),
-                ("codex", b"x" * 3000000 + b"\n" + codex, True), ("codex", b'["turn.completed"]\n', False)):
+                ("claude", claude + b"hook: session end\n[1]\n" + b'{"type":"rate_limit_event"}\n{"type":"system","subtype":"hook_response"}\n', True),
+                ("claude", claude + b'{"type":"system","subtype":"init"}\n', False), ("claude", claude + b'{"type":"user"}\nnoise\n', False),
+                ("claude", claude + b'noise\n{"type":"assi', False), ("gemini", gemini + b"Flushing telemetry...\n", True),
+                ("codex", codex + b'\n\n{"type":"error","message":"x"}\n', True), ("codex", codex + b'{"type":"turn.started"}\n{"type":"error"}\n', False),
+                ("codex", codex + b"x" * clinvk.LONG_LINE, False), ("codex", b"x" * 3000000 + b"\n" + codex, True), ("codex", b'["turn.completed"]\n', False)):
             with self.subTest(backend=backend, text=text[-100:]), tempfile.TemporaryFile() as file:
                 file.write(text)
                 file.flush()
