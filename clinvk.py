@@ -3780,7 +3780,7 @@ _KIND_PATTERNS = (
     ("auth", _STATUS % "401" + r"|api.key|not logged in|authenticat|unauthorized|auth method"
              r"|missing environment variable"),
     ("permission", _STATUS % "403" + r"|forbidden|permission|trusted directory|untrusted"),
-    ("network", r"econn|connection|network|enotfound|getaddrinfo|stream (disconnected|ended)"
+    ("network", r"\beconn|connection|network|\benotfound|getaddrinfo|stream (disconnected|ended)"
                 r"|timed out|fetch failed"),
     ("invalid", _STATUS % "40[04]" + r"|does not exist|not found|invalid|unexpected argument"
                 r"|unknown (option|argument)|no (conversation|rollout) found"),
@@ -3798,11 +3798,15 @@ _UNIT = r"(?:days?|hours?|hrs?|minutes?|mins?|seconds?|secs?|[dhms])(?![a-z])[ ,
 _UNIT_SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1, "": 1}
 _WAITS = (r"(?:try again|retry|resets?)\b(?:[ -]*(?:in|after))?[:= ]*((?:[0-9.]+ *%s)+)" % _UNIT,
           r"retry_?delay\W+([0-9.]+s)\b",
-          r"(?:resets_in_seconds|retry.after)\W+([0-9]+(?:\.[0-9]+)?)\b")
+          r"(?:resets_in_seconds|retry.after)\W+([0-9]+(?:\.[0-9]+)?)\b(?!-\d)")
 _MOMENT = r"(?:resets_?at\W+|limit reached\|)([0-9]{10})\b"
-_TIME_OF_DAY = (r"(?:resets|try again)(?: at)? "
+_DATE = (r"(?:resets?(?:.?at)?|retry.after|try again(?: at)?)\W+"
+         r"(\d{4}-\d\d-\d\dt\d\d:\d\d:\d\d)(?:\.\d+)?(z|[+-]\d\d:\d\d)")
+_TIME_OF_DAY = (r"(?:resets?|try again)(?: at)? "
+                r"(?:(mon|tue|wed|thu|fri|sat|sun)[a-z]*,?(?: at)? )?"
                 r"(?:([a-z]{3})[a-z]* (\d{1,2})(?:st|nd|rd|th)?,?(?: (\d{4}))?,?(?: at)? )?"
                 r"(\d{1,2})(?::(\d\d))? ?([ap])\.?m\b(?: \(([\w/+-]+)\))?")
+_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _NOISE = (r"Warning: 256-color|Ripgrep is not|\[STARTUP\]|YOLO mode|Reading additional input"
           r"|Loaded cached|Attempt \d+ failed|Suggested retry|Node\.js v\d|\(Use `node ")
@@ -3855,18 +3859,28 @@ def retry_after(text: str, now: Optional[float] = None) -> Optional[float]:
     """Return the seconds to wait that an error states, if any.
 
     Examples: `Please try again in 6.379s`, `Suggested retry after 60s.`, `Resets in 2h39m52s`,
-    `"resets_in_seconds": 3600`, `limit reached|1753088400`, `resets 1pm (Europe/Lisbon)` and
-    `try again at 1:21 PM` (local time).
+    `"resets_in_seconds": 3600`, `limit reached|1753088400`, `resets 1pm (Europe/Lisbon)`,
+    `resets Mon 4pm` and `try again at 1:21 PM` (local time), `retry after 2026-12-01T00:00:00Z`.
     """
     text, now = text[:MAX_REASON], time.time() if now is None else now
     seconds = _stated_wait(text)
     moment = re.search(_MOMENT, text, re.I)
-    time_of_day = re.search(_TIME_OF_DAY, text, re.I)
+    date, time_of_day = (re.search(pattern, text, re.I) for pattern in (_DATE, _TIME_OF_DAY))
     if seconds is None and moment:
         seconds = max(0.0, float(moment.group(1)) - now)
+    elif seconds is None and date:
+        seconds = _until_date(date.group(1), date.group(2), now)
     elif seconds is None and time_of_day:
         seconds = _until(time_of_day.groups(""), now)
     return seconds if seconds is not None and seconds < MAX_SECONDS else None
+
+
+def _until_date(date: str, zone: str, now: float) -> Optional[float]:
+    import datetime
+    zone = "+00:00" if zone in "zZ" else zone
+    with contextlib.suppress(ValueError, OverflowError):
+        return max(0.0, datetime.datetime.fromisoformat(date + zone).timestamp() - now)
+    return None
 
 
 def _until(parts: Sequence[str], now: float) -> Optional[float]:
@@ -3876,7 +3890,7 @@ def _until(parts: Sequence[str], now: float) -> Optional[float]:
     just passed is not the next day's: what is stated is a minute, and was stated a while ago.
     """
     import datetime
-    month, day, year, hour, minute, half, zone = parts  # "": not stated
+    weekday, month, day, year, hour, minute, half, zone = parts  # "": not stated
     there = None
     if not 1 <= int(hour) <= 12:
         return None
@@ -3890,11 +3904,14 @@ def _until(parts: Sequence[str], now: float) -> Optional[float]:
         if month:
             then = then.replace(year=int(year or then.year),
                                 month=_MONTHS.index(month.lower()) + 1, day=int(day))
+        elif weekday:
+            days = _WEEKDAYS.index(weekday.lower()) - then.weekday()
+            then += datetime.timedelta(days=days % 7)
         passed = (present - then).total_seconds()
         if 0 <= passed < 60:
             return 60 - passed
         if passed > JUST_PASSED_SECONDS and not month:
-            then += datetime.timedelta(days=1)
+            then += datetime.timedelta(days=7 if weekday else 1)
         elif passed > JUST_PASSED_SECONDS and not year:
             then = then.replace(year=then.year + 1)
         return max(0.0, then.timestamp() - now)
@@ -4175,6 +4192,9 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
     error = error or _reason(stderr) or last
     kind = (_CLAUDE_ENDS.get(_string(result.get("terminal_reason"))) or _CLAUDE_ENDS.get(subtype)
             or error_kind(error, result.get("api_error_status")))
+    if failed and kind == "backend" and limit.get("status") == "rejected" and (
+            _count(limit.get("resetsAt")) and not limit.get("isUsingOverage")):
+        kind = "quota"
     if result.get("stop_reason") == "refusal":  # the model does not answer
         kind = "invalid"
     return _with_claude_wait(_failed(reply._replace(output=output), error, kind), retry, limit)

@@ -865,6 +865,15 @@ class Readers(CaptureCase):
             events[-1].update(is_error=True)
             self.assertIsNone(self.read("claude", b"\n".join(map(clinvk.dumps, events)), code=1).retry_after_seconds)
 
+    def test_claude_rejected_limit_event_decides_over_unknown_words(self):
+        events = [json.loads(line) for line in recorded("claude-made-limit-rejected")[0].splitlines()]
+        events[-1]["api_error_status"] = None
+        for said, kind, limit in (("x", "quota", {}), ("x", "backend", {"status": "allowed"}), ("x", "backend", {"isUsingOverage": True}),
+                                  ("Not logged in", "auth", {}), ("x", "backend", {"resetsAt": None})):
+            events[1]["rate_limit_info"] = dict({"status": "rejected", "resetsAt": 1753088400}, **limit)
+            events[-1]["result"] = said
+            self.assertEqual(self.read("claude", b"\n".join(map(clinvk.dumps, events)), code=1).error_kind, kind)
+
     def test_error_kind_of_subscription_limit_is_quota(self):
         events = [json.loads(line) for line in recorded("claude-429-gave-up")[0].splitlines()]
         for text in ("You've hit your limit · resets 1pm (Europe/Lisbon)", "You've hit your weekly limit · resets Sep 15 at 7pm",
@@ -1967,9 +1976,9 @@ class Errors(Environment):
         for text in ("FileNotFoundError: billing/2024.csv", "failed to load /x/billing-service/.codex/config.toml: unknown field", "cannot open /w/issue-429",
                      "main.c:429:5: error: expected ';'", "AssertionError: 429 != 200", "cannot find module './billing'", "cannot read billing.py, line 529",
                      "TypeError: usage limit must be int", "TypeError: quota must be int", "ran 429 tests, 503 slow",
-                     "OSError: [Errno 122] Disk quota exceeded: 'out'", "see docs/rate-limit.md:503"):
+                     "FileNotFoundError: x", "ModuleNotFoundError: x", "OSError: [Errno 122] Disk quota exceeded: 'out'", "see docs/rate-limit.md:503"):
             with self.subTest(text):
-                self.assertNotIn(clinvk.error_kind(text), ("quota", "rate_limit", "overloaded"))
+                self.assertNotIn(clinvk.error_kind(text), ("quota", "rate_limit", "overloaded", "network"))
         for kind, texts in (
                 ("quota", ("You exceeded your current quota, please check your plan and billing details.", "insufficient_quota", "Quota exceeded for metric: x",
                            "Your credit balance is too low to access the API. Go to Plans & Billing to upgrade", "The usage limit has been reached",
@@ -2042,6 +2051,10 @@ class Errors(Environment):
                 ('{"resets_at":1753088400,"resets_in_seconds":13872}', 13872), ("Claude AI usage limit reached|1753088400", 7200),
                 ("try again at 1:21 PM", 22860), ("Try again at 7:00 AM.", 60), ("or try again at 7:01 AM.", 60),
                 ("try again at 6:59 AM", 0), ("try again at 6:50 AM", 0), ("try again at 6:49 AM", 85740), ("resets Jul 21 at 6:55am", 0),
+                ("Your limit will reset at 3pm", 28800), ("resets Mon 4pm", 32400), ("resets Monday at 6:55am", 0), ("resets Mon, 6am", 7 * 86400 - 3600),
+                ("resets Sun 4pm", 6 * 86400 + 32400), ("resets Wed, Jul 23, 4pm", 2 * 86400 + 32400),
+                ("retry after 2025-07-21T08:00:00Z", 3600), ("resets at 2025-07-21T10:00:00.123+02:00", 3600), ('"reset_at": "2025-07-21T06:00:00Z"', 0),
+                ("retry after 2025-07-21", None), ("retry after 2025-13-21T08:00:00Z", None),
                 ("resets 10pm", 54000), ("resets 12am", 61200),
                 ("resets 12pm", 18000), ("resets at 3:30 a.m.", 73800), ("resets 13pm", None), ("resets 0am", None), ("resets 1:75pm", None),
                 ("please try again later", None), ("Please wait and try again later.", None), ("try again in a few minutes", None),
