@@ -4531,6 +4531,7 @@ priority = 998
 # What an answer-only task keeps of the user's ~/.gemini: how to log in, not what to add or run.
 _GEMINI_SETTINGS = ("security", "general", "privacy", "telemetry", "billing", "model",
                     "modelConfigs")
+_COMMENT = rb'(?s)("(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/'  # or a string, in which none begins
 _GEMINI_LOGIN = ("oauth_creds.json", "google_accounts.json", "gemini-credentials.json", ".env")
 _UNCONFINED = {("workspace", "none"): "without approval nothing would keep it in the workspace: "
                'use approval_mode "auto", or sandbox_mode "full"'}
@@ -4621,16 +4622,26 @@ def _gemini_answers(job: Job) -> Command:
 
     Whatever the settings are, it adds GEMINI.md of its home and of its directory to the prompt.
     """
-    home, settings = _gemini_home(), {}  # type: str, Any
-    with contextlib.suppress(OSError), open(os.path.join(home, "settings.json"), "rb") as file:
-        settings = _mapping(_parsed(re.sub(rb"(?m)^\s*//.*", b"", file.read())))
+    home, settings, problem = _gemini_home(), {}, ""  # type: str, Any, str
+    try:
+        with open(os.path.join(home, "settings.json"), "rb") as file:
+            settings = loads(re.sub(_COMMENT, rb"\1", file.read()))
+        problem = "" if isinstance(settings, dict) else "it is no object"
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, RecursionError) as error:
+        problem = getattr(error, "strerror", "") or str(error)
+    if problem:
+        settings = {}
+        problem = "the settings in %s/settings.json cannot be read: %s" % (home, problem)
     kept = {name: settings[name] for name in _GEMINI_SETTINGS if name in settings}
     kept["tools"] = {"useRipgrep": False}  # which it would fetch
     paths = {name: os.path.abspath(os.path.join(home, name)) for name in _GEMINI_LOGIN}
     return Command(
         ("--approval-mode", "default", "--policy", SCRATCH + "/policy.toml",
          "-e", "none", "--allowed-mcp-server-names", "none"),
-        {"GEMINI_CLI_HOME": SCRATCH}, apart=True, problem=_gemini_unkept(job.task),
+        {"GEMINI_CLI_HOME": SCRATCH}, apart=True,
+        problem=problem or _gemini_unkept(job.task),
         files={"policy.toml": _GEMINI_DENIAL, ".gemini/settings.json": dumps(kept).decode("utf-8")},
         links={".gemini/" + name: path for name, path in paths.items() if os.path.exists(path)})
 

@@ -1496,6 +1496,16 @@ class AnswerOnly(Environment):
         self.assertEqual(list(said.argv), BASE["gemini"] + ("--approval-mode default --policy %s/policy.toml -e none "
                                                             "--allowed-mcp-server-names none" % SCRATCH).split())
 
+    def test_answer_only_gemini_reads_commented_settings_or_says_why_not(self):
+        os.mkdir(self.path(".gemini"))
+        for text, kept in (('{"security": {"a": "http://x/*"}, // x\n/* y\n"general": 1 */ "model": {"b": "\\"//"}}',
+                            {"security": {"a": "http://x/*"}, "model": {"b": '"//'}}), ("{} // x", {}), ('{"security": 1,}', None), ("[]", None), ("", None)):
+            with self.subTest(text):
+                self.file(".gemini/settings.json", text)
+                said = command("gemini", answer_only=True)
+                self.assertEqual(json.loads(said.files[".gemini/settings.json"]), dict(kept or {}, tools={"useRipgrep": False}))
+                self.assertEqual("settings.json cannot be read: " in said.problem, kept is None, said.problem)
+
     def test_answer_only_gemini_prompt_is_unchanged(self):
         """There is no file that it could name, unless the user adds directories."""
         for extra, text in (((), "see @/x and @in.txt"), (("--include-directories", "/x"), "see \\@/x and \\@in.txt")):
