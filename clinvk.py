@@ -2194,6 +2194,8 @@ def renew_directory(path: str) -> None:
         os.chmod(path, 0o700)
 
 
+MAX_NAME_BYTES = 255  # of a file, on all usual file systems
+
 _drafts: Set[Tuple[str, Optional[int]]] = set()  # paths and their directories
 
 
@@ -2213,7 +2215,8 @@ def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False,
     draft, too.
     """
     # The name is unknown to who might put a link there; drafts_in knows its form.
-    draft = "%s.%s.tmp" % (path, os.urandom(6).hex())
+    parent, name = os.path.split(path)
+    draft = os.path.join(parent, "%s.%s.tmp" % (draft_stem(name), os.urandom(6).hex()))
     _drafts.add((draft, directory))
     try:
         file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode,
@@ -2236,8 +2239,14 @@ def write_whole(path: str, pieces: Iterable[bytes], *, durable: bool = False,
     return size
 
 
+def draft_stem(name: str) -> str:
+    """Return the name of a file as it is in the names of its drafts, which have 17 bytes more."""
+    most, data = MAX_NAME_BYTES - 17, os.fsencode(name)
+    return name if len(data) <= most else data[:most].decode("utf-8", "ignore")
+
+
 def drafts_in(directory: OpenDirectory) -> List[Tuple[str, str]]:
-    """Return the drafts of write_whole in a directory, each after the name of its file.
+    """Return the drafts of write_whole in a directory, each after the draft_stem of its file.
 
     Return none where the directory cannot be listed.
     """
@@ -11048,11 +11057,13 @@ class Answers:
         if directory.real not in self._left:
             self._left[directory.real] = drafts_in(directory)
         remove_drafts(*((draft, directory.file) for own, draft in self._left[directory.real]
-                        if own == name))
+                        if own == draft_stem(name)))
 
     def _check(self, path: str, result: Result) -> None:
         if any(is_same(other, path) for other in self._others):
             raise PermissionError(0, "it is another file of this run")
+        if max(map(len, os.fsencode(path).split(b"/"))) > MAX_NAME_BYTES:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         if os.path.lexists(path) and not self._overwrite:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 

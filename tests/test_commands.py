@@ -1211,6 +1211,19 @@ class Templates(Commands):
                 with open(os.path.join(directory, "r")) as file:
                     self.assertEqual([json.loads(line)["written"] for line in file], ["fr/one", "fr/two"])
 
+    def test_files_of_answers_may_have_the_longest_names(self):
+        long, cut = "n" * 255, "n" * 238 + ".0123456789ab.tmp"
+        arguments = ("-b", "echo", "-q", "--prompt", "{}", "--results", "r", "--resume")
+        run = self.parallel(*arguments, "--write-to", "d/{}", "--", long, "\u00e9" * 127, "n" * 256, "m" * 238, cwd=self.directory)
+        self.assertEqual(run.returncode, 1, run.stderr)
+        self.assertIn(b"1 failed: cannot write d/%s: File name too long\n" % (b"n" * 256), run.stdout)
+        self.assertEqual(sorted(os.listdir(self.path("d"))), ["m" * 238, long, "\u00e9" * 127])
+        os.unlink(self.path("d", long))
+        self.file(os.path.join("d", cut), "of a killed run")
+        run = self.parallel(*arguments, "--write-to", "d/{}", "--", long, cwd=self.directory)
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertEqual(sorted(os.listdir(self.path("d"))), ["m" * 238, long, "\u00e9" * 127])
+
     def test_no_answer_replaces_another_file_of_the_run(self):
         names = ("items", "r.jsonl", "r.jsonl.running", "status.json", "answer")
         self.file("items", "".join("./%s\n" % name for name in names))
