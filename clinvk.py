@@ -10649,11 +10649,10 @@ class Spool:
         return index < len(self._starts) and self._starts[index] >= 0
 
     def __getitem__(self, index: int) -> Iterator[bytes]:
-        """Return the record of an index in pieces."""
-        if self._buffer:
-            self._flush()
-        return file_chunks(self._file, self._starts[index], self._starts[index]
-                           + self._sizes[index])
+        """Yield the record of an index in pieces.  The end of the records may not fit on disk."""
+        start, end = self._starts[index], self._starts[index] + self._sizes[index]
+        yield from file_chunks(self._file, start, min(end, self._written))
+        yield bytes(self._buffer[max(0, start - self._written):max(0, end - self._written)])
 
     def __iter__(self) -> Iterator[Iterator[bytes]]:
         """Yield the records in index order, each in pieces."""
@@ -13459,11 +13458,14 @@ class Fanout:
             return result
         return canceled(result, "it ended well, but " + self._unkept)
 
-    def attempt(self, sink: Any, write: Callable[..., None], *arguments: Any) -> None:
+    def attempt(self, sink: Any, write: Callable[..., None], *arguments: Any) -> bool:
+        """Write something to a sink.  Return whether that succeeded."""
         try:
             write(*arguments)
+            return True
         except OutputError as error:
             self._fail(sink, error)
+            return False
 
     def look_for_reader(self) -> None:
         """Cancel the run where stdout has no reader any more."""
@@ -13784,9 +13786,8 @@ def _summarize(plan: Plan, settings: Settings, feed: Fanout, totals: Totals,
     form = plan.form
     if plan.directory and plan.directory in feed:
         feed.attempt(plan.directory, plan.directory.finish, totals.fields())
-    if form.finish and form.sink in feed:
-        feed.attempt(form.sink, form.finish, totals)
-        feed.unwritten = 0 if form.sink in feed else totals.total
+    if form.finish and not feed.attempt(form.sink, form.finish, totals):
+        feed.unwritten = totals.total
     if form.sink not in feed:  # stdout cannot be written
         feed.attempt(plan.table, summary, console.stderr)
     elif form.summary:

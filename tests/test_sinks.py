@@ -288,6 +288,24 @@ class Spools(SinkCase):
         self.assertRegex(lines[0], "^cannot write results.*: File too large$")
         self.assertEqual(lines[-1], "True")
 
+    def test_json_has_the_results_from_before_the_disk_of_the_temporary_files_was_full(self):
+        script = ("import errno, os, sys, clinvk\n"
+                  "flush = clinvk.Spool._flush\n"
+                  "def fill(self):\n"
+                  "    if not self._written:\n"
+                  "        return flush(self)\n"
+                  "    with clinvk.writing('results'):\n"
+                  "        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+                  "clinvk.Spool._flush = fill\n"
+                  "sys.exit(clinvk.main(['parallel', '-b', 'echo', '-j', '1', '--json', '-q', '--prompt', 'say ' + '{}' * 1000, '--items', sys.argv[1]]))\n")
+        items = self.file("items", "".join("%09d\n" % number for number in range(40)))
+        done = self.run_program([sys.executable, "-c", script, items], env={"PYTHONPATH": support.MODULES})
+        self.assertEqual(done.returncode, 74, done.stderr)
+        kept = json.loads(done.stdout)["results"]
+        self.assertTrue(10 < len(kept) < 40, len(kept))
+        self.assertEqual([(one["index"], one["output"].strip()) for one in kept], [(index, "%09d" % index * 1000) for index in range(len(kept))])
+        self.assertRegex(done.stderr, b"No space left on device; %d of 40 results not written\n$" % (40 - len(kept)))
+
     def test_spool_without_a_directory_raises_output_error(self):
         os.environ["TMPDIR"] = self.path("nowhere")
         with self.assertRaisesRegex(clinvk.OutputError, "^cannot write results.*nowhere.*No such file or directory"):
