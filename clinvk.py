@@ -10981,6 +10981,9 @@ class Directory:
         return path
 
 
+_STUCK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+
+
 class Answers:
     """`--write-to`: write the answer of each task that ended well to the file of the task.
 
@@ -10993,6 +10996,7 @@ class Answers:
     def __init__(self, root: str, overwrite: bool, others: Sequence[Union[int, str]] = ()) -> None:
         self._root, self._overwrite, self._others = root, overwrite, others
         self.error: Optional[OutputError] = None  # about the first file that was not written
+        self.is_stuck = False  # the disk or the directory takes no more files
         self._is_due = False  # of the result that was checked last
         self._problem = ""  # with its file
         self._left: Dict[str, List[Tuple[str, str]]] = {}  # drafts of a killed run, by directory
@@ -11046,6 +11050,7 @@ class Answers:
         try:
             action(path, result)
         except OSError as error:
+            self.is_stuck = self.is_stuck or error.errno in _STUCK
             is_taken = isinstance(error, FileExistsError) and os.path.lexists(path)
             return "cannot write %s: %s%s" % (visible(path), error.strerror,
                                               "; --overwrite replaces it" * is_taken)
@@ -13422,7 +13427,8 @@ class Fanout:
     """Pass each result to every sink that can still write.
 
     The run is canceled when the journal, or the first sink, which writes the requested output,
-    cannot write any more: an answer that cannot be kept should not cost anything.
+    cannot write any more: an answer that cannot be kept should not cost anything.  So it is when
+    the files of `answers` cannot be written and there is no journal, from which they can be.
     """
 
     def __init__(self, sinks: Sequence[Any], control: Control,
@@ -13441,6 +13447,8 @@ class Fanout:
             result = self._kept(self._journal, result)
         if self._answers:
             result = self._answers.put(result)
+            if self._answers.is_stuck and not self._journal:
+                self._control.cancel(str(self._answers.error))
         for sink in list(self._working):
             self.attempt(sink, sink.write, result)
         self.unwritten += self._first not in self._working

@@ -1211,6 +1211,24 @@ class Templates(Commands):
                 with open(os.path.join(directory, "r")) as file:
                     self.assertEqual([json.loads(line)["written"] for line in file], ["fr/one", "fr/two"])
 
+    def test_answers_that_no_disk_takes_stop_a_run_without_a_results_file(self):
+        disk = self.small_disk(16)
+        arguments = ("-b", "echo", "-q", "-j", "1", "--prompt", "{}", "--write-to", "{#}", "--items", self.file("items", "".join("%d\n" % number for number in range(40))))
+        run = self.parallel(*arguments, cwd=disk)
+        self.assertEqual(run.returncode, 74, run.stderr)
+        self.assertIn(b"never started (cannot write ", run.stdout)
+        count = len(os.listdir(disk))
+        self.assertTrue(0 < count < 20, count)
+        for number in range(1, count + 1):
+            with open(os.path.join(disk, str(number))) as file:
+                self.assertEqual(file.read(), "%d\n" % (number - 1))
+        results = ("--results", self.path("r"), "--resume")
+        run = self.parallel(*arguments, *results, "--overwrite", cwd=disk)
+        self.assertEqual((run.returncode, run.stdout.partition(b" (")[0]), (74, b"Total: 40 tasks, 40 completed, 0 failed"), run.stderr)
+        os.mkdir(self.path("roomy"))
+        run = self.parallel(*arguments, *results, cwd=self.path("roomy"))
+        self.assertEqual((run.returncode, len(os.listdir(self.path("roomy")))), (0, 40), run.stderr)
+
     def test_files_of_answers_may_have_the_longest_names(self):
         long, cut = "n" * 255, "n" * 238 + ".0123456789ab.tmp"
         arguments = ("-b", "echo", "-q", "--prompt", "{}", "--results", "r", "--resume")
