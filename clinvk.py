@@ -11111,6 +11111,9 @@ def _file_name(one: Union[Job, Result]) -> str:
 
 DEFAULT_LOG_MAX = 64 << 20
 
+# The path of a file that Logs has made.
+_LOG_NAME = re.compile(r"(?s)(.*/)?[0-9]{3,}_[A-Za-z0-9_.-]+\.[0-9]+\.(jsonl|err)")
+
 
 class Logs:
     """`--log-dir`: give each attempt a log NNN_NAME.A, which its worker writes and closes.
@@ -12840,7 +12843,8 @@ function open(task) {
       to("Previous", list[place - 1]), to("Next", list[place + 1]), close),
     make("dl", {}, ...COLUMNS.slice(2).flatMap(([name, title]) => fact(title, shown(task, name))),
       ...fact("Error kind", task.kind), ...fact("Id", task.id),
-      ...fact("Tags", task.tags.join(", "))),
+      ...fact("Tags", task.tags.join(", ")),
+      ...task.logs.flatMap(([path, text]) => text ? [] : fact("Log", path))),
     ...part("Error", task.error), ...part("Warnings", task.warnings.join("\n")),
     ...part("Answer", task.answer), ...(tries.length > 1 ? part("Tries", tries.join("\n")) : []),
     ...task.logs.flatMap(([path, text]) => part("End of " + path, text)),
@@ -12950,13 +12954,22 @@ def _page_text(texts: Iterable[str]) -> str:
 
 
 def _log_tail(path: str) -> str:
-    """Return the last lines of a log without secrets, or why it cannot be read."""
+    """Return the last lines of a log without secrets, or why it cannot be read.
+
+    A results file from elsewhere may name any file: one that Logs cannot have made gives "".
+    """
+    if not _LOG_NAME.fullmatch(path):
+        return ""
     try:
-        with opened(path) as file:
+        with opened(path, os.O_NOFOLLOW) as file:
+            if not _is_regular(file):
+                return ""
             start = max(0, os.fstat(file).st_size - 2 * LOG_TAIL)  # a secret may be cut there
             text = without_secrets(to_text(os.pread(file, 2 * LOG_TAIL, start)))
     except OSError as error:
-        return "[it cannot be read: %s]" % error.strerror
+        return "" if error.errno == errno.ELOOP else "[it cannot be read: %s]" % error.strerror
+    except ValueError:  # no file can have this name
+        return ""
     tail = text[-LOG_TAIL:]
     return visible(tail if tail == text and not start else tail.partition("\n")[2] or tail)
 

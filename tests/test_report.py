@@ -1034,14 +1034,25 @@ class Page(ReportCase):
 
     def test_secrets_are_hidden_in_the_end_of_a_log(self):
         secret = "sk-abcdefghijklmnopqrstuv"
-        self.file("log", "x" * 3000 + "\n" + secret + "y" * 4086 + "\nthe last line " + secret)
-        os.mkfifo(self.path("fifo"))
-        content = lines(line(0, log="log", log_stderr="fifo"), line(1, log="none", log_stderr="."))
-        page = self.page(content, env={"OPENAI_API_KEY": secret})
+        self.file("001_a.1.err", "x" * 3000 + "\n" + secret + "y" * 4086 + "\nthe last line " + secret)
+        page = self.page(lines(line(0, log="001_a.1.err", log_stderr="002_a.1.err")), env={"OPENAI_API_KEY": secret})
         self.assertNotIn(secret[-6:].encode(), page)
         self.assertEqual([task["logs"] for task in self.tasks_in(page)], [
-            [["log", "the last line [OPENAI_API_KEY]"], ["fifo", "[it cannot be read: Illegal seek]"]],
-            [["none", "[it cannot be read: No such file or directory]"], [".", "[it cannot be read: Is a directory]"]]])
+            [["001_a.1.err", "the last line [OPENAI_API_KEY]"], ["002_a.1.err", "[it cannot be read: No such file or directory]"]]])
+
+    def test_only_a_regular_file_that_has_the_name_of_a_log_is_read(self):
+        read = ["001_a.1.err", "1000_a-b.x-y.2.13.jsonl", "logs\nof/002_task-2.1.jsonl"]
+        others = ["secret", "01_a.1.err", "001_a.err", "001_a.1.txt", "001_a.1.err~", "001_a b.1.err", "001_\u00e4.1.err", "x001_a.1.err"]
+        os.mkdir(self.path("logs\nof"))
+        for name in read + others:
+            self.file(name, "content")
+        os.symlink("secret", self.path("003_link.1.err"))
+        os.mkfifo(self.path("003_fifo.1.err"))
+        os.mkdir(self.path("003_directory.1.err"))
+        others += ["003_link.1.err", "003_fifo.1.err", "003_directory.1.err", "\0/001_a.1.err", "\ud800/001_a.1.err", "001_a.1.err/", "."]
+        content = lines(*(line(index, log=name) for index, name in enumerate(read + others)))
+        found = [text for task in self.tasks_in(self.page(content)) for _, text in task["logs"]]
+        self.assertEqual(found, ["content"] * len(read) + [""] * len(others))
 
     @only_in_full_runs
     def test_a_long_answer_is_cut(self):
