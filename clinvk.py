@@ -11924,8 +11924,9 @@ class Records:
         prompts, self.unanswered = Spool(), []
         for job in iter(supply.next_job, END):
             if isinstance(job, Job):
-                index, sample = sample_of(job)[:2]
-                fields = {"index": index, "task_id": job.task.id, "task_name": job.task.name,
+                index, sample, samples = sample_of(job)[:3]
+                fields = {"index": index, "sample": sample if samples > 1 else "",
+                          "task_id": job.task.id, "task_name": job.task.name,
                           "label": task_label(job.task)}
                 own = dict(fields, key=job_key(job), sample=sample)
                 for found in map(take, map(hash, (*_names_of(own.get), (index, sample, None)))):
@@ -11945,31 +11946,38 @@ class Records:
                 self._former[place] = not taken[place] if is_any else place != places[-1]
 
     def unanswered_tasks(self) -> Iterator[Dict[str, Any]]:
-        """Yield the index, the id, the name and the label of each task without a record."""
+        """Yield index, sample (of several), id, name and label of each task without a record."""
         return map(loads, self.unanswered or ())
 
     def problems(self) -> Iterator[str]:
         """Yield a warning for each kind of what is unusual; tasks are numbered as in the table."""
         if not self:
             yield "there are no results in %s" % visible(" or ".join(self._names))
-        missing = (index for first, last in self.gaps for index in range(first, last + 1))
+        missing = (str(index + 1) for first, last in self.gaps for index in range(first, last + 1))
         unanswered = sum(last + 1 - first for first, last in self.gaps)
+        samples = dict(self._missing)
         if self.unanswered is not None:
-            missing = (task["index"] for task in self.unanswered_tasks())
+            missing = (unanswered_number(task) for task in self.unanswered_tasks())
             unanswered = len(self.unanswered)
-        for count, noun, indexes, what in (
-                (len(self.repeated), "task", map(index_of, self.repeated),
+            for task in self.unanswered_tasks():
+                samples.pop(task["index"], None)
+
+        def numbered(indexes: Iterable[int]) -> Iterator[str]:
+            return (str(index + 1) for index in indexes)
+
+        for count, noun, names, what in (
+                (len(self.repeated), "task", numbered(map(index_of, self.repeated)),
                  "more than one ok result; the last counts"),
-                (len(self.changed), "task", map(index_of, self.changed),
+                (len(self.changed), "task", numbered(map(index_of, self.changed)),
                  "an ok result from before the tasks were changed; the last counts, and "
                  "--tasks FILE finds the line of each"),
-                (len(self.shared), "task", map(index_of, self.shared),
+                (len(self.shared), "task", numbered(map(index_of, self.shared)),
                  "results in several files; the last counts"),
                 (unanswered, "task", missing, "no result"),
-                (sum(self._missing.values()), "sample", self._missing, "no result, of task")):
+                (sum(samples.values()), "sample", numbered(samples), "no result, of task")):
             if count:
-                once = (index for index, _ in itertools.groupby(indexes))  # of all its samples
-                numbers = [str(index + 1) for index in itertools.islice(once, MAX_LABELS + 1)]
+                once = (name for name, _ in itertools.groupby(names))  # of all its samples
+                numbers = list(itertools.islice(once, MAX_LABELS + 1))
                 numbers[MAX_LABELS:] = ["..."] * (len(numbers) > MAX_LABELS)
                 yield "%s %s %s: %s" % (counted(count, noun), "has" if count == 1 else "have",
                                         what, ", ".join(numbers))
@@ -11977,6 +11985,12 @@ class Records:
     def __del__(self) -> None:
         for file in self._files:
             os.close(file)
+
+
+def unanswered_number(task: Dict[str, Any]) -> str:
+    """Return the number of a task without a record, from 1: `3`, or `3.2` if it has samples."""
+    number = str(task["index"] + 1)
+    return "%s.%d" % (number, task["sample"]) if "sample" in task else number
 
 
 def _names_of(field: Callable[..., Any]) -> Iterator[Tuple[Any, ...]]:
@@ -12291,7 +12305,7 @@ class Statistics:
                 yield "  ...\n"
                 break
             yield "" if count else "No result:\n"
-            yield cut("%4d %s" % (task["index"] + 1, task["label"]), columns) + "\n"
+            yield cut("%4s %s" % (unanswered_number(task), task["label"]), columns) + "\n"
         yield self.totals.percentiles_text(columns)
         yield from (group.text(columns) for group in self.groups.values())
         timeline = self.timeline.text(columns)
@@ -12442,7 +12456,7 @@ def junit_texts(records: Records, statistics: Statistics, with_output: bool) -> 
     for record in records:
         yield from _test_case(record, with_output)
     for task in unanswered:
-        name = "%d %s" % (task["index"] + 1, unanswered_title(task, with_output))
+        name = "%s %s" % (unanswered_number(task), unanswered_title(task, with_output))
         yield '<testcase%s>\n<error message="no result" type="no_result"/>\n</testcase>\n' % (
             _xml_attributes(name=name.strip(), classname="clinvk"))
     yield "</testsuite>\n</testsuites>\n"
@@ -12496,7 +12510,7 @@ def _markdown_rows(records: Records, with_output: bool) -> Iterator[str]:
         yield row % _markdown_row(record, with_output)
     for task in records.unanswered_tasks():
         title = _markdown(unanswered_title(task, with_output))
-        yield row % (task["index"] + 1, "NO RESULT", "", "", "", "", title, "")
+        yield row % (unanswered_number(task), "NO RESULT", "", "", "", "", title, "")
     for record in itertools.chain(records.having(b"c"), records.having(b"os")):
         yield row % _markdown_row(record, with_output)
 

@@ -117,7 +117,25 @@ class Samples(ReportCase):
         records = self.records(lines(*given))
         records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy(), self.warnings.append))
         self.assertEqual([record.prompt for record in records], ["label 0 in full"] * 2 + ["p"] * 2)
-        self.assertEqual(list(records.unanswered_tasks()), [{"index": 1, "label": "p"}])
+        self.assertEqual(list(records.unanswered_tasks()), [{"index": 1, "sample": 2, "label": "p"}])
+
+    def test_samples_of_the_file_of_tasks_without_a_line_are_named_in_each_form(self):
+        results, path = self.path("results.jsonl"), self.file("tasks.jsonl", b'{"backend": "echo", "prompt": "p", "repeat": 3}\n')
+        self.clinvk("parallel", "--results", results, "--file", path)
+        with open(results, "rb") as file:
+            content = b"".join(one for one in file if json.loads(one).get("sample", 1) != 2)
+        with open(path, "ab") as file:
+            file.write(b'{"backend": "echo", "prompt": "new"}\n')
+        files = {option: self.path(option) for option in ("junit", "markdown")}
+        options = ["--tasks", path, *(word for option, name in files.items() for word in ("--" + option, name))]
+        printed, warnings, _ = self.report(content, options=options)
+        self.assertEqual(warnings, "clinvk: warning: 2 tasks have no result: 2, 1.2\n")
+        self.assertIn("\nNo result:\n   2 new\n 1.2 p\n\n", printed)
+        self.assertEqual(json.loads(self.report(content, options=["--tasks", path, "--json"])[0])["unanswered"],
+                         [{"index": 1, "label": "new"}, {"index": 0, "sample": 2, "label": "p"}])
+        for option, text in (("junit", '<testcase name="1.2" '), ("markdown", "| 1.2 | NO RESULT |")):
+            with open(files[option]) as file:
+                self.assertIn(text, file.read(), option)
 
 
 class ChangedInput(ReportCase):
