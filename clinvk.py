@@ -11937,13 +11937,23 @@ class Records:
                     self.unanswered.append(dumps({name: value for name, value in fields.items()
                                                   if value != ""}))
         self._prompts = prompts
-        by_identity = itertools.groupby(range(len(taken)), lambda place: self._identities[
-            self._last[place]])
-        for _, group in by_identity:  # of several tasks at one place
-            places = list(group)
-            is_any = any(taken[place] for place in places)
-            for place in places:
-                self._former[place] = not taken[place] if is_any else place != places[-1]
+        self._leave_out_former(taken)
+
+    def _leave_out_former(self, taken: bytearray) -> None:
+        """Leave out the lines of tasks that were edited, or moved before they had this result."""
+        def name_of(place: int) -> Tuple[int, int]:
+            line = self._last[place]
+            return self._keys[line], self._identities[line] % (1 << _SAMPLE_BITS)
+
+        answered = {name_of(place) for place, is_taken in enumerate(taken) if is_taken}
+        for _, group in itertools.groupby(
+                range(len(taken)), lambda place: self._identities[self._last[place]]):
+            same = list(group)  # several tasks at one place of the input
+            stays = -1 if any(taken[place] for place in same) else same[-1]
+            for place in same:
+                key = name_of(place)
+                self._former[place] = not taken[place] and (
+                    place != stays or key[0] != 0 and key in answered)
 
     def unanswered_tasks(self) -> Iterator[Dict[str, Any]]:
         """Yield index, sample (of several), id, name and label of each task without a record."""

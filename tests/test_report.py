@@ -180,6 +180,14 @@ class ChangedInput(ReportCase):
         self.assertEqual((len(records), len(list(records.captures())), [record.result.output for record in records.replaced()]), (2, 2, ["old"]))
         self.assertEqual(self.shown(clinvk.Records(paths, self.warnings.append)), [(0, "new", True), (1, "other", False)])
 
+    def test_failure_from_before_a_task_was_moved_is_replaced_by_its_result(self):
+        path = self.file("tasks.json", [{"prompt": "new"}, {"prompt": "first"}])
+        keys = [clinvk.job_key(clinvk.Job(0, clinvk.Task("echo", prompt))) for prompt in ("new", "first")]
+        given = lines(line(0, "failed", key=keys[1]), line(0, key=keys[0]), line(1, key=keys[1]))
+        records = clinvk.Records([self.file("results", given)], self.warnings.append, True)
+        records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy({"backend": "echo"}, {}, {}), self.warnings.append))
+        self.assertEqual([(record.result.index, record.result.status) for record in records], [(0, "ok"), (1, "ok")])
+
     def test_hidden_ok_line_of_another_key_is_named(self):
         given = lines(line(0, key="a"), line(0, "failed", key="b"), line(1, key="c"), line(1, key="c"), line(2, "failed", key="d"), line(2, key="e"))
         self.assertEqual(list(self.records(given).problems()), [

@@ -366,7 +366,7 @@ MOST_LINES = {
     "": 144, "Types": 294, "Text and JSON": 690, "Schema": 335, "Platform": 972,
     "Configuration": 895, "Backends": 1796, "Input": 1559, "Plans": 203, "Processes": 449,
     "Checks": 503, "Worker": 455, "Pool": 978, "Scheduler": 774, "Journal": 507, "Sinks": 881,
-    "Summary": 203, "Report": 1403, "Sessions": 309, "Commands": 1385, "Command line": 493
+    "Summary": 203, "Report": 1413, "Sessions": 309, "Commands": 1385, "Command line": 493
 }
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
