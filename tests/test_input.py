@@ -659,7 +659,7 @@ class Repairs(TaskCase):
         with self.assertRaises(ValueError) as caught:
             clinvk.read_schema(file)
         self.assertEqual(str(caught.exception), advice)
-        with self.assertRaisesRegex(ValueError, r"^text:2: not valid JSON: .* \(column 18\): remove the comma before the closing bracket$"):
+        with self.assertRaisesRegex(ValueError, r"^text:2: not valid JSON: .* \(column 1[78]\): remove the comma before the closing bracket$"):
             clinvk.read_schema('{\n"type": "object",}')
 
 

@@ -203,7 +203,7 @@ TROUBLE = (
     ("status 429 retry-after=7",     ("rate_limit", None),   ("rate_limit", None),   ("rate_limit", 7)),
     ("quota",                        ("quota", None),        ("quota", None),        ("quota", None)),
     ("context",                      ("context_length", None), ("context_length", None), ("context_length", None)),
-    ("status 500",                   ("backend", None),      ("overloaded", None),   ("backend", None)),
+    ("status 500",                   ("overloaded", None),   ("overloaded", None),   ("overloaded", None)),
     ("status 503",                   ("overloaded", None),   ("overloaded", None),   ("overloaded", None)),
     ("status 529",                   ("overloaded", None),   None,                   None),
     ("cut",                          (None, None),           ("network", None),      ("network", None)),
@@ -418,12 +418,12 @@ if __name__ == "__main__":
                 self.assertEqual((result["attempts"], len(self.requests(name + "\n"))), (len(kinds.get(name, [])) + 1,) * 2, result)
 
     def test_429_twice_and_then_an_answer(self):
-        answers = self.batch([task(backend, backend, "mock: status 429 retry-after=1 times=2\nmock: say fine") for backend in ALL], retries=2, status="ok")
+        answers = self.batch([task(backend, backend, "mock: status 429 retry-after=1 times=2\nmock: say fine") for backend in ALL], "--retry-acted", retries=2, status="ok")
         self.assertEqual({result["output"] for result in answers.values()}, {"fine"})
         self.assert_tried(answers, dict.fromkeys(ALL, ["rate_limit"] * 2))
 
     def test_overload_and_then_an_answer(self):
-        answers = self.batch([task(backend, backend, "mock: status 503 times=1\nmock: say fine") for backend in ALL], retries=2, status="ok")
+        answers = self.batch([task(backend, backend, "mock: status 503 times=1\nmock: say fine") for backend in ALL], "--retry-acted", retries=2, status="ok")
         self.assert_tried(answers, dict.fromkeys(ALL, ["overloaded"]))
 
     def test_stated_reset_is_waited_for_though_no_attempt_is_left(self):
