@@ -61,7 +61,7 @@ class OneFileTest(Case):
 
     def test_launcher_of_the_readme_runs_and_keeps_the_byte_code(self):
         with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-            sentence = re.search(r"an executable `clinvk` with\s+the lines (.*?`)[.]\n", file.read(), re.S).group(1)
+            sentence = re.search(r"an executable file `clinvk` with\s+the lines (.*?`)[.]\s", file.read(), re.S).group(1)
         launcher = os.path.join(self.place, "clinvk")
         with open(launcher, "w") as file:
             file.write("".join(line + "\n" for line in re.findall("`(.*?)`", sentence)))
