@@ -2017,11 +2017,12 @@ def file_chunks(file: int, start: int = 0, end: Optional[int] = None) -> Iterato
 def last_lines(file: int, most: int) -> Iterator[bytes]:
     """Yield the lines in the last `most` bytes of an open file, the last line first."""
     end = os.fstat(file).st_size
-    rest = os.pread(file, most, max(0, end - most)).rstrip(b"\n")
-    while rest:
-        start = rest.rfind(b"\n") + 1
-        yield rest[start:]
-        rest = rest[:max(0, start - 1)]
+    data = os.pread(file, most, max(0, end - most)).rstrip(b"\n")
+    end = len(data)
+    while end > 0:
+        start = data.rfind(b"\n", 0, end) + 1
+        yield data[start:end]
+        end = start - 1
 
 
 class TextFile:
@@ -11003,9 +11004,7 @@ class Answers:
 
     def refused(self, job: Job) -> Optional[Result]:
         """Return the Result of a job whose file cannot be written, before it costs anything."""
-        now = time.time()
-        result = Result(job.index, job.task.backend, "failed", 1, error_kind="invalid", attempts=0,
-                        start_time=now, end_time=now, task=job.task)
+        result = unfinished(job, "failed", "", "invalid", exit_code=1)
         problem = self._problem_of(self._check, result) if job.task.write_to else ""
         return result._replace(error=problem) if problem else None
 
