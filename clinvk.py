@@ -124,6 +124,7 @@ if TYPE_CHECKING:
     _Doing = Tuple[str, str, int]  # the key of a message; its action, "" for no news; its tokens
     _Saying = Tuple[str, bool]  # a text to show; whether it is a whole message, and no piece of one
     _Item = Union["Job", "Result"]  # of the input: a job, or the Result of what is no task
+    _Next = Union[_Item, str]  # of Supply.next_job: also NOT_READY or END
     _Fault = Tuple[_Path, str, Any]  # of a value: where, what a schema expects there, what is there
     _Message = Union[bytes, Tuple[str, bytes]]  # a pickled value; or a file with it and its digest
 else:
@@ -939,16 +940,13 @@ def _any_encoding(secret: str) -> str:
     return re.sub(r"\\+[^\\A-Za-z0-9]?|[^\\A-Za-z0-9]", encodable, secret)
 
 
-class _Secrets(NamedTuple):
-    """The secrets in the environment, the longest first."""
-
-    names: List[str]       # of the variables
-    words: List[str]       # one of each secret that is the same in all encodings
-    pattern: str           # with a group for each; most runs need not compile it
-
-
 @run_once
-def _secrets() -> _Secrets:
+def _secrets() -> Tuple[List[str], List[str], str]:
+    """Return what the secrets in the environment are found by, that of the longest first.
+
+    The names of the variables, a word of each secret that is the same in all encodings, and a
+    pattern with a group for each, which most runs need not compile.
+    """
     names: Dict[str, str] = {}
     for name, value in os.environ.items():
         for secret in _secrets_in(name, value):
@@ -956,21 +954,21 @@ def _secrets() -> _Secrets:
                 for form in _forms(secret):
                     names.setdefault(form.strip(), name)
     forms = sorted((form for form in names if len(form) >= MIN_SECRET), key=len, reverse=True)
-    return _Secrets([names[form] for form in forms],
-                    [max(re.findall("[A-Za-z0-9]+", form), key=len, default="") for form in forms],
-                    "|".join("(%s)" % _any_encoding(form) for form in forms))
+    return ([names[form] for form in forms],
+            [max(re.findall("[A-Za-z0-9]+", form), key=len, default="") for form in forms],
+            "|".join("(%s)" % _any_encoding(form) for form in forms))
 
 
 def secret_pieces(text: str) -> List[Tuple[str, str]]:
     """Return a text in pieces: (text, "") or (secret, the name of its variable)."""
-    secrets = _secrets()
-    if not any(map(text.__contains__, secrets.words)):
+    names, words, pattern = _secrets()
+    if not any(map(text.__contains__, words)):
         return [(text, "")]
     pieces: List[Tuple[str, str]] = []
     end = 0
-    for match in re.finditer(secrets.pattern, text):
-        pieces += [(text[end:match.start()], ""),
-                   (match.group(), secrets.names[(match.lastindex or 1) - 1])]
+    for match in re.finditer(pattern, text):
+        name = names[(match.lastindex or 1) - 1]
+        pieces += [(text[end:match.start()], ""), (match.group(), name)]
         end = match.end()
     return [piece for piece in pieces + [(text[end:], "")] if piece[0]]
 
@@ -1429,17 +1427,12 @@ class _Validation:
 
 def _is_multiple(value: Union[int, float], step: Union[int, float]) -> bool:
     """Divide as decimals, as JSON writes them: 19.99 is a multiple of 0.01, as floats it is not."""
-    def ratio(number: Union[int, float]) -> Tuple[int, int]:
-        from decimal import Decimal
-        if isinstance(number, int):
-            return number, 1
-        return Decimal(repr(number)).as_integer_ratio()
-
+    from fractions import Fraction
+    top, bottom = (number if isinstance(number, int) else repr(number) for number in (value, step))
     try:
-        (top, bottom), (step_top, step_bottom) = ratio(value), ratio(step)
-    except (OverflowError, ValueError):  # infinite, or NaN
+        return Fraction(top) % Fraction(bottom) == 0
+    except ValueError:  # infinite, or NaN
         return False
-    return not top * step_bottom % (bottom * step_top)
 
 
 def validate(value: Any, schema: Any) -> List[str]:
@@ -5823,9 +5816,9 @@ class Supply:
     at_end = True
     reads_ahead = True
     on_ready: Callable[[], None] = do_nothing
-    _jobs: Iterator[Union[Job, Result, str]] = iter(())
+    _jobs: Iterator[_Next] = iter(())
 
-    def next_job(self) -> Union[Job, Result, str]:
+    def next_job(self) -> _Next:
         """Return the next Job, a Result for input that is no task, NOT_READY or END.
 
         Indexes count from 0, in the order of the input.
@@ -5848,48 +5841,32 @@ def first_sample(job: Job, position: int, cell: Cell = NO_CELL) -> Job:
     return job._replace(task=job.task._replace(sample=sample))
 
 
-class _Samples:
-    """The further samples of tasks.  Their jobs wait in a file for the end of the input.
+def with_samples(items: Iterable[_Next], next_index: Callable[[], int]) -> Iterator[_Next]:
+    """Yield the items of an input, then the second samples of all its tasks, then the third ...
 
-    `total` is the number of all samples of the jobs so far.
+    Jobs of more samples wait in a file for the end of the items.  `next_index` is called then.
+    Raise OutputError.
     """
-
-    def __init__(self) -> None:
-        self._file: Any = None
-        self._kept, self._most = 0, 1  # jobs in the file; samples of one of them
-        self.total = 0
-
-    def keep(self, job: Job) -> None:
-        """Keep the job of a first sample, if there are more of it.  Raise OutputError."""
-        samples = max(1, job.task.repeat)
-        self.total += samples
-        if samples > 1:
-            import pickle
-            import tempfile
-            with writing("the samples"):
-                self._file = self._file or tempfile.SpooledTemporaryFile(
-                    SMALL_FILE_BYTES, dir=temporary_directory())
-                pickle.dump(job, self._file)
-            self._kept += 1
-            self._most = max(self._most, samples)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError):  # the rest of what could not be written
-            if self._file:
-                self._file.close()
-
-    def further(self, index: int) -> Iterator[Job]:
-        """Yield the second samples of all tasks, then the third ...; the first has the index."""
-        for number in range(2, self._most + 1):
-            import pickle
-            with writing("the samples"):
-                self._file.seek(0)
-            for _ in range(self._kept):
-                job = pickle.load(self._file)
+    file: Any = None
+    most = 1  # samples of a task
+    with contextlib.ExitStack() as cleanup:
+        for item in items:
+            yield item  # also where it cannot be kept
+            if isinstance(item, Job) and item.task.repeat > 1:
+                import pickle
+                with writing("the samples"):
+                    file = file or cleanup.enter_context(
+                        open(nameless_file(temporary_directory()), "rb"))
+                    write_all(file.fileno(), pickle.dumps(item))
+                most = max(most, item.task.repeat)
+        indexes = itertools.count(next_index())
+        for number in range(2, most + 1):
+            file.seek(0)
+            while file.peek(1):
+                job = pickle.load(file)
                 if number <= job.task.repeat:
                     sample = job.task.sample._replace(sample=number)
-                    yield job._replace(index=index, task=job.task._replace(sample=sample))
-                    index += 1
+                    yield job._replace(index=next(indexes), task=job.task._replace(sample=sample))
 
 
 class JobList(Supply):
@@ -5900,19 +5877,14 @@ class JobList(Supply):
             self.total = sum(max(1, item.task.repeat if isinstance(item, Job) else item.repeat)
                              for item in items)
         self.reads_ahead = self.total is not None  # a generator may look at results first
-        self._jobs = self._all(items)
+        indexes = itertools.count()
+        self._jobs = with_samples(map(self._first, items, indexes), indexes.__next__)
 
     @staticmethod
-    def _all(items: Iterable[Union[Task, Job]]) -> Iterator[Job]:
-        samples, index = _Samples(), 0
-        for item in items:
-            job = item if isinstance(item, Job) else Job(
-                index, item, literal=item.literal or item.answer_only)
-            job = first_sample(job._replace(index=index), index)
-            yield job
-            samples.keep(job)
-            index += 1
-        yield from samples.further(index)
+    def _first(item: Union[Task, Job], index: int) -> Job:
+        job = item if isinstance(item, Job) else Job(
+            index, item, literal=item.literal or item.answer_only)
+        return first_sample(job._replace(index=index), index)
 
 
 class JobReader:
@@ -6507,21 +6479,22 @@ class TaskStream(Supply):
     def __init__(self, file: int, name: str, policy: TaskPolicy, warn: Callable[[str], None],
                  shard: Shard = WHOLE) -> None:
         self._stopped = False
-        self._firsts: Iterator[Union[Job, Result, str]] = iter(())
         reader = (ItemReader if policy.template else JobReader)(name, policy, warn, shard)
         if policy.template and policy.template.words:
             words = b"\0".join(map(to_bytes, policy.template.words))
-            self._keep(reader.values([words], is_strict=True), reader)
+            values = reader.values([words], is_strict=True)
+            firsts: Iterator[_Next] = self._kept(values, reader)
         elif _is_regular(file):
-            self._open_regular(file, reader, name)
+            firsts = self._open_regular(file, reader, name)
         else:
-            self._open_pipe(file, reader)
-        self._jobs = self._samples(reader, len(policy.cells))
+            firsts = self._open_pipe(file, reader)
+        self._jobs = with_samples(self._of_shard(firsts, reader),
+                                  lambda: reader.tasks * len(policy.cells))
         self.run, self.has_ids = reader.run, reader.has_ids
         if not reader.tasks:
             raise UserError("%s: no tasks: the input is empty" % name)
 
-    def _open_regular(self, file: int, reader: JobReader, name: str) -> None:
+    def _open_regular(self, file: int, reader: JobReader, name: str) -> Iterator[_Next]:
         start = os.lseek(file, 0, os.SEEK_CUR)
         hashes: List[int] = []
 
@@ -6540,15 +6513,13 @@ class TaskStream(Supply):
 
         values = reader.values(chunks(), is_strict=True)
         if os.fstat(file).st_size - start <= SMALL_FILE_BYTES:
-            self._keep(values, reader)
-        else:
-            for _ in values:
-                pass
-            self.total, reader.again = reader.size, True
-            values = reader.values(same_chunks(), is_strict=False)
-            self._firsts = itertools.chain.from_iterable(values)
+            return self._kept(values, reader)
+        for _ in values:
+            pass
+        self.total, reader.again = reader.size, True
+        return itertools.chain.from_iterable(reader.values(same_chunks(), is_strict=False))
 
-    def _open_pipe(self, file: int, reader: JobReader) -> None:
+    def _open_pipe(self, file: int, reader: JobReader) -> Iterator[_Next]:
         ready: List[bytes] = []  # what was read before it was needed
         values = reader.values(iter(lambda: ready.pop(0) if ready else read_some(file), b""),
                                is_strict=False)
@@ -6560,29 +6531,25 @@ class TaskStream(Supply):
                 ready.append(read_some(file))
                 size += len(ready[-1])
         if b"" in ready[-1:] or not first:  # the writer has finished
-            self._keep(itertools.chain(first, values), reader)
-        else:
-            self.at_end = False
-            self._firsts = itertools.chain(*first, self._arriving(values))
+            return self._kept(itertools.chain(first, values), reader)
+        self.at_end = False
+        return itertools.chain(*first, self._arriving(values))
 
-    def _keep(self, values: Iterable[Iterator[_Item]], reader: JobReader) -> None:
+    def _kept(self, values: Iterable[Iterator[_Item]], reader: JobReader) -> Iterator[_Item]:
         kept = list(values)
         self.total = reader.size
-        self._firsts = itertools.chain.from_iterable(kept)
+        return itertools.chain.from_iterable(kept)
 
-    def _samples(self, reader: JobReader, cells: int) -> Iterator[Union[Job, Result, str]]:
-        samples, failed = _Samples(), 0
-        for item in self._firsts:
-            if isinstance(item, Job) and reader.size_of(item):
-                yield item  # also where it cannot be kept
-                samples.keep(item)
-            elif isinstance(item, str) or reader.size_of(item):
-                failed += isinstance(item, Result)
+    def _of_shard(self, items: Iterable[_Next], reader: JobReader) -> Iterator[_Next]:
+        total = 0
+        for item in items:
+            size = 0 if isinstance(item, str) else reader.size_of(item)
+            total += size
+            if size or isinstance(item, str):
                 yield item
-        self.total = samples.total + failed
-        yield from samples.further(reader.tasks * cells)
+        self.total = total
 
-    def _arriving(self, values: Iterator[Iterator[_Item]]) -> Iterator[Union[Job, Result, str]]:
+    def _arriving(self, values: Iterator[Iterator[_Item]]) -> Iterator[_Next]:
         """Yield the items of values that another thread reads, NOT_READY while there are none.
 
         The thread starts with the first call of next, because workers should be forked before.
@@ -6819,7 +6786,7 @@ class Steps(Supply):
     def stop(self) -> None:
         self._stopped = True
 
-    def next_job(self) -> Union[Job, Result, str]:
+    def next_job(self) -> _Next:
         step = next(self._left, None)
         if step is None or self._stopped or step.task.dry_run:  # it uses no answers
             return step or END
@@ -9812,7 +9779,7 @@ class Scheduler:
         owner = self._directories.get(entry.directory)
         return owner is not None and owner.index == entry.index
 
-    def _read(self) -> Union[Job, Result, str]:
+    def _read(self) -> _Next:
         """Return what comes next; END where the input cannot be kept: then nothing more starts."""
         try:
             return self._supply.next_job()

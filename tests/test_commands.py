@@ -3139,14 +3139,12 @@ class Samples(Commands):
         indexes = sorted(result["index"] for result in results(completed))
         self.assertEqual(indexes, list(range(len(indexes))))
         self.assertGreater(len(indexes), 15)
-        samples = clinvk._Samples()
-        samples.keep(support.job(0, "echo", "x", repeat=2))
-        samples._file.rollover()
-        with open("/dev/full", "w") as full:
-            os.dup2(full.fileno(), samples._file.fileno())
-        samples.keep(support.job(1, "echo", "x", repeat=2))  # in a buffer
-        with self.assertRaisesRegex(clinvk.OutputError, "cannot write the samples to .*: No space left on device"):
-            next(samples.further(1))
+        full = os.open("/dev/full", os.O_RDWR)
+        with mock.patch.object(clinvk, "nameless_file", return_value=full):
+            jobs = clinvk.with_samples([support.job(0, "echo", "x", repeat=2)], lambda: 1)
+            self.assertEqual(next(jobs).index, 0)
+            with self.assertRaisesRegex(clinvk.OutputError, "cannot write the samples to .*: No space left on device"):
+                next(jobs)
 
     def test_each_task_runs_with_each_cell_and_again_and_reports_compare_them(self):
         kept = self.path("e.jsonl")

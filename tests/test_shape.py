@@ -363,10 +363,11 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {
-    "": 144, "Types": 294, "Text and JSON": 690, "Schema": 335, "Platform": 973,
-    "Configuration": 895, "Backends": 1796, "Input": 1559, "Plans": 203, "Processes": 449,
-    "Checks": 503, "Worker": 455, "Pool": 978, "Scheduler": 774, "Journal": 507, "Sinks": 879,
-    "Summary": 203, "Report": 1413, "Sessions": 309, "Commands": 1385, "Command line": 493
+    "": 145, "Types": 294, "Text and JSON": 687, "Schema": 330, "Platform": 973,
+    "Configuration": 895, "Backends": 1796, "Input": 1533, "Plans": 203, "Processes": 449,
+    "Checks": 503, "Worker": 455, "Pool": 978, "Scheduler": 774, "Journal": 507,
+    "Sinks": 879, "Summary": 203, "Report": 1413, "Sessions": 309, "Commands": 1385,
+    "Command line": 493
 }
 LONG_FUNCTIONS = {}
 DEEP_FUNCTIONS = {}
