@@ -12003,107 +12003,100 @@ def attempts_of(result: Result) -> List[Attempt]:
     return attempts
 
 
-class Timeline:
-    """Who ran when, in text: a lane for each attempt that ran at the same time as others."""
+class Span(NamedTuple):
+    """An attempt in the timeline."""
 
-    MOST_LANES = 20
-    WEIGHTS = " ~.#rx"  # of two marks in one place the later one is shown
-    LEGEND = ("# ok", "x failed", "r tried again", ". waiting for a limit",
-              "~ a long pause, shortened", "| a run begins")
-    LONG_PAUSE, SHORTENED = 0.5, 0.03  # of the time without pauses: what is shortened, to what
-    MOST_PAUSES = 10  # that are shortened
+    start: float
+    end: float
+    wait_end: float  # of the wait for a limit that follows; or 0
+    mark: str  # "#" ok, "x" failed, "r" tried again
+    identity: int  # of the record
 
-    def __init__(self) -> None:
-        from array import array
-        self._identities = array("q")
-        self._starts, self._ends, self._waits = array("d"), array("d"), array("d")
-        self._marks = bytearray()
-        self._runs: Set[float] = set()
 
-    def write(self, record: Record) -> None:
-        attempts, last = attempts_of(record.result), b"#" if record.result.status == "ok" else b"x"
-        for one, after in itertools.zip_longest(attempts, attempts[1:]):
-            self._identities.append(record.identity)
-            self._starts.append(one.start)
-            self._ends.append(one.end)
-            self._waits.append(after.start if after and one.error_kind == "rate_limit" else 0.0)
-            self._marks += b"r" if after else last
-        if "run" in record.fields:
-            self._runs.add(record.fields["run"])
+def spans_of(record: Record) -> Iterator[Span]:
+    """Yield the attempts of a task that are known."""
+    attempts, last = attempts_of(record.result), "#" if record.result.status == "ok" else "x"
+    for one, after in itertools.zip_longest(attempts, attempts[1:]):
+        wait_end = after.start if after and one.error_kind == "rate_limit" else 0.0
+        yield Span(one.start, one.end, wait_end, "r" if after else last, record.identity)
 
-    def _in_order(self) -> Iterator[int]:
-        """Yield the place of each attempt in the arrays, by start; once where two files have it."""
-        start_of = self._starts.__getitem__
-        in_order = sorted(range(len(self._starts)), key=start_of)
-        for _, together in itertools.groupby(in_order, start_of):
-            yield from {self._identities[place]: place for place in together}.values()
 
-    def _lanes(self) -> Iterator[Tuple[int, int]]:
-        """Yield each attempt by its place in the arrays, with its lane: the first that is free."""
-        from heapq import heappop, heappush
-        busy: List[Tuple[float, int]] = []
-        free: List[int] = []
-        for one in self._in_order():
-            while busy and busy[0][0] <= self._starts[one]:
-                heappush(free, heappop(busy)[1])
-            lane = heappop(free) if free else len(busy)
-            heappush(busy, (self._ends[one], lane))
-            yield one, lane
+WEIGHTS = " ~.#rx"  # of two marks in one place the later one is shown
+LEGEND = ("# ok", "x failed", "r tried again", ". waiting for a limit",
+          "~ a long pause, shortened", "| a run begins")
+MOST_LANES = 20
+LONG_PAUSE, SHORTENED = 0.5, 0.03  # of the time without pauses: what is shortened, to what
+MOST_PAUSES = 10  # that are shortened
 
-    def _pauses(self) -> Iterator[Tuple[float, float]]:
-        """Yield the length and the start of each time in which nothing ran or waited."""
-        end = MAX_TIME
-        for one in self._in_order():
-            if self._starts[one] > end:
-                yield self._starts[one] - end, end
-            end = max(self._ends[one], self._waits[one], end if end < MAX_TIME else 0.0)
 
-    def text(self, columns: int) -> str:
-        """Return the timeline in so many columns; "" where nothing ran."""
-        if not self._starts:
-            return ""
-        from heapq import nlargest
-        first, width = min(self._starts), columns - 5
-        seconds = max(max(self._ends) - first, 0.001)
-        busy = seconds - sum(length for length, _ in self._pauses())
-        shortened = self.SHORTENED * busy
-        pauses = [(start, start + length) for length, start in
-                  nlargest(self.MOST_PAUSES, self._pauses()) if length > self.LONG_PAUSE * busy]
-        shown_seconds = seconds - sum(end - start - shortened for start, end in pauses)
-        rows: List[bytearray] = []
-        hidden: Set[int] = set()
+def lanes_of(spans: Iterable[Span]) -> Iterator[int]:
+    """Yield the lane of each attempt, from 0: the first that is free."""
+    ends: List[float] = []  # of the last attempt in each lane
+    for one in spans:
+        lane = next((lane for lane, end in enumerate(ends) if end <= one.start), len(ends))
+        ends[lane:lane + 1] = [one.end]
+        yield lane
 
-        def column(moment: float) -> int:
-            left_out = sum(max(0.0, min(moment, end) - start - shortened) for start, end in pauses)
-            place = int((moment - first - left_out) / shown_seconds * width)
-            return min(max(place, 0), width - 1)
 
-        def draw(row: bytearray, start: float, end: float, mark: str) -> None:
-            for place in range(column(start), column(end) + 1):
-                if self.WEIGHTS.index(chr(row[place])) < self.WEIGHTS.index(mark):
-                    row[place] = ord(mark)
+def pauses_of(spans: Sequence[Span]) -> Iterator[Tuple[float, float]]:
+    """Yield the start and the end of each time in which nothing ran or waited."""
+    latest = spans[0].start
+    for one in spans:
+        if one.start > latest:
+            yield latest, one.start
+        latest = max(latest, one.end, one.wait_end)
 
-        for one, lane in self._lanes():
-            if lane >= self.MOST_LANES:
-                hidden.add(lane)
-                continue
-            if lane == len(rows):
-                rows.append(bytearray(b" " * width))
-                for start, end in pauses:
-                    draw(rows[lane], start, end, "~")
-            draw(rows[lane], self._starts[one], self._ends[one], chr(self._marks[one]))
-            draw(rows[lane], self._ends[one], self._waits[one], ".")
-        sizes = ["%.3gs" % size if size < 60 else duration(size)
-                 for size in (seconds, shown_seconds / width)]
-        lines = ["From %s: %s, %s a column" % (utc(first), *sizes)]
-        marks = set(map(column, self._runs))
-        if len(self._runs) > 1:
-            lines.append(" " * 5 + "".join(" |"[place in marks] for place in range(width)))
-        lines += ["%4d %s" % (number, row.decode()) for number, row in enumerate(rows, 1)]
-        lines += ["     and %d more" % len(hidden)] * bool(hidden)
-        drawn = "".join(lines[1:])
-        lines += wrapped("   ".join(text for text in self.LEGEND if text[0] in drawn), columns)
-        return "".join(line.rstrip() + "\n" for line in lines)
+
+def timeline_text(spans: Iterable[Span], runs: Set[float], columns: int) -> str:
+    """Return who ran when: a lane for each attempt that ran at the same time as others.
+
+    An attempt that two files have is shown once.  `runs` are the starts of the runs.
+    """
+    in_order: List[Span] = []
+    start_of = operator.attrgetter("start")
+    for _, together in itertools.groupby(sorted(spans, key=start_of), start_of):
+        in_order += {one.identity: one for one in together}.values()
+    if not in_order:
+        return ""
+    first, width = in_order[0].start, columns - 5
+    seconds = max(max(one.end for one in in_order) - first, 0.001)
+    pauses = sorted(pauses_of(in_order), key=lambda pause: pause[0] - pause[1])  # longest first
+    busy = seconds - sum(end - start for start, end in pauses)
+    shortened = SHORTENED * busy
+    pauses = [(start, end) for start, end in pauses[:MOST_PAUSES]
+              if end - start > LONG_PAUSE * busy]
+    shown_seconds = seconds - sum(end - start - shortened for start, end in pauses)
+    rows: List[List[str]] = []
+
+    def column(moment: float) -> int:
+        left_out = sum(max(0.0, min(moment, end) - start - shortened) for start, end in pauses)
+        place = int((moment - first - left_out) / shown_seconds * width)
+        return min(max(place, 0), width - 1)
+
+    def draw(row: List[str], start: float, end: float, mark: str) -> None:
+        for place in range(column(start), column(end) + 1):
+            row[place] = max(row[place], mark, key=WEIGHTS.index)
+
+    for one, lane in zip(in_order, lanes_of(in_order)):
+        if lane == len(rows):
+            rows.append([" "] * width)
+            for start, end in pauses:
+                draw(rows[lane], start, end, "~")
+        draw(rows[lane], one.start, one.end, one.mark)
+        draw(rows[lane], one.end, one.wait_end, ".")
+    sizes = ["%.3gs" % size if size < 60 else duration(size)
+             for size in (seconds, shown_seconds / width)]
+    lines = ["From %s: %s, %s a column" % (utc(first), *sizes)]
+    marks = set(map(column, filter(None, runs)))
+    if len(runs - {0.0}) > 1:
+        lines.append(" " * 5 + "".join(" |"[place in marks] for place in range(width)))
+    lines += ["%4d %s" % (number, "".join(row)) for number, row in enumerate(rows, 1)]
+    hidden = len(rows) - MOST_LANES
+    if hidden > 0:
+        lines[-hidden:] = ["     and %d more" % hidden]
+    drawn = "".join(lines[1:])
+    lines += wrapped("   ".join(text for text in LEGEND if text[0] in drawn), columns)
+    return "".join(line.rstrip() + "\n" for line in lines)
 
 
 def aligned(rows: Sequence[Sequence[str]], columns: int) -> str:
@@ -12122,65 +12115,52 @@ def percentile(ordered: Sequence[float], percent: int) -> float:
     return ordered[(percent * len(ordered) + 99) // 100 - 1]
 
 
+PERCENTILES = ("tasks", "sum", "p50", "p90", "p95", "max")
+
+
+def percentiles_of(measures: Dict[str, Sequence[float]]) -> Dict[str, Dict[str, Any]]:
+    """Return the PERCENTILES of each measure that is known of a task."""
+    found: Dict[str, Dict[str, Any]] = {}
+    for name, ordered in zip(measures, map(sorted, measures.values())):
+        if ordered:
+            numbers = sum(ordered), *(percentile(ordered, one) for one in (50, 90, 95, 100))
+            digits = 3 if name == "seconds" else 6
+            found[name] = dict(zip(PERCENTILES, (
+                len(ordered), *(round(number, digits) for number in numbers))))
+    return found
+
+
+def percentiles_text(percentiles: Dict[str, Dict[str, Any]], columns: int) -> str:
+    forms = {"seconds": "{:.2f}s", "tokens": "{:,.0f}", "cost_usd": "${:.4f}"}
+    rows = [["", *map(str.upper, PERCENTILES)]]
+    for name, found in percentiles.items():
+        count, *numbers = found.values()
+        rows.append([name.upper().partition("_")[0], str(count),
+                     *map(forms[name].format, numbers)])
+    return "\n" + aligned(rows, columns) if percentiles else ""
+
+
 class Group(Totals):
-    """The totals of some tasks, how many were judged, and the `measures` of those that ran."""
+    """The totals of some tasks, how many were judged, and how long each of those that ran took."""
 
-    MEASURES = ("seconds", "tokens", "cost_usd")
-    PERCENTILES = (50, 90, 95, 100)
-    NAMES = ("tasks", "sum", "p50", "p90", "p95", "max")
-
-    def __init__(self, measures: Sequence[str] = MEASURES[:1]) -> None:
+    def __init__(self) -> None:
         from array import array
         super().__init__()
-        self._values = {name: array("d") for name in measures}
+        self.seconds = array("d")
         self._judged = 0  # ok, or bad by what the task asks for
 
     def write(self, result: Result) -> None:
         super().write(result)
         self._judged += is_final(result.status, result.error_kind, True)
-        tokens = (result.usage or {}).get("total_tokens")
-        for values, value in zip(self._values.values(), (
-                result.duration_seconds, tokens, result.cost_usd)):
-            if result.attempts and value is not None:
-                values.append(value)
-
-    @property
-    def pass_rate(self) -> Optional[float]:
-        return self.counts["completed"] / self._judged if self._judged else None
-
-    @property
-    def median_seconds(self) -> Optional[float]:
-        seconds = sorted(self._values["seconds"])
-        return percentile(seconds, 50) if seconds else None
-
-    def rows(self) -> Iterator[Tuple[str, int, List[float]]]:
-        """Yield, for each that is known, its name, the number of values, the sum, the others."""
-        for name, values in self._values.items():
-            ordered = sorted(values)
-            if ordered:
-                yield name, len(ordered), [sum(ordered)] + [
-                    percentile(ordered, percent) for percent in self.PERCENTILES]
-
-    def percentiles_text(self, columns: int) -> str:
-        def shown(name: str, value: float) -> str:
-            if name == "seconds":
-                return "%.2fs" % value
-            return "$%.4f" % value if name == "cost_usd" else "{:,}".format(int(value))
-
-        rows = [[name.upper().partition("_")[0], str(count),
-                 *(shown(name, value) for value in values)] for name, count, values in self.rows()]
-        titles = ["", *map(str.upper, self.NAMES)]
-        return "\n" + aligned([titles, *rows], columns) if rows else ""
-
-    def percentiles(self) -> Dict[str, Any]:
-        return {name: dict(zip(self.NAMES, (count, *(
-            round(value, 3 if name == "seconds" else 6) for value in values))))
-            for name, count, values in self.rows()}
+        if result.attempts:
+            self.seconds.append(result.duration_seconds)
 
     def group_fields(self) -> Dict[str, Any]:
-        fields = dict(self.fields(), judged=self._judged, pass_rate=self.pass_rate,
-                      median_seconds=self.median_seconds,
-                      task_seconds=sum(self._values["seconds"]))
+        fields = dict(
+            self.fields(), judged=self._judged,
+            pass_rate=self.counts["completed"] / self._judged if self._judged else None,
+            median_seconds=percentile(sorted(self.seconds), 50) if self.seconds else None,
+            task_seconds=sum(self.seconds))
         return {name: round(value, 6) if isinstance(value, float) else value
                 for name, value in fields.items()
                 if name not in ("start_time", "end_time", "total_duration_seconds")}
@@ -12201,105 +12181,111 @@ def groups_of(record: Record, field: str) -> Iterable[str]:
     return [value] * (value != "" or field != "error_kind")
 
 
-class Groups:
-    """Totals for each value of a field."""
+MAX_GROUPS = 1000
+OTHER_GROUPS = "(others)"
 
-    MOST = 1000
-    OTHERS = "(others)"
-    TITLES = ("TASKS", "OK", "FAILED", "PASS", "MEDIAN", "TOKENS", "COST")
 
-    def __init__(self, field: str) -> None:
-        self._field = field
-        self.of: Dict[str, Group] = {}
-
-    def write(self, record: Record) -> None:
-        for name in groups_of(record, self._field):
-            if name not in self.of and len(self.of) >= self.MOST:
-                name = self.OTHERS
-            self.of.setdefault(name, Group()).write(record.result)
-
-    def text(self, columns: int) -> str:
-        """Return a table, the largest group first; "" where there is none."""
-        def cells(name: str, group: Group) -> List[str]:
-            rate, median, cost = group.pass_rate, group.median_seconds, group.cost_usd
-            tokens = group.usage.get("total_tokens")
-            return [one_line(name) or "-", str(group.total), str(group.counts["completed"]),
-                    str(group.counts["failed"]), "-" if rate is None else "%.1f%%" % (rate * 100),
-                    "-" if median is None else "%.2fs" % median,
-                    "{:,}".format(tokens) if tokens else "-",
-                    "-" if cost is None else "$%.4f" % cost]
-
-        rows = [cells(name, group) for name, group
-                in sorted(self.of.items(), key=lambda item: -item[1].total)]
-        title = self._field.upper().replace("_", " ")
-        return "\n" + aligned([[title, *self.TITLES], *rows], columns) if rows else ""
+def groups_text(field: str, groups: Dict[str, Group], columns: int) -> str:
+    """Return a table, the largest group first; "" where there is none."""
+    title = field.upper().replace("_", " ")
+    rows = [[title, "TASKS", "OK", "FAILED", "PASS", "MEDIAN", "TOKENS", "COST"]]
+    for name, group in sorted(groups.items(), key=lambda item: -item[1].total):
+        fields, tokens = group.group_fields(), group.usage.get("total_tokens")
+        rate, median, cost = fields["pass_rate"], fields["median_seconds"], group.cost_usd
+        rows.append([one_line(name) or "-", str(group.total), str(group.counts["completed"]),
+                     str(group.counts["failed"]), "-" if rate is None else "%.1f%%" % (rate * 100),
+                     "-" if median is None else "%.2fs" % median,
+                     "{:,}".format(tokens) if tokens else "-",
+                     "-" if cost is None else "$%.4f" % cost])
+    return "\n" + aligned(rows, columns) if groups else ""
 
 
 class Statistics:
-    """All that a report says of the records together."""
+    """All that a report says of the records together.
 
-    def __init__(self, group_by: Sequence[str] = ("backend", "model", "error_kind")) -> None:
-        self.totals, self.timeline = Group(Group.MEASURES), Timeline()
-        self.groups = {field: Groups(field) for field in group_by}
+    The time of the totals is from the first start to the last end.  The results are also written
+    to the `table`, and only with a table is there a timeline.
+    """
+
+    def __init__(self, records: Records, group_by: Optional[Sequence[str]] = None,
+                 table: Optional[Table] = None) -> None:
+        from array import array
+        self.records, self.totals = records, Group()
+        self.measures: Dict[str, Any] = {"seconds": self.totals.seconds, "tokens": array("d"),
+                                         "cost_usd": array("d")}
+        self.groups: Dict[str, Dict[str, Group]] = {
+            field: {} for field in group_by or ("backend", "model", "error_kind")}
         self.flaky: List[int] = []  # indexes
-        self._numbers: List[str] = []  # of some of these, as the table has them
-        self._first, self._last = MAX_TIME, 0.0
+        self._numbers: List[str] = []  # of these, as the table has them
+        self.spans: List[Span] = []
+        self.runs: Set[float] = set()  # their starts; 0: one is unknown
+        first, last = MAX_TIME, 0.0
+        for place, record in enumerate(records):
+            result, spans = record.result, list(spans_of(record))
+            starts = [one.start for one in spans] or [result.start_time or MAX_TIME]
+            first, last = min(first, *starts), max(last, result.end_time)
+            self._count(record)
+            if table:
+                table.write(result._replace(index=place))
+                self._add_to_timeline(record, spans)
+        if table:
+            for record in records.replaced():
+                self._add_to_timeline(record, spans_of(record))
+        self.totals.start_time = min(first, last)
+        self.totals.duration_seconds = max(0.0, last - first)
 
-    def write(self, record: Record) -> None:
+    def _add_to_timeline(self, record: Record, spans: Iterable[Span]) -> None:
+        self.spans += spans
+        self.runs.add(record.fields.get("run", 0.0))
+
+    def _count(self, record: Record) -> None:
         result = record.result
         self.totals.write(result)
-        for groups in self.groups.values():
-            groups.write(record)
+        tokens = (result.usage or {}).get("total_tokens")
+        for name, value in (("tokens", tokens), ("cost_usd", result.cost_usd)):
+            if result.attempts and value is not None:
+                self.measures[name].append(value)
         if record.is_flaky:
             self.flaky.append(result.index)
-            self._numbers += [number_of(result)][:MAX_REASONS - len(self._numbers)]
-        self.timeline.write(record)
-        starts = [one.start for one in attempts_of(result)] or [result.start_time or MAX_TIME]
-        self._first, self._last = min(self._first, *starts), max(self._last, result.end_time)
+            self._numbers.append(number_of(result))
+        for field, groups in self.groups.items():
+            for name in groups_of(record, field):
+                if name not in groups and len(groups) >= MAX_GROUPS:
+                    name = OTHER_GROUPS
+                groups.setdefault(name, Group()).write(result)
 
-    def watch(self, records: Records) -> Iterator[Record]:
-        """Yield all records, and take note of them.
-
-        The time of the totals is from the first start to the last end.
-        """
-        for record in records:
-            self.write(record)
-            yield record
-        for record in records.replaced():
-            self.timeline.write(record)
-        self.totals.start_time = min(self._first, self._last)
-        self.totals.duration_seconds = max(0.0, self._last - self._first)
-
-    def text(self, records: Records, columns: int) -> Iterator[str]:
+    def text(self, columns: int) -> Iterator[str]:
         """Yield what follows the table and the totals."""
         if self.flaky:
             more = ", ..." if len(self.flaky) > MAX_REASONS else ""
             yield "Flaky: %s, ok after a failure: %s%s\n" % (
-                counted(len(self.flaky), "task"), ", ".join(self._numbers), more)
-        for count, task in enumerate(records.unanswered_tasks()):
+                counted(len(self.flaky), "task"), ", ".join(self._numbers[:MAX_REASONS]), more)
+        for count, task in enumerate(self.records.unanswered_tasks()):
             if count == MAX_REASONS:
                 yield "  ...\n"
                 break
             yield "" if count else "No result:\n"
             yield cut("%4s %s" % (unanswered_number(task), task["label"]), columns) + "\n"
-        yield self.totals.percentiles_text(columns)
-        yield from (group.text(columns) for group in self.groups.values())
-        timeline = self.timeline.text(columns)
+        yield percentiles_text(percentiles_of(self.measures), columns)
+        for field, groups in self.groups.items():
+            yield groups_text(field, groups, columns)
+        timeline = timeline_text(self.spans, self.runs, columns)
         yield "\n" + timeline if timeline else ""
 
-    def fields(self, records: Records) -> Dict[str, Any]:
+    def fields(self) -> Dict[str, Any]:
         """Return the fields of the `--json` object, except `results`."""
+        records = self.records
         return dict(
-            self.totals.fields(), percentiles=self.totals.percentiles(), groups={
-                field: {name: group.group_fields() for name, group in groups.of.items()}
+            self.totals.fields(), percentiles=percentiles_of(self.measures), groups={
+                field: {name: group.group_fields() for name, group in groups.items()}
                 for field, groups in self.groups.items()},
             duplicates={"ok": list(map(index_of, records.repeated)),
                         "files": list(map(index_of, records.shared))},
             gaps=records.gaps, flaky=self.flaky, unanswered=list(records.unanswered_tasks()))
 
-    def is_failure(self, fail_on: Union[str, float], unanswered: int) -> bool:
+    def is_failure(self, fail_on: Union[str, float]) -> bool:
         """Return whether `any` task did not succeed, or a share of them, or one was `flaky`."""
-        counts = self.totals.counts
+        counts, unanswered = self.totals.counts, len(self.records.unanswered or ())
         bad = counts["failed"] + counts["canceled"] + unanswered
         if isinstance(fail_on, float):
             return bad > 0 and bad >= share_of(fail_on, self.totals.total + unanswered)
@@ -12416,12 +12402,13 @@ def _xml_attributes(**values: Any) -> str:
     return "".join(' %s="%s"' % pair for pair in quoted_texts)
 
 
-def junit_texts(records: Records, statistics: Statistics, with_output: bool) -> Iterator[str]:
+def junit_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
     """Yield JUnit XML as Jenkins and GitLab read it: a test case for each task.
 
     Tasks without a result are errors; canceled tasks are skipped.
     """
-    totals, unanswered = statistics.totals, list(records.unanswered_tasks())
+    records, totals = statistics.records, statistics.totals
+    unanswered = list(records.unanswered_tasks())
     counts = _xml_attributes(
         tests=totals.total + len(unanswered), failures=totals.counts["failed"],
         errors=len(unanswered), time="%.3f" % totals.duration_seconds)
@@ -12508,8 +12495,9 @@ def _markdown_details(records: Records) -> Iterator[str]:
             number_of(record.result), _xml(task_title(record, True)), texts)
 
 
-def markdown_texts(records: Records, statistics: Statistics, with_output: bool) -> Iterator[str]:
+def markdown_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
     """Yield Markdown of at most MAX_MARKDOWN bytes: the totals, a table, prompts and answers."""
+    records = statistics.records
     unanswered = len(records.unanswered or ())
     parts = [("\n| # | Status | Backend | Time | Tokens | Cost | Task | Error |\n"
               "| --: | :-- | :-- | --: | --: | --: | :-- | :-- |\n",
@@ -12997,8 +12985,9 @@ def _script_rows(values: Iterable[Any]) -> Iterator[str]:
     yield "[]" if separator == "[\n" else "\n]"
 
 
-def page_texts(records: Records, statistics: Statistics, with_output: bool) -> Iterator[str]:
+def page_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
     """Yield an HTML page that needs no other file: no script, style or font of elsewhere."""
+    records = statistics.records
     yield PAGE % (_csp_hash(PAGE_STYLE), _csp_hash(PAGE_SCRIPT), PAGE_STYLE)
     head = {"notes": [statistics.totals.line(), *records.problems()], "columns": PAGE_COLUMNS}
     yield _for_script(head)[:-1] + ',"tasks":'
@@ -13011,7 +13000,7 @@ def page_texts(records: Records, statistics: Statistics, with_output: bool) -> I
 
 
 # The files of a report, by option.
-REPORT_FILES: Dict[str, Callable[[Records, Statistics, bool], Iterator[str]]] = {
+REPORT_FILES: Dict[str, Callable[[Statistics, bool], Iterator[str]]] = {
     "junit": junit_texts, "markdown": markdown_texts, "html": page_texts}
 
 
@@ -14512,22 +14501,17 @@ def command_report(options: argparse.Namespace) -> int:
             records.find_tasks(open_tasks(options.tasks, rules, console.warn))
     for text in records.problems():
         console.warn(text)
-    if files:
-        statistics = Statistics()
-        for _ in statistics.watch(records):
-            pass
-        for name, path in files.items():
-            is_whole = not options.without_output if name == "html" else options.with_output
-            texts = REPORT_FILES[name](records, statistics, is_whole)
-            try:
-                write_whole(os.path.realpath(path), in_one_write(map(to_bytes, texts)))
-            except OSError as error:
-                raise OutputError("cannot write %s: %s"
-                                  % (visible(path), error.strerror)) from None
-    statistics = Statistics(options.by) if options.by else Statistics()
-    _print_report(records, statistics, options, console)
-    unanswered = len(records.unanswered or ())
-    return EXIT_FAILED if statistics.is_failure(options.fail_on, unanswered) else EXIT_OK
+    table = None if options.csv or options.form or options.quiet else Table()
+    statistics = Statistics(records, options.by, table)
+    for name, path in files.items():
+        is_whole = not options.without_output if name == "html" else options.with_output
+        texts = REPORT_FILES[name](statistics, is_whole)
+        try:
+            write_whole(os.path.realpath(path), in_one_write(map(to_bytes, texts)))
+        except OSError as error:
+            raise OutputError("cannot write %s: %s" % (visible(path), error.strerror)) from None
+    _print_report(statistics, table, options, console)
+    return EXIT_FAILED if statistics.is_failure(options.fail_on) else EXIT_OK
 
 
 def _report_files(options: argparse.Namespace, read: Sequence[str]) -> Dict[str, str]:
@@ -14548,29 +14532,22 @@ def _report_files(options: argparse.Namespace, read: Sequence[str]) -> Dict[str,
     return files
 
 
-def _print_report(records: Records, statistics: Statistics, options: argparse.Namespace,
+def _print_report(statistics: Statistics, table: Optional[Table], options: argparse.Namespace,
                   console: Console) -> None:
-    watched, stdout = statistics.watch(records), console.stdout
+    records, totals, stdout = statistics.records, statistics.totals, console.stdout
     if options.csv:
-        stdout.texts(csv_lines(watched, options.csv, console.warn))
+        stdout.texts(csv_lines(records, options.csv, console.warn))
     elif options.form == "jsonl":
-        stdout.json(piece for record in watched
-                    for piece in itertools.chain(record.capture.pieces(), (b"\n",)))
+        stdout.json(piece for capture in records.captures()
+                    for piece in itertools.chain(capture.pieces(), (b"\n",)))
     elif options.form == "json":
-        for _ in watched:
-            pass
-        stdout.json(one_object(statistics.fields(records),
+        stdout.json(one_object(statistics.fields(),
                                (capture.pieces() for capture in records.captures())))
-    elif options.quiet:
-        for _ in watched:
-            pass
-        stdout.text(statistics.totals.line() + "\n" + statistics.totals.reasons())
+    elif table:
+        table.print(stdout, totals, is_colored(stdout, options.color or "auto"))
+        stdout.texts(statistics.text(max(terminal_columns(stdout.file), 60)))
     else:
-        table = Table()
-        for place, record in enumerate(watched):
-            table.write(record.result._replace(index=place))
-        table.print(stdout, statistics.totals, is_colored(stdout, options.color or "auto"))
-        stdout.texts(statistics.text(records, max(terminal_columns(stdout.file), 60)))
+        stdout.text(totals.line() + "\n" + totals.reasons())
 
 
 def shown_settings(configuration: Configuration,

@@ -230,7 +230,7 @@ class ManPageTest(unittest.TestCase):
 
     def test_man_page_fields_of_a_report_equal_the_output(self):
         with tempfile.NamedTemporaryFile() as file:
-            ours = set(clinvk.Statistics().fields(clinvk.Records([file.name], print)))
+            ours = set(clinvk.Statistics(clinvk.Records([file.name], print)).fields())
         self.assertEqual(set(MAN.words("OUTPUT", "Output of a report")), ours - set(clinvk.Totals().fields()))
 
     def test_man_page_field_values_equal_the_modes(self):

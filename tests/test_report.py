@@ -54,8 +54,8 @@ class ReportCase(ForkingCase):
         return clinvk.Records(paths, self.warnings.append)
 
     def statistics(self, *given):
-        statistics = clinvk.Statistics()
-        self.assertEqual(sum(1 for _ in statistics.watch(self.records(lines(*given)))), len(given))
+        statistics = clinvk.Statistics(self.records(lines(*given)), table=clinvk.Table())
+        self.assertEqual(statistics.totals.total, len(given))
         return statistics
 
     def report(self, *contents, options=(), **further):
@@ -300,7 +300,8 @@ class Attempts(unittest.TestCase):
 
 class Timelines(ReportCase):
     def timeline(self, *given, columns=25):
-        return self.statistics(*given).timeline.text(columns).splitlines()
+        statistics = self.statistics(*given)
+        return clinvk.timeline_text(statistics.spans, statistics.runs, columns).splitlines()
 
     def test_lanes_are_filled_from_the_first(self):
         shown = self.timeline(line(0, start=0, seconds=10), line(1, start=0, seconds=5), line(2, "failed", start=5, seconds=5),
@@ -344,9 +345,9 @@ class Timelines(ReportCase):
         first = line(0, "failed", seconds=10)
         path = self.file("copy.jsonl", lines(first))
         paths = [self.file("both.jsonl", lines(first, line(0, start=10, seconds=10))), path, self.path("both.jsonl")]
-        statistics = clinvk.Statistics()
-        self.assertEqual(len(list(statistics.watch(clinvk.Records(paths, self.warnings.append)))), 1)
-        self.assertEqual(statistics.timeline.text(25).splitlines()[1:], ["   1 xxxxxxxxxx" + "x#########", "# ok   x failed"])
+        statistics = clinvk.Statistics(clinvk.Records(paths, self.warnings.append), table=clinvk.Table())
+        self.assertEqual(statistics.totals.total, 1)
+        self.assertEqual(clinvk.timeline_text(statistics.spans, statistics.runs, 25).splitlines()[1:], ["   1 xxxxxxxxxx" + "x#########", "# ok   x failed"])
         self.assertEqual(statistics.totals.counts["failed"], 0)
 
     def test_lanes_beyond_twenty_are_counted(self):
@@ -358,10 +359,9 @@ class Timelines(ReportCase):
         chance = random.Random(30)
         for _ in range(20):
             given = [(chance.randrange(100), chance.randrange(1, 30)) for _ in range(60)]
-            timeline = self.statistics(*[line(index, start=start, seconds=seconds) for index, (start, seconds) in enumerate(given)]).timeline
+            spans = self.statistics(*[line(index, start=start, seconds=seconds) for index, (start, seconds) in enumerate(sorted(given))]).spans
             ends, lanes = {}, 0
-            for one, lane in timeline._lanes():
-                start, seconds = given[one]
+            for (start, seconds), lane in zip(sorted(given), clinvk.lanes_of(spans)):
                 self.assertLessEqual(ends.get(lane, 0), start)
                 ends[lane], lanes = start + seconds, max(lanes, lane + 1)
             most = max(sum(start <= moment < start + seconds for start, seconds in given) for moment in range(130))
@@ -374,7 +374,7 @@ class Timelines(ReportCase):
             self.assertLessEqual(max(map(len, shown)), columns)
 
     def test_lines_without_times_have_no_timeline(self):
-        self.assertEqual(self.statistics(b'{"index": 0, "status": "ok"}').timeline.text(80), "")
+        self.assertEqual(self.timeline(b'{"index": 0, "status": "ok"}'), [])
 
 
 class Numbers(ReportCase):
@@ -382,11 +382,8 @@ class Numbers(ReportCase):
         chance = random.Random(40)
         for count in (1, 2, 3, 9, 10, 11, 19, 20, 21, 100, 101):
             values = [chance.randrange(1000) / 8 for _ in range(count)]
-            measures = clinvk.Group()
-            for value in values:
-                measures.write(clinvk.Result(0, "claude", "ok", 0, start_time=0.0, end_time=value))
-            (name, number, (total, *found)), = measures.rows()
-            self.assertEqual((name, number, total), ("seconds", count, sum(sorted(values))))
+            number, total, *found = clinvk.percentiles_of({"seconds": values})["seconds"].values()
+            self.assertEqual((number, total), (count, sum(values)))
             for percent, value in zip((50, 90, 95, 100), found):
                 self.assertGreaterEqual(sum(one <= value for one in values) * 100, percent * count)
                 self.assertLess(sum(one < value for one in values) * 100, percent * count)
@@ -394,7 +391,7 @@ class Numbers(ReportCase):
     def test_measures_have_what_is_known_of_tasks_that_ran(self):
         statistics = self.statistics(line(0, seconds=2.0, usage={"total_tokens": 1200}, cost_usd=0.5), line(1, seconds=4.0),
                                  line(2, "canceled", attempts=0))
-        self.assertEqual(statistics.totals.percentiles_text(80), "\n"
+        self.assertEqual(clinvk.percentiles_text(clinvk.percentiles_of(statistics.measures), 80), "\n"
                          "         TASKS      SUM      P50      P90      P95      MAX\n"
                          "SECONDS      2    6.00s    2.00s    4.00s    4.00s    4.00s\n"
                          "TOKENS       1    1,200    1,200    1,200    1,200    1,200\n"
@@ -402,7 +399,7 @@ class Numbers(ReportCase):
 
     def test_groups_are_totals_by_field_the_largest_first(self):
         statistics = self.statistics(line(0, backend="gemini", model="\u5ba1\u67e5"), line(1, model="m\x1b"), line(2, "timeout", error_kind="timeout", model="m\x1b"))
-        text = "".join(group.text(80) for group in statistics.groups.values())
+        text = "".join(clinvk.groups_text(field, groups, 80) for field, groups in statistics.groups.items())
         self.assertEqual(text, "\n"
                          "BACKEND  TASKS  OK  FAILED    PASS  MEDIAN  TOKENS  COST\n"
                          "claude       2   1       1  100.0%   1.00s       -     -\n"
@@ -426,10 +423,8 @@ class Numbers(ReportCase):
                       "a          2   1       1  50.0%   1.00s       -     -\n", printed)
 
     def test_groups_are_bounded(self):
-        groups = clinvk.Groups("model")
-        for index in range(groups.MOST + 5):
-            groups.write(clinvk.Record(clinvk.Result(index, "claude", "ok", 0, model="m%d" % index), {}, None))
-        self.assertEqual((len(groups.of), groups.of[groups.OTHERS].total), (groups.MOST + 1, 5))
+        groups = self.statistics(*[line(index, model="m%d" % index) for index in range(clinvk.MAX_GROUPS + 5)]).groups["model"]
+        self.assertEqual((len(groups), groups[clinvk.OTHER_GROUPS].total), (clinvk.MAX_GROUPS + 1, 5))
 
     def test_long_names_are_cut_to_the_columns(self):
         text = clinvk.aligned([["NAME", "TASKS"], ["x" * 100, "1"], ["\u5ba1" * 50, "2"]], 40)
@@ -649,10 +644,9 @@ class Tasks(ReportCase):
 class Failing(ReportCase):
     def statuses(self, *given, unanswered=0):
         """Whether --fail-on fails with any, flaky, 50%, 51%, 1%."""
-        statistics = clinvk.Statistics()
-        for _ in statistics.watch(self.records(lines(*given))):
-            pass
-        return [int(statistics.is_failure(clinvk.parse_fail_on(what), unanswered)) for what in ("any", "flaky", "50%", "51%", "1%")]
+        statistics = clinvk.Statistics(self.records(lines(*given)))
+        statistics.records.unanswered = [b""] * unanswered
+        return [int(statistics.is_failure(clinvk.parse_fail_on(what))) for what in ("any", "flaky", "50%", "51%", "1%")]
 
     def test_failures_and_canceled_tasks_fail(self):
         self.assertEqual(self.statuses(line(0), line(1)), [0, 0, 0, 0, 0])
@@ -664,11 +658,11 @@ class Failing(ReportCase):
 
     def test_a_share_is_exact(self):
         for percent in range(1, 101):
-            statistics = clinvk.Statistics()
+            statistics = self.statistics()
             statistics.totals.counts.update(failed=percent, completed=100 - percent)
-            self.assertTrue(statistics.is_failure(clinvk.parse_fail_on("%d%%" % percent), 0), percent)
+            self.assertTrue(statistics.is_failure(clinvk.parse_fail_on("%d%%" % percent)), percent)
             if percent < 100:
-                self.assertFalse(statistics.is_failure(clinvk.parse_fail_on("%d%%" % (percent + 1)), 0), percent)
+                self.assertFalse(statistics.is_failure(clinvk.parse_fail_on("%d%%" % (percent + 1))), percent)
 
     def test_flaky_tasks_are_ok_after_a_failure(self):
         for given in ([line(0, attempts=2)], [line(0, "failed"), line(0)], [line(0, "timeout"), line(0, "canceled"), line(0)]):
@@ -805,9 +799,7 @@ class Files(ReportCase):
         self.assertRegex(text, r"</summary>\n\n<pre>")  # behind a blank line, so that a blank line does not end it
 
     def markdown(self, *given, with_output=False):
-        records, statistics = self.records(lines(*given)), clinvk.Statistics()
-        self.assertEqual(sum(1 for _ in statistics.watch(records)), len(given))
-        return "".join(clinvk.markdown_texts(records, statistics, with_output))
+        return "".join(clinvk.markdown_texts(self.statistics(*given), with_output))
 
     def test_markdown_is_cut_at_the_end_of_a_row(self):
         given = [line(index, "failed" if index % 20 == 19 else "ok", task_name="n" * 100) for index in range(240)]
@@ -1159,12 +1151,11 @@ class AfterRuns(Case):
         value = json.loads(last.stdout)
         self.assertEqual((last.stderr, last.returncode), (b"", 1))
         self.assertEqual([value[name] for name in ("total_tasks", "completed", "failed", "flaky", "gaps", "unanswered")], [4, 3, 1, [0], [], []])
-        statistics = clinvk.Statistics()
-        records = list(statistics.watch(clinvk.Records([self.path("results.jsonl")], self.fail)))
-        limited, again = clinvk.attempts_of(records[0].result)
+        statistics = clinvk.Statistics(clinvk.Records([self.path("results.jsonl")], self.fail), table=clinvk.Table())
+        limited, again = clinvk.attempts_of(next(iter(statistics.records)).result)
         self.assertEqual((limited.error_kind, again.status), ("rate_limit", "ok"))
         self.assertGreaterEqual(again.start - limited.end, 0.3 - 0.01)
-        shown = statistics.timeline.text(5000).splitlines()
+        shown = clinvk.timeline_text(statistics.spans, statistics.runs, 5000).splitlines()
         self.assertEqual(shown[1].count("|"), 2)
         self.assertIn("....", "".join(shown[2:-1]))
 
