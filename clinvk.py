@@ -11077,42 +11077,34 @@ def _file_name(one: Union[Job, Result]) -> str:
 
 DEFAULT_LOG_MAX = 64 << 20
 
-# The path of a file that Logs has made.
+# The path of a log, as with_own_log names it.
 _LOG_NAME = re.compile(r"(?s)(.*/)?[0-9]{3,}_[A-Za-z0-9_.-]+\.[0-9]+\.(jsonl|err)")
 
 
-class Logs:
-    """`--log-dir`: give each attempt a log NNN_NAME.A, which its worker writes and closes.
+def check_log_directory(path: str) -> None:
+    """Raise OutputError where logs cannot be written.  Makes nothing."""
+    refuse_unwritable("to --log-dir " + visible(path), path, can_be_made=True)
+
+
+def with_own_log(job: Job, directory: str, most: int) -> Job:
+    """Return the job with a log NNN_NAME.A, which other runs leave alone from now on.
 
     NNN_NAME is as in Directory.  A is the number of the attempt, or the next one without a file.
+    The worker writes and closes the log, and cuts it to `most` bytes.
     """
-
-    def __init__(self, path: str, most: int) -> None:
-        self._path, self._most = path, most
-        self.check(path)
-        with writing("logs"):
-            make_directories(path)
-
-    @staticmethod
-    def check(path: str) -> None:
-        """Raise OutputError where logs cannot be written.  Makes nothing."""
-        refuse_unwritable("to --log-dir " + visible(path), path, can_be_made=True)
-
-    def started(self, job: Job) -> Job:
-        """Return the job with its log, which other runs leave alone from now on."""
-        base = _file_name(job)
-        for number in itertools.count(job.attempt):
-            log = os.path.join(self._path, "%s.%d" % (base, number))
-            stdout, stderr = log_files(log)
-            try:
-                if not os.path.lexists(stderr):
-                    os.close(os.open(stdout, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-                    break
-            except FileExistsError:
-                pass
-            except OSError:  # the worker fails in the same way, and its result says so
+    base = _file_name(job)
+    for number in itertools.count(job.attempt):
+        log = os.path.join(directory, "%s.%d" % (base, number))
+        stdout, stderr = log_files(log)
+        try:
+            if not os.path.lexists(stderr):
+                os.close(os.open(stdout, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
                 break
-        return job._replace(log=log, log_max=self._most)
+        except FileExistsError:
+            pass
+        except OSError:  # the worker fails in the same way, and its result says so
+            break
+    return job._replace(log=log, log_max=most)
 
 
 def _head_of(result: Result) -> bytes:
@@ -12934,7 +12926,7 @@ def _page_text(texts: Iterable[str]) -> str:
 def _log_tail(path: str) -> str:
     """Return the last lines of a log without secrets, or why it cannot be read.
 
-    A results file from elsewhere may name any file: one that Logs cannot have made gives "".
+    A results file from elsewhere may name any file: one without the name of a log gives "".
     """
     if not _LOG_NAME.fullmatch(path):
         return ""
@@ -13378,11 +13370,10 @@ def settings_from(options: argparse.Namespace) -> Settings:
     rules = TaskPolicy(fields, environment, definitions, "allow_commands" in given, ceiling,
                        given.get("root", ""), run, configuration, wrap=given.get("wrap", ()),
                        repair_prompt=_repair_prompt(given.get("repair_prompt")))
-    return Settings(rules, options.task_dry_run, given.get("form", "text"), "quiet" in given,
-                    options.progress or "auto", options.color or configuration.get("output.color"),
-                    start_method_of(environment), _status_file(given),
-                    given.get("quiet_after", DEFAULT_QUIET_SECONDS), given.get("log_dir", ""),
-                    given.get("log_max", DEFAULT_LOG_MAX))
+    given.update(rules=rules, dry_run=options.task_dry_run, status_file=_status_file(given),
+                 color=options.color or configuration.get("output.color"),
+                 start_method=start_method_of(environment))
+    return Settings(**{name: given[name] for name in Settings._fields if name in given})
 
 
 def _repair_prompt(path: Optional[str]) -> str:
@@ -13593,7 +13584,6 @@ class Plan(NamedTuple):
     journal: Optional[Journal] = None
     continuing: str = ""  # the command that continues the run, where there can be one
     answers: Optional[Answers] = None
-    logs: Optional[Logs] = None
 
 
 def form_of(settings: Settings, console: Console, heading: str,
@@ -13642,7 +13632,9 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     total, jobs, exit_status, status_file = plan.supply.total, plan.jobs, None, None
     overview = Overview(totals, control, plan.supply, min(jobs, total or jobs))
     if settings.log_dir and not settings.dry_run:
-        plan = plan._replace(logs=Logs(settings.log_dir, settings.log_max))
+        check_log_directory(settings.log_dir)
+        with writing("logs"):
+            make_directories(settings.log_dir)
     if settings.status_file and not settings.dry_run:
         run = plan.journal.run if plan.journal else utc(totals.start_time)
         status_file = StatusFile(settings.status_file, overview, run, console.warn)
@@ -13691,7 +13683,9 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
     def started(job: Job) -> Optional[Job]:
         if journal:
             journal.started(job)
-        return plan.logs.started(job) if plan.logs else None
+        if settings.log_dir and not settings.dry_run:
+            return with_own_log(job, settings.log_dir, settings.log_max)
+        return None
 
     def ask(number: int) -> None:
         asked.append(number)
@@ -13868,7 +13862,7 @@ def _batch_plan(options: argparse.Namespace, settings: Settings, console: Consol
         if results:
             Journal.check(results, path)
         if settings.log_dir:
-            Logs.check(settings.log_dir)
+            check_log_directory(settings.log_dir)
     if path and not settings.dry_run:
         directory = Directory(path, roots=roots, overwrite=options.overwrite or options.resume,
                               has_ids=stream.has_ids, warn=console.warn)
@@ -14393,8 +14387,13 @@ def _report_to_stderr(result: Result, form: str, configuration: Configuration,
         console.stderr.text("Time: %.2fs\n" % result.duration_seconds)
 
 
-def _print_json(value: Any, console: Console) -> int:
-    console.stdout.json([dumps(value), b"\n"])
+def _print(options: argparse.Namespace, value: Any, text: str) -> int:
+    """Print a value as JSON with --json, else the text.  Return EXIT_OK."""
+    stdout = Console().stdout
+    if options.json:
+        stdout.json([dumps(value), b"\n"])
+    else:
+        stdout.text(text)
     return EXIT_OK
 
 
@@ -14416,9 +14415,7 @@ def _list_sessions(options: argparse.Namespace, store: SessionStore, console: Co
     wanted = options.backend or "", options.status or "", options.tag or ""
     sessions = [session for session in store.all(*wanted)
                 if not options.resumable or is_resumable(session)][:options.limit]
-    if options.json:
-        return _print_json([*map(session_fields, sessions)], console)
-    if not sessions:
+    if not (sessions or options.json):
         such = "such " if any(wanted) or options.resumable else ""
         hint = "" if options.backend in BACKENDS else nearest(wanted[0], BACKENDS)
         console.say("there are no %ssessions%s" % (such, hint))
@@ -14432,15 +14429,12 @@ def _list_sessions(options: argparse.Namespace, store: SessionStore, console: Co
                       age(now - one.last_used), one.turn_count,
                       one_line(",".join(one.tags)) or "-", one_line(one.initial_prompt))
         lines.append(cut(line, columns).rstrip())
-    console.stdout.text("\n".join(lines) + "\n")
-    return EXIT_OK
+    return _print(options, [*map(session_fields, sessions)], "\n".join(lines) + "\n")
 
 
 def _show_session(options: argparse.Namespace, store: SessionStore, console: Console) -> int:
     """Print all that is known of a session."""
     session = store.load(store.match(options.words[0]))
-    if options.json:
-        return _print_json(session_fields(session), console)
     now = time.time()
     lines = [("id", session.id), ("backend", session.backend), ("status", session.status),
              *((name, "%s (%s ago)" % (utc(moment), age(now - moment))) for name, moment in (
@@ -14452,16 +14446,15 @@ def _show_session(options: argparse.Namespace, store: SessionStore, console: Con
              ("cost", "" if session.cost_usd is None else "$%.4f" % session.cost_usd),
              ("tags", ", ".join(session.tags)), ("error", session.error),
              ("prompt", session.initial_prompt)]
-    console.stdout.text("".join("%-14s %s\n" % (name + ":", one_line(value))
-                                for name, value in lines if value))
-    return EXIT_OK
+    return _print(options, session_fields(session), "".join(
+        "%-14s %s\n" % (name + ":", one_line(value)) for name, value in lines if value))
 
 
 def _delete_sessions(options: argparse.Namespace, store: SessionStore, console: Console) -> int:
     """Delete all named sessions, or none where one is unknown or in use."""
     ids = list(dict.fromkeys(map(store.match, options.words)))
     store.delete(*ids)
-    return _print_deleted(ids, options.json, console)
+    return _print(options, {"deleted": ids}, "".join(id + "\n" for id in ids))
 
 
 def _clean_sessions(options: argparse.Namespace, store: SessionStore, console: Console) -> int:
@@ -14475,14 +14468,7 @@ def _clean_sessions(options: argparse.Namespace, store: SessionStore, console: C
                     "deletes some")
     else:
         ids = store.clean(seconds, options.dry_run)
-    return _print_deleted(ids, options.json, console)
-
-
-def _print_deleted(ids: List[str], as_json: bool, console: Console) -> int:
-    if as_json:
-        return _print_json({"deleted": ids}, console)
-    console.stdout.text("".join(id + "\n" for id in ids))
-    return EXIT_OK
+    return _print(options, {"deleted": ids}, "".join(id + "\n" for id in ids))
 
 
 def command_report(options: argparse.Namespace) -> int:
@@ -14576,7 +14562,7 @@ def command_config(options: argparse.Namespace) -> int:
         path = configuration_path(options.config, environment)[0]
         if path.startswith(NO_HOME):
             raise ConfigError(NO_HOME_REASON)
-        Output(1).text(path + "\n")
+        Console().stdout.text(path + "\n")
         return EXIT_OK
 
     def shown(value: Any) -> Any:
@@ -14586,13 +14572,9 @@ def command_config(options: argparse.Namespace) -> int:
 
     settings = {key: {"value": shown(value), "origin": origin} for key, (value, origin)
                 in shown_settings(_configured(options, environment)[0], environment).items()}
-    if options.json:
-        Output(1).json([dumps(settings), b"\n"])
-    else:
-        Output(1).text("".join(
-            "%s: %s  # %s\n" % (key, dumps(setting["value"]).decode("utf-8"), setting["origin"])
-            for key, setting in settings.items()))
-    return EXIT_OK
+    return _print(options, settings, "".join(
+        "%s: %s  # %s\n" % (key, dumps(setting["value"]).decode("utf-8"), setting["origin"])
+        for key, setting in settings.items()))
 
 
 def start_method_of(environment: Dict[str, str]) -> str:
@@ -14642,19 +14624,18 @@ def command_doctor(options: argparse.Namespace) -> int:
         for entry in backends:
             entry.update(usable=False, problem=entry["problem"] or str(error))
     machine = machine_fields(method)
-    if options.json:
-        Output(1).json([dumps({"clinvk": __version__, "backends": backends,
-                               "not_installed": missing, "machine": machine}), b"\n"])
-    else:
-        for entry in backends:
-            state = entry["version"] or ("found" if entry["usable"] else "cannot be used:")
-            version = entry.get("defined_for") and "(defined for %(defined_for)s)" % entry
-            words = filter(None, (state, entry["path"], entry["problem"], version))
-            Output(1).text("%-10s %s\n" % (entry["name"], "  ".join(words)))
-        if missing:
-            Output(1).text("also known, not installed: %s\n" % ", ".join(missing))
-        Output(1).text("\n" + "".join("%-14s %s\n" % (name, _plainly(value))
-                                      for name, value in machine.items()))
+    text = ""
+    for entry in backends:
+        state = entry["version"] or ("found" if entry["usable"] else "cannot be used:")
+        version = entry.get("defined_for") and "(defined for %(defined_for)s)" % entry
+        words = filter(None, (state, entry["path"], entry["problem"], version))
+        text += "%-10s %s\n" % (entry["name"], "  ".join(words))
+    if missing:
+        text += "also known, not installed: %s\n" % ", ".join(missing)
+    text += "\n" + "".join("%-14s %s\n" % (name, _plainly(value))
+                           for name, value in machine.items())
+    _print(options, {"clinvk": __version__, "backends": backends, "not_installed": missing,
+                     "machine": machine}, text)
     usable = [entry["name"] for entry in backends if entry["usable"]]
     return EXIT_OK if usable != ["echo"] and usable else EXIT_FAILED
 
