@@ -521,6 +521,11 @@ def dumps(value: Any, exact: bool = False) -> bytes:
         return re.sub(surrogates, escaped, text).encode("utf-8")
 
 
+def as_text(value: Any) -> str:
+    """Return a text as it is, and any other JSON value as JSON."""
+    return value if isinstance(value, str) else dumps(value).decode("utf-8")
+
+
 MAX_BRACKETS = 2000  # in JSON for orjson, of which old versions crash at too many levels
 
 
@@ -1166,11 +1171,12 @@ def _shown(values: Any) -> str:
     return shown + ", ..." * (len(values) > MAX_SHOWN_VALUES)
 
 
-def _rule(what: str, fits: Callable[[Any], bool]) -> Callable[[Any], None]:
-    """Return a check of the value of a keyword."""
-    def check(rule: Any) -> None:
-        if not fits(rule):
-            raise expected(what, rule)
+def _rule(what: str, fits: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    """Return a check that returns a value which fits, and raises ValueError for any other."""
+    def check(value: Any) -> Any:
+        if not fits(value):
+            raise expected(what, value)
+        return value
     return check
 
 
@@ -1196,7 +1202,7 @@ _ONE_SCHEMA = ("additionalProperties", "items", "not")  # the value is a schema
 _LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")  # a list of schemas
 _OBJECTS = ("properties", "$defs", "definitions")  # an object of schemas
 # The keywords with the checks of their values.  Schemas in them and "$ref" are checked elsewhere.
-_KEYWORDS = {
+_KEYWORDS: Dict[str, Callable[[Any], Any]] = {
     "type": _rule("one of %s, or a list of them" % ", ".join(_TYPES), _is_type),
     "required": _rule("a list of names, each once", _is_names),
     "multipleOf": _rule("a number above 0", lambda rule: _has_type(rule, "number") and rule > 0),
@@ -1234,11 +1240,12 @@ def _check_keywords(schema: Any, root: Any) -> None:
         raise expected("a schema (an object, true or false)", schema)
     for keyword, rule in schema.items():
         with path_context(keyword):
-            if keyword not in _KEYWORDS and (keyword != "$id" or schema is not root):
+            if keyword in _KEYWORDS:
+                _KEYWORDS[keyword](rule)
+            elif keyword != "$id" or schema is not root:
                 raise ValueError("clinvk cannot check this keyword%s; it checks %s" % (
                     nearest(keyword, _KEYWORDS),
                     ", ".join(sorted(set(_KEYWORDS).difference(_ANNOTATIONS)))))
-            _KEYWORDS.get(keyword, do_nothing)(rule)
             if keyword == "$ref":
                 _target(rule, root)
 
@@ -2435,11 +2442,7 @@ def die_at_once(signal_number: int, exit_status: int = 0) -> None:
 
 def _of_type(kind: Type[_T], what: str) -> Callable[[Any], _T]:
     """Return a check for values of exactly that type."""
-    def check(value: Any) -> _T:
-        if type(value) is not kind:
-            raise expected(what, value)
-        return value
-    return check
+    return _rule(what, lambda value: type(value) is kind)
 
 
 _known_string = _of_type(str, "a string")
@@ -2638,11 +2641,6 @@ def _pattern(value: Any) -> str:
     return text
 
 
-def _patterns(value: Any) -> Any:
-    """Return one pattern, or a list of patterns, as patterns."""
-    return (_pattern(value),) if isinstance(value, str) else _list_of(_pattern)(value)
-
-
 def _command(value: Any) -> Any:
     """Return a list of arguments, or a text for `sh -c`, as a command."""
     if isinstance(value, str):
@@ -2652,11 +2650,11 @@ def _command(value: Any) -> Any:
     return _list_of(_argument)(value)
 
 
-def _commands(value: Any) -> Any:
-    """Return one text for `sh -c`, or a list of commands, as commands."""
-    if isinstance(value, str):
-        return (_command(value),)
-    return _each(_command, "a command, or a list of commands")(value)
+def _one_or_list(element: Callable[[Any], Any], what: str) -> Callable[[Any], Any]:
+    """Return a check of a list, which takes a text for a list of that one element."""
+    def check(value: Any) -> Any:
+        return (element(value),) if isinstance(value, str) else _each(element, what)(value)
+    return check
 
 
 def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str,
@@ -3083,8 +3081,6 @@ def _color(value: Any) -> str:
 
 
 PROMPT_FORMS = ("text", "json", "stream-json")
-_effort = _one_of(EFFORTS, "effort")
-_schema_retries = functools.partial(_whole_number, least=0, most=MAX_SCHEMA_RETRIES)
 
 
 def _schema(value: Any) -> Dict[str, Any]:
@@ -3100,8 +3096,23 @@ def _schema(value: Any) -> Dict[str, Any]:
     return value
 
 
-_MODES = {"approval_mode": _or_nothing(_one_of(APPROVAL_MODES, "approval mode")),
-          "sandbox_mode": _or_nothing(_one_of(SANDBOX_MODES, "sandbox mode"))}
+# The fields of a task in the input, with their checks.
+TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
+    "backend": _argument, "prompt": _some_text, "model": _argument, "workdir": _path,
+    "effort": _one_of(EFFORTS, "effort"),
+    "approval_mode": _one_of(APPROVAL_MODES, "approval mode"),
+    "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"), "output_format": _known_string,
+    "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
+    "timeout": _seconds, "idle_timeout": _seconds, "max_output": _bytes,
+    "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "literal": _truth,
+    "answer_only": _truth,
+    "check": _one_or_list(_command, "a command, or a list of commands"),
+    "check_timeout": _seconds, "attempts": _whole_number,
+    "require_change": _truth, "protect": _one_or_list(_pattern, "a list of strings"),
+    "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
+    "schema": _schema, "repeat": _samples,
+    "schema_retries": functools.partial(_whole_number, least=0, most=MAX_SCHEMA_RETRIES),
+}
 
 # The fields of RunPolicy that a batch and the configuration can set, with their checks.
 POLICY_FIELDS: Dict[str, Callable[[Any], Any]] = {
@@ -3114,8 +3125,8 @@ _UNSET_BY_0 = ("max_cost", "max_failures", "canary")  # in the configuration
 # The settings of the configuration file: the check and the default of each.
 SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
     "default_backend": (_or_nothing(_argument), "claude"),
-    "unified_flags.approval_mode": (_MODES["approval_mode"], "default"),
-    "unified_flags.sandbox_mode": (_MODES["sandbox_mode"], "default"),
+    "unified_flags.approval_mode": (_or_nothing(TASK_FIELDS["approval_mode"]), "default"),
+    "unified_flags.sandbox_mode": (_or_nothing(TASK_FIELDS["sandbox_mode"]), "default"),
     "unified_flags.verbose": (_truth, False), "unified_flags.dry_run": (_truth, False),
     "unified_flags.max_turns": (_or_nothing(_whole_number), 0),
     "unified_flags.max_tokens": (_or_nothing(_whole_number), 0),
@@ -3143,11 +3154,7 @@ _FOR_ALL = {key.partition(".")[2].replace("command_timeout_secs", "timeout"): ke
 _FOR_ONE = ("model", "effort", "approval_mode", "sandbox_mode", "system_prompt")
 # The settings below `backends.NAME`; those of DEFINITION_FIELDS define a command of the user's own.
 BACKEND_SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
-    "model": (_or_nothing(_argument), ""),
-    "effort": (_or_nothing(_effort), ""),
-    "approval_mode": (_MODES["approval_mode"], ""),
-    "sandbox_mode": (_MODES["sandbox_mode"], ""),
-    "system_prompt": (_or_nothing(_argument), ""),
+    **{name: (_or_nothing(TASK_FIELDS[name]), "") for name in _FOR_ONE},
     "allowed_tools": (_or_nothing(_argument, "all"), ""),
     "extra_flags": (_list_of(_argument), ()),
     "enabled": (_truth, True),
@@ -4913,7 +4920,7 @@ def _read_paths(definition: Definition, stdout: Capture, stderr: str, exit_code:
         some = True
         answer = value_at(value, definition.answer)
         if answer is not None:
-            text = answer if isinstance(answer, str) else dumps(answer).decode("utf-8")
+            text = as_text(answer)
             blank = not definition.join and not text.strip()
             if not (definition.join or blank):
                 answers.clear()
@@ -4933,9 +4940,7 @@ def _read_paths(definition: Definition, stdout: Capture, stderr: str, exit_code:
     if blank and (reply.output or "").strip():
         reply = reply._replace(warnings=(_BLANK_END % "it",))
     if error or exit_code:
-        message = error if isinstance(error, str) else _string(_mapping(error).get("message"))
-        if error and not message:
-            message = dumps(error).decode("utf-8")
+        message = _string(_mapping(error).get("message")) or error and as_text(error)
         return _failed(reply, message or _exit_reason(stderr, exit_code))
     if not some:
         return _failed(Reply(output=None), "what it printed is not JSON", "backend")
@@ -5120,21 +5125,7 @@ def directories_of(command: Command) -> List[str]:
 
 # --- 7. Input ----------------------------------------------------------------
 
-# The fields of a task, of the defaults in a batch, of a run and of a batch, with their checks.
-TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
-    "backend": _argument, "prompt": _some_text, "model": _argument, "effort": _effort,
-    "workdir": _path,
-    "approval_mode": _one_of(APPROVAL_MODES, "approval mode"),
-    "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"), "output_format": _known_string,
-    "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
-    "timeout": _seconds, "idle_timeout": _seconds, "max_output": _bytes,
-    "extra": _list_of(_argument), "verbose": _truth, "dry_run": _truth, "literal": _truth,
-    "answer_only": _truth,
-    "check": _commands, "check_timeout": _seconds, "attempts": _whole_number,
-    "require_change": _truth, "protect": _patterns,
-    "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
-    "schema": _schema, "schema_retries": _schema_retries, "repeat": _samples,
-}
+# The fields of the defaults in a batch, of a run and of a batch, with their checks.
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items()
                    if name not in ("prompt", "id", "name")}
 RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {
@@ -6147,7 +6138,7 @@ class Template(NamedTuple):
             if braces == "{@}":
                 return _content(item, root)
             if braces in ITEM_PARTS:
-                return _part(item, braces) if isinstance(item, str) else _as_text(item)
+                return _part(item, braces) if isinstance(item, str) else as_text(item)
             match = re.fullmatch(_ITEM_FIELD, braces)
             if match is None:
                 return None
@@ -6156,15 +6147,11 @@ class Template(NamedTuple):
             if value is None:
                 near = "" if path[0] in _mapping(item) else nearest(str(path[0]), _mapping(item))
                 raise InvalidValue("the item has no field %s%s" % (match.group(1), near))
-            return _as_text(value)
+            return as_text(value)
 
         fields = {name: "".join(fill(text, value_of, TEMPLATE_PLACEHOLDER))
                   for name, text in self.fields.items()}
         return dict(fields, literal=True)
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else dumps(value).decode("utf-8")
 
 
 def _part(item: str, braces: str) -> str:
