@@ -3392,27 +3392,6 @@ class Lines:
         return [line] * bool(line.strip())
 
 
-def string_pieces(file: int, start: int, size: int) -> Iterator[Tuple[str, int]]:
-    """Yield the text of a JSON string from `start` inside of it, and the bytes of each piece.
-
-    Raises ValueError if it does not end before `size`, is not valid, or has half a surrogate pair.
-    """
-    whole = re.compile(r'(?:[^"\\]+|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u(?![dD][89abAB])....'
-                       r'|\\[^u])*')
-    decode = codecs.getincrementaldecoder("utf-8")().decode
-    rest = ""
-    for piece in file_chunks(file, start, size):
-        rest += decode(piece)
-        text = whole.match(rest).group()  # type: ignore[union-attr]
-        yield JSON_DECODER.decode('"%s"' % text), len(text.encode("utf-8"))
-        rest = rest[len(text):]
-        if rest[:1] == '"':
-            return
-        if len(rest) > 12:
-            break
-    raise ValueError("not a JSON string")
-
-
 class Capture:
     """The output of a program, in a file that stays open while the output is read.
 
@@ -3472,9 +3451,29 @@ class Capture:
             start = begin + place.end() if place and is_marked(line) else self._end
             begin = self._end  # unless there is a string to leave out, the line is read as it is
             with contextlib.suppress(ValueError):
-                end = start + sum(size for _, size in string_pieces(self.file, start, self._end))
+                end = start + sum(size for _, size in self._string_pieces(start))
                 yield self.read(offset, start) + b'%s:%d:"' % (self._name.encode(), start)
                 offset = begin = end + 1
+
+    def _string_pieces(self, start: int) -> Iterator[Tuple[str, int]]:
+        """Yield the text of a JSON string from `start` inside of it, and the bytes of each piece.
+
+        Raises ValueError if it has no end, is not valid, or has half a surrogate pair.
+        """
+        whole = re.compile(r'(?:[^"\\]+|\\u[dD][89abAB]..\\u[dD][c-fC-F]..'
+                           r'|\\u(?![dD][89abAB])....|\\[^u])*')
+        decode = codecs.getincrementaldecoder("utf-8")().decode
+        rest = ""
+        for piece in file_chunks(self.file, start, self._end):
+            rest += decode(piece)
+            text = whole.match(rest).group()  # type: ignore[union-attr]
+            yield JSON_DECODER.decode('"%s"' % text), len(text.encode("utf-8"))
+            rest = rest[len(text):]
+            if rest[:1] == '"':
+                return
+            if len(rest) > 12:
+                break
+        raise ValueError("not a JSON string")
 
     def has_names(self, text: str) -> bool:
         return self._name in text
@@ -3495,7 +3494,7 @@ class Capture:
         yield before
         for part in parts:
             _, offset, after = part.split(":", 2)
-            yield from (piece for piece, _ in string_pieces(self.file, int(offset), self._end))
+            yield from (piece for piece, _ in self._string_pieces(int(offset)))
             yield after
 
     def values(self, line: bytes, answer: str, is_marked: Callable[[bytes], Any]) -> Iterator[Any]:
@@ -3879,18 +3878,13 @@ def retry_after(text: str, now: Optional[float] = None) -> Optional[float]:
     if seconds is None and moment:
         seconds = max(0.0, float(moment.group(1)) - now)
     elif seconds is None and date:
-        seconds = _until_date(date.group(1), date.group(2), now)
+        from datetime import datetime
+        zone = date.group(2) if date.group(2) not in "zZ" else "+00:00"
+        with contextlib.suppress(ValueError, OverflowError):
+            seconds = max(0.0, datetime.fromisoformat(date.group(1) + zone).timestamp() - now)
     elif seconds is None and time_of_day:
         seconds = _until(time_of_day.groups(""), now)
     return seconds if seconds is not None and seconds < MAX_SECONDS else None
-
-
-def _until_date(date: str, zone: str, now: float) -> Optional[float]:
-    import datetime
-    zone = "+00:00" if zone in "zZ" else zone
-    with contextlib.suppress(ValueError, OverflowError):
-        return max(0.0, datetime.datetime.fromisoformat(date + zone).timestamp() - now)
-    return None
 
 
 def _until(parts: Sequence[str], now: float) -> Optional[float]:
@@ -4244,12 +4238,14 @@ def _claude_totals(results: List[Dict[str, Any]], rest: Dict[str, Any]) -> Reply
         known = [dollars for dollars in costs if dollars is not None]
         models, cost = since_last[-1], sum(known) if known or not costs else None
     cached, written = counts["cache_read_input_tokens"], counts["cache_creation_input_tokens"]
-    denials = itertools.islice(_listed(result.get("permission_denials")), 20)
+    denials = map(_mapping, itertools.islice(_listed(result.get("permission_denials")), 20))
+    denied = (_tool_text(item.get("tool_name"), item.get("tool_input"))[:200] for item in denials)
     return Reply(
         usage=_usage(counts["input_tokens"] + cached + written, cached, counts["output_tokens"],
                      counts["thoughts"], written),
         cost_usd=_dollars(cost), num_turns=counts["turns"] or None,
-        model=_busiest(models, "outputTokens"), warnings=tuple(map(_denial, denials)), **rest)
+        model=_busiest(models, "outputTokens"),
+        warnings=tuple(map("permission denied: ".__add__, denied)), **rest)
 
 
 def _claude_parts(event: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
@@ -4303,12 +4299,6 @@ def _claude_doing(line: bytes) -> _Doing:
               "output_tokens")
     tokens = sum(_count(value_at(message, ("usage", count))) for count in counts)
     return _string(message.get("id")), action, tokens
-
-
-def _denial(item: Any) -> str:
-    """Return `permission denied: Bash: touch x`."""
-    item = _mapping(item)
-    return "permission denied: " + _tool_text(item.get("tool_name"), item.get("tool_input"))[:200]
 
 
 def _with_claude_wait(reply: Reply, retry: Dict[str, Any], limit: Dict[str, Any]) -> Reply:
@@ -5307,10 +5297,9 @@ class TaskPolicy(NamedTuple):
         layers = [("command line", dict(self.run)), ("batch", dict(batch)),
                   ("configuration", settings),
                   ("built-in", dict(built_in, max_parallel=file.get("parallel.max_workers")))]
-        with_fail_fast = [layer for _, layer in layers if layer.get("fail_fast") is not None]
-        for layer in with_fail_fast[:1]:  # true is another word for max_failures 1
-            if layer["fail_fast"]:
-                layer["max_failures"] = layer.get("max_failures") or 1
+        first = next((layer for _, layer in layers if layer.get("fail_fast") is not None), {})
+        if first.get("fail_fast"):  # true is another word for max_failures 1
+            first["max_failures"] = first.get("max_failures") or 1
         fields = {name: value for name, (value, _) in merge_layers(layers, RUN_FIELDS).items()}
         limits = {key[len("backends."):-len(".max_parallel")]: value
                   for key, value in file.values.items() if key.endswith(".max_parallel")}
@@ -5946,10 +5935,12 @@ class JobReader:
         self.size += self.size_of(item)
         return iter([item])
 
-    def _bad_task(self, error: UserError, position: int) -> _Item:
-        cells = len(self._policy.cells)
-        task = Task("", "", sample=Sample(position)) if cells > 1 else None
-        return _invalid(error)._replace(index=position * cells, task=task)
+    def _bad_task(self, error: UserError, position: int) -> Result:
+        """Return the Result of what is not a task."""
+        cells, now = len(self._policy.cells), time.time()
+        return Result(position * cells, "", "failed", 1, error=without_secrets(str(error)),
+                      error_kind="invalid", attempts=0, start_time=now, end_time=now,
+                      task=Task("", "", sample=Sample(position)) if cells > 1 else None)
 
     def _value(self, piece: InputPiece) -> Iterator[_Item]:
         """Return the tasks in a piece of the input as jobs.  Raise UserError.
@@ -6045,13 +6036,6 @@ class JobReader:
                     self._name, piece.line, name, quoted(value), reason))
 
 
-def _invalid(error: UserError) -> Result:
-    """Return the Result of input that is not a task."""
-    now = time.time()
-    return Result(-1, "", "failed", 1, error=without_secrets(str(error)), error_kind="invalid",
-                  attempts=0, start_time=now, end_time=now)
-
-
 # - items and templates -
 
 ITEM_PARTS = ("{}", "{/}", "{//}", "{.}", "{/.}", "{@}")
@@ -6078,11 +6062,8 @@ class Template(NamedTuple):
 
         `columns` are those of csv and tsv, in the file `source`.
         """
-        used: Dict[str, str] = {}  # placeholders, and a field that has each
-        for field, text in self.fields.items():
-            found: List[str] = []
-            fill(text, found.append, TEMPLATE_PLACEHOLDER)
-            used.update(dict.fromkeys(found, field))
+        used = {braces: field for field, text in self.fields.items()
+                for braces in re.findall(TEMPLATE_PLACEHOLDER, text)}
         names = ["{%s}" % column for column in columns]
         fields = [braces for braces in used
                   if re.fullmatch(_ITEM_FIELD, braces) and braces not in names]

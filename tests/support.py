@@ -63,6 +63,11 @@ def job(index, backend, prompt, **fields):
     return clinvk.Job(index, clinvk.Task(backend, prompt, **fields), **own)
 
 
+def bad_input(index, error):
+    """The Result of input that is no task."""
+    return clinvk.Result(index, "", "failed", 1, error=error, error_kind="invalid", attempts=0)
+
+
 def jobs_of(supply):
     """Yield what a supply hands out, each item waited for."""
     ready = threading.Event()

@@ -1920,7 +1920,7 @@ class Captures(CaptureCase):
                         tail = clinvk.Capture(file).tail()
                         os.close(file)
                         said = [clinvk.last_words(tail), clinvk._reason(tail), clinvk._failed(clinvk.Reply(), stderr).error, clinvk.quoted(stderr),
-                                clinvk.one_line(clinvk._denial({"tool_name": "Bash", "tool_input": {"command": stderr}}))]
+                                clinvk.one_line(clinvk._tool_text("Bash", {"command": stderr})[:200])]
                         for shown in said:
                             assert "s3cr" not in shown and "cdef" not in shown, (filling, len(text), shown[-300:])
             """

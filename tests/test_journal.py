@@ -92,7 +92,7 @@ class WriteTest(JournalCase):
         self.assertEqual(calls, ["write", "sync", "write"])
 
     def test_write_input_that_is_no_task_has_an_empty_key(self):
-        self.open().write(clinvk._invalid(clinvk.UserError("bad"))._replace(index=0))
+        self.open().write(support.bad_input(0, "bad"))
         self.assertEqual([(line["key"], line["label"], line["status"]) for line in self.lines()], [("", "bad", "failed")])
         self.assertEqual(self.run_jobs(job(0, "echo", "p")), [0])
 

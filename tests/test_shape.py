@@ -363,8 +363,8 @@ class ImportTest(unittest.TestCase):
 # it.  The aims are those of the defaults: 60 lines and 4 levels a function, 5 positional parameters,
 # 100 columns.
 MOST_LINES = {
-    "": 145, "Types": 294, "Text and JSON": 687, "Schema": 330, "Platform": 973,
-    "Configuration": 895, "Backends": 1796, "Input": 1533, "Plans": 203, "Processes": 449,
+    "": 145, "Types": 294, "Text and JSON": 692, "Schema": 332, "Platform": 973,
+    "Configuration": 895, "Backends": 1784, "Input": 1506, "Plans": 203, "Processes": 449,
     "Checks": 503, "Worker": 455, "Pool": 978, "Scheduler": 774, "Journal": 507,
     "Sinks": 871, "Summary": 203, "Report": 1402, "Sessions": 309, "Commands": 1362,
     "Command line": 493

@@ -611,7 +611,7 @@ class Directories(SinkCase):
     def test_directory_results_without_a_task_are_kept(self):
         directory = self.opened()
         directory.write(result(0, task=None))
-        bad = clinvk._invalid(clinvk.UserError("stdin:2: prompt: expected a string, got 3"))._replace(index=1)
+        bad = support.bad_input(1, "stdin:2: prompt: expected a string, got 3")
         directory.write(bad)
         with open(os.path.join(self.out, "002_task-2.json")) as file:
             value = json.load(file)

@@ -3,6 +3,7 @@ import json
 import random
 import unittest
 
+import support
 from support import clinvk
 from test_sinks import SinkCase
 
@@ -77,7 +78,7 @@ Total: 2 tasks, 1 completed, 1 failed (3.20s)
             self.assertEqual(self.row(result(0, **fields)), ["1    claude       OK         1.00s      " + label])
 
     def test_table_label_of_invalid_input_is_the_error(self):
-        lines = self.row(clinvk._invalid(clinvk.UserError("stdin:2: prompt: expected a string, got 3"))._replace(index=1))
+        lines = self.row(support.bad_input(1, "stdin:2: prompt: expected a string, got 3"))
         self.assertRegex(lines[0], r"^2 {17}FAILED     0\.00s {6}stdin:2: prompt: expected")
         self.assertEqual(lines[1], "     error: stdin:2: prompt: expected a string, got 3")
 
