@@ -11659,7 +11659,8 @@ class Records:
     `repeated` are the identities of those with several `ok` lines, `changed` of those with an `ok`
     line under another key than the last line, `shared` of those with lines in several files.
     `gaps` are the first and the last of indexes without a line, below the highest.  `unanswered`
-    are the tasks of a file of tasks (find_tasks) without a line.  `-` is stdin.  Raises UserError.
+    are index, sample (of several), id, name and label of the tasks of a file of tasks (find_tasks)
+    without a line.  `-` is stdin.  Raises UserError.
     """
 
     def __init__(self, paths: Sequence[str], warn: Callable[[str], None],
@@ -11677,7 +11678,7 @@ class Records:
         self._failed_before = bytearray()  # for each of these
         self._firsts = array("i")  # for each of these, the first place in _last with its index
         self._prompts: Optional[Spool] = None  # by that place
-        self.unanswered: Optional[List[bytes]] = None
+        self.unanswered: List[Dict[str, Any]] = []
         self._former = bytearray()  # for each of these: of a task that the file of tasks lacks
         self.repeated, self.changed, self.shared = array("q"), array("q"), array("q")
         self.gaps: List[Tuple[int, int]] = []
@@ -11830,24 +11831,22 @@ class Records:
         A task has the record with its key, else that with its id, else that with its index and its
         label: the options of the run, which are in the key, are not known.  A record answers one.
         """
-        first: Dict[int, int] = {}  # the first place with a name, by the hash of that
-        further: Dict[int, List[int]] = defaultdict(list)  # most names have one place and no list
+        places: Dict[int, List[int]] = defaultdict(list)  # with a name, by the hash of that
         taken = bytearray(len(self))
         for place, record in enumerate(self):
             for name in map(hash, _names_of(record.fields.get)):
-                if first.setdefault(name, place) != place:
-                    further[name].append(place)
+                places[name].append(place)
 
         def take(name: int) -> Optional[int]:
-            found = further.get(name, [])
-            while found or name in first:
-                place = found.pop() if found else first.pop(name)
+            found = places.get(name)
+            while found:
+                place = found.pop()
                 if not taken[place]:
                     taken[place] = True
                     return self._firsts[place]
             return None
 
-        prompts, self.unanswered = Spool(), []
+        self._prompts = Spool()
         for job in iter(supply.next_job, END):
             if isinstance(job, Job):
                 index, sample, samples = sample_of(job)[:3]
@@ -11857,12 +11856,11 @@ class Records:
                 own = dict(fields, key=job_key(job), sample=sample)
                 for found in map(take, map(hash, (*_names_of(own.get), (index, sample, None)))):
                     if found is not None:
-                        prompts.add(found, [to_bytes(job.task.prompt)])
+                        self._prompts.add(found, [to_bytes(job.task.prompt)])
                         break
                 else:
-                    self.unanswered.append(dumps({name: value for name, value in fields.items()
-                                                  if value != ""}))
-        self._prompts = prompts
+                    self.unanswered.append({name: value for name, value in fields.items()
+                                            if value != ""})
         self._leave_out_former(taken)
 
     def _leave_out_former(self, taken: bytearray) -> None:
@@ -11881,10 +11879,6 @@ class Records:
                 self._former[place] = not taken[place] and (
                     place != stays or key[0] != 0 and key in answered)
 
-    def unanswered_tasks(self) -> Iterator[Dict[str, Any]]:
-        """Yield index, sample (of several), id, name and label of each task without a record."""
-        return map(loads, self.unanswered or ())
-
     def problems(self) -> Iterator[str]:
         """Yield a warning for each kind of what is unusual; tasks are numbered as in the table."""
         if not self:
@@ -11892,10 +11886,10 @@ class Records:
         missing = (str(index + 1) for first, last in self.gaps for index in range(first, last + 1))
         unanswered = sum(last + 1 - first for first, last in self.gaps)
         samples = dict(self._missing)
-        if self.unanswered is not None:
-            missing = (unanswered_number(task) for task in self.unanswered_tasks())
+        if self._prompts is not None:
+            missing = (unanswered_number(task) for task in self.unanswered)
             unanswered = len(self.unanswered)
-            for task in self.unanswered_tasks():
+            for task in self.unanswered:
                 samples.pop(task["index"], None)
 
         def numbered(indexes: Iterable[int]) -> Iterator[str]:
@@ -12220,7 +12214,7 @@ class Statistics:
             more = ", ..." if len(self.flaky) > MAX_REASONS else ""
             yield "Flaky: %s, ok after a failure: %s%s\n" % (
                 counted(len(self.flaky), "task"), ", ".join(self._numbers[:MAX_REASONS]), more)
-        for count, task in enumerate(self.records.unanswered_tasks()):
+        for count, task in enumerate(self.records.unanswered):
             if count == MAX_REASONS:
                 yield "  ...\n"
                 break
@@ -12241,11 +12235,11 @@ class Statistics:
                 for field, groups in self.groups.items()},
             duplicates={"ok": list(map(index_of, records.repeated)),
                         "files": list(map(index_of, records.shared))},
-            gaps=records.gaps, flaky=self.flaky, unanswered=list(records.unanswered_tasks()))
+            gaps=records.gaps, flaky=self.flaky, unanswered=records.unanswered)
 
     def is_failure(self, fail_on: Union[str, float]) -> bool:
         """Return whether `any` task did not succeed, or a share of them, or one was `flaky`."""
-        counts, unanswered = self.totals.counts, len(self.records.unanswered or ())
+        counts, unanswered = self.totals.counts, len(self.records.unanswered)
         bad = counts["failed"] + counts["canceled"] + unanswered
         if isinstance(fail_on, float):
             return bad > 0 and bad >= share_of(fail_on, self.totals.total + unanswered)
@@ -12368,7 +12362,7 @@ def junit_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
     Tasks without a result are errors; canceled tasks are skipped.
     """
     records, totals = statistics.records, statistics.totals
-    unanswered = list(records.unanswered_tasks())
+    unanswered = records.unanswered
     counts = _xml_attributes(
         tests=totals.total + len(unanswered), failures=totals.counts["failed"],
         errors=len(unanswered), time="%.3f" % totals.duration_seconds)
@@ -12431,7 +12425,7 @@ def _markdown_rows(records: Records, with_output: bool) -> Iterator[str]:
     row = "| %s | %s | %s | %s | %s | %s | %s | %s |\n"
     for record in records.having(b"f"):
         yield row % _markdown_row(record, with_output)
-    for task in records.unanswered_tasks():
+    for task in records.unanswered:
         title = _markdown(unanswered_title(task, with_output))
         yield row % (unanswered_number(task), "NO RESULT", "", "", "", "", title, "")
     for record in itertools.chain(records.having(b"c"), records.having(b"os")):
@@ -12458,7 +12452,7 @@ def _markdown_details(records: Records) -> Iterator[str]:
 def markdown_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
     """Yield Markdown of at most MAX_MARKDOWN bytes: the totals, a table, prompts and answers."""
     records = statistics.records
-    unanswered = len(records.unanswered or ())
+    unanswered = len(records.unanswered)
     parts = [("\n| # | Status | Backend | Time | Tokens | Cost | Task | Error |\n"
               "| --: | :-- | :-- | --: | --: | --: | :-- | :-- |\n",
               _markdown_rows(records, with_output), len(records) + unanswered, "task")]
@@ -12540,12 +12534,7 @@ dl { display: grid; grid-template-columns: max-content 1fr max-content 1fr; gap:
 dd { margin: 0; } @media (max-width: 40rem) { dl { grid-template-columns: max-content 1fr; } }
 pre { background: var(--mark); margin: 0; padding: .5rem .7rem; white-space: pre-wrap;
   font: 12.5px/1.45 ui-monospace, monospace; }
-@media print { body { padding: 0; max-width: none; font-size: 10px; }
-  main .tools, dialog button, main:has(+ dialog[open]) { display: none; }
-  dialog, dialog .tools { position: static; } tr { break-inside: avoid; }
-  dialog { width: auto; max-height: none; border: 0; padding: 0; }
-  rect, pre { print-color-adjust: exact; } dialog::backdrop { background: none; }
-  :focus-visible { outline: 0; } }
+@media print { .tools, dialog { display: none; } rect { print-color-adjust: exact; } }
 """
 PAGE_SCRIPT = r"""
 "use strict";
@@ -12937,12 +12926,11 @@ def _page_row(record: Record, with_output: bool) -> List[Any]:
 
 
 def _script_rows(values: Iterable[Any]) -> Iterator[str]:
-    """Yield values as _for_script has them, in a JSON array."""
-    separator = "[\n"
+    """Yield values as _for_script has them, with commas between them."""
+    separator = "\n"
     for value in values:
         yield separator + _for_script(value)
         separator = ",\n"
-    yield "[]" if separator == "[\n" else "\n]"
 
 
 def page_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
@@ -12950,13 +12938,13 @@ def page_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
     records = statistics.records
     yield PAGE % (_csp_hash(PAGE_STYLE), _csp_hash(PAGE_SCRIPT), PAGE_STYLE)
     head = {"notes": [statistics.totals.line(), *records.problems()], "columns": PAGE_COLUMNS}
-    yield _for_script(head)[:-1] + ',"tasks":'
+    yield _for_script(head)[:-1] + ',"tasks":['
     yield from _script_rows(_page_row(record, with_output) for record in records)
-    yield ',"replaced":'
+    yield '],"replaced":['
     yield from _script_rows(
         [str(record.identity), round(record.fields.get("run", 0.0) * 1000),
          _page_tries(record.result)] for record in records.replaced())
-    yield "}" + PAGE_END % PAGE_SCRIPT
+    yield "]}" + PAGE_END % PAGE_SCRIPT
 
 
 # The files of a report, by option.
@@ -13338,9 +13326,11 @@ def settings_from(options: argparse.Namespace) -> Settings:
     rules = TaskPolicy(fields, environment, definitions, "allow_commands" in given, ceiling,
                        given.get("root", ""), run, configuration, wrap=given.get("wrap", ()),
                        repair_prompt=_repair_prompt(given.get("repair_prompt")))
-    given.update(rules=rules, dry_run=options.task_dry_run, status_file=_status_file(given),
+    given.update(rules=rules, dry_run=options.task_dry_run or given.get("form") == "tasks",
                  color=options.color or configuration.get("output.color"),
-                 start_method=start_method_of(environment))
+                 start_method=start_method_of(environment), status_file=_status_file(given))
+    if given["dry_run"]:
+        given.update(status_file="", log_dir="")
     return Settings(**{name: given[name] for name in Settings._fields if name in given})
 
 
@@ -13599,11 +13589,11 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
     form, control, totals = plan.form.sink, Control(), Totals(plan.policy.max_cost > 0)
     total, jobs, exit_status, status_file = plan.supply.total, plan.jobs, None, None
     overview = Overview(totals, control, plan.supply, min(jobs, total or jobs))
-    if settings.log_dir and not settings.dry_run:
+    if settings.log_dir:
         check_log_directory(settings.log_dir)
         with writing("logs"):
             make_directories(settings.log_dir)
-    if settings.status_file and not settings.dry_run:
+    if settings.status_file:
         run = plan.journal.run if plan.journal else utc(totals.start_time)
         status_file = StatusFile(settings.status_file, overview, run, console.warn)
     console.progress = progress_of(plan, settings, console, overview)
@@ -13651,7 +13641,7 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
     def started(job: Job) -> Optional[Job]:
         if journal:
             journal.started(job)
-        if settings.log_dir and not settings.dry_run:
+        if settings.log_dir:
             return with_own_log(job, settings.log_dir, settings.log_max)
         return None
 
@@ -13826,11 +13816,10 @@ def _batch_plan(options: argparse.Namespace, settings: Settings, console: Consol
     elif options.overwrite and not path:
         raise UserError("--overwrite: there are no files of answers; give --output-dir "
                         "or --write-to")
-    if not settings.dry_run:  # nothing is made where another place cannot be written
-        if results:
-            Journal.check(results, path)
-        if settings.log_dir:
-            check_log_directory(settings.log_dir)
+    if results and not settings.dry_run:
+        Journal.check(results, path)  # nothing is made where another place cannot be written
+    if settings.log_dir:
+        check_log_directory(settings.log_dir)
     if path and not settings.dry_run:
         directory = Directory(path, roots=roots, overwrite=options.overwrite or options.resume,
                               has_ids=stream.has_ids, warn=console.warn)
@@ -13871,7 +13860,7 @@ def _batch_settings(options: argparse.Namespace, template: Optional[Template],
         raise UserError("--write-to and %s exclude each other: a task would have several answers, "
                         "but one file; run each by itself, or make the files from --results"
                         % ("--repeat" if options.task_repeat else "--matrix"))
-    return settings._replace(rules=rules, dry_run=settings.dry_run or settings.form == "tasks")
+    return settings._replace(rules=rules)
 
 
 def _cells(options: argparse.Namespace) -> Tuple[Cell, ...]:

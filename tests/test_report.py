@@ -117,7 +117,7 @@ class Samples(ReportCase):
         records = self.records(lines(*given))
         records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy(), self.warnings.append))
         self.assertEqual([record.prompt for record in records], ["label 0 in full"] * 2 + ["p"] * 2)
-        self.assertEqual(list(records.unanswered_tasks()), [{"index": 1, "sample": 2, "label": "p"}])
+        self.assertEqual(list(records.unanswered), [{"index": 1, "sample": 2, "label": "p"}])
 
     def test_samples_of_the_file_of_tasks_without_a_line_are_named_in_each_form(self):
         results, path = self.path("results.jsonl"), self.file("tasks.jsonl", b'{"backend": "echo", "prompt": "p", "repeat": 3}\n')
@@ -552,7 +552,7 @@ class Tasks(ReportCase):
         records = self.records(lines(*results))
         path = self.file("tasks.jsonl", lines(*(json.dumps(one).encode() for one in given)))
         records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy(), self.warnings.append))
-        return ([task["index"] for task in records.unanswered_tasks()],
+        return ([task["index"] for task in records.unanswered],
                 {record.result.index: record.result.task.prompt for record in records})
 
     def key(self, **fields):
@@ -593,7 +593,7 @@ class Tasks(ReportCase):
         finally:
             sys.settrace(before)
         self.assertEqual([record.prompt for record in records], ["same"] * count)
-        self.assertEqual([task["index"] for task in records.unanswered_tasks()], [count])
+        self.assertEqual([task["index"] for task in records.unanswered], [count])
         return len(ran)
 
     def test_many_equal_tasks_take_no_more_time_each(self):
@@ -645,7 +645,7 @@ class Failing(ReportCase):
     def statuses(self, *given, unanswered=0):
         """Whether --fail-on fails with any, flaky, 50%, 51%, 1%."""
         statistics = clinvk.Statistics(self.records(lines(*given)))
-        statistics.records.unanswered = [b""] * unanswered
+        statistics.records.unanswered = [{}] * unanswered
         return [int(statistics.is_failure(clinvk.parse_fail_on(what))) for what in ("any", "flaky", "50%", "51%", "1%")]
 
     def test_failures_and_canceled_tasks_fail(self):
