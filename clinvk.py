@@ -294,6 +294,21 @@ def judges_changes(task: Task) -> bool:
     return task.require_change or bool(task.protect)
 
 
+class Changes(NamedTuple):
+    """What the attempts of a task have done so far to the git work tree that judges it.
+
+    `tree` is that work tree and the directory of its git.  `first` is a digest of its files before
+    the first attempt that changed one, "" where none has.  In the directories `new_rules` ("" or
+    with a `/` at the end) attempts have changed what is ignored; `hidden` are the files there that
+    count all the same.
+    """
+
+    tree: Tuple[str, str]
+    first: str = ""
+    new_rules: Tuple[str, ...] = ()
+    hidden: Tuple[str, ...] = ()
+
+
 class Job(NamedTuple):
     """A task and whatever else a worker needs to run it.
 
@@ -310,7 +325,8 @@ class Job(NamedTuple):
     placeholders of command_of.  What the program prints in this attempt is left in `log`.jsonl
     and `log`.err, which are cut to `log_max` bytes at the end.  `repair` is what the program is
     asked after a judgement that failed: in the conversation `resume` in place of the prompt, else
-    after it.  `repair_prompt` is the user's template for that.
+    after it.  `repair_prompt` is the user's template for that.  `changes` are those of the attempts
+    before this one.
     """
 
     index: int  # type: ignore[assignment]  # of tuple.index, which nobody needs here
@@ -330,6 +346,7 @@ class Job(NamedTuple):
     log_max: int = 0
     repair: str = ""
     repair_prompt: str = ""
+    changes: Optional[Changes] = None
 
 
 class RunPolicy(NamedTuple):
@@ -373,6 +390,7 @@ class Result(NamedTuple):
     session.  `limits` are those of the account, by name, as the backend states them.  `acted`: a
     tool of the backend ran, or may have run where that cannot be known.  `log` and `log_stderr` are
     the files of the log.  `check` has the fields of the check that failed, else of the last.
+    `changes` are None where the changes of the task do not matter, or were not judged or permitted.
     """
 
     index: int  # type: ignore[assignment]
@@ -405,6 +423,7 @@ class Result(NamedTuple):
     log: str = ""
     log_stderr: str = ""
     check: Optional[Dict[str, Any]] = None
+    changes: Optional[Changes] = None
 
     @property
     def output(self) -> str:
@@ -2277,13 +2296,9 @@ def _link_new(draft: str, path: str, directory: Optional[int]) -> bool:
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
 
-CHECKSUM_BYTES = 16
-
-
-def checksum(data: bytes, key: bytes = b"") -> bytes:
-    """Return a digest of `data`.  Without the key nobody can make it."""
+def checksum(data: bytes) -> bytes:
     import hashlib
-    return hashlib.blake2b(data, digest_size=CHECKSUM_BYTES, key=key).digest()
+    return hashlib.sha256(data).digest()
 
 
 def sync_directory(path: str) -> None:
@@ -6849,17 +6864,16 @@ class WorkerState:
     may start anything (with group 0), and with the process group as soon as there is one.
     `note_output(size, quiet, action, tokens)` writes how much the process has printed, for how many
     seconds nothing, what it did last, and how many tokens it used.  `adopts`: orphaned descendants
-    become children of this process, which has no other children.  `secret` is known to the
-    processes of the run, and to no task.
+    become children of this process, which has no other children.
     """
 
     def __init__(self, run_id: str, directory: str,
                  note: Callable[[int, int], None] = do_nothing, *,
                  note_output: Callable[[int, float, str, int], None] = do_nothing,
-                 grace: float = GRACE_SECONDS, adopts: bool = False, secret: bytes = b"") -> None:
+                 grace: float = GRACE_SECONDS, adopts: bool = False) -> None:
         from _thread import allocate_lock
         _secrets()  # imports, for which no file may be free when an error has to be redacted
-        self.run_id, self.directory, self.note, self.secret = run_id, directory, note, secret
+        self.run_id, self.directory, self.note = run_id, directory, note
         self.grace, self.adopts, self.note_output = grace, adopts, note_output
         self.canceled = False
         self.told_to_end = False  # by a SIGTERM, while a job ran
@@ -7289,12 +7303,8 @@ def with_checks(job: Job, result: Result, state: WorkerState, workdir: Optional[
     """
     try:
         if before and result.status != "canceled":
-            after = _tree_state(job, state, before.tree, before)
+            after = _tree_state(job, state, before.earlier, before)
             result = _with_changes(job, result, before, after)
-            if after and result.error_kind != "protected":  # the next attempt starts from here
-                # Where that cannot be kept, the next attempt is judged from before this one.
-                with contextlib.suppress(OSError):
-                    _keep_state(job, state, after._replace(permitted=True))
         if result.status != "ok" or not job.task.check:
             return result
         environment = _check_environment(job, result, state, workdir)
@@ -7410,174 +7420,106 @@ def _verdict_of(ended: Ended, task: Task) -> Tuple[str, str]:
 
 _GIT_SETTINGS = ("core.fsmonitor=", "core.hooksPath=/dev/null", "core.untrackedCache=false",
                  "core.excludesFile=/dev/null", "core.ignoreCase=false", "submodule.recurse=false")
-RACY_SECONDS = 1.0  # within which two changes of a file may have the same time
-
-
-class _Tree(NamedTuple):
-    """A git work tree and the directory of its git."""
-
-    top: str
-    git: str
 
 
 class _TreeState(NamedTuple):
-    """The contents of a git work tree before or after an attempt of a task.
+    """The git work tree of a task before or after an attempt; `earlier` are the attempts before.
 
-    `files` has the status and the digest of each tracked file, of each other that is not ignored,
-    and of those that an earlier state has; a digest is "" where there is no file.  `names` has the
-    names of all files that are not tracked, also of ignored ones, `rules` the digests of the files
-    with the ignore rules.
-
-    `first` and `first_names` are what the end of the task is compared with, to find whether its
-    program has changed anything in all attempts: the digests of `files`, and `names`, before the
-    first attempt.  The digest of a file that others, such as a check, have changed between two
-    attempts is in `first`, too, unless the program had changed the file before.  New names that
-    others made then are in `first_names`.
-
-    `new_rules`: the program has changed the rules in this attempt or an earlier one, so that new
-    `names` count where git does not list them.  `permitted`: this is the state after an attempt,
-    and nothing protected was changed; the next attempt need not answer for its changes.
+    `files` has the digest of each file that counts, "" where there is none: tracked files, others
+    that are not ignored, those of an earlier state, and new ones that are only ignored by `rules`
+    which an attempt has changed.  `listed` are the first two of these.  `names` are all files that
+    are not tracked, also ignored ones.
     """
 
-    tree: _Tree
-    time: float
-    files: Dict[str, Tuple[Any, str]]
+    earlier: Changes
+    files: Dict[str, str]
+    listed: Set[str]
     names: Set[str]
-    rules: Dict[str, str]
-    first: Dict[str, Tuple[str, ...]]
-    first_names: Set[str]
-    new_rules: bool = False
-    permitted: bool = False
+    rules: Dict[str, str]  # digests of the files with the rules for what is ignored
+    new_rules: Tuple[str, ...]  # as in Changes
 
+    @property
+    def digest(self) -> str:
+        """A digest of all files."""
+        import hashlib
+        files = sorted((path, digest) for path, digest in self.files.items() if digest)
+        return hashlib.sha256(repr(files).encode()).hexdigest()
 
-def tree_file(directory: str, index: int) -> str:
-    """Return the file in a run's directory with the git work tree before a job."""
-    return os.path.join(directory, "%d.tree" % index)
+    def changes(self, first: str) -> Changes:
+        """Return what the next attempt needs to know after this state."""
+        hidden = tuple(path for path in self.files if path not in self.listed)
+        return Changes(self.earlier.tree, first, self.new_rules, hidden)
 
 
 def tree_before(job: Job, state: WorkerState) -> Optional[_TreeState]:
-    """Return the git work tree before a job, if its changes matter.
-
-    It is kept until the job ends.  Where the worker was killed before the changes were judged as
-    permitted, the next attempt has to answer for them.  After a permitted attempt the next one
-    starts from what it finds, but the files that were listed before stay listed: the program
-    may have hidden them by new rules.  Raise OSError, or OutputError where it cannot be kept.
-    """
+    """Return the git work tree before an attempt, if its changes matter.  Raise OSError."""
     if not judges_changes(job.task):
         return None
-    kept = _kept_state(job, state) if job.attempt > 1 else None
-    if kept and not kept.permitted:
-        return kept
-    tree = kept.tree if kept else _tree_of(job.task.workdir)
-    before = _tree_state(job, state, tree, kept)
-    if before:
-        with writing("the state of the git work tree"):
-            _keep_state(job, state, before)
-    return before
+    return _tree_state(job, state, job.changes or Changes(_tree_of(job.task.workdir)))
 
 
-def _keep_state(job: Job, state: WorkerState, tree_state: _TreeState) -> None:
-    import pickle
-    data = pickle.dumps(tree_state, 4)
-    sum_of_data = checksum(data, _state_key(job, state))
-    write_whole(tree_file(state.directory, job.index), [sum_of_data, data])
-
-
-def _kept_state(job: Job, state: WorkerState) -> Optional[_TreeState]:
-    """Return what _keep_state has kept, None where nothing was.  Raise OSError."""
-    import pickle
-    path = tree_file(state.directory, job.index)
-    if not os.path.lexists(path):
-        return None
-    with open(path, "rb") as file:
-        sum_of_data, data = file.read(CHECKSUM_BYTES), file.read()
-    if checksum(data, _state_key(job, state)) != sum_of_data:  # a task may write to the file
-        raise OSError(0, "it was changed by another process", path)
-    kept: _TreeState = pickle.loads(data)
-    return kept
-
-
-def _state_key(job: Job, state: WorkerState) -> bytes:
-    return state.secret + b"%d" % job.index
-
-
-def _tree_of(workdir: str) -> _Tree:
-    """Return the git work tree that a directory is in.  Raise OSError."""
+def _tree_of(workdir: str) -> Tuple[str, str]:
+    """Return the git work tree around a directory, and the directory of its git.  Raise OSError."""
     top = work_tree(workdir)
     git = os.path.join(top, ".git")
     if os.path.isfile(git):  # of a linked work tree or a submodule
         with open(git, encoding="utf-8", errors="surrogateescape") as file:
             git = os.path.join(top, file.read(CHUNK).partition("gitdir: ")[2].rstrip("\n"))
-    return _Tree(top, os.path.realpath(git))
+    return top, os.path.realpath(git)
 
 
-def _tree_state(job: Job, state: WorkerState, tree: _Tree,
-                before: Optional[_TreeState]) -> Optional[_TreeState]:
+def _tree_state(job: Job, state: WorkerState, earlier: Changes,
+                before: Optional[_TreeState] = None) -> Optional[_TreeState]:
     """Return the state of a work tree, None in a canceled run.  Raise OSError."""
-    now = time.time()
-    listed = _listed_by_git(job, state, tree, "--cached", "--others", "--exclude-standard")
-    names = _listed_by_git(job, state, tree, "--others")
+    top, git = earlier.tree
+    listed = _listed_by_git(
+        job, state, earlier.tree, "--cached", "--others", "--exclude-standard")
+    names = _listed_by_git(job, state, earlier.tree, "--others")
     if listed is None or names is None:
         return None
-    listed |= _inner_files(tree.top, listed)
-    names |= _inner_files(tree.top, [path for path in names if path.endswith("/")])
-    real: Dict[str, bool] = {}  # directories: whether no part of the path is a link
-    old = before.files if before else {}
-    rules = {os.path.join(tree.top, path) for path in listed | names
-             if os.path.basename(path) == ".gitignore"}
-    rules.update(os.path.join(tree.git, *up, "info", "exclude") for up in ((), ("..", "..")))
-    files = {}
+    listed |= _inner_files(top, listed)
+    names |= _inner_files(top, [path for path in names if path.endswith("/")])
+    excludes = {os.path.normpath(os.path.join(git, *up, "info", "exclude"))
+                for up in ((), ("..", ".."))}  # the second: of a linked work tree
+    new_rules, paths = earlier.new_rules, listed.union(earlier.hidden)
     try:
         with time_limit(CHECK_SECONDS):  # a sparse file can have any size
-            digests = {path: _digest_of(path, _status_of(path)) for path in rules}
-            for path in listed.union(old):
-                place = os.path.join(tree.top, path)
-                directory = os.path.dirname(place)
-                if directory not in real:
-                    real[directory] = os.path.realpath(directory) == directory
-                status = _status_of(place) if real[directory] else None
-                known = old.get(path, ((), ""))
-                is_known = before and status == known[0] and (
-                    status is None or status[-1] < (before.time - RACY_SECONDS) * 1e9)
-                files[path] = status, known[1] if is_known else _digest_of(place, status)
+            rules = _digests(top, excludes.union(path for path in listed | names
+                                                 if os.path.basename(path) == ".gitignore"))
+            if before:
+                new_rules += tuple("" if path in excludes else path[:-len(".gitignore")]
+                                   for path in rules.keys() | before.rules.keys()
+                                   if rules.get(path) != before.rules.get(path))
+                paths |= before.files.keys() | {
+                    path for path in names - before.names if path.startswith(new_rules)}
+            files = _digests(top, paths)
     except TimeoutError as error:
-        raise OSError(0, "its files cannot be compared: %s" % error, tree.top) from None
-    # What a check changed after a permitted attempt is no change of the program.
-    new_rules = before is not None and (
-        before.new_rules or not before.permitted and before.rules != digests)
-    if before:
-        first, first_names = dict(before.first), set(before.first_names)
-    else:
-        first, first_names = {path: (digest,) for path, (_, digest) in files.items()}, names
-    if before and before.permitted:
-        for path, (_, digest) in files.items():
-            same = first.get(path, ("",))
-            if digest not in same and before.files.get(path, ((), ""))[1] in same:
-                first[path] = (*same, digest)
-        first_names |= names - before.names
-    return _TreeState(tree, now, files, names, digests, first, first_names, new_rules)
+        raise OSError(0, "its files cannot be compared: %s" % error, top) from None
+    return _TreeState(earlier, files, listed, names, rules, new_rules)
 
 
-def _listed_by_git(job: Job, state: WorkerState, tree: _Tree, *options: str) -> Optional[Set[str]]:
+def _listed_by_git(job: Job, state: WorkerState, tree: Tuple[str, str],
+                   *options: str) -> Optional[Set[str]]:
     """Return the paths that `git ls-files` lists, None in a canceled run.  Raise OSError."""
+    path, git = tree
     settings = [word for setting in _GIT_SETTINGS for word in ("-c", setting)]
-    argv = ("git", "--git-dir=" + tree.git, "--work-tree=" + tree.top, *settings, "ls-files", "-z",
+    argv = ("git", "--git-dir=" + git, "--work-tree=" + path, *settings, "ls-files", "-z",
             *options)
     with contextlib.ExitStack() as cleanup:
         files = _new_files(3, state, cleanup)
-        top = open_directory(tree.top)
+        top = open_directory(path)
         cleanup.callback(os.close, top.file)
         environment = {name: value for name, value in _environment(
             job, state, state.directory, top).items() if not name.startswith("GIT_")}
         environment.update(GIT_OPTIONAL_LOCKS="0", GIT_CONFIG_NOSYSTEM="1",
-                           GIT_CONFIG_GLOBAL=os.devnull, PWD=tree.top)
+                           GIT_CONFIG_GLOBAL=os.devnull, PWD=path)
         ended = execute(Execution(argv, environment, files, top, CHECK_SECONDS,
                                   action="check: git ls-files"), state, job.index)
         if ended is None or ended.verdict == "canceled":
             return None
         if ended.code or ended.verdict:
             reason = _reason(Capture(files[2]).tail()) or ended.verdict or "it failed"
-            raise OSError(0, "git cannot list its files: " + reason, tree.top)
+            raise OSError(0, "git cannot list its files: " + reason, path)
         return set(map(os.fsdecode, Capture(files[1]).read().split(b"\0"))) - {""}
 
 
@@ -7598,33 +7540,40 @@ def _inner_files(top: str, paths: Iterable[str]) -> Set[str]:
     return files
 
 
-def _status_of(path: str) -> Optional[Tuple[int, ...]]:
-    """Return what changes with each write to a file; None where there is none."""
-    try:
-        one = os.lstat(path)
-    except OSError:
-        return None
-    return one.st_mode, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns
+def _digests(top: str, paths: Iterable[str]) -> Dict[str, str]:
+    """Return the digests of files; "" where there is none, or a part of the path is a link."""
+    real: Dict[str, bool] = {}  # whether a directory is reached without a link
+    digests = {}
+    for path in paths:
+        place = os.path.join(top, path)
+        directory = os.path.dirname(place)
+        if directory not in real:
+            real[directory] = os.path.realpath(directory) == directory
+        digests[path] = _digest_of(place) if real[directory] else ""
+    return digests
 
 
-def _digest_of(path: str, status: Optional[Tuple[int, ...]]) -> str:
+def _digest_of(path: str) -> str:
     """Return the kind of a file, whether it can be executed, and a digest of its content."""
-    if status is None:
-        return ""
     import hashlib
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return ""
     digest = hashlib.sha256()
     try:
-        if stat.S_ISLNK(status[0]):
+        if stat.S_ISLNK(status.st_mode):
             digest.update(os.fsencode(os.readlink(path)))
-        elif stat.S_ISREG(status[0]):
+        elif stat.S_ISREG(status.st_mode):
             with opened(path, os.O_NOFOLLOW) as file:
                 for piece in file_chunks(file):
                     digest.update(piece)
     except TimeoutError:
         raise
     except OSError as error:  # of another user: its status has to do
-        digest.update(str((error.errno, status)).encode())
-    return "%o %s" % (stat.S_IFMT(status[0]) | status[0] & 0o100, digest.hexdigest())
+        digest.update(str((error.errno, status.st_size, status.st_mtime_ns,
+                           status.st_ctime_ns)).encode())
+    return "%o %s" % (stat.S_IFMT(status.st_mode) | status.st_mode & 0o100, digest.hexdigest())
 
 
 def _matches(path: str, pattern: str) -> bool:
@@ -7640,26 +7589,26 @@ def _shown_path(path: str) -> str:
 
 def _with_changes(job: Job, result: Result, before: _TreeState,
                   after: Optional[_TreeState]) -> Result:
-    """Return the result of a task by the changes in its work tree."""
+    """Return the result of a task by the changes in its work tree.
+
+    It has `changes` unless a protected path was changed.
+    """
     if after is None:
         return canceled(result) if result.status == "ok" else result
-    nothing = ((), "")
-    changed = {path for path in after.files
-               if before.files.get(path, nothing)[1] != after.files[path][1]}
-    if after.new_rules:  # they may hide new files
-        changed |= after.names - before.names
+    changed = [path for path, digest in after.files.items()
+               if digest != before.files.get(path, "")]
     hits = sorted(path for path in changed
                   if any(_matches(path, pattern) for pattern in job.task.protect))
     if hits:
         return result._replace(
             status="failed", exit_code=result.exit_code or 1, error_kind="protected",
             error="protected paths were changed: " + first_of(hits, _shown_path))
-    is_undone = not (after.new_rules and after.names - after.first_names) and all(
-        digest in after.first.get(path, ("",)) for path, (_, digest) in after.files.items())
-    if job.task.require_change and result.status == "ok" and is_undone:
+    first = before.earlier.first or (before.digest if changed else "")
+    result = result._replace(changes=after.changes(first))
+    if job.task.require_change and result.status == "ok" and first in ("", after.digest):
         return result._replace(
             status="failed", exit_code=1, error_kind="no_change",
-            error="nothing was changed in the git work tree " + _shown_path(after.tree.top))
+            error="nothing was changed in the git work tree " + _shown_path(before.earlier.tree[0]))
     return result
 
 
@@ -8437,7 +8386,6 @@ class _WorkerSettings(NamedTuple):
     guard_line: Any  # held open, not used
     parent: int
     grace: float
-    secret: bytes
     ledger: Any = None  # and its lock, of the pool of the worker
     lock: Any = None
 
@@ -8514,8 +8462,7 @@ def _take_slot(settings: _WorkerSettings) -> _Worker:
         slot = ledger.take()
     state = WorkerState(settings.run_id, settings.directory,
                         functools.partial(ledger.note, slot), grace=settings.grace,
-                        note_output=functools.partial(ledger.note_output, slot),
-                        secret=settings.secret)
+                        note_output=functools.partial(ledger.note_output, slot))
     worker = _workers[get_ident()] = _Worker(
         state, ledger, functools.partial(ledger.claim, slot), do_nothing)
     return worker
@@ -8784,7 +8731,7 @@ class Pool:
         self.jobs, self.method, self.grace = jobs, method or default_start_method(), grace
         self._notice = notice
         self.failure = ""  # why no more jobs can run
-        self.run_id, self._secret = new_run_id(), os.urandom(16)
+        self.run_id = new_run_id()
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()  # (pool, answer) or None
         self._in_flight: Dict[int, Tuple[Job, _WorkerPool, float]] = {}  # and since when
         # job index: until when its result may come, and why it may not
@@ -8843,7 +8790,7 @@ class Pool:
         self._renew()
         allow_descriptors(100 + 3 * self.jobs * (len(self._pools) + 1))  # 3 for each worker
         settings = _WorkerSettings(self.run_id, self.directory, self._reader, self._guard_line,
-                                   os.getpid(), self.grace, self._secret)
+                                   os.getpid(), self.grace)
         self._pools.append(_WorkerPool(self.jobs, self.method, settings))
 
     def _renew(self) -> None:
@@ -8898,12 +8845,11 @@ class Pool:
         self._events.put((pool, unfinished(job, "failed", text, "backend", exit_code=1)))
 
     def forget(self, job: Job, sessions: Iterable[str]) -> None:
-        """Remove what was kept for the attempts of a job: the state of its tree and its sessions.
+        """Remove the sessions that were kept for the attempts of a job.
 
         The sessions of several jobs are removed together, because the search for them takes long
         in the home of a user with many projects.
         """
-        remove_tree(tree_file(self.directory, job.index))
         if any(sessions):
             places = tuple(backend_of(job).sessions(job))
             self._kept.setdefault(places, set()).update(sessions)
@@ -9489,18 +9435,16 @@ class Gate:
 class _Entry(NamedTuple):
     """A job on its way to its final result.
 
-    `ready` is when it may start, by the clock.  `gate` and `directory` are what it waits for;
-    `above` are the directories that `directory` is in.
-    `tries` are the results of its attempts so far.  `used` is how many of them count against
-    `retries`; `waited` is the sum of its waits for limits.
+    `ready` is when it may start, by the clock.  It waits for its `gate`, and until it is alone in
+    its `directories`.  `tries` are the results of its attempts so far.  `used` is how many of them
+    count against `retries`; `waited` is the sum of its waits for limits.
     """
 
     ready: float
     index: int  # type: ignore[assignment]  # of tuple.index
     job: Job
     gate: Gate
-    directory: str  # in which it must be alone, "" for none
-    above: Tuple[str, ...] = ()
+    directories: FrozenSet[str]
     tries: Tuple[Result, ...] = ()
     used: int = 0
     waited: float = 0.0
@@ -9522,39 +9466,6 @@ class _Entry(NamedTuple):
         costs = [one.cost_usd for one in tries if one.cost_usd is not None]
         return result._replace(
             attempts=len(tries), usage=dict(usage) or None, cost_usd=sum(costs) if costs else None)
-
-
-class _Taken:
-    """The directories of some jobs, and whether another job must not run together with one of them.
-
-    It must not where their directories are equal, or where one of both is judged by its changes
-    and the directory of the other is below its own.
-    """
-
-    def __init__(self, entries: Iterable[_Entry]) -> None:
-        self._all: Set[str] = set()
-        self._judged: Set[str] = set()
-        self._above: Set[str] = set()  # the directories above all of them
-        for entry in entries:
-            self.add(entry)
-
-    def add(self, entry: _Entry) -> None:
-        self._all.add(entry.directory)
-        self._above.update(entry.above)
-        if judges_changes(entry.job.task):
-            self._judged.add(entry.directory)
-
-    def collides(self, entry: _Entry) -> bool:
-        return bool(entry.directory) and (
-            entry.directory in self._all or not self._judged.isdisjoint(entry.above)
-            or entry.directory in self._above and judges_changes(entry.job.task))
-
-
-def directories_above(path: str) -> Iterator[str]:
-    """Yield each directory that an absolute path is in."""
-    while path != os.path.dirname(path):
-        path = os.path.dirname(path)
-        yield path
 
 
 def try_fields(result: Result) -> Dict[str, Any]:
@@ -9605,9 +9516,9 @@ class Scheduler:
         self._gates: Dict[Tuple[str, Optional[Definition]], Gate] = {}
         self._running: Dict[int, _Entry] = {}  # what is in the pool
         self._waiting: List[_Entry] = []  # what waits for its time
-        # jobs that wait for room, by what they wait for: their gate and their directory
-        self._held: Dict[Tuple[Gate, str], List[_Entry]] = {}
-        self._directories: Dict[str, _Entry] = {}  # in which a job is alone now, and that job
+        # jobs that wait for room, by what they wait for: their gate and their directories
+        self._held: Dict[Tuple[Gate, FrozenSet[str]], List[_Entry]] = {}
+        self._directories: Dict[str, int] = {}  # in which a job is alone now, and its index
         self._bounds = Bounds(policy, costs or Costs(), jobs, notice)
         self._trees: Dict[str, str] = {}  # the git work trees, by workdir
         self._has_warned = False  # of jobs that write in one of them
@@ -9666,7 +9577,7 @@ class Scheduler:
         for entry in [entry for entry in self._waiting if entry.ready <= now]:
             self._waiting.remove(entry)
             self._hold(entry)
-        taken, wall = _Taken(self._directories.values()), self._wall()
+        taken, wall = set(self._directories), self._wall()
         heads = (entries[0] for entries in self._held.values())
         for entry in sorted(heads, key=self._precedence):
             gate = entry.gate
@@ -9676,9 +9587,9 @@ class Scheduler:
                 self._leave(self._unhold(entry))
                 return self._unbegun(entry)
             if gate.may_start(now, wall):
-                if self._owns_directory(entry) or not taken.collides(entry):
+                if self._owns_directories(entry) or taken.isdisjoint(entry.directories):
                     return self._unhold(entry)
-                taken.add(entry)  # so that no later job overtakes it
+                taken |= entry.directories  # so that no later job overtakes it
         while not (self._exhausted or self._bounds.awaits_canary) and self._may_read():
             item = self._read()
             if item == END:
@@ -9690,22 +9601,22 @@ class Scheduler:
             if earlier or entry.gate.given_up:
                 return earlier or self._unbegun(entry)
             if entry.gate.may_start(now, wall):
-                if not taken.collides(entry):
+                if taken.isdisjoint(entry.directories):
                     return entry
-                taken.add(entry)
+                taken |= entry.directories
             self._hold(entry)
         return NOT_READY
 
     def _precedence(self, entry: _Entry) -> Tuple[bool, bool, int]:
         """Return the place of a held job: first those that have their directories already.
 
-        The directories of two of these never collide.  Then come jobs that were tried before.
+        Then come jobs that were tried before.
         """
-        return not self._owns_directory(entry), not entry.tries, entry.index
+        return not self._owns_directories(entry), not entry.tries, entry.index
 
     def _unhold(self, entry: _Entry) -> _Entry:
         """Take a job that is the first of those that wait for the same."""
-        key = (entry.gate, entry.directory)
+        key = (entry.gate, entry.directories)
         del self._held[key][0]
         if not self._held[key]:
             del self._held[key]
@@ -9716,23 +9627,23 @@ class Scheduler:
         return waiting < (MAX_HELD if self._supply.reads_ahead else self._jobs - len(self._pool))
 
     def _entry(self, job: Job) -> _Entry:
-        """Return the entry of a job, with its gate and the directory in which it must be alone.
+        """Return the entry of a job, with its gate and the directories in which it must be alone.
 
-        The directory stays what it was when the job was read, whatever a task does with a link.
-        A job whose changes are judged must be alone in its git work tree and in all below it, with
-        `one_per_workdir` any job in its workdir.  One environment serves a whole run, so a name and
-        a command have one account.
+        Its git work tree is one where its changes are judged, its workdir with `one_per_workdir`.
+        They stay what they were when the job was read, whatever a task does with a link.  One
+        environment serves a whole run, so a name and a command have one account.
         """
         backend = job.task.backend
         gate = self._gates.get((backend, job.definition))
         if gate is None:
             most = min(self._policy.limits.get(backend, MAX_JOBS + 1), self._jobs + self._ahead)
             gate = self._gates[backend, job.definition] = Gate(most)
-        workdir = job.task.workdir
-        directory = self._tree(workdir) if judges_changes(job.task) else ""
-        if self._policy.one_per_workdir and not directory and not deleted_directory(workdir):
-            directory = os.path.realpath(workdir or ".")
-        return _Entry(0.0, job.index, job, gate, directory, tuple(directories_above(directory)))
+        workdir, directories = job.task.workdir, set()
+        if judges_changes(job.task):
+            directories.add(self._tree(workdir))
+        if self._policy.one_per_workdir and not deleted_directory(workdir):
+            directories.add(os.path.realpath(workdir or "."))
+        return _Entry(0.0, job.index, job, gate, frozenset(directories))
 
     def _tree(self, workdir: str) -> str:
         if workdir not in self._trees:
@@ -9740,12 +9651,12 @@ class Scheduler:
         return self._trees[workdir]
 
     def _leave(self, entry: _Entry) -> None:
-        if self._owns_directory(entry):
-            del self._directories[entry.directory]
+        if self._owns_directories(entry):
+            for directory in entry.directories:
+                del self._directories[directory]
 
-    def _owns_directory(self, entry: _Entry) -> bool:
-        owner = self._directories.get(entry.directory)
-        return owner is not None and owner.index == entry.index
+    def _owns_directories(self, entry: _Entry) -> bool:
+        return any(self._directories.get(one) == entry.index for one in entry.directories)
 
     def _read(self) -> _Next:
         """Return what comes next; END where the input cannot be kept: then nothing more starts."""
@@ -9758,21 +9669,22 @@ class Scheduler:
 
     def _hold(self, entry: _Entry) -> None:
         """Let a job wait for room; one that was tried before goes first."""
-        entries = self._held.setdefault((entry.gate, entry.directory), [])
+        entries = self._held.setdefault((entry.gate, entry.directories), [])
         place = len(entries)
-        if entry.tries:  # but after the one that has the directory
-            place = int(bool(entries) and self._owns_directory(entries[0]))
+        if entry.tries:  # but after the one that has the directories
+            place = int(bool(entries) and self._owns_directories(entries[0]))
         entries.insert(place, entry)
 
     def _start(self, entry: _Entry) -> None:
         job = entry.job
-        if entry.directory:
-            self._directories[entry.directory] = entry
+        self._directories.update(dict.fromkeys(entry.directories, entry.index))
         self._warn_of_writers(job)
         if entry.tries or self._policy.retries or self._policy.max_cost:
             retried = self._policy.retries > 0 and self._may_act_again(job)
             job = job._replace(attempt=len(entry.tries) + 1, retried=retried,
                                budget_usd=self._bounds.remainder(len(self._pool)))
+        if entry.tries:
+            job = job._replace(changes=entry.tries[-1].changes)
         job = job._replace(keep=True) if may_repair(job) else job
         entry.gate.started(job.index)
         self._bounds.started(job.index)
@@ -9812,7 +9724,7 @@ class Scheduler:
         sessions: Dict[str, None] = {}
         if not entry.job.keep and may_repair(entry.job):
             sessions = dict.fromkeys(one.session_id for one in (*entry.tries, result))
-        if sessions or judges_changes(entry.job.task):
+        if sessions:
             self._pool.forget(entry.job, sessions)
         return entry.final(result)
 
@@ -9852,6 +9764,9 @@ class Scheduler:
         if (result.status not in FAILED_STATUSES or kind not in policy.retry_on
                 or entry.used >= policy.retries and not is_limit):
             return result
+        if judges_changes(entry.job.task) and not result.changes:
+            return result._replace(warnings=(*result.warnings, "not tried again, because what it "
+                                             "has changed is not known or not permitted"))
         if result.acted and not self._may_act_again(entry.job):
             return result._replace(warnings=(*result.warnings, "not tried again, because it may "
                                              "have acted already; --retry-acted tries again"))
