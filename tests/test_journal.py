@@ -148,7 +148,7 @@ class ResumeTest(JournalCase):
         self.assertIsNone(journal.resume(again))  # one line answers one task
 
     def test_resume_needs_every_field_of_a_result_that_is_not_the_tasks(self):
-        of_this_run, not_in_json = {"task", "resumed"}, {"acted", "usage_is_cumulative"}
+        of_this_run, not_in_json = {"task", "resumed"}, {"acted", "changes", "usage_is_cumulative"}
         self.assertEqual(set(clinvk.Result._fields) - set(clinvk.LINE_FIELDS), {"answer"} | of_this_run | not_in_json)
         self.assertEqual(set(clinvk.LINE_FIELDS) - set(clinvk.Result._fields), {"key", "output", "duration_seconds", "samples", "cell", "task_id"})
 
