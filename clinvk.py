@@ -1155,7 +1155,6 @@ def encoded(result: Result, fields_of: _Fields = result_fields) -> Iterator[byte
 
 MAX_SCHEMA_BYTES = 100 << 10  # the schema can be an argument of a program
 MAX_FAULTS = 100  # that validate returns
-MAX_SCHEMA_STEPS = 10_000_000  # rules and values that one validation looks at
 MAX_FAULT_TEXT = 1000  # characters
 MAX_SHOWN_VALUES = 20  # of an enum, in a message
 
@@ -1269,25 +1268,6 @@ def _check_keywords(schema: Any, root: Any) -> None:
                 _target(rule, root)
 
 
-def _check_end(schema: Any, root: Any, is_done: Dict[int, bool]) -> None:
-    """Refuse a schema that is applied to the same value again and again.
-
-    `is_done` has the schemas that were visited, by id; False for those whose visit is under way.
-    """
-    if isinstance(schema, bool) or is_done.get(id(schema)):
-        return
-    if id(schema) in is_done:
-        raise ValueError("the schema refers to itself for the same value, without end")
-    is_done[id(schema)] = False
-    for keyword in ("allOf", "anyOf", "oneOf"):
-        for inner in schema.get(keyword, ()):
-            _check_end(inner, root, is_done)
-    _check_end(schema.get("not", True), root, is_done)
-    if "$ref" in schema:
-        _check_end(_target(schema["$ref"], root), root, is_done)
-    is_done[id(schema)] = True
-
-
 def schemas_in(schema: Any, path: _Path = ()) -> Iterator[Tuple[_Path, Any]]:
     """Yield a schema and all schemas in it, each with its path."""
     yield path, schema
@@ -1310,10 +1290,6 @@ def check_schema(schema: Any) -> None:
         for path, inner in schemas_in(schema):
             with path_context(*path):
                 _check_keywords(inner, schema)
-        is_done: Dict[int, bool] = {}
-        for path, inner in schemas_in(schema):
-            with path_context(*path):
-                _check_end(inner, schema, is_done)
     except RecursionError:
         raise InvalidValue("the schema is nested too deep") from None
 
@@ -1323,17 +1299,10 @@ class _Validation:
 
     def __init__(self, root: Any) -> None:
         self._root = root
-        self._steps = 0
         self._enums: Dict[int, FrozenSet[Any]] = {}  # the keys of the values in an enum, by its id
-
-    def _count(self, steps: int = 1) -> None:
-        self._steps += steps
-        if self._steps > MAX_SCHEMA_STEPS:
-            raise RecursionError("too many steps")
 
     def _key(self, value: Any) -> Any:
         """Return a key which is that of another value only where JSON has them as equal."""
-        self._count()
         if isinstance(value, dict):
             return dict, frozenset((name, self._key(item)) for name, item in value.items())
         if isinstance(value, list):
@@ -1347,7 +1316,6 @@ class _Validation:
 
     def faults(self, value: Any, schema: Any, path: _Path) -> Iterator[_Fault]:
         """Yield what is wrong with the value at that path."""
-        self._count()
         if isinstance(schema, bool):
             if not schema:
                 yield path, "no value", value
@@ -1401,7 +1369,6 @@ class _Validation:
 
     def _of_object(self, value: Dict[str, Any], schema: Any, path: _Path) -> Iterator[_Fault]:
         known = schema.get("properties", {})
-        self._count(len(known) + len(schema.get("required", ())))
         for name in schema.get("required", ()):
             if name not in value:
                 yield path, "a property %s" % quoted(name), value
@@ -1417,38 +1384,33 @@ class _Validation:
                 yield path, "no property" + names, name
 
     def _of_branches(self, value: Any, schema: Any, path: _Path) -> Iterator[_Fault]:
-        def is_valid(branch: Any) -> bool:
-            return next(self.faults(value, branch, path), None) is None
+        def first(branch: Any) -> Optional[_Fault]:
+            return next(self.faults(value, branch, path), None)
 
         for branch in schema.get("allOf", ()):
             yield from self.faults(value, branch, path)
-        if "not" in schema and is_valid(schema["not"]):
+        if "not" in schema and not first(schema["not"]):
             yield path, "a value that does not match %s" % quoted(schema["not"]), value
-        if "anyOf" in schema and not any(map(is_valid, schema["anyOf"])):
-            yield from self._nearest(value, schema["anyOf"], path)
-        if "oneOf" in schema:
-            valid = [str(number) for number, branch in enumerate(schema["oneOf"], 1)
-                     if is_valid(branch)]
-            if len(valid) > 1:
-                yield path, "a match of one alternative, not of %s" % " and ".join(valid), value
+        for keyword in ("anyOf", "oneOf"):
+            faults = list(map(first, schema.get(keyword, ())))
+            valid = [str(number) for number, fault in enumerate(faults, 1) if not fault]
             if not valid:
-                yield from self._nearest(value, schema["oneOf"], path)
+                yield from _of_alternatives(list(filter(None, faults)), value, path)
+            elif keyword == "oneOf" and len(valid) > 1:
+                yield path, "a match of one alternative, not of %s" % " and ".join(valid), value
 
-    def _nearest(self, value: Any, branches: List[Any], path: _Path) -> Iterator[_Fault]:
-        """Yield what is wrong by the alternative that comes nearest, of those that do not match.
 
-        That is the one whose first fault is deepest and which has the fewest faults.  Where no
-        alternative comes further than the value itself, one fault has them all.
-        """
-        faults = [list(itertools.islice(self.faults(value, branch, path), MAX_FAULTS))
-                  for branch in branches]
-        if all(len(found) == 1 and found[0][0] == path for found in faults):
-            yield path, " or ".join(dict.fromkeys(found[0][1] for found in faults)), value
-            return
-        nearest_one = max(faults, key=lambda found: (len(found[0][0]), -len(found)))
-        number = faults.index(nearest_one) + 1
-        for where, what, inner in nearest_one:
-            yield where, "%s (alternative %d of %d)" % (what, number, len(branches)), inner
+def _of_alternatives(faults: List[_Fault], value: Any, path: _Path) -> Iterator[_Fault]:
+    """Yield the first fault by each alternative, of which none matches.
+
+    Where all of them are about the value itself, one fault has them all; else those alternatives
+    are left out, because another comes further.
+    """
+    inner = [(number, fault) for number, fault in enumerate(faults, 1) if fault[0] != path]
+    if faults and not inner:
+        yield path, " or ".join(dict.fromkeys(what for _, what, _ in faults)), value
+    for number, (where, what, item) in inner:
+        yield where, "%s (alternative %d of %d)" % (what, number, len(faults)), item
 
 
 def _is_multiple(value: Union[int, float], step: Union[int, float]) -> bool:
@@ -1476,7 +1438,7 @@ def validate(value: Any, schema: Any) -> List[str]:
             text = without_secrets(str(expected(what, item, path)))
             errors.append(text if len(text) <= MAX_FAULT_TEXT else text[:MAX_FAULT_TEXT] + "...")
     except RecursionError:
-        errors.append("data: the value and the schema are nested too deep or too large to check")
+        errors.append("data: the value and the schema are nested too deep to check")
     return errors
 
 

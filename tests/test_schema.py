@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import unittest
-from unittest import mock
 
 from support import ROOT, clinvk, only_in_full_runs
 
@@ -53,8 +52,6 @@ REFUSED = [
     ({"$ref": "#/$defs/a/items"}, '["$ref"]: expected "#/$defs/NAME"'),
     ({"$ref": "#/$defs/a"}, '["$ref"]: the schema has no definition "#/$defs/a"'),
     ({"$defs": {"a": {}}, "$ref": "#/definitions/a"}, '["$ref"]: the schema has no definition'),
-    ({"$defs": {"a": {"$ref": "#/$defs/a"}}}, '["$defs"].a: the schema refers to itself for the same value, without end'),
-    ({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}]}, "b": {"not": {"$ref": "#/$defs/a"}}}}, '["$defs"].a: the schema refers to itself'),
     ({"description": "x" * 102400}, "the schema has 100 KB; at most 100 KB are allowed"),
 ]
 
@@ -114,6 +111,8 @@ JUDGED = [
     ({"anyOf": [{"type": "string"}, {"type": "null"}]}, None, 1, ["data: expected a string or null, got 1"]),
     ({"anyOf": [{"type": "null"}, ITEM]}, {"label": "bug"}, {"label": 1},
      ['data.label: expected one of "bug", "feature" (alternative 2 of 2), got 1']),
+    ({"oneOf": [{"type": "null"}, {"items": {"type": "number", "minimum": 1}}, {"items": {"const": "a"}}]}, ["a", "a"], [0, 1],
+     ["data[0]: expected at least 1 (alternative 2 of 3), got 0", 'data[0]: expected "a" (alternative 3 of 3), got 0']),
     ({"oneOf": [{"minimum": 1}, {"minimum": 2}, {"maximum": 9}]}, 0, 2, ["data: expected a match of one alternative, not of 1 and 2 and 3, got 2"]),
     ({"oneOf": [{"type": "string"}, {"const": 1}]}, 1, None, ["data: expected a string or 1, got null"]),
     ({"$ref": "#/definitions/a~1b~0%20c", "definitions": {"a/b~ c": {"type": "null"}}, "type": "null"}, None, 1,
@@ -140,12 +139,11 @@ class RefusedSchemas(unittest.TestCase):
                     clinvk.validate({}, schema)
 
     def test_a_schema_nested_too_deep_is_refused(self):
-        deep, chain = {}, {"a%d" % number: {"$ref": "#/$defs/a%d" % (number + 1)} for number in range(2000)}
+        deep = {}
         for _ in range(300):
             deep = {"not": deep}
-        for schema in (deep, {"$defs": dict(chain, a2000={}), "$ref": "#/$defs/a0"}):
-            with self.assertRaisesRegex(ValueError, "^the schema is nested too deep$"):
-                clinvk.check_schema(schema)
+        with self.assertRaisesRegex(ValueError, "^the schema is nested too deep$"):
+            clinvk.check_schema(deep)
 
     @only_in_full_runs
     def test_errors_show_no_secrets(self):
@@ -196,13 +194,12 @@ class Values(unittest.TestCase):
         self.assertEqual(clinvk.validate("x", {"enum": list(range(20))})[0], "data: expected one of %s, got \"x\"" % ", ".join(map(str, range(20))))
         self.assertEqual(clinvk.validate("x", {"enum": list(range(9999))})[0], "data: expected one of %s, ..., got \"x\"" % ", ".join(map(str, range(20))))
 
-    def test_the_work_is_bounded(self):
-        exponential = {"a%d" % number: {"allOf": [{"$ref": "#/$defs/a%d" % (number + 1)}] * 2} for number in range(60)}
-        too_large = ["data: the value and the schema are nested too deep or too large to check"]
-        with mock.patch.object(clinvk, "MAX_SCHEMA_STEPS", 10000):
-            self.assertEqual(clinvk.validate(1, {"$ref": "#/$defs/a0", "$defs": dict(exponential, a60={})}), too_large)
-            self.assertEqual(clinvk.validate(list(range(10001)), {"uniqueItems": True}), too_large)
-        self.assertEqual(clinvk.validate(nested(300), {"type": "object"}), too_large)
+    def test_a_check_that_does_not_end_is_an_error(self):
+        too_deep = ["data: the value and the schema are nested too deep to check"]
+        for schema in ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+                       {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/b"}]}, "b": {"not": {"$ref": "#/$defs/a"}}}}):
+            self.assertEqual(clinvk.validate({}, schema), too_deep)
+        self.assertEqual(clinvk.validate(nested(300), {"type": "object"}), too_deep)
 
     def test_a_value_of_the_greatest_depth_is_checked(self):
         schema = {"$ref": "#/$defs/a", "$defs": {"a": {"type": ["object", "integer"], "additionalProperties": {"$ref": "#/$defs/a"}}}}

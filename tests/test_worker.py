@@ -94,9 +94,11 @@ class Behaviours(support.WorkerCase):
                          "^data.a: expected null, got 1; .*; data.e: expected null, got 1 and 2 more$")
 
     def test_check_of_an_answer_that_would_take_years_ends(self):
-        schema = {"type": "object", "properties": {"a": {"pattern": "^(a+)+$"}}}
+        pattern = {"type": "object", "properties": {"a": {"pattern": "^(a+)+$"}}}
+        twice = {"a%d" % number: {"allOf": [{"$ref": "#/$defs/a%d" % (number + 1)}] * 2} for number in range(60)}
         before = signal.getsignal(signal.SIGALRM)
-        for answer in ('{"a": "%s!"}' % ("a" * 60), "````a\n" * 8000):
+        for answer, schema in (('{"a": "%s!"}' % ("a" * 60), pattern), ("````a\n" * 8000, pattern),
+                               ("{}", {"type": "object", "$ref": "#/$defs/a0", "$defs": dict(twice, a60={})})):
             with mock.patch.object(clinvk, "SCHEMA_SECONDS", 0.3):
                 result = self.run_it("rest\n" + answer, schema=schema, schema_retries=0)
             self.check(result, error="the answer cannot be checked by the schema: it took longer than 0.3s", error_kind="schema", data=None)
