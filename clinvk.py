@@ -12357,10 +12357,11 @@ def markdown_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
 
 MAX_PAGE_TEXT = 100000  # characters of a prompt or an answer
 LOG_TAIL = 4096  # bytes
-# What the page has of each task.  Times are in milliseconds.
-PAGE_COLUMNS = ("identity", "index", "name", "id", "tags", "backend", "model", "status",
-                "attempts", "start", "ms", "tokens", "cost", "run", "tries", "kind", "error",
-                "warnings", "answer", "prompt", "logs")
+# What the page has of each task.  Times are in milliseconds.  `runs` are the starts of its runs,
+# and `tries` has a list for each run.
+PAGE_COLUMNS = ("index", "name", "id", "tags", "backend", "model", "status", "attempts", "start",
+                "ms", "tokens", "cost", "runs", "tries", "kind", "error", "warnings", "answer",
+                "prompt", "logs")
 PAGE_STYLE = r"""
 :root { color-scheme: light dark; --back: #fff; --text: #1b1f24; --dim: #5f6873; --edge: #d5d9de;
   --mark: #f2f4f7; --link: #0a58b0; --ok: #2f9e67; --failed: #b0301e; --timeout: #c48426;
@@ -12462,7 +12463,7 @@ function draw(box, height, nodes) {
 }
 
 const attempts = [], waits = [], lanes = [];  // of a lane: the end of the last attempt in it
-const runs = new Set(tasks.map(task => task.run));
+const runs = new Set(tasks.flatMap(task => task.runs));
 function addTries(task, tries) {
   tries.forEach(([start, ms, status, kind], place) => {
     attempts.push({ task, start, end: start + ms, status,
@@ -12471,14 +12472,9 @@ function addTries(task, tries) {
       waits.push({ task, start: start + ms, end: tries[place + 1][0], kind });
   });
 }
-for (const task of tasks) addTries(task, task.tries);
-const ofIdentity = new Map(tasks.map(task => [task.identity, task]));
-for (const [identity, run, tries] of data.replaced) {  // of lines that do not count
-  const task = ofIdentity.get(identity), known = new Set(task.tries.map(([start]) => start));
-  if (tries.some(([start]) => known.has(start))) continue;  // the line is in two files
-  addTries(task, tries);
-  task.tries = [...tries, ...task.tries];
-  runs.add(run);
+for (const task of tasks) {
+  task.tries.forEach(tries => addTries(task, tries));
+  task.tries = task.tries.flat();
 }
 attempts.sort((one, other) => one.start - other.start);
 for (const one of attempts) {
@@ -12486,7 +12482,6 @@ for (const one of attempts) {
   one.lane = free < 0 ? lanes.length : free;
   lanes[one.lane] = one.end;
 }
-runs.delete(0);
 const STEPS = [.1, .2, .5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400,
                21600, 43200, 86400].map(seconds => seconds * 1000);
 
@@ -12778,49 +12773,51 @@ def _log_tail(path: str) -> str:
     return visible(tail if tail == text and not start else tail.partition("\n")[2] or tail)
 
 
-def _page_tries(result: Result) -> List[List[Any]]:
-    """Return start, duration, status, error kind and error of each attempt that is known."""
-    return [[round(one.start * 1000), round((one.end - one.start) * 1000),
-             *(visible(text)[:MAX_NOTE] for text in one[2:])] for one in attempts_of(result)]
+def _page_run(record: Record) -> Tuple[int, List[List[Any]]]:
+    """Return the start of the run of a line, or 0, and the attempts in it that are known.
+
+    Of each: start, duration, status, error kind and error.
+    """
+    return round(record.fields.get("run", 0.0) * 1000), [
+        [round(one.start * 1000), round((one.end - one.start) * 1000),
+         *(visible(text)[:MAX_NOTE] for text in one[2:])] for one in attempts_of(record.result)]
 
 
-def _page_row(record: Record, with_output: bool) -> List[Any]:
+def _page_row(record: Record, earlier: Iterable[Tuple[int, List[List[Any]]]],
+              with_output: bool) -> List[Any]:
     """Return the values of a task for PAGE_COLUMNS."""
     result, task = record.result, record.result.task or Task("", "")
-    start, length, run = (round(seconds * 1000) for seconds in (
-        result.start_time, result.duration_seconds, record.fields.get("run", 0.0)))
+    all_runs = [*earlier, _page_run(record)]
+    tries = {tries[0][0]: tries for _, tries in all_runs if tries}  # once where two files have them
+    start, length = round(result.start_time * 1000), round(result.duration_seconds * 1000)
     started = result.attempts > 0
     logs = [path for path in (result.log, result.log_stderr) if path and with_output]
     return [
-        str(record.identity), result.index, task_title(record, with_output), visible(task.id),
+        result.index, task_title(record, with_output), visible(task.id),
         list(map(visible, task.tags)), visible(result.backend), visible(result.model),
         result.status, result.attempts, start if started else None, length if started else None,
-        (result.usage or {}).get("total_tokens"), result.cost_usd, run, _page_tries(result),
+        (result.usage or {}).get("total_tokens"), result.cost_usd,
+        [*filter(None, {run for run, _ in all_runs})], [*tries.values()],
         visible(result.error_kind), visible(result.error)[:MAX_NOTE],
         [visible(warning)[:MAX_NOTE] for warning in result.warnings],
         *(_page_text(texts_of((text,))) if with_output else "" for text in (
             result.answer, record.prompt)), [[visible(path), _log_tail(path)] for path in logs]]
 
 
-def _script_rows(values: Iterable[Any]) -> Iterator[str]:
-    """Yield values as _for_script has them, with commas between them."""
-    separator = "\n"
-    for value in values:
-        yield separator + _for_script(value)
-        separator = ",\n"
-
-
 def page_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
     """Yield an HTML page that needs no other file: no script, style or font of elsewhere."""
     records = statistics.records
+    earlier: Dict[int, List[Tuple[int, List[List[Any]]]]] = defaultdict(list)
+    for record in records.replaced():
+        earlier[record.identity].append(_page_run(record))
     yield PAGE % (_csp_hash(PAGE_STYLE), _csp_hash(PAGE_SCRIPT), PAGE_STYLE)
     head = {"notes": [statistics.totals.line(), *records.problems()], "columns": PAGE_COLUMNS}
     yield _for_script(head)[:-1] + ',"tasks":['
-    yield from _script_rows(_page_row(record, with_output) for record in records)
-    yield '],"replaced":['
-    yield from _script_rows(
-        [str(record.identity), round(record.fields.get("run", 0.0) * 1000),
-         _page_tries(record.result)] for record in records.replaced())
+    separator = "\n"
+    for record in records:
+        row = _page_row(record, earlier.pop(record.identity, ()), with_output)
+        yield separator + _for_script(row)
+        separator = ",\n"
     yield "]}" + PAGE_END % PAGE_SCRIPT
 
 

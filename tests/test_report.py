@@ -979,11 +979,11 @@ class Page(ReportCase):
 
     HOSTILE = ("</script><script>x</script>", "<!--<script>", "-->", "<img src=x onerror=y>", "a\0\x1b]0;t\x07\u202e &amp; \u2028\u2029", "\udc80\ud800")
 
-    def page(self, content, *options, **further):
+    def page(self, content, *options, warnings=0, **further):
         """The page of a results file, in bytes."""
         path = self.path("page.html")
         run = self.clinvk("report", "--html", path, *options, self.file("results.jsonl", content), **further)
-        self.assertEqual((run.returncode, run.stderr), (0, b""))
+        self.assertEqual((run.returncode, run.stderr.count(b"clinvk: warning: "), run.stderr.count(b"\n")), (0, warnings, warnings), run.stderr)
         with open(path, "rb") as file:
             return file.read()
 
@@ -1004,7 +1004,7 @@ class Page(ReportCase):
             shown = clinvk.visible(text)
             self.assertEqual([task[name] for name in ("id", "tags", "error", "answer", "model", "warnings", "backend")],
                              [shown, [shown], shown, shown, shown, [shown], shown])
-            self.assertEqual([one[4] for one in task["tries"]], [shown, ""])
+            self.assertEqual([one[4] for tries in task["tries"] for one in tries], [shown, ""])
         self.assertEqual(len(found), len(self.HOSTILE))
 
     def test_only_the_script_and_the_style_of_the_page_are_allowed(self):
@@ -1081,8 +1081,8 @@ class Page(ReportCase):
         tries = [attempt(0, 1, error_kind="rate_limit"), attempt(4.25, 2.5, status="ok")]
         first, second = self.tasks_in(self.page(lines(line(0, start=4.25, seconds=2.5, attempts=2, tries=tries), line(1, "canceled", attempts=0))))
         start = int(START * 1000)
-        self.assertEqual([first[name] for name in ("start", "ms", "run", "attempts")], [start + 4250, 2500, start, 2])
-        self.assertEqual(first["tries"], [[start, 1000, "failed", "rate_limit", ""], [start + 4250, 2500, "ok", "", ""]])
+        self.assertEqual([first[name] for name in ("start", "ms", "runs", "attempts")], [start + 4250, 2500, [start], 2])
+        self.assertEqual(first["tries"], [[[start, 1000, "failed", "rate_limit", ""], [start + 4250, 2500, "ok", "", ""]]])
         self.assertEqual([second[name] for name in ("start", "ms", "tries")], [None, None, []])
 
     def test_attempts_in_lines_that_do_not_count_are_in_the_page(self):
@@ -1090,10 +1090,21 @@ class Page(ReportCase):
         page = self.page(lines(line(1, "failed", start=4, attempts=2, tries=tries), line(0, "canceled", attempts=0),
                                line(1, start=60, run=clinvk.utc(START + 59)), line(0, start=61)))
         start = int(START * 1000)
-        self.assertEqual([task["tries"][0][0] for task in self.tasks_in(page)], [start + 61000, start + 60000])
-        replaced = json.loads(re.findall(rb'"replaced":(.*)}</script>', page, re.S)[0])
-        first, second = (task["identity"] for task in self.tasks_in(page))
-        self.assertEqual(replaced, [[second, start, [[start, 1000, "failed", "rate_limit", ""], [start + 4000, 1000, "failed", "", ""]]], [first, start, []]])
+        never, again = ((task["runs"], task["tries"]) for task in self.tasks_in(page))
+        self.assertEqual(never, ([start], [[[start + 61000, 1000, "ok", "", ""]]]))
+        self.assertEqual((sorted(again[0]), again[1]), ([start, start + 59000], [
+            [[start, 1000, "failed", "rate_limit", ""], [start + 4000, 1000, "failed", "", ""]], [[start + 60000, 1000, "ok", "", ""]]]))
+
+    def test_attempts_that_two_files_have_are_in_the_page_once(self):
+        given = lines(line(0, "failed"), line(0, start=60))
+        page = self.page(given, self.file("copy.jsonl", lines(line(0, "failed"))), self.file("copy-2.jsonl", given), warnings=2)
+        self.assertEqual([[tries[0][2] for tries in task["tries"]] for task in self.tasks_in(page)], [["failed", "ok"]])
+
+    def test_attempts_of_a_task_that_is_nowhere_any_more_are_left_out(self):
+        first = clinvk.job_key(clinvk.Job(0, clinvk.Task("echo", "first")))
+        tasks_file = self.file("tasks.json", json.dumps([{"backend": "echo", "prompt": "new"}, {"backend": "echo", "prompt": "first"}]))
+        page = self.page(lines(line(0, "failed", key=first), line(1, key=first)), "--tasks", tasks_file, warnings=1)
+        self.assertEqual([(task["index"], len(task["tries"])) for task in self.tasks_in(page)], [(1, 1)])
 
     @only_in_full_runs
     def test_ten_thousand_tasks_take_less_than_5_mb(self):
