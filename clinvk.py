@@ -5114,52 +5114,49 @@ BATCH_FIELDS: Dict[str, Callable[[Any], Any]] = {
                                   hint=FIELD_HINTS.get)}
 
 
-class Ceiling(NamedTuple):
-    """The highest modes that a task may ask for; an empty string is no limit."""
-
-    sandbox: str = ""
-    approval: str = ""
+# The modes that a ceiling can name, each below those that allow more.
+_RANKS = {"sandbox_mode": ("read-only", "workspace", "full"),
+          "approval_mode": ("always", "auto", "none")}
 
 
-_SANDBOX_RANKS, _APPROVAL_RANKS = ("read-only", "workspace", "full"), ("always", "auto", "none")
+def parse_ceiling(text: str) -> Dict[str, str]:
+    """Return the highest modes that a task may ask for, by field.  Raise ValueError.
 
-
-def parse_ceiling(text: str) -> Ceiling:
-    """Return the ceiling of a text such as `sandbox=workspace,approval=auto`.  Raise ValueError."""
-    ranks = {"sandbox": _SANDBOX_RANKS, "approval": _APPROVAL_RANKS}
+    The text is such as `sandbox=workspace,approval=auto`.
+    """
     modes: Dict[str, str] = {}
     for part in text.split(","):
         name, _, mode = (word.strip() for word in part.partition("="))
-        if name in modes or mode not in ranks.get(name, ()):
+        if name + "_mode" in modes or mode not in _RANKS.get(name + "_mode", ()):
             raise expected("sandbox=MODE (%s), approval=MODE (%s) or both with a comma between"
-                           % (", ".join(_SANDBOX_RANKS), ", ".join(_APPROVAL_RANKS)), text)
-        modes[name] = mode
-    return Ceiling(**modes)
+                           % tuple(map(", ".join, _RANKS.values())), text)
+        modes[name + "_mode"] = mode
+    return modes
 
 
-def _under_ceiling(task: Task, ceiling: Ceiling, is_text: bool) -> Task:
+def _under_ceiling(task: Task, ceiling: Dict[str, str], is_text: bool) -> Task:
     """Return the task with modes that the ceiling allows.  Raise InvalidValue if it asks for more.
 
     The settings of a backend decide what `default` means, so `default` becomes a restricted mode.
     With `is_text` its program has no tools, so the modes have no effect.
     """
-    if not any(ceiling):
+    if not ceiling:
         return task
     if task.extra:
         raise InvalidValue("the ceiling lets no task add options of its own", ("extra",))
     if is_text:
         return task
-    for field, ranks, highest in (("sandbox_mode", _SANDBOX_RANKS, ceiling.sandbox),
-                                  ("approval_mode", _APPROVAL_RANKS, ceiling.approval)):
-        mode = getattr(task, field)
+    for field, ranks in _RANKS.items():
+        mode, highest = getattr(task, field), ceiling.get(field)
         if highest and mode != "default" and ranks.index(mode) > ranks.index(highest):
             raise InvalidValue("%s is above the ceiling, which is %s"
                                % (quoted(mode), quoted(highest)), (field,))
-    if ceiling.sandbox and task.sandbox_mode == "default":
+    if "sandbox_mode" in ceiling and task.sandbox_mode == "default":
         task = task._replace(sandbox_mode="read-only")
+    approval = ceiling.get("approval_mode")
     is_contained = task.sandbox_mode == "read-only" or (  # in the workspace codex never asks
-        task.sandbox_mode == "workspace" and ceiling.approval != "always")
-    if ceiling.approval in ("always", "auto") and not is_contained:
+        task.sandbox_mode == "workspace" and approval != "always")
+    if approval in ("always", "auto") and not is_contained:
         task = task._replace(approval_mode=task.approval_mode.replace("default", "always"))
     return task
 
@@ -5256,7 +5253,7 @@ class TaskPolicy(NamedTuple):
     environment: Dict[str, str] = {}
     definitions: Dict[str, Definition] = {}
     allow_commands: bool = False
-    ceiling: Ceiling = Ceiling()
+    ceiling: Dict[str, str] = {}
     root: str = ""
     run: Dict[str, Any] = {}
     configuration: Configuration = Configuration()
@@ -5354,7 +5351,7 @@ def _permitted(task: Task, policy: TaskPolicy) -> Job:
     if policy.root and not is_inside(task.workdir or ".", policy.root):
         where = quoted(task.workdir) if task.workdir else "the current directory"
         raise InvalidValue("%s is outside of %s" % (where, quoted(policy.root)), ("workdir",))
-    is_literal = any(policy.ceiling) or bool(policy.root) or task.literal or task.answer_only
+    is_literal = bool(policy.ceiling or policy.root) or task.literal or task.answer_only
     job = job._replace(task=task, literal=is_literal,
                        root=os.path.realpath(policy.root) if policy.root else "")
     backend = backend_of(job)
@@ -13178,7 +13175,7 @@ def settings_from(options: argparse.Namespace) -> Settings:
               for name, value in given.items() if name.startswith("task_")}
     environment = dict(os.environ)
     configuration, definitions = _configured(options, environment)
-    ceiling = given.get("ceiling", Ceiling())
+    ceiling = given.get("ceiling", {})
     if "ceiling" not in given and environment.get("CLINVK_CEILING"):
         try:
             ceiling = parse_ceiling(environment["CLINVK_CEILING"])

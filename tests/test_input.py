@@ -1274,11 +1274,15 @@ class Definitions(TaskCase):
 SANDBOXES, APPROVALS = ("read-only", "workspace", "full"), ("always", "auto", "none")  # the lowest first
 
 
+def ceiling_of(sandbox="", approval=""):
+    return {field: mode for field, mode in (("sandbox_mode", sandbox), ("approval_mode", approval)) if mode}
+
+
 class Ceilings(TaskCase):
     def test_ceiling_text_with_one_mode_or_both_is_parsed(self):
         for text, ceiling in (("sandbox=workspace,approval=auto", ("workspace", "auto")), ("approval=none , sandbox = full", ("full", "none")),
                               ("sandbox=read-only", ("read-only", "")), (" approval=always ", ("", "always"))):
-            self.assertEqual(clinvk.parse_ceiling(text), ceiling)
+            self.assertEqual(clinvk.parse_ceiling(text), ceiling_of(*ceiling))
 
     def test_ceiling_text_that_is_not_valid_is_refused(self):
         for text in ("", " ", ",", "sandbox", "sandbox=", "=full", "sandbox=default", "approval=default", "sandbox=auto", "approval=full",
@@ -1293,7 +1297,7 @@ class Ceilings(TaskCase):
     def test_ceiling_refuses_modes_above_it(self):
         for field, ranks, part in (("sandbox_mode", SANDBOXES, "sandbox"), ("approval_mode", APPROVALS, "approval")):
             for most, mode in itertools.product(ranks, ranks):
-                ceiling = clinvk.Ceiling(**{part: most})
+                ceiling = ceiling_of(**{part: most})
                 for data, place, rules in (({"prompt": "p", "backend": "echo", field: mode}, field + ": ", {}),
                                            ({"prompt": "p", "backend": "echo"}, field + ": ", {"overrides": {field: mode}}),
                                            ({"tasks": [{"prompt": "p", "backend": "echo"}], "defaults": {field: mode}}, "tasks[0]: %s: " % field,
@@ -1307,7 +1311,7 @@ class Ceilings(TaskCase):
 
     def test_ceiling_restricts_default_modes(self):
         for sandbox, approval in itertools.product(("",) + SANDBOXES, ("",) + APPROVALS):
-            ceiling = clinvk.Ceiling(sandbox, approval)
+            ceiling = ceiling_of(sandbox, approval)
             for said, modes in ((None, ("default", "read-only")), ("default", ("default", "read-only"))):
                 task = self.one({"backend": "echo", "sandbox_mode": said, "approval_mode": said}, ceiling=ceiling)
                 self.assertEqual(task.sandbox_mode, modes[bool(sandbox)], ceiling)
@@ -1319,7 +1323,7 @@ class Ceilings(TaskCase):
                     ceiling)
 
     def test_ceiling_refuses_extra_but_no_other_field(self):
-        for ceiling in (clinvk.Ceiling("full"), clinvk.Ceiling("", "none"), clinvk.Ceiling("full", "none")):
+        for ceiling in (ceiling_of("full"), ceiling_of("", "none"), ceiling_of("full", "none")):
             for data, place, rules in (({"prompt": "p", "extra": ["x"]}, "extra: ", {}), ([{"prompt": "p", "extra": ["-x"]}], "[0].extra: ", {}),
                                        ({"tasks": [{"prompt": "p"}], "defaults": {"extra": ["x"]}}, "tasks[0]: extra: ", {})):
                 self.assertEqual(self.refused(data, ceiling=ceiling, **rules),
@@ -1331,7 +1335,7 @@ class Ceilings(TaskCase):
     def test_ceiling_lets_answers_through(self):
         """They have no tools, whatever their modes say; a command of one's own has to promise it."""
         definitions = {"held": clinvk.Definition(("x",), answer_only=("--no-tools",)), "loose": clinvk.Definition(("x",))}
-        for ceiling in (clinvk.Ceiling("read-only"), clinvk.Ceiling("read-only", "always"), clinvk.Ceiling("", "always")):
+        for ceiling in (ceiling_of("read-only"), ceiling_of("read-only", "always"), ceiling_of("", "always")):
             for backend in ("claude", "codex", "gemini", "echo", "held"):
                 data = {"prompt": "p", "backend": backend, "answer_only": True}
                 for more in ({}, {"approval_mode": "none"}, {"sandbox_mode": "read-only"}):
@@ -1361,10 +1365,10 @@ class Ceilings(TaskCase):
     def test_prompt_is_literal_under_a_ceiling_or_a_root(self):
         data = [{"prompt": "p", "backend": "gemini", "workdir": self.directory}] * 2
         for rules, literal in (
-                ({}, False), ({"ceiling": clinvk.Ceiling()}, False),
-                ({"root": self.directory}, True), ({"ceiling": clinvk.Ceiling("full")}, True),
+                ({}, False), ({"ceiling": ceiling_of()}, False),
+                ({"root": self.directory}, True), ({"ceiling": ceiling_of("full")}, True),
                 ({"overrides": {"literal": True}}, True), ({"overrides": {"answer_only": True}}, True),
-                ({"ceiling": clinvk.Ceiling("", "none")}, True)):
+                ({"ceiling": ceiling_of("", "none")}, True)):
             found = [job.literal for job in self.jobs(data, **rules)]
             self.assertEqual(found, [literal] * 2, rules)
 
@@ -1373,20 +1377,20 @@ class Ceilings(TaskCase):
         data = {"prompt": "/" + "x" * ((8 << 20) - 1), "backend": "gemini"}
         self.assertEqual(self.one(data).prompt, data["prompt"])
         self.assertIn("the prompt has 8,388,609 bytes",
-                      self.refused(data, ceiling=clinvk.Ceiling("full")))
+                      self.refused(data, ceiling=ceiling_of("full")))
 
     @unittest.mock.patch.object(clinvk, "SMALL_FILE_BYTES", 1 << 16)
     def test_ceiling_is_applied_when_a_large_file_is_read_again(self):
         line = b'{"prompt":"p","backend":"echo","sandbox_mode":"%s","meta":{"x":"%s"}}\n'
         data = line % (b"read-only", b"x" * 1000) * 100 + line % (b"full", b"")
         self.assertGreater(len(data), clinvk.SMALL_FILE_BYTES)
-        self.assertEqual(self.refused(data, ceiling=clinvk.Ceiling("workspace")),
+        self.assertEqual(self.refused(data, ceiling=ceiling_of("workspace")),
             'tasks.json:101: sandbox_mode: "full" is above the ceiling, which is "workspace"')
-        stream = self.stream(data.replace(b'"full"', b'"default"'), ceiling=clinvk.Ceiling("workspace"))
+        stream = self.stream(data.replace(b'"full"', b'"default"'), ceiling=ceiling_of("workspace"))
         self.assertEqual(stream.total, 101)
         self.assertEqual([job.task.sandbox_mode for job in support.jobs_of(stream)], ["read-only"] * 101)
         # the file changes behind its back
-        stream = self.stream(data.replace(b'"full"', b'"workspace"'), ceiling=clinvk.Ceiling("workspace"))
+        stream = self.stream(data.replace(b'"full"', b'"workspace"'), ceiling=ceiling_of("workspace"))
         self.file("input", data.replace(b'"full"', b'"workspace"').replace(b'"workspace"', b'"full"     '))
         self.assertRegex(list(support.jobs_of(stream))[-1].error, "^tasks.json: the file changed during the run")
 
