@@ -1158,10 +1158,11 @@ MAX_FAULTS = 100  # that validate returns
 MAX_FAULT_TEXT = 1000  # characters
 MAX_SHOWN_VALUES = 20  # of an enum, in a message
 
-_TYPES = {"object": "an object", "array": "an array", "string": "a string", "number": "a number",
-          "integer": "a whole number", "boolean": "true or false", "null": "null"}
-_CLASSES = {"object": (dict,), "array": (list,), "string": (str,), "number": (int, float),
-            "integer": (int,), "boolean": (bool,), "null": (type(None),)}
+# The name of each type in a message, and its classes.
+_TYPES: Dict[str, Tuple[str, Any]] = {
+    "object": ("an object", dict), "array": ("an array", list), "string": ("a string", str),
+    "number": ("a number", (int, float)), "integer": ("a whole number", int),
+    "boolean": ("true or false", bool), "null": ("null", type(None))}
 # Of a number, of the length of a string and of that of an array.
 _BOUNDS = {"minimum": (operator.ge, "at least", ""), "maximum": (operator.le, "at most", ""),
            "exclusiveMinimum": (operator.gt, "more than", ""),
@@ -1180,7 +1181,7 @@ _ANNOTATIONS = ("title", "description", "default", "examples", "deprecated", "re
 def _has_type(value: Any, name: str) -> bool:
     if name == "integer" and isinstance(value, float):
         return value.is_integer()
-    return isinstance(value, _CLASSES[name]) and (name == "boolean" or not isinstance(value, bool))
+    return isinstance(value, _TYPES[name][1]) and (name == "boolean" or not isinstance(value, bool))
 
 
 def _shown(values: Any) -> str:
@@ -1325,7 +1326,7 @@ class _Validation:
         names = schema.get("type", [])
         names = names if isinstance(names, list) else [names]
         if names and not any(_has_type(value, name) for name in names):
-            yield path, " or ".join(_TYPES[name] for name in names), value
+            yield path, " or ".join(_TYPES[name][0] for name in names), value
         if "enum" in schema and not self._is_one_of(value, schema["enum"]):
             yield path, "one of " + _shown(schema["enum"]), value
         if "const" in schema and self._key(value) != self._key(schema["const"]):
@@ -2683,16 +2684,12 @@ def _value_path(value: Any) -> _Path:
 
 def _expected_value(value: Any) -> Tuple[_Path, str]:
     """Return a path and the JSON of the value that is expected there."""
-    def plain(item: Any) -> str:
-        if not isinstance(item, (str, int, float)):
-            raise expected("a text, a number, true or false", item)
-        return dumps(item).decode("utf-8")
-
     what = 'an object such as {"path": ".status", "value": "SUCCESS"}'
-    fields = _checked(value, {"path": _value_path, "value": plain}, what)
+    fields = _checked(value, {"path": _value_path, "value": _rule(
+        "a text, a number, true or false", lambda item: isinstance(item, (str, int, float)))}, what)
     if len(fields) < 2:
         raise expected(what, value)
-    return fields["path"], fields["value"]
+    return fields["path"], dumps(fields["value"]).decode("utf-8")
 
 
 def _kinds_by_text(value: Any) -> Tuple[Tuple[str, str], ...]:
@@ -4133,7 +4130,8 @@ def _read_claude(stdout: Capture, stderr: str, exit_code: int) -> Reply:
         kind = event.get("type")
         session = _string(event.get("session_id")) or session
         if kind == "assistant":  # each event of a message repeats its usage
-            acted = acted or _claude_acts(event)
+            acted = acted or any(part.get("type") == "tool_use" and (
+                part.get("name") != "StructuredOutput") for part in _claude_parts(event))
             message = _mapping(event.get("message"))
             usages[_string(message.get("id"))] = message.get("usage")
         if kind == "result":
@@ -4231,12 +4229,6 @@ def _claude_parts(event: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
 
 def _claude_text(event: Dict[str, Any]) -> str:
     return "".join(_string(part.get("text")) for part in _claude_parts(event))
-
-
-def _claude_acts(event: Dict[str, Any]) -> bool:
-    """Return whether a message uses a tool other than that for an answer by a schema."""
-    return any(part.get("type") == "tool_use" and part.get("name") != "StructuredOutput"
-               for part in _claude_parts(event))
 
 
 def _claude_limits(limit: Dict[str, Any]) -> Optional[Dict[str, Dict[str, Any]]]:
@@ -4373,9 +4365,8 @@ def _codex_answers(job: Job) -> Command:
 def _codex_schema_problem(schema: Any) -> str:
     """Return a warning if the strict mode of the API refuses the schema, else ""."""
     for path, inner in schemas_in(schema):
-        closes = inner is False and path[-1:] == ("additionalProperties",)
-        problem = "" if closes else _not_strict(inner)
-        if problem:
+        problem = _not_strict(inner)
+        if problem and not (inner is False and path[-1:] == ("additionalProperties",)):
             return ("codex takes no schema in which %s %s; it is asked for the schema in the prompt"
                     % (path_text(path) or "the top", problem))
     return ""
