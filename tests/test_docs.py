@@ -24,7 +24,7 @@ HELP = {"-h", "--help"}
 ACTIONS = clinvk.actions_of("sessions")
 FILES = {"--file", "--config", "--results", "--csv", "--tasks", "--junit", "--markdown", "--html", "--status-file", "--items", "--tsv", "--prompt-file", "--schema", "--repair-prompt"}
 DIRECTORIES = {"--workdir", "--output-dir", "--root", "--log-dir"}
-CEILINGS = tuple("sandbox=" + mode for mode in clinvk._SANDBOX_RANKS) + tuple("approval=" + mode for mode in clinvk._APPROVAL_RANKS)
+CEILINGS = tuple("%s=%s" % (field.replace("_mode", ""), mode) for field, modes in clinvk._RANKS.items() for mode in modes)
 
 
 def text_of(*names):
