@@ -11481,7 +11481,7 @@ class Record(NamedTuple):
     """A line of a results file.
 
     Of the task only what the line has is known, and its prompt where a file of tasks was given.
-    `identity` is its task_identity.  `failed_before`: an earlier line of it is that of a failure.
+    `identity` is its task_identity.  `is_flaky`: it is ok after a failure.
     Long strings in `fields` are names of text in `capture`.  Large answers and such strings are in
     the file, and can be read while the Records exist.
     """
@@ -11490,12 +11490,8 @@ class Record(NamedTuple):
     fields: Dict[str, Any]
     capture: Capture
     identity: int = 0
-    failed_before: bool = False
+    is_flaky: bool = False
     prompt: str = ""  # where it is known
-
-    @property
-    def is_flaky(self) -> bool:
-        return self.result.status == "ok" and (self.failed_before or self.result.attempts > 1)
 
 
 def record_of(capture: Capture) -> Record:
@@ -11682,8 +11678,10 @@ class Records:
                             % visible(self._names[self._places[line]])) from None
 
     def _record(self, place: int, line: int) -> Record:
-        record = self._record_in(line)._replace(failed_before=bool(self._failed_before[place]))
+        record = self._record_in(line)
         result, first = record.result, self._firsts[place]
+        record = record._replace(is_flaky=result.status == "ok" and (
+            self._failed_before[place] > 0 or result.attempts > 1))
         if self._prompts is None or first not in self._prompts or not result.task:
             return record
         prompt = to_text(b"".join(self._prompts[first]))
@@ -12196,11 +12194,9 @@ def csv_lines(records: Iterable[Record], columns: Sequence[Tuple[str, _Path]],
 
 def task_title(record: Record, with_output: bool) -> str:
     """Return the name or the id of a task; its label, which can be of the prompt, `with_output`."""
-    task = record.result.task
-    title = one_line(task.name or task.id) if task else ""
-    if title or not with_output:
-        task = Task("", title, sample=task and task.sample)
-    return job_label(task).rstrip()
+    task = record.result.task or Task("", "")
+    return job_label(task._replace(name=one_line(task.name or task.id),
+                                   prompt=task.prompt * with_output)).rstrip()
 
 
 def unanswered_title(task: Dict[str, Any], with_output: bool) -> str:
@@ -12216,9 +12212,9 @@ def _xml(text: str) -> str:
 
 
 def _xml_attributes(**values: Any) -> str:
-    quoted_texts = ((name, _xml(str(value)).replace('"', "&quot;").replace("\n", "&#10;"))
-                    for name, value in values.items())
-    return "".join(' %s="%s"' % pair for pair in quoted_texts)
+    return "".join(' %s="%s"' % (
+        name, _xml(str(value)).replace('"', "&quot;").replace("\n", "&#10;"))
+        for name, value in values.items())
 
 
 def junit_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
@@ -12641,42 +12637,40 @@ function open(task) {
   close.focus();
 }
 
-function start() {
-  const statuses = [...new Set(tasks.map(task => task.status))];
-  if (attempts.length) document.title += " of " + moment(attempts[0].start);
-  $("notes").textContent = data.notes.join("; ");
-  if (attempts.length) $("timeline-title").textContent = "Timeline: "
-    + [moment(attempts[0].start) + " to " + moment(Math.max(...lanes)),
-       counted(attempts.length, "attempt"), "at most " + lanes.length + " at once",
-       counted(runs.size, "run")].join(", ");
-  const kinds = [...new Set(attempts.map(one => one.status)), ...(waits.length ? ["wait"] : [])];
-  $("key").append(...kinds.map(kind => make("span", {}, swatch(kind),
-    kind === "wait" ? "waiting for another try" : kind)));
-  $("bars").append(...BARS.map(([name]) => make("figure", {},
-    make("figcaption", { id: name + "-title" }),
-    make("div", { id: name, "data-title": name + "-title" }))));
-  $("heads").append(...COLUMNS.map(([name, title]) => make("th", { scope: "col",
-    "data-name": name, class: NUMBERS.includes(name) ? "number" : "" }, button(title, () => {
-      falling = name === order && !falling;
-      order = name;
-      choose();
-    }))));
-  $("status").append(...["", "not ok", ...statuses].map(value =>
-    make("option", { value }, value || "all")));
-  $("filter").addEventListener("input", choose);
-  $("status").addEventListener("change", choose);
-  $("back").addEventListener("click", () => { page--; drawTable(); });
-  $("on").addEventListener("click", () => { page++; drawTable(); });
-  document.addEventListener("click", event => {
-    if (event.target.dataset.task) open(tasks[event.target.dataset.task]);
-  });
-  addEventListener("resize", drawAll);
-  addEventListener("beforeprint", () => { page = 0; size = Infinity; drawTable(); });
-  addEventListener("afterprint", () => { size = PAGE; drawTable(); });
-  choose();
-  drawAll();
-}
-start();
+// - the beginning -
+const statuses = [...new Set(tasks.map(task => task.status))];
+if (attempts.length) document.title += " of " + moment(attempts[0].start);
+$("notes").textContent = data.notes.join("; ");
+if (attempts.length) $("timeline-title").textContent = "Timeline: "
+  + [moment(attempts[0].start) + " to " + moment(Math.max(...lanes)),
+     counted(attempts.length, "attempt"), "at most " + lanes.length + " at once",
+     counted(runs.size, "run")].join(", ");
+const kinds = [...new Set(attempts.map(one => one.status)), ...(waits.length ? ["wait"] : [])];
+$("key").append(...kinds.map(kind => make("span", {}, swatch(kind),
+  kind === "wait" ? "waiting for another try" : kind)));
+$("bars").append(...BARS.map(([name]) => make("figure", {},
+  make("figcaption", { id: name + "-title" }),
+  make("div", { id: name, "data-title": name + "-title" }))));
+$("heads").append(...COLUMNS.map(([name, title]) => make("th", { scope: "col",
+  "data-name": name, class: NUMBERS.includes(name) ? "number" : "" }, button(title, () => {
+    falling = name === order && !falling;
+    order = name;
+    choose();
+  }))));
+$("status").append(...["", "not ok", ...statuses].map(value =>
+  make("option", { value }, value || "all")));
+$("filter").addEventListener("input", choose);
+$("status").addEventListener("change", choose);
+$("back").addEventListener("click", () => { page--; drawTable(); });
+$("on").addEventListener("click", () => { page++; drawTable(); });
+document.addEventListener("click", event => {
+  if (event.target.dataset.task) open(tasks[event.target.dataset.task]);
+});
+addEventListener("resize", drawAll);
+addEventListener("beforeprint", () => { page = 0; size = Infinity; drawTable(); });
+addEventListener("afterprint", () => { size = PAGE; drawTable(); });
+choose();
+drawAll();
 """
 PAGE = """\
 <!DOCTYPE html>
@@ -13005,17 +12999,13 @@ class SessionStore:
 
     def delete(self, *ids: str) -> None:
         """Delete sessions, damaged ones too; none where one does not exist or is in use."""
-        taken: List[str] = []
-        try:
+        with contextlib.ExitStack() as locks:
             for id in ids:
                 self._existing(id)
                 self._take(id)
-                taken.append(id)
+                locks.callback(self._release, id)
             for id in ids:
                 os.unlink(self._path(id))
-        finally:
-            for id in taken:
-                self._release(id)
 
     def clean(self, older_than_seconds: float, dry_run: bool = False) -> List[str]:
         """Delete unused sessions of that age, and drafts of killed writers.  Return the ids."""
@@ -13110,13 +13100,13 @@ class SessionStore:
 
     def _names(self) -> List[str]:
         """Return the names in the directory that start with an id: sessions and drafts."""
+        names: List[str] = []
         try:
             names = os.listdir(self._directory)
         except FileNotFoundError:
-            names = []
+            pass
         except OSError as error:
             self._warn("cannot read the sessions: " + reason_of(error))
-            names = []
         return [name for name in names if _is_session_id(name.partition(".")[0])]
 
     def _ids(self) -> List[str]:
@@ -13285,8 +13275,7 @@ class Fanout:
             # Not for each result: the call hands the interpreter lock to another thread.
             self._next_look = now + LOOK_SECONDS
             if reader_is_gone(1):
-                self._fail(self._first,
-                           OutputError(READER_LEFT, broken_pipe=True))
+                self._fail(self._first, OutputError(READER_LEFT, broken_pipe=True))
 
     def _fail(self, sink: Any, error: OutputError) -> None:
         self.error = self.error or error
@@ -13782,18 +13771,15 @@ def _file(options: argparse.Namespace) -> str:
 
 def step_fields(result: Result) -> Dict[str, Any]:
     """Return the JSON fields of the result of a step."""
-    fields: Dict[str, Any] = {"step": result.index + 1}
-    if result.task and result.task.name:
-        fields["name"] = result.task.name
-    return dict(fields, **result_fields(result))
+    name = {"name": result.task.name} if result.task and result.task.name else {}
+    return {"step": result.index + 1, **name, **result_fields(result)}
 
 
 def chain_fields(totals: Totals, failed_step: int) -> Dict[str, Any]:
     """Return the fields of the JSON object of a chain, except `results`."""
-    fields = {"total_steps": totals.total, "completed_steps": totals.counts["completed"]}
-    if failed_step:
-        fields["failed_step"] = failed_step
-    return dict(fields, **totals.fields())
+    failed = {"failed_step": failed_step} if failed_step else {}
+    return {"total_steps": totals.total, "completed_steps": totals.counts["completed"], **failed,
+            **totals.fields()}
 
 
 def command_chain(options: argparse.Namespace) -> int:
@@ -13819,10 +13805,8 @@ def command_chain(options: argparse.Namespace) -> int:
 def comparison_fields(totals: Totals, prompt: str, backends: List[str],
                       missing: List[str]) -> Dict[str, Any]:
     """Return the fields of the JSON object of a comparison, except `results`."""
-    fields: Dict[str, Any] = {"prompt": prompt, "backends": backends}
-    if missing:
-        fields["not_installed"] = missing
-    return dict(fields, **totals.fields())
+    absent = {"not_installed": missing} if missing else {}
+    return {"prompt": prompt, "backends": backends, **absent, **totals.fields()}
 
 
 def command_compare(options: argparse.Namespace) -> int:
