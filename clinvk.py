@@ -3740,8 +3740,8 @@ _FILE_NAME = (r"(?<![\w/:.-])[\w.@~+-]*(?:/[\w.@~+-]+)+/?(?::\d+)*|\b[\w-]+\.[a-
               r"|\b[\w-]+\.(?:c|cfg|cpp|csv|go|h|html|ini|java|jsx?|json|log|md|py|rb|rs|sh|sql"
               r"|toml|tsv|tsx?|txt|xml|ya?ml)\b")
 # The words before an HTTP status; a number without them can be any.
-_STATUS = (r"(?:^\W*|(?:\bhttp|status|\bcode|\berror|failed|returned|received|response)\W{1,4}"
-           r"(?:(?:code|status|with)\W{1,3})*)(?:%s)\b")
+_STATUS = (r"(?:^\W*|(?:\bhttp|status|(?:\b|status)code|\berror|failed|returned|received"
+           r"|respon(?:se|ded))\W{1,4}(?:(?:code|status|with)\W{1,3})*)(?:%s)\b")
 # Errors in the words of the three APIs and their clients; good answers contain the words, too.
 # The first match counts: a kind stands above the kinds that are less exact.
 _KIND_PATTERNS = (
@@ -3754,7 +3754,8 @@ _KIND_PATTERNS = (
               r"|(your|and|&|check|enable) billing"
               r"|billing( is)?.?(hard|limit|detail|account|error|not)"),
     ("rate_limit", _STATUS % "429" + r"|rate.?limit|too many requests|resource.?exhausted"),
-    ("overloaded", _STATUS % "529|503" + r"|overloaded|at capacity|high demand|unavailable"),
+    ("overloaded", _STATUS % "50[0234]|52[0-49]" + r"|overloaded|at capacity|high demand"
+                   r"|unavailable|internal.server.error|bad gateway|gateway.time.?out"),
     ("context_length", r"context (length|window)|prompt is too long|input (exceeds|is too long)"
                        r"|exceeds the maximum (length|number of tokens)"),
     ("max_turns", r"maximum number of turns|max turns|max session turns"),

@@ -1986,7 +1986,7 @@ class Errors(Environment):
         for text in ("FileNotFoundError: billing/2024.csv", "failed to load /x/billing-service/.codex/config.toml: unknown field", "cannot open /w/issue-429",
                      "main.c:429:5: error: expected ';'", "AssertionError: 429 != 200", "cannot find module './billing'", "cannot read billing.py, line 529",
                      "TypeError: usage limit must be int", "TypeError: quota must be int", "ran 429 tests, 503 slow",
-                     "FileNotFoundError: x", "ModuleNotFoundError: x", "OSError: [Errno 122] Disk quota exceeded: 'out'", "see docs/rate-limit.md:503"):
+                     "read 500 lines, 502 of them twice", "took 504 s", "FileNotFoundError: x", "ModuleNotFoundError: x", "OSError: [Errno 122] Disk quota exceeded: 'out'", "see docs/rate-limit.md:503"):
             with self.subTest(text):
                 self.assertNotIn(clinvk.error_kind(text), ("quota", "rate_limit", "overloaded", "network"))
         for kind, texts in (
@@ -1996,8 +1996,10 @@ class Errors(Environment):
                            "5-hour limit reached \u2219 resets 3pm", "Session limit reached", "Weekly limit reached", "You've reached your Fable limit",
                            "You've hit your limit \u00b7 resets 1pm", "You've hit your usage limit.")),
                 ("rate_limit", ("API Error: 429 {}", "HTTP 429", "exceeded retry limit, last status: 429 Too Many Requests", "Error code: 429 - x", "429", '{"code":429}',
-                                "Request failed (429)", "Rate limit reached for mock", "You have reached your rate limit", "request to /v1/x: http status 429")),
-                ("overloaded", ("API Error: 529 {}", "got status: 503 Service Unavailable", "Selected model is at capacity. Please try a different model.", "Overloaded"))):
+                                "Request failed (429)", "the API responded with 429", "{statusCode: 429}", "Rate limit reached for mock", "You have reached your rate limit", "request to /v1/x: http status 429")),
+                ("overloaded", ("API Error: 529 {}", "got status: 503 Service Unavailable", "Selected model is at capacity. Please try a different model.", "Overloaded",
+                                "unexpected status 500 Internal Server Error: x", "unexpected status 502 Bad Gateway: x", "HTTP 504", "error code: 522",
+                                "Internal server error", "Bad gateway", "Gateway Timeout"))):
             for text in texts:
                 with self.subTest(text):
                     self.assertEqual(clinvk.error_kind(text), kind)
