@@ -9976,36 +9976,25 @@ def is_final_line(fields: Dict[str, Any]) -> bool:
     return is_final(fields["status"], fields.get("error_kind", ""), is_sample)
 
 
-class _EqualLines:
-    """The lines of several tasks with one key, each of which answers one task."""
+def _equal_line(start: int, fields: Dict[str, Any]) -> Tuple[int, str, Any]:
+    """Return where one of several lines of a key begins, and the file and the index of its task."""
+    return start, fields.get("written", ""), fields.get("index")
 
-    def __init__(self) -> None:
-        self._owners: Dict[int, Sequence[Tuple[str, Any]]] = {}  # by start, of lines not taken yet
-        self._starts: Dict[Tuple[str, Any], int] = {}  # by owner; of several lines the last
 
-    def add(self, start: int, fields: Dict[str, Any]) -> None:
-        """Add the line that begins there; the file, the id and the index of its task own it."""
-        owners = [(name, fields[name]) for name in ("written", "task_id", "index")
-                  if type(fields.get(name)) in (str, int)]
-        self._owners[start] = owners
-        self._starts.update(dict.fromkeys(owners, start))
+def _taken(lines: List[Tuple[int, str, Any]], job: Job) -> Optional[int]:
+    """Take a line for a job out of those with its key, and return where it begins.
 
-    def take(self, job: Job) -> Optional[int]:
-        """Return where the line of a job begins, else that of another; None if there is none.
-
-        A line with a file, which another task may need, is not taken for a job with another file.
-        """
-        task = job.task
-        own = [self._starts.get(owner) for owner in (
-            ("written", task.write_to), ("task_id", task.id), ("index", sample_of(job).index))]
-        others = (start for start in reversed(self._owners)
-                  if not (task.write_to and "written" in dict(self._owners[start])))
-        starts: Iterator[Optional[int]] = itertools.chain(own, others)
-        for start in starts:
-            if start is not None and start in self._owners:
-                del self._owners[start]
-                return start
-        return None
+    It is that with the file of the job, else that with its index, else the first.  But a line with
+    a file, which another task may need, is not taken for a job with another file.
+    """
+    own, index = job.task.write_to, sample_of(job).index
+    with_file = (line for line in lines if line[1] == own) if own else iter(())
+    with_index = (line for line in lines if line[2] == index)
+    others = (line for line in lines if not (own and line[1]))
+    for line in itertools.chain(with_file, with_index, others):
+        lines.remove(line)
+        return line[0]
+    return None
 
 
 class _LineText(TextFile):
@@ -10128,7 +10117,7 @@ class Journal:
         self._started: Set[int] = set()  # the jobs whose results are not in the file yet
         # Where the line begins that is final and not used yet, by the hash of its key: a hash takes
         # a third of the memory.  Several lines may have one key.
-        self._ok: Dict[int, Union[int, _EqualLines]] = {}
+        self._ok: Dict[int, Union[int, List[Tuple[int, str, Any]]]] = {}
         self._strangers = 0  # tasks without a final line, before the first that has one
         self._many = min(MAX_LABELS, tasks or MAX_LABELS)  # strangers, of all `tasks`
         self._left: Dict[str, int] = Counter()  # keys of tasks that a killed run left unanswered
@@ -10224,12 +10213,10 @@ class Journal:
                            fields.get("cost_usd"), fields.get("error_kind", ""))
             if is_final_line(fields):
                 same = self._ok.setdefault(hash(key), start)
-                if same != start:
-                    if isinstance(same, int):
-                        first, same = same, _EqualLines()
-                        self._ok[hash(key)] = same
-                        same.add(first, self._fields_at(first)[0])
-                    same.add(start, fields)
+                if isinstance(same, int) and same != start:
+                    same = self._ok[hash(key)] = [_equal_line(same, self._fields_at(same)[0])]
+                if isinstance(same, list):
+                    same.append(_equal_line(start, fields))
         return size, answered
 
     def _fields_at(self, start: int) -> Tuple[Dict[str, Any], Capture]:
@@ -10281,9 +10268,9 @@ class Journal:
         """Return the result that an earlier run got for a job, None where the job has to run."""
         key = self._keys[job.index] = job_key(job)
         start = self._ok.pop(hash(key), None)
-        if isinstance(start, _EqualLines):
+        if isinstance(start, list):
             self._ok[hash(key)] = start
-            start = start.take(job)
+            start = _taken(start, job)
         if start is None:
             self._strangers += 1
             if self._strangers == self._many and self._ok:
