@@ -10792,8 +10792,15 @@ class Answers:
 
     def refused(self, job: Job) -> Optional[Result]:
         """Return the Result of a job whose file cannot be written, before it costs anything."""
+        path = job.task.write_to
+        if not path:
+            return None
         result = unfinished(job, "failed", "", "invalid", exit_code=1)
-        problem = self._problem_of(self._check, result) if job.task.write_to else ""
+        problem = self._problem_of(self._check, result)
+        try:
+            refuse_unwritable(visible(path), os.path.dirname(path), True)
+        except OutputError as error:
+            problem = problem or str(error)
         return result._replace(error=problem) if problem else None
 
     def checked(self, result: Result) -> Result:

@@ -1150,6 +1150,19 @@ class Templates(Commands):
         with open(self.path("fr", "three.txt")) as file:
             self.assertEqual(file.read(), "trois\n")
 
+    @only_linux
+    def test_answer_whose_directory_takes_no_file_is_not_paid_for_and_the_others_are_written(self):
+        closed = self.path("closed")
+        os.mkdir(closed, 0o500)
+        closed = "/proc" if os.access(closed, os.W_OK) else closed  # root may write to any directory but to one without files
+        run = self.parallel("-b", "echo", "-j", "1", "--jsonl", "-q", "--prompt", "{}", "--write-to", "{}", "--root", "/", "one", closed + "/two", "three",
+                            cwd=self.directory)
+        results = sorted(map(json.loads, run.stdout.splitlines()), key=lambda result: result["index"])
+        self.assertEqual([(result["status"], result["attempts"], result.get("written")) for result in results],
+                         [("ok", 1, "one"), ("failed", 0, None), ("ok", 1, "three")])
+        self.assertRegex(results[1]["error"], "^cannot write %s/two: " % closed)
+        self.assertEqual(run.returncode, 1)
+
     def test_answers_of_a_run_without_files_are_written_by_the_next_run_and_known_to_those_after(self):
         template = ("-b", "echo", "--jsonl", "-q", "--prompt", "{}", "--results", "r", "--resume", "--write-to")
         self.parallel(*template, "old/{}", "one", "two", cwd=self.directory)
