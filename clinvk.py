@@ -13111,22 +13111,6 @@ class SessionStore:
 # --- 19. Commands ------------------------------------------------------------
 
 
-class Settings(NamedTuple):
-    """The validated options of a command that runs tasks.  Values only."""
-
-    rules: TaskPolicy
-    dry_run: bool = False
-    form: str = "text"  # or json, jsonl, tasks; form_of chooses the sink
-    quiet: bool = False
-    progress: str = "auto"
-    color: str = "auto"
-    start_method: str = ""
-    status_file: str = ""
-    quiet_after: float = DEFAULT_QUIET_SECONDS
-    log_dir: str = ""
-    log_max: int = DEFAULT_LOG_MAX
-
-
 DEFAULT_JOBS = int(SETTINGS["parallel.max_workers"][1])
 
 
@@ -13143,8 +13127,13 @@ def _configured(options: argparse.Namespace, environment: Dict[str, str]
     return configuration, definitions
 
 
-def settings_from(options: argparse.Namespace) -> Settings:
-    """Return the settings of a command that runs tasks.  Raise UserError or ConfigError."""
+def rules_of(options: argparse.Namespace) -> TaskPolicy:
+    """Return the rules for the tasks of a command, and complete its options.
+
+    Raise UserError or ConfigError.
+    """
+    for name in ("form", "quiet", "status_file", "quiet_after", "log_dir", "log_max"):
+        vars(options).setdefault(name, None)  # not every command has these options
     given = {name: value for name, value in vars(options).items()
              if value is not None and value is not False and value != []}
     fields = {name[len("task_"):]: tuple(value) if isinstance(value, list) else value
@@ -13173,12 +13162,12 @@ def settings_from(options: argparse.Namespace) -> Settings:
     rules = TaskPolicy(fields, environment, definitions, "allow_commands" in given, ceiling,
                        given.get("root", ""), run, configuration, wrap=given.get("wrap", ()),
                        repair_prompt=_repair_prompt(given.get("repair_prompt")))
-    given.update(rules=rules, dry_run=options.task_dry_run or given.get("form") == "tasks",
-                 color=options.color or configuration.get("output.color"),
-                 start_method=start_method_of(environment), status_file=_status_file(given))
-    if given["dry_run"]:
-        given.update(status_file="", log_dir="")
-    return Settings(**{name: given[name] for name in Settings._fields if name in given})
+    options.color = options.color or configuration.get("output.color")
+    options.start_method, options.status_file = start_method_of(environment), _status_file(given)
+    options.dry_run = options.task_dry_run or options.form == "tasks"
+    if options.dry_run:
+        options.status_file = options.log_dir = ""
+    return rules
 
 
 def _repair_prompt(path: Optional[str]) -> str:
@@ -13390,7 +13379,7 @@ class Plan(NamedTuple):
     answers: Optional[Answers] = None
 
 
-def form_of(settings: Settings, console: Console, heading: str,
+def form_of(options: argparse.Namespace, rules: TaskPolicy, console: Console, heading: str,
             text: Callable[[Output], Any] = Text, *,
             fields_of: _Fields = result_fields,
             all_fields: Callable[[Totals], Dict[str, Any]] = Totals.fields) -> Form:
@@ -13400,49 +13389,50 @@ def form_of(settings: Settings, console: Console, heading: str,
     of a result, and `all_fields` those of the object at the end.
     """
     stdout = console.stdout
-    if settings.form == "json":
+    if options.form == "json":
         report = JsonReport(fields_of)
         return Form(report, lambda totals: stdout.json(report.pieces(all_fields(totals))))
-    if settings.form == "tasks":
-        return Form(TaskLines(stdout, settings.rules.configuration))
-    is_short = settings.quiet or settings.dry_run
-    if settings.form == "jsonl":
+    if options.form == "tasks":
+        return Form(TaskLines(stdout, rules.configuration))
+    is_short = options.quiet or options.dry_run
+    if options.form == "jsonl":
         return Form(JsonLines(stdout, fields_of), summary=None if is_short else console.stderr)
-    if settings.dry_run:
+    if options.dry_run:
         return Form(CommandLines(stdout, console.warn))
-    if settings.quiet:
+    if options.quiet:
         return Form(ToFunction(do_nothing), summary=stdout)
     return Form(text(stdout), heading=heading + "\n\n", summary=stdout)
 
 
-def progress_of(plan: Plan, settings: Settings, console: Console,
+def progress_of(plan: Plan, options: argparse.Namespace, console: Console,
                 overview: Overview) -> Optional[Progress]:
     """Return what shows on stderr how the run proceeds, None for nothing."""
-    way = settings.progress
-    if settings.dry_run or way == "never" or way == "auto" and not console.stderr.cursor:
+    way = options.progress or "auto"
+    if options.dry_run or way == "never" or way == "auto" and not console.stderr.cursor:
         return None
     least = TABLE_COLUMNS, TABLE_LINES
     if way == "table":
         least = 0, 0
     elif overview.jobs == 1:
         least = sys.maxsize, sys.maxsize
-    return Progress(console.stderr, overview, least, settings.quiet_after,
-                    is_colored(console.stderr, settings.color))
+    return Progress(console.stderr, overview, least, options.quiet_after or DEFAULT_QUIET_SECONDS,
+                    is_colored(console.stderr, options.color))
 
 
-def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
+def run_plan(plan: Plan, options: argparse.Namespace, console: Console) -> int:
     """Run tasks.  Return the exit status; 128 + n where signal n ended the run."""
+    reset_sigchld()
     form, control, totals = plan.form.sink, Control(), Totals(plan.policy.max_cost > 0)
     total, jobs, exit_status, status_file = plan.supply.total, plan.jobs, None, None
     overview = Overview(totals, control, plan.supply, min(jobs, total or jobs))
-    if settings.log_dir:
-        check_log_directory(settings.log_dir)
+    if options.log_dir:
+        check_log_directory(options.log_dir)
         with writing("logs"):
-            make_directories(settings.log_dir)
-    if settings.status_file:
+            make_directories(options.log_dir)
+    if options.status_file:
         run = plan.journal.run if plan.journal else utc(totals.start_time)
-        status_file = StatusFile(settings.status_file, overview, run, console.warn)
-    console.progress = progress_of(plan, settings, console, overview)
+        status_file = StatusFile(options.status_file, overview, run, console.warn)
+    console.progress = progress_of(plan, options, console, overview)
     if console.progress and console.stdout.terminal:
         # The answer to a single prompt stays the last thing on the terminal.
         console.stdout.prepare = functools.partial(console.progress.hide, plan.single)
@@ -13454,16 +13444,16 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
         feed.attempt(form, console.stdout.text, plan.form.heading)
     try:
         # A dry run has nothing to stop: a signal ends the process.
-        with on_signals(die_at_once if settings.dry_run else stop):
-            _run_tasks(plan, settings, console, overview=overview, feed=feed, stop=stop,
+        with on_signals(die_at_once if options.dry_run else stop):
+            _run_tasks(plan, options, console, overview=overview, feed=feed, stop=stop,
                        status_file=status_file)
             totals.stop()
             if console.progress:
                 console.progress.hide()
             if not plan.single:
-                _summarize(plan, settings, feed, totals, console)
+                _summarize(plan, options, feed, totals, console)
         with on_signals(die_at_once):  # all results are written
-            exit_status = _conclude(plan, settings, console, overview=overview, feed=feed,
+            exit_status = _conclude(plan, options, console, overview=overview, feed=feed,
                                     stop=stop)
         return exit_status
     finally:
@@ -13473,7 +13463,7 @@ def run_plan(plan: Plan, settings: Settings, console: Console) -> int:
             status_file.finish(exit_status)
 
 
-def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Overview,
+def _run_tasks(plan: Plan, options: argparse.Namespace, console: Console, *, overview: Overview,
                feed: Fanout, stop: _Stop, status_file: Optional[StatusFile]) -> None:
     """Run the tasks of a plan, and pass each result to the journal and the sinks."""
     form, control, journal, progress = (
@@ -13487,8 +13477,8 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
     def started(job: Job) -> Optional[Job]:
         if journal:
             journal.started(job)
-        if settings.log_dir:
-            return with_own_log(job, settings.log_dir, settings.log_max)
+        if options.log_dir:
+            return with_own_log(job, options.log_dir, options.log_max or DEFAULT_LOG_MAX)
         return None
 
     def ask(number: int) -> None:
@@ -13499,7 +13489,7 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
         feed.look_for_reader()
         if plan.follow and form in feed:
             feed.attempt(form, plan.follow, control.directory)
-        if not settings.dry_run:
+        if not options.dry_run:
             stop.report(running)
         while asked:
             asked.pop()
@@ -13515,8 +13505,8 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
             handlers.enter_context(on_signals(progress.stop, (signal.SIGTSTP,)))
         results = run_pool(
             plan.supply, overview.jobs, policy=plan.policy, control=control,
-            dry_run=settings.dry_run, on_start=started, on_tick=tick, notice=console.say,
-            start_method=settings.start_method, resume=resume,
+            dry_run=options.dry_run, on_start=started, on_tick=tick, notice=console.say,
+            start_method=options.start_method, resume=resume,
             costs=journal.costs if journal else None)
         try:
             for result in results:
@@ -13524,7 +13514,7 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
                 if plan.arrived:
                     result = plan.arrived(result)
                 feed.write(result)
-                if settings.dry_run and result.status in FAILED_STATUSES and not result.resumed:
+                if options.dry_run and result.status in FAILED_STATUSES and not result.resumed:
                     console.say("error: " + result.error)
                 del result  # as run_pool does, before the next task starts
         finally:
@@ -13533,7 +13523,7 @@ def _run_tasks(plan: Plan, settings: Settings, console: Console, *, overview: Ov
                 journal.close()
 
 
-def _conclude(plan: Plan, settings: Settings, console: Console, *, overview: Overview,
+def _conclude(plan: Plan, options: argparse.Namespace, console: Console, *, overview: Overview,
               feed: Fanout, stop: _Stop) -> int:
     """Tell the user why a run has ended early and how it can continue.  Return the exit status."""
     control, totals = overview.control, overview.totals
@@ -13551,12 +13541,12 @@ def _conclude(plan: Plan, settings: Settings, console: Console, *, overview: Ove
     unfinished = totals.counts["canceled"] or control.unread or control.untried and to_try
     left = control.left if not signal_number else plan.journal and (unfinished or control.left)
     missing = left or plan.journal and (unfinished or to_try)
-    if control.unread and not settings.dry_run:
+    if control.unread and not options.dry_run:
         say("the input was not read to its end: the tasks in the rest have no result")
-    if plan.continuing and not settings.dry_run and missing:
+    if plan.continuing and not options.dry_run and missing:
         say(_how_to_continue(plan, control.left, left or unfinished))
     return verdict(totals, error=error, signal_number=signal_number, single=plan.single,
-                   left=bool(left), dry_run=settings.dry_run)
+                   left=bool(left), dry_run=options.dry_run)
 
 
 def _how_to_continue(plan: Plan, why: str, is_unfinished: Any) -> str:
@@ -13572,14 +13562,14 @@ def _how_to_continue(plan: Plan, why: str, is_unfinished: Any) -> str:
     return "to %s%s: %s" % (purpose, change, continuing)
 
 
-def _summarize(plan: Plan, settings: Settings, feed: Fanout, totals: Totals,
+def _summarize(plan: Plan, options: argparse.Namespace, feed: Fanout, totals: Totals,
                console: Console) -> None:
     """Write the ends of the outputs and the summary."""
     def summary(output: Output) -> None:
         if plan.table:
-            plan.table.print(output, totals, is_colored(output, settings.color))
+            plan.table.print(output, totals, is_colored(output, options.color))
         else:
-            output.text(totals.line() + "\n" + (totals.reasons() if settings.quiet else ""))
+            output.text(totals.line() + "\n" + (totals.reasons() if options.quiet else ""))
 
     form = plan.form
     if plan.directory and plan.directory in feed:
@@ -13598,8 +13588,8 @@ def is_colored(output: Output, when: str) -> bool:
     return bool(by_itself) or when == "always"
 
 
-def new_table(settings: Settings, make: Callable[[], Table] = Table) -> Optional[Table]:
-    return None if settings.quiet or settings.dry_run else make()
+def new_table(options: argparse.Namespace, make: Callable[[], Table] = Table) -> Optional[Table]:
+    return None if options.quiet or options.dry_run else make()
 
 
 def run_policy(fields: Dict[str, Any]) -> RunPolicy:
@@ -13612,8 +13602,7 @@ def command_parallel(options: argparse.Namespace) -> int:
     template, file = _template(options), _file(options)
     if template:
         file = options.items or options.csv or options.tsv or "-" * (not template.words)
-    settings = _batch_settings(options, template, file)
-    reset_sigchld()
+    rules = _batch_rules(options, template, file)
     console = Console()
     inputs = filter(None, (file, options.prompt_file))
     passes = any(name == "-" or not os.path.isfile(name) or is_same(0, name) for name in inputs)
@@ -13625,21 +13614,21 @@ def command_parallel(options: argparse.Namespace) -> int:
         die_at_once(number, EXIT_LEFT)
 
     # SIGTERM has the exit status that it has during the run.
-    is_kept = options.results and not settings.dry_run
+    is_kept = options.results and not options.dry_run
     with on_signals(leave if is_kept else die_at_once, (signal.SIGTERM,)):
         try:
-            plan = _batch_plan(options, settings, console, file, continuing)
-            return run_plan(plan, settings, console)
+            plan = _batch_plan(options, rules, console, file, continuing)
+            return run_plan(plan, options, console)
         except Interrupted as interruption:
             if is_kept and interruption.signal_number == signal.SIGTERM:
                 leave(signal.SIGTERM)
             raise
 
 
-def _batch_plan(options: argparse.Namespace, settings: Settings, console: Console, file: str,
+def _batch_plan(options: argparse.Namespace, rules: TaskPolicy, console: Console, file: str,
                 continuing: str) -> Plan:
     """Read the beginning of a batch, and open the places of its results."""
-    rules, shard = settings.rules, options.shard
+    shard = options.shard
     if shard is None:
         shard = shard_of_environment(dict(os.environ))
         console.say("shard %d of %d, by %s" % (shard.position + 1, shard.shards, shard.source))
@@ -13655,37 +13644,37 @@ def _batch_plan(options: argparse.Namespace, settings: Settings, console: Consol
     path = path or run.get("output_dir", "")
     answers = directory = journal = None
     results = options.results or ""
-    if options.write_to and not settings.dry_run:
+    if options.write_to and not options.dry_run:
         answers = Answers(rules.root or ".", options.overwrite, (
-            0 if file == "-" else file, 1, results, notes_path(results), settings.status_file,
+            0 if file == "-" else file, 1, results, notes_path(results), options.status_file,
             *(vars(options).get(name) or "" for name in ("prompt_file", "config", "schema"))))
     elif options.overwrite and not path:
         raise UserError("--overwrite: there are no files of answers; give --output-dir "
                         "or --write-to")
-    if results and not settings.dry_run:
+    if results and not options.dry_run:
         Journal.check(results, path)  # nothing is made where another place cannot be written
-    if settings.log_dir:
-        check_log_directory(settings.log_dir)
-    if path and not settings.dry_run:
+    if options.log_dir:
+        check_log_directory(options.log_dir)
+    if path and not options.dry_run:
         directory = Directory(path, roots=roots, overwrite=options.overwrite or options.resume,
                               has_ids=stream.has_ids, warn=console.warn)
     heading = "Running %s (max %d parallel%s)..." % (
         "tasks" if stream.total is None else counted(stream.total, "task"), jobs,
         ", fail-fast" if str(policy.max_failures) == "1" else "")  # 1.0 is 100%
     with_table = rules.configuration.get("parallel.aggregate_output")
-    form = form_of(settings, console, heading)
-    table = new_table(settings) if with_table else None  # before a file is made
+    form = form_of(options, rules, console, heading)
+    table = new_table(options) if with_table else None  # before a file is made
     if results:
         journal = Journal(results, resume=options.resume, continuing=continuing,
-                          warn=console.warn, shard=shard, dry_run=settings.dry_run,
+                          warn=console.warn, shard=shard, dry_run=options.dry_run,
                           tasks=stream.total)
     return Plan(stream, jobs, form, policy, directory, table, journal=journal,
                 continuing=continuing, answers=answers)
 
 
-def _batch_settings(options: argparse.Namespace, template: Optional[Template],
-                    file: str) -> Settings:
-    """Return the settings of a batch that is read from a file.  Raise UserError."""
+def _batch_rules(options: argparse.Namespace, template: Optional[Template],
+                 file: str) -> TaskPolicy:
+    """Return the rules for the tasks of a batch that is read from a file.  Raise UserError."""
     if options.resume and not options.results:
         raise UserError("--resume: there is no results file to continue from; give --results FILE")
     if options.results == "-":
@@ -13693,8 +13682,7 @@ def _batch_settings(options: argparse.Namespace, template: Optional[Template],
     if options.results and is_same(0 if file == "-" else file, options.results):
         raise UserError("--results %s: it is the file of the tasks; give another name"
                         % visible(options.results))
-    settings = settings_from(options)
-    rules = settings.rules._replace(cells=_cells(options), template=template)
+    rules = rules_of(options)._replace(cells=_cells(options), template=template)
     if template:
         rules = rules._replace(overrides={name: value for name, value in rules.overrides.items()
                                           if name not in template.fields})
@@ -13706,7 +13694,7 @@ def _batch_settings(options: argparse.Namespace, template: Optional[Template],
         raise UserError("--write-to and %s exclude each other: a task would have several answers, "
                         "but one file; run each by itself, or make the files from --results"
                         % ("--repeat" if options.task_repeat else "--matrix"))
-    return settings._replace(rules=rules)
+    return rules
 
 
 def _cells(options: argparse.Namespace) -> Tuple[Cell, ...]:
@@ -13779,22 +13767,22 @@ def chain_fields(totals: Totals, failed_step: int) -> Dict[str, Any]:
 
 def command_chain(options: argparse.Namespace) -> int:
     """Run a chain, each step with the answers of earlier steps.  Return the exit status."""
-    settings, console = settings_from(options), Console()
-    reset_sigchld()
-    steps = read_chain(_file(options), settings.rules, console.warn)
+    rules, console = rules_of(options), Console()
+    steps = read_chain(_file(options), rules, console.warn)
 
     def head(result: Result) -> str:
         name = cut(one_line(result.task.name), MAX_NAME_COLUMNS) if result.task else ""
         number = result.index + 1
         return "[%d/%d] %s (%s)" % (number, steps.total, name or "Step %d" % number, result.backend)
 
-    form = form_of(settings, console, "Running a chain of %s..." % counted(steps.total, "step"),
+    heading = "Running a chain of %s..." % counted(steps.total, "step")
+    form = form_of(options, rules, console, heading,
                    lambda output: Text(output, head), fields_of=step_fields,
                    all_fields=lambda totals: chain_fields(totals, steps.failed_step))
-    run = settings.rules.of_run({})
+    run = rules.of_run({})
     policy = run_policy(dict(run, limits={}, max_cost=0.0, canary=0,
                              max_failures=int(steps.stop_on_failure)))
-    return run_plan(Plan(steps, 1, form, policy, table=new_table(settings)), settings, console)
+    return run_plan(Plan(steps, 1, form, policy, table=new_table(options)), options, console)
 
 
 def comparison_fields(totals: Totals, prompt: str, backends: List[str],
@@ -13806,16 +13794,14 @@ def comparison_fields(totals: Totals, prompt: str, backends: List[str],
 
 def command_compare(options: argparse.Namespace) -> int:
     """Send a prompt to the named backends, or to all except echo.  Return the exit status."""
-    settings, console = settings_from(options), Console()
-    reset_sigchld()
-    rules = settings.rules
+    rules, console = rules_of(options), Console()
     names = _words(options.backends or "")
     if options.all_backends:
         names = [name for name in [*BACKENDS, *rules.definitions] if name != "echo" and
                  rules.configuration.own("backends.%s.enabled" % name) is not False]
     prompt = prompt_text(_prompt(options))
     jobs = comparison(prompt, names, rules)
-    missing = [job.task.backend for job in jobs if not settings.dry_run and not_installed(job)]
+    missing = [job.task.backend for job in jobs if not options.dry_run and not_installed(job)]
     jobs = [job for job in jobs if job.task.backend not in missing]
     present = [job.task.backend for job in jobs]
     if not jobs:
@@ -13833,12 +13819,12 @@ def command_compare(options: argparse.Namespace) -> int:
             text.write(result)
 
     heading = "Comparing %s: %s" % (counted(len(present), "backend"), ", ".join(present))
-    form = form_of(settings, console, heading, lambda output: keep,
+    form = form_of(options, rules, console, heading, lambda output: keep,
                    all_fields=lambda totals: comparison_fields(totals, prompt, present, missing))
     if form.sink is keep:
         form = form._replace(finish=show_answers)
     status = run_plan(Plan(JobList(jobs), 1 if options.sequential else len(jobs), form,
-                           table=new_table(settings, ComparisonTable)), settings, console)
+                           table=new_table(options, ComparisonTable)), options, console)
     warn_of_unread_stdin(options, console)
     return status
 
@@ -13887,8 +13873,7 @@ def _short(session: Session) -> str:
 
 def command_prompt(options: argparse.Namespace) -> int:
     """Ask one backend.  Return the exit status."""
-    settings, console = settings_from(options), Console()
-    rules = settings.rules
+    rules, console = rules_of(options), Console()
     job = single_job(prompt_text(_prompt(options)), rules)
     task = job.task
     store, session = session_store(rules.environment, console), None
@@ -13908,7 +13893,7 @@ def command_prompt(options: argparse.Namespace) -> int:
         else:
             console.say("continuing session %s" % _short(session))
     kept = _KeptSession(None if no_session else store, session, console)
-    return _ask(job, kept, settings, options, console)
+    return _ask(job, kept, rules, options, console)
 
 
 def command_resume(options: argparse.Namespace) -> int:
@@ -13922,8 +13907,7 @@ def command_resume(options: argparse.Namespace) -> int:
         raise UserError("which session? Give its id (`clinvk sessions list` shows them), or --last")
     id = "" if options.last else options.words.pop(0)
     prompt = _prompt(options, id and " for the session %s" % quoted(id))
-    settings, console = settings_from(options), Console()
-    rules = settings.rules
+    rules, console = rules_of(options), Console()
     store = session_store(rules.environment, console)
     if options.last:
         last = store.last(options.backend or "")
@@ -13943,7 +13927,7 @@ def command_resume(options: argparse.Namespace) -> int:
                            % (_short(session), workdir))
     overrides = dict(rules.overrides, backend=session.backend, workdir=workdir)
     job = single_job(prompt_text(prompt), rules._replace(overrides=overrides))
-    return _ask(job, _KeptSession(store, session, console), settings, options, console)
+    return _ask(job, _KeptSession(store, session, console), rules, options, console)
 
 
 QUOTES_HINT = "; a prompt of several words needs quotes around it"
@@ -14106,25 +14090,24 @@ class _KeptSession:
         self._console.warn("the session is not updated: %s" % reason)
 
 
-def _ask(job: Job, kept: _KeptSession, settings: Settings, options: argparse.Namespace,
+def _ask(job: Job, kept: _KeptSession, rules: TaskPolicy, options: argparse.Namespace,
          console: Console) -> int:
     """Run the task of a single prompt.  Return the exit status."""
-    reset_sigchld()
-    configuration, can = settings.rules.configuration, backend_of(job).resuming
+    configuration, can = rules.configuration, backend_of(job).resuming
     with_usage = configuration.get("session.store_token_usage")
     notes: Tuple[str, ...] = ()
-    if kept.session and "system_prompt" in settings.rules.overrides and "system_prompt" not in can:
+    if kept.session and "system_prompt" in rules.overrides and "system_prompt" not in can:
         notes = ("%s may keep the system prompt that its session began with" % job.task.backend,)
-    settings = settings._replace(dry_run=settings.dry_run or job.task.dry_run)
+    options.dry_run = options.dry_run or job.task.dry_run
     # A second answer would be printed behind the first.
     job = job._replace(keep=bool(kept.store and can),
                        task=job.task._replace(schema_retries=0))
-    if settings.dry_run:
+    if options.dry_run:
         kept.store = None
     if kept.store or kept.session:
         job = kept.begin(job, configuration.get("session.default_tags"))
     form = options.output_format or configuration.get("output.format")
-    sink = _prompt_sink(form, job, settings, kept.session, console)
+    sink = _prompt_sink(form, job, options, kept.session, console)
     follow = getattr(sink, "follow", None)
     result: Optional[Result] = None
 
@@ -14139,7 +14122,7 @@ def _ask(job: Job, kept: _KeptSession, settings: Settings, options: argparse.Nam
     try:
         jobs = JobList([job._replace(follow=follow is not None)])
         status = run_plan(Plan(jobs, 1, Form(sink), single=True, arrived=arrived,
-                               follow=follow), settings, console)
+                               follow=follow), options, console)
     except (UserError, OutputError):
         if result is None:
             kept.withdraw()
@@ -14153,7 +14136,7 @@ def _ask(job: Job, kept: _KeptSession, settings: Settings, options: argparse.Nam
     return status
 
 
-def _prompt_sink(form: str, job: Job, settings: Settings, session: Optional[Session],
+def _prompt_sink(form: str, job: Job, options: argparse.Namespace, session: Optional[Session],
                  console: Console) -> Any:
     """Return the sink for the output of a single prompt."""
     def fields_of(result: Result) -> Dict[str, Any]:
@@ -14164,7 +14147,7 @@ def _prompt_sink(form: str, job: Job, settings: Settings, session: Optional[Sess
 
     if form == "json":
         return JsonLines(console.stdout, fields_of)
-    if settings.dry_run:
+    if options.dry_run:
         return CommandLines(console.stdout)
     return LiveText(console.stdout, backend_of(job).saying, form == "stream-json")
 
