@@ -11511,9 +11511,10 @@ class Records:
 
     Of several lines of a sample the last counts, and later files come after earlier ones.  Lines
     of one identity that state different ids, or with `by_key` different keys, are of different
-    tasks, which the input had at one place in different runs.
-    `repeated` are the identities of those with several `ok` lines, `changed` of those with an `ok`
-    line under another key than the last line, `shared` of those with lines in several files.
+    tasks, which the input had at one place in different runs.  A line that states none is of the
+    task of the line before it, or of the first one.
+    `repeated` are the identities of those with an `ok` line before the last line, `shared` of those
+    with lines in several files.
     `gaps` are the first and the last of indexes without a line, below the highest.  `unanswered`
     are index, sample (of several), id, name and label of the tasks of a file of tasks (find_tasks)
     without a line.  `-` is stdin.  Raises UserError.
@@ -11522,8 +11523,7 @@ class Records:
     def __init__(self, paths: Sequence[str], warn: Callable[[str], None],
                  by_key: bool = False) -> None:
         from array import array
-        self._by_key = by_key
-        self._ids, self._keys = array("q"), array("q")  # hashes of what each line states; or 0
+        self._ids = array("q")  # the hash of the id or key that each line states; or 0
         self._names = ["stdin" if path == "-" else path for path in paths]
         self._files = array("i")
         self._identities, self._starts, self._places = array("q"), array("q"), array("i")
@@ -11532,11 +11532,11 @@ class Records:
         self._statuses = bytearray()  # "f" for a failure, else the first letter
         self._last = array("q")  # of the lines of each task
         self._failed_before = bytearray()  # for each of these
-        self._firsts = array("i")  # for each of these, the first place in _last with its index
-        self._prompts: Optional[Spool] = None  # by that place
+        self._prompts: Optional[Spool] = None
+        self._prompt_of: Dict[int, int] = {}  # the place there, by the hash of index and label
         self.unanswered: List[Dict[str, Any]] = []
         self._former = bytearray()  # for each of these: of a task that the file of tasks lacks
-        self.repeated, self.changed, self.shared = array("q"), array("q"), array("q")
+        self.repeated, self.shared = array("q"), array("q")
         self.gaps: List[Tuple[int, int]] = []
         cells: Dict[str, int] = {}
         for place, name in enumerate(self._names):
@@ -11549,8 +11549,8 @@ class Records:
                 if fields is not None:
                     self._identities.append(task_identity(fields, cells))
                     self._starts.append(start)
-                    for name, hashes in (("task_id", self._ids), ("key", self._keys)):
-                        hashes.append(hash(fields[name]) if fields.get(name) else 0)
+                    id = by_key and fields.get("key") or fields.get("task_id")
+                    self._ids.append(hash(id) if id else 0)
                     self._places.append(place)
                     self._samples.append(fields.get("samples", 1))
                     failed = fields["status"] in FAILED_STATUSES
@@ -11582,47 +11582,29 @@ class Records:
         """Find the last line of each task, and what the user should know of the others."""
         in_order = sorted(range(len(self._identities)), key=self._identities.__getitem__)
         expected_next = 0
-        is_mixed = False
         for identity, group in itertools.groupby(in_order, self._identities.__getitem__):
-            index, tasks = index_of(identity), self._tasks_of(group)
+            index = index_of(identity)
             if index > expected_next:
                 self.gaps.append((expected_next, index - 1))
-            is_mixed = len(tasks) > 1 or is_mixed and index < expected_next
-            for lines in tasks:
-                is_sample = index < expected_next and not is_mixed
-                self._firsts.append(self._firsts[-1] if is_sample else len(self._last))
+            expected_next = index + 1
+            tasks: Dict[int, List[int]] = {}  # the lines of each, by id
+            id = 0
+            for line in group:
+                id = self._ids[line] or id
+                if id and 0 in tasks:
+                    tasks = {id: tasks[0]}
+                tasks.setdefault(id, []).append(line)
+            for lines in tasks.values():
                 self._last.append(lines[-1])
                 self._note(identity, lines)
-            expected_next = index + 1
         self._former = bytearray(len(self._last))
         self._find_missing()
-
-    def _tasks_of(self, group: Iterable[int]) -> List[List[int]]:
-        """Return lines of one identity, in a list for each task."""
-        tasks: List[List[int]] = []
-        named: Dict[int, List[int]] = {}
-        for line in group:
-            id, key = self._ids[line], self._keys[line]
-            names = [key] if self._by_key and key else list(filter(None, (id, id and key)))
-            same = [named[name] for name in names if name in named]
-            if not same and tasks and not (names and named):  # --jsonl has no keys
-                same = tasks[-1:]
-            if not same:
-                same = [[]]
-                tasks += same
-            same[0].append(line)
-            named.update(dict.fromkeys(names, same[0]))
-        return tasks
 
     def _note(self, identity: int, lines: Sequence[int]) -> None:
         """Note what the user should know of the lines of one task."""
         statuses = bytes(self._statuses[line] for line in lines)
         self._failed_before.append(b"f" in statuses[:-1])
-        last = self._keys[lines[-1]]
-        if last and any(self._keys[line] not in (0, last) and self._statuses[line] == ord("o")
-                        for line in lines):
-            self.changed.append(identity)
-        elif statuses.count(b"o") > 1:
+        if b"o" in statuses[:-1]:
             self.repeated.append(identity)
         if len({self._places[line] for line in lines}) > 1:
             self.shared.append(identity)
@@ -11674,12 +11656,13 @@ class Records:
 
     def _record(self, place: int, line: int) -> Record:
         record = self._record_in(line)
-        result, first = record.result, self._firsts[place]
+        result = record.result
         record = record._replace(is_flaky=result.status == "ok" and (
             self._failed_before[place] > 0 or result.attempts > 1))
-        if self._prompts is None or first not in self._prompts or not result.task:
+        found = self._prompt_of.get(hash((result.index, record.fields.get("label"))))
+        if found is None or self._prompts is None or not result.task:
             return record
-        prompt = to_text(b"".join(self._prompts[first]))
+        prompt = to_text(b"".join(self._prompts[found]))
         result = result._replace(task=result.task._replace(prompt=prompt))
         return record._replace(result=result, prompt=prompt)
 
@@ -11689,9 +11672,11 @@ class Records:
         A task has the record with its key, else that with its id, else that with its index and its
         label: the options of the run, which are in the key, are not known.  A record answers one.
         """
+        from array import array
         places: Dict[int, List[int]] = defaultdict(list)  # with a name, by the hash of that
-        taken = bytearray(len(self))
+        taken, tasks = bytearray(len(self)), array("q")
         for place, record in enumerate(self):
+            tasks.append(hash((record.result.index, record.fields.get("label"))))
             for name in map(hash, _names_of(record.fields.get)):
                 places[name].append(place)
 
@@ -11701,7 +11686,7 @@ class Records:
                 place = found.pop()
                 if not taken[place]:
                     taken[place] = True
-                    return self._firsts[place]
+                    return self._prompt_of.setdefault(tasks[place], len(self._prompt_of))
             return None
 
         self._prompts = Spool()
@@ -11722,20 +11707,20 @@ class Records:
         self._leave_out_former(taken)
 
     def _leave_out_former(self, taken: bytearray) -> None:
-        """Leave out the lines of tasks that were edited, or moved before they had this result."""
-        def name_of(place: int) -> Tuple[int, int]:
-            line = self._last[place]
-            return self._keys[line], self._identities[line] % (1 << _SAMPLE_BITS)
+        """Leave out the lines of tasks that were edited, or moved before they had this result.
 
-        answered = {name_of(place) for place, is_taken in enumerate(taken) if is_taken}
-        for _, group in itertools.groupby(
-                range(len(taken)), lambda place: self._identities[self._last[place]]):
-            same = list(group)  # several tasks at one place of the input
-            stays = -1 if any(taken[place] for place in same) else same[-1]
-            for place in same:
-                key = name_of(place)
-                self._former[place] = not taken[place] and (
-                    place != stays or key[0] != 0 and key in answered)
+        Another task is at their place, or has its result at another place.
+        """
+        def names_of(place: int) -> Iterator[Tuple[int, int]]:
+            line = self._last[place]
+            yield self._identities[line], 0
+            if self._ids[line]:
+                yield self._ids[line], 1 + self._identities[line] % (1 << _SAMPLE_BITS)
+
+        answered = {name for place, is_taken in enumerate(taken) if is_taken
+                    for name in names_of(place)}
+        for place, is_taken in enumerate(taken):
+            self._former[place] = not is_taken and not answered.isdisjoint(names_of(place))
 
     def problems(self) -> Iterator[str]:
         """Yield a warning for each kind of what is unusual; tasks are numbered as in the table."""
@@ -11755,10 +11740,8 @@ class Records:
 
         for count, noun, names, what in (
                 (len(self.repeated), "task", numbered(map(index_of, self.repeated)),
-                 "more than one ok result; the last counts"),
-                (len(self.changed), "task", numbered(map(index_of, self.changed)),
-                 "an ok result from before the tasks were changed; the last counts, and "
-                 "--tasks FILE finds the line of each"),
+                 "an ok result before the last line, which counts; --tasks FILE finds the lines "
+                 "of tasks that were moved"),
                 (len(self.shared), "task", numbered(map(index_of, self.shared)),
                  "results in several files; the last counts"),
                 (unanswered, "task", missing, "no result"),
