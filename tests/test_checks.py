@@ -220,6 +220,7 @@ class Changes(support.WorkerCase):
                  ("git rm -q --cached tests/check.sh; echo tests >> .gitignore; echo : > tests/check.sh", "tests/check.sh"),
                  ("echo '*' > tests/.gitignore; echo x > tests/planted", "tests/.gitignore, tests/planted"),
                  ("echo tests/planted >> .git/info/exclude; echo x > tests/planted", "tests/planted"),
+                 ("rm -r .git/info; mkdir .git/i; echo tests/planted > .git/i/exclude; ln -s i .git/info; echo x > tests/planted", "tests/planted"),
                  ("git config core.ignoreCase true; echo x > tests/CHECK.sh", "tests/CHECK.sh"),
                  ("mv tests moved; ln -s moved tests", "tests, tests/check.sh, tests/deep/data")]
         for script, found in cases:
@@ -227,7 +228,8 @@ class Changes(support.WorkerCase):
                 self.git("config", "core.ignoreCase", "false")
                 self.git("reset", "-q", "--hard")
                 self.git("clean", "-qfdx")
-                self.file("tree/.git/info/exclude", "")
+                if os.path.lexists(os.path.join(self.tree, ".git", "info", "exclude")):
+                    os.unlink(os.path.join(self.tree, ".git", "info", "exclude"))
                 self.check(self.after(script, protect=("Makefile", "tests"), check=shell("touch checked")), status="failed", error_kind="protected",
                            error="protected paths were changed: " + found)
                 self.assertFalse(os.path.exists(os.path.join(self.tree, "checked")), "the check ran")
