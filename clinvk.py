@@ -11467,11 +11467,6 @@ def cell_text(cell: Any) -> str:
     return cell if isinstance(cell, str) else dumps(cell).decode()
 
 
-def index_of(identity: int) -> int:
-    """Return the index of the task with an identity."""
-    return identity >> _CELL_BITS + _SAMPLE_BITS
-
-
 class Record(NamedTuple):
     """A line of a results file.
 
@@ -11513,7 +11508,7 @@ class Records:
     of one identity that state different ids, or with `by_key` different keys, are of different
     tasks, which the input had at one place in different runs.  A line that states none is of the
     task of the line before it, or of the first one.
-    `repeated` are the identities of those with an `ok` line before the last line, `shared` of those
+    `repeated` are the indexes of those with an `ok` line before the last line, `shared` of those
     with lines in several files.
     `gaps` are the first and the last of indexes without a line, below the highest.  `unanswered`
     are index, sample (of several), id, name and label of the tasks of a file of tasks (find_tasks)
@@ -11536,7 +11531,8 @@ class Records:
         self._prompt_of: Dict[int, int] = {}  # the place there, by the hash of index and label
         self.unanswered: List[Dict[str, Any]] = []
         self._former = bytearray()  # for each of these: of a task that the file of tasks lacks
-        self.repeated, self.shared = array("q"), array("q")
+        self.repeated: List[int] = []
+        self.shared: List[int] = []
         self.gaps: List[Tuple[int, int]] = []
         cells: Dict[str, int] = {}
         for place, name in enumerate(self._names):
@@ -11583,7 +11579,7 @@ class Records:
         in_order = sorted(range(len(self._identities)), key=self._identities.__getitem__)
         expected_next = 0
         for identity, group in itertools.groupby(in_order, self._identities.__getitem__):
-            index = index_of(identity)
+            index = identity >> _CELL_BITS + _SAMPLE_BITS
             if index > expected_next:
                 self.gaps.append((expected_next, index - 1))
             expected_next = index + 1
@@ -11596,18 +11592,18 @@ class Records:
                 tasks.setdefault(id, []).append(line)
             for lines in tasks.values():
                 self._last.append(lines[-1])
-                self._note(identity, lines)
+                self._note(index, lines)
         self._former = bytearray(len(self._last))
         self._find_missing()
 
-    def _note(self, identity: int, lines: Sequence[int]) -> None:
+    def _note(self, index: int, lines: Sequence[int]) -> None:
         """Note what the user should know of the lines of one task."""
         statuses = bytes(self._statuses[line] for line in lines)
         self._failed_before.append(b"f" in statuses[:-1])
         if b"o" in statuses[:-1]:
-            self.repeated.append(identity)
+            self.repeated.append(index)
         if len({self._places[line] for line in lines}) > 1:
-            self.shared.append(identity)
+            self.shared.append(index)
 
     def _find_missing(self) -> None:
         """Count the samples without a line, by the index of their task."""
@@ -11739,10 +11735,10 @@ class Records:
             return (str(index + 1) for index in indexes)
 
         for count, noun, names, what in (
-                (len(self.repeated), "task", numbered(map(index_of, self.repeated)),
+                (len(self.repeated), "task", numbered(self.repeated),
                  "an ok result before the last line, which counts; --tasks FILE finds the lines "
                  "of tasks that were moved"),
-                (len(self.shared), "task", numbered(map(index_of, self.shared)),
+                (len(self.shared), "task", numbered(self.shared),
                  "results in several files; the last counts"),
                 (unanswered, "task", missing, "no result"),
                 (sum(samples.values()), "sample", numbered(samples), "no result, of task")):
@@ -12074,8 +12070,7 @@ class Statistics:
             self.totals.fields(), percentiles=percentiles_of(self.measures), groups={
                 field: {name: group.group_fields() for name, group in groups.items()}
                 for field, groups in self.groups.items()},
-            duplicates={"ok": list(map(index_of, records.repeated)),
-                        "files": list(map(index_of, records.shared))},
+            duplicates={"ok": records.repeated, "files": records.shared},
             gaps=records.gaps, flaky=self.flaky, unanswered=records.unanswered)
 
     def is_failure(self, fail_on: Union[str, float]) -> bool:
@@ -13825,10 +13820,8 @@ def usage_of_run(result: Result, session: Optional[Session]) -> Result:
     return result
 
 
-def session_after(session: Session, result: Optional[Result], with_usage: bool) -> Session:
-    """Return a session after a run.  `result` None: the run was interrupted."""
-    if result is None:
-        return session._replace(last_used=time.time(), status="error", error=INTERRUPTED_RUN)
+def session_after(session: Session, result: Result, with_usage: bool) -> Session:
+    """Return a session after a run."""
     is_ok = result.status == "ok"
     usage, cumulative = Counter(session.token_usage), session.cumulative_usage
     cost = session.cost_usd
@@ -14046,16 +14039,15 @@ class _KeptSession:
             self._console.warn("this session is not kept: %s" % reason_of(error))
         return self.session is not None
 
-    def finish(self, result: Optional[Result], with_usage: bool) -> None:
-        """Write the session after the run.  `result` None: the run was interrupted."""
+    def finish(self, result: Result, with_usage: bool) -> None:
+        """Write the session after the run."""
         if self.session:
-            is_gone = self._former is None and result and result.error_kind == "not_found"
+            is_gone = self._former is None and result.error_kind == "not_found"
             self._keep(None if is_gone else session_after(self.session, result, with_usage))
 
     def withdraw(self) -> None:
         """Leave the session as it was before a run that could not begin."""
         self._keep(self._former)
-        self.store = None
 
     def _keep(self, session: Optional[Session]) -> None:
         """Write the session, or delete it."""
@@ -14110,9 +14102,6 @@ def _ask(job: Job, kept: _KeptSession, rules: TaskPolicy, options: argparse.Name
         if result is None:
             kept.withdraw()
         raise
-    finally:
-        if result is None:
-            kept.finish(None, with_usage)
     if result is not None and status != EXIT_PIPE:
         _report_to_stderr(result, form, configuration, console)
         warn_of_unread_stdin(options, console)

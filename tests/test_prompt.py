@@ -779,10 +779,6 @@ class SessionAfter(unittest.TestCase):
             after = self.after(status="failed", error="no luck", session_id=session_id)
             self.assert_fields(after, status="error", error="no luck", turn_count=turns)
 
-    def test_session_after_an_interrupted_run_is_an_error(self):
-        after = clinvk.session_after(self.session, None, True)
-        self.assert_fields(after, status="error", error="clinvk was stopped before the end of the run")
-
 
 class SessionsCommand(PromptCase):
     def make(self, *prompts, backend="claude"):
