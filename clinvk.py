@@ -11665,8 +11665,9 @@ class Records:
     def find_tasks(self, supply: Supply) -> None:
         """Find the task of each record, for its prompt, and the tasks without a record.
 
-        A task has the record with its key, else that with its id, else that with its index and its
-        label: the options of the run, which are in the key, are not known.  A record answers one.
+        A task has the last record with its key, else that with its id, else that with its index and
+        its label: the options of the run, which are in the key, are not known.  A record answers
+        one task.
         """
         from array import array
         places: Dict[int, List[int]] = defaultdict(list)  # with a name, by the hash of that
@@ -11675,11 +11676,13 @@ class Records:
             tasks.append(hash((record.result.index, record.fields.get("label"))))
             for name in map(hash, _names_of(record.fields.get)):
                 places[name].append(place)
+        for same in places.values():
+            same.sort(key=self._last.__getitem__)
 
         def take(name: int) -> Optional[int]:
-            found = places.get(name)
-            while found:
-                place = found.pop()
+            same = places.get(name)
+            while same:
+                place = same.pop()
                 if not taken[place]:
                     taken[place] = True
                     return self._prompt_of.setdefault(tasks[place], len(self._prompt_of))
@@ -11763,7 +11766,6 @@ def unanswered_number(task: Dict[str, Any]) -> str:
 def _names_of(field: Callable[..., Any]) -> Iterator[Tuple[Any, ...]]:
     """Yield the names of a record or a task, the best first.  A line of --jsonl has no key."""
     sample = field("sample", 1)
-    yield field("key"), field("index"), sample
     yield field("key"),
     yield field("task_id"), sample
     yield field("index"), sample, field("label")

@@ -189,6 +189,18 @@ class ChangedInput(ReportCase):
         records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy({"backend": "echo"}, {}, {}), self.warnings.append))
         self.assertEqual([(record.result.index, record.result.status) for record in records], [(0, "ok"), (1, "ok")])
 
+    def test_task_that_was_moved_has_the_last_of_its_lines(self):
+        path = self.file("tasks.json", [{"prompt": "one", "id": "one"}])
+        key = clinvk.job_key(clinvk.Job(0, clinvk.Task("echo", "one")))
+        for fields in ({"key": key}, {"key": "of other options", "task_id": "one"}):
+            for places in ((3, 1), (3, 0), (0, 3), (0, 3, 1)):
+                given = [line(place, "failed", **fields) for place in places[:-1]]
+                paths = [self.file("results", lines(*given, line(places[-1], **fields)))]
+                records = clinvk.Records(paths, self.warnings.append, True)
+                records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy({"backend": "echo"}, {}, {}), self.warnings.append))
+                self.assertEqual([(record.result.index, record.result.status, record.prompt) for record in records], [(places[-1], "ok", "one")],
+                                 (fields, places))
+
     def test_hidden_ok_line_of_another_key_is_named(self):
         given = lines(line(0, key="a"), line(0, "failed", key="b"), line(1, key="c"), line(1, key="c"), line(2, "failed", key="d"), line(2, key="e"))
         self.assertEqual(list(self.records(given).problems()), ["2 tasks have %s1, 2" % HIDDEN])
