@@ -1722,8 +1722,12 @@ def sweep(mark: str, ended: Optional[Dict[int, str]] = None) -> None:
 _GUARD = """(
 read -r told && exit
 tries=0
-while found=$(grep -lsF "$MARK=" /proc/[0-9]*/environ); [ "$found" ] && [ $((tries += 1)) -le 100 ]
-do for file in $found; do file=${file%/environ}; kill -9 "${file#/proc/}"; done
+while killed=
+for file in /proc/[0-9]*/environ
+do case $(cat "$file") in *"$MARK="*) file=${file%/environ} killed=1; kill -9 "${file#/proc/}"; esac
+done
+[ "$killed" ] && [ $((tries += 1)) -le 100 ]
+do :
 done
 [ -L "$DIRECTORY" ] || chmod -R u+rwx "$DIRECTORY"; rm -rf "$DIRECTORY"
 ); :"""
@@ -1736,6 +1740,7 @@ def start_guard(file: int, mark: str, directory: str) -> int:
     removes the directory.  A newline from the pipe ends the guard instead.  `killall` and
     `pkill -f clinvk` do not match its name and command line.  The guard is the child of a shell
     that reaps it, so a signal to clinvk's children does not reach it.
+    A shell drops the NULs of /proc/PID/environ; the grep of busybox reads to the first one only.
     Return the pid of that shell, or 0 where it cannot be started.
     """
     environment = dict(os.environ, GUARD=_GUARD, MARK=mark, DIRECTORY=directory,
