@@ -11530,12 +11530,11 @@ class Records:
         self._samples = array("h")  # how many samples the task of each line has
         self._missing: Dict[int, int] = Counter()  # of these, by the index of the task
         self._statuses = bytearray()  # "f" for a failure, else the first letter
-        self._last = array("q")  # of the lines of each task
-        self._failed_before = bytearray()  # for each of these
+        self._last: List[int] = []  # of the lines of each task
+        self._after_failure: Set[int] = set()  # those of these lines that come after a failure
         self._prompts: Optional[Spool] = None
         self._prompt_of: Dict[int, int] = {}  # the place there, by the hash of index and label
         self.unanswered: List[Dict[str, Any]] = []
-        self._former = bytearray()  # for each of these: of a task that the file of tasks lacks
         self.repeated: List[int] = []
         self.shared: List[int] = []
         self.gaps: List[Tuple[int, int]] = []
@@ -11598,13 +11597,13 @@ class Records:
             for lines in tasks.values():
                 self._last.append(lines[-1])
                 self._note(index, lines)
-        self._former = bytearray(len(self._last))
         self._find_missing()
 
     def _note(self, index: int, lines: Sequence[int]) -> None:
         """Note what the user should know of the lines of one task."""
         statuses = bytes(self._statuses[line] for line in lines)
-        self._failed_before.append(b"f" in statuses[:-1])
+        if b"f" in statuses[:-1]:
+            self._after_failure.add(lines[-1])
         if b"o" in statuses[:-1]:
             self.repeated.append(index)
         if len({self._places[line] for line in lines}) > 1:
@@ -11621,7 +11620,7 @@ class Records:
                 self._missing[cell >> _CELL_BITS] += max(samples) - len(samples)
 
     def __len__(self) -> int:
-        return self._former.count(0)
+        return len(self._last)
 
     def _capture(self, line: int) -> Capture:
         file, start = self._files[self._places[line]], self._starts[line]
@@ -11629,23 +11628,22 @@ class Records:
 
     def captures(self) -> Iterator[Capture]:
         """Yield the line of each task."""
-        return (self._capture(line) for line, former in zip(self._last, self._former)
-                if not former)
+        return map(self._capture, self._last)
 
     def __iter__(self) -> Iterator[Record]:
         return self.having(b"focs")
 
     def having(self, statuses: bytes) -> Iterator[Record]:
         """Yield the records that failed (f), are ok (o), canceled (c) or skipped (s)."""
-        for place, line in enumerate(self._last):
-            if self._statuses[line] in statuses and not self._former[place]:
-                yield self._record(place, line)
+        for line in self._last:
+            if self._statuses[line] in statuses:
+                yield self._record(line)
 
     def replaced(self) -> Iterator[Record]:
         """Yield the records of the lines that do not count, because a later line does."""
         counts = bytearray(len(self._starts))
-        for line, former in zip(self._last, self._former):
-            counts[line] = not former
+        for line in self._last:
+            counts[line] = True
         return (self._record_in(line) for line, count in enumerate(counts) if not count)
 
     def _record_in(self, line: int) -> Record:
@@ -11655,11 +11653,11 @@ class Records:
             raise UserError("%s: it was changed while it was read"
                             % visible(self._names[self._places[line]])) from None
 
-    def _record(self, place: int, line: int) -> Record:
+    def _record(self, line: int) -> Record:
         record = self._record_in(line)
         result = record.result
         record = record._replace(is_flaky=result.status == "ok" and (
-            self._failed_before[place] > 0 or result.attempts > 1))
+            line in self._after_failure or result.attempts > 1))
         found = self._prompt_of.get(hash((result.index, record.fields.get("label"))))
         if found is None or self._prompts is None or not result.task:
             return record
@@ -11715,16 +11713,15 @@ class Records:
 
         Another task is at their place, or has its result at another place.
         """
-        def names_of(place: int) -> Iterator[Tuple[int, int]]:
-            line = self._last[place]
+        def names_of(line: int) -> Iterator[Tuple[int, int]]:
             yield self._identities[line], 0
             if self._ids[line]:
                 yield self._ids[line], 1 + self._identities[line] % (1 << _SAMPLE_BITS)
 
-        answered = {name for place, is_taken in enumerate(taken) if is_taken
-                    for name in names_of(place)}
-        for place, is_taken in enumerate(taken):
-            self._former[place] = not is_taken and not answered.isdisjoint(names_of(place))
+        answered = {name for line, is_taken in zip(self._last, taken) if is_taken
+                    for name in names_of(line)}
+        self._last = [line for line, is_taken in zip(self._last, taken)
+                      if is_taken or answered.isdisjoint(names_of(line))]
 
     def problems(self) -> Iterator[str]:
         """Yield a warning for each kind of what is unusual; tasks are numbered as in the table."""
