@@ -1269,6 +1269,25 @@ def _check_keywords(schema: Any, root: Any) -> None:
                 _target(rule, root)
 
 
+def _check_end(schema: Any, root: Any, is_done: Dict[int, bool]) -> None:
+    """Refuse a schema that is applied to the same value again and again.
+
+    `is_done` has the schemas that were visited, by id; False for those whose visit is under way.
+    """
+    if isinstance(schema, bool) or is_done.get(id(schema)):
+        return
+    if id(schema) in is_done:
+        raise ValueError("the schema refers to itself for the same value, without end")
+    is_done[id(schema)] = False
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        for inner in schema.get(keyword, ()):
+            _check_end(inner, root, is_done)
+    _check_end(schema.get("not", True), root, is_done)
+    if "$ref" in schema:
+        _check_end(_target(schema["$ref"], root), root, is_done)
+    is_done[id(schema)] = True
+
+
 def schemas_in(schema: Any, path: _Path = ()) -> Iterator[Tuple[_Path, Any]]:
     """Yield a schema and all schemas in it, each with its path."""
     yield path, schema
@@ -1291,6 +1310,10 @@ def check_schema(schema: Any) -> None:
         for path, inner in schemas_in(schema):
             with path_context(*path):
                 _check_keywords(inner, schema)
+        is_done: Dict[int, bool] = {}
+        for path, inner in schemas_in(schema):
+            with path_context(*path):
+                _check_end(inner, schema, is_done)
     except RecursionError:
         raise InvalidValue("the schema is nested too deep") from None
 

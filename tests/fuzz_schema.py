@@ -77,18 +77,20 @@ counts = Counter()
 
 
 def compare(schema, values):
-    clinvk.check_schema(schema)
+    try:
+        clinvk.check_schema(schema)
+    except ValueError as error:
+        assert "refers to itself" in str(error), (schema, error)
+        counts["endless"] += 1
+        return
     Draft202012Validator.check_schema(schema)
     for value in values:
         compare_verdicts(schema, value)
 
 
 def compare_verdicts(schema, value):
-    errors = clinvk.validate(value, schema)
-    if any("too deep" in error for error in errors):  # by a $ref to itself
-        counts["endless"] += 1
-        return
     valid = Oracle(schema).is_valid(value)
+    errors = clinvk.validate(value, schema)
     assert valid == (not errors), (schema, value, errors)
     assert all(error.startswith("data") for error in errors)
     counts["valid" if valid else "invalid"] += 1
