@@ -11500,8 +11500,7 @@ class Record(NamedTuple):
 
     Of the task only what the line has is known, and its prompt where a file of tasks was given.
     `identity` is its task_identity.  `is_flaky`: it is ok after a failure.
-    Long strings in `fields` are names of text in `capture`.  Large answers and such strings are in
-    the file, and can be read while the Records exist.
+    A long answer is in the file of `capture`, and can be read while the Records exist.
     """
 
     result: Result
@@ -11514,18 +11513,17 @@ class Record(NamedTuple):
 
 def record_of(capture: Capture) -> Record:
     """Return the record in a line.  Raises ValueError."""
-    def text(name: str) -> str:
-        return "".join(capture.text_of(fields.get(name, "")))
-
-    fields = record_fields(capture)
+    fields = {name: value if name == "output" else capture.whole(value)
+              for name, value in record_fields(capture).items()}
     result = result_of_line(fields["index"], fields, capture)
-    label, cell = text("label") or text("task_id"), fields.get("cell")
+    label, cell = fields.get("label") or fields.get("task_id", ""), fields.get("cell")
     if not isinstance(cell, dict):
         cell = {"": str(cell)} if cell else {}
     sample = Sample(result.index, fields.get("sample", 1), fields.get("samples", 1),
                     {name: str(value) for name, value in cell.items()})
-    task = Task(result.backend, label, id=text("task_id"), name=text("task_name"),
-                tags=fields.get("tags", ()), meta=fields.get("meta"), sample=sample)
+    task = Task(result.backend, label, id=fields.get("task_id", ""), sample=sample,
+                name=fields.get("task_name", ""), tags=fields.get("tags", ()),
+                meta=fields.get("meta"))
     return Record(result._replace(task=task), fields, capture)
 
 
@@ -11551,7 +11549,6 @@ class Records:
         self._files = array("i")
         self._identities, self._starts, self._places = array("q"), array("q"), array("i")
         self._samples = array("h")  # how many samples the task of each line has
-        self._missing: Dict[int, int] = Counter()  # of these, by the index of the task
         self._statuses = bytearray()  # "f" for a failure, else the first letter
         self._last: List[int] = []  # of the lines of each task
         self._after_failure: Set[int] = set()  # those of these lines that come after a failure
@@ -11620,7 +11617,6 @@ class Records:
             for lines in tasks.values():
                 self._last.append(lines[-1])
                 self._note(index, lines)
-        self._find_missing()
 
     def _note(self, index: int, lines: Sequence[int]) -> None:
         """Note what the user should know of the lines of one task."""
@@ -11632,15 +11628,15 @@ class Records:
         if len({self._places[line] for line in lines}) > 1:
             self.shared.append(index)
 
-    def _find_missing(self) -> None:
-        """Count the samples without a line, by the index of their task."""
-        def cell_of(line: int) -> int:
-            return self._identities[line] >> _SAMPLE_BITS
-
-        for cell, group in itertools.groupby(self._last, cell_of):
+    def _missing_samples(self) -> Dict[int, int]:
+        """Return how many samples have no line, by the index of their task."""
+        missing: Dict[int, int] = Counter()
+        for cell, group in itertools.groupby(
+                self._last, lambda line: self._identities[line] >> _SAMPLE_BITS):
             samples = [self._samples[line] for line in group]
             if len(samples) < max(samples):
-                self._missing[cell >> _CELL_BITS] += max(samples) - len(samples)
+                missing[cell >> _CELL_BITS] += max(samples) - len(samples)
+        return missing
 
     def __len__(self) -> int:
         return len(self._last)
@@ -11752,7 +11748,7 @@ class Records:
             yield "there are no results in %s" % visible(" or ".join(self._names))
         missing = (str(index + 1) for first, last in self.gaps for index in range(first, last + 1))
         unanswered = sum(last + 1 - first for first, last in self.gaps)
-        samples = dict(self._missing)
+        samples = self._missing_samples()
         if self._prompts is not None:
             missing = (unanswered_number(task) for task in self.unanswered)
             unanswered = len(self.unanswered)
@@ -12702,8 +12698,7 @@ PAGE = """\
 <div id="table"><table><thead><tr id="heads"></tr></thead><tbody id="rows"></tbody></table></div>
 </main>
 <dialog id="detail" aria-labelledby="detail-title"></dialog>
-<script type="application/json" id="data">"""
-PAGE_END = """</script>
+<script type="application/json" id="data">%s</script>
 <script>%s</script>
 </body>
 </html>
@@ -12792,15 +12787,16 @@ def page_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
     earlier: Dict[int, List[Tuple[int, List[List[Any]]]]] = defaultdict(list)
     for record in records.replaced():
         earlier[record.identity].append(_page_run(record))
-    yield PAGE % (_csp_hash(PAGE_STYLE), _csp_hash(PAGE_SCRIPT), PAGE_STYLE)
+    before, after = (PAGE % (_csp_hash(PAGE_STYLE), _csp_hash(PAGE_SCRIPT), PAGE_STYLE, "\0",
+                             PAGE_SCRIPT)).split("\0")
     head = {"notes": [statistics.totals.line(), *records.problems()], "columns": PAGE_COLUMNS}
-    yield _for_script(head)[:-1] + ',"tasks":['
+    yield before + _for_script(head)[:-1] + ',"tasks":['
     separator = "\n"
     for record in records:
         row = _page_row(record, earlier.pop(record.identity, ()), with_output)
         yield separator + _for_script(row)
         separator = ",\n"
-    yield "]}" + PAGE_END % PAGE_SCRIPT
+    yield "]}" + after
 
 
 # The files of a report, by option.
