@@ -11880,7 +11880,6 @@ def timeline_text(spans: Iterable[Span], runs: Set[float], columns: int) -> str:
     pauses = [(start, end) for start, end in pauses[:MOST_PAUSES]
               if end - start > LONG_PAUSE * busy]
     shown_seconds = seconds - sum(end - start - shortened for start, end in pauses)
-    rows: List[List[str]] = []
 
     def column(moment: float) -> int:
         left_out = sum(max(0.0, min(moment, end) - start - shortened) for start, end in pauses)
@@ -11891,11 +11890,11 @@ def timeline_text(spans: Iterable[Span], runs: Set[float], columns: int) -> str:
         for place in range(column(start), column(end) + 1):
             row[place] = max(row[place], mark, key=WEIGHTS.index)
 
-    for one, lane in zip(in_order, lanes_of(in_order)):
-        if lane == len(rows):
-            rows.append([" "] * width)
-            for start, end in pauses:
-                draw(rows[lane], start, end, "~")
+    empty, lanes = [" "] * width, list(lanes_of(in_order))
+    for start, end in pauses:
+        draw(empty, start, end, "~")
+    rows = [list(empty) for _ in range(max(lanes) + 1)]
+    for one, lane in zip(in_order, lanes):
         draw(rows[lane], one.start, one.end, one.mark)
         draw(rows[lane], one.end, one.wait_end, ".")
     sizes = ["%.3gs" % size if size < 60 else duration(size)
@@ -12444,16 +12443,13 @@ function draw(box, height, nodes) {
 
 const attempts = [], waits = [], lanes = [];  // of a lane: the end of the last attempt in it
 const runs = new Set(tasks.flatMap(task => task.runs));
-function addTries(task, tries) {
-  tries.forEach(([start, ms, status, kind], place) => {
+for (const task of tasks) {
+  for (const tries of task.tries) tries.forEach(([start, ms, status, kind], place) => {
     attempts.push({ task, start, end: start + ms, status,
       number: tries.length > 1 ? `, try ${place + 1} of ${tries.length}` : "" });
     if (place + 1 < tries.length)
       waits.push({ task, start: start + ms, end: tries[place + 1][0], kind });
   });
-}
-for (const task of tasks) {
-  task.tries.forEach(tries => addTries(task, tries));
   task.tries = task.tries.flat();
 }
 attempts.sort((one, other) => one.start - other.start);
