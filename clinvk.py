@@ -11534,8 +11534,8 @@ class Records:
     of one identity that state different ids, or with `by_key` different keys, are of different
     tasks, which the input had at one place in different runs.  A line that states none is of the
     task of the line before it, or of the first one.
-    `repeated` are the indexes of those with an `ok` line before the last line, `shared` of those
-    with lines in several files.
+    `repeated` are the indexes of those with an `ok` line before the last line that is of no equal
+    task, `shared` of those with lines in several files.
     `gaps` are the first and the last of indexes without a line, below the highest.  `unanswered`
     are index, sample (of several), id, name and label of the tasks of a file of tasks (find_tasks)
     without a line.  `-` is stdin.  Raises UserError.
@@ -11545,6 +11545,7 @@ class Records:
                  by_key: bool = False) -> None:
         from array import array
         self._ids = array("q")  # the hash of the id or key that each line states; or 0
+        self._keys = array("q")  # the same for the key
         self._names = ["stdin" if path == "-" else path for path in paths]
         self._files = array("i")
         self._identities, self._starts, self._places = array("q"), array("q"), array("i")
@@ -11555,6 +11556,7 @@ class Records:
         self._prompts: Optional[Spool] = None
         self._prompt_of: Dict[int, int] = {}  # the place there, by the hash of index and label
         self.unanswered: List[Dict[str, Any]] = []
+        self._replaced_ok: List[int] = []  # `ok` lines before the last line of their task
         self.repeated: List[int] = []
         self.shared: List[int] = []
         self.gaps: List[Tuple[int, int]] = []
@@ -11571,6 +11573,7 @@ class Records:
                     self._starts.append(start)
                     id = by_key and fields.get("key") or fields.get("task_id")
                     self._ids.append(hash(id) if id else 0)
+                    self._keys.append(hash(fields["key"]) if fields.get("key") else 0)
                     self._places.append(place)
                     self._samples.append(fields.get("samples", 1))
                     failed = fields["status"] in FAILED_STATUSES
@@ -11617,14 +11620,32 @@ class Records:
             for lines in tasks.values():
                 self._last.append(lines[-1])
                 self._note(index, lines)
+        self._share_answers()
+
+    def _share_answers(self) -> None:
+        """Give failed tasks the `ok` lines of equal tasks, which have a later line in the file.
+
+        A run with --resume gives the results with a key to the first tasks that have it.
+        """
+        given: Dict[Tuple[int, int], List[int]] = defaultdict(list)
+        for line in reversed(self._replaced_ok):
+            given[self._keys[line], self._places[line]].append(line)
+        for place, line in enumerate(self._last):
+            lines = given.get((self._keys[line], self._places[line]), [])
+            if (self._keys[line] and self._statuses[line] == ord("f") and lines
+                    and self._samples[line] == 1
+                    and self._identities[line] != self._identities[lines[-1]]):
+                self._last[place] = lines.pop()
+                self._after_failure.add(self._last[place])
+        left = {self._identities[line] for lines in given.values() for line in lines}
+        self.repeated = [identity >> _CELL_BITS + _SAMPLE_BITS for identity in sorted(left)]
 
     def _note(self, index: int, lines: Sequence[int]) -> None:
         """Note what the user should know of the lines of one task."""
         statuses = bytes(self._statuses[line] for line in lines)
         if b"f" in statuses[:-1]:
             self._after_failure.add(lines[-1])
-        if b"o" in statuses[:-1]:
-            self.repeated.append(index)
+        self._replaced_ok += [line for line in lines[:-1] if self._statuses[line] == ord("o")]
         if len({self._places[line] for line in lines}) > 1:
             self.shared.append(index)
 
@@ -11698,8 +11719,10 @@ class Records:
             tasks.append(hash((record.result.index, record.fields.get("label"))))
             for name in map(hash, _names_of(record.fields.get)):
                 places[name].append(place)
-        for same in places.values():
-            same.sort(key=self._last.__getitem__)
+        for name, same in places.items():
+            by_key = name == self._keys[self._last[same[0]]]  # an `ok` line is final for its key
+            same.sort(key=lambda place: (
+                by_key and self._statuses[self._last[place]] == ord("o"), self._last[place]))
 
         def take(name: int) -> Optional[int]:
             same = places.get(name)
@@ -11784,10 +11807,10 @@ def unanswered_number(task: Dict[str, Any]) -> str:
     return "%s.%d" % (number, task["sample"]) if "sample" in task else number
 
 
-def _names_of(field: Callable[..., Any]) -> Iterator[Tuple[Any, ...]]:
+def _names_of(field: Callable[..., Any]) -> Iterator[Any]:
     """Yield the names of a record or a task, the best first.  A line of --jsonl has no key."""
     sample = field("sample", 1)
-    yield field("key"),
+    yield field("key")
     yield field("task_id"), sample
     yield field("index"), sample, field("label")
 

@@ -201,6 +201,20 @@ class ChangedInput(ReportCase):
                 self.assertEqual([(record.result.index, record.result.status, record.prompt) for record in records], [(places[-1], "ok", "one")],
                                  (fields, places))
 
+    def test_equal_tasks_have_as_many_answers_as_there_are_ok_lines(self):
+        path = self.file("tasks.json", [{"prompt": "one"}] * 2)
+        key = clinvk.job_key(clinvk.Job(0, clinvk.Task("echo", "one")))
+        for statuses, expected in (((0, "failed", 1, "ok", 1, "ok"), ["ok", "ok"]), ((0, "failed", 1, "ok", 1, "failed"), ["failed", "ok"]),
+                                   ((0, "ok", 1, "ok", 2, "failed"), ["ok", "ok"]), ((0, "failed", 1, "failed", 1, "ok"), ["failed", "ok"]),
+                                   ((0, "failed", 1, "failed", 0, "ok", 1, "ok"), ["ok", "ok"])):
+            given = lines(*[line(index, status, key=key) for index, status in zip(statuses[::2], statuses[1::2])])
+            for with_tasks in (True, False):
+                records = clinvk.Records([self.file("results", given)], self.warnings.append, with_tasks)
+                if with_tasks:
+                    records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy({"backend": "echo"}, {}, {}), self.warnings.append))
+                if with_tasks or 2 not in statuses:
+                    self.assertEqual((sorted(record.result.status for record in records), list(records.problems())), (expected, []), statuses)
+
     def test_hidden_ok_line_of_another_key_is_named(self):
         given = lines(line(0, key="a"), line(0, "failed", key="b"), line(1, key="c"), line(1, key="c"), line(2, "failed", key="d"), line(2, key="e"))
         self.assertEqual(list(self.records(given).problems()), ["2 tasks have %s1, 2" % HIDDEN])
