@@ -13147,12 +13147,12 @@ def _configured(options: argparse.Namespace, environment: Dict[str, str]
     return configuration, definitions
 
 
-def rules_of(options: argparse.Namespace) -> TaskPolicy:
-    """Return the rules for the tasks of a command, and complete its options.
+def rules_of(options: argparse.Namespace, file: str = "-") -> TaskPolicy:
+    """Return the rules for the tasks in a file, and complete the options of the command.
 
     Raise UserError or ConfigError.
     """
-    for name in ("form", "quiet", "status_file", "quiet_after", "log_dir", "log_max"):
+    for name in ("form", "quiet", "results", "status_file", "quiet_after", "log_dir", "log_max"):
         vars(options).setdefault(name, None)  # not every command has these options
     given = {name: value for name, value in vars(options).items()
              if value is not None and value is not False and value != []}
@@ -13183,7 +13183,9 @@ def rules_of(options: argparse.Namespace) -> TaskPolicy:
                        given.get("root", ""), run, configuration, wrap=given.get("wrap", ()),
                        repair_prompt=_repair_prompt(given.get("repair_prompt")))
     options.color = options.color or configuration.get("output.color")
-    options.start_method, options.status_file = start_method_of(environment), _status_file(given)
+    options.start_method = start_method_of(environment)
+    if options.status_file:
+        _check_status_file(options.status_file, file, options.results or "")
     options.dry_run = options.task_dry_run or options.form == "tasks"
     if options.dry_run:
         options.status_file = options.log_dir = ""
@@ -13202,19 +13204,15 @@ def _repair_prompt(path: Optional[str]) -> str:
     return text
 
 
-def _status_file(given: Dict[str, Any]) -> str:
-    """Return the path of the status file, "" where there is none.  Raise UserError."""
-    path = str(given.get("status_file", ""))
-    items = [given[name] for name in ("items", "csv", "tsv") if name in given]
-    tasks, results = (given.get("file") or items or ["-"])[0], given.get("results", "")
+def _check_status_file(path: str, tasks: str, results: str) -> None:
+    """Raise UserError where the status file cannot be written, or is another file of the run."""
     others = (("the file of the tasks", 0 if tasks == "-" else tasks),
               ("the file of the results", results), ("stdout", 1), ("stderr", 2),
               ("the file of the tasks that run", notes_path(results)))
     for name, file in others:
-        if path and is_same(file, path):
+        if is_same(file, path):
             raise UserError("--status-file %s: it is %s; give another name" % (visible(path), name))
     StatusFile.check(path)
-    return path
 
 
 LOOK_SECONDS = 0.1  # between two looks whether stdout still has a reader
@@ -13619,9 +13617,7 @@ def run_policy(fields: Dict[str, Any]) -> RunPolicy:
 
 def command_parallel(options: argparse.Namespace) -> int:
     """Run a batch, or a shard of one.  Return the exit status."""
-    template, file = _template(options), _file(options)
-    if template:
-        file = options.items or options.csv or options.tsv or "-" * (not template.words)
+    template, file = _template(options)
     rules = _batch_rules(options, template, file)
     console = Console()
     inputs = filter(None, (file, options.prompt_file))
@@ -13666,8 +13662,8 @@ def _batch_plan(options: argparse.Namespace, rules: TaskPolicy, console: Console
     results = options.results or ""
     if options.write_to and not options.dry_run:
         answers = Answers(rules.root or ".", options.overwrite, (
-            0 if file == "-" else file, 1, results, notes_path(results), options.status_file,
-            *(vars(options).get(name) or "" for name in ("prompt_file", "config", "schema"))))
+            0 if file == "-" else file, 1, results, notes_path(results),
+            *(vars(options)[name] or "" for name in ("status_file", "prompt_file", "config"))))
     elif options.overwrite and not path:
         raise UserError("--overwrite: there are no files of answers; give --output-dir "
                         "or --write-to")
@@ -13702,7 +13698,7 @@ def _batch_rules(options: argparse.Namespace, template: Optional[Template],
     if options.results and is_same(0 if file == "-" else file, options.results):
         raise UserError("--results %s: it is the file of the tasks; give another name"
                         % visible(options.results))
-    rules = rules_of(options)._replace(cells=_cells(options), template=template)
+    rules = rules_of(options, file)._replace(cells=_cells(options), template=template)
     if template:
         rules = rules._replace(overrides={name: value for name, value in rules.overrides.items()
                                           if name not in template.fields})
@@ -13730,14 +13726,17 @@ def _cells(options: argparse.Namespace) -> Tuple[Cell, ...]:
     return cells_of(options.matrix, system_prompt)
 
 
-def _template(options: argparse.Namespace) -> Optional[Template]:
-    """Return the template of the tasks; None where the input has tasks.  Raise UserError."""
+def _template(options: argparse.Namespace) -> Tuple[Optional[Template], str]:
+    """Return the template of the tasks and the file of the items, "" where words are the items.
+
+    Where the input has tasks there is no template, and the file is theirs.  Raise UserError.
+    """
     words = tuple(options.words)
     if options.prompt is None and options.prompt_file is None:
         for name in ("items", "csv", "tsv", "null", "name", "id", "write-to"):
             if getattr(options, name.replace("-", "_")):
                 raise UserError("--%s: there is no template for items; give --prompt" % name)
-        return None
+        return None, _file(options)
     forms = [name for name in ("items", "csv", "tsv") if getattr(options, name)]
     file = getattr(options, forms[0]) if forms else "-"
     for one, other, both in (
@@ -13761,9 +13760,9 @@ def _template(options: argparse.Namespace) -> Optional[Template]:
     template = Template({name: text for name, text in fields.items() if text is not None},
                         "null" if words or options.null else "lines", words,
                         options.overwrite or options.resume)
-    if options.csv or options.tsv:
-        return template._replace(form=forms[0])  # ItemReader checks it, by the names of columns
-    return template.checked()
+    if options.csv or options.tsv:  # ItemReader checks it, by the names of columns
+        return template._replace(form=forms[0]), file
+    return template.checked(), "" if words else file
 
 
 def _file(options: argparse.Namespace) -> str:
@@ -13787,8 +13786,9 @@ def chain_fields(totals: Totals, failed_step: int) -> Dict[str, Any]:
 
 def command_chain(options: argparse.Namespace) -> int:
     """Run a chain, each step with the answers of earlier steps.  Return the exit status."""
-    rules, console = rules_of(options), Console()
-    steps = read_chain(_file(options), rules, console.warn)
+    file = _file(options)
+    rules, console = rules_of(options, file), Console()
+    steps = read_chain(file, rules, console.warn)
 
     def head(result: Result) -> str:
         name = cut(one_line(result.task.name), MAX_NAME_COLUMNS) if result.task else ""
