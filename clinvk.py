@@ -5456,6 +5456,8 @@ def _batch(value: Any, policy: TaskPolicy) -> _Batch:
     """Return a JSON value as a batch whose items are not checked yet.  Raise InvalidValue."""
     if isinstance(value, list):
         return _Batch(value, policy)
+    if policy.template:
+        return _Batch([value], policy, is_task=True)
     if not isinstance(value, dict) or "tasks" not in value:
         _refuse_no_task(value)
         return _Batch([value], policy, is_task=True)
@@ -5862,7 +5864,7 @@ class JobList(Supply):
 
 
 class JobReader:
-    """Turns the JSON values of an input into jobs.
+    """Turns the JSON values of an input, or its items by a template, into jobs.
 
     `run` is what the values state about the run (RUN_FIELDS); the first to set a field counts.
     Once tasks have `started`, values cannot set more.  `has_ids`: every task so far has an id.
@@ -5876,21 +5878,43 @@ class JobReader:
         self.started, self.again, self.has_ids = False, False, True
         self.tasks = self.size = 0
         self._name, self._policy, self._warn, self._shard = name, policy, warn, shard
-        self._grows = len(policy.cells) > 1  # the jobs may be much larger than the input
+        fields = policy.template.fields if policy.template else {}
+        # Whether the jobs may be much larger than the input.
+        self._grows = len(policy.cells) > 1 or "{@}" in "".join(fields.values())
         self._ids: Set[Tuple[str, str]] = set()  # (field, what no other task may have in it)
-
-    def _pieces(self, chunks: Iterable[bytes]) -> Iterable[InputPiece]:
-        return ValueSplitter(chunks)
-
-    def _batch(self, value: Any) -> _Batch:
-        return _batch(value, self._policy)
 
     def _jobs_of(self, value: Any, position: int, batch: _Batch) -> List[Job]:
         """Return the jobs of the task at a position of the run.  Raise InvalidValue."""
-        cells = self._policy.cells
-        return [first_sample(_job(value, batch.defaults, batch.policy, cell)._replace(
+        template, cells, path = self._policy.template, self._policy.cells, None
+        if template:
+            value = template.task(value, position + 1, self._policy.root)
+            path = value.pop("write_to", None)
+        jobs = [first_sample(_job(value, batch.defaults, batch.policy, cell)._replace(
             index=position * len(cells) + number), position, cell)
             for number, cell in enumerate(cells)]
+        if path is None:
+            return jobs
+        with path_context("write_to"):
+            path = self._checked_file(path, position)
+        return [job._replace(task=job.task._replace(write_to=path)) for job in jobs]
+
+    def _checked_file(self, path: str, position: int) -> str:
+        """Return the path of a file for an answer.  Raise ValueError."""
+        path, root, template = _path(path), self._policy.root, self._policy.template
+        outside = outside_of(path, root or ".")
+        if outside:
+            raise ValueError("%s is outside of %s%s" % (
+                quoted(path), outside, "" if root else
+                "; --root DIR, with the current directory below DIR, allows it"))
+        if os.path.basename(path) in ("", ".", "..") or os.path.isdir(path):
+            raise ValueError("%s is a directory; expected the name of a file" % quoted(path))
+        above = existing_part(os.path.dirname(path))
+        if above and not os.path.isdir(above):
+            raise ValueError("%s is not a directory" % quoted(above))
+        may_exist = template and template.may_exist or not self._shard.has(position)
+        if not may_exist and os.path.lexists(path):
+            raise ValueError("%s exists; --overwrite replaces it" % quoted(path))
+        return path
 
     def size_of(self, item: _Item) -> int:
         """Return how many samples the shard has of the task of an item; 0 if it is another's."""
@@ -5906,7 +5930,7 @@ class JobReader:
         """
         is_lenient, self.tasks = self.again, 0
         try:
-            for piece in self._pieces(chunks):
+            for piece in _pieces(chunks, self._policy.template, self._name):
                 try:
                     value = self._value(piece)
                 except UserError as error:
@@ -5945,7 +5969,7 @@ class JobReader:
         is_large = piece.value is None and piece.array[1] - piece.array[0] > LARGE_BYTES
         outline = piece.without_array() if is_large else piece
         with piece_context(self._name, outline):
-            batch = self._batch(outline.parsed())._replace(first=self.tasks)
+            batch = _batch(outline.parsed(), self._policy)._replace(first=self.tasks)
         if is_large and batch.items:  # the array is not that of the tasks
             return self._value(piece._replace(array=(0, 0)))
         if self.again:
@@ -6241,73 +6265,35 @@ def split_rows(chunks: Iterable[bytes], delimiter: str) -> Iterator[Tuple[int, L
             yield start, row, problem
 
 
-class ItemReader(JobReader):
-    """Turns the items of an input into jobs, by the template of the policy."""
+def _pieces(chunks: Iterable[bytes], template: Optional[Template],
+            name: str) -> Iterable[InputPiece]:
+    """Return the JSON values of an input, or its items in the form of the template."""
+    if not template or template.form == "json":
+        return ValueSplitter(chunks)
+    if template.form in ("csv", "tsv"):
+        rows = split_rows(chunks, "," if template.form == "csv" else "\t")
+        return _rows(rows, template, name)
+    return split_items(chunks, b"\n" if template.form == "lines" else b"\0")
 
-    def __init__(self, name: str, policy: TaskPolicy, warn: Callable[[str], None],
-                 shard: Shard) -> None:
-        super().__init__(name, policy, warn, shard)
-        self._template: Template = policy.template or Template({})
-        self._grows = self._grows or "{@}" in "".join(self._template.fields.values())
 
-    def _pieces(self, chunks: Iterable[bytes]) -> Iterable[InputPiece]:
-        form = self._template.form
-        if form == "json":
-            return ValueSplitter(chunks)
-        if form in ("csv", "tsv"):
-            return self._rows(split_rows(chunks, "," if form == "csv" else "\t"))
-        return split_items(chunks, b"\n" if form == "lines" else b"\0")
-
-    def _rows(self, rows: Iterator[Tuple[int, List[str], str]]) -> Iterator[InputPiece]:
-        """Yield each row behind the header as an object.  Raise UserError for a bad header."""
-        line, columns, problem = next(rows, (1, [], "there is no row with the names of columns"))
-        twice = [name for name, count in Counter(columns).items() if name and count > 1]
-        if twice:
-            problem = "two columns have the name %s" % quoted(twice[0])
-        if problem:
-            raise UserError("%s:%d: %s" % (self._name, line, problem))
-        self._template.checked(columns, self._name)
-        row = columns
-        for line, row, problem in rows:
-            if not problem and len(row) != len(columns):
-                problem = "the row has %s, but there are %s" % (
-                    counted(len(row), "field"), counted(len(columns), "column"))
-            yield InputPiece(line, b"", problem, None if problem else dict(zip(columns, row)))
-        if row is columns:
-            raise UserError("%s: no tasks: there is no row below the names of the columns"
-                            % self._name)
-
-    def _batch(self, value: Any) -> _Batch:
-        if isinstance(value, list):
-            return _Batch(value, self._policy)
-        return _Batch([value], self._policy, is_task=True)
-
-    def _jobs_of(self, value: Any, position: int, batch: _Batch) -> List[Job]:
-        fields = self._template.task(value, position + 1, self._policy.root)
-        path = fields.pop("write_to", None)
-        jobs = super()._jobs_of(fields, position, batch)
-        if path is None:
-            return jobs
-        with path_context("write_to"):
-            path = self._checked_file(path, position)
-        return [job._replace(task=job.task._replace(write_to=path)) for job in jobs]
-
-    def _checked_file(self, path: str, position: int) -> str:
-        """Return the path of a file for an answer.  Raise ValueError."""
-        path, root = _path(path), self._policy.root
-        outside = outside_of(path, root or ".")
-        if outside:
-            raise ValueError("%s is outside of %s%s" % (
-                quoted(path), outside, "" if root else
-                "; --root DIR, with the current directory below DIR, allows it"))
-        if os.path.basename(path) in ("", ".", "..") or os.path.isdir(path):
-            raise ValueError("%s is a directory; expected the name of a file" % quoted(path))
-        above = existing_part(os.path.dirname(path))
-        if above and not os.path.isdir(above):
-            raise ValueError("%s is not a directory" % quoted(above))
-        if self._shard.has(position) and not self._template.may_exist and os.path.lexists(path):
-            raise ValueError("%s exists; --overwrite replaces it" % quoted(path))
-        return path
+def _rows(rows: Iterator[Tuple[int, List[str], str]], template: Template,
+          name: str) -> Iterator[InputPiece]:
+    """Yield each row behind the header as an object.  Raise UserError for a bad header."""
+    line, columns, problem = next(rows, (1, [], "there is no row with the names of columns"))
+    twice = [column for column, count in Counter(columns).items() if column and count > 1]
+    if twice:
+        problem = "two columns have the name %s" % quoted(twice[0])
+    if problem:
+        raise UserError("%s:%d: %s" % (name, line, problem))
+    template.checked(columns, name)
+    row = columns
+    for line, row, problem in rows:
+        if not problem and len(row) != len(columns):
+            problem = "the row has %s, but there are %s" % (
+                counted(len(row), "field"), counted(len(columns), "column"))
+        yield InputPiece(line, b"", problem, None if problem else dict(zip(columns, row)))
+    if row is columns:
+        raise UserError("%s: no tasks: there is no row below the names of the columns" % name)
 
 
 # - shards -
@@ -6441,7 +6427,7 @@ class TaskStream(Supply):
     def __init__(self, file: int, name: str, policy: TaskPolicy, warn: Callable[[str], None],
                  shard: Shard = WHOLE) -> None:
         self._stopped = False
-        reader = (ItemReader if policy.template else JobReader)(name, policy, warn, shard)
+        reader = JobReader(name, policy, warn, shard)
         if policy.template and policy.template.words:
             words = b"\0".join(map(to_bytes, policy.template.words))
             values = reader.values([words], is_strict=True)
@@ -13760,7 +13746,7 @@ def _template(options: argparse.Namespace) -> Tuple[Optional[Template], str]:
     template = Template({name: text for name, text in fields.items() if text is not None},
                         "null" if words or options.null else "lines", words,
                         options.overwrite or options.resume)
-    if options.csv or options.tsv:  # ItemReader checks it, by the names of columns
+    if options.csv or options.tsv:  # _rows checks it, by the names of columns
         return template._replace(form=forms[0]), file
     return template.checked(), "" if words else file
 

@@ -93,7 +93,7 @@ def prompts(template, form, data, size=0):
         if form != "csv":
             made = made.checked()
         policy = clinvk.TaskPolicy({"backend": "echo"}, template=made)
-        reader = clinvk.ItemReader("f", policy, lambda _: None, clinvk.WHOLE)
+        reader = clinvk.JobReader("f", policy, lambda _: None, clinvk.WHOLE)
         size = size or len(data) or 1
         chunks = (data[start:start + size] for start in range(0, len(data), size))
         return [job.task.prompt for jobs in reader.values(chunks, is_strict=True) for job in jobs]
