@@ -12082,12 +12082,11 @@ class Statistics:
             more = ", ..." if len(self.flaky) > MAX_REASONS else ""
             yield "Flaky: %s, ok after a failure: %s%s\n" % (
                 counted(len(self.flaky), "task"), ", ".join(self._numbers[:MAX_REASONS]), more)
-        for count, task in enumerate(self.records.unanswered):
-            if count == MAX_REASONS:
-                yield "  ...\n"
-                break
-            yield "" if count else "No result:\n"
-            yield cut("%4s %s" % (unanswered_number(task), task["label"]), columns) + "\n"
+        unanswered = self.records.unanswered
+        lines = [cut("%4s %s" % (unanswered_number(task), task["label"]), columns) + "\n"
+                 for task in unanswered[:MAX_REASONS]]
+        if lines:
+            yield "No result:\n" + "".join(lines) + "  ...\n" * (len(unanswered) > MAX_REASONS)
         yield percentiles_text(percentiles_of(self.measures), columns)
         for field, groups in self.groups.items():
             yield groups_text(field, groups, columns)
@@ -14376,7 +14375,7 @@ def command_doctor(options: argparse.Namespace) -> int:
     environment = dict(os.environ)
     method = start_method_of(environment) or default_start_method()
     definitions = _configured(options, environment)[1]
-    backends: List[Dict[str, Any]] = []
+    backends: Dict[str, Dict[str, Any]] = {}
     probes: List[Job] = []
     missing: List[str] = []
     all_defined = {**KNOWN, **definitions}
@@ -14392,21 +14391,21 @@ def command_doctor(options: argparse.Namespace) -> int:
             problem += "; to install it: " + row.install
         elif row.install or is_known:
             probes.append(job._replace(definition=Definition((path, "--version"))))
-        backends.append({"name": row.name, "program": program, "path": path, "version": "",
-                         "usable": not problem, "problem": problem})
+        backends[row.name] = {"name": row.name, "program": program, "path": path, "version": "",
+                              "usable": not problem, "problem": problem}
         if is_known:
-            backends[-1]["defined_for"] = KNOWN_VERSIONS[row.name]
+            backends[row.name]["defined_for"] = KNOWN_VERSIONS[row.name]
     try:
         for result in run_pool(probes, max(1, len(probes)), start_method=method):
-            entry, = (entry for entry in backends if entry["name"] == result.backend)
-            entry.update(version=one_line(result.output), usable=result.status == "ok",
-                         problem=result.error)
+            backends[result.backend].update(
+                version=one_line(result.output), usable=result.status == "ok",
+                problem=result.error)
     except OutputError as error:  # no temporary file can be written, so nothing can run
-        for entry in backends:
+        for entry in backends.values():
             entry.update(usable=False, problem=entry["problem"] or str(error))
     machine = machine_fields(method)
     text = ""
-    for entry in backends:
+    for entry in backends.values():
         state = entry["version"] or ("found" if entry["usable"] else "cannot be used:")
         version = entry.get("defined_for") and "(defined for %(defined_for)s)" % entry
         words = filter(None, (state, entry["path"], entry["problem"], version))
@@ -14415,9 +14414,9 @@ def command_doctor(options: argparse.Namespace) -> int:
         text += "also known, not installed: %s\n" % ", ".join(missing)
     text += "\n" + "".join("%-14s %s\n" % (name, _plainly(value))
                            for name, value in machine.items())
-    _print(options, {"clinvk": __version__, "backends": backends, "not_installed": missing,
-                     "machine": machine}, text)
-    usable = [entry["name"] for entry in backends if entry["usable"]]
+    _print(options, {"clinvk": __version__, "backends": list(backends.values()),
+                     "not_installed": missing, "machine": machine}, text)
+    usable = [name for name, entry in backends.items() if entry["usable"]]
     return EXIT_OK if usable != ["echo"] and usable else EXIT_FAILED
 
 
