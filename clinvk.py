@@ -7444,12 +7444,13 @@ def _tree_state(job: Job, state: WorkerState, earlier: Changes,
         return None
     listed |= _inner_files(top, listed)
     names |= _inner_files(top, [path for path in names if path.endswith("/")])
-    excludes = {os.path.join(git, *up, "info", "exclude")
-                for up in ((), ("..", ".."))}  # the second: of a linked work tree
+    excludes = {os.path.join(git, *names) for names in (
+        ("info", "exclude"), ("..", "..", "info", "exclude"), ("commondir",))}  # of a linked tree
     new_rules, paths = earlier.new_rules, listed.union(earlier.hidden)
     try:
         with time_limit(CHECK_SECONDS):  # a sparse file can have any size
-            rules = {path: _digest_of(os.path.join(top, path)) for path in listed | names | excludes
+            rules = {path: _digest_of(os.path.realpath(os.path.join(top, path)))
+                     for path in listed | names | excludes
                      if path in excludes or os.path.basename(path) == ".gitignore"}
             if before:
                 new_rules += tuple("" if path in excludes else path[:-len(".gitignore")]

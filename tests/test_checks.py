@@ -238,6 +238,15 @@ class Changes(support.WorkerCase):
         self.check(self.after("for i in 1 2 3 4 5 6 7; do echo > tests/$i; done", protect=("tests/*",)),
                    error="protected paths were changed: tests/1, tests/2, tests/3, tests/4, tests/5 and 2 more")
 
+    def test_rules_in_another_place_hide_nothing(self):
+        exclude = os.path.join(self.tree, ".git", "info", "exclude")
+        os.rename(exclude, self.path("exclude"))
+        os.symlink(self.path("exclude"), exclude)
+        common = "mkdir -p .git/c/info; cp -r .git/objects .git/refs .git/c; echo tests/two > .git/c/info/exclude; echo c > .git/commondir; : > tests/two"
+        for script, found in (("echo tests/one >> .git/info/exclude; : > tests/one", "tests/one"), (common, "tests/two")):
+            self.check(self.after(script, protect=("tests",)), error="protected paths were changed: " + found)
+            os.unlink(os.path.join(self.tree, found))
+
     def test_any_name_of_a_file_is_shown_whole(self):
         script = "printf x > \"$(printf 'tests/a\\nb')\"; printf x > 'tests/it, too'; printf x > \"$(printf 'tests/\\377')\""
         self.check(self.after(script, protect=("tests",)), error="protected paths were changed: $'tests/a\\nb', 'tests/it, too', $'tests/\\xff'")
