@@ -7563,8 +7563,9 @@ def _with_changes(job: Job, result: Result, before: _TreeState,
         return canceled(result) if result.status == "ok" else result
     changed = [path for path, digest in after.files.items()
                if digest != before.files.get(path, "")]
-    hits = sorted(path for path in changed
-                  if any(_matches(path, pattern) for pattern in job.task.protect))
+    ignored = before.names - before.files.keys()
+    hits = sorted(path for path in changed if path not in ignored
+                  and any(_matches(path, pattern) for pattern in job.task.protect))
     if hits:
         return result._replace(
             status="failed", exit_code=result.exit_code or 1, error_kind="protected",

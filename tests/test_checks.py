@@ -247,6 +247,13 @@ class Changes(support.WorkerCase):
             self.check(self.after(script, protect=("tests",)), error="protected paths were changed: " + found)
             os.unlink(os.path.join(self.tree, found))
 
+    def test_file_that_was_ignored_is_not_protected_when_it_is_listed(self):
+        self.file("tree/tests/old.o", "")
+        for script in (": > .gitignore", "git add -f tests/old.o"):
+            self.check(self.after(script, protect=("tests",)), status="ok")
+        self.git("reset", "-q", "--hard")
+        self.check(self.after(": > .gitignore; : > tests/new.o", protect=("tests",)), error="protected paths were changed: tests/new.o")
+
     def test_any_name_of_a_file_is_shown_whole(self):
         script = "printf x > \"$(printf 'tests/a\\nb')\"; printf x > 'tests/it, too'; printf x > \"$(printf 'tests/\\377')\""
         self.check(self.after(script, protect=("tests",)), error="protected paths were changed: $'tests/a\\nb', 'tests/it, too', $'tests/\\xff'")
