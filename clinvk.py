@@ -7543,10 +7543,15 @@ def _digest_of(path: str) -> str:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Return whether a pattern matches a path or a directory on it; `*` also matches `/`."""
+    """Return whether a pattern matches a path or a directory on it; `*` also matches `/`.
+
+    `**/` also matches nothing.
+    """
     from fnmatch import fnmatchcase
     pattern = pattern.rstrip("/")
-    return fnmatchcase(path.rstrip("/"), pattern) or fnmatchcase(path, pattern + "/*")
+    return fnmatchcase(path.rstrip("/"), pattern) or fnmatchcase(path, pattern + "/*") or any(
+        _matches(path, pattern[:found.start()] + pattern[found.end():])
+        for found in re.finditer(r"(?<![^/])\*\*/", pattern))
 
 
 def _shown_path(path: str) -> str:

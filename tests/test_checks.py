@@ -254,6 +254,12 @@ class Changes(support.WorkerCase):
         self.git("reset", "-q", "--hard")
         self.check(self.after(": > .gitignore; : > tests/new.o", protect=("tests",)), error="protected paths were changed: tests/new.o")
 
+    def test_two_stars_also_match_no_directory(self):
+        for path, pattern, expected in (("a", "**/a", True), ("x/a", "**/a", True), ("xa", "**/a", False), ("x/a", "x/**/a", True), ("x/y/a", "x/**/a", True),
+                                        ("xy/a", "x/**/a", False), ("y/x/a", "**/x/**/a", True), ("x/y/a", "**/x/**/a", True), ("xy/a", "x**/a", True),
+                                        ("x/a", "x/y**/a", False), ("a/b", "**/a", True), ("a", "**/", True)):
+            self.assertEqual(clinvk._matches(path, pattern), expected, (path, pattern))
+
     def test_any_name_of_a_file_is_shown_whole(self):
         script = "printf x > \"$(printf 'tests/a\\nb')\"; printf x > 'tests/it, too'; printf x > \"$(printf 'tests/\\377')\""
         self.check(self.after(script, protect=("tests",)), error="protected paths were changed: $'tests/a\\nb', 'tests/it, too', $'tests/\\xff'")
