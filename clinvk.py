@@ -2641,9 +2641,9 @@ _token_counts = _each(_token_count, "an object", dict)
 def _pattern(value: Any) -> str:
     """Check a pattern for paths from the top of a git work tree, which others would never match."""
     text = re.sub("^(\\./)+", "", re.sub("/+", "/", _argument(value)))
-    if any(part in ("", ".", "..") for part in re.sub("(?<=.)/$", "", text).split("/")):
+    if any(part in ("", ".", "..", ".git") for part in re.sub("(?<=.)/$", "", text).split("/")):
         raise expected("a pattern for paths from the top of the git work tree, without / before it "
-                       "or a part . or .., such as tests/* (* matches all paths)", value)
+                       "or a part . or .. or .git, such as tests/* (* matches all paths)", value)
     return text
 
 

@@ -842,8 +842,8 @@ FIELDS = {
     "require_change": ([(True, True), (False, False)], [(1, "expected true or false, got 1")]),
     "protect": ([("tests/*", ("tests/*",)), (["a", "b"], ("a", "b")), ("./a", ("a",)), (".//././a//b/", ("a/b/",)), (".git*/..x/[.]/a.", (".git*/..x/[.]/a.",))],
                 [(1, "expected a list of strings, got 1"), ([" "], "must not be blank"), ([1], "expected a string"),
-                 *((text, "expected a pattern for paths from the top of the git work tree, without / before it or a part . or .., such as tests/* (* matches all paths), "
-                    "got " + json.dumps(text)) for text in ("/tests", "//tests", "/", ".", "./", "..", "../r/tests", "a/../b", "a/.", "a/./b", "./../a", ".//"))]),
+                 *((text, "expected a pattern for paths from the top of the git work tree, without / before it or a part . or .. or .git, such as tests/* (* matches all paths), "
+                    "got " + json.dumps(text)) for text in ("/tests", "//tests", "/", ".", "./", "..", "../r/tests", "a/../b", "a/.", "a/./b", "./../a", ".//", ".git", "./.git/hooks", "a/.git/"))]),
     "schema_retries": ([(0, 0), (5, 5)], [(6, "expected at most 5, got 6"), (-1, "expected a whole number from 0 on"), (True, "expected a whole number")]),
     "attempts": ([(1, 1), (9, 9)], [(0, "expected a whole number from 1 on, got 0"), ("2", 'expected a whole number, got "2"')]),
     "check_timeout": ([(90, 90.0), ("10m", 600.0)], [(0, "expected seconds above 0"), ("soon", "expected a duration such as")]),
