@@ -7495,14 +7495,15 @@ def _inner_files(top: str, paths: Iterable[str]) -> Set[str]:
     Git lists only the directory of a submodule, and of any other repository in a work tree.
     """
     files: Set[str] = set()
-    for place in [os.path.join(top, path) for path in paths]:
-        if os.path.islink(place):
-            continue
-        for directory, inner, names in os.walk(place):
-            links = [name for name in inner if os.path.islink(os.path.join(directory, name))]
-            inner[:] = set(inner) - {".git"}
-            files.update(os.path.relpath(os.path.join(directory, name), top)
-                         for name in names + links if name != ".git")
+    places = [os.path.join(top, path) for path in paths]
+    directories = [place for place in places if not os.path.islink(place)]
+    while directories:
+        with contextlib.suppress(OSError), os.scandir(directories.pop()) as entries:
+            for entry in entries:
+                if entry.name != ".git" and entry.is_dir(follow_symlinks=False):
+                    directories.append(entry.path)
+                elif entry.name != ".git":
+                    files.add(os.path.relpath(entry.path, top))
     return files
 
 

@@ -283,6 +283,11 @@ class Changes(support.WorkerCase):
             with self.subTest(script):
                 self.check(self.after(script, protect=("part", "clone/*", "tests", "late/planted")), error="protected paths were changed: " + found)
 
+    def test_file_far_below_in_a_repository_inside_counts(self):
+        self.git("init", "-q", "inner")
+        script = "cd inner; i=0; while [ $i -lt 1200 ]; do mkdir d; cd d; i=$((i+1)); done; : > new"
+        self.check(self.after(script, require_change=True), status="ok", error="")
+
     def test_file_of_any_size_does_not_keep_the_task(self):
         with mock.patch.object(clinvk, "CHECK_SECONDS", 1.0):
             result = self.after("truncate -s 30G huge", require_change=True)
