@@ -11917,8 +11917,8 @@ def timeline_text(spans: Iterable[Span], runs: Set[float], columns: int) -> str:
     sizes = ["%.3gs" % size if size < 60 else duration(size)
              for size in (seconds, shown_seconds / width)]
     lines = ["From %s: %s, %s a column" % (utc(first), *sizes)]
-    marks = set(map(column, filter(None, runs)))
-    if len(runs - {0.0}) > 1:
+    marks = set(map(column, runs))
+    if len(runs) > 1:
         lines.append(" " * 5 + "".join(" |"[place in marks] for place in range(width)))
     lines += ["%4d %s" % (number, "".join(row)) for number, row in enumerate(rows, 1)]
     hidden = len(rows) - MOST_LANES
@@ -12048,7 +12048,7 @@ class Statistics:
         self.flaky: List[int] = []  # indexes
         self._numbers: List[str] = []  # of these, as the table has them
         self.spans: List[Span] = []
-        self.runs: Set[float] = set()  # their starts; 0: one is unknown
+        self.runs: Set[float] = set()  # their starts
         first, last = MAX_TIME, 0.0
         for place, record in enumerate(records):
             result, spans = record.result, list(spans_of(record))
@@ -12057,16 +12057,15 @@ class Statistics:
             self._count(record)
             if table:
                 table.write(result._replace(index=place))
-                self._add_to_timeline(record, spans)
+                self.spans += spans
+                self.runs.add(record.fields.get("run", 0.0))
         if table:
             for record in records.replaced():
-                self._add_to_timeline(record, spans_of(record))
+                self.spans += spans_of(record)
+                self.runs.add(record.fields.get("run", 0.0))
+        self.runs.discard(0.0)  # of lines that state none
         self.totals.start_time = min(first, last)
         self.totals.duration_seconds = max(0.0, last - first)
-
-    def _add_to_timeline(self, record: Record, spans: Iterable[Span]) -> None:
-        self.spans += spans
-        self.runs.add(record.fields.get("run", 0.0))
 
     def _count(self, record: Record) -> None:
         result = record.result
