@@ -119,6 +119,7 @@ if TYPE_CHECKING:
                         Set, Tuple, Type, TypeVar, Union)
 
     _T = TypeVar("_T")
+    _Check = Callable[[Any], Any]  # returns the value as the program uses it; raises ValueError
     _Fields = Callable[["Result"], Dict[str, Any]]  # the JSON fields of a result
     _Path = Tuple[Union[str, int], ...]  # to a place in a JSON value
     _Doing = Tuple[str, str, int]  # the key of a message; its action, "" for no news; its tokens
@@ -1190,7 +1191,7 @@ def _shown(values: Any) -> str:
     return shown + ", ..." * (len(values) > MAX_SHOWN_VALUES)
 
 
-def _rule(what: str, fits: Callable[[Any], bool]) -> Callable[[Any], Any]:
+def _rule(what: str, fits: Callable[[Any], bool]) -> _Check:
     """Return a check that returns a value which fits, and raises ValueError for any other."""
     def check(value: Any) -> Any:
         if not fits(value):
@@ -1221,7 +1222,7 @@ _ONE_SCHEMA = ("additionalProperties", "items", "not")  # the value is a schema
 _LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")  # a list of schemas
 _OBJECTS = ("properties", "$defs", "definitions")  # an object of schemas
 # The keywords with the checks of their values.  Schemas in them and "$ref" are checked elsewhere.
-_KEYWORDS: Dict[str, Callable[[Any], Any]] = {
+_KEYWORDS: Dict[str, _Check] = {
     "type": _rule("one of %s, or a list of them" % ", ".join(_TYPES), _is_type),
     "required": _rule("a list of names, each once", _is_names),
     "multipleOf": _rule("a number above 0", lambda rule: _has_type(rule, "number") and rule > 0),
@@ -2616,8 +2617,7 @@ def _shell_words(text: str) -> Tuple[str, ...]:
     return words
 
 
-def _each(element: Callable[[Any], Any], what: str,
-          kind: Type[Any] = list) -> Callable[[Any], Any]:
+def _each(element: _Check, what: str, kind: Type[Any] = list) -> _Check:
     """Return a check of the elements of a list, which it returns as a tuple, or of an object."""
     def check(value: Any) -> Any:
         if not isinstance(value, kind):
@@ -2656,14 +2656,14 @@ def _command(value: Any) -> Any:
     return _list_of(_argument)(value)
 
 
-def _one_or_list(element: Callable[[Any], Any], what: str) -> Callable[[Any], Any]:
+def _one_or_list(element: _Check, what: str) -> _Check:
     """Return a check of a list, which takes a text for a list of that one element."""
     def check(value: Any) -> Any:
         return (element(value),) if isinstance(value, str) else _each(element, what)(value)
     return check
 
 
-def _checked(value: Any, fields: Dict[str, Callable[[Any], Any]], what: str,
+def _checked(value: Any, fields: Dict[str, _Check], what: str,
              hint: Callable[[str], Optional[str]] = do_nothing) -> Dict[str, Any]:
     """Check the fields of an object and return those that are not null.  Raises InvalidValue.
 
@@ -2730,7 +2730,7 @@ def _kinds_by_text(value: Any) -> Tuple[Tuple[str, str], ...]:
 
 
 # The fields in the definition of a command.
-DEFINITION_FIELDS: Dict[str, Callable[[Any], Any]] = {
+DEFINITION_FIELDS: Dict[str, _Check] = {
     "command": _list_of(_element), "output": _one_of(OUTPUT_FORMS, "form of output"),
     "answer": _value_path, "error": _value_path, "session_id": _value_path, "usage": _value_path,
     "join": _truth, "structured": _value_path, "ok": _expected_value, "done": _expected_value,
@@ -2806,13 +2806,11 @@ def environment_definitions(environment: Dict[str, str]) -> Dict[str, Definition
     text = environment.get("CLINVK_BACKENDS") or "{}"
     try:
         return _definitions(loads_unique(to_bytes(text)))
-    except InvalidValue as error:
-        raise UserError("CLINVK_BACKENDS: %s" % error) from None
-    except json.JSONDecodeError as error:
-        raise UserError("CLINVK_BACKENDS: not valid JSON: %s%s" % (error, _repair(
-            to_bytes(text), error.msg, text[:error.pos], text[error.pos:]))) from None
     except (ValueError, RecursionError) as error:
-        raise UserError("CLINVK_BACKENDS: not valid JSON: %s" % error) from None
+        problem, repair = "" if isinstance(error, InvalidValue) else "not valid JSON: ", ""
+        if isinstance(error, json.JSONDecodeError):
+            repair = _repair(to_bytes(text), error.msg, text[:error.pos], text[error.pos:])
+        raise UserError("CLINVK_BACKENDS: %s%s%s" % (problem, error, repair)) from None
 
 
 # - YAML -
@@ -3068,7 +3066,7 @@ def model_variable(backend: str) -> str:
     return "CLINVK_%s_MODEL" % backend.upper().replace(".", "_").replace("-", "_")
 
 
-def _or_nothing(check: Callable[[Any], Any], *nothing: str) -> Callable[[Any], Any]:
+def _or_nothing(check: _Check, *nothing: str) -> _Check:
     """Return a check that takes an empty string, 0 and `nothing` for a setting that is not set."""
     def check_if_set(value: Any) -> Any:
         is_unset = value in ("", 0, *nothing) and value is not False
@@ -3099,7 +3097,7 @@ def _schema(value: Any) -> Dict[str, Any]:
 
 
 # The fields of a task in the input, with their checks.
-TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
+TASK_FIELDS: Dict[str, _Check] = {
     "backend": _argument, "prompt": _some_text, "model": _argument, "workdir": _path,
     "effort": _one_of(EFFORTS, "effort"),
     "approval_mode": _one_of(APPROVAL_MODES, "approval mode"),
@@ -3117,7 +3115,7 @@ TASK_FIELDS: Dict[str, Callable[[Any], Any]] = {
 }
 
 # The fields of RunPolicy that a batch and the configuration can set, with their checks.
-POLICY_FIELDS: Dict[str, Callable[[Any], Any]] = {
+POLICY_FIELDS: Dict[str, _Check] = {
     "retries": functools.partial(_whole_number, least=0),
     "retry_on": _list_of(_one_of(ERROR_KINDS, "error kind")), "retry_acted": _truth,
     "max_wait": _wait_seconds, "one_per_workdir": _truth, "max_cost": _usd,
@@ -3125,7 +3123,7 @@ POLICY_FIELDS: Dict[str, Callable[[Any], Any]] = {
 _UNSET_BY_0 = ("max_cost", "max_failures", "canary")  # in the configuration
 
 # The settings of the configuration file: the check and the default of each.
-SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
+SETTINGS: Dict[str, Tuple[_Check, Any]] = {
     "default_backend": (_or_nothing(_argument), "claude"),
     "unified_flags.approval_mode": (_or_nothing(TASK_FIELDS["approval_mode"]), "default"),
     "unified_flags.sandbox_mode": (_or_nothing(TASK_FIELDS["sandbox_mode"]), "default"),
@@ -3155,7 +3153,7 @@ _FOR_ALL = {key.partition(".")[2].replace("command_timeout_secs", "timeout"): ke
                 ("unified_flags.", "parallel.idle_timeout", "parallel.max_output"))}
 _FOR_ONE = ("model", "effort", "approval_mode", "sandbox_mode", "system_prompt")
 # The settings below `backends.NAME`; those of DEFINITION_FIELDS define a command of the user's own.
-BACKEND_SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
+BACKEND_SETTINGS: Dict[str, Tuple[_Check, Any]] = {
     **{name: (_or_nothing(TASK_FIELDS[name]), "") for name in _FOR_ONE},
     "allowed_tools": (_or_nothing(_argument, "all"), ""),
     "extra_flags": (_list_of(_argument), ()),
@@ -3165,7 +3163,7 @@ BACKEND_SETTINGS: Dict[str, Tuple[Callable[[Any], Any], Any]] = {
 }
 
 
-def setting_named(key: str) -> Tuple[Callable[[Any], Any], Any]:
+def setting_named(key: str) -> Tuple[_Check, Any]:
     """Return the check and the default of a setting.  Raises ValueError with the nearest name."""
     if key in SETTINGS:
         return SETTINGS[key]
@@ -3191,10 +3189,6 @@ class Configuration(NamedTuple):
     lines: Dict[str, int] = {}
     definitions: Dict[str, Definition] = {}
 
-    def own(self, key: str) -> Any:
-        """Return the value in the file, None where the file does not set the key."""
-        return self.values.get(key)
-
     def get(self, key: str) -> Any:
         """Return the value in the file, else the default."""
         value = self.values.get(key)
@@ -3216,8 +3210,8 @@ class Configuration(NamedTuple):
 
         `allowed_tools` holds only where no sandbox is promised.
         """
-        options: Tuple[str, ...] = self.own("backends.%s.extra_flags" % backend) or ()
-        tools = self.own("backends.%s.allowed_tools" % backend)
+        options: Tuple[str, ...] = self.values.get("backends.%s.extra_flags" % backend) or ()
+        tools = self.values.get("backends.%s.allowed_tools" % backend)
         if tools and sandbox in ("default", "full"):
             options = ("--allowedTools", tools) + options
         return options
@@ -5115,7 +5109,7 @@ def directories_of(command: Command) -> List[str]:
 # The fields of the defaults in a batch, of a run and of a batch, with their checks.
 DEFAULTS_FIELDS = {name: check for name, check in TASK_FIELDS.items()
                    if name not in ("prompt", "id", "name")}
-RUN_FIELDS: Dict[str, Callable[[Any], Any]] = {
+RUN_FIELDS: Dict[str, _Check] = {
     "max_parallel": _jobs, "fail_fast": _truth, "output_dir": _path, "limits": _limits,
     **POLICY_FIELDS}
 
@@ -5128,7 +5122,7 @@ FIELD_HINTS = {
     **dict.fromkeys(RUN_FIELDS, "; it is for the whole run: give the option, or the field of a "
                     "batch")}
 
-BATCH_FIELDS: Dict[str, Callable[[Any], Any]] = {
+BATCH_FIELDS: Dict[str, _Check] = {
     "tasks": _of_type(list, "a list of tasks"), "backends": _definitions, **RUN_FIELDS,
     "defaults": functools.partial(_checked, fields=DEFAULTS_FIELDS, what="an object",
                                   hint=FIELD_HINTS.get)}
@@ -5286,7 +5280,8 @@ class TaskPolicy(NamedTuple):
     def of_run(self, batch: Dict[str, Any]) -> Dict[str, Any]:
         """Return the RUN_FIELDS of a run; `batch` are those that its input sets."""
         file = self.configuration
-        settings = {name: file.own("parallel." + name) for name in [*POLICY_FIELDS, "fail_fast"]}
+        settings = {name: file.values.get("parallel." + name)
+                    for name in (*POLICY_FIELDS, "fail_fast")}
         built_in = {name: file.get("parallel." + name) for name in POLICY_FIELDS}
         layers = [("command line", dict(self.run)), ("batch", dict(batch)),
                   ("configuration", settings),
@@ -5324,7 +5319,7 @@ def _merged(own: Dict[str, Any], defaults: Dict[str, Any], policy: TaskPolicy) -
     file, variables = policy.configuration, policy.environment
     stated = merge_layers([("task", own), ("command line", policy.overrides), ("batch", defaults),
                            ("environment", {"backend": variables.get("CLINVK_BACKEND")}),
-                           ("configuration", {"backend": file.own("default_backend")}),
+                           ("configuration", {"backend": file.values.get("default_backend")}),
                            ("built-in", {"backend": "claude"})], Task._fields)
     name = str(stated["backend"][0])
     path = ("backend",) * ("backend" in own)
@@ -5332,7 +5327,7 @@ def _merged(own: Dict[str, Any], defaults: Dict[str, Any], policy: TaskPolicy) -
     if problem:
         raise InvalidValue(problem, path)
     enabled = "backends.%s.enabled" % name
-    if file.own(enabled) is False:
+    if file.values.get(enabled) is False:
         raise InvalidValue("%s is disabled by %s" % (name, file.origin(enabled)), path)
     configured = file.task_fields(name)
     if stated.get("answer_only", (False,))[0]:
@@ -13131,7 +13126,7 @@ def _configured(options: argparse.Namespace, environment: Dict[str, str]
     """Return the configuration and the user's own commands.  Raise UserError or ConfigError."""
     configuration = load_configuration(options.config, environment)
     definitions = all_definitions(configuration, environment)
-    default = configuration.own("default_backend")
+    default = configuration.values.get("default_backend")
     problem = default and unknown_backend(default, definitions)
     if problem:
         raise ConfigError("%s: default_backend: %s" % (
@@ -13810,7 +13805,7 @@ def command_compare(options: argparse.Namespace) -> int:
     names = _words(options.backends or "")
     if options.all_backends:
         names = [name for name in [*BACKENDS, *rules.definitions] if name != "echo" and
-                 rules.configuration.own("backends.%s.enabled" % name) is not False]
+                 rules.configuration.values.get("backends.%s.enabled" % name) is not False]
     prompt = prompt_text(_prompt(options))
     jobs = comparison(prompt, names, rules)
     missing = [job.task.backend for job in jobs if not options.dry_run and not_installed(job)]
@@ -14336,7 +14331,7 @@ def shown_settings(configuration: Configuration,
     variables.update(("backends.%s.model" % name, model_variable(name)) for name in names)
     layers = [("environment: " + variable, {key: environment.get(variable)})
               for key, variable in variables.items()]
-    layers += [(configuration.origin(key), {key: configuration.own(key)}) for key in keys]
+    layers += [(configuration.origin(key), {key: configuration.values.get(key)}) for key in keys]
     settings = {key: (setting_named(key)[1], "built-in") for key in keys}
     settings.update(merge_layers(layers, keys))
     return settings

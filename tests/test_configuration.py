@@ -95,7 +95,7 @@ class ConfigurationCase(support.ForkingCase):
 class ReadConfiguration(unittest.TestCase):
     def test_read_configuration_every_setting_is_read(self):
         configuration = clinvk.read_configuration(EVERYTHING, "c.yaml")
-        self.assertEqual({key for key in clinvk.SETTINGS if configuration.own(key) is not None},
+        self.assertEqual({key for key in clinvk.SETTINGS if configuration.values.get(key) is not None},
                          set(clinvk.SETTINGS))
         fields = {key.split(".")[-1] for key in configuration.values
                   if key.startswith("backends.claude.")}
