@@ -11495,15 +11495,16 @@ class Record(NamedTuple):
     result: Result
     fields: Dict[str, Any]
     capture: Capture
-    identity: int = 0
+    identity: int
     is_flaky: bool = False
     prompt: str = ""  # where it is known
 
 
-def record_of(capture: Capture) -> Record:
-    """Return the record in a line.  Raises ValueError."""
+def record_of(capture: Capture, identity: int) -> Record:
+    """Return the record in a line that is of a task.  Raises ValueError."""
     fields = {name: value if name == "output" else capture.whole(value)
               for name, value in record_fields(capture).items()}
+    fields["index"] = identity >> _CELL_BITS + _SAMPLE_BITS
     result = result_of_line(fields["index"], fields, capture)
     label, cell = fields.get("label") or fields.get("task_id", ""), fields.get("cell")
     if not isinstance(cell, dict):
@@ -11513,7 +11514,7 @@ def record_of(capture: Capture) -> Record:
     task = Task(result.backend, label, id=fields.get("task_id", ""), sample=sample,
                 name=fields.get("task_name", ""), tags=fields.get("tags", ()),
                 meta=fields.get("meta"))
-    return Record(result._replace(task=task), fields, capture)
+    return Record(result._replace(task=task), fields, capture, identity)
 
 
 class Records:
@@ -11621,10 +11622,10 @@ class Records:
             given[self._keys[line], self._places[line]].append(line)
         for place, line in enumerate(self._last):
             lines = given.get((self._keys[line], self._places[line]), [])
-            if (self._keys[line] and self._statuses[line] == ord("f") and lines
-                    and self._samples[line] == 1
-                    and self._identities[line] != self._identities[lines[-1]]):
+            if self._keys[line] and self._statuses[line] == ord("f") and lines and (
+                    self._identities[line] != self._identities[lines[-1]]):
                 self._last[place] = lines.pop()
+                self._identities[self._last[place]] = self._identities[line]
                 self._after_failure.add(self._last[place])
         left = {self._identities[line] for lines in given.values() for line in lines}
         self.repeated = [identity >> _CELL_BITS + _SAMPLE_BITS for identity in sorted(left)]
@@ -11677,7 +11678,7 @@ class Records:
 
     def _record_in(self, line: int) -> Record:
         try:
-            return record_of(self._capture(line))._replace(identity=self._identities[line])
+            return record_of(self._capture(line), self._identities[line])
         except ValueError:
             raise UserError("%s: it was changed while it was read"
                             % visible(self._names[self._places[line]])) from None

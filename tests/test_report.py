@@ -214,6 +214,11 @@ class ChangedInput(ReportCase):
                     records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy({"backend": "echo"}, {}, {}), self.warnings.append))
                 if with_tasks or 2 not in statuses:
                     self.assertEqual((sorted(record.result.status for record in records), list(records.problems())), (expected, []), statuses)
+        sampled = [line(index, status, key="k%d" % sample, sample=sample, samples=2) for index, sample, status in (
+            (0, 1, "ok"), (1, 1, "ok"), (0, 2, "failed"), (1, 2, "ok"), (1, 2, "failed"))]
+        records = self.records(lines(*sampled))
+        self.assertEqual([(record.result.index, record.result.status) for record in records], [(0, "ok"), (0, "ok"), (1, "ok"), (1, "failed")])
+        self.assertEqual(list(records.problems()), [])
 
     def test_hidden_ok_line_of_another_key_is_named(self):
         given = lines(line(0, key="a"), line(0, "failed", key="b"), line(1, key="c"), line(1, key="c"), line(2, "failed", key="d"), line(2, key="e"))
