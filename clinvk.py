@@ -1761,14 +1761,15 @@ def start_guard(file: int, mark: str, directory: str) -> int:
     """Start a process that clears up when all of a run's own processes are killed at once.
 
     The guard waits for the end of the pipe `file`.  Then it kills the processes with the mark and
-    removes the directory.  A newline from the pipe ends the guard instead.  `killall` and
-    `pkill -f clinvk` do not match its name and command line.  The guard is the child of a shell
-    that reaps it, so a signal to clinvk's children does not reach it.
-    A shell drops the NULs of /proc/PID/environ; the grep of busybox reads to the first one only.
+    removes the directory, by the system's tools before those of the PATH.  A newline from the pipe
+    ends the guard instead.  A shell drops the NULs of /proc/PID/environ; the grep of busybox reads
+    to the first NUL only.
+    `killall` and `pkill -f clinvk` do not match the guard's name and command line.  The guard is
+    the child of a shell that reaps it, so a signal to clinvk's children does not reach it.
     Return the pid of that shell, or 0 where it cannot be started.
     """
     environment = dict(os.environ, GUARD=_GUARD, MARK=mark, DIRECTORY=directory,
-                       PATH=os.environ.get("PATH", "") + os.pathsep + os.defpath)
+                       PATH=os.defpath + os.pathsep + os.environ.get("PATH", ""))
     argv = "/bin/sh", "-c", "trap '' HUP INT TERM; eval \"$GUARD\""
     try:
         return start_session(argv, environment, None, (file,) * 3)  # the guard prints nothing

@@ -753,9 +753,9 @@ class Ending(PlatformCase):
             other.kill()
             other.wait()
             """
-        # As the grep of busybox, for which a file ends at its first NUL.
-        os.mkdir(self.path("tools"))
-        support.write_program(self.path("tools", "grep"), b"#!/bin/sh\nexit 1\n")
+        os.mkdir(self.path("tools"))  # of the user, for other ends
+        for name in ("cat", "chmod", "grep", "rm"):
+            support.write_program(self.path("tools", name), b"#!/bin/sh\nsleep 300\n")
         for path in (os.environ["PATH"], self.path("tools") + os.pathsep + os.environ["PATH"]):
             os.makedirs(self.path("run", "read only"))
             os.chmod(self.path("run", "read only"), 0o500)
