@@ -3775,7 +3775,8 @@ _KIND_PATTERNS = (
               r"|(hit|reached) your (?!rate)[^\n]{0,40}limit"
               r"|\b(hour|session|daily|weekly|monthly|opus|sonnet|haiku) limit (reached|exceeded)"
               r"|(your|and|&|check|enable) billing"
-              r"|billing( is)?.?(hard|limit|detail|account|error|not)"),
+              r"|billing( is)?.?(hard|limit|detail|account|error|not)|payment required"
+              r"|insufficient (balance|credit|fund)|more credits|credits are depleted"),
     ("rate_limit", _STATUS % "429" + r"|rate.?limit|too many requests|resource.?exhausted"),
     ("overloaded", _STATUS % "50[0234]|52[0-49]" + r"|overloaded|at capacity|high demand"
                    r"|unavailable|internal.server.error|bad gateway|gateway.time.?out"),
@@ -9141,7 +9142,8 @@ SAVED_TOKENS = 2000  # a task with fewer tokens is not worth a message
 MAX_REASON_COLUMNS = 200  # of an error, in the results of other tasks
 # Limits that only a person can lift; the first also where the error states a time, of a month.
 _SPENDING = r"(?i)\bspend|monthly"
-_NEEDS_PERSON = _SPENDING + r"|credit|billing|admin|owner|refill|purchase|upgrade"
+_NEEDS_PERSON = _SPENDING + (
+    r"|credit|balance|funds|payment|billing|admin|owner|refill|purchase|upgrade")
 
 
 class Control:

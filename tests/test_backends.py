@@ -1991,6 +1991,7 @@ class Errors(Environment):
                 self.assertNotIn(clinvk.error_kind(text), ("quota", "rate_limit", "overloaded", "network"))
         for kind, texts in (
                 ("quota", ("You exceeded your current quota, please check your plan and billing details.", "insufficient_quota", "Quota exceeded for metric: x",
+                           "402 Payment Required", "Insufficient Balance", "Error: Insufficient credits. Add more using", "requires more credits, or fewer max_tokens",
                            "Your credit balance is too low to access the API. Go to Plans & Billing to upgrade", "The usage limit has been reached",
                            "You have exhausted your daily quota on this model.", "billing_hard_limit_reached", "Claude AI usage limit reached|1753088400",
                            "5-hour limit reached \u2219 resets 3pm", "Session limit reached", "Weekly limit reached", "You've reached your Fable limit",

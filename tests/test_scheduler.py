@@ -508,7 +508,8 @@ class Gates(PolicyCase):
                 ("You've hit your session limit · resets 3pm", 60, False), ("You've hit your monthly spend limit · resets Dec 1", 60, True),
                 ("You've hit your usage limit. Upgrade to Pro to purchase more credits or try again in 2 days", 172800, False),
                 ("You're out of credits", None, True), ("Your workspace is out of credits. Ask your workspace owner to refill", None, True),
-                ("Quota exceeded for requests per day", None, False), ("Credit balance is too low", None, True)):
+                ("Quota exceeded for requests per day", None, False), ("Credit balance is too low", None, True), ("Insufficient Balance", None, True),
+                ("402 Payment Required", None, True)):
             result = clinvk.Result(0, "claude", "failed", 1, error=error, error_kind="quota", retry_after_seconds=stated)
             self.assertEqual(clinvk.needs_person(result), needed, error)
 
