@@ -885,14 +885,11 @@ def fill(text: str, lookup: Callable[[str], Optional[_T]],
     `lookup` is called with each text that matches, `{name}` or `{{name}}`, braces included, and
     returns the value; for None the text stays as it is.  Values are not searched for placeholders.
     """
-    pieces: List[Union[str, _T]] = []
-    end = 0
-    for match in re.finditer(pattern, text):
-        value = lookup(match.group())
-        if value is not None:
-            pieces += [text[end:match.start()], value]
-            end = match.end()
-    return [piece for piece in pieces + [text[end:]] if piece != ""]
+    pieces: List[Any] = re.split("(%s)" % pattern, text)
+    for place in range(1, len(pieces), 2):  # of what the pattern matches
+        value = lookup(pieces[place])
+        pieces[place] = pieces[place] if value is None else value
+    return [piece for piece in pieces if piece != ""]
 
 
 _SECRET_NAME = ("((KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?|PASSWD|PASSPHRASE|(?<!ASK)PASS|(^|_)PAT)"
@@ -3814,8 +3811,6 @@ _TIME_OF_DAY = (r"(?:resets?|try again)(?: at)? "
                 r"(?:(mon|tue|wed|thu|fri|sat|sun)[a-z]*,?(?: at)? )?"
                 r"(?:([a-z]{3})[a-z]* (\d{1,2})(?:st|nd|rd|th)?,?(?: (\d{4}))?,?(?: at)? )?"
                 r"(\d{1,2})(?::(\d\d))? ?([ap])\.?m\b(?: \(([\w/+-]+)\))?")
-_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _NOISE = (r"Warning: 256-color|Ripgrep is not|\[STARTUP\]|YOLO mode|Reading additional input"
           r"|Loaded cached|Attempt \d+ failed|Suggested retry|Node\.js v\d|\(Use `node ")
 _AFTERMATH = (r"(?i:usage|options|require stack|stack (?:back)?trace):|[ \t]+at |\tfrom "
@@ -3905,10 +3900,10 @@ def _until(parts: Sequence[str], now: float) -> Optional[float]:
         then = present.replace(hour=int(hour) % 12 + 12 * (half.lower() == "p"),
                                minute=int(minute or 0), second=0, microsecond=0)
         if month:
-            then = then.replace(year=int(year or then.year),
-                                month=_MONTHS.index(month.lower()) + 1, day=int(day))
+            then = then.replace(year=int(year or then.year), day=int(day),
+                                month=time.strptime(month, "%b").tm_mon)
         elif weekday:
-            days = _WEEKDAYS.index(weekday.lower()) - then.weekday()
+            days = time.strptime(weekday, "%a").tm_wday - then.weekday()
             then += datetime.timedelta(days=days % 7)
         passed = (present - then).total_seconds()
         if 0 <= passed < 60:
