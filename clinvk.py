@@ -1743,12 +1743,8 @@ def sweep(mark: str, ended: Optional[Dict[int, str]] = None) -> None:
 _GUARD = """(
 read -r told && exit
 tries=0
-while killed=
-for file in /proc/[0-9]*/environ
-do case $(cat "$file") in *"$MARK="*) file=${file%/environ} killed=1; kill -9 "${file#/proc/}"; esac
-done
-[ "$killed" ] && [ $((tries += 1)) -le 100 ]
-do :
+while found=$(grep -lszF "$MARK=" /proc/[0-9]*/environ); [ "$found" ] && [ $((tries += 1)) -le 100 ]
+do for file in $found; do file=${file%/environ}; kill -9 "${file#/proc/}"; done
 done
 [ -L "$DIRECTORY" ] || chmod -R u+rwx "$DIRECTORY"; rm -rf "$DIRECTORY"
 ); :"""
@@ -1759,8 +1755,7 @@ def start_guard(file: int, mark: str, directory: str) -> int:
 
     The guard waits for the end of the pipe `file`.  Then it kills the processes with the mark and
     removes the directory, by the system's tools before those of the PATH.  A newline from the pipe
-    ends the guard instead.  A shell drops the NULs of /proc/PID/environ; the grep of busybox reads
-    to the first NUL only.
+    ends the guard instead.  Without -z the grep of busybox reads to the first NUL only.
     `killall` and `pkill -f clinvk` do not match the guard's name and command line.  The guard is
     the child of a shell that reaps it, so a signal to clinvk's children does not reach it.
     Return the pid of that shell, or 0 where it cannot be started.

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import unittest
+from unittest import mock
 
 import support
 from support import COMPILED, Case, only_linux, results, tasks
@@ -547,6 +548,27 @@ class NothingIsLeft(HostileCase):
         run.wait()
         self.wait_until_nothing_runs()
         support.wait_until(lambda: not os.listdir(self.tmp), lambda: "TMPDIR is empty: %s" % os.listdir(self.tmp))
+
+    @only_linux
+    @unittest.skipUnless(shutil.which("busybox"), "busybox is not installed here")
+    def test_guard_with_the_tools_of_busybox_finds_what_runs(self):
+        tools, mark = self.path("tools"), "GUARDED_%d" % os.getpid()
+        os.mkdir(tools)
+        for name in ("sh", "grep", "chmod", "rm"):
+            os.symlink(shutil.which("busybox"), os.path.join(tools, name))
+
+        def start(argv, environment, workdir, files):
+            return started(("busybox", "sh", *argv[1:]), dict(environment, PATH=tools), workdir, files)
+
+        started = support.clinvk.start_session
+        left = subprocess.Popen(["sleep", "300"], env=dict(self.environment, **{mark: "0"}))
+        reader, writer = os.pipe()
+        with mock.patch.object(support.clinvk, "start_session", start):
+            guard = support.clinvk.start_guard(reader, mark, self.path("run"))
+        for file in (reader, writer):
+            os.close(file)
+        os.waitpid(guard, 0)
+        self.assertEqual(left.poll(), -signal.SIGKILL)
 
 
 class AwkwardCharacters(HostileCase):
