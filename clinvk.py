@@ -13645,7 +13645,7 @@ def _batch_plan(options: argparse.Namespace, rules: TaskPolicy, console: Console
         answers = Answers(rules.root or ".", options.overwrite, (
             0 if file == "-" else file, 1, results, notes_path(results),
             *(vars(options)[name] or "" for name in ("status_file", "prompt_file", "config"))))
-    elif options.overwrite and not path:
+    if options.overwrite and not (path or options.write_to):
         raise UserError("--overwrite: there are no files of answers; give --output-dir "
                         "or --write-to")
     if results and not options.dry_run:

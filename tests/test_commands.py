@@ -1163,6 +1163,13 @@ class Templates(Commands):
         self.assertRegex(results[1]["error"], "^cannot write %s/two: " % closed)
         self.assertEqual(run.returncode, 1)
 
+    def test_dry_run_may_be_told_to_replace_answers(self):
+        self.file("one", "mine")
+        run = self.parallel("-b", "echo", "--dry-run", "--prompt", "{}", "--write-to", "{}", "--overwrite", "--", "one", cwd=self.directory)
+        self.assertEqual((run.returncode, run.stderr), (0, b""))
+        with open(self.path("one")) as file:
+            self.assertEqual(file.read(), "mine")
+
     def test_answers_of_a_run_without_files_are_written_by_the_next_run_and_known_to_those_after(self):
         template = ("-b", "echo", "--jsonl", "-q", "--prompt", "{}", "--results", "r", "--resume", "--write-to")
         self.parallel(*template, "old/{}", "one", "two", cwd=self.directory)
