@@ -817,8 +817,7 @@ def one_line(text: str) -> str:
 
 def plain_name(text: str) -> str:
     """Return a text as a part of file names that is valid everywhere and is no path; maybe ""."""
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text[:64])
-    return plain.strip("_")
+    return re.sub(r"[^\w-]", "_", text[:64], flags=re.ASCII).strip("_")
 
 
 def columns_of(character: str) -> int:
