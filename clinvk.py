@@ -11605,7 +11605,7 @@ class Records:
         self._share_answers()
 
     def _share_answers(self) -> None:
-        """Give failed tasks the `ok` lines of equal tasks, which have a later line in the file.
+        """Give tasks without an answer the `ok` lines of equal tasks that have a later line, too.
 
         A run with --resume gives the results with a key to the first tasks that have it.
         """
@@ -11614,11 +11614,12 @@ class Records:
             given[self._keys[line], self._places[line]].append(line)
         for place, line in enumerate(self._last):
             lines = given.get((self._keys[line], self._places[line]), [])
-            if self._keys[line] and self._statuses[line] == ord("f") and lines and (
+            if self._keys[line] and self._statuses[line] != ord("o") and lines and (
                     self._identities[line] != self._identities[lines[-1]]):
                 self._last[place] = lines.pop()
                 self._identities[self._last[place]] = self._identities[line]
-                self._after_failure.add(self._last[place])
+                if self._statuses[line] == ord("f"):
+                    self._after_failure.add(self._last[place])
         left = {self._identities[line] for lines in given.values() for line in lines}
         self.repeated = [identity >> _CELL_BITS + _SAMPLE_BITS for identity in sorted(left)]
 

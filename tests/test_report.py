@@ -206,7 +206,7 @@ class ChangedInput(ReportCase):
         key = clinvk.job_key(clinvk.Job(0, clinvk.Task("echo", "one")))
         for statuses, expected in (((0, "failed", 1, "ok", 1, "ok"), ["ok", "ok"]), ((0, "failed", 1, "ok", 1, "failed"), ["failed", "ok"]),
                                    ((0, "ok", 1, "ok", 2, "failed"), ["ok", "ok"]), ((0, "failed", 1, "failed", 1, "ok"), ["failed", "ok"]),
-                                   ((0, "failed", 1, "failed", 0, "ok", 1, "ok"), ["ok", "ok"])):
+                                   ((0, "failed", 1, "failed", 0, "ok", 1, "ok"), ["ok", "ok"]), ((1, "ok", 0, "canceled", 1, "ok"), ["ok", "ok"])):
             given = lines(*[line(index, status, key=key) for index, status in zip(statuses[::2], statuses[1::2])])
             for with_tasks in (True, False):
                 records = clinvk.Records([self.file("results", given)], self.warnings.append, with_tasks)
