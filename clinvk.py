@@ -6223,15 +6223,12 @@ def split_rows(chunks: Iterable[bytes], delimiter: str) -> Iterator[Tuple[int, L
     """Yield the line, the fields and a problem of each row that is not empty."""
     import csv
     csv.field_size_limit(MAX_FIELD)
-    encoding = None
-
-    def texts() -> Iterator[str]:
-        nonlocal encoding
-        for line in _separated(chunks, b"\n"):
-            encoding = wide_encoding(line or b"") if encoding is None else encoding
-            yield "\0" if line is None else to_text(line) + "\n"
-
-    rows = csv.reader(texts(), delimiter=delimiter, strict=True)
+    lines = _separated(chunks, b"\n")
+    first = next(lines)
+    encoding = wide_encoding(first or b"")
+    texts = ("\0" if line is None else to_text(line) + "\n"
+             for line in itertools.chain([first], lines))
+    rows = csv.reader(texts, delimiter=delimiter, strict=True)
     while True:
         start, row, problem = rows.line_num + 1, [], ""  # type: int, List[str], str
         try:
