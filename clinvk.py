@@ -3805,6 +3805,8 @@ _TIME_OF_DAY = (r"(?:resets?|try again)(?: at)? "
                 r"(?:(mon|tue|wed|thu|fri|sat|sun)[a-z]*,?(?: at)? )?"
                 r"(?:([a-z]{3})[a-z]* (\d{1,2})(?:st|nd|rd|th)?,?(?: (\d{4}))?,?(?: at)? )?"
                 r"(\d{1,2})(?::(\d\d))? ?([ap])\.?m\b(?: \(([\w/+-]+)\))?")
+_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")  # in any locale
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _NOISE = (r"Warning: 256-color|Ripgrep is not|\[STARTUP\]|YOLO mode|Reading additional input"
           r"|Loaded cached|Attempt \d+ failed|Suggested retry|Node\.js v\d|\(Use `node ")
 _AFTERMATH = (r"(?i:usage|options|require stack|stack (?:back)?trace):|[ \t]+at |\tfrom "
@@ -3894,10 +3896,10 @@ def _until(parts: Sequence[str], now: float) -> Optional[float]:
         then = present.replace(hour=int(hour) % 12 + 12 * (half.lower() == "p"),
                                minute=int(minute or 0), second=0, microsecond=0)
         if month:
-            then = then.replace(year=int(year or then.year), day=int(day),
-                                month=time.strptime(month, "%b").tm_mon)
+            then = then.replace(year=int(year or then.year),
+                                month=_MONTHS.index(month.lower()) + 1, day=int(day))
         elif weekday:
-            days = time.strptime(weekday, "%a").tm_wday - then.weekday()
+            days = _WEEKDAYS.index(weekday.lower()) - then.weekday()
             then += datetime.timedelta(days=days % 7)
         passed = (present - then).total_seconds()
         if 0 <= passed < 60:
