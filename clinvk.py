@@ -299,9 +299,9 @@ class Changes(NamedTuple):
     """What the attempts of a task have done so far to the git work tree that judges it.
 
     `tree` is that work tree and the directory of its git.  `first` is a digest of its files before
-    the first attempt that changed one, "" where none has.  In the directories `new_rules` ("" or
-    with a `/` at the end) attempts have changed what is ignored; `hidden` are the files there that
-    count all the same.
+    the first attempt that changed one, "" where none has.  `new_rules` are patterns of git that
+    match whatever is ignored only by rules which attempts have changed; `hidden` are the files of
+    these that count all the same.
     """
 
     tree: Tuple[str, str]
@@ -7240,6 +7240,7 @@ def left_running(owner: str, names: Sequence[str]) -> Tuple[str, ...]:
 # Commands of the user that judge what a program did, after the program has succeeded.
 
 CHECK_SECONDS = 600.0
+MOST_RULES, MANY_RULES = 1 << 20, 1000  # characters in a file with ignore rules; new rules
 CANNOT_TELL, MAX_REPEATS = 75, 3  # the exit status of a check that could not decide
 CHECK_BYTES = 16384  # of its output, for a repair; result_fields shows SHOWN_CHECK_BYTES
 
@@ -7385,7 +7386,7 @@ class _TreeState(NamedTuple):
     files: Dict[str, str]
     listed: Set[str]
     names: Set[str]
-    rules: Dict[str, str]  # digests of the files with the rules for what is ignored
+    rules: Dict[str, Tuple[str, ...]]  # the lines of the files with the rules for what is ignored
     new_rules: Tuple[str, ...]  # as in Changes
 
     @property
@@ -7427,22 +7428,24 @@ def _tree_state(job: Job, state: WorkerState, earlier: Changes,
     names = _listed_by_git(job, state, earlier.tree, "--others")
     if listed is None or names is None:
         return None
-    listed |= _inner_files(top, listed)
-    names |= _inner_files(top, [path for path in names if path.endswith("/")])
-    excludes = {os.path.join(git, *names) for names in (
-        ("info", "exclude"), ("..", "..", "info", "exclude"), ("commondir",))}  # of a linked tree
+    exclude = os.path.join(git, "info", "exclude")
+    with contextlib.suppress(OSError), open(os.path.join(git, "commondir"), "rb") as file:
+        exclude = os.path.join(git, os.fsdecode(file.read(CHUNK)).rstrip(), "info", "exclude")
+    rules = {path: _rules_in(os.path.join(top, path)) for path in {exclude, *listed, *names}
+             if path == exclude or os.path.basename(path) == ".gitignore"}
     new_rules, paths = earlier.new_rules, listed.union(earlier.hidden)
+    if before:
+        new_rules += tuple(pattern for path in rules.keys() | before.rules.keys()
+                           for pattern in _new_rules(path, before.rules.get(path, ()),
+                                                     rules.get(path, ())))
+        new_rules = new_rules if len(new_rules) <= MANY_RULES else ("*",)  # for the command line
+        hidden = _listed_by_git(job, state, earlier.tree, "--others", "--ignored", *(
+            "--exclude=" + pattern for pattern in new_rules)) if new_rules else set()
+        if hidden is None:
+            return None
+        paths |= before.files.keys() | hidden - before.names
     try:
         with time_limit(CHECK_SECONDS):  # a sparse file can have any size
-            rules = {path: _digest_of(os.path.realpath(os.path.join(top, path)))
-                     for path in listed | names | excludes
-                     if path in excludes or os.path.basename(path) == ".gitignore"}
-            if before:
-                new_rules += tuple("" if path in excludes else path[:-len(".gitignore")]
-                                   for path in rules.keys() | before.rules.keys()
-                                   if rules.get(path) != before.rules.get(path))
-                paths |= before.files.keys() | {
-                    path for path in names - before.names if path.startswith(new_rules)}
             files = _digests(top, paths)
     except TimeoutError as error:
         raise OSError(0, "its files cannot be compared: %s" % error, top) from None
@@ -7451,7 +7454,7 @@ def _tree_state(job: Job, state: WorkerState, earlier: Changes,
 
 def _listed_by_git(job: Job, state: WorkerState, tree: Tuple[str, str],
                    *options: str) -> Optional[Set[str]]:
-    """Return the paths that `git ls-files` lists, None in a canceled run.  Raise OSError."""
+    """Return the files that `git ls-files` lists, None in a canceled run.  Raise OSError."""
     path, git = tree
     settings = [word for setting in _GIT_SETTINGS for word in ("-c", setting)]
     argv = ("git", "--git-dir=" + git, "--work-tree=" + path, *settings, "ls-files", "-z",
@@ -7471,7 +7474,37 @@ def _listed_by_git(job: Job, state: WorkerState, tree: Tuple[str, str],
         if ended.code or ended.verdict:
             reason = _reason(Capture(files[2]).tail()) or ended.verdict or "it failed"
             raise OSError(0, "git cannot list its files: " + reason, path)
-        return set(map(os.fsdecode, Capture(files[1]).read().split(b"\0"))) - {""}
+        paths = set(map(os.fsdecode, Capture(files[1]).read().split(b"\0"))) - {""}
+        return paths | _inner_files(path, (
+            one for one in paths if "--cached" in options or one.endswith("/")))
+
+
+def _rules_in(path: str) -> Tuple[str, ...]:
+    """Return the lines of a file with ignore rules, after a comment: whether it is a link."""
+    with contextlib.suppress(OSError):
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+                return "#%s" % os.path.islink(path), *file.read(MOST_RULES).split("\n")
+    return ()
+
+
+def _new_rules(path: str, before: Sequence[str], after: Sequence[str]) -> Tuple[str, ...]:
+    """Return patterns of git that match whatever only the new rules of a file ignore.
+
+    They are the added rules, if these are for the whole work tree and no rule was removed.
+    """
+    directory = "" if os.path.isabs(path) else os.path.dirname(path)
+    old, added = iter(before), []
+    expected = next(old, None)
+    for line in after:
+        if line == expected:
+            expected = next(old, None)
+        elif line not in ("", "\r") and line[0] not in "#!":
+            plain = re.fullmatch("([ -~]*[!-~])\r?", line)  # git changes others in a file
+            added.append(plain.group(1) if plain else "*")
+    if expected is None and not (directory and added):
+        return tuple(added)
+    return re.sub(r"([\\*?[ ])", r"\\\1", "/%s/" % directory if directory else "") + "*",
 
 
 def _inner_files(top: str, paths: Iterable[str]) -> Set[str]:

@@ -243,7 +243,8 @@ class Changes(support.WorkerCase):
         os.rename(exclude, self.path("exclude"))
         os.symlink(self.path("exclude"), exclude)
         common = "mkdir -p .git/c/info; cp -r .git/objects .git/refs .git/c; echo tests/two > .git/c/info/exclude; echo c > .git/commondir; : > tests/two"
-        for script, found in (("echo tests/one >> .git/info/exclude; : > tests/one", "tests/one"), (common, "tests/two")):
+        for script, found in (("echo tests/one >> .git/info/exclude; : > tests/one", "tests/one"), (common, "tests/two"),
+                              ("echo tests/three >> .git/c/info/exclude; : > tests/three", "tests/three")):
             self.check(self.after(script, protect=("tests",)), error="protected paths were changed: " + found)
             os.unlink(os.path.join(self.tree, found))
 
@@ -426,6 +427,21 @@ class Changes(support.WorkerCase):
         script = "mkdir .cache; echo '*' > .cache/.gitignore; echo x > .cache/x; echo x > tests/x.o"
         self.check(self.after(script, protect=("tests",)), status="ok", error="")
         self.check(self.after("echo x > .cache/y; echo '*' >> .cache/.gitignore", protect=(".cache",)), error="protected paths were changed: .cache/y")
+
+    def test_added_rules_count_only_what_they_ignore(self):
+        for script, found in (("sed -i '1a *.log' .gitignore; : > tests/x.o; : > tests/x.log", "tests/x.log"),
+                              ("echo '*.log' >> .git/info/exclude; mkdir tests/built; : > tests/built/x", ""),
+                              ("printf 'tests/x \\r\\n' >> .gitignore; : > tests/x", "tests/x"), ("printf '\\303\\244\\n' >> .gitignore; : > tests/$(printf '\\303\\244')", "'tests/\u00e4'"),
+                              ("printf 'tests/x\\0y\\n' >> .gitignore; : > tests/x", "tests/x"), ("printf '!new\\ntests/new\\n!new/\\n' >> .gitignore; : > tests/new", "tests/new"),
+                              ("sed -i '1a tests/new' .gitignore; sed -i 1d .gitignore; : > tests/x.o", "tests/x.o"),
+                              ("seq 2000 >> .gitignore; : > tests/x.o", "tests/x.o"), ("mv .gitignore rules; ln -s rules .gitignore; : > tests/x.o", "tests/x.o"),
+                              ("mkdir 'a b[*'; echo '*' > 'a b[*/.gitignore'; : > 'a b[*/tests'; : > tests/x.o", "'a b[*/tests'")):
+            with self.subTest(script):
+                self.git("reset", "-q", "--hard")
+                self.git("clean", "-qfdx")
+                self.file("tree/.git/info/exclude", "")
+                error = "protected paths were changed: " + found if found else ""
+                self.check(self.after(script, protect=("tests", "*/tests")), error=error)
 
     def test_rules_that_a_check_changed_are_no_change_of_the_program(self):
         check = "if [ -e .cache ]; then exit 0; fi; mkdir .cache; echo '*' > .cache/.gitignore; exit 1"
