@@ -5717,12 +5717,21 @@ class ValueSplitter:
                 return
 
     def _torn_end(self, end: int) -> int:
-        """Return the end of a torn value, which may have taken the whole value up to `end`."""
-        start = max(self._buffer.rfind(b"\n{", 0, end), self._buffer.rfind(b"\n[", 0, end))
+        """Return the end of a torn value, which may have taken the last whole value before `end`.
+
+        Where the input ends (-1), that can be a part of a batch: only a torn task has lost it.
+        """
+        most = end if end >= 0 else len(self._buffer)
+        start = max(self._buffer.rfind(b"\n{", 0, most), self._buffer.rfind(b"\n[", 0, most))
+        line = self._buffer[:self._buffer.find(b"\n") + 1]
+        if end < 0 and (start + 1 != len(line) or line[:1] == b"[" or b'"tasks"' in line):
+            return end
         with contextlib.suppress(ValueError, RecursionError):
             if start > 0:
-                loads_unique(self._buffer[start:end])
-                return start
+                value_end, is_whole = ValueScanner(start + 1).end(self._buffer)
+                if is_whole and not self._buffer[value_end:value_end + 1].strip():
+                    loads_unique(self._buffer[start:value_end])
+                    return start
         return end
 
     def _value(self) -> Iterator[InputPiece]:
@@ -5752,7 +5761,9 @@ class ValueSplitter:
                 self._take(kept)
             if not self._more():
                 break
-        piece = self._take(end if end < 0 or is_whole else self._torn_end(end))
+        if not (is_whole or is_refused):
+            end = self._torn_end(end)
+        piece = self._take(end)
         if end < 0 and len(piece.data) > SMALL_FILE_BYTES:  # parsing would double the memory
             piece = InputPiece(piece.line, b"",
                                "the input ends inside of the JSON value that begins here")

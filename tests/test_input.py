@@ -131,6 +131,10 @@ class Splitting(unittest.TestCase):
                     continue
             self.assertEqual(good, [{"prompt": "second"}, {"prompt": "third"}], torn)
             self.assertEqual([piece.line for piece in found], [1, 2, 3], torn)
+            for rest, lines in ((second, [1, 2]), (second + b"\n", [1, 2]), (second + b"\nnoise\n" + third, [1, 2, 3, 4])):
+                found = pieces(torn + b"\n" + rest, 11)
+                self.assertEqual(values([found[1]]), [{"prompt": "second"}], (torn, rest))
+                self.assertEqual([piece.line for piece in found], lines, (torn, rest))
 
     def test_splitter_torn_off_batch_is_one_piece(self):
         batch = json.dumps({"tasks": [{"prompt": "a"}, {"prompt": "b", "meta": {"x": [{}]}}, {"prompt": "c"}], "max_parallel": 2})
