@@ -4515,7 +4515,7 @@ priority = 998
 # What an answer-only task keeps of the user's ~/.gemini: how to log in, not what to add or run.
 _GEMINI_SETTINGS = ("security", "general", "privacy", "telemetry", "billing", "model",
                     "modelConfigs")
-_COMMENT = rb'(?s)("(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/'  # or a string, in which none begins
+_COMMENT = rb'(?s)("(?:[^"\\]|\\.?)*"?)|//[^\n]*|/\*.*?(?:\*/|\Z)'  # or a string, without any
 _GEMINI_LOGIN = ("oauth_creds.json", "google_accounts.json", "gemini-credentials.json", ".env")
 _UNCONFINED = {("workspace", "none"): "without approval nothing would keep it in the workspace: "
                'use approval_mode "auto", or sandbox_mode "full"'}

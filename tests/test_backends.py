@@ -1499,7 +1499,8 @@ class AnswerOnly(Environment):
     def test_answer_only_gemini_reads_commented_settings_or_says_why_not(self):
         os.mkdir(self.path(".gemini"))
         for text, kept in (('{"security": {"a": "http://x/*"}, // x\n/* y\n"general": 1 */ "model": {"b": "\\"//"}}',
-                            {"security": {"a": "http://x/*"}, "model": {"b": '"//'}}), ("{} // x", {}), ('{"security": 1,}', None), ("[]", None), ("", None)):
+                            {"security": {"a": "http://x/*"}, "model": {"b": '"//'}}), ("{} // x", {}), ('{"security": 1,}', None), ("[]", None), ("", None),
+                           ('"\\' * 100000, None), ("/*" * 100000, None)):  # in no quadratic time
             with self.subTest(text):
                 self.file(".gemini/settings.json", text)
                 said = command("gemini", answer_only=True)
