@@ -7476,7 +7476,7 @@ def _listed_by_git(job: Job, state: WorkerState, tree: Tuple[str, str],
         cleanup.callback(os.close, top.file)
         environment = {name: value for name, value in _environment(
             job, state, state.directory, top).items() if not name.startswith("GIT_")}
-        environment.update(GIT_OPTIONAL_LOCKS="0", GIT_CONFIG_NOSYSTEM="1",
+        environment.update(GIT_OPTIONAL_LOCKS="0", GIT_CONFIG_NOSYSTEM="1", LC_ALL="C",
                            GIT_CONFIG_GLOBAL=os.devnull, PWD=path)
         ended = execute(Execution(argv, environment, files, top, CHECK_SECONDS,
                                   action="check: git ls-files"), state, job.index)
@@ -7486,6 +7486,8 @@ def _listed_by_git(job: Job, state: WorkerState, tree: Tuple[str, str],
             reason = _reason(Capture(files[2]).tail()) or ended.verdict or "it failed"
             raise OSError(0, "git cannot list its files: " + reason, path)
         paths = set(map(os.fsdecode, Capture(files[1]).read().split(b"\0"))) - {""}
+        paths.update(re.findall("^warning: could not open directory '(.*)': ",
+                                Capture(files[2]).tail(), re.M))  # it may hide files
         return paths | _inner_files(path, (
             one for one in paths if "--cached" in options or one.endswith("/")))
 

@@ -255,6 +255,19 @@ class Changes(support.WorkerCase):
         self.git("reset", "-q", "--hard")
         self.check(self.after(": > .gitignore; : > tests/new.o", protect=("tests",)), error="protected paths were changed: tests/new.o")
 
+    def test_directory_that_cannot_be_listed_any_more_counts(self):
+        self.addCleanup(os.chmod, os.path.join(self.tree, "tests", "new"), 0o755)
+        if os.geteuid() == 0:  # who can list any directory
+            for directory, _, names in os.walk(self.directory):
+                for name in (directory, *(os.path.join(directory, name) for name in names)):
+                    os.chown(name, 65534, 65534)
+            os.seteuid(65534)
+            self.addCleanup(os.seteuid, 0)
+        script = "mkdir tests/new; echo x > tests/new/planted; chmod 111 tests/new"
+        with mock.patch.dict(os.environ, LC_ALL="de_DE.UTF-8", LANGUAGE="de"):
+            self.check(self.after(script, protect=("tests",)), error="protected paths were changed: tests/new/")
+            self.check(self.after("echo x > other", protect=("tests",)), status="ok")
+
     def test_two_stars_also_match_no_directory(self):
         for path, pattern, expected in (("a", "**/a", True), ("x/a", "**/a", True), ("xa", "**/a", False), ("x/a", "x/**/a", True), ("x/y/a", "x/**/a", True),
                                         ("xy/a", "x/**/a", False), ("y/x/a", "**/x/**/a", True), ("x/y/a", "**/x/**/a", True), ("xy/a", "x**/a", True),
