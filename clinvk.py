@@ -2391,7 +2391,11 @@ def open_standard_streams() -> None:
             os.fstat(file)
         except OSError:
             way = os.O_WRONLY if file == 2 else os.O_RDONLY
-            os.set_inheritable(os.open(os.devnull, way), True)
+            try:
+                new = os.open(os.devnull, way)
+            except OSError:  # a chroot without devices
+                new = os.open("/", os.O_RDONLY)
+            os.set_inheritable(new, True)
 
 
 @contextlib.contextmanager
@@ -8425,9 +8429,7 @@ def _enter_process(settings: _WorkerSettings) -> None:
     if callable(signal.getsignal(signal.SIGTSTP)):  # the handler is for the parent's terminal
         signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # which drops a ^Z that was blocked
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 1)  # only the parent keeps the reader of its stdout waiting
-    os.close(null)
+    os.dup2(2, 1)  # only the parent keeps the reader of its stdout waiting
     worker = _take_slot(settings)
     state = worker.state
 

@@ -937,6 +937,20 @@ os.listdir = listdir
         self.assertEqual(self.script(body, prepare=self.PREPARE), "ok 6\nok 3000\ntimeout 0\nFalse [] True\n")
 
 
+class WithoutDevNull(PlatformCase):
+    """A chroot without devices, or one whose /dev/null this user may not open."""
+
+    def test_without_dev_null_tasks_run_and_streams_may_be_closed(self):
+        body = "clinvk.main(['parallel', '--prompt', 'say {}', '--jsonl', '-q', '--results', sys.argv[1], '--', 'a', 'b'])"
+        argv = self.script_argv(body, [self.path("results")], prepare="os.devnull = '/nonexistent/null'")
+        for closed in ("", "<&-", "<&- >&- 2>&-"):
+            with self.subTest(closed):
+                self.run_program(["sh", "-c", 'exec "$@" ' + closed, "sh"] + argv)
+                with open(self.path("results")) as file:
+                    self.assertEqual(file.read().count('"status":"ok"'), 2)
+                os.unlink(self.path("results"))
+
+
 class Signals(PlatformCase):
     def test_die_at_once_ends_the_process_by_the_signal(self):
         done = self.run_program(self.script_argv("clinvk.die_at_once(signal.SIGTERM)\nprint('alive')"))
