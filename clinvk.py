@@ -11786,9 +11786,11 @@ class Records:
         Another task is at their place, or has its result at another place.
         """
         def names_of(line: int) -> Iterator[Tuple[int, int]]:
-            yield self._identities[line], 0
-            if self._ids[line]:
-                yield self._ids[line], 1 + self._identities[line] % (1 << _SAMPLE_BITS)
+            id, identity = self._ids[line], self._identities[line]
+            bits = _SAMPLE_BITS + _CELL_BITS * (id != self._keys[line])  # cells share an id
+            yield identity, 0
+            if id:
+                yield id, 1 + identity % (1 << bits)
 
         answered = {name for line, is_taken in zip(self._last, taken) if is_taken
                     for name in names_of(line)}

@@ -201,6 +201,14 @@ class ChangedInput(ReportCase):
                 self.assertEqual([(record.result.index, record.result.status, record.prompt) for record in records], [(places[-1], "ok", "one")],
                                  (fields, places))
 
+    def test_all_cells_of_a_task_stay_where_lines_have_no_keys(self):
+        path = self.file("tasks.json", [{"prompt": "one", "id": "one"}])
+        given = [line(0, status, key=None, task_id="one", label="one", cell={"model": status}, cell_number=number)
+                 for number, status in enumerate(("failed", "ok"), 1)]
+        records = clinvk.Records([self.file("results", lines(*given))], self.warnings.append, True)
+        records.find_tasks(clinvk.open_tasks(path, clinvk.TaskPolicy(), self.warnings.append))
+        self.assertEqual([record.result.status for record in records], ["failed", "ok"])
+
     def test_equal_tasks_have_as_many_answers_as_there_are_ok_lines(self):
         path = self.file("tasks.json", [{"prompt": "one"}] * 2)
         key = clinvk.job_key(clinvk.Job(0, clinvk.Task("echo", "one")))
