@@ -3094,8 +3094,8 @@ def _schema(value: Any) -> Dict[str, Any]:
 
 # The fields of a task in the input, with their checks.
 TASK_FIELDS: Dict[str, _Check] = {
-    "backend": _argument, "prompt": _some_text, "model": _argument, "workdir": _path,
-    "effort": _one_of(EFFORTS, "effort"),
+    "backend": _argument, "prompt": _some_text, "model": _argument,
+    "effort": _one_of(EFFORTS, "effort"), "workdir": _path,
     "approval_mode": _one_of(APPROVAL_MODES, "approval mode"),
     "sandbox_mode": _one_of(SANDBOX_MODES, "sandbox mode"), "output_format": _known_string,
     "max_tokens": _whole_number, "max_turns": _whole_number, "system_prompt": _argument,
@@ -3106,8 +3106,9 @@ TASK_FIELDS: Dict[str, _Check] = {
     "check_timeout": _seconds, "attempts": _whole_number,
     "require_change": _truth, "protect": _one_or_list(_pattern, "a list of strings"),
     "id": _some_text, "name": _some_text, "tags": _list_of(_known_string), "meta": _free_object,
-    "schema": _schema, "repeat": _samples,
+    "schema": _schema,
     "schema_retries": functools.partial(_whole_number, least=0, most=MAX_SCHEMA_RETRIES),
+    "repeat": _samples,
 }
 
 # The fields of RunPolicy that a batch and the configuration can set, with their checks.

@@ -1098,7 +1098,8 @@ class Templates(Commands):
     def test_emitted_tasks_are_the_input_of_the_same_run(self):
         self.file("configuration.yaml", "backends:\n  claude:\n    extra_flags: [--from-file]\n    model: small\n")
         options = ("--config", self.path("configuration.yaml"), "--sandbox-mode", "read-only", "--timeout", "15m")
-        tasks = {"tasks": [{"prompt": "审 @/etc/passwd", "id": "\ud800", "extra": ["-x"], "meta": {"k": [1]}}, {"prompt": "b", "backend": "gemini", "dry_run": True}],
+        tasks = {"tasks": [{"prompt": "审 @/etc/passwd", "id": "\ud800", "workdir": "/", "effort": "high", "extra": ["-x"], "meta": {"k": [1]}},
+                           {"prompt": "b", "backend": "gemini", "dry_run": True}],
                  "defaults": {"tags": ["t"]}, "max_parallel": 2}
         for arguments, data in ((("--prompt", "{} @/etc/passwd", "--id", "{#}", "-w", "/{}", "a", "b"), b""), ((), json.dumps(tasks).encode())):
             planned = self.parallel("--dry-run", *options, *arguments, input=data).stdout
@@ -1109,8 +1110,9 @@ class Templates(Commands):
             again = self.parallel("--emit-tasks", "--config", self.path("configuration.yaml"), input=emitted.stdout)
             self.assertEqual(again.stdout, emitted.stdout)
         first = json.loads(emitted.stdout.splitlines()[0].decode())
-        self.assertEqual(first, {"id": "\ud800", "backend": "claude", "prompt": "审 @/etc/passwd", "model": "small", "sandbox_mode": "read-only", "timeout": 900,
-                                 "extra": ["-x"], "tags": ["t"], "meta": {"k": [1]}})
+        self.assertEqual(list(first.items()), [
+            ("id", "\ud800"), ("backend", "claude"), ("prompt", "审 @/etc/passwd"), ("model", "small"), ("effort", "high"), ("workdir", "/"),
+            ("sandbox_mode", "read-only"), ("timeout", 900), ("extra", ["-x"]), ("tags", ["t"]), ("meta", {"k": [1]})])
         self.assertTrue(b'"literal":true' in self.parallel("--emit-tasks", "--prompt", "{}", "a").stdout)
 
     def test_emitted_check_is_run_with_the_option_that_the_error_names(self):
