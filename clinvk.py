@@ -35,12 +35,12 @@ Data flows down the file: a section uses only what stands above it.
     11. Worker         run_job: one Job to its Result; logs
     12. Pool           jobs in, exactly one Result for each out
     13. Scheduler      which job is next and when, also after an error; run_pool
-    14. Journal        the results file, from which a run continues
-    15. Sinks          text, JSON Lines, JSON, directory, progress
+    14. Journal        the results file, from which a run continues; the keys of jobs
+    15. Sinks          text, JSON Lines, JSON, files of answers; progress, status file
     16. Summary        the ordered table, the totals, the verdict
-    17. Report         results files -> table, totals, timeline; runs nothing
+    17. Report         results files -> table, totals, timeline, page; runs nothing
     18. Sessions       conversations that can be resumed, a file each
-    19. Commands       options -> jobs -> scheduler -> sinks -> verdict
+    19. Commands       options -> jobs -> scheduler -> journal, sinks -> verdict
     20. Command line   the table of options, build_parser, main
 
 What holds everywhere:
@@ -9445,7 +9445,7 @@ class _Entry(NamedTuple):
 
     `ready` is when it may start, by the clock.  It waits for its `gate`, and until it is alone in
     its `directories`.  `tries` are the results of its attempts so far.  `used` is how many of them
-    count against `retries`; `waited` is the sum of its waits for limits.
+    count against `retries`; `limit_waited` is the sum of its waits for limits.
     """
 
     ready: float
@@ -9455,9 +9455,9 @@ class _Entry(NamedTuple):
     directories: FrozenSet[str]
     tries: Tuple[Result, ...] = ()
     used: int = 0
-    waited: float = 0.0
+    limit_waited: float = 0.0
 
-    def final(self, result: Result) -> Result:
+    def summed_up(self, result: Result) -> Result:
         """Return the job's result: that of its last attempt, with the sums over all."""
         if not self.tries:
             return result
@@ -9734,7 +9734,7 @@ class Scheduler:
             sessions = dict.fromkeys(one.session_id for one in (*entry.tries, result))
         if sessions:
             self._pool.forget(entry.job, sessions)
-        return entry.final(result)
+        return entry.summed_up(result)
 
     def _may_act_again(self, job: Job) -> bool:
         return self._policy.retry_acted or sandbox_of(job) == "read-only"
@@ -9782,7 +9782,7 @@ class Scheduler:
             self._control.untried = True
             return result
         wait = gate.until - now if is_limit else self._retry_seconds(entry.used, stated)
-        waited = entry.waited
+        waited = entry.limit_waited
         if is_limit or stated is not None:
             waited += max(0.0, wait)
         if waited > policy.max_wait or is_limit and gate.given_up:
@@ -9790,7 +9790,7 @@ class Scheduler:
             return result._replace(retry_at=self._wall() + wait)
         tries = (*entry.tries, result._replace(answer="", task=None))
         return entry._replace(ready=0.0 if is_limit else now + wait, tries=tries,
-                              used=entry.used + (not is_limit), waited=waited)
+                              used=entry.used + (not is_limit), limit_waited=waited)
 
     def _give_up(self, gate: Gate, kind: str, why: str) -> None:
         """Start no more jobs of a backend, for the first of several reasons."""
@@ -10033,25 +10033,36 @@ def is_final_line(fields: Dict[str, Any]) -> bool:
     return is_final(fields["status"], fields.get("error_kind", ""), is_sample)
 
 
-def _equal_line(start: int, fields: Dict[str, Any]) -> Tuple[int, str, Any]:
-    """Return where one of several lines of a key begins, and the file and the index of its task."""
-    return start, fields.get("written", ""), fields.get("index")
+class _EqualLines:
+    """The lines of several tasks with one key, each of which answers one task."""
 
+    def __init__(self) -> None:
+        self._owners: Dict[int, Sequence[Tuple[str, Any]]] = {}  # by start, of lines not taken yet
+        self._starts: Dict[Tuple[str, Any], int] = {}  # by owner; of several lines the last
 
-def _taken(lines: List[Tuple[int, str, Any]], job: Job) -> Optional[int]:
-    """Take a line for a job out of those with its key, and return where it begins.
+    def add(self, start: int, fields: Dict[str, Any]) -> None:
+        """Add the line that begins there; the file, the id and the index of its task own it."""
+        owners = [(name, fields[name]) for name in ("written", "task_id", "index")
+                  if type(fields.get(name)) in (str, int)]
+        self._owners[start] = owners
+        self._starts.update(dict.fromkeys(owners, start))
 
-    It is that with the file of the job, else that with its index, else the first.  But a line with
-    a file, which another task may need, is not taken for a job with another file.
-    """
-    own, index = job.task.write_to, sample_of(job).index
-    with_file = (line for line in lines if line[1] == own) if own else iter(())
-    with_index = (line for line in lines if line[2] == index)
-    others = (line for line in lines if not (own and line[1]))
-    for line in itertools.chain(with_file, with_index, others):
-        lines.remove(line)
-        return line[0]
-    return None
+    def take(self, job: Job) -> Optional[int]:
+        """Return where the line of a job begins, else that of another; None if there is none.
+
+        A line with a file, which another task may need, is not taken for a job with another file.
+        """
+        task = job.task
+        own = [self._starts.get(owner) for owner in (
+            ("written", task.write_to), ("task_id", task.id), ("index", sample_of(job).index))]
+        others = (start for start in reversed(self._owners)
+                  if not (task.write_to and "written" in dict(self._owners[start])))
+        starts: Iterator[Optional[int]] = itertools.chain(own, others)
+        for start in starts:
+            if start is not None and start in self._owners:
+                del self._owners[start]
+                return start
+        return None
 
 
 class _LineText(TextFile):
@@ -10174,7 +10185,7 @@ class Journal:
         self._started: Set[int] = set()  # the jobs whose results are not in the file yet
         # Where the line begins that is final and not used yet, by the hash of its key: a hash takes
         # a third of the memory.  Several lines may have one key.
-        self._ok: Dict[int, Union[int, List[Tuple[int, str, Any]]]] = {}
+        self._ok: Dict[int, Union[int, _EqualLines]] = {}
         self._strangers = 0  # tasks without a final line, before the first that has one
         self._many = min(MAX_LABELS, tasks or MAX_LABELS)  # strangers, of all `tasks`
         self._left: Dict[str, int] = Counter()  # keys of tasks that a killed run left unanswered
@@ -10270,10 +10281,12 @@ class Journal:
                            fields.get("cost_usd"), fields.get("error_kind", ""))
             if is_final_line(fields):
                 same = self._ok.setdefault(hash(key), start)
-                if isinstance(same, int) and same != start:
-                    same = self._ok[hash(key)] = [_equal_line(same, self._fields_at(same)[0])]
-                if isinstance(same, list):
-                    same.append(_equal_line(start, fields))
+                if same != start:
+                    if isinstance(same, int):
+                        first, same = same, _EqualLines()
+                        self._ok[hash(key)] = same
+                        same.add(first, self._fields_at(first)[0])
+                    same.add(start, fields)
         return size, answered
 
     def _fields_at(self, start: int) -> Tuple[Dict[str, Any], Capture]:
@@ -10325,9 +10338,9 @@ class Journal:
         """Return the result that an earlier run got for a job, None where the job has to run."""
         key = self._keys[job.index] = job_key(job)
         start = self._ok.pop(hash(key), None)
-        if isinstance(start, list):
+        if isinstance(start, _EqualLines):
             self._ok[hash(key)] = start
-            start = _taken(start, job)
+            start = start.take(job)
         if start is None:
             self._strangers += 1
             if self._strangers == self._many and self._ok:
@@ -12800,7 +12813,7 @@ def _log_tail(path: str) -> str:
     return visible(tail if tail == text and not start else tail.partition("\n")[2] or tail)
 
 
-def _page_run(record: Record) -> Tuple[int, List[List[Any]]]:
+def _page_attempts(record: Record) -> Tuple[int, List[List[Any]]]:
     """Return the start of the run of a line, or 0, and the attempts in it that are known.
 
     Of each: start, duration, status, error kind and error.
@@ -12814,7 +12827,7 @@ def _page_row(record: Record, earlier: Iterable[Tuple[int, List[List[Any]]]],
               with_output: bool) -> List[Any]:
     """Return the values of a task for PAGE_COLUMNS."""
     result, task = record.result, record.result.task or Task("", "")
-    all_runs = [*earlier, _page_run(record)]
+    all_runs = [*earlier, _page_attempts(record)]
     tries = {tries[0][0]: tries for _, tries in all_runs if tries}  # once where two files have them
     start, length = round(result.start_time * 1000), round(result.duration_seconds * 1000)
     started = result.attempts > 0
@@ -12836,7 +12849,7 @@ def page_texts(statistics: Statistics, with_output: bool) -> Iterator[str]:
     records = statistics.records
     earlier: Dict[int, List[Tuple[int, List[List[Any]]]]] = defaultdict(list)
     for record in records.replaced():
-        earlier[record.identity].append(_page_run(record))
+        earlier[record.identity].append(_page_attempts(record))
     before, after = (PAGE % (_csp_hash(PAGE_STYLE), _csp_hash(PAGE_SCRIPT), PAGE_STYLE, "\0",
                              PAGE_SCRIPT)).split("\0")
     head = {"notes": [statistics.totals.line(), *records.problems()], "columns": PAGE_COLUMNS}
@@ -14298,7 +14311,7 @@ def _clean_sessions(options: argparse.Namespace, store: SessionStore, console: C
 
 
 def command_report(options: argparse.Namespace) -> int:
-    """Print what results files contain.  Return the exit status."""
+    """Print what results files, else stdin, contain.  Return the exit status."""
     console, paths, environment = Console(), options.words or ["-"], dict(os.environ)
     files = _report_files(options, paths)
     records = Records(paths, console.warn, bool(options.tasks))
@@ -14639,7 +14652,7 @@ OPTIONS: Dict[str, List[Tuple[str, Dict[str, Any]]]] = {
         _option("-c --continue", "continue the last session of this directory and backend",
                 group="session", dest="go_on"),
         _option("--ephemeral", "keep no session", group="session")],
-    "resume": [
+    "resume_session": [
         _option("--last", "continue the last session"),
         _option("-b --backend", "with --last: the last session of this backend", "NAME",
                 _argument),
@@ -14755,7 +14768,7 @@ Options set the fields that steps do not set. Example:
         "`-` as PROMPT reads the prompt from stdin.", 1,
         "; commas separate the backends, and a prompt of several words needs quotes around it"),
     "resume": Subcommand(
-        command_resume, "resume answer run color config task",
+        command_resume, "resume_session answer run color config task",
         "continue a session, in its directory",
         "[OPTIONS] ID TEXT\n       clinvk resume [OPTIONS] --last TEXT", """\
 ID is the id of a session, the beginning of one, or the backend's own. `-` as TEXT reads the

@@ -217,13 +217,13 @@ class ResumeTest(JournalCase):
             file.write(self.content() * 2)
         self.assertEqual(self.run_jobs(*same), [3])  # three lines of one task
 
-    def test_resume_first_of_several_lines_of_one_task_answers_it(self):
+    def test_resume_last_of_several_lines_of_one_task_answers_it(self):
         one, journal = job(0, "echo", "p"), self.open()
         journal.resume(one)
         journal.write(answer_to(one, answer="first"))
         journal.close()
         line = self.content()
-        for index, answers in ((b"0", ["first", "last"]), (b"0.0", ["first", "last"]), (b'"0"', ["first", "last"]), (b"-1", ["first", "last"]),
+        for index, answers in ((b"0", ["last", "first"]), (b"0.0", ["first", "last"]), (b'"0"', ["first", "last"]), (b"-1", ["first", "last"]),
                                (b"[]", ["first", "last"])):  # another program may have written the file
             with self.subTest(index), open(self.results, "wb") as file:
                 file.write(line + line.replace(b'"first"', b'"last"').replace(b'"index":0', b'"index":' + index))
