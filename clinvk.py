@@ -10859,6 +10859,7 @@ class Answers:
         self._is_due = False  # of the result that was checked last
         self._problem = ""  # with its file
         self._left: Dict[str, List[Tuple[str, str]]] = {}  # drafts of a killed run, by directory
+        self._own: Set[int] = set()  # files with answers of this run; hashes, which take less
 
     def refused(self, job: Job) -> Optional[Result]:
         """Return the Result of a job whose file cannot be written, before it costs anything."""
@@ -10880,6 +10881,8 @@ class Answers:
         """
         path = result.task.write_to if result.task and result.status == "ok" else ""
         is_there = result.resumed and self._has(path, result)
+        if is_there:
+            self._note(path)
         self._is_due = bool(path) and not is_there
         self._problem = self._problem_of(self._check, result) if self._is_due else ""
         return result._replace(written="" if self._problem else path) if path else result
@@ -10932,8 +10935,16 @@ class Answers:
             raise PermissionError(0, "it is another file of this run")
         if max(map(len, os.fsencode(path).split(b"/"))) > MAX_NAME_BYTES:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        if os.path.lexists(path) and not self._overwrite:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if os.path.lexists(path):
+            if not self._overwrite:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            if _identity(path) in self._own:  # another name, as in capitals on macOS
+                raise PermissionError(0, "it is the file of another task")
+
+    def _note(self, path: str) -> None:
+        if self._overwrite:
+            with contextlib.suppress(OSError):
+                self._own.add(_identity(path))
 
     def _write(self, path: str, result: Result) -> None:
         parent, name = os.path.split(path)
@@ -10946,8 +10957,15 @@ class Answers:
                 self._remove_left(name, directory)
             write_whole(name, in_one_write(_answer_pieces(result)), directory=directory.file,
                         replace=self._overwrite, mode=0o666)
+            self._note(path)
         finally:
             os.close(directory.file)
+
+
+def _identity(path: str) -> int:
+    """Return a number that all names of a file share.  Raise OSError."""
+    status = os.lstat(path)
+    return hash((status.st_dev, status.st_ino))
 
 
 def _answer_pieces(result: Result) -> Iterator[bytes]:

@@ -663,6 +663,20 @@ class AnswerFiles(SinkCase):
         self.assertEqual(self.put("x", overwrite=True)[1], None)
         self.assertEqual((self.content("x"), os.listdir(self.root)), (b"hello\n", ["x"]))
 
+    def test_file_of_another_task_by_another_name_is_not_replaced(self):
+        """As `Readme` and `readme` where capitals do not count; here by a link that came during the run."""
+        os.mkdir(os.path.join(self.root, "a"))
+        os.symlink("a", os.path.join(self.root, "b"))
+        problem = "cannot write %s/b/x: it is the file of another task" % self.root
+        for resumed in (False, True):
+            answers = clinvk.Answers(self.root, True)
+            first, second = (result(answer=name, task=TASK._replace(write_to=os.path.join(self.root, name, "x"))) for name in ("a", "b"))
+            first = first._replace(resumed=resumed, written=first.task.write_to, end_time=0.0)
+            self.assertEqual(answers.put(answers.checked(first)).warnings, ())
+            put = answers.put(answers.checked(second))
+            self.assertEqual((put.status, put.written, put.warnings, str(answers.error)), ("ok", "", (problem,), problem))
+            self.assertEqual(self.content("a/x"), b"a\n")
+
     def test_file_with_exactly_the_answer_of_an_earlier_run_is_its_file(self):
         written = os.path.join(self.root, "x")
         for answer, content, is_it in (("a", b"a\n", True), ("a\n", b"a\n", True), ("审" * 100000, ("审" * 100000 + "\n").encode(), True),
