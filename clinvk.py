@@ -1742,7 +1742,10 @@ def sweep(mark: str, ended: Optional[Dict[int, str]] = None) -> None:
 _GUARD = """(
 read -r told && exit
 tries=0
-while found=$(grep -lszF "$MARK=" /proc/[0-9]*/environ); [ "$found" ] && [ $((tries += 1)) -le 100 ]
+search() {
+grep -lszF "$MARK=" /proc/[0-9]*/environ; [ $? -lt 126 ] || for file in /proc/[0-9]*/environ
+do case $(cat "$file") in *"$MARK="*) echo "$file"; esac; done; }
+while found=$(search); [ "$found" ] && [ $((tries += 1)) -le 100 ]
 do for file in $found; do file=${file%/environ}; kill -9 "${file#/proc/}"; done
 done
 [ -L "$DIRECTORY" ] || chmod -R u+rwx "$DIRECTORY"; rm -rf "$DIRECTORY"
@@ -1754,12 +1757,16 @@ def start_guard(file: int, mark: str, directory: str) -> int:
 
     The guard waits for the end of the pipe `file`.  Then it kills the processes with the mark and
     removes the directory, by the system's tools before those of the PATH.  A newline from the pipe
-    ends the guard instead.  Without -z the grep of busybox reads to the first NUL only.
+    ends the guard instead.  Without -z the grep of busybox reads to the first NUL only; without
+    any grep, or with more processes than it takes, a slow loop finds them.  SHELLOPTS, GREP_OPTIONS
+    and functions of bash, which could change what the guard does, are not inherited.
     `killall` and `pkill -f clinvk` do not match the guard's name and command line.  The guard is
     the child of a shell that reaps it, so a signal to clinvk's children does not reach it.
     Return the pid of that shell, or 0 where it cannot be started.
     """
-    environment = dict(os.environ, GUARD=_GUARD, MARK=mark, DIRECTORY=directory,
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith(("BASH", "GREP", "SHELLOPTS"))}
+    environment.update(GUARD=_GUARD, MARK=mark, DIRECTORY=directory,
                        PATH=os.defpath + os.pathsep + os.environ.get("PATH", ""))
     argv = "/bin/sh", "-c", "trap '' HUP INT TERM; eval \"$GUARD\""
     try:

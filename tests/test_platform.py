@@ -763,6 +763,42 @@ class Ending(PlatformCase):
             self.assertEqual(self.script(body, self.path("run"), prepare="import subprocess"), "-9 None False\n")
 
     @support.only_linux
+    def test_start_guard_without_grep_kills_the_run(self):
+        """Images with a shell and coreutils alone have none."""
+        body = self.GUARDED + """
+            os.close(writer)
+            os.waitpid(guard, 0)
+            print(marked.wait(), other.poll(), os.path.exists(sys.argv[1]))
+            other.kill()
+            other.wait()
+            """
+        os.mkdir(self.path("few"))
+        for name in ("cat", "chmod", "rm"):
+            os.symlink(shutil.which(name, path=os.defpath), self.path("few", name))
+        os.mkdir(self.path("run"))
+        prepare = "import subprocess\nos.defpath = %r\nos.environ['PATH'] = os.defpath" % self.path("few")
+        body = body.replace('["sleep"', '[%r' % shutil.which("sleep"))
+        self.assertEqual(self.script(body, self.path("run"), prepare=prepare), "-9 None False\n")
+
+    @support.only_linux
+    def test_start_guard_inherits_nothing_that_changes_its_shell_or_tools(self):
+        body = """
+            reader, writer = os.pipe()
+            guard = clinvk.start_guard(reader, "GUARDED_MARK", "/nonexistent/clinvk-0")
+            text = ""
+            while not text:  # until it has an environment
+                with open("/proc/%d/environ" % guard) as file:
+                    text = file.read()
+            names = {pair.partition("=")[0] for pair in text.split("\\0")}
+            os.write(writer, b"\\n")
+            os.waitpid(guard, 0)
+            print(sorted(names & set(sys.argv[1:])))
+            """
+        changes = {"SHELLOPTS": "noglob", "GREP_OPTIONS": "--color=always", "BASH_FUNC_grep%%": "() { :; }", "KEPT": "1"}
+        self.environment.update(changes)
+        self.assertEqual(self.script(body, *changes), "['KEPT']\n")
+
+    @support.only_linux
     def test_start_guard_after_a_newline_kills_nothing(self):
         body = self.GUARDED + """
             os.write(writer, b"\\n")
