@@ -5868,10 +5868,33 @@ class JobList(Supply):
         self._jobs = with_samples(map(self._first, items, indexes), indexes.__next__)
 
     @staticmethod
-    def _first(item: Union[Task, Job], index: int) -> Job:
-        job = item if isinstance(item, Job) else Job(
-            index, item, literal=item.literal or item.answer_only)
-        return first_sample(job._replace(index=index), index)
+    def _first(item: Union[Task, Job], index: int) -> _Item:
+        if isinstance(item, Job):
+            return first_sample(item._replace(index=index), index)
+        job = Job(index, item, literal=item.literal or item.answer_only)
+        try:
+            return first_sample(job._replace(task=_checked_task(item)), index)
+        except InvalidValue as error:
+            text = "%s: %s" % (path_text(error.path), error.message)
+            return unfinished(job, "failed", text, "invalid", exit_code=1)
+
+
+def _checked_task(task: Task) -> Task:
+    """Return a task that a program has made, its fields checked as those of an input.
+
+    Raise InvalidValue.
+    """
+    fields: Dict[str, Any] = {}
+    for name, check in TASK_FIELDS.items():
+        value = getattr(task, name, None)
+        if value or name in ("backend", "prompt"):
+            with path_context(name):
+                value = check(list(value) if isinstance(value, tuple) else value)
+            fields[name] = tuple(value) if isinstance(value, list) else value
+    with path_context("backend"):
+        if unknown_backend(task.backend):
+            raise ValueError(unknown_backend(task.backend))
+    return task._replace(**fields)
 
 
 class JobReader:
@@ -9888,9 +9911,12 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
     `start_method` is one of START_METHODS, by default `fork` on Linux.  With `dry_run` each result
     is a command line.  The other arguments are those of Scheduler.
 
-    Raise OutputError where there is no place for temporary files, UserError where so many workers
-    cannot be started.  Exceptions of `tasks` and `on_tick` pass through.
+    Raise ValueError where `jobs` is not from 1 to MAX_JOBS, OutputError where there is no place for
+    temporary files, UserError where so many workers cannot be started.  Exceptions of `tasks` and
+    `on_tick` pass through.
     """
+    with Instead(ValueError, lambda error: ValueError("jobs: %s" % error)):
+        _jobs(jobs)
     control = control or Control()
     supply = tasks if isinstance(tasks, Supply) else JobList(tasks)
     if dry_run:  # the command lines show what is left to the programs

@@ -91,6 +91,21 @@ class Contract(Pool):
             """):
             self.assertEqual([line[3] for line in lines], ["a\n", "ax\n", "axx\n", "axxx\n"])
 
+    def test_pool_of_an_impossible_number_of_jobs_is_refused(self):
+        for jobs in (0, 1001, "3", 2.5):
+            with self.assertRaisesRegex(ValueError, "^jobs: expected (at most 1000|a whole number)"):
+                next(clinvk.run_pool([clinvk.Task("echo", "p")], jobs))
+
+    def test_pool_answers_a_task_with_an_invalid_field(self):
+        good = clinvk.Task("echo", "p", timeout="15m", tags=("a",), check=("true",))
+        bad = [(clinvk.Task("claude", "p", sandbox_mode="read_only"), 'sandbox_mode: unknown sandbox mode "read_only" (did you mean "read-only"?); known are '),
+               (clinvk.Task("nosuch", "p"), 'backend: unknown backend "nosuch"; known are '),
+               (clinvk.Task("echo", 5), "prompt: expected "), (clinvk.Task("echo", ""), "prompt: "), (clinvk.Task("echo", "p", timeout="soon"), "timeout: ")]
+        found = sorted(clinvk.run_pool([task for task, _ in bad] + [good], 2))
+        self.assertEqual((found.pop().status, len(found)), ("ok", 5))
+        for result, (_, error) in zip(found, bad):
+            self.assertEqual((result.status, result.error_kind, result.error[:len(error)]), ("failed", "invalid", error))
+
     def test_pool_shows_what_runs_and_stops_what_stalls(self):
         for _, lines in self.each(START_METHODS, """
             pool = Pool(2, METHOD)
