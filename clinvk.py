@@ -2401,7 +2401,8 @@ def open_standard_streams() -> None:
             try:
                 new = os.open(os.devnull, way)
             except OSError:  # a chroot without devices
-                new = os.open("/", os.O_RDONLY)
+                new, writer = os.pipe()
+                os.close(writer)
             os.set_inheritable(new, True)
 
 
