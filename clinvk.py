@@ -296,7 +296,7 @@ def judges_changes(task: Task) -> bool:
 
 
 class Changes(NamedTuple):
-    """What the attempts of a task have done so far to the git work tree that judges it.
+    """Record the changes that the attempts of a task have made so far to its git work tree.
 
     `tree` is that work tree and the directory of its git.  `first` is a digest of its files before
     the first attempt that changed one, "" where none has.  `new_rules` are patterns of git that
@@ -5876,8 +5876,7 @@ class JobList(Supply):
         try:
             return first_sample(job._replace(task=_checked_task(item)), index)
         except InvalidValue as error:
-            text = "%s: %s" % (path_text(error.path), error.message)
-            return unfinished(job, "failed", text, "invalid", exit_code=1)
+            return unfinished(job, "failed", str(error), "invalid", exit_code=1)
 
 
 def _checked_task(task: Task) -> Task:
@@ -5892,9 +5891,9 @@ def _checked_task(task: Task) -> Task:
             with path_context(name):
                 value = check(list(value) if isinstance(value, tuple) else value)
             fields[name] = tuple(value) if isinstance(value, list) else value
-    with path_context("backend"):
-        if unknown_backend(task.backend):
-            raise ValueError(unknown_backend(task.backend))
+    problem = unknown_backend(task.backend)
+    if problem:
+        raise InvalidValue(problem, ("backend",))
     return task._replace(**fields)
 
 
@@ -7439,9 +7438,8 @@ class _TreeState(NamedTuple):
     @property
     def digest(self) -> str:
         """A digest of all files."""
-        import hashlib
         files = sorted((path, digest) for path, digest in self.files.items() if digest)
-        return hashlib.sha256(repr(files).encode()).hexdigest()
+        return checksum(repr(files).encode()).hex()
 
     def changes(self, first: str) -> Changes:
         """Return what the next attempt needs to know after this state."""
@@ -9916,7 +9914,7 @@ def run_pool(tasks: Union[Iterable[Union[Task, Job]], Supply], jobs: int = 3, *,
     temporary files, UserError where so many workers cannot be started.  Exceptions of `tasks` and
     `on_tick` pass through.
     """
-    with Instead(ValueError, lambda error: ValueError("jobs: %s" % error)):
+    with path_context("jobs"):
         _jobs(jobs)
     control = control or Control()
     supply = tasks if isinstance(tasks, Supply) else JobList(tasks)
@@ -11586,7 +11584,7 @@ def cell_text(cell: Any) -> str:
     """Return a cell as `model=opus,effort=high`."""
     if isinstance(cell, dict):
         return ",".join("%s=%s" % item for item in cell.items())
-    return cell if isinstance(cell, str) else dumps(cell).decode()
+    return as_text(cell)
 
 
 class Record(NamedTuple):
